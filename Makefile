@@ -1,0 +1,47 @@
+# Two commands do all the set-up: `make demo` and `make test`. `make help` lists the rest.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint perf readme wheel clean
+
+help:
+	@echo "make demo    install into .venv, run tumor_ext with the Universal Model on the phantom"
+	@echo "make test    install into .venv, run all tests"
+	@echo "make lint    ruff, mypy --strict"
+	@echo "make perf    benchmark scripts (ratios, no pass or fail)"
+	@echo "make readme  write the phantom tables of README.md anew from results/reference"
+	@echo "make wheel   build dist/clbench-*.whl"
+
+# torch, torchvision and avalanche-lib are resolved together, so that a CPU-only torch that pip
+# prefers is kept instead of being replaced by another build.
+$(STAMP): pyproject.toml constraints.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		torch torchvision avalanche-lib -e ".[dev]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/clbench run --bench tumor_ext --strategy universal
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+perf: $(STAMP)
+	for script in tests/perf/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+readme: $(STAMP)
+	$(BIN)/clbench readme README.md
+
+wheel: $(STAMP)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,1 @@
+"""Splits: which cases train, validate and test."""

@@ -1,0 +1,98 @@
+"""One atomic file: tensors and primitives, nothing that runs code when it is read.
+
+Room: row 2. Written under a temporary name, flushed, renamed; read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clbench.errors import StoreError
+
+CHECKPOINT_SCHEMA = 1
+"""Raised when the content of a checkpoint changes."""
+
+
+def _check(value: Any, where: str) -> None:
+    """Refuse anything but tensors, primitives, and lists, tuples and dicts of them."""
+    if value is None or isinstance(value, Tensor | bool | int | float | str):
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str | int):
+                raise TypeError(f"{where}: key {key!r} is not text or a whole number")
+            _check(item, f"{where}.{key}")
+        return
+    if isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check(item, f"{where}[{i}]")
+        return
+    raise TypeError(f"{where}: {type(value).__name__} is neither a tensor nor a primitive")
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` so that `path` holds either the old or the new file, never a part of one.
+
+    Raises:
+        TypeError: content holds something that is neither tensor nor primitive (a bug of the caller).
+        StoreError: the disk is full or the folder cannot be written.
+    """
+    _check(content, "checkpoint")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            torch.save({"schema": CHECKPOINT_SCHEMA, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as err:  # torch reports a full disk as RuntimeError
+        raise StoreError(
+            f"a checkpoint could not be written: {err}",
+            where=path,
+            next_step="free some disk space or choose another --out; the earlier state is intact",
+        ) from err
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        StoreError: missing, damaged, of another schema, or holding objects other than tensors and
+            primitives.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise StoreError("a checkpoint is missing", where=path) from None
+    except pickle.UnpicklingError as err:
+        raise StoreError(
+            "a checkpoint holds more than tensors and primitives, or is damaged; it was not opened",
+            where=path,
+            got=str(err).splitlines()[0],
+            next_step="delete the file and run again; the step is then taught anew",
+        ) from err
+    except (OSError, RuntimeError, EOFError, ValueError) as err:
+        raise StoreError(
+            "a checkpoint cannot be read",
+            where=path,
+            got=str(err).splitlines()[0] if str(err) else type(err).__name__,
+            next_step="delete the file and run again; the step is then taught anew",
+        ) from err
+    if content.get("schema") != CHECKPOINT_SCHEMA:
+        raise StoreError(
+            "a checkpoint of another clbench",
+            where=path,
+            expected=f"schema {CHECKPOINT_SCHEMA}",
+            got=f"schema {content.get('schema')}",
+            next_step="use the clbench that wrote it, or run again with --fresh",
+        )
+    return content

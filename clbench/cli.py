@@ -1,0 +1,227 @@
+"""The command line: parse, call, print. Nothing else.
+
+Room: row 6. Heavy imports happen inside the commands, so that `clbench list` and the printed tables
+start without torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clbench.errors import ClbenchError, SettingError
+
+if TYPE_CHECKING:
+    from clbench.report.tables import Table
+    from clbench.spec import Split
+
+app = typer.Typer(
+    name="clbench",
+    help="Continual-learning benchmarks for 3-D medical segmentation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at data folders.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Bench = Annotated[str, typer.Option(help="Benchmark, or path of a TOML file.")]
+Results = Annotated[Path, typer.Option(help="Folder of results.")]
+Format = Annotated[str, typer.Option(help="terminal, md, csv or tex.")]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-2,5` → [0, 1, 2, 5]."""
+    found: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdigit() or (dash and not high.isdigit()):
+            raise SettingError(
+                "seeds are whole numbers or ranges", where="--seeds", expected="0-2 or 0,1,2", got=text
+            )
+        found += range(int(low), int(high or low) + 1)
+    if not found:
+        raise SettingError("a range of seeds runs backwards", where="--seeds", got=text)
+    return found
+
+
+def parse_splits(words: list[str]) -> dict[str, Split]:
+    """`btcv=FILE.toml` or `btcv=NAME` (a split that comes with clbench) → source → split."""
+    from importlib import resources
+
+    from clbench.spec import load_split
+
+    found = {}
+    for word in words:
+        source, equals, target = word.partition("=")
+        if not equals:
+            raise SettingError("--split needs SOURCE=FILE", got=word)
+        if target.endswith(".toml"):
+            path = Path(target)
+        else:
+            path = Path(str(resources.files("clbench.benchmarks.splits") / f"{target}.toml"))
+        found[source] = load_split(path)
+    return found
+
+
+@app.command()
+def run(
+    bench: Bench,
+    strategy: Annotated[str, typer.Option(help="Strategy.")],
+    seed: Annotated[int, typer.Option(help="One seed.")] = 0,
+    seeds: Annotated[str | None, typer.Option(help="Several seeds: 0-2 or 0,1,2.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Default: quick on the phantom, paper on real data.")
+    ] = None,
+    scoring: Annotated[
+        str, typer.Option(help="Which scores to print: strict, paper or both. Both are recorded.")
+    ] = "strict",
+    data: Annotated[
+        str | None,
+        typer.Option(help="btcv=PATH,lits=PATH or one folder. Default: the embedded phantom."),
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="SOURCE=FILE.toml: other cases than the benchmark's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("results"),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="group.name=value, any number of times.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default all.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Repeat a finished run.")] = False,
+    keep_predictions: Annotated[str, typer.Option(help="test or none.")] = "test",
+    cache: Annotated[
+        Path | None, typer.Option(help="Where preprocessed volumes and the phantom are kept.")
+    ] = None,
+) -> None:
+    """Run a strategy on a benchmark: train each step, examine, record, print the scores."""
+    scorings = one_of("--scoring", scoring, {"strict": ["strict"], "paper": ["paper"], "both": ["strict", "paper"]})
+    keep = one_of("--keep-predictions", keep_predictions, {"test": True, "none": False})
+    typer.echo(
+        "Data: " + (data if data else "the embedded PHANTOM, not patients (real data: --data btcv=PATH,lits=PATH)")
+    )
+    from clbench.report.progress import Progress
+    from clbench.report.tables import run_report
+    from clbench.run import RunSettings, run_course
+
+    for number in parse_seeds(seeds) if seeds else [seed]:
+        with Progress() as progress:
+            folder = run_course(
+                RunSettings(
+                    bench=bench,
+                    strategy=strategy,
+                    seed=number,
+                    profile=profile,
+                    data=data,
+                    splits=parse_splits(split or []),
+                    out=out,
+                    overrides=tuple(set_ or ()),
+                    device=device,
+                    workers=workers,
+                    threads=threads,
+                    fresh=fresh,
+                    keep_predictions=keep,
+                    cache=cache,
+                ),
+                progress.watch,
+            )
+        for which in scorings:
+            for table in run_report(folder, scoring=which):
+                show(table, "terminal")
+        typer.echo(f"Results: {folder}")
+
+
+@app.command("list")
+def list_() -> None:
+    """Benchmarks, strategies, backbones, encodings and profiles, one line each."""
+    from clbench import registry
+    from clbench.settings import load_profile, profile_names
+
+    for title, kind in (
+        ("Benchmarks", "benchmark"),
+        ("Strategies", "strategy"),
+        ("Backbones", "backbone"),
+        ("Encodings", "encoding"),
+    ):
+        typer.echo(title)
+        for name in registry.entries(kind):
+            typer.echo(f"  {name:<16} {registry.summary(kind, name)}")
+    typer.echo("Profiles")
+    for name in profile_names():
+        typer.echo(f"  {name:<16} {load_profile(name).summary}")
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="10 (the paper's Table 10) or summary.")],
+    source: Annotated[str, typer.Option(help="printed, measured or both.")] = "both",
+    bench: Bench = "tumor_ext",
+    results: Results = Path("results"),
+    scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
+    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv or tex.")] = "terminal",
+) -> None:
+    """The paper's tables, printed and measured, side by side."""
+    from clbench.report import tables
+
+    one_of("--source", source, {"printed": 1, "measured": 1, "both": 1})
+    one_of("--scoring", scoring, {"strict": 1, "paper": 1})
+    one_of("--format", format_, {"terminal": 1, "md": 1, "csv": 1, "tex": 1})
+    make: Callable[[], Table] = one_of(
+        "table",
+        name,
+        {
+            "10": lambda: tables.table10(source=source, results=results, scoring=scoring),
+            "summary": lambda: tables.summary(results=results, bench=bench, scoring=scoring),
+        },
+    )
+    show(make(), format_)
+
+
+@app.command(hidden=True)
+def readme(path: Path) -> None:
+    """Write the blocks of a Markdown file anew that name the clbench command they come from."""
+    from clbench.report.readme import rewrite
+
+    path.write_text(rewrite(path.read_text(encoding="utf-8"), app), encoding="utf-8")
+
+
+@data_app.command()
+def check(path: Path, bench: Bench = "tumor_ext") -> None:
+    """Read a data folder: per case what is there, what is annotated, and every problem."""
+    from clbench import registry
+    from clbench.data.check import check_folder
+
+    report = check_folder(path, registry.benchmark(bench).sources)
+    for line in report.lines():
+        typer.echo(line)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def one_of(option: str, value: str, choices: dict[str, Any]) -> Any:
+    """The choice called `value`, or an error that lists them."""
+    if value not in choices:
+        raise SettingError("unknown value", where=option, expected=", ".join(choices), got=value)
+    return choices[value]
+
+
+def show(table: Table, format_: str) -> None:
+    """Print a table."""
+    from clbench.report.tables import render
+
+    typer.echo(render(table, format_))
+
+
+def main() -> None:
+    """Entry point: a `ClbenchError` is printed without traceback and ends with status 1."""
+    try:
+        app()
+    except ClbenchError as err:
+        typer.echo(f"clbench: {err}", err=True)
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Data: how it lies on disk, how it is read, cached, cropped; and the embedded phantom."""

@@ -1,0 +1,106 @@
+"""Errors that help: each says what went wrong, where, what was expected, what was found, what to do.
+
+Room: row 0 (no torch). Every deliberate failure of clbench is a `ClbenchError`; the command line
+prints it without a traceback and exits with status 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ClbenchError(Exception):
+    """A failure the user can act on.
+
+    Args:
+        what: one sentence that names the problem.
+        where: the file, field or command the problem lies in.
+        expected: what would have been right.
+        got: what was found instead.
+        next_step: what to do now.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = None,
+        expected: object = None,
+        got: object = None,
+        next_step: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.expected = expected
+        self.got = got
+        self.next_step = next_step
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the trip from a data-loader worker to the main process."""
+        return _rebuild, (type(self), self.what, self.fields())
+
+    def fields(self) -> dict[str, object]:
+        """The four labelled parts, absent ones left out; values as text."""
+        parts = {
+            "where": self.where,
+            "expected": self.expected,
+            "got": self.got,
+            "next_step": self.next_step,
+        }
+        return {name: str(value) for name, value in parts.items() if value is not None}
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        lines += [
+            f"  {name.replace('_', ' ') + ':':<10} {value}" for name, value in self.fields().items()
+        ]
+        return "\n".join(lines)
+
+
+def _rebuild(kind: type[ClbenchError], what: str, fields: dict[str, str]) -> ClbenchError:
+    return kind(what, **fields)
+
+
+class SpecError(ClbenchError):
+    """A benchmark, step, source or preprocessing that contradicts itself."""
+
+
+class SettingError(ClbenchError):
+    """A profile or `--set` field that does not exist or has the wrong type or range."""
+
+
+class UnknownName(ClbenchError):
+    """A benchmark, strategy, backbone, encoding, profile or layout nobody has registered."""
+
+
+class DataError(ClbenchError):
+    """A folder, image, label or split that cannot be used as it is."""
+
+
+class StoreError(ClbenchError):
+    """A results folder, run record or score table that cannot be read or written."""
+
+
+class TrainingError(ClbenchError):
+    """Training that must not go on: a loss that is not finite, a broken promise of a strategy."""
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The registered name most like `name`, or None when nothing is close."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], where: object = None) -> UnknownName:
+    """The error for a name nobody knows: did-you-mean first, then the whole list."""
+    names = sorted(known)
+    guess = closest(name, names)
+    return UnknownName(
+        f"there is no {kind} called {name!r}",
+        where=where,
+        expected=f"one of: {', '.join(names)}" if names else f"a {kind}; none is installed",
+        got=name,
+        next_step=f"did you mean {guess!r}?" if guess else "see `clbench list`",
+    )

@@ -1,0 +1,1 @@
+"""Metrics: arrays or score tables in, numbers out."""

@@ -1,0 +1,267 @@
+"""What a run is, decided before anything is taught: names resolved, data found, identity fixed.
+
+Room: row 4. The identity (benchmark and version, strategy and hyperparameters, profile, data
+fingerprint, splits, seed, numerics) makes the run id: equal settings lead to the same folder. Host,
+device, threads and git commit are recorded, but are not part of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import clbench
+from clbench import registry, store
+from clbench.data.cache import default_root
+from clbench.data.catalog import Catalog, build_catalog
+from clbench.errors import SettingError
+from clbench.nets.weights import load_weights
+from clbench.settings import Profile, apply_overrides, change, load_profile, split_overrides
+from clbench.spec import Benchmark, Split
+from clbench.strategy import Kit, Lesson, Strategy
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """What the command line asks for."""
+
+    bench: str
+    """Registered benchmark, or path of a TOML file."""
+    strategy: str
+    """Registered strategy."""
+    seed: int = 0
+    """Seed of initial weights, order and crops."""
+    profile: str | None = None
+    """None: `quick` on the phantom, `paper` on real data."""
+    data: str | None = None
+    """`name=PATH,…` or one folder; None: the phantom."""
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    """Source → split that replaces the benchmark's."""
+    out: Path = Path("results")
+    """Where run folders go."""
+    overrides: tuple[str, ...] = ()
+    """`group.name=value` words."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
+    workers: int = 0
+    """Loader processes."""
+    threads: int | None = None
+    """CPU threads; None: all."""
+    fresh: bool = False
+    """Repeat a finished run."""
+    keep_predictions: bool = True
+    """Store the test predictions."""
+    cache: Path | None = None
+    """Where preprocessed volumes and the phantom are kept."""
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """Everything decided before anything is taught."""
+
+    settings: RunSettings
+    benchmark: Benchmark
+    profile: Profile
+    strategy: Strategy
+    strategy_name: str
+    catalog: Catalog
+    kit: Kit
+    text_record: dict[str, Any]
+    device: torch.device
+    folder: Path
+    shared: Path
+    identity: dict[str, Any]
+
+    def lesson(self, number: int) -> Lesson:
+        """The 1-based step as a strategy sees it."""
+        step = self.benchmark.steps[number - 1]
+        return Lesson(
+            number=number,
+            learns=step.learns,
+            structures=self.benchmark.structures(number),
+            source=step.source,
+            cases=self.catalog.splits[number - 1].train,
+            past={i: self.catalog.splits[i - 1].train for i in range(1, number)},
+        )
+
+
+def load_strategy(name: str, overrides: Mapping[str, Any]) -> Strategy:
+    """The registered strategy with its hyperparameters changed."""
+    made: Strategy = change(registry.load("strategy", name)(), overrides, "strategy")
+    return made
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes the first GPU, or the CPU.
+
+    Raises:
+        SettingError: a device that does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SettingError(
+            "unknown device", where="--device", expected="auto, cpu, cuda, cuda:0, …", got=name
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SettingError(
+            "no CUDA device is visible", where="--device", got=name, next_step="use --device cpu"
+        )
+    return device
+
+
+def _describe(strategy: Strategy) -> dict[str, Any]:
+    return {"class": type(strategy).__name__, **dataclasses.asdict(strategy)}
+
+
+def make_plan(settings: RunSettings) -> Plan:
+    """Resolve names, find data, fix the run's identity. Trains nothing, writes no run folder."""
+    overrides = split_overrides(list(settings.overrides))
+    benchmark = registry.benchmark(settings.bench)
+    name = settings.profile or ("quick" if settings.data is None else "paper")
+    profile = apply_overrides(load_profile(name), overrides)
+    strategy = load_strategy(settings.strategy, overrides.get("strategy", {}))
+    device = pick_device(settings.device)
+    make_backbone = registry.load("backbone", profile.backbone.name)
+    encoder = registry.load("encoding", profile.text.encoding)
+    catalog = build_catalog(
+        benchmark,
+        profile.preprocessing(benchmark.preprocessing),
+        data=settings.data,
+        cache_root=settings.cache or default_root(),
+        phantom=profile.phantom,
+        splits=settings.splits,
+    )
+    catalog.past = strategy.past
+    vectors = encoder(
+        benchmark.structures(len(benchmark.steps)),
+        prompt=profile.text.prompt,
+        path=profile.text.path,
+    )
+    place = {n: i for i, n in enumerate(vectors.names)}
+
+    def backbone() -> nn.Module:
+        made: nn.Module = make_backbone(profile.backbone.size)
+        if profile.backbone.weights is not None:
+            load_weights(made, Path(profile.backbone.weights))
+        return made
+
+    kit = Kit(
+        backbone=backbone,
+        encode=lambda names: torch.from_numpy(vectors.array[[place[n] for n in names]]),
+        seed=settings.seed,
+    )
+    groups = dataclasses.asdict(profile)
+    if catalog.patients:
+        groups.pop("phantom")  # has no influence on real data
+    groups.pop("summary")
+    identity = {
+        "bench": benchmark.name,
+        "bench_version": benchmark.version,
+        "strategy": _describe(strategy),
+        "profile": groups,
+        "data_fingerprint": catalog.fingerprint,
+        "splits": {s.name: dataclasses.asdict(s) for s in catalog.splits},
+        "vectors": hashlib.sha256(vectors.array.tobytes()).hexdigest(),
+        "weights": _file_hash(profile.backbone.weights),
+        "seed": settings.seed,
+        "numerics": clbench.NUMERICS,
+    }
+    first = {**identity, "strategy": _describe(strategy.first_step())}
+    first["splits"] = {catalog.splits[0].name: first["splits"][catalog.splits[0].name]}
+    base = settings.out / benchmark.name
+    return Plan(
+        settings=settings,
+        benchmark=benchmark,
+        profile=profile,
+        strategy=strategy,
+        strategy_name=settings.strategy,
+        catalog=catalog,
+        kit=kit,
+        text_record=dict(vectors.record),
+        device=device,
+        folder=base / settings.strategy / store.run_id(identity),
+        shared=base / "_shared" / store.run_id(first),
+        identity=identity,
+    )
+
+
+def _file_hash(path: str | None) -> str | None:
+    if path is None:
+        return None
+    file = Path(path)
+    if not file.is_file():
+        raise SettingError(
+            "the file of backbone weights does not exist", where="backbone.weights", got=path
+        )
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def new_record(plan: Plan) -> dict[str, Any]:
+    """The first `run.json`: what was asked for, with every default, and where it runs."""
+    settings = dataclasses.asdict(plan.settings)
+    settings.pop("splits")
+    settings["out"], settings["cache"] = str(settings["out"]), str(settings["cache"])
+    return {
+        "schema": store.SCHEMA,
+        "status": "unfinished",
+        "steps_done": 0,
+        "run_id": plan.folder.name,
+        "strategy": plan.strategy_name,
+        "identity": plan.identity,
+        "patients": plan.catalog.patients,
+        "data_fingerprint": plan.catalog.fingerprint,
+        "text_encoding": plan.text_record,
+        "settings": settings,
+        "split_sha256": {
+            s.name: hashlib.sha256(json.dumps(dataclasses.asdict(s)).encode()).hexdigest()[:16]
+            for s in plan.catalog.splits
+        },
+        "shared_step1": plan.shared.name,
+        "versions": {
+            "clbench": clbench.__version__,
+            "python": platform.python_version(),
+            **{
+                name: metadata.version(name)
+                for name in ("torch", "monai", "numpy", "scipy", "nibabel")
+            },
+        },
+        "git": _git(),
+        "command": sys.argv,
+        "device": str(plan.device)
+        if plan.device.type == "cpu"
+        else torch.cuda.get_device_name(plan.device),
+        "threads": torch.get_num_threads(),
+        "host_cpus": os.cpu_count(),
+        "cost": {},
+        "ledger": {},
+    }
+
+
+def _git() -> str | None:
+    """The commit of the checkout clbench was imported from, or None for an installed wheel."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    found = subprocess.run(  # noqa: S603  # fixed arguments
+        [git, "-C", str(Path(clbench.__file__).parent), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or None

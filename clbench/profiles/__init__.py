@@ -1,0 +1,1 @@
+"""Profiles: settings as data, one TOML file each."""

@@ -1,0 +1,1 @@
+"""Report: tables, significance, figures, page."""

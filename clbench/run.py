@@ -1,0 +1,323 @@
+"""A whole course: build, teach each step, examine, record; go on where a stopped run left off.
+
+Room: row 4. What a run leaves in `<out>/<bench>/<strategy>/<run id>/`: `run.json` (settings, versions,
+splits, cost, ledger), `scores.csv` (one row per case and structure), `events.jsonl` (loss terms),
+`step<t>.pt` (checkpoints) and `predictions/` (packed bits).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from clbench import checkpoint, store
+from clbench.data.pseudo import PseudoMap, write_pseudo
+from clbench.errors import StoreError
+from clbench.examine import ScoreContext, Server, score_case, write_prediction
+from clbench.plan import Plan, RunSettings, make_plan, new_record
+from clbench.store import Score
+from clbench.strategy import Lesson, Memory, Predictor, Strategy
+from clbench.train import CaseKey, Material, teach
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def _alone(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the folder for this process.
+
+    Raises:
+        StoreError: it cannot be written, or another process works in it.
+    """
+    store.make_folder(folder)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise StoreError(
+            "another process is working on this very run",
+            where=folder,
+            next_step="wait for it to end; nothing was changed",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def run_course(settings: RunSettings, watch: Watch = lambda event: None) -> Path:
+    """Run one seed of one strategy on one benchmark; return its run folder.
+
+    Raises:
+        ClbenchError: anything the user can act on.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    plan = make_plan(settings)
+    watch({"event": "plan", "plan": plan})
+    record = store.read_record(plan.folder) if (plan.folder / "run.json").exists() else None
+    if record is not None and record["status"] == "finished" and not settings.fresh:
+        watch({"event": "already finished", "folder": plan.folder})
+        return plan.folder
+    with _alone(plan.folder, wait=False):
+        if settings.fresh:
+            for item in plan.folder.iterdir():
+                if item.name != ".lock":
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+            record = None
+        _Course(plan, record, watch).go()
+    return plan.folder
+
+
+class _Course:
+    """The state of a running course."""
+
+    def __init__(self, plan: Plan, record: dict[str, Any] | None, watch: Watch) -> None:
+        self.plan, self.watch = plan, watch
+        self.record = record or new_record(plan)
+        self.rows: list[Score] = []
+        self.memory: Memory = {}
+        self.model: nn.Module | None = None
+        self.teacher: nn.Module | None = None
+        done = int(self.record["steps_done"])
+        if done:
+            self.rows = [
+                r for r in store.read_scores(plan.folder / "scores.csv") if r.step <= done
+            ]
+
+    def go(self) -> None:
+        plan = self.plan
+        store.write_record(plan.folder, self.record)
+        for number in range(1, len(plan.benchmark.steps) + 1):
+            plan.catalog.step = number
+            lesson = plan.lesson(number)
+            self.watch({"event": "step", "lesson": lesson, "of": len(plan.benchmark.steps)})
+            self._learn(lesson)
+            assert self.model is not None  # noqa: S101  # set by _learn; tells the type checker
+            served = plan.strategy.serve(self.model, self.memory)
+            if int(self.record["steps_done"]) < number:
+                self._examine(lesson, served)
+            self.teacher = copy.deepcopy(served).eval().requires_grad_(False)
+        self.record["status"] = "finished"
+        self._save()
+        self.watch({"event": "finished", "folder": plan.folder})
+
+    def _save(self) -> None:
+        ledger: dict[str, Any] = self.record["ledger"]
+        for step, by_purpose in self.plan.catalog.opened().items():
+            for purpose, cases in by_purpose.items():
+                have = ledger.setdefault(step, {}).setdefault(purpose, [])
+                ledger[step][purpose] = sorted(set(have) | set(cases))
+        store.write_record(self.plan.folder, self.record)
+
+    # ------------------------------------------------------------------------------- learning
+
+    def _learn(self, lesson: Lesson) -> None:
+        """Make `model` and `memory` those after the step: from a checkpoint, or by teaching."""
+        plan, first = self.plan, lesson.number == 1
+        strategy = plan.strategy.first_step() if first else plan.strategy
+        home = plan.shared if first else plan.folder
+        path = home / f"step{lesson.number}.pt"
+        if first:
+            with _alone(plan.shared, wait=True):
+                if plan.settings.fresh or not path.exists():
+                    self._teach(strategy, lesson, path)
+                else:
+                    self._load(strategy, lesson, path)
+                    self.watch({"event": "shared", "path": path})
+        elif path.exists():
+            self._load(strategy, lesson, path)
+        else:
+            self._teach(strategy, lesson, path)
+        cost = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        self.record["cost"][str(lesson.number)] = {
+            **self.record["cost"].get(str(lesson.number), {}),
+            "train": {**cost, "shared": first},
+        }
+
+    def _blank(self, strategy: Strategy, lesson: Lesson) -> nn.Module:
+        """A model with the shape it has in `lesson`, fresh weights."""
+        model = strategy.build(self.plan.kit, self.plan.lesson(1))
+        for number in range(2, lesson.number + 1):
+            strategy.grow(model, self.plan.kit, self.plan.lesson(number))
+        return model
+
+    def _load(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
+        content = checkpoint.load(path)
+        if content["structures"] != list(lesson.structures):
+            raise StoreError(
+                "a checkpoint of other structures",
+                where=path,
+                expected=", ".join(lesson.structures),
+                got=", ".join(content["structures"]),
+                next_step="run again with --fresh",
+            )
+        model = self._blank(strategy, lesson)
+        model.load_state_dict(content["model"])
+        self.model, self.memory = model.to(self.plan.device), content["memory"]
+
+    def _teach(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
+        plan = self.plan
+        start = time.monotonic()
+        if lesson.number == 1 or strategy.starts_from == "scratch":
+            model = self._blank(strategy, lesson)
+        else:
+            assert self.model is not None  # noqa: S101  # step 1 went before
+            model = self.model
+            strategy.grow(model, plan.kit, lesson)
+        model.to(plan.device)
+        pseudo = self._prepare(strategy, lesson)
+        keys: dict[CaseKey, float] = {
+            (lesson.number, c): 1.0 / len(lesson.cases) for c in lesson.cases
+        }
+        keys.update(strategy.extra_cases(lesson, self.memory))
+        volumes = {key: plan.catalog.open(key[0], key[1], "train") for key in keys}
+        prepared_s = time.monotonic() - start
+        events = store.EventLog(path.parent / f"events_step{lesson.number}.jsonl")
+        with events:
+
+            def watch(event: dict[str, Any]) -> None:
+                events.write(event)
+                self.watch(event)
+
+            teach(
+                strategy,
+                model,
+                copy.deepcopy(self.teacher) if strategy.takes_teacher(lesson) else None,
+                lesson,
+                self.memory,
+                Material(
+                    volumes=volumes,
+                    weights=keys,
+                    pseudo=pseudo,
+                    patch_vox=plan.catalog.preprocessing.patch_vox,
+                    data=plan.profile.data,
+                ),
+                train=plan.profile.train,
+                seed=plan.settings.seed,
+                device=plan.device,
+                workers=plan.settings.workers,
+                watch=watch,
+            )
+        self.model = model
+        cost = {
+            "prepare_s": prepared_s,
+            "train_s": time.monotonic() - start - prepared_s,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "pseudo_bytes": sum(m.nbytes for m in pseudo.values()),
+        }
+        store.write_json(path.with_suffix(".json"), cost)
+        checkpoint.save(
+            path,
+            {
+                "model": model.state_dict(),
+                "memory": self.memory,
+                "step": lesson.number,
+                "structures": list(lesson.structures),
+                "bench": plan.benchmark.name,
+                "bench_version": plan.benchmark.version,
+                "strategy": type(strategy).__name__,
+            },
+        )
+        shutil.rmtree(plan.folder / "pseudo", ignore_errors=True)
+
+    def _prepare(self, strategy: Strategy, lesson: Lesson) -> dict[CaseKey, PseudoMap]:
+        """Offline work on each training case with the old model; finished cases are not repeated."""
+        if not strategy.prepares(lesson):
+            strategy.prepare(lesson, {}, self.memory)
+            return {}
+        old = self._predictor(self.teacher, lesson.old) if self.teacher is not None else None
+        folder = self.plan.folder / "pseudo" / f"step{lesson.number}"
+        found: dict[CaseKey, PseudoMap] = {}
+        rest: dict[str, Mapping[str, torch.Tensor]] = {}
+        for done, case in enumerate(lesson.cases, 1):
+            target = folder / case
+            volume = self.plan.catalog.open(lesson.number, case, "pseudo")
+            if not target.exists():
+                made = dict(strategy.prepare_case(lesson, volume, old))
+                maps = made.pop("pseudo", None)
+                rest[case] = made
+                if maps is not None:
+                    write_pseudo(target, lesson.old, maps.numpy())
+            if target.exists():
+                found[lesson.number, case] = PseudoMap.open(target)
+            self.watch({"event": "pseudo", "done": done, "of": len(lesson.cases), "case": case})
+        strategy.prepare(lesson, rest, self.memory)
+        return found
+
+    # ----------------------------------------------------------------------------- examination
+
+    def _predictor(self, model: nn.Module | None, structures: Sequence[str]) -> Server:
+        assert model is not None  # noqa: S101  # callers checked
+        plan = self.plan
+        return Server(
+            model,
+            plan.strategy.decode,
+            tuple(structures),
+            patch_vox=plan.catalog.preprocessing.patch_vox,
+            overlap=plan.profile.examine.overlap,
+            windows=plan.profile.examine.windows,
+            device=plan.device,
+        )
+
+    def _examine(self, lesson: Lesson, served: nn.Module) -> None:
+        plan, start = self.plan, time.monotonic()
+        server = self._predictor(served, lesson.structures)
+        exams = [
+            (number, case)
+            for number, split in enumerate(plan.catalog.splits, 1)
+            for case in split.test
+        ]
+        seen: set[tuple[str, str]] = set()
+        for done, (number, case) in enumerate(exams, 1):
+            source = plan.catalog.source(number).name
+            if (source, case) in seen:
+                continue  # two steps share a source and its test cases
+            seen.add((source, case))
+            volume = plan.catalog.open(number, case, "test")
+            bits = server.predict(volume, postprocess=plan.profile.examine.postprocess)
+            self.rows += score_case(
+                bits,
+                lesson.structures,
+                volume,
+                scorings=store.SCORINGS,
+                context=ScoreContext(
+                    bench=plan.benchmark.name,
+                    bench_version=plan.benchmark.version,
+                    strategy=plan.strategy_name,
+                    seed=plan.settings.seed,
+                    step=lesson.number,
+                    learned_at={s: plan.benchmark.learned_at(s) for s in lesson.structures},
+                ),
+            )
+            if plan.settings.keep_predictions:
+                write_prediction(
+                    plan.folder / "predictions" / f"step{lesson.number}" / f"{source}_{case}.npz",
+                    bits,
+                    lesson.structures,
+                    volume.affine,
+                )
+            self.watch({"event": "exam", "done": done, "of": len(exams), "case": case})
+        store.write_scores(plan.folder / "scores.csv", self.rows)
+        cost = self.record["cost"].setdefault(str(lesson.number), {})
+        cost["examine_s"] = time.monotonic() - start
+        self.record["steps_done"] = lesson.number
+        self._save()
+
+
+def _is_predictor(server: Server) -> Predictor:
+    """A static check that `Server` keeps the promise strategies rely on."""
+    return server

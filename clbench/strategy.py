@@ -1,0 +1,284 @@
+"""The one contract of a continual-learning method: Batch, Output, Memory, Kit, Strategy.
+
+Room: row 2 (torch). A strategy is a frozen dataclass whose fields are its hyperparameters; what it
+remembers between steps lives in `Memory` alone, so every checkpoint holds all of it. The loop
+(`clbench.train`) owns model, teacher, optimizer, order of cases and crops; a strategy only answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from clbench.data.volumes import Volume
+
+UNKNOWN = 255
+"""Label value of a voxel whose structure is not annotated (and pseudo value of no prediction)."""
+
+Memory = dict[str, "Tensor | int | float | str | list[object]"]
+"""All a strategy remembers; saved in every checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """What the loop teaches with.
+
+    K structures have been learned so far (this step's included); their order never changes.
+    """
+
+    image: Tensor
+    """(B, 1, D, H, W) float32 in [0, 1]."""
+    label: Tensor
+    """(B, K, D, H, W) uint8: 0, 1, or 255 = not annotated here."""
+    pseudo: Tensor | None
+    """(B, K, D, H, W) uint8: 255 = none, else round(254 p); a hard label is 0 or 254."""
+    structures: tuple[str, ...]
+    """The K names."""
+    new: tuple[bool, ...]
+    """K: learned in this step."""
+    cases: tuple[str, ...]
+    """B case ids."""
+
+    @property
+    def old_index(self) -> list[int]:
+        """Channels learned before this step."""
+        return [k for k, new in enumerate(self.new) if not new]
+
+    @property
+    def new_index(self) -> list[int]:
+        """Channels learned in this step."""
+        return [k for k, new in enumerate(self.new) if new]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """What a model answers."""
+
+    logits: Tensor
+    """(B, C, D, H, W); what the C channels mean is the strategy's business."""
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+    """Named maps from the encoder's finest to the last: enc0…, bottleneck, dec…, final."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lesson:
+    """Where in the course we are."""
+
+    number: int
+    """1-based step."""
+    learns: tuple[str, ...]
+    """Structures first taught in this step."""
+    structures: tuple[str, ...]
+    """All structures learned up to and including this step, in channel order."""
+    source: str
+    """Data set of this step."""
+    cases: tuple[str, ...] = ()
+    """This step's training cases."""
+    past: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """Training cases of each earlier step; a strategy may name them only if `past` allows."""
+
+    @property
+    def old(self) -> tuple[str, ...]:
+        """Structures learned before this step."""
+        return self.structures[: len(self.structures) - len(self.learns)]
+
+    @property
+    def new_flags(self) -> tuple[bool, ...]:
+        """K flags: learned in this step."""
+        return tuple(name in self.learns for name in self.structures)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """A stretch of training with its own optimizer and schedule."""
+
+    name: str = "train"
+    """Name for records; part of the seed of every crop."""
+    effort: float = 1.0
+    """Length, in units of one step's updates."""
+    lr: float = 1.0
+    """Factor on the profile's learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters trained together. Parameters in no group are frozen."""
+
+    parameters: list[nn.Parameter]
+    """The parameters."""
+    lr: float = 1.0
+    """Factor on the phase's learning rate."""
+
+
+class Predictor(Protocol):
+    """The model served after the previous step, for offline pseudo labels."""
+
+    structures: tuple[str, ...]
+    """Names of the K channels."""
+
+    def probabilities(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
+        """Slabs (start, stop, (K, stop - start, H, W) probabilities) along axis 0, in order."""
+        ...
+
+
+def pseudo_labels(
+    old: Predictor,
+    volume: Volume,
+    *,
+    hard: bool,
+    clean: Callable[[Tensor, Sequence[str]], Tensor] | None = None,
+) -> Tensor:
+    """The old model's prediction as (K, D, H, W) uint8: round(254 p), or 0 / 254 when `hard`.
+
+    Args:
+        old: the model served after the previous step.
+        volume: the case.
+        hard: threshold strictly above 0.5 (a logit of exactly 0 is background).
+        clean: post-processing of the (K, D, H, W) bool masks, for hard labels.
+    """
+    slabs = []
+    for _, _, p in old.probabilities(volume):
+        slabs.append((p > 0.5) if hard else (p * 254.0).round().to(torch.uint8))
+    found = torch.cat(slabs, dim=1)
+    if hard:
+        if clean is not None:
+            found = clean(found, old.structures)
+        found = found.to(torch.uint8) * 254
+    return found
+
+
+class Kit:
+    """What a strategy builds a model from: backbone, text vectors, and seeded randomness."""
+
+    def __init__(
+        self,
+        *,
+        backbone: Callable[[], nn.Module],
+        encode: Callable[[Sequence[str]], Tensor],
+        seed: int,
+    ) -> None:
+        self._backbone = backbone
+        self._encode = encode
+        self.seed = seed
+
+    def backbone(self) -> nn.Module:
+        """A new backbone (see `clbench.nets.backbones`), initialised from the current RNG state."""
+        return self._backbone()
+
+    def encoding(self, structures: Sequence[str]) -> Tensor:
+        """(len(structures), 512) float32 text vectors, in the order asked for."""
+        return self._encode(structures)
+
+    def generator(self, step: int, name: str) -> torch.Generator:
+        """A CPU generator that depends on seed, step and name only."""
+        return torch.Generator().manual_seed(derive_seed(self.seed, step, name))
+
+    @contextmanager
+    def fresh(self, step: int, name: str) -> Iterator[None]:
+        """Initialise layers inside this block: global RNG seeded by (seed, step, name), restored."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, step, name))
+            yield
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on the parts alone, on every machine."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """A continual-learning method. Override what differs; every hook has a plain default.
+
+    Subclasses are frozen dataclasses; their fields are hyperparameters (`--set strategy.x=…`).
+    """
+
+    past: ClassVar[Literal["nothing", "weights", "predictions", "cases", "images"]] = "weights"
+    """What it needs of earlier steps; the runner opens nothing more."""
+    starts_from: ClassVar[Literal["previous", "scratch"]] = "previous"
+    """The model a step starts with."""
+    unlabelled: Literal["ignore", "background"] = "ignore"
+    """How voxels of old structures without annotation are treated."""
+    keeps_old_logits: ClassVar[bool] = True
+    """Growth alone changes no old logit."""
+    penalties: ClassVar[tuple[str, ...]] = ()
+    """Names of the loss terms that hold on to the past."""
+
+    def first_step(self) -> Strategy:
+        """The plain strategy whose step 1 this one's equals: trained once and shared."""
+        return self
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        """A new model for the structures of step 1; its forward returns `Output`."""
+        raise NotImplementedError(f"{type(self).__name__} must say how its model is built")
+
+    def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
+        """Add what the new structures need, in place. Replayed to load any checkpoint."""
+        raise NotImplementedError(f"{type(self).__name__} must say how its model grows")
+
+    def takes_teacher(self, step: Lesson) -> bool:
+        """Whether the losses need the old model's output on every batch."""
+        return False
+
+    def prepare_case(
+        self, step: Lesson, volume: Volume, old: Predictor | None
+    ) -> Mapping[str, Tensor]:
+        """Offline work per training case, cached: `{"pseudo": (K_old, D, H, W) uint8}`, or {}."""
+        return {}
+
+    def prepares(self, step: Lesson) -> bool:
+        """Whether `prepare_case` has work to do in this step."""
+        return False
+
+    def prepare(
+        self, step: Lesson, per_case: Mapping[str, Mapping[str, Tensor]], memory: Memory
+    ) -> None:
+        """A fold over the prepared cases, before training."""
+
+    def extra_cases(self, step: Lesson, memory: Memory) -> Mapping[tuple[int, str], float]:
+        """(past step, case) → weight. This step's own cases weigh 1 together."""
+        return {}
+
+    def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
+        """Parameters to train; absent ones are frozen."""
+        return [Group(parameters=list(model.parameters()))]
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        """Named loss terms; the loop adds, guards and logs them."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it minimises")
+
+    def after_backward(self, model: nn.Module, memory: Memory) -> None:
+        """Change gradients before the update."""
+
+    def after_update(self, model: nn.Module, memory: Memory) -> None:
+        """Change weights or memory after the update."""
+
+    def next_phase(
+        self, step: Lesson, memory: Memory, history: Sequence[Phase]
+    ) -> Phase | None:
+        """The phase after those in `history`; None ends the step."""
+        return None if history else Phase()
+
+    def enter_phase(self, phase: Phase, model: nn.Module, memory: Memory) -> None:
+        """Prepare the model for a phase."""
+
+    def finish(self, step: Lesson, model: nn.Module, memory: Memory) -> None:
+        """Work after the last phase of a step."""
+
+    def serve(self, model: nn.Module, memory: Memory) -> nn.Module:
+        """The model to examine, and the teacher of the next step."""
+        return model
+
+    def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
+        """(B, C, D, H, W) logits → (B, K, D, H, W) probabilities; above 0.5 is foreground."""
+        return torch.sigmoid(logits)

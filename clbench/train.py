@@ -1,0 +1,303 @@
+"""One step of teaching: phases, epochs, updates. Read it top to bottom.
+
+Room: row 3. A crop is a pure function of (seed, step, phase, epoch, index); nothing in a loader or
+worker has a state worth saving, and the number of workers changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from clbench.data.crops import crop
+from clbench.data.pseudo import PseudoMap
+from clbench.data.volumes import Volume
+from clbench.errors import TrainingError
+from clbench.settings import DataSettings, TrainSettings
+from clbench.strategy import Batch, Lesson, Memory, Output, Phase, Strategy, derive_seed
+
+CaseKey = tuple[int, str]
+"""(step whose source holds it, case id)."""
+Watch = Callable[[dict[str, Any]], None]
+"""Receives one event per update; never changes the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What one step is taught with."""
+
+    volumes: Mapping[CaseKey, Volume]
+    """Every case that may be drawn."""
+    weights: Mapping[CaseKey, float]
+    """How often a case is drawn; this step's own cases weigh 1 together."""
+    pseudo: Mapping[CaseKey, PseudoMap]
+    """Offline pseudo labels, where there are any."""
+    patch_vox: tuple[int, int, int]
+    data: DataSettings
+
+
+def learning_rate(epoch: int, *, epochs: int, warmup: int, base: float) -> float:
+    """Linear warm-up, then a cosine that would reach 0 one epoch after the last.
+
+    Source: the authors' schedule, stepped before each epoch (epochs here = their `max_epoch` - 1:
+    their last epoch trains with a learning rate of 0 and changes nothing).
+    """
+    n = epoch + 1
+    if n < warmup:
+        return base * n / max(1, warmup - 1)
+    return 0.5 * base * (1.0 + math.cos(math.pi * (n - warmup) / (epochs + 1 - warmup)))
+
+
+def draw_cases(
+    weights: Mapping[CaseKey, float], count: int, *, own: Sequence[CaseKey], seed: int
+) -> list[CaseKey]:
+    """`count` cases for one epoch.
+
+    Without past cases every case comes once before any comes twice; with them, cases are drawn by
+    weight, with replacement.
+    """
+    rng = np.random.Generator(np.random.PCG64(seed))
+    if set(weights) == set(own):
+        order: list[CaseKey] = []
+        while len(order) < count:
+            order += [own[i] for i in rng.permutation(len(own))]
+        return order[:count]
+    keys = sorted(weights)
+    p = np.array([weights[k] for k in keys], dtype=np.float64)
+    return [keys[i] for i in rng.choice(len(keys), size=count, p=p / p.sum())]
+
+
+class Crops(Dataset[dict[str, Any]]):
+    """All crops of one phase, numbered; item i is a function of its number alone."""
+
+    def __init__(
+        self,
+        lesson: Lesson,
+        phase: Phase,
+        material: Material,
+        *,
+        epochs: int,
+        per_epoch: int,
+        seed: int,
+    ) -> None:
+        self.lesson, self.phase, self.material = lesson, phase, material
+        self.epochs, self.per_epoch, self.seed = epochs, per_epoch, seed
+        self._own = [(lesson.number, c) for c in lesson.cases]
+        self._orders: dict[int, list[CaseKey]] = {}
+
+    def __len__(self) -> int:
+        return self.epochs * self.per_epoch
+
+    def _order(self, epoch: int) -> list[CaseKey]:
+        if epoch not in self._orders:
+            seed = derive_seed(self.seed, self.lesson.number, self.phase.name, "order", epoch)
+            self._orders = {
+                epoch: draw_cases(self.material.weights, self.per_epoch, own=self._own, seed=seed)
+            }
+        return self._orders[epoch]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, place = divmod(index, self.per_epoch)
+        key = self._order(epoch)[place]
+        image, label, pseudo = crop(
+            self.material.volumes[key],
+            self.lesson.structures,
+            patch_vox=self.material.patch_vox,
+            data=self.material.data,
+            seed=derive_seed(self.seed, self.lesson.number, self.phase.name, epoch, place),
+            pseudo=self.material.pseudo.get(key),
+        )
+        return {"image": image, "label": label, "pseudo": pseudo, "case": f"{key[0]}/{key[1]}"}
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack crops; where only some have pseudo labels, the others get 255 (none)."""
+    pseudo = [i["pseudo"] for i in items]
+    if any(p is not None for p in pseudo):
+        pseudo = [
+            p if p is not None else np.full_like(i["label"], 255)
+            for p, i in zip(pseudo, items, strict=True)
+        ]
+    return {
+        "image": torch.from_numpy(np.stack([i["image"] for i in items])),
+        "label": torch.from_numpy(np.stack([i["label"] for i in items])),
+        "pseudo": torch.from_numpy(np.stack(pseudo)) if pseudo[0] is not None else None,
+        "cases": tuple(i["case"] for i in items),
+    }
+
+
+def add_terms(terms: Mapping[str, Tensor], where: str) -> Tensor:
+    """The sum of the loss terms.
+
+    Raises:
+        TrainingError: a term is not finite; names it, the step and the update.
+    """
+    if not terms:
+        raise TrainingError("the strategy returned no loss term", where=where)
+    for name, value in terms.items():
+        if not bool(torch.isfinite(value).all()):
+            raise TrainingError(
+                f"the loss term {name!r} is not finite",
+                where=where,
+                got=float(value.detach()),
+                next_step="lower the learning rate (--set train.lr=…), clip the gradient "
+                "(--set train.clip_norm=12) or look at the cases of this batch in events.jsonl",
+            )
+    return torch.stack([v.float() for v in terms.values()]).sum()
+
+
+def phase_length(phase: Phase, lesson: Lesson, train: TrainSettings) -> int:
+    """Updates per epoch of a phase."""
+    one = train.iterations or math.ceil(len(lesson.cases) / train.batch)
+    return max(1, round(one * phase.effort))
+
+
+def teach(
+    strategy: Strategy,
+    model: nn.Module,
+    teacher: nn.Module | None,
+    lesson: Lesson,
+    memory: Memory,
+    material: Material,
+    *,
+    train: TrainSettings,
+    seed: int,
+    device: torch.device,
+    workers: int = 0,
+    watch: Watch = lambda event: None,
+) -> None:
+    """Teach one step: change `model` and `memory` in place.
+
+    Args:
+        strategy: the method.
+        model: as built or grown for this step.
+        teacher: the model served after the previous step; frozen, and run only if the strategy
+            takes it.
+        lesson: what is taught.
+        memory: the strategy's memory.
+        material: volumes, weights and pseudo labels.
+        train: optimizer and schedule.
+        seed: of the run.
+        device: where to compute.
+        workers: loader processes.
+        watch: called with one event per update.
+
+    Raises:
+        TrainingError: a loss that is not finite, or a broken promise.
+    """
+    model.to(device).train()
+    if teacher is not None:
+        teacher.to(device).eval().requires_grad_(False)
+    history: list[Phase] = []
+    while (phase := strategy.next_phase(lesson, memory, tuple(history))) is not None:
+        strategy.enter_phase(phase, model, memory)
+        _teach_phase(
+            strategy, model, teacher, lesson, memory, material, phase,
+            train=train, seed=seed, device=device, workers=workers, watch=watch,
+        )  # fmt: skip
+        history.append(phase)
+    strategy.finish(lesson, model, memory)
+
+
+def _teach_phase(
+    strategy: Strategy,
+    model: nn.Module,
+    teacher: nn.Module | None,
+    lesson: Lesson,
+    memory: Memory,
+    material: Material,
+    phase: Phase,
+    *,
+    train: TrainSettings,
+    seed: int,
+    device: torch.device,
+    workers: int,
+    watch: Watch,
+) -> None:
+    # 1. What is trained: the parameters of the strategy's groups; all others are frozen.
+    groups = strategy.groups(model, lesson, memory)
+    chosen = [p for g in groups for p in g.parameters]
+    model.requires_grad_(False)
+    for p in chosen:
+        p.requires_grad_(True)
+    optimizer = torch.optim.AdamW(
+        [{"params": g.parameters, "scale": g.lr} for g in groups],
+        lr=train.lr,
+        weight_decay=train.weight_decay,
+    )
+    amp = torch.bfloat16 if train.amp == "bf16" else torch.float16
+    autocast = device.type == "cuda" and train.amp != "off"
+    scaler = torch.amp.GradScaler("cuda", enabled=autocast and train.amp == "fp16")  # type: ignore[attr-defined]  # not in torch's typed surface
+
+    # 2. What is seen: crops numbered from 0, in order.
+    updates = phase_length(phase, lesson, train)
+    crops = Crops(
+        lesson, phase, material, epochs=train.epochs, per_epoch=updates * train.batch, seed=seed
+    )
+    loader = DataLoader(
+        crops, batch_size=train.batch, shuffle=False, num_workers=workers, collate_fn=collate
+    )
+
+    # 3. The updates.
+    for number, raw in enumerate(loader):
+        epoch, iteration = divmod(number, updates)
+        where = f"step {lesson.number}, phase {phase.name}, epoch {epoch}, iteration {iteration}"
+        rate = phase.lr * learning_rate(
+            epoch, epochs=train.epochs, warmup=train.warmup, base=train.lr
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        batch = to_batch(raw, lesson, device)
+        with torch.autocast(device.type, dtype=amp, enabled=autocast):
+            new: Output = model(batch.image)
+            old: Output | None = None
+            if teacher is not None and strategy.takes_teacher(lesson):
+                with torch.no_grad():
+                    old = teacher(batch.image)
+            terms = strategy.losses(batch, new, old, memory)
+        total = add_terms(terms, f"{where}, cases {', '.join(batch.cases)}")
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(total).backward()
+        scaler.unscale_(optimizer)
+        strategy.after_backward(model, memory)
+        if train.clip_norm is not None:
+            nn.utils.clip_grad_norm_(chosen, train.clip_norm)
+        scaler.step(optimizer)
+        scaler.update()
+        strategy.after_update(model, memory)
+        watch(
+            {
+                "event": "update",
+                "step": lesson.number,
+                "phase": phase.name,
+                "epoch": epoch,
+                "iteration": iteration,
+                "of": len(loader),
+                "lr": rate,
+                "loss": float(total.detach()),
+                "terms": {name: float(v.detach()) for name, v in terms.items()},
+                "cases": list(batch.cases),
+            }
+        )
+
+
+def to_batch(raw: dict[str, Any], lesson: Lesson, device: torch.device) -> Batch:
+    """Loader output → `Batch` on the device."""
+    batch = Batch(
+        image=raw["image"].to(device),
+        label=raw["label"].to(device),
+        pseudo=None if raw["pseudo"] is None else raw["pseudo"].to(device),
+        structures=lesson.structures,
+        new=lesson.new_flags,
+        cases=raw["cases"],
+    )
+    if batch.image.dtype != torch.float32:
+        return replace(batch, image=batch.image.float())
+    return batch

@@ -1,0 +1,1 @@
+"""Published: the numbers printed in the paper, as printed."""

@@ -1,0 +1,41 @@
+"""Joint training: at step t, all images of steps 1 to t, from fresh weights. The upper bound.
+
+It breaks the rule of the game (no old images) on purpose. Data sets are drawn with equal
+probability, and a step lasts t times as long as a step of the other methods, so that what it cannot
+reach is not a matter of too little training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from clbench.strategy import Lesson, Memory, Phase, Strategy
+
+from .finetune import Finetune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joint(Finetune):
+    """Train on the images of all steps so far, from scratch: the upper bound."""
+
+    past: ClassVar[Literal["images"]] = "images"
+    starts_from: ClassVar[Literal["scratch"]] = "scratch"
+    unlabelled: Literal["ignore", "background"] = "ignore"
+
+    def first_step(self) -> Strategy:
+        """Step 1 is plain training."""
+        return Finetune(legacy_slice_dice=self.legacy_slice_dice)
+
+    def extra_cases(self, step: Lesson, memory: Memory) -> Mapping[tuple[int, str], float]:
+        """Each earlier step's cases weigh as much together as this step's."""
+        return {
+            (number, case): 1.0 / len(cases)
+            for number, cases in step.past.items()
+            for case in cases
+        }
+
+    def next_phase(self, step: Lesson, memory: Memory, history: Sequence[Phase]) -> Phase | None:
+        """One phase, t times as long."""
+        return None if history else Phase(effort=float(step.number))

@@ -1,0 +1,66 @@
+"""The Universal Model: language-driven heads; old structures by pseudo labels of the old model.
+
+Before a step, the model of the previous step predicts every new training case; these predictions
+stand in for the missing annotation of the old structures. `pseudo=hard` thresholds and cleans them
+up, as the authors ran it; `pseudo=soft` keeps probabilities, as the paper writes it. An old
+structure that the new data annotates is taught from the annotation (`annotated_old=pseudo` is the
+paper's Eq. 5 to the letter). Nothing is frozen.
+
+Source: paper, section 3.2 (heads), section 3.3 and eq. 5 (new steps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from torch import Tensor
+
+from clbench.losses import dice_bce, targets
+from clbench.postprocess import clean
+from clbench.strategy import Batch, Lesson, Memory, Output, Predictor, pseudo_labels
+
+from .finetune import Finetune
+
+if TYPE_CHECKING:
+    from clbench.data.volumes import Volume
+
+
+@dataclass(frozen=True, kw_only=True)
+class Universal(Finetune):
+    """Language-driven heads; old structures taught by the previous model's predictions."""
+
+    past: ClassVar[Literal["predictions"]] = "predictions"
+    unlabelled: Literal["ignore", "background"] = "ignore"
+    pseudo: Literal["hard", "soft"] = "hard"
+    """Pseudo labels: thresholded, or probabilities."""
+    postprocess: bool = True
+    """Clean hard pseudo labels by the rules of the authors' code."""
+    annotated_old: Literal["annotation", "pseudo"] = "annotation"
+    """What teaches an old structure that the new data annotates."""
+
+    def prepares(self, step: Lesson) -> bool:
+        """From step 2 on."""
+        return bool(step.old)
+
+    def prepare_case(
+        self, step: Lesson, volume: Volume, old: Predictor | None
+    ) -> Mapping[str, Tensor]:
+        """The old model's view of one training case, as (K_old, D, H, W) uint8."""
+        if old is None:
+            return {}
+        rules = clean if self.pseudo == "hard" and self.postprocess else None
+        return {"pseudo": pseudo_labels(old, volume, hard=self.pseudo == "hard", clean=rules)}
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        """Dice and binary cross-entropy, pseudo labels filling in for the old structures.
+
+        Source: paper, eq. 5. Differs: see `annotated_old` and `legacy_slice_dice`.
+        """
+        target, known = targets(
+            batch, annotated_old=self.annotated_old, unlabelled=self.unlabelled
+        )
+        return dice_bce(new.logits, target, known, slicewise=self.legacy_slice_dice)

@@ -1,0 +1,216 @@
+"""A whole course: what it leaves, that it repeats to the bit, goes on, and keeps its rules."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from clbench import registry, store
+from clbench.errors import SettingError, StoreError, TrainingError, UnknownName
+from clbench.run import RunSettings, run_course
+from clbench.strategies.finetune import Finetune
+from clbench.strategy import Lesson, Memory
+
+
+def settings(out: Path, cache: Path, **more: Any) -> RunSettings:
+    return replace(
+        RunSettings(
+            bench="tumor_ext", strategy="universal", profile="smoke", out=out, cache=cache
+        ),
+        **more,
+    )
+
+
+def test_a_run_leaves_the_whole_record(smoke_run: Path) -> None:
+    names = {p.name for p in smoke_run.iterdir()}
+    assert {"run.json", "scores.csv", "step2.pt", "predictions"} <= names
+    record = json.loads((smoke_run / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["patients"] is False
+    assert record["steps_done"] == 2
+    assert record["identity"]["profile"]["train"]["epochs"] == 2
+    assert record["cost"]["1"]["train"]["shared"] is True
+    assert record["cost"]["2"]["train"]["parameters"] > record["cost"]["1"]["train"]["parameters"]
+    assert {"torch", "python", "clbench"} <= set(record["versions"])
+    assert len(list((smoke_run / "predictions" / "step2").glob("*.npz"))) == 4
+    assert not (smoke_run / "pseudo").exists()  # needed for training only
+
+
+def test_every_learned_structure_is_scored_on_every_test_case(smoke_run: Path) -> None:
+    rows = store.read_scores(smoke_run / "scores.csv")
+    strict = [r for r in rows if r.scoring == "strict" and r.metric == "dice"]
+    first = [r for r in strict if r.step == 1]
+    assert {r.structure for r in first} == set(registry.benchmark("tumor_ext").structures(1))
+    assert len(first) == 13 * 4  # 2 BTCV and 2 LiTS test cases
+    lits = {r.structure: r.status for r in first if r.eval_set == "lits"}
+    assert lits.pop("liver") != "not_annotated"  # liver on LiTS, before LiTS was ever taught
+    assert set(lits.values()) == {"not_annotated"}
+    assert len([r for r in strict if r.step == 2]) == 14 * 4
+    assert {r.scoring for r in rows} == {"strict", "paper"}
+    assert {r.learned_at for r in rows if r.structure == "liver_tumor"} == {2}
+    ceiling = [r for r in rows if r.metric == "dice_ceiling" and r.status == "ok"]
+    assert ceiling
+    assert all(0 < r.value <= 1 for r in ceiling)
+
+
+def test_the_ledger_shows_what_was_opened(smoke_run: Path) -> None:
+    ledger = json.loads((smoke_run / "run.json").read_text())["ledger"]
+    assert ledger["1"]["train"] == ["btcv/1", "btcv/2", "btcv/61"]
+    assert ledger["2"]["train"] == ledger["2"]["pseudo"] == ["lits/0", "lits/1", "lits/2"]
+    assert set(ledger["2"]["test"]) == {"btcv/21", "btcv/66", "lits/20", "lits/21"}
+
+
+def test_equal_settings_give_equal_bytes(smoke_run: Path, cache_root: Path, tmp_path: Path) -> None:
+    again = run_course(settings(tmp_path, cache_root))
+    assert again.name == smoke_run.name
+    assert (again / "scores.csv").read_bytes() == (smoke_run / "scores.csv").read_bytes()
+    a, b = (
+        torch.load(p / "step2.pt", weights_only=True)["model"] for p in (again, smoke_run)
+    )
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+
+def test_seed_and_settings_lead_elsewhere(smoke_run: Path, cache_root: Path, tmp_path: Path) -> None:
+    other = run_course(settings(tmp_path, cache_root, seed=1))
+    assert other.name != smoke_run.name
+    assert (other / "scores.csv").read_bytes() != (smoke_run / "scores.csv").read_bytes()
+
+
+def test_a_finished_run_is_not_repeated_unless_fresh(
+    smoke_run: Path, cache_root: Path, smoke_out: Path, tmp_path: Path
+) -> None:
+    events: list[str] = []
+    run_course(settings(smoke_out, cache_root), lambda e: events.append(e["event"]))
+    assert events == ["plan", "already finished"]
+    copy = tmp_path / "results"
+    shutil.copytree(smoke_out, copy)
+    events.clear()
+    run_course(settings(copy, cache_root, fresh=True), lambda e: events.append(e["event"]))
+    assert events.count("update") == 8  # 2 steps, 2 epochs, 2 updates
+    assert events[-1] == "finished"
+
+
+def test_a_run_stopped_between_steps_goes_on_at_the_next(
+    smoke_run: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop_in_step_2(event: Mapping[str, Any]) -> None:
+        if event["event"] == "update" and event["step"] == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run_course(settings(tmp_path, cache_root), stop_in_step_2)
+    events: list[dict[str, Any]] = []
+    folder = run_course(settings(tmp_path, cache_root), events.append)
+    assert {e["step"] for e in events if e["event"] == "update"} == {2}
+    assert (folder / "scores.csv").read_bytes() == (smoke_run / "scores.csv").read_bytes()
+    updates = [
+        json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()
+    ]
+    assert len(updates) == 4  # the half-done step left no lines behind
+
+
+def test_strategies_that_start_alike_share_step_1(
+    smoke_run: Path, cache_root: Path, smoke_out: Path
+) -> None:
+    events: list[dict[str, Any]] = []
+    run_course(settings(smoke_out, cache_root, strategy="finetune"), events.append)
+    assert "shared" in [e["event"] for e in events]
+    assert {e["step"] for e in events if e["event"] == "update"} == {2}
+    assert len(list((smoke_out / "tumor_ext" / "_shared").iterdir())) == 1
+
+
+def test_joint_sees_all_images_and_trains_t_times_as_long(
+    smoke_run: Path, cache_root: Path, smoke_out: Path
+) -> None:
+    events: list[dict[str, Any]] = []
+    folder = run_course(settings(smoke_out, cache_root, strategy="joint"), events.append)
+    assert len([e for e in events if e["event"] == "update"]) == 8  # 2 epochs, 2 x 2 updates
+    ledger = json.loads((folder / "run.json").read_text())["ledger"]
+    assert ledger["2"]["train"] == [
+        "btcv/1", "btcv/2", "btcv/61", "lits/0", "lits/1", "lits/2",
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy(Finetune):
+    """Asks for an image it did not declare."""
+
+    past: ClassVar[Any] = "weights"
+    case: str = "1"
+
+    def extra_cases(self, step: Lesson, memory: Memory) -> Mapping[tuple[int, str], float]:
+        return {(1, self.case): 1.0} if step.number == 2 else {}
+
+
+@pytest.mark.parametrize(
+    ("past", "case", "says"),
+    [("weights", "1", "without declaring"), ("images", "21", "a test case was asked for")],
+)
+def test_the_past_and_the_test_cases_stay_closed(
+    past: str, case: str, says: str, cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = type("Made", (Greedy,), {"past": past, "case": case})
+    load = registry.load
+    monkeypatch.setattr(
+        registry, "load", lambda kind, name: (lambda: made(case=case)) if name == "greedy" else load(kind, name)
+    )
+    with pytest.raises(TrainingError, match=says):
+        run_course(settings(tmp_path, cache_root, strategy="greedy"))
+
+
+def test_two_processes_do_not_share_a_run(smoke_run: Path, cache_root: Path, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(smoke_run / ".lock"), pytest.raises(StoreError, match="another process"):
+        run_course(settings(smoke_run.parents[2], cache_root, fresh=True))
+    assert (smoke_run / "scores.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "says"),
+    [
+        ({"bench": "tumor"}, UnknownName, "did you mean 'tumor_ext'"),
+        ({"strategy": "universl"}, UnknownName, "did you mean 'universal'"),
+        ({"overrides": ("strategy.pseud=soft",)}, SettingError, "did you mean strategy.pseudo"),
+        ({"overrides": ("strategy.pseudo=sof",)}, SettingError, "did you mean 'soft'"),
+        ({"overrides": ("backbone.name=unett",)}, UnknownName, "did you mean 'unet'"),
+        ({"overrides": ("text.encoding=clop",)}, UnknownName, "did you mean 'clip'"),
+        ({"overrides": ("phantom.train=99",)}, SettingError, "phantom.train"),
+        ({"overrides": ("backbone.weights=absent.pt",)}, SettingError, "does not exist"),
+        ({"device": "gpu"}, SettingError, "unknown device"),
+        ({"profile": "quikc"}, UnknownName, "did you mean 'quick'"),
+    ],
+)
+def test_a_wrong_word_is_refused_before_anything_is_written(
+    more: dict[str, Any], kind: type[Exception], says: str, cache_root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(kind) as err:
+        run_course(settings(tmp_path / "out", cache_root, **more))
+    assert says in str(err.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_results_folder_that_cannot_be_written(cache_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError) as err:
+        run_course(settings(tmp_path / "file", cache_root))
+    assert "--out" in str(err.value)
+
+
+def test_soft_pseudo_labels_and_background_are_different_runs(
+    smoke_run: Path, cache_root: Path, smoke_out: Path
+) -> None:
+    soft = run_course(settings(smoke_out, cache_root, overrides=("strategy.pseudo=soft",)))
+    assert soft != smoke_run
+    a, b = (torch.load(p / "step2.pt", weights_only=True)["model"] for p in (soft, smoke_run))
+    assert any(not torch.equal(a[k], b[k]) for k in b)

@@ -1,0 +1,65 @@
+"""Settings: typed, overridable by name, with errors that help."""
+
+import pytest
+
+from clbench.errors import SettingError, UnknownName
+from clbench.registry import benchmark
+from clbench.settings import apply_overrides, load_profile, profile_names, split_overrides
+
+
+def changed(word: str) -> object:
+    group, _, rest = word.partition(".")
+    profile = apply_overrides(load_profile("paper"), split_overrides([word]))
+    return getattr(getattr(profile, group), rest.partition("=")[0])
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("train.epochs=50", 50),
+        ("train.lr=1e-3", 1e-3),
+        ("train.iterations=none", None),
+        ("train.iterations=7", 7),
+        ("data.spacing_mm=2,2,3", (2.0, 2.0, 3.0)),
+        ("examine.postprocess=true", True),
+        ("text.prompt=v1", "v1"),
+        ("backbone.weights=a b.pt", "a b.pt"),
+    ],
+)
+def test_words_of_the_command_line_get_their_type(word: str, value: object) -> None:
+    assert changed(word) == value
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("train.epoch=5", "did you mean train.epochs?"),
+        ("trian.epochs=5", "did you mean train.epochs?"),
+        ("train.epochs=many", "a whole number"),
+        ("train.epochs=1.5", "a whole number"),
+        ("examine.postprocess=maybe", "true or false"),
+        ("data.spacing_mm=1,2", "3 values"),
+        ("text.prompt=v9", "v1, v2, v3"),
+        ("epochs=5", "group.name=value"),
+    ],
+)
+def test_a_wrong_setting_says_what_is_right(word: str, says: str) -> None:
+    with pytest.raises(SettingError) as err:
+        changed(word)
+    assert says in str(err.value)
+
+
+def test_profiles_load_and_paper_is_the_papers() -> None:
+    assert {"smoke", "quick", "paper"} <= set(profile_names())
+    paper = load_profile("paper")
+    t = paper.train
+    assert (t.epochs, t.batch, t.lr, t.weight_decay, t.warmup) == (100, 2, 1e-4, 1e-5, 15)
+    assert (paper.backbone.name, paper.backbone.size) == ("swin_unetr", 48)
+    plan = benchmark("tumor_ext").preprocessing
+    assert paper.preprocessing(plan) == plan
+    assert plan.spacing_mm == (1.5, 1.5, 1.5)
+    assert plan.window_hu == (-175.0, 250.0)
+    assert plan.patch_vox == (96, 96, 96)
+    assert load_profile("smoke").preprocessing(plan).patch_vox == (24, 24, 24)
+    with pytest.raises(UnknownName, match="there is no profile"):
+        load_profile("quik")

@@ -1,0 +1,179 @@
+"""The loop: schedule, order of cases, guards, frozen parameters, phases."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clbench.errors import TrainingError
+from clbench.settings import DataSettings, TrainSettings
+from clbench.strategy import Batch, Group, Lesson, Memory, Output, Phase, Strategy, derive_seed
+from clbench.train import Material, add_terms, collate, draw_cases, learning_rate, teach
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "lr_schedule.json").read_text())
+OWN = [(1, str(i)) for i in range(5)]
+
+
+def test_learning_rate_equals_the_authors_schedule() -> None:
+    ours = [learning_rate(e, epochs=100, warmup=15, base=1e-4) for e in range(101)]
+    np.testing.assert_allclose(ours, GOLDEN["lr"], rtol=1e-9, atol=1e-17)
+
+
+def test_every_case_comes_once_before_any_comes_twice() -> None:
+    weights = dict.fromkeys(OWN, 0.2)
+    order = draw_cases(weights, 12, own=OWN, seed=3)
+    assert set(order[:5]) == set(order[5:10]) == set(OWN)
+    assert order == draw_cases(weights, 12, own=OWN, seed=3)
+    assert order != draw_cases(weights, 12, own=OWN, seed=4)
+
+
+def test_past_cases_are_drawn_by_weight() -> None:
+    weights = dict.fromkeys(OWN, 0.2) | {(0, "a"): 0.5, (0, "b"): 0.5}
+    order = draw_cases(weights, 4000, own=OWN, seed=1)
+    past = Counter(step for step, _ in order)[0]
+    assert 1850 < past < 2150  # half of 4000, within five standard deviations
+
+
+def test_a_seed_is_the_same_everywhere() -> None:
+    assert derive_seed(0, 1, "train", 2, 3) == 3013160689609816204
+    assert derive_seed(0, 1) != derive_seed(0, 2)
+    assert 0 <= derive_seed("x") < 2**63
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_with_its_place(bad: float) -> None:
+    with pytest.raises(TrainingError, match="'bce' is not finite") as err:
+        add_terms(
+            {"dice": torch.tensor(1.0), "bce": torch.tensor(bad)},
+            "step 2, phase train, epoch 1, iteration 4, cases 2/7",
+        )
+    for part in ("step 2", "iteration 4", "cases 2/7", "train.lr"):
+        assert part in str(err.value)
+    with pytest.raises(TrainingError, match="no loss term"):
+        add_terms({}, "here")
+
+
+def test_missing_pseudo_labels_become_none() -> None:
+    image, label = np.zeros((1, 2, 2, 2), np.float32), np.zeros((3, 2, 2, 2), np.uint8)
+    a = {"image": image, "label": label, "pseudo": None, "case": "1/a"}
+    b = {"image": image, "label": label, "pseudo": label + 254, "case": "1/b"}
+    both = collate([a, b])
+    assert both["pseudo"].shape == (2, 3, 2, 2, 2)
+    assert bool((both["pseudo"][0] == 255).all())
+    assert bool((both["pseudo"][1] == 254).all())
+    assert collate([a, a])["pseudo"] is None
+
+
+class Toy(nn.Module):
+    """Two layers, so that one can be frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv3d(1, 2, 1)
+        self.b = nn.Conv3d(2, 1, 1)
+
+    def forward(self, image: Tensor) -> Output:
+        return Output(logits=self.b(self.a(image)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain(Strategy):
+    """Squared error on the label; trains `b` only."""
+
+    bad: bool = False
+
+    def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
+        assert isinstance(model, Toy)
+        return [Group(parameters=list(model.b.parameters()), lr=0.5)]
+
+    def takes_teacher(self, step: Lesson) -> bool:
+        return step.number > 1
+
+    def next_phase(self, step: Lesson, memory: Memory, history: Sequence[Phase]) -> Phase | None:
+        return [Phase(), Phase(name="again", effort=2.0, lr=0.1), None][len(history)]
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        assert (old is not None) == (not all(batch.new))
+        if old is not None:
+            assert not old.logits.requires_grad
+        value = ((new.logits - batch.label.float()) ** 2).mean()
+        return {"mse": value * float("nan") if self.bad else value}
+
+
+class FakeVolume:
+    """Stands where a preprocessed case stands: `crop` is replaced in these tests."""
+
+
+def fake_crop(volume: object, structures: Sequence[str], **more: object) -> tuple[object, ...]:
+    rng = np.random.default_rng(more["seed"])  # type: ignore[arg-type]
+    image = rng.random((1, 4, 4, 4), dtype=np.float32)
+    return image, (image > 0.5).astype(np.uint8), None
+
+
+@pytest.fixture
+def lesson_and_material(monkeypatch: pytest.MonkeyPatch) -> tuple[Lesson, Material]:
+    import clbench.train as room
+
+    monkeypatch.setattr(room, "crop", fake_crop)
+    lesson = Lesson(
+        number=1, learns=("spleen",), structures=("spleen",), source="x", cases=("a", "b", "c")
+    )
+    keys = {(1, c): 1 / 3 for c in lesson.cases}
+    material = Material(
+        volumes=dict.fromkeys(keys, FakeVolume()),  # type: ignore[arg-type]
+        weights=keys,
+        pseudo={},
+        patch_vox=(4, 4, 4),
+        data=DataSettings(),
+    )
+    return lesson, material
+
+
+TRAIN = TrainSettings(epochs=3, iterations=2, batch=2, lr=0.1, warmup=1)
+
+
+def run(
+    lesson: Lesson, material: Material, strategy: Plain, workers: int = 0
+) -> tuple[Toy, list[dict[str, object]]]:
+    torch.manual_seed(0)
+    model, events = Toy(), []
+    teach(
+        strategy, model, None, lesson, {}, material, train=TRAIN, seed=7,
+        device=torch.device("cpu"), workers=workers, watch=events.append,
+    )  # fmt: skip
+    return model, events
+
+
+def test_phases_groups_and_events(lesson_and_material: tuple[Lesson, Material]) -> None:
+    torch.manual_seed(0)
+    start = Toy()
+    model, events = run(*lesson_and_material, Plain())
+    assert torch.equal(model.a.weight, start.a.weight)  # in no group: frozen
+    assert not torch.equal(model.b.weight, start.b.weight)
+    assert not model.a.weight.requires_grad
+    assert [e["phase"] for e in events] == ["train"] * 6 + ["again"] * 12
+    assert events[0]["lr"] == pytest.approx(0.1)
+    assert events[6]["lr"] == pytest.approx(0.01)
+    assert {"step", "epoch", "iteration", "loss", "terms", "cases"} <= set(events[0])
+
+
+def test_workers_change_nothing(lesson_and_material: tuple[Lesson, Material]) -> None:
+    alone, _ = run(*lesson_and_material, Plain())
+    helped, _ = run(*lesson_and_material, Plain(), workers=2)
+    for a, b in zip(alone.parameters(), helped.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_training_stops_at_a_bad_loss(lesson_and_material: tuple[Lesson, Material]) -> None:
+    with pytest.raises(TrainingError, match="step 1, phase train, epoch 0, iteration 0"):
+        run(*lesson_and_material, Plain(bad=True))
