@@ -41,7 +41,10 @@ def parse_seeds(text: str) -> list[int]:
         low, dash, high = part.strip().partition("-")
         if not low.isdigit() or (dash and not high.isdigit()):
             raise SettingError(
-                "seeds are whole numbers or ranges", where="--seeds", expected="0-2 or 0,1,2", got=text
+                "seeds are whole numbers or ranges",
+                where="--seeds",
+                expected="0-2 or 0,1,2",
+                got=text,
             )
         found += range(int(low), int(high or low) + 1)
     if not found:
@@ -101,10 +104,19 @@ def run(
     ] = None,
 ) -> None:
     """Run a strategy on a benchmark: train each step, examine, record, print the scores."""
-    scorings = one_of("--scoring", scoring, {"strict": ["strict"], "paper": ["paper"], "both": ["strict", "paper"]})
+    scorings = one_of(
+        "--scoring",
+        scoring,
+        {"strict": ["strict"], "paper": ["paper"], "both": ["strict", "paper"]},
+    )
     keep = one_of("--keep-predictions", keep_predictions, {"test": True, "none": False})
     typer.echo(
-        "Data: " + (data if data else "the embedded PHANTOM, not patients (real data: --data btcv=PATH,lits=PATH)")
+        "Data: "
+        + (
+            data
+            if data
+            else "the embedded PHANTOM, not patients (real data: --data btcv=PATH,lits=PATH)"
+        )
     )
     from clbench.report.progress import Progress
     from clbench.report.tables import run_report
@@ -164,7 +176,9 @@ def table(
     bench: Bench = "tumor_ext",
     results: Results = Path("results"),
     scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
-    format_: Annotated[str, typer.Option("--format", help="terminal, md, csv or tex.")] = "terminal",
+    format_: Annotated[
+        str, typer.Option("--format", help="terminal, md, csv or tex.")
+    ] = "terminal",
 ) -> None:
     """The paper's tables, printed and measured, side by side."""
     from clbench.report import tables

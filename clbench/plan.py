@@ -34,6 +34,7 @@ from clbench.settings import Profile, apply_overrides, change, load_profile, spl
 from clbench.spec import Benchmark, Split
 from clbench.strategy import Kit, Lesson, Strategy
 
+
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """What the command line asks for."""

@@ -8,7 +8,6 @@ splits, cost, ledger), `scores.csv` (one row per case and structure), `events.js
 from __future__ import annotations
 
 import copy
-import json
 import resource
 import shutil
 import time
@@ -92,9 +91,7 @@ class _Course:
         self.teacher: nn.Module | None = None
         done = int(self.record["steps_done"])
         if done:
-            self.rows = [
-                r for r in store.read_scores(plan.folder / "scores.csv") if r.step <= done
-            ]
+            self.rows = [r for r in store.read_scores(plan.folder / "scores.csv") if r.step <= done]
 
     def go(self) -> None:
         plan = self.plan
@@ -113,12 +110,16 @@ class _Course:
         self._save()
         self.watch({"event": "finished", "folder": plan.folder})
 
-    def _save(self) -> None:
+    def _opened(self, opened: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Enter step → purpose → cases into the ledger of the record."""
         ledger: dict[str, Any] = self.record["ledger"]
-        for step, by_purpose in self.plan.catalog.opened().items():
+        for step, by_purpose in opened.items():
             for purpose, cases in by_purpose.items():
                 have = ledger.setdefault(step, {}).setdefault(purpose, [])
-                ledger[step][purpose] = sorted(set(have) | set(cases))
+                ledger[step][purpose] = sorted({*have, *cases})
+
+    def _save(self) -> None:
+        self._opened(self.plan.catalog.opened())
         store.write_record(self.plan.folder, self.record)
 
     # ------------------------------------------------------------------------------- learning
@@ -140,11 +141,12 @@ class _Course:
             self._load(strategy, lesson, path)
         else:
             self._teach(strategy, lesson, path)
-        cost = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        self.record["cost"][str(lesson.number)] = {
-            **self.record["cost"].get(str(lesson.number), {}),
-            "train": {**cost, "shared": first},
-        }
+        cost = store.read_json(path.with_suffix(".json"))
+        self._opened({str(lesson.number): cost.pop("opened")})
+        self.record["cost"].setdefault(str(lesson.number), {})["train"] = {**cost, "shared": first}
+        own = plan.folder / "events.jsonl"
+        if first and not own.exists():  # the record of a run is whole in its own folder
+            store.write_bytes(own, (home / "events.jsonl").read_bytes())
 
     def _blank(self, strategy: Strategy, lesson: Lesson) -> nn.Module:
         """A model with the shape it has in `lesson`, fresh weights."""
@@ -184,8 +186,11 @@ class _Course:
         keys.update(strategy.extra_cases(lesson, self.memory))
         volumes = {key: plan.catalog.open(key[0], key[1], "train") for key in keys}
         prepared_s = time.monotonic() - start
-        events = store.EventLog(path.parent / f"events_step{lesson.number}.jsonl")
-        with events:
+        # lines of an attempt at this step that was broken off go; those of earlier steps stay
+        log = store.EventLog(
+            path.parent / "events.jsonl", keep=lambda e: int(e["step"]) < lesson.number
+        )
+        with log as events:
 
             def watch(event: dict[str, Any]) -> None:
                 events.write(event)
@@ -218,6 +223,7 @@ class _Course:
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "pseudo_bytes": sum(m.nbytes for m in pseudo.values()),
+            "opened": plan.catalog.opened().get(str(lesson.number), {}),
         }
         store.write_json(path.with_suffix(".json"), cost)
         checkpoint.save(
@@ -309,6 +315,8 @@ class _Course:
                     bits,
                     lesson.structures,
                     volume.affine,
+                    source=source,
+                    case=case,
                 )
             self.watch({"event": "exam", "done": done, "of": len(exams), "case": case})
         store.write_scores(plan.folder / "scores.csv", self.rows)

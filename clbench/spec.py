@@ -70,7 +70,9 @@ class Source:
                         expected=f"one of {', '.join(sorted(set(self.labels.values())))}",
                     )
             if twice := seen & set(part.cases):
-                raise SpecError("a case stands in two partial lists", where=where, got=sorted(twice))
+                raise SpecError(
+                    "a case stands in two partial lists", where=where, got=sorted(twice)
+                )
             seen |= set(part.cases)
 
     @property
@@ -105,12 +107,12 @@ class Preprocessing:
             raise SpecError("only RAS is supported", where="preprocessing", got=self.orientation)
         if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
             raise SpecError(
-                "spacing_mm needs three positive numbers", where="preprocessing", got=self.spacing_mm
+                "spacing_mm needs three positive numbers",
+                where="preprocessing",
+                got=self.spacing_mm,
             )
         if len(self.window_hu) != 2 or self.window_hu[0] >= self.window_hu[1]:
-            raise SpecError(
-                "window_hu needs low < high", where="preprocessing", got=self.window_hu
-            )
+            raise SpecError("window_hu needs low < high", where="preprocessing", got=self.window_hu)
         if len(self.patch_vox) != 3 or min(self.patch_vox) < 1:
             raise SpecError(
                 "patch_vox needs three positive whole numbers",
@@ -319,7 +321,9 @@ def load_benchmark(path: Path) -> Benchmark:
     def split(name: str) -> Split:
         target = (folder / name).resolve()
         if not target.is_relative_to(folder):
-            raise SpecError("a split file lies outside the benchmark's folder", where=path, got=name)
+            raise SpecError(
+                "a split file lies outside the benchmark's folder", where=path, got=name
+            )
         return load_split(target)
 
     sources = []
@@ -347,7 +351,9 @@ def load_benchmark(path: Path) -> Benchmark:
             if key in item:
                 item[key] = split(item[key])
         steps.append(_make(Step, item, where))
-    pre = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("preprocessing", {}).items()}
+    pre = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("preprocessing", {}).items()
+    }
     raw["groups"] = {k: tuple(v) for k, v in raw.get("groups", {}).items()}
     return _make(
         Benchmark,

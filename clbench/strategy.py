@@ -263,9 +263,7 @@ class Strategy:
     def after_update(self, model: nn.Module, memory: Memory) -> None:
         """Change weights or memory after the update."""
 
-    def next_phase(
-        self, step: Lesson, memory: Memory, history: Sequence[Phase]
-    ) -> Phase | None:
+    def next_phase(self, step: Lesson, memory: Memory, history: Sequence[Phase]) -> Phase | None:
         """The phase after those in `history`; None ends the step."""
         return None if history else Phase()
 

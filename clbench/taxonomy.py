@@ -41,9 +41,16 @@ class Structure:
     """True where a healthy body holds it in one piece (largest component may be kept)."""
 
 
-def _s(name: str, prompt: str, kind: Kind, tid: int | None, *aliases: str, **more: object) -> Structure:
+def _s(
+    name: str, prompt: str, kind: Kind, tid: int | None, *aliases: str, **more: object
+) -> Structure:
     return Structure(
-        name=name, prompt=prompt, kind=kind, template_id=tid, aliases=aliases, **more  # type: ignore[arg-type]  # keyword arguments are checked by the dataclass
+        name=name,
+        prompt=prompt,
+        kind=kind,
+        template_id=tid,
+        aliases=aliases,
+        **more,  # type: ignore[arg-type]  # keyword arguments are checked by the dataclass
     )
 
 

@@ -60,7 +60,5 @@ class Universal(Finetune):
 
         Source: paper, eq. 5. Differs: see `annotated_old` and `legacy_slice_dice`.
         """
-        target, known = targets(
-            batch, annotated_old=self.annotated_old, unlabelled=self.unlabelled
-        )
+        target, known = targets(batch, annotated_old=self.annotated_old, unlabelled=self.unlabelled)
         return dice_bce(new.logits, target, known, slicewise=self.legacy_slice_dice)

@@ -35,7 +35,11 @@ def smoke_run(cache_root: Path, smoke_out: Path) -> Path:
 
     return run_course(
         RunSettings(
-            bench="tumor_ext", strategy="universal", profile="smoke", out=smoke_out, cache=cache_root
+            bench="tumor_ext",
+            strategy="universal",
+            profile="smoke",
+            out=smoke_out,
+            cache=cache_root,
         )
     )
 

@@ -148,7 +148,11 @@ def test_a_strategy_stays_small() -> None:
 def test_the_folders_refuse_to_load_under_a_second_name() -> None:
     for folder in ("strategies", "benchmarks"):
         done = subprocess.run(
-            [sys.executable, "-c", f"import {folder}"], cwd=ROOT, capture_output=True, text=True, check=False
+            [sys.executable, "-c", f"import {folder}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 1
         assert f"clbench.{folder}" in done.stderr

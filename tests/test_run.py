@@ -21,9 +21,7 @@ from clbench.strategy import Lesson, Memory
 
 def settings(out: Path, cache: Path, **more: Any) -> RunSettings:
     return replace(
-        RunSettings(
-            bench="tumor_ext", strategy="universal", profile="smoke", out=out, cache=cache
-        ),
+        RunSettings(bench="tumor_ext", strategy="universal", profile="smoke", out=out, cache=cache),
         **more,
     )
 
@@ -71,13 +69,13 @@ def test_equal_settings_give_equal_bytes(smoke_run: Path, cache_root: Path, tmp_
     again = run_course(settings(tmp_path, cache_root))
     assert again.name == smoke_run.name
     assert (again / "scores.csv").read_bytes() == (smoke_run / "scores.csv").read_bytes()
-    a, b = (
-        torch.load(p / "step2.pt", weights_only=True)["model"] for p in (again, smoke_run)
-    )
+    a, b = (torch.load(p / "step2.pt", weights_only=True)["model"] for p in (again, smoke_run))
     assert all(torch.equal(a[k], b[k]) for k in b)
 
 
-def test_seed_and_settings_lead_elsewhere(smoke_run: Path, cache_root: Path, tmp_path: Path) -> None:
+def test_seed_and_settings_lead_elsewhere(
+    smoke_run: Path, cache_root: Path, tmp_path: Path
+) -> None:
     other = run_course(settings(tmp_path, cache_root, seed=1))
     assert other.name != smoke_run.name
     assert (other / "scores.csv").read_bytes() != (smoke_run / "scores.csv").read_bytes()
@@ -113,10 +111,8 @@ def test_a_run_stopped_between_steps_goes_on_at_the_next(
     folder = run_course(settings(tmp_path, cache_root), events.append)
     assert {e["step"] for e in events if e["event"] == "update"} == {2}
     assert (folder / "scores.csv").read_bytes() == (smoke_run / "scores.csv").read_bytes()
-    updates = [
-        json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()
-    ]
-    assert len(updates) == 4  # the half-done step left no lines behind
+    updates = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in updates] == [1] * 4 + [2] * 4  # the half-done step left no lines
 
 
 def test_strategies_that_start_alike_share_step_1(
@@ -157,18 +153,27 @@ class Greedy(Finetune):
     [("weights", "1", "without declaring"), ("images", "21", "a test case was asked for")],
 )
 def test_the_past_and_the_test_cases_stay_closed(
-    past: str, case: str, says: str, cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    past: str,
+    case: str,
+    says: str,
+    cache_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     made = type("Made", (Greedy,), {"past": past, "case": case})
     load = registry.load
     monkeypatch.setattr(
-        registry, "load", lambda kind, name: (lambda: made(case=case)) if name == "greedy" else load(kind, name)
+        registry,
+        "load",
+        lambda kind, name: (lambda: made(case=case)) if name == "greedy" else load(kind, name),
     )
     with pytest.raises(TrainingError, match=says):
         run_course(settings(tmp_path, cache_root, strategy="greedy"))
 
 
-def test_two_processes_do_not_share_a_run(smoke_run: Path, cache_root: Path, tmp_path: Path) -> None:
+def test_two_processes_do_not_share_a_run(
+    smoke_run: Path, cache_root: Path, tmp_path: Path
+) -> None:
     from filelock import FileLock
 
     with FileLock(smoke_run / ".lock"), pytest.raises(StoreError, match="another process"):

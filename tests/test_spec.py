@@ -21,7 +21,12 @@ def small() -> Benchmark:
         Step(name="two", source="a", learns=("liver",), split=SPLIT, phantom_split=SPLIT),
     )
     return Benchmark(
-        name="b", version=1, title="t", sources=(source,), steps=steps, preprocessing=Preprocessing()
+        name="b",
+        version=1,
+        title="t",
+        sources=(source,),
+        steps=steps,
+        preprocessing=Preprocessing(),
     )
 
 

@@ -70,16 +70,16 @@ class Catalog:
         return self._open[name, case]
 
     def _guard(self, step: int, name: str, case: str, purpose: Purpose) -> None:
-        tests = {
-            (self.source(i).name, c) for i, s in enumerate(self.splits, 1) for c in s.test
-        }
+        tests = {(self.source(i).name, c) for i, s in enumerate(self.splits, 1) for c in s.test}
         if (name, case) in tests:
             raise TrainingError(
                 "a test case was asked for in training",
                 where=f"step {self.step}, {name} case {case}",
                 next_step="report this to the author of the strategy; the run was stopped",
             )
-        own = (name, case) in {(self.source(self.step).name, c) for c in self.splits[self.step - 1].train}
+        own = (name, case) in {
+            (self.source(self.step).name, c) for c in self.splits[self.step - 1].train
+        }
         if not own and self.past not in ("images", "cases"):
             raise TrainingError(
                 "a strategy opened an image of an earlier step without declaring it",

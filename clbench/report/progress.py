@@ -69,7 +69,9 @@ class Progress:
                 lesson = event["lesson"]
                 self.lesson = f"step {lesson.number}/{event['of']}"
             case "shared":
-                self.console.print(f"{self.lesson}: already taught, shared by strategies that start alike")
+                self.console.print(
+                    f"{self.lesson}: already taught, shared by strategies that start alike"
+                )
             case "already finished":
                 self.console.print("this run is finished; --fresh repeats it")
             case "update":

@@ -1,0 +1,313 @@
+"""Examining a model: a score for every structure learned so far, and the masks kept on disk.
+
+Room: row 3. One prediction per case (`Server`, of `clbench.sliding`) serves both scorings: `strict`
+(the file's own grid, exact Dice) and `paper` (1.5 mm grid, the authors' Dice).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clbench.errors import SettingError, StoreError
+from clbench.metrics.overlap import (
+    Bits,
+    Counts,
+    bits_dtype,
+    counts_of,
+    dice,
+    dice_paper,
+    merge_pairs,
+    pattern_pairs,
+)
+from clbench.sliding import Server, sliding_slabs
+from clbench.store import Score
+
+if TYPE_CHECKING:
+    from clbench.data.volumes import Volume
+
+__all__ = [
+    "Prediction",
+    "ScoreContext",
+    "Server",
+    "bits_dtype",
+    "read_prediction",
+    "score_case",
+    "sliding_slabs",
+    "to_native",
+    "write_prediction",
+]
+
+NATIVE_SLAB_VOX = 1 << 24
+"""Voxels of the native grid handled at a time; bounds the memory of going back."""
+
+
+# ---------------------------------------------------------------------------------------- scoring
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreContext:
+    """What all scores of one examination have in common."""
+
+    bench: str
+    """Benchmark."""
+    bench_version: int
+    """Its version."""
+    strategy: str
+    """Strategy."""
+    seed: int
+    """Seed of the run."""
+    step: int
+    """1-based step after which the model is examined."""
+    learned_at: Mapping[str, int]
+    """Structure → 1-based step that taught it."""
+
+
+def score_case(
+    bits: Bits,
+    structures: Sequence[str],
+    volume: Volume,
+    *,
+    scorings: Sequence[str] = ("strict", "paper"),
+    context: ScoreContext,
+    ceiling: bool = True,
+) -> list[Score]:
+    """Score every learned structure of one case.
+
+    A structure the case does not annotate gets a row with status `not_annotated`: its background
+    proves nothing, so neither its hits nor its false positives are counted.
+
+    Args:
+        bits: (D, H, W) prediction on the model grid, bit k = structures[k].
+        structures: every structure learned so far.
+        volume: the case, with its truth.
+        scorings: `strict` (masks go back to the file's grid by nearest neighbor; exact Dice),
+            `paper` (model grid, 1 in the denominator), or both.
+        context: what all rows share.
+        ceiling: with `strict`, add rows of metric `dice_ceiling`: the truth itself taken to the
+            model grid and back. No model that works on this grid is expected to score above it.
+
+    Returns:
+        One row per structure and scoring (metric `dice`), and one `dice_ceiling` row each.
+
+    Raises:
+        SettingError: prediction and volume have different shapes, or an unknown scoring.
+
+    Source: statistics.md, sections 1.4 and 3, as told in `clbench.metrics.overlap`.
+    """
+    if bits.shape != volume.bits.shape:
+        raise SettingError(
+            "the prediction does not lie on the volume's grid",
+            where=f"case {volume.source}/{volume.case}",
+            expected=volume.bits.shape,
+            got=bits.shape,
+        )
+    annotated = [s for s in structures if s in volume.annotated and s in volume.names]
+    pred_bit = [structures.index(s) for s in annotated]
+    true_bit = [volume.names.index(s) for s in annotated]
+    rows: list[Score] = []
+
+    def add(scoring: str, metric: str, counts: list[Counts]) -> None:
+        known = dict(zip(annotated, counts, strict=True))
+        value_of = dice_paper if scoring == "paper" else dice
+        for name in structures:
+            found = known.get(name)
+            rows.append(
+                Score(
+                    bench=context.bench,
+                    bench_version=context.bench_version,
+                    strategy=context.strategy,
+                    seed=context.seed,
+                    step=context.step,
+                    eval_set=volume.source,
+                    case=volume.case,
+                    structure=name,
+                    learned_at=context.learned_at[name],
+                    scoring=scoring,
+                    metric=metric,
+                    value=float("nan") if found is None else value_of(found),
+                    gt_vox=None if found is None else found.gt_vox,
+                    pred_vox=None if found is None else found.pred_vox,
+                    status="not_annotated" if found is None else found.status,
+                )
+            )
+
+    for scoring in scorings:
+        if scoring == "paper":
+            pairs = pattern_pairs(bits, volume.bits)
+            add("paper", "dice", counts_of(pairs, list(zip(pred_bit, true_bit, strict=True))))
+        elif scoring == "strict":
+            truth = volume.native_bits()
+            back = _native_pairs(bits, volume, truth)
+            add("strict", "dice", counts_of(back, list(zip(pred_bit, true_bit, strict=True))))
+            if ceiling:
+                best = _native_pairs(volume.bits, volume, truth)
+                same = list(zip(true_bit, true_bit, strict=True))
+                add("strict", "dice_ceiling", counts_of(best, same))
+        else:
+            raise SettingError(
+                f"there is no scoring called {scoring!r}",
+                where="--scoring",
+                expected="strict, paper",
+                got=scoring,
+            )
+    return rows
+
+
+def to_native(
+    bits: NDArray[Any], axes: tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+) -> NDArray[Any]:
+    """Take a bit pattern array back to the native grid by nearest neighbor.
+
+    Args:
+        bits: (D, H, W) on the model grid.
+        axes: per native axis the nearest model index of each voxel, -1 outside the model grid;
+            what `Volume.native_axes` returns.
+
+    Returns:
+        (len(axes[0]), len(axes[1]), len(axes[2])) of the same type; 0 outside.
+    """
+    out = np.zeros(tuple(len(a) for a in axes), dtype=bits.dtype)
+    inside = [np.flatnonzero(a >= 0) for a in axes]
+    if any(i.size == 0 for i in inside):
+        return out
+    # one axis after the other, widest rows first: the gather stays in cache
+    found = bits
+    for axis in range(3):
+        found = np.take(found, axes[axis][inside[axis]], axis=axis)
+    # the inside of an axis is one stretch, so this is a plain block
+    block = tuple(slice(int(i[0]), int(i[-1]) + 1) for i in inside)
+    if out[block].shape == found.shape:
+        out[block] = found
+    else:
+        out[np.ix_(*inside)] = found
+    return out
+
+
+def _native_pairs(
+    bits: NDArray[Any], volume: Volume, truth: NDArray[Any]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
+    """Pairs of patterns on the native grid, some slices at a time."""
+    axis0, axis1, axis2 = volume.native_axes()
+    rows = max(1, NATIVE_SLAB_VOX // max(1, len(axis1) * len(axis2)))
+    return merge_pairs(
+        pattern_pairs(to_native(bits, (axis0[a : a + rows], axis1, axis2)), truth[a : a + rows])
+        for a in range(0, len(axis0), rows)
+    )
+
+
+# --------------------------------------------------------------------------- predictions on disk
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """A prediction read from disk."""
+
+    bits: Bits
+    """(D, H, W), bit k = structures[k]."""
+    structures: tuple[str, ...]
+    """Names of the bits."""
+    affine: NDArray[np.float64]
+    """(4, 4) voxel → RAS mm."""
+    source: str
+    """Data set of the case; empty where not recorded."""
+    case: str
+    """Case id; empty where not recorded."""
+
+
+def write_prediction(
+    path: Path,
+    bits: Bits,
+    structures: Sequence[str],
+    affine: NDArray[Any],
+    *,
+    source: str = "",
+    case: str = "",
+) -> None:
+    """Write one case's masks as packed bits, one array per structure, in a compressed .npz.
+
+    Equal predictions give equal bytes. The file appears whole or not at all.
+
+    Args:
+        path: target, ending in .npz.
+        bits: (D, H, W), bit k = structures[k].
+        structures: names of the bits.
+        affine: (4, 4) voxel → RAS mm of this grid.
+        source: data set of the case.
+        case: case id.
+
+    Raises:
+        StoreError: the folder cannot be written or the disk is full.
+    """
+    one = bits.dtype.type(1)
+    arrays: dict[str, NDArray[Any]] = {
+        "shape": np.array(bits.shape, dtype=np.int64),
+        "affine": np.asarray(affine, dtype=np.float64),
+        "structures": np.array(list(structures), dtype=np.str_),
+        "source": np.array(source, dtype=np.str_),
+        "case": np.array(case, dtype=np.str_),
+    }
+    for k, name in enumerate(structures):
+        arrays[f"mask_{name}"] = np.packbits((bits >> bits.dtype.type(k)) & one)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as err:
+        raise StoreError(
+            f"a prediction could not be written: {err}",
+            where=path,
+            next_step="free some disk space, choose another --out, or --keep-predictions none",
+        ) from err
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_prediction(path: Path) -> Prediction:
+    """Read what `write_prediction` wrote.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            d, h, w = (int(n) for n in file["shape"])
+            structures = tuple(str(s) for s in file["structures"])
+            dtype = bits_dtype(len(structures))
+            bits = np.zeros(d * h * w, dtype=dtype)
+            for k, name in enumerate(structures):
+                mask = np.unpackbits(file[f"mask_{name}"], count=d * h * w)
+                bits |= mask.astype(dtype) << dtype.type(k)
+            return Prediction(
+                bits=bits.reshape(d, h, w),
+                structures=structures,
+                affine=file["affine"],
+                source=str(file["source"]),
+                case=str(file["case"]),
+            )
+    except FileNotFoundError:
+        raise StoreError(
+            "a prediction is missing",
+            where=path,
+            next_step="examine the run again with --fresh and --keep-predictions test",
+        ) from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as err:
+        raise StoreError(
+            "a prediction cannot be read",
+            where=path,
+            expected="a file written by clbench",
+            got=str(err).splitlines()[0] if str(err) else type(err).__name__,
+            next_step="delete it and examine the run again with --fresh",
+        ) from err

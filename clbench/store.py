@@ -1,0 +1,346 @@
+"""Run folders on disk: scores, records, events; written whole or not at all, read with suspicion.
+
+Room: row 1 (no torch). A run lies in `<results>/<bench>/<strategy>/<run id>/`; equal settings give an
+equal run id, and equal runs give equal bytes of `scores.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from clbench.errors import StoreError
+
+SCHEMA = 1
+"""Version of the layout of a run folder."""
+SCORINGS = ("strict", "paper")
+"""The two ways to score a prediction (see `clbench.examine`)."""
+STATUSES = ("ok", "both_empty", "fp_only", "fn_only", "not_annotated")
+"""What the two masks of a row were: both filled, both empty, a false alarm, a miss; or no truth."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """One row of `scores.csv`: one structure of one test case, after one step."""
+
+    bench: str
+    """Benchmark."""
+    bench_version: int
+    """Its version."""
+    strategy: str
+    """Strategy."""
+    seed: int
+    """Seed of the run."""
+    step: int
+    """1-based step after which the model was examined."""
+    eval_set: str
+    """Source of the test case."""
+    case: str
+    """Case id."""
+    structure: str
+    """Canonical name."""
+    learned_at: int
+    """1-based step that taught it."""
+    scoring: str
+    """`strict` or `paper`."""
+    metric: str
+    """`dice`, `dice_ceiling`, …"""
+    value: float
+    """The score; NaN where it is not defined (see `status`)."""
+    gt_vox: int | None
+    """Voxels of the truth; None where it is not annotated."""
+    pred_vox: int | None
+    """Voxels of the prediction; None where there is no truth to compare with."""
+    status: str
+    """One of `STATUSES`."""
+
+
+COLUMNS = tuple(f.name for f in dataclasses.fields(Score))
+_WHOLE = {"bench_version", "seed", "step", "learned_at"}
+_COUNT = {"gt_vox", "pred_vox"}
+
+
+def _key(row: Score) -> tuple[Any, ...]:
+    case = (0, int(row.case), "") if row.case.isdigit() else (1, 0, row.case)
+    return (
+        row.bench, row.strategy, row.seed, row.step, row.scoring, row.metric, row.eval_set, case,
+        row.learned_at, row.structure,
+    )  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- writing
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder that must be writable.
+
+    Raises:
+        StoreError: it cannot be.
+    """
+    probe = folder / f".probe.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as err:
+        raise StoreError(
+            "the results folder cannot be written",
+            where=folder,
+            got=err.strerror or str(err),
+            next_step="choose another folder with --out, or change its permissions",
+        ) from err
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: temporary name, fsync, rename.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written; the old file is unharmed.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as err:
+        raise StoreError(
+            "a file of the run could not be written",
+            where=path,
+            got=err.strerror or str(err),
+            next_step="free some disk space, or choose another folder with --out; run the same "
+            "command again and it goes on where it stopped",
+        ) from err
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as sorted, indented JSON."""
+    text = json.dumps(content, indent=1, sort_keys=True, default=str)
+    write_bytes(path, text.encode() + b"\n")
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write `run.json`."""
+    write_json(folder / "run.json", record)
+
+
+def write_scores(path: Path, rows: Iterable[Score]) -> None:
+    """Write `scores.csv`: sorted, values by `repr`, no time stamps."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in sorted(rows, key=_key):
+        cells = (getattr(row, name) for name in COLUMNS)
+        writer.writerow(
+            "" if c is None else repr(float(c)) if isinstance(c, float) else c for c in cells
+        )
+    write_bytes(path, out.getvalue().encode())
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        StoreError: missing, or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(
+            "a file of the run is missing", where=path, next_step="run again with --fresh"
+        ) from None
+    except (OSError, ValueError) as err:
+        raise StoreError(
+            "a file of the run cannot be read",
+            where=path,
+            expected="JSON written by clbench",
+            got=err,
+            next_step="run again with --fresh",
+        ) from err
+    if not isinstance(content, dict):
+        raise StoreError(
+            "a file of the run is not a JSON object", where=path, next_step="run again with --fresh"
+        )
+    return content
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read `run.json`.
+
+    Raises:
+        StoreError: missing, damaged, or of another schema.
+    """
+    record = read_json(folder / "run.json")
+    if record.get("schema") != SCHEMA:
+        raise StoreError(
+            "the run was written by another version of clbench",
+            where=folder / "run.json",
+            expected=f"schema {SCHEMA}",
+            got=f"schema {record.get('schema')}",
+            next_step="run again with --fresh, or read it with the version that wrote it",
+        )
+    return record
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Read `scores.csv`.
+
+    Raises:
+        StoreError: missing, other columns, or a value that is none; names the line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file))
+    except OSError as err:
+        raise StoreError(
+            "the scores cannot be read",
+            where=path,
+            got=err.strerror,
+            next_step="finish the run by repeating its command",
+        ) from err
+    if not lines or tuple(lines[0]) != COLUMNS:
+        raise StoreError(
+            "the scores have other columns",
+            where=path,
+            expected=", ".join(COLUMNS),
+            got=", ".join(lines[0]) if lines else "an empty file",
+            next_step="run again with --fresh",
+        )
+    rows = []
+    for number, cells in enumerate(lines[1:], 2):
+        try:
+            values: dict[str, Any] = dict(zip(COLUMNS, cells, strict=True))
+            for name in _WHOLE:
+                values[name] = int(values[name])
+            for name in _COUNT:
+                values[name] = int(values[name]) if values[name] else None
+            values["value"] = float(values["value"])
+            if values["scoring"] not in SCORINGS or values["status"] not in STATUSES:
+                raise ValueError(f"{values['scoring']!r}, {values['status']!r}")
+            rows.append(Score(**values))
+        except ValueError as err:
+            raise StoreError(
+                "a line of the scores cannot be read",
+                where=f"{path}, line {number}",
+                got=f"{','.join(cells)} ({err})",
+                next_step="run again with --fresh",
+            ) from err
+    return rows
+
+
+def find_runs(results: Path, *, bench: str | None = None) -> list[Path]:
+    """Run folders below a results folder, in order of path; finished or not."""
+    return sorted(
+        p.parent
+        for p in results.glob(f"{bench or '*'}/*/*/run.json")
+        if not p.parent.parent.name.startswith("_")
+    )
+
+
+def run_id(identity: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits that depend on the settings alone."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# What must be equal before two runs stand in one table.
+_ALIKE = ("bench", "bench_version", "numerics", "data_fingerprint", "splits", "profile")
+
+
+def refuse_mixture(records: Sequence[Mapping[str, Any]]) -> None:
+    """Runs of one table must answer the same question: same benchmark, data, splits and profile.
+
+    Args:
+        records: contents of `run.json`.
+
+    Raises:
+        StoreError: they differ; names the two runs and what differs.
+    """
+    for other in records[1:]:
+        first = records[0]
+        differs = [k for k in _ALIKE if first["identity"][k] != other["identity"][k]]
+        if first["patients"] != other["patients"]:
+            differs.insert(0, "phantom and patients")
+        if differs:
+            raise StoreError(
+                "these runs do not belong in one table",
+                where=f"{first['strategy']}/{first['run_id']} and "
+                f"{other['strategy']}/{other['run_id']}",
+                expected="the same benchmark, data, splits, profile and numerics",
+                got="different " + ", ".join(differs),
+                next_step="keep them in different results folders (--out, --results)",
+            )
+
+
+class EventLog:
+    """Lines of JSON, appended as they happen; a context manager.
+
+    Args:
+        path: the file.
+        keep: which lines of an earlier, broken-off attempt stay.
+    """
+
+    def __init__(self, path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+        self.path = path
+        kept = [e for e in read_events(path) if keep(e)] if path.exists() else []
+        write_bytes(path, "".join(map(_line, kept)).encode())
+
+    def __enter__(self) -> EventLog:
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        """Append one event.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        try:
+            self._file.write(_line(event))
+            self._file.flush()
+        except OSError as err:
+            raise StoreError(
+                "the event log could not be written",
+                where=self.path,
+                got=err.strerror,
+                next_step="free some disk space and run the same command again",
+            ) from err
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    # a loss that is not a number ends the run, but must not break the reader of its log
+    return json.dumps(event, default=str, allow_nan=True) + "\n"
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a log; a last line cut off by a crash is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found

@@ -1,0 +1,153 @@
+"""Data against splits: what is missing, what is twice, and what the phantom may give."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from clbench import registry
+from clbench.data.catalog import Catalog, build_catalog
+from clbench.data.layouts import LAYOUTS
+from clbench.errors import ClbenchError, DataError, SettingError, SpecError, TrainingError
+from clbench.settings import load_profile
+from clbench.spec import Split
+
+BENCH = registry.benchmark("tumor_ext")
+SMOKE = load_profile("smoke")
+BTCV = Split(name="b", train=("1", "2"), validation=(), test=("3",))
+LITS = Split(name="l", train=("0",), validation=(), test=("1",))
+
+
+def write(folder: Path, layout: str, case: str, *, seed: int, values: tuple[int, ...]) -> Path:
+    """A box of tissue in air, with one small box per label value."""
+    rng = np.random.default_rng(seed)
+    image = np.full((20, 20, 20), -1000, dtype=np.int16)
+    image[2:18, 2:18, 2:18] = rng.integers(0, 100, (16, 16, 16))
+    label = np.zeros(image.shape, dtype=np.uint8)
+    for i, value in enumerate(values):
+        label[3 + i, 4:8, 4:8] = value
+    image_path, label_path = LAYOUTS[layout].paths(folder, case)
+    for path, array in ((image_path, image), (label_path, label)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(array, np.diag([3.0, 3.0, 3.0, 1.0])), path)
+    return image_path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    for case in ("1", "2", "3"):
+        write(folder / "btcv", "btcv", case, seed=int(case), values=(1, 2, 6))
+    for case in ("0", "1"):
+        write(folder / "lits", "lits", case, seed=10 + int(case), values=(1, 2))
+    return folder
+
+
+def catalog(data: Path, tmp_path: Path, **more: Any) -> Catalog:
+    return build_catalog(
+        BENCH,
+        SMOKE.preprocessing(BENCH.preprocessing),
+        cache_root=tmp_path / "cache",
+        phantom=SMOKE.phantom,
+        **{"data": str(data), "splits": {"btcv": BTCV, "lits": LITS}, **more},
+    )
+
+
+def test_real_folders_are_found_and_opened_with_a_ledger(data: Path, tmp_path: Path) -> None:
+    found = catalog(data, tmp_path)
+    assert found.patients
+    volume = found.open(1, "1", "train")
+    assert (volume.source, volume.case) == ("btcv", "1")
+    assert found.open(1, "1", "train") is volume
+    found.step, found.past = 2, "images"
+    found.open(1, "2", "train")
+    found.open(2, "1", "test")
+    assert found.opened() == {
+        "1": {"train": ["btcv/1"]},
+        "2": {"train": ["btcv/2"], "test": ["lits/1"]},
+    }
+
+
+def test_named_folders_and_one_folder_are_the_same_data(data: Path, tmp_path: Path) -> None:
+    named = catalog(data, tmp_path, data=f"btcv={data / 'btcv'},lits={data / 'lits'}")
+    assert named.fingerprint == catalog(data, tmp_path).fingerprint
+
+
+def test_the_fingerprint_follows_the_files(data: Path, tmp_path: Path) -> None:
+    before = catalog(data, tmp_path).fingerprint
+    write(data / "btcv", "btcv", "2", seed=77, values=(1, 2, 6))
+    assert catalog(data, tmp_path).fingerprint != before
+
+
+def test_a_test_case_is_never_opened_for_training(data: Path, tmp_path: Path) -> None:
+    found = catalog(data, tmp_path)
+    with pytest.raises(TrainingError, match="a test case"):
+        found.open(1, "3", "train")
+
+
+def test_the_past_stays_closed_unless_declared(data: Path, tmp_path: Path) -> None:
+    found = catalog(data, tmp_path)
+    found.step = 2
+    with pytest.raises(TrainingError, match="without declaring"):
+        found.open(1, "1", "train")
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "says"),
+    [
+        (
+            {"splits": {"btcv": replace(BTCV, train=("1", "7", "9")), "lits": LITS}},
+            DataError,
+            ["2 cases", "missing: 7, 9", "--split btcv="],
+        ),
+        ({"splits": {"btcv": BTCV, "lids": LITS}}, SettingError, ["'lids'", "btcv, lits"]),
+        ({"data": "/absent/folder"}, DataError, ["/absent/folder"]),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    more: dict[str, Any], kind: type[ClbenchError], says: list[str], data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(kind) as err:
+        catalog(data, tmp_path, **more)
+    for words in says:
+        assert words in str(err.value)
+
+
+def test_the_same_case_in_train_and_test_by_id() -> None:
+    with pytest.raises(SpecError, match="the same case stands in train and test"):
+        replace(BTCV, test=("1",))
+
+
+def test_the_same_case_in_train_and_test_by_content(data: Path, tmp_path: Path) -> None:
+    one = LAYOUTS["btcv"].paths(data / "btcv", "1")[0]
+    three = LAYOUTS["btcv"].paths(data / "btcv", "3")[0]
+    three.write_bytes(one.read_bytes())
+    with pytest.raises(DataError) as err:
+        catalog(data, tmp_path)
+    assert "the same case is in train and in test" in str(err.value)
+    assert "btcv case 3" in str(err.value)
+    assert "btcv case 1" in str(err.value)
+
+
+def test_a_label_without_any_structure_is_a_valid_case(data: Path, tmp_path: Path) -> None:
+    write(data / "lits", "lits", "0", seed=10, values=())
+    volume = catalog(data, tmp_path).open(2, "0", "train")
+    assert volume.annotated == {"liver", "liver_tumor"}
+    assert not volume.bits.any()
+
+
+def test_a_phantom_split_cannot_give_more_than_it_has(tmp_path: Path) -> None:
+    with pytest.raises(SettingError) as err:
+        build_catalog(
+            BENCH,
+            SMOKE.preprocessing(BENCH.preprocessing),
+            data=None,
+            cache_root=tmp_path,
+            phantom=replace(SMOKE.phantom, test=99),
+        )
+    assert "phantom.test" in str(err.value)

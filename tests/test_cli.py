@@ -1,0 +1,127 @@
+"""The command line: what it prints, how it fails, and that the light commands stay light."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from clbench import store
+from clbench.cli import app, parse_seeds
+from clbench.errors import SettingError
+
+
+def run_cli(*words: str) -> subprocess.CompletedProcess[str]:
+    """The installed program, as a user starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "clbench", *words], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("0", [0]), ("0-2", [0, 1, 2]), ("0,5", [0, 5]), ("0-1,7", [0, 1, 7])]
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "a", "2-", "-1", "3-1", "0-b"])
+def test_wrong_seeds(text: str) -> None:
+    with pytest.raises(SettingError, match="seed"):
+        parse_seeds(text)
+
+
+def test_list_names_every_part_with_one_line() -> None:
+    out = CliRunner().invoke(app, ["list"]).output
+    for name in ("tumor_ext", "universal", "finetune", "joint", "swin_unetr", "unet", "segresnet",
+                 "small_unet", "minilm", "clip", "onehot", "random", "smoke", "quick", "paper"):  # fmt: skip
+        (line,) = [x for x in out.splitlines() if x.split()[:1] == [name]]
+        assert len(line.split()) > 3, line
+
+
+def test_the_light_commands_import_neither_torch_nor_scipy() -> None:
+    for words in (["list"], ["table", "10", "--source", "printed"]):
+        code = (
+            "import sys; from clbench.cli import app\n"
+            f"try: app({words!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
+            "heavy = {'torch', 'scipy', 'monai', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+            "assert not heavy, heavy"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_error_is_one_message_without_traceback(tmp_path: Path) -> None:
+    done = run_cli("run", "--bench", "tumor", "--strategy", "universal", "--out", str(tmp_path))
+    assert done.returncode == 1
+    assert "did you mean 'tumor_ext'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--bench", "tumor_ext", "--strategy", "universal", "--scoring", "lenient"],
+        ["run", "--bench", "tumor_ext", "--strategy", "universal", "--keep-predictions", "all"],
+        ["run", "--bench", "tumor_ext", "--strategy", "universal", "--split", "btcv"],
+        ["table", "9"],
+        ["table", "10", "--source", "paper"],
+        ["table", "10", "--format", "html"],
+        ["table", "10", "--scoring", "both"],
+    ],
+)
+def test_a_wrong_choice_lists_the_right_ones(words: list[str]) -> None:
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, SettingError)
+    assert done.exception.expected or "SOURCE=FILE" in done.exception.what
+
+
+def test_run_prints_the_phantom_scores_forgetting_and_place(
+    smoke_run: Path, cache_root: Path, smoke_out: Path
+) -> None:
+    done = CliRunner().invoke(
+        app,
+        ["run", "--bench", "tumor_ext", "--strategy", "universal", "--profile", "smoke",
+         "--out", str(smoke_out), "--cache", str(cache_root), "--scoring", "both"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert "PHANTOM" in lines[0]
+    assert "orgetting" in done.output
+    assert (
+        "liver_tumor" in done.output or "Liver Tumor" in done.output or "liver tumor" in done.output
+    )
+    assert str(smoke_run) in done.output.replace("\n", "")
+    assert "paper" in done.output
+
+
+def test_several_seeds_are_several_runs(cache_root: Path, smoke_out: Path, smoke_run: Path) -> None:
+    done = CliRunner().invoke(
+        app,
+        ["run", "--bench", "tumor_ext", "--strategy", "universal", "--profile", "smoke", "--seeds", "0-1",
+         "--out", str(smoke_out), "--cache", str(cache_root), "--keep-predictions", "none"],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    seeds = {
+        json.loads((f / "run.json").read_text())["identity"]["seed"]
+        for f in store.find_runs(smoke_out)
+        if f.parent.name == "universal"
+    }
+    assert seeds >= {0, 1}
+
+
+def test_a_summary_of_phantom_runs_says_so(smoke_run: Path, smoke_out: Path) -> None:
+    for words in (["summary"], ["10", "--source", "measured"]):
+        done = CliRunner().invoke(
+            app, ["table", *words, "--results", str(smoke_out), "--format", "md"]
+        )
+        assert done.exit_code == 0, done.output
+        assert "phantom" in done.output.lower()
+        assert "universal" in done.output
