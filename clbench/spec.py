@@ -6,9 +6,11 @@ and validate themselves, so whoever holds one may trust it.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,22 +124,109 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """A rule that draws a split from the cases at hand, patient by patient.
+
+    Patients are put in an order that depends on `seed` and their names alone, and dealt out in
+    blocks: a step with `part = 2` takes the second block. So steps that share a source, a seed and
+    the block size never share a patient.
+    """
+
+    seed: int
+    """Changes the order of the patients."""
+    train: int
+    """Patients to learn from."""
+    validation: int = 0
+    """Patients for choices made while developing."""
+    test: int
+    """Patients for the examination."""
+    part: int = 1
+    """1-based block."""
+    patient: str = "(.+)"
+    """Regular expression whose first group is the patient within a case id."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if min(self.train, self.test, self.part) < 1 or self.validation < 0:
+            raise SpecError(
+                "a drawn split needs at least one train and one test patient and part ≥ 1",
+                where="draw",
+                got=f"train={self.train}, test={self.test}, part={self.part}",
+            )
+        try:
+            groups = re.compile(self.patient).groups
+        except re.error as err:
+            raise SpecError("draw.patient is no regular expression", got=self.patient) from err
+        if groups != 1:
+            raise SpecError(
+                "draw.patient needs exactly one group", where="draw", got=self.patient
+            )
+
+    def deal(self, cases: Iterable[str], where: object) -> dict[str, tuple[str, ...]]:
+        """`{"train": ids, "validation": ids, "test": ids}` out of the cases at hand.
+
+        Raises:
+            SpecError: not enough patients, or an id without a patient.
+        """
+        patients: dict[str, list[str]] = {}
+        for case in sorted(cases):
+            match = re.match(self.patient, case)
+            if match is None:
+                raise SpecError(
+                    "a case id does not match draw.patient", where=where, expected=self.patient, got=case
+                )
+            patients.setdefault(match[1], []).append(case)
+        order = sorted(
+            patients, key=lambda p: hashlib.sha256(f"{self.seed}/{p}".encode()).hexdigest()
+        )
+        size = self.train + self.validation + self.test
+        block = order[(self.part - 1) * size : self.part * size]
+        if len(block) < size:
+            raise SpecError(
+                "too few patients for the drawn split",
+                where=where,
+                expected=f"at least {self.part * size} (part {self.part} of {size} each)",
+                got=len(order),
+                next_step="add cases, or pass a split file of your own with --split",
+            )
+        ends = {"train": (0, self.train), "validation": (self.train, size - self.test),
+                "test": (size - self.test, size)}  # fmt: skip
+        return {
+            part: tuple(c for p in block[a:b] for c in patients[p]) for part, (a, b) in ends.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Split:
     """Which cases of a source train, validate and test a step."""
 
     name: str
     """File name, for records."""
-    train: tuple[str, ...]
+    train: tuple[str, ...] = ()
     """Case ids a model learns from."""
-    validation: tuple[str, ...]
+    validation: tuple[str, ...] = ()
     """Case ids for choices made while developing."""
-    test: tuple[str, ...]
+    test: tuple[str, ...] = ()
     """Case ids no training ever opens."""
     origin: str = ""
     """Where the ids come from."""
+    draw: Draw | None = None
+    """A rule instead of lists; `resolve` applies it."""
+
+    def resolve(self, cases: Iterable[str]) -> Split:
+        """This split with its rule applied to the cases at hand; itself where it lists ids."""
+        if self.draw is None:
+            return self
+        return replace(self, draw=None, **self.draw.deal(cases, f"split {self.name!r}"))
 
     def __post_init__(self) -> None:
         """Check that no case stands in two parts."""
+        if self.draw is not None:
+            if self.cases:
+                raise SpecError(
+                    "a split lists cases or draws them, not both", where=f"split {self.name!r}"
+                )
+            return
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         names = list(parts)
         for i, a in enumerate(names):
@@ -310,6 +399,8 @@ def load_split(path: Path) -> Split:
         if part in raw and not isinstance(raw[part], list):
             raise SpecError(f"{part} must be a list of case ids", where=path, got=raw[part])
         raw[part] = expand_ids(raw.get(part, []), path)
+    if "draw" in raw:
+        raw["draw"] = _make(Draw, raw["draw"], f"{path}, draw")
     return _make(Split, {"name": path.name, **raw}, path)
 
 

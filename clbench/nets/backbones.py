@@ -1,0 +1,310 @@
+"""Backbones by name: an image in, named feature maps out, encoder and decoder apart.
+
+Room: row 2. Every backbone is an `encoder` (image → maps, finest first, `bottleneck` last) and a
+`decoder` (those maps → dec…, `final`), so that a method may freeze the one and copy the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from monai.networks.nets import BasicUNet, SegResNet, SwinUNETR
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clbench.errors import SettingError
+
+Maps = dict[str, Tensor]
+
+
+class Backbone(nn.Module):
+    """An encoder and a decoder.
+
+    Args:
+        encoder: image (B, 1, D, H, W) → maps, ordered from fine to coarse, `bottleneck` last.
+        decoder: all encoder maps → maps from coarse to fine, `final` last.
+        final_channels: channels of `final`.
+        bottleneck_channels: channels of `bottleneck`.
+        stride: spatial sizes must be multiples of it.
+        smallest: smallest spatial size it can be trained on.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        *,
+        final_channels: int,
+        bottleneck_channels: int,
+        stride: int,
+        smallest: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.final_channels = final_channels
+        self.bottleneck_channels = bottleneck_channels
+        self.stride = stride
+        self.smallest = max(smallest, stride)
+
+    def forward(self, image: Tensor) -> Maps:
+        """(B, 1, D, H, W) → enc0…, bottleneck, dec…, final (at the resolution of the image).
+
+        Raises:
+            SettingError: a size the network cannot work on.
+        """
+        maps = self.encode(image)
+        return {**maps, **self.decoder(maps)}
+
+    def encode(self, image: Tensor) -> Maps:
+        """The encoder's maps alone; checks the size."""
+        shape = tuple(image.shape[2:])
+        if any(n % self.stride for n in shape) or (self.training and min(shape) < self.smallest):
+            raise SettingError(
+                "the network cannot work on patches of this size",
+                where="data.patch_vox",
+                expected=f"multiples of {self.stride}, at least {self.smallest}",
+                got="×".join(map(str, shape)),
+                next_step=f"--set data.patch_vox={','.join(str(self._fit(n)) for n in shape)}",
+            )
+        found: Maps = self.encoder(image)
+        return found
+
+    def _fit(self, size: int) -> int:
+        return max(-(-size // self.stride) * self.stride, self.smallest)
+
+
+# --------------------------------------------------------------------------------- Swin UNETR
+
+
+class _SwinEncoder(nn.Module):
+    def __init__(self, net: SwinUNETR) -> None:
+        super().__init__()
+        self.swinViT = net.swinViT
+        for name in ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10"):
+            setattr(self, name, getattr(net, name))
+
+    def forward(self, image: Tensor) -> Maps:
+        hidden = self.swinViT(image, True)
+        return {
+            "enc0": self.encoder1(image),
+            "enc1": self.encoder2(hidden[0]),
+            "enc2": self.encoder3(hidden[1]),
+            "enc3": self.encoder4(hidden[2]),
+            "enc4": hidden[3],
+            "bottleneck": self.encoder10(hidden[4]),
+        }
+
+
+class _SwinDecoder(nn.Module):
+    def __init__(self, net: SwinUNETR) -> None:
+        super().__init__()
+        for name in ("decoder5", "decoder4", "decoder3", "decoder2", "decoder1"):
+            setattr(self, name, getattr(net, name))
+
+    def forward(self, maps: Mapping[str, Tensor]) -> Maps:
+        dec3 = self.decoder5(maps["bottleneck"], maps["enc4"])
+        dec2 = self.decoder4(dec3, maps["enc3"])
+        dec1 = self.decoder3(dec2, maps["enc2"])
+        dec0 = self.decoder2(dec1, maps["enc1"])
+        final = self.decoder1(dec0, maps["enc0"])
+        return {"dec3": dec3, "dec2": dec2, "dec1": dec1, "dec0": dec0, "final": final}
+
+
+def swin_unetr(size: int = 48) -> Backbone:
+    """Swin UNETR without its output layer (MONAI; Hatamizadeh et al., 2022).
+
+    Args:
+        size: feature size, a multiple of 12; the paper's is 48.
+
+    Raises:
+        SettingError: another size.
+    """
+    _need(size, 12, "swin_unetr")
+    net = SwinUNETR(in_channels=1, out_channels=1, feature_size=size)
+    # instance normalisation over a bottleneck of one voxel has no variance: 64 and up
+    return Backbone(
+        _SwinEncoder(net),
+        _SwinDecoder(net),
+        final_channels=size,
+        bottleneck_channels=16 * size,
+        stride=32,
+        smallest=64,
+    )
+
+
+# -------------------------------------------------------------------------------------- U-Net
+
+
+class _UNetEncoder(nn.Module):
+    def __init__(self, net: BasicUNet) -> None:
+        super().__init__()
+        for name in ("conv_0", "down_1", "down_2", "down_3", "down_4"):
+            setattr(self, name, getattr(net, name))
+
+    def forward(self, image: Tensor) -> Maps:
+        maps = {"enc0": self.conv_0(image)}
+        for i in range(1, 4):
+            maps[f"enc{i}"] = getattr(self, f"down_{i}")(maps[f"enc{i - 1}"])
+        maps["bottleneck"] = self.down_4(maps["enc3"])
+        return maps
+
+
+class _UNetDecoder(nn.Module):
+    def __init__(self, net: BasicUNet) -> None:
+        super().__init__()
+        for name in ("upcat_4", "upcat_3", "upcat_2", "upcat_1"):
+            setattr(self, name, getattr(net, name))
+
+    def forward(self, maps: Mapping[str, Tensor]) -> Maps:
+        dec2 = self.upcat_4(maps["bottleneck"], maps["enc3"])
+        dec1 = self.upcat_3(dec2, maps["enc2"])
+        dec0 = self.upcat_2(dec1, maps["enc1"])
+        return {"dec2": dec2, "dec1": dec1, "dec0": dec0, "final": self.upcat_1(dec0, maps["enc0"])}
+
+
+def unet(size: int = 32) -> Backbone:
+    """A U-Net of five levels (MONAI's BasicUNet), instance-normalised."""
+    _need(size, 1, "unet")
+    net = BasicUNet(
+        spatial_dims=3, in_channels=1, features=(size, size, 2 * size, 4 * size, 8 * size, size)
+    )
+    return Backbone(
+        _UNetEncoder(net),
+        _UNetDecoder(net),
+        final_channels=size,
+        bottleneck_channels=8 * size,
+        stride=16,
+        smallest=32,
+    )
+
+
+# ---------------------------------------------------------------------------------- SegResNet
+
+
+class _ResEncoder(nn.Module):
+    def __init__(self, net: SegResNet) -> None:
+        super().__init__()
+        self.convInit, self.down_layers = net.convInit, net.down_layers
+
+    def forward(self, image: Tensor) -> Maps:
+        x = self.convInit(image)
+        maps: Maps = {}
+        for i, layer in enumerate(self.down_layers):
+            x = layer(x)
+            maps["bottleneck" if i == len(self.down_layers) - 1 else f"enc{i}"] = x
+        return maps
+
+
+class _ResDecoder(nn.Module):
+    def __init__(self, net: SegResNet) -> None:
+        super().__init__()
+        self.up_samples, self.up_layers = net.up_samples, net.up_layers
+
+    def forward(self, maps: Mapping[str, Tensor]) -> Maps:
+        x, found = maps["bottleneck"], {}
+        last = len(self.up_layers) - 1
+        for i, (up, layer) in enumerate(zip(self.up_samples, self.up_layers, strict=True)):
+            x = layer(up(x) + maps[f"enc{last - i}"])
+            found["final" if i == last else f"dec{last - 1 - i}"] = x
+        return found
+
+
+def segresnet(size: int = 16) -> Backbone:
+    """SegResNet without its output layer (MONAI; Myronenko, 2018), group-normalised."""
+    _need(size, 8, "segresnet")
+    net = SegResNet(spatial_dims=3, init_filters=size, in_channels=1, out_channels=1)
+    return Backbone(
+        _ResEncoder(net),
+        _ResDecoder(net),
+        final_channels=size,
+        bottleneck_channels=8 * size,
+        stride=8,
+    )
+
+
+# ---------------------------------------------------------------------------------- small U-Net
+
+
+class _Block(nn.Sequential):
+    """Two 3³ convolutions, instance-normalised; the first may halve the resolution."""
+
+    def __init__(self, inside: int, outside: int, stride: int = 1) -> None:
+        super().__init__(
+            nn.Conv3d(inside, outside, 3, stride=stride, padding=1, bias=False),
+            nn.InstanceNorm3d(outside, affine=True),
+            nn.LeakyReLU(0.01, inplace=True),
+            nn.Conv3d(outside, outside, 3, padding=1, bias=False),
+            nn.InstanceNorm3d(outside, affine=True),
+            nn.LeakyReLU(0.01, inplace=True),
+        )
+
+
+class _SmallEncoder(nn.Module):
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        # strided, not pooled: on small maps torch takes a convolution eight times slower on a CPU
+        # unless channels × depth × height passes 20480, and a strided one sees the larger map
+        self.blocks = nn.ModuleList(
+            _Block(a, b, 2 if i else 1)
+            for i, (a, b) in enumerate(zip([1, *widths[:-1]], widths, strict=True))
+        )
+
+    def forward(self, image: Tensor) -> Maps:
+        maps: Maps = {}
+        x = image
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            maps["bottleneck" if i == len(self.blocks) - 1 else f"enc{i}"] = x
+        return maps
+
+
+class _SmallDecoder(nn.Module):
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__()
+        self.narrow = nn.ModuleList(
+            nn.Conv3d(b, a, 1) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
+        self.blocks = nn.ModuleList(_Block(a, a) for a in widths[:-1])
+
+    def forward(self, maps: Mapping[str, Tensor]) -> Maps:
+        x, found = maps["bottleneck"], {}
+        for i in reversed(range(len(self.blocks))):
+            x = functional.interpolate(self.narrow[i](x), scale_factor=2.0, mode="nearest")
+            # added, not concatenated: a third of the time of the finest level on a CPU
+            x = self.blocks[i](x + maps[f"enc{i}"])
+            found[f"dec{i - 1}" if i else "final"] = x
+        return found
+
+
+def small_unet(size: int = 16) -> Backbone:
+    """A U-Net of four levels for two CPU cores: `size` × (1, 2, 6, 8) channels, added skips."""
+    _need(size, 8, "small_unet")
+    widths = [size, 2 * size, 6 * size, 8 * size]
+    return Backbone(
+        _SmallEncoder(widths),
+        _SmallDecoder(widths),
+        final_channels=size,
+        bottleneck_channels=widths[-1],
+        stride=8,
+        smallest=16,
+    )
+
+
+def _need(size: int, multiple: int, name: str) -> None:
+    if size < 1 or size % multiple:
+        raise SettingError(
+            f"{name} cannot be built with this feature size",
+            where="backbone.size",
+            expected=f"a positive multiple of {multiple}",
+            got=size,
+            next_step=f"--set backbone.size={max(multiple, size // multiple * multiple)}",
+        )
+
+
+def check_maps(backbone: Backbone, patch: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    """Shape of every map for one patch; for tests and for people who write a backbone."""
+    with torch.no_grad():
+        maps: dict[str, Any] = backbone.eval()(torch.zeros(1, 1, *patch))
+    return {name: tuple(m.shape[1:]) for name, m in maps.items()}

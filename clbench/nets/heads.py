@@ -1,0 +1,296 @@
+"""Heads: feature maps in, one logit per structure out; they grow by name and keep what they had.
+
+Room: row 2. `UniversalHead` generates each structure's three little convolutions from text and
+image; `ConvHead` is the plain output layer of the softmax methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from clbench.errors import TrainingError
+from clbench.strategy import Output
+
+WIDTH = 8
+"""Channels the generated convolutions work on."""
+SIZES = (WIDTH * WIDTH, WIDTH * WIDTH, WIDTH, WIDTH, WIDTH, 1)
+"""W1 (8×8, row = out), W2 (8×8), W3 (1×8), b1, b2, b3: 153 numbers per structure."""
+BLOCK_VALUES = 1 << 18
+"""Hidden values of one block of voxels: 1 MB, so that a block stays in a core's cache."""
+
+
+def split_parameters(params: Tensor) -> tuple[Tensor, ...]:
+    """(C, 153) → W1 (C, 8, 8), W2 (C, 8, 8), W3 (C, 1, 8), b1 (C, 8, 1), b2 (C, 8, 1), b3 (C, 1, 1)."""
+    w1, w2, w3, b1, b2, b3 = params.split(SIZES, dim=1)
+    n = params.shape[0]
+    return (
+        w1.reshape(n, WIDTH, WIDTH),
+        w2.reshape(n, WIDTH, WIDTH),
+        w3.reshape(n, 1, WIDTH),
+        b1.reshape(n, WIDTH, 1),
+        b2.reshape(n, WIDTH, 1),
+        b3.reshape(n, 1, 1),
+    )
+
+
+def dynamic_head_plain(features: Tensor, params: Tensor) -> Tensor:
+    """The textbook form: three grouped 1×1×1 convolutions. The reference of `dynamic_head`.
+
+    Args:
+        features: (B, 8, D, H, W).
+        params: (B, C, 153).
+
+    Returns:
+        (B, C, D, H, W) logits.
+    """
+    out = []
+    count = params.shape[1]
+    for x, p in zip(features, params, strict=True):
+        w1, w2, w3, b1, b2, b3 = split_parameters(p)
+        x = x[None].repeat(1, count, 1, 1, 1)
+        for w, b in ((w1, b1), (w2, b2), (w3, b3)):
+            x = functional.conv3d(x, w.reshape(-1, WIDTH, 1, 1, 1), b.reshape(-1), groups=count)
+            if w is not w3:
+                x = functional.relu(x)
+        out.append(x)
+    return torch.cat(out)
+
+
+class _Dynamic(torch.autograd.Function):
+    """All structures at once, a block of voxels at a time, forward and backward.
+
+    Nothing of size classes × voxels is kept but the logits: backward computes the hidden values of
+    a block again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, params: Tensor) -> Tensor:
+        ctx.save_for_backward(features, params)
+        batch, _, voxels = features.shape
+        count = params.shape[1]
+        out = features.new_empty(batch, count, voxels)
+        for b in range(batch):
+            w1, w2, w3, b1, b2, b3 = split_parameters(params[b])
+            flat = w1.reshape(-1, WIDTH)
+            for at in _blocks(voxels, count):
+                hidden = torch.addmm(b1.reshape(-1, 1), flat, features[b, :, at])
+                hidden = hidden.relu_().view(count, WIDTH, -1)
+                hidden = torch.baddbmm(b2, w2, hidden).relu_()
+                out[b, :, at] = torch.baddbmm(b3, w3, hidden)[:, 0]
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (grad,) = grads
+        features, params = ctx.saved_tensors
+        batch, _, voxels = features.shape
+        count = params.shape[1]
+        to_features = torch.empty_like(features)
+        to_params = torch.empty_like(params)
+        for b in range(batch):
+            w1, w2, w3, b1, b2, _ = split_parameters(params[b])
+            flat = w1.reshape(-1, WIDTH)
+            g = [torch.zeros_like(t) for t in split_parameters(params[b])]
+            for at in _blocks(voxels, count):
+                x = features[b, :, at]
+                first = torch.addmm(b1.reshape(-1, 1), flat, x).relu_().view(count, WIDTH, -1)
+                second = torch.baddbmm(b2, w2, first).relu_()
+                top = grad[b, :, at].unsqueeze(1)
+                g[2].baddbmm_(top, second.transpose(1, 2))
+                g[5] += top.sum(2, keepdim=True)
+                back = torch.bmm(w3.transpose(1, 2), top)
+                back.mul_(second > 0)
+                g[1].baddbmm_(back, first.transpose(1, 2))
+                g[4] += back.sum(2, keepdim=True)
+                back = torch.bmm(w2.transpose(1, 2), back)
+                back.mul_(first > 0)
+                rows = back.view(count * WIDTH, -1)
+                g[0].view(-1, WIDTH).addmm_(rows, x.t())
+                g[3] += back.sum(2, keepdim=True)
+                to_features[b, :, at] = flat.t() @ rows
+            to_params[b] = torch.cat([t.reshape(count, -1) for t in g], dim=1)
+        return to_features, to_params
+
+
+def _blocks(voxels: int, count: int) -> list[slice]:
+    size = max(256, BLOCK_VALUES // (WIDTH * count))
+    return [slice(a, min(a + size, voxels)) for a in range(0, voxels, size)]
+
+
+def dynamic_head(features: Tensor, params: Tensor) -> Tensor:
+    """`dynamic_head_plain`, faster and in memory that does not grow with the number of classes.
+
+    Args:
+        features: (B, 8, D, H, W).
+        params: (B, C, 153).
+
+    Returns:
+        (B, C, D, H, W) logits.
+    """
+    if features.dtype in (torch.float16, torch.bfloat16):
+        features = features.float()
+    flat: Tensor = _Dynamic.apply(features.flatten(2), params.to(features.dtype))
+    return flat.unflatten(2, features.shape[2:])
+
+
+class UniversalHead(nn.Module):
+    """Language-driven parameter generator and class-specific heads, one controller per structure.
+
+    Args:
+        final_channels: channels of `final`; a multiple of `groups`.
+        bottleneck_channels: channels of `bottleneck`; a multiple of `groups`.
+        text_dim: length of a text vector.
+        image_dim: length of the image vector.
+        hidden: width of a controller.
+        groups: groups of the normalisations.
+
+    Source: Liu et al., Medical Image Analysis 2024, section 3.2.2, eq. 2. Image vector first, text
+    vector second, as in the authors' code (the paper writes them the other way round).
+    """
+
+    def __init__(
+        self,
+        final_channels: int,
+        bottleneck_channels: int,
+        text_dim: int = 512,
+        *,
+        image_dim: int = 256,
+        hidden: int = 512,
+        groups: int = 16,
+    ) -> None:
+        super().__init__()
+        self.text_dim, self.image_dim, self.hidden = text_dim, image_dim, hidden
+        self.gap = nn.Sequential(
+            nn.GroupNorm(groups, bottleneck_channels),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool3d(1),
+            nn.Conv3d(bottleneck_channels, image_dim, 1),
+        )
+        self.pre = nn.Sequential(
+            nn.GroupNorm(min(groups, final_channels), final_channels),
+            nn.ReLU(),
+            nn.Conv3d(final_channels, WIDTH, 1),
+        )
+        self.controllers = nn.ModuleDict()
+        self.vectors = nn.ParameterDict()
+
+    def add(self, name: str, vector: Tensor | None) -> None:
+        """A controller for one more structure, with torch's default initialisation.
+
+        Args:
+            name: the structure.
+            vector: (text_dim,) its text vector; fixed, never trained.
+
+        Raises:
+            TrainingError: it is there already, or the vector has another length.
+        """
+        if name in self.controllers or vector is None or vector.shape != (self.text_dim,):
+            raise TrainingError(
+                f"the head cannot take {name!r}",
+                expected=f"a new name and a vector of length {self.text_dim}",
+                got="known already"
+                if name in self.controllers
+                else None
+                if vector is None
+                else tuple(vector.shape),
+            )
+        at = next(self.parameters()).device
+        self.controllers[name] = nn.Sequential(
+            nn.Linear(self.image_dim + self.text_dim, self.hidden),
+            nn.ReLU(),
+            nn.Linear(self.hidden, sum(SIZES)),
+        ).to(at)
+        self.vectors[name] = nn.Parameter(vector.detach().clone().to(at), requires_grad=False)
+
+    def generate(self, bottleneck: Tensor, names: Sequence[str]) -> Tensor:
+        """(B, C_b, d, h, w) → (B, len(names), 153): the parameters of the structures in use."""
+        image = self.gap(bottleneck).flatten(1)
+        params = []
+        for name in names:
+            text = self.vectors[name].to(image.dtype).expand(len(image), -1)
+            params.append(self.controllers[name](torch.cat([image, text], dim=1)))
+        return torch.stack(params, dim=1)
+
+    def forward(self, maps: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+        """Maps → (B, len(names), D, H, W) logits."""
+        return dynamic_head(self.pre(maps["final"]), self.generate(maps["bottleneck"], names))
+
+
+class ConvHead(nn.Module):
+    """A 1×1×1 output layer whose channels carry names and grow.
+
+    Args:
+        final_channels: channels of `final`.
+        background: whether channel 0 is background (softmax), or every channel a structure.
+    """
+
+    def __init__(self, final_channels: int, *, background: bool) -> None:
+        super().__init__()
+        self.final_channels = final_channels
+        self.background = background
+        self.weight = nn.ParameterDict()
+        self.bias = nn.ParameterDict()
+        if background:
+            self.add("background")
+
+    def add(self, name: str, vector: Tensor | None = None) -> None:
+        """One more channel, with the default initialisation of a convolution.
+
+        Args:
+            name: the structure.
+            vector: not used; heads share this signature.
+
+        Raises:
+            TrainingError: it is there already.
+        """
+        if name in self.weight:
+            raise TrainingError(f"the head already has {name!r}")
+        like = next(iter(self.weight.values()), None)
+        fresh = nn.Conv3d(self.final_channels, 1, 1)
+        at = torch.device("cpu") if like is None else like.device
+        self.weight[name] = nn.Parameter(fresh.weight.detach()[0].to(at))
+        bias = fresh.bias
+        assert bias is not None  # noqa: S101  # a convolution with bias; tells the type checker
+        self.bias[name] = nn.Parameter(bias.detach().to(at))
+
+    def forward(self, maps: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
+        """Maps → (B, [background +] len(names), D, H, W) logits."""
+        order = ["background", *names] if self.background else list(names)
+        weight = torch.stack([self.weight[n] for n in order])
+        return functional.conv3d(maps["final"], weight, torch.cat([self.bias[n] for n in order]))
+
+
+class Segmenter(nn.Module):
+    """A backbone, a head, and the structures they know, in channel order.
+
+    Args:
+        backbone: see `clbench.nets.backbones`.
+        head: `UniversalHead`, `ConvHead`, or anything with their `add` and `forward`.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.structures: tuple[str, ...] = ()
+
+    def add(self, names: Sequence[str], vectors: Tensor | None = None) -> None:
+        """Learn to answer for more structures.
+
+        Args:
+            names: the structures.
+            vectors: (len(names), text_dim) text vectors, for heads that use them.
+        """
+        for i, name in enumerate(names):
+            self.head.add(name, None if vectors is None else vectors[i])
+        self.structures = (*self.structures, *names)
+
+    def forward(self, image: Tensor) -> Output:
+        """(B, 1, D, H, W) → logits (B, C, D, H, W) and every feature map."""
+        maps = self.backbone(image)
+        return Output(logits=self.head(maps, self.structures), features=maps)
