@@ -25,6 +25,7 @@ from filelock import FileLock
 from clbench.data import body
 from clbench.data.anatomy import ORDER, tissues
 from clbench.data.body import Canvas, Draws, Floats, draw_subject, fill
+from clbench.data.layouts import find_layout
 from clbench.errors import DataError, StoreError
 from clbench.settings import PhantomSettings
 from clbench.spec import Source
@@ -218,18 +219,6 @@ def _label(canvas: Canvas, source: Source, case: str, factor: int) -> npt.NDArra
 # ----------------------------------------------------------------------------------------- on disk
 
 
-def _paths(layout: str, folder: Path, case: str) -> tuple[Path, Path]:
-    """Where image and label of a case lie."""
-    if layout == "btcv":
-        number = f"{int(case):04d}" if case.isdigit() else case
-        return folder / f"imagesTr/img{number}.nii.gz", folder / f"labelsTr/label{number}.nii.gz"
-    if layout == "lits":
-        return folder / f"volume-{case}.nii", folder / f"segmentation-{case}.nii"
-    raise DataError(
-        f"the phantom cannot write layout {layout!r}", expected="btcv or lits", got=layout
-    )
-
-
 def fingerprint(
     sources: Sequence[Source], cases: Mapping[str, Sequence[str]], settings: PhantomSettings
 ) -> str:
@@ -302,7 +291,7 @@ def make_phantom(
             try:
                 jobs = [(source, case) for source in wanted for case in cases[source.name]]
                 with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-                    list(pool.map(lambda job: _write(partial, *job, settings.spacing_mm), jobs))
+                    list(pool.map(lambda job: _write(partial, job[0], job[1], settings.spacing_mm), jobs))
                 partial.replace(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -324,9 +313,9 @@ def _check(source: Source) -> None:
                 where=f"source {source.name!r}",
                 expected=f"structures among {', '.join(sorted(known))}",
                 got=name,
-                next_step="give real data with --data, or add the structure to clbench/data/anatomy",
+                next_step="give real data with --data, or add it to clbench/data/anatomy.py",
             )
-    _paths(source.layout, Path(), "0")
+    find_layout(source.layout)
 
 
 def _write(folder: Path, source: Source, case: str, spacing_mm: float) -> None:
@@ -335,7 +324,9 @@ def _write(folder: Path, source: Source, case: str, spacing_mm: float) -> None:
     draws = Draws(PHANTOM_VERSION, source.name, case, "orientation")
     stored = codes[int(draws.uniform(0, len(codes)))]
     for path, array in zip(
-        _paths(source.layout, folder / source.name, case), (made.image, made.label), strict=True
+        find_layout(source.layout).paths(folder / source.name, case),
+        (made.image, made.label),
+        strict=True,
     ):
         image = _oriented(nib.Nifti1Image(array, made.affine), stored)
         image.header.set_xyzt_units("mm")
