@@ -40,7 +40,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """Write `content` so that `path` holds either the old or the new file, never a part of one.
 
     Raises:
-        TypeError: content holds something that is neither tensor nor primitive (a bug of the caller).
+        TypeError: content holds something that is neither tensor nor primitive (the caller's bug).
         StoreError: the disk is full or the folder cannot be written.
     """
     _check(content, "checkpoint")

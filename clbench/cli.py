@@ -118,9 +118,10 @@ def run(
             else "the embedded PHANTOM, not patients (real data: --data btcv=PATH,lits=PATH)"
         )
     )
+    from clbench.plan import RunSettings
     from clbench.report.progress import Progress
     from clbench.report.tables import run_report
-    from clbench.run import RunSettings, run_course
+    from clbench.run import run_course
 
     for number in parse_seeds(seeds) if seeds else [seed]:
         with Progress() as progress:

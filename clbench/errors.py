@@ -1,4 +1,4 @@
-"""Errors that help: each says what went wrong, where, what was expected, what was found, what to do.
+"""Errors that help: each says what went wrong, where, what was expected and found, what to do.
 
 Room: row 0 (no torch). Every deliberate failure of clbench is a `ClbenchError`; the command line
 prints it without a traceback and exits with status 1.
@@ -71,7 +71,7 @@ class SettingError(ClbenchError):
     """A profile or `--set` field that does not exist or has the wrong type or range."""
 
 
-class UnknownName(ClbenchError):
+class UnknownName(ClbenchError):  # noqa: N818  # reads as what it is
     """A benchmark, strategy, backbone, encoding, profile or layout nobody has registered."""
 
 

@@ -1,7 +1,8 @@
 """Losses on known labels: what a voxel's target is, and Dice and cross-entropy where it is known.
 
-Room: row 2 (torch). "Known" is kept per case, structure and voxel, because a voxel that no annotator
-looked at is neither background nor organ. Losses of the old model's outputs: `clbench.distillation`.
+Room: row 2 (torch). "Known" is kept per case, structure and voxel, because a voxel that no
+annotator looked at is neither background nor organ. Losses on the old model's outputs:
+`clbench.distillation`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def dice_bce(
     *,
     slicewise: bool = False,
 ) -> dict[str, Tensor]:
-    """Binary Dice and cross-entropy, averaged over the (case, structure) pairs that are known at all.
+    """Binary Dice and cross-entropy, averaged over the (case, structure) pairs known at all.
 
     Args:
         logits: (B, K, D, H, W).

@@ -15,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -85,6 +85,10 @@ class Plan:
     folder: Path
     shared: Path
     identity: dict[str, Any]
+
+    def named(self, step: int, cases: Sequence[str]) -> list[str]:
+        """Case ids of a step as "source/case", as the ledger writes them."""
+        return [f"{self.catalog.source(step).name}/{case}" for case in cases]
 
     def lesson(self, number: int) -> Lesson:
         """The 1-based step as a strategy sees it."""
@@ -184,7 +188,7 @@ def make_plan(settings: RunSettings) -> Plan:
         "numerics": clbench.NUMERICS,
     }
     first = {**identity, "strategy": _describe(strategy.first_step())}
-    first["splits"] = {catalog.splits[0].name: first["splits"][catalog.splits[0].name]}
+    first["splits"] = {s.name: dataclasses.asdict(s) for s in catalog.splits[:1]}
     base = settings.out / benchmark.name
     return Plan(
         settings=settings,
@@ -228,6 +232,15 @@ def new_record(plan: Plan) -> dict[str, Any]:
         "patients": plan.catalog.patients,
         "data_fingerprint": plan.catalog.fingerprint,
         "text_encoding": plan.text_record,
+        "course": {
+            "steps": [
+                {"name": s.name, "source": s.source, "learns": list(s.learns)}
+                for s in plan.benchmark.steps
+            ],
+            "groups": {name: list(members) for name, members in plan.benchmark.groups.items()},
+            "train": [plan.named(i, s.train) for i, s in enumerate(plan.catalog.splits, 1)],
+            "test": [plan.named(i, s.test) for i, s in enumerate(plan.catalog.splits, 1)],
+        },
         "settings": settings,
         "split_sha256": {
             s.name: hashlib.sha256(json.dumps(dataclasses.asdict(s)).encode()).hexdigest()[:16]

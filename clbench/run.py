@@ -1,8 +1,8 @@
 """A whole course: build, teach each step, examine, record; go on where a stopped run left off.
 
-Room: row 4. What a run leaves in `<out>/<bench>/<strategy>/<run id>/`: `run.json` (settings, versions,
-splits, cost, ledger), `scores.csv` (one row per case and structure), `events.jsonl` (loss terms),
-`step<t>.pt` (checkpoints) and `predictions/` (packed bits).
+Room: row 4. What a run leaves in `<out>/<bench>/<strategy>/<run id>/`: `run.json` (settings,
+versions, splits, cost, ledger), `scores.csv` (one row per case and structure), `events.jsonl` (loss
+terms), `step<t>.pt` (checkpoints) and `predictions/` (packed bits).
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ class _Course:
         shutil.rmtree(plan.folder / "pseudo", ignore_errors=True)
 
     def _prepare(self, strategy: Strategy, lesson: Lesson) -> dict[CaseKey, PseudoMap]:
-        """Offline work on each training case with the old model; finished cases are not repeated."""
+        """Offline work on each training case with the old model; finished ones are kept."""
         if not strategy.prepares(lesson):
             strategy.prepare(lesson, {}, self.memory)
             return {}

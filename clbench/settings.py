@@ -1,7 +1,7 @@
 """Profiles and `--set`: every number a run depends on, as data, typed, and overridable by name.
 
-Room: row 0 (no torch). A profile is a TOML file in `clbench/profiles/`; each of its tables is one of
-the groups below. `--set group.name=value` changes one field; `strategy.name=value` reaches the
+Room: row 0 (no torch). A profile is a TOML file in `clbench/profiles/`; each of its tables is one
+of the groups below. `--set group.name=value` changes one field; `strategy.name=value` reaches the
 hyperparameters of the strategy.
 """
 

@@ -10,7 +10,7 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +43,7 @@ class Source:
     layout: str
     """Folder layout (`clbench.data.layouts`)."""
     labels: Mapping[int, str]
-    """Raw label value → structure. A structure also holds the values of the structures inside it."""
+    """Raw label value → structure; a structure also holds the values of those inside it."""
     partial: tuple[Partial, ...] = ()
     """Cases that annotate fewer structures."""
     licence: str = ""
@@ -158,11 +158,9 @@ class Draw:
         except re.error as err:
             raise SpecError("draw.patient is no regular expression", got=self.patient) from err
         if groups != 1:
-            raise SpecError(
-                "draw.patient needs exactly one group", where="draw", got=self.patient
-            )
+            raise SpecError("draw.patient needs exactly one group", where="draw", got=self.patient)
 
-    def deal(self, cases: Iterable[str], where: object) -> dict[str, tuple[str, ...]]:
+    def deal(self, cases: Iterable[str], where: object) -> dict[str, Any]:
         """`{"train": ids, "validation": ids, "test": ids}` out of the cases at hand.
 
         Raises:
@@ -173,7 +171,10 @@ class Draw:
             match = re.match(self.patient, case)
             if match is None:
                 raise SpecError(
-                    "a case id does not match draw.patient", where=where, expected=self.patient, got=case
+                    "a case id does not match draw.patient",
+                    where=where,
+                    expected=self.patient,
+                    got=case,
                 )
             patients.setdefault(match[1], []).append(case)
         order = sorted(
@@ -217,7 +218,8 @@ class Split:
         """This split with its rule applied to the cases at hand; itself where it lists ids."""
         if self.draw is None:
             return self
-        return replace(self, draw=None, **self.draw.deal(cases, f"split {self.name!r}"))
+        dealt = self.draw.deal(cases, f"split {self.name!r}")
+        return Split(name=self.name, origin=self.origin, **dealt)
 
     def __post_init__(self) -> None:
         """Check that no case stands in two parts."""
@@ -239,7 +241,7 @@ class Split:
                         where=f"split {self.name!r}",
                         expected="disjoint lists",
                         got=", ".join(sorted(both)),
-                        next_step="remove it from one of them; a case seen in training tests nothing",
+                        next_step="remove it from one; a case once trained on tests nothing",
                     )
         if not self.train or not self.test:
             raise SpecError(

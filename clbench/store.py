@@ -1,7 +1,7 @@
 """Run folders on disk: scores, records, events; written whole or not at all, read with suspicion.
 
-Room: row 1 (no torch). A run lies in `<results>/<bench>/<strategy>/<run id>/`; equal settings give an
-equal run id, and equal runs give equal bytes of `scores.csv`.
+Room: row 1 (no torch). A run lies in `<results>/<bench>/<strategy>/<run id>/`; equal settings give
+an equal run id, and equal runs give equal bytes of `scores.csv`.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ class Kit:
 
     @contextmanager
     def fresh(self, step: int, name: str) -> Iterator[None]:
-        """Initialise layers inside this block: global RNG seeded by (seed, step, name), restored."""
+        """Initialise layers in this block: global RNG seeded by (seed, step, name), restored."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, step, name))
             yield

@@ -234,7 +234,7 @@ def _teach_phase(
     )
     amp = torch.bfloat16 if train.amp == "bf16" else torch.float16
     autocast = device.type == "cuda" and train.amp != "off"
-    scaler = torch.amp.GradScaler("cuda", enabled=autocast and train.amp == "fp16")  # type: ignore[attr-defined]  # not in torch's typed surface
+    scaler = torch.amp.GradScaler("cuda", enabled=autocast and train.amp == "fp16")
 
     # 2. What is seen: crops numbered from 0, in order.
     updates = phase_length(phase, lesson, train)
@@ -264,7 +264,7 @@ def _teach_phase(
             terms = strategy.losses(batch, new, old, memory)
         total = add_terms(terms, f"{where}, cases {', '.join(batch.cases)}")
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(total).backward()
+        scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch
         scaler.unscale_(optimizer)
         strategy.after_backward(model, memory)
         if train.clip_norm is not None:

@@ -14,7 +14,8 @@ import torch
 
 from clbench import registry, store
 from clbench.errors import SettingError, StoreError, TrainingError, UnknownName
-from clbench.run import RunSettings, run_course
+from clbench.plan import RunSettings
+from clbench.run import run_course
 from clbench.strategies.finetune import Finetune
 from clbench.strategy import Lesson, Memory
 

@@ -1,4 +1,4 @@
-"""What the phantom's body consists of: a table of facts per structure and the shapes to build it from.
+"""What the phantom's body consists of: a table of facts per structure, and shapes to build it from.
 
 Numbers that describe a structure (place, spread, volume, HU, neighbours) stand in `anatomy.csv`;
 the shapes below are balls and tubes in a standard torso. A further structure needs a row there, a
@@ -200,8 +200,8 @@ RECIPES: Mapping[str, Recipe] = {
     "duodenum": Recipe(
         parts=(
             Tube(
-                ((-24, -42, 117, 12), (-42, -34, 116, 13), (-50, -20, 98, 12.5), (-48, -14, 76, 12.5),
-                 (-32, -10, 62, 12), (2, -11, 60, 11), (26, -14, 72, 11))
+                ((-24, -42, 117, 12), (-42, -34, 116, 13), (-50, -20, 98, 12.5),
+                 (-48, -14, 76, 12.5), (-32, -10, 62, 12), (2, -11, 60, 11), (26, -14, 72, 11))
             ),
         )
     ),
@@ -284,6 +284,17 @@ def tissues() -> dict[str, Tissue]:
 
 
 _NUMBERS = frozenset(
-    ["sd_x_mm", "sd_y_mm", "sd_z_mm", "size_sd", "rough_mm", "vol_ml_low", "vol_ml_high"]
-    + ["hu_pv", "hu_native", "hu_sd", "texture_hu"]
+    [
+        "sd_x_mm",
+        "sd_y_mm",
+        "sd_z_mm",
+        "size_sd",
+        "rough_mm",
+        "vol_ml_low",
+        "vol_ml_high",
+        "hu_pv",
+        "hu_native",
+        "hu_sd",
+        "texture_hu",
+    ]
 )

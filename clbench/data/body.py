@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -305,7 +306,8 @@ def _ball(ball: Ball, x: Floats, y: Floats, z: Floats) -> Floats:
     dx, dy, dz = dx * dx * a, dy * dy * b, dz * dz * c
     level = np.sqrt(dx + dy + dz)
     slope = np.sqrt(dx * a + dy * b + dz * c)
-    return level * (level - 1.0) / np.maximum(slope, 1e-6)
+    distance: Floats = level * (level - 1.0) / np.maximum(slope, 1e-6)
+    return distance
 
 
 def _turned(turn: Point, x: Any, y: Any, z: Any) -> tuple[Any, Any, Any]:
@@ -359,16 +361,13 @@ def _pieces(recipe: Recipe) -> list[Piece]:
             half = _reach(part)
             low = _point([a - h for a, h in zip(part.at, half, strict=True)])
             high = _point([a + h for a, h in zip(part.at, half, strict=True)])
-            found.append(((low, high), part.cut, lambda x, y, z, b=part: _ball(b, x, y, z)))
+            found.append(((low, high), part.cut, partial(_ball, part)))
         else:
             for p, q in zip(part.points, part.points[1:], strict=False):
                 r = max(p[3], q[3])
                 low = _point([min(a, b) - r for a, b in zip(p[:3], q[:3], strict=True)])
                 high = _point([max(a, b) + r for a, b in zip(p[:3], q[:3], strict=True)])
-                found.append(
-                    ((low, high), False,
-                     lambda x, y, z, p=p, q=q, f=part.flat: _cone(p, q, f, x, y, z))
-                )  # fmt: skip
+                found.append(((low, high), False, partial(_cone, p, q, part.flat)))
     return found
 
 

@@ -150,7 +150,8 @@ class VolumeCache:
             part.mkdir()
             np.save(part / "image.npy", volume.image)
             np.save(part / "bits.npy", volume.bits)
-            np.savez(part / "where.npz", **{str(k): v for k, v in volume.where.items()})
+            arrays: dict[str, Any] = {str(k): v for k, v in volume.where.items()}
+            np.savez(part / "where.npz", **arrays)
             meta = {
                 "affine": volume.affine.tolist(),
                 "native_affine": volume.native_affine.tolist(),
@@ -222,8 +223,7 @@ def _sha256(path: Path) -> str:
     """SHA-256 of a file, unpacked where it ends in .gz."""
     whole = hashlib.sha256()
     try:
-        opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-        with opened as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 whole.update(chunk)
     except (OSError, EOFError, zlib.error) as err:

@@ -1,4 +1,4 @@
-"""The cases of one course: found on disk or made as the phantom, opened one by one, and accounted for.
+"""The cases of one course: found on disk or made as the phantom, opened one by one, and booked.
 
 Every volume a run opens passes through `Catalog.open`, which writes the ledger and holds the two
 rules of the game: no test case in training, and nothing of earlier steps beyond what the strategy
@@ -124,7 +124,7 @@ def _missing(split: Split, source: Source, have: Mapping[str, CaseFiles], folder
             where=folder,
             expected=f"all cases of {split.name}",
             got=f"missing: {', '.join(absent[:20])}{' …' if len(absent) > 20 else ''}",
-            next_step=f"add the files, or choose the cases you have with --split {source.name}=FILE.toml"
+            next_step=f"add the files, or choose yours with --split {source.name}=FILE.toml"
             + (" (btcv_public: the 30 public volumes)" if source.name == "btcv" else ""),
         )
 
@@ -184,10 +184,11 @@ def build_catalog(
                 f"--split names a source the benchmark does not have: {name!r}",
                 expected=", ".join(s.name for s in benchmark.sources),
             )
-    used: list[Split] = []
     if data is None:
-        for step in benchmark.steps:
-            used.append(replaced.get(step.source) or _shorten(step.phantom_split, phantom))
+        used = [
+            replaced.get(step.source) or _shorten(step.phantom_split, phantom)
+            for step in benchmark.steps
+        ]
         cases = {
             s.name: tuple(
                 dict.fromkeys(

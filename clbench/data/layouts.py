@@ -7,7 +7,7 @@ Room: row 2. A layout knows names only; what label values mean is the benchmark'
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -38,8 +38,10 @@ class CaseFiles:
 class Layout(Protocol):
     """A way to lay out a data set."""
 
-    name: str
-    """Name in a benchmark's `layout`."""
+    @property
+    def name(self) -> str:
+        """Name in a benchmark's `layout`."""
+        ...
 
     def find(self, folder: Path) -> dict[str, CaseFiles]:
         """Every case below `folder`, in numerical order of ids.
@@ -250,7 +252,7 @@ def resolve_data(text: str, sources: Sequence[Source]) -> dict[str, Path]:
     return found
 
 
-def _named(text: str, names: Sequence[str]) -> Mapping[str, Path]:
+def _named(text: str, names: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for part in text.split(","):
         name, _, path = part.partition("=")

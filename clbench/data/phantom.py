@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -140,7 +141,7 @@ def make_case(source: Source, case: str, spacing_mm: float) -> PhantomCase:
     return PhantomCase(image=image, label=label, affine=affine)
 
 
-def _blocks(fine: npt.NDArray[np.generic], factor: int) -> list[npt.NDArray[np.generic]]:
+def _blocks(fine: npt.NDArray[Any], factor: int) -> list[npt.NDArray[Any]]:
     """The points of each voxel: `factor`³ arrays of the voxel grid's shape."""
     steps = range(factor)
     return [fine[i::factor, j::factor, k::factor] for i in steps for j in steps for k in steps]
@@ -186,7 +187,8 @@ def _noise(draws: Draws, shape: tuple[int, ...]) -> Floats:
         white = (1.0 - 2.0 * BLUR) * white + BLUR * (
             np.roll(white, 1, axis) + np.roll(white, -1, axis)
         )
-    return white / ((1.0 - 2.0 * BLUR) * (1.0 - 2.0 * BLUR) + 2.0 * BLUR * BLUR)
+    out: Floats = white / ((1.0 - 2.0 * BLUR) * (1.0 - 2.0 * BLUR) + 2.0 * BLUR * BLUR)
+    return out
 
 
 def _label(canvas: Canvas, source: Source, case: str, factor: int) -> npt.NDArray[np.uint8]:
@@ -291,7 +293,11 @@ def make_phantom(
             try:
                 jobs = [(source, case) for source in wanted for case in cases[source.name]]
                 with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-                    list(pool.map(lambda job: _write(partial, job[0], job[1], settings.spacing_mm), jobs))
+                    list(
+                        pool.map(
+                            lambda job: _write(partial, job[0], job[1], settings.spacing_mm), jobs
+                        )
+                    )
                 partial.replace(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)

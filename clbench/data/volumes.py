@@ -89,7 +89,8 @@ class Volume:
         """(d, h, w) float32 in [0, 1]."""
         low, high = self.window_hu
         hu = self.image[index].astype(np.float32)
-        return np.clip((hu - np.float32(low)) / np.float32(high - low), 0.0, 1.0)
+        out: NDArray[np.float32] = np.clip((hu - np.float32(low)) / np.float32(high - low), 0, 1)
+        return out
 
     def labels(self, structures: Sequence[str], index: Index) -> NDArray[np.uint8]:
         """(K, d, h, w) uint8: 0, 1, or 255 where this case does not annotate the structure."""
@@ -148,7 +149,7 @@ def resampled_length(length: int, native_mm: float, model_mm: float) -> int:
     return int(np.round((length - 1) * native_mm / model_mm)) + 1
 
 
-def _nearest(at: NDArray[np.float64]) -> NDArray[np.int64]:
+def _nearest(at: NDArray[Any]) -> NDArray[np.int64]:
     # a quotient such as 0.3/0.1 must not fall on the other side of a tie by one rounding error
     return np.floor(np.round(at, 6) + 0.5).astype(np.int64)
 
@@ -164,7 +165,7 @@ def read_case(files: CaseFiles, source: Source) -> RawCase:
     """
     shape, affine, turn, axes = _open_image(files.image)
     image = _voxels(files.image)
-    if not np.isfinite(image).all() if image.dtype.kind == "f" else False:
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise DataError(
             "the image holds NaN or infinite voxels",
             where=files.image,
@@ -405,8 +406,8 @@ def preprocess(raw: RawCase, source: Source, pre: Preprocessing) -> Volume:
     Source: Liu et al., Medical Image Analysis 2024, section 5.1.3 and its code: RAS, 1.5 mm (image
     linear, label nearest), clip to [-175, 250] HU, crop to the box of voxels above the lower end.
     """
-    native_mm = spacing_of(raw.affine)
-    hu = np.round(resample_linear(raw.image, native_mm, pre.spacing_mm))
+    native_mm = spacing_of(raw.affine).tolist()
+    hu: NDArray[Any] = np.round(resample_linear(raw.image, native_mm, pre.spacing_mm))
     image = np.clip(hu, -32768, 32767).astype(np.int16)
     bits = resample_nearest(raw.bits, native_mm, pre.spacing_mm)
     tissue = image > pre.window_hu[0]
@@ -424,9 +425,10 @@ def preprocess(raw: RawCase, source: Source, pre: Preprocessing) -> Volume:
             )
         box.append(slice(int(hit[0]), int(hit[-1]) + 1))
     index = (box[0], box[1], box[2])
-    image, bits, tissue = (np.ascontiguousarray(a[index]) for a in (image, bits, tissue))
+    image, bits = np.ascontiguousarray(image[index]), np.ascontiguousarray(bits[index])
+    tissue = tissue[index]
     affine = raw.affine.copy()
-    affine[:3, :3] *= np.asarray(pre.spacing_mm) / native_mm
+    affine[:3, :3] *= np.asarray(pre.spacing_mm) / np.asarray(native_mm)
     start = (box[0].start, box[1].start, box[2].start)
     affine[:3, 3] += affine[:3, :3] @ np.array(start)
     where, counts = centers(bits, tissue)

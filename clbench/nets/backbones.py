@@ -6,6 +6,7 @@ Room: row 2. Every backbone is an `encoder` (image → maps, finest first, `bott
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,7 +66,7 @@ class Backbone(nn.Module):
                 "the network cannot work on patches of this size",
                 where="data.patch_vox",
                 expected=f"multiples of {self.stride}, at least {self.smallest}",
-                got="×".join(map(str, shape)),
+                got=" x ".join(map(str, shape)),
                 next_step=f"--set data.patch_vox={','.join(str(self._fit(n)) for n in shape)}",
             )
         found: Maps = self.encoder(image)
@@ -81,9 +82,12 @@ class Backbone(nn.Module):
 class _SwinEncoder(nn.Module):
     def __init__(self, net: SwinUNETR) -> None:
         super().__init__()
-        self.swinViT = net.swinViT
-        for name in ("encoder1", "encoder2", "encoder3", "encoder4", "encoder10"):
-            setattr(self, name, getattr(net, name))
+        self.swinViT: nn.Module = net.swinViT
+        self.encoder1: nn.Module = net.encoder1
+        self.encoder2: nn.Module = net.encoder2
+        self.encoder3: nn.Module = net.encoder3
+        self.encoder4: nn.Module = net.encoder4
+        self.encoder10: nn.Module = net.encoder10
 
     def forward(self, image: Tensor) -> Maps:
         hidden = self.swinViT(image, True)
@@ -100,8 +104,11 @@ class _SwinEncoder(nn.Module):
 class _SwinDecoder(nn.Module):
     def __init__(self, net: SwinUNETR) -> None:
         super().__init__()
-        for name in ("decoder5", "decoder4", "decoder3", "decoder2", "decoder1"):
-            setattr(self, name, getattr(net, name))
+        self.decoder5: nn.Module = net.decoder5
+        self.decoder4: nn.Module = net.decoder4
+        self.decoder3: nn.Module = net.decoder3
+        self.decoder2: nn.Module = net.decoder2
+        self.decoder1: nn.Module = net.decoder1
 
     def forward(self, maps: Mapping[str, Tensor]) -> Maps:
         dec3 = self.decoder5(maps["bottleneck"], maps["enc4"])
@@ -140,28 +147,29 @@ def swin_unetr(size: int = 48) -> Backbone:
 class _UNetEncoder(nn.Module):
     def __init__(self, net: BasicUNet) -> None:
         super().__init__()
-        for name in ("conv_0", "down_1", "down_2", "down_3", "down_4"):
-            setattr(self, name, getattr(net, name))
+        self.conv_0: nn.Module = net.conv_0
+        self.down = nn.ModuleList([net.down_1, net.down_2, net.down_3, net.down_4])
 
     def forward(self, image: Tensor) -> Maps:
-        maps = {"enc0": self.conv_0(image)}
-        for i in range(1, 4):
-            maps[f"enc{i}"] = getattr(self, f"down_{i}")(maps[f"enc{i - 1}"])
-        maps["bottleneck"] = self.down_4(maps["enc3"])
+        x = self.conv_0(image)
+        maps = {"enc0": x}
+        for i, layer in enumerate(self.down, 1):
+            x = layer(x)
+            maps["bottleneck" if i == len(self.down) else f"enc{i}"] = x
         return maps
 
 
 class _UNetDecoder(nn.Module):
     def __init__(self, net: BasicUNet) -> None:
         super().__init__()
-        for name in ("upcat_4", "upcat_3", "upcat_2", "upcat_1"):
-            setattr(self, name, getattr(net, name))
+        self.up = nn.ModuleList([net.upcat_1, net.upcat_2, net.upcat_3, net.upcat_4])
 
     def forward(self, maps: Mapping[str, Tensor]) -> Maps:
-        dec2 = self.upcat_4(maps["bottleneck"], maps["enc3"])
-        dec1 = self.upcat_3(dec2, maps["enc2"])
-        dec0 = self.upcat_2(dec1, maps["enc1"])
-        return {"dec2": dec2, "dec1": dec1, "dec0": dec0, "final": self.upcat_1(dec0, maps["enc0"])}
+        x, found = maps["bottleneck"], {}
+        for i in reversed(range(len(self.up))):
+            x = self.up[i](x, maps[f"enc{i}"])
+            found[f"dec{i - 1}" if i else "final"] = x
+        return found
 
 
 def unet(size: int = 32) -> Backbone:
@@ -186,7 +194,8 @@ def unet(size: int = 32) -> Backbone:
 class _ResEncoder(nn.Module):
     def __init__(self, net: SegResNet) -> None:
         super().__init__()
-        self.convInit, self.down_layers = net.convInit, net.down_layers
+        self.convInit: nn.Module = net.convInit
+        self.down_layers: nn.ModuleList = net.down_layers
 
     def forward(self, image: Tensor) -> Maps:
         x = self.convInit(image)
@@ -200,7 +209,8 @@ class _ResEncoder(nn.Module):
 class _ResDecoder(nn.Module):
     def __init__(self, net: SegResNet) -> None:
         super().__init__()
-        self.up_samples, self.up_layers = net.up_samples, net.up_layers
+        self.up_samples: nn.ModuleList = net.up_samples
+        self.up_layers: nn.ModuleList = net.up_layers
 
     def forward(self, maps: Mapping[str, Tensor]) -> Maps:
         x, found = maps["bottleneck"], {}
@@ -263,9 +273,7 @@ class _SmallEncoder(nn.Module):
 class _SmallDecoder(nn.Module):
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
-        self.narrow = nn.ModuleList(
-            nn.Conv3d(b, a, 1) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.narrow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in itertools.pairwise(widths))
         self.blocks = nn.ModuleList(_Block(a, a) for a in widths[:-1])
 
     def forward(self, maps: Mapping[str, Tensor]) -> Maps:

@@ -19,14 +19,14 @@ from clbench.strategy import Output
 WIDTH = 8
 """Channels the generated convolutions work on."""
 SIZES = (WIDTH * WIDTH, WIDTH * WIDTH, WIDTH, WIDTH, WIDTH, 1)
-"""W1 (8×8, row = out), W2 (8×8), W3 (1×8), b1, b2, b3: 153 numbers per structure."""
+"""W1 (8 by 8, row = out), W2 (8 by 8), W3 (1 by 8), b1, b2, b3: 153 numbers per structure."""
 BLOCK_VALUES = 1 << 18
 """Hidden values of one block of voxels: 1 MB, so that a block stays in a core's cache."""
 
 
 def split_parameters(params: Tensor) -> tuple[Tensor, ...]:
-    """(C, 153) → W1 (C, 8, 8), W2 (C, 8, 8), W3 (C, 1, 8), b1 (C, 8, 1), b2 (C, 8, 1), b3 (C, 1, 1)."""
-    w1, w2, w3, b1, b2, b3 = params.split(SIZES, dim=1)
+    """(C, 153) → W1, W2 (C, 8, 8), W3 (C, 1, 8), b1, b2 (C, 8, 1), b3 (C, 1, 1)."""
+    w1, w2, w3, b1, b2, b3 = torch.split(params, list(SIZES), dim=1)
     n = params.shape[0]
     return (
         w1.reshape(n, WIDTH, WIDTH),
@@ -135,8 +135,10 @@ def dynamic_head(features: Tensor, params: Tensor) -> Tensor:
     """
     if features.dtype in (torch.float16, torch.bfloat16):
         features = features.float()
-    flat: Tensor = _Dynamic.apply(features.flatten(2), params.to(features.dtype))
-    return flat.unflatten(2, features.shape[2:])
+    flat: Tensor = _Dynamic.apply(  # type: ignore[no-untyped-call]  # torch
+        features.flatten(2), params.to(features.dtype)
+    )
+    return flat.view(*flat.shape[:2], *features.shape[2:])
 
 
 class UniversalHead(nn.Module):
@@ -287,7 +289,8 @@ class Segmenter(nn.Module):
             vectors: (len(names), text_dim) text vectors, for heads that use them.
         """
         for i, name in enumerate(names):
-            self.head.add(name, None if vectors is None else vectors[i])
+            head: Any = self.head
+            head.add(name, None if vectors is None else vectors[i])
         self.structures = (*self.structures, *names)
 
     def forward(self, image: Tensor) -> Output:

@@ -76,13 +76,14 @@ def encode(text: str, weights: Mapping[str, Tensor], vocabulary: Mapping[str, in
     for i in range(LAYERS):
         layer = f"encoder.layer.{i}"
         q, k, v = (
-            linear(x, f"{layer}.attention.self.{part}")
-            .view(len(ids), HEADS, -1)
-            .transpose(0, 1)
+            linear(x, f"{layer}.attention.self.{part}").view(len(ids), HEADS, -1).transpose(0, 1)
             for part in ("query", "key", "value")
         )
         seen = functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
-        x = norm(x + linear(seen, f"{layer}.attention.output.dense"), f"{layer}.attention.output.LayerNorm")
+        x = norm(
+            x + linear(seen, f"{layer}.attention.output.dense"),
+            f"{layer}.attention.output.LayerNorm",
+        )
         inner = functional.gelu(linear(x, f"{layer}.intermediate.dense"))
         x = norm(x + linear(inner, f"{layer}.output.dense"), f"{layer}.output.LayerNorm")
     return functional.normalize(x.mean(0), dim=0)

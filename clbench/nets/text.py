@@ -182,7 +182,7 @@ def _from_file(structures: Sequence[str], path: Path) -> Vectors:
         for key, value in content.items():
             try:
                 by_name[structure(str(key), path).name] = np.asarray(value, np.float32).reshape(-1)
-            except Exception:  # noqa: S112, PERF203  # a file may hold more than we know
+            except Exception:  # noqa: S112  # a file may hold more than we know
                 continue
     else:
         rows = np.asarray(content, dtype=np.float32)
@@ -223,7 +223,9 @@ def _read(path: Path) -> Any:
             return {k: v.float().numpy() for k, v in found.items() if isinstance(v, torch.Tensor)}
         return found.float().numpy()
     except FileNotFoundError:
-        raise SettingError("the file of text vectors does not exist", where="text.path", got=path) from None
+        raise SettingError(
+            "the file of text vectors does not exist", where="text.path", got=path
+        ) from None
     except (
         OSError, ValueError, RuntimeError, EOFError, AttributeError,
         pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError,

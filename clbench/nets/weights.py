@@ -61,7 +61,8 @@ def load_weights(backbone: nn.Module, path: Path) -> WeightReport:
             "no tensor of the weights file fits the backbone",
             where=f"backbone.weights={path}",
             expected=f"names such as {next(iter(own))} {tuple(next(iter(own.values())).shape)}",
-            got=", ".join(f"{n} {tuple(t.shape)}" for n, t in list(found.values())[:3]) or "no tensors",
+            got=", ".join(f"{n} {tuple(t.shape)}" for n, t in list(found.values())[:3])
+            or "no tensors",
             next_step="choose the backbone and size the file was made for",
         )
     return WeightReport(

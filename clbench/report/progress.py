@@ -1,4 +1,4 @@
-"""Progress of a run on the terminal: what is being done, how far, how long; plain lines elsewhere."""
+"""Progress of a run on the terminal: what is being done, how far, how long."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ class Progress:
                 )
                 self.console.print(
                     f"{plan.benchmark.name} v{plan.benchmark.version}, {plan.strategy_name}, "
-                    f"profile {plan.profile.name}, seed {plan.settings.seed}, {plan.device}\n{steps}",
+                    f"profile {plan.profile.name}, seed {plan.settings.seed}, {plan.device}\n"
+                    f"{steps}",
                     highlight=False,
                 )
             case "step":
