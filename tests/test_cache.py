@@ -1,0 +1,184 @@
+"""The cache: equal content is one entry, changed content is not, and a damaged entry is made again."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from clbench.data import cache as room
+from clbench.data.cache import VolumeCache, default_root
+from clbench.data.layouts import CaseFiles
+from clbench.data.volumes import Volume
+from clbench.errors import DataError, StoreError
+from clbench.spec import Preprocessing, Source
+
+SOURCE = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
+PRE = Preprocessing(spacing_mm=(2.0, 2.0, 2.0))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> CaseFiles:
+    image = np.full((12, 12, 12), -1000, np.int16)
+    image[2:9, 2:9, 2:9] = np.random.default_rng(0).integers(-100, 200, (7, 7, 7))
+    label = np.zeros(image.shape, np.uint8)
+    label[4:6, 4:6, 4:6] = 1
+    for name, array in (("i", image), ("l", label)):
+        nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / f"{name}.nii.gz")
+    return CaseFiles(case="0", image=tmp_path / "i.nii.gz", label=tmp_path / "l.nii.gz")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Cases that were really preprocessed."""
+    calls: list[str] = []
+    real = room.preprocess
+
+    def counted(raw: Any, source: Any, pre: Any) -> Volume:
+        calls.append(raw.files.case)
+        return real(raw, source, pre)
+
+    monkeypatch.setattr(room, "preprocess", counted)
+    return calls
+
+
+def entries(root: Path) -> list[Path]:
+    return sorted(p for p in root.iterdir() if (p / "meta.json").exists())
+
+
+def test_a_second_look_reads_the_entry(files: CaseFiles, made: list[str], tmp_path: Path) -> None:
+    first = VolumeCache(tmp_path / "c").get(files, SOURCE, PRE)
+    again = VolumeCache(tmp_path / "c").get(files, SOURCE, PRE)
+    assert made == ["0"]
+    assert isinstance(again.image, np.memmap)
+    assert not again.image.flags.writeable
+    assert again.image.dtype == np.int16
+    np.testing.assert_array_equal(again.image, first.image)
+    np.testing.assert_array_equal(again.bits, first.bits)
+    assert again.counts == first.counts
+    assert again.native_shape == first.native_shape
+    np.testing.assert_array_equal(again.affine, first.affine)
+
+
+@pytest.mark.parametrize(
+    ("source", "pre", "new"),
+    [
+        (SOURCE, PRE, False),
+        (SOURCE, replace(PRE, patch_vox=(64, 64, 64)), False),  # cut later
+        (SOURCE, replace(PRE, spacing_mm=(3.0, 2.0, 2.0)), True),
+        (SOURCE, replace(PRE, window_hu=(-100.0, 250.0)), True),  # decides the foreground
+        (replace(SOURCE, labels={1: "liver_tumor", 2: "liver"}), PRE, True),
+        (replace(SOURCE, licence="other"), PRE, False),
+    ],
+)
+def test_the_key_is_what_the_voxels_depend_on(
+    source: Source, pre: Preprocessing, new: bool, files: CaseFiles, made: list[str], tmp_path: Path
+) -> None:
+    cache = VolumeCache(tmp_path / "c")
+    cache.get(files, SOURCE, PRE)
+    cache.get(files, source, pre)
+    assert len(made) == 1 + new
+
+
+def test_changed_content_is_another_entry_and_a_moved_file_is_not(
+    files: CaseFiles, made: list[str], tmp_path: Path
+) -> None:
+    cache = VolumeCache(tmp_path / "c")
+    cache.get(files, SOURCE, PRE)
+    moved = files.image.rename(tmp_path / "moved.nii.gz")
+    cache.get(replace(files, image=moved), SOURCE, PRE)
+    assert len(made) == 1
+    array = np.asanyarray(nib.load(moved).dataobj).copy()
+    array[4, 4, 4] += 1
+    nib.save(nib.Nifti1Image(array, np.diag([2.0, 2.0, 2.0, 1.0])), moved)
+    cache.get(replace(files, image=moved), SOURCE, PRE)
+    assert len(made) == 2
+
+
+def test_compressing_again_does_not_change_the_image_hash(files: CaseFiles, tmp_path: Path) -> None:
+    cache = VolumeCache(tmp_path / "c")
+    plain = tmp_path / "plain.nii"
+    plain.write_bytes(gzip.decompress(files.image.read_bytes()))
+    assert cache.image_hash(files) == cache.image_hash(replace(files, image=plain))
+    assert cache.content_hash(files) != cache.content_hash(replace(files, label=files.image))
+
+
+def test_a_hash_is_remembered_until_the_file_changes(
+    files: CaseFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = VolumeCache(tmp_path / "c").content_hash(files)
+    monkeypatch.setattr(room, "_sha256", lambda path: "x" * 64)
+    assert VolumeCache(tmp_path / "c").content_hash(files) == before
+    os.utime(files.image, ns=(1, 1))
+    assert VolumeCache(tmp_path / "c").content_hash(files) != before
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "garbled", "other type"])
+def test_a_damaged_entry_is_made_again(
+    harm: str, files: CaseFiles, made: list[str], tmp_path: Path
+) -> None:
+    want = VolumeCache(tmp_path / "c").get(files, SOURCE, PRE).image.copy()
+    (entry,) = entries(tmp_path / "c")
+    if harm == "cut":
+        (entry / "image.npy").write_bytes((entry / "image.npy").read_bytes()[:-10])
+    elif harm == "gone":
+        (entry / "bits.npy").unlink()
+    elif harm == "garbled":
+        (entry / "meta.json").write_text("{")
+    else:
+        np.save(entry / "bits.npy", np.load(entry / "bits.npy").astype(np.int8))
+    got = VolumeCache(tmp_path / "c").get(files, SOURCE, PRE)
+    assert made == ["0", "0"]
+    np.testing.assert_array_equal(got.image, want)
+
+
+def test_two_at_once_make_it_once(files: CaseFiles, made: list[str], tmp_path: Path) -> None:
+    found: list[Volume] = []
+    barrier = threading.Barrier(4)
+
+    def work() -> None:
+        barrier.wait()
+        found.append(VolumeCache(tmp_path / "c").get(files, SOURCE, PRE))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert made == ["0"]
+    assert len(found) == 4
+
+
+def test_a_full_disk_leaves_nothing(
+    files: CaseFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StoreError, match="cache folder") as err:
+        VolumeCache(tmp_path / "c").get(files, SOURCE, PRE)
+    assert "disk space" in str(err.value)
+    assert not entries(tmp_path / "c")
+    assert not list((tmp_path / "c").glob("*.part"))
+
+
+def test_a_truncated_file_is_named(files: CaseFiles, tmp_path: Path) -> None:
+    files.image.write_bytes(files.image.read_bytes()[:-50])
+    with pytest.raises(DataError) as err:
+        VolumeCache(tmp_path / "c").get(files, SOURCE, PRE)
+    assert "i.nii.gz" in str(err.value)
+
+
+def test_the_default_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CLBENCH_CACHE", str(tmp_path))
+    assert default_root() == tmp_path
+    monkeypatch.delenv("CLBENCH_CACHE")
+    assert default_root().name == "clbench"
