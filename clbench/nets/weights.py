@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from torch import Tensor, nn
 
 from clbench.errors import SettingError
 
-_WRAPS = ("module.", "backbone.", "model.", "net.", "encoder.", "decoder.", "swinViT.")
+_WRAPS = ("module.", "backbone.", "model.", "net.")
+_PARTS = ("encoder.", "decoder.", "swinViT.")
+"""Parts of our backbones that a file of the part alone does not name."""
 _RENAMED = {".mlp.fc1.": ".mlp.linear1.", ".mlp.fc2.": ".mlp.linear2."}
 """Names of the first Swin code → MONAI's."""
 
@@ -47,15 +50,19 @@ def load_weights(backbone: nn.Module, path: Path) -> WeightReport:
     Raises:
         SettingError: the file cannot be read safely, or nothing in it fits.
     """
-    found = {_bare(name): (name, t) for name, t in _tensors(_read(path)).items()}
+    found = {_strip(name, _WRAPS): (name, t) for name, t in _tensors(_read(path)).items()}
     own = backbone.state_dict()
+    short = Counter(_strip(name, _WRAPS + _PARTS) for name in own)
     loaded, used = [], set()
     for name, tensor in own.items():
-        origin, value = found.get(_bare(name), (None, None))
-        if origin is not None and value is not None and value.shape == tensor.shape:
-            tensor.copy_(value)
-            loaded.append(name)
-            used.add(origin)
+        bare = _strip(name, _WRAPS + _PARTS)
+        for key in (_strip(name, _WRAPS), bare if short[bare] == 1 else None):
+            origin, value = found.get(key or "", (None, None))
+            if origin is not None and value is not None and value.shape == tensor.shape:
+                tensor.copy_(value)
+                loaded.append(name)
+                used.add(origin)
+                break
     if not loaded:
         raise SettingError(
             "no tensor of the weights file fits the backbone",
@@ -72,14 +79,10 @@ def load_weights(backbone: nn.Module, path: Path) -> WeightReport:
     )
 
 
-def _bare(name: str) -> str:
-    """The name without wrappers, in today's spelling."""
-    changed = True
-    while changed:
-        changed = False
-        for wrap in _WRAPS:
-            if name.startswith(wrap):
-                name, changed = name[len(wrap) :], True
+def _strip(name: str, wraps: tuple[str, ...]) -> str:
+    """The name without leading wrappers, in today's spelling."""
+    while wrap := next((w for w in wraps if name.startswith(w)), None):
+        name = name[len(wrap) :]
     for old, new in _RENAMED.items():
         name = name.replace(old, new)
     return name

@@ -1,0 +1,114 @@
+"""Backbones: what MONAI's network computes, named; sizes that do not fit are refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from monai.networks.nets import BasicUNet, SegResNet, SwinUNETR
+
+from clbench.errors import SettingError
+from clbench.nets.backbones import Backbone, check_maps, segresnet, small_unet, swin_unetr, unet
+
+CASES: list[tuple[Callable[..., Backbone], int, int]] = [
+    (swin_unetr, 12, 64), (unet, 8, 32), (segresnet, 8, 16), (small_unet, 8, 16),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "size", "patch"), CASES)
+def test_maps_are_named_from_fine_to_coarse_and_back(
+    make: Callable[..., Backbone], size: int, patch: int
+) -> None:
+    backbone = make(size)
+    shapes = check_maps(backbone, (patch, patch, patch))
+    names = list(shapes)
+    middle = names.index("bottleneck")
+    assert names[0] == "enc0"
+    assert names[-1] == "final"
+    encoder = [shapes[n][1] for n in names[: middle + 1]]
+    decoder = [shapes[n][1] for n in names[middle:]]
+    assert encoder == sorted(encoder, reverse=True)
+    assert decoder == sorted(decoder)
+    assert shapes["final"] == (backbone.final_channels, patch, patch, patch)
+    assert shapes["bottleneck"][0] == backbone.bottleneck_channels
+
+
+def test_the_papers_swin_unetr_has_the_papers_maps() -> None:
+    backbone = swin_unetr(48)
+    assert (backbone.final_channels, backbone.bottleneck_channels) == (48, 768)
+    without_output = sum(p.numel() for p in backbone.parameters())
+    assert without_output == 62_186_610 - 0  # MONAI 1.6.1, 14-channel network less its 686
+    assert sum(p.numel() for p in backbone.decoder.parameters()) == 19_597_824
+
+
+def test_swin_unetr_computes_what_monai_computes() -> None:
+    torch.manual_seed(0)
+    net = SwinUNETR(in_channels=1, out_channels=1, feature_size=12).eval()
+    torch.manual_seed(0)
+    ours = swin_unetr(12).eval()
+    image = torch.rand(1, 1, 64, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(net.out(ours(image)["final"]), net(image))
+
+
+def test_unet_computes_what_monai_computes() -> None:
+    torch.manual_seed(0)
+    net = BasicUNet(spatial_dims=3, features=(8, 8, 16, 32, 64, 8)).eval()
+    torch.manual_seed(0)
+    ours = unet(8).eval()
+    image = torch.rand(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net.final_conv(ours(image)["final"]), net(image))
+
+
+def test_segresnet_computes_what_monai_computes() -> None:
+    torch.manual_seed(0)
+    net = SegResNet(spatial_dims=3, init_filters=8, out_channels=1).eval()
+    torch.manual_seed(0)
+    ours = segresnet(8).eval()
+    image = torch.rand(1, 1, 16, 24, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(net.conv_final(ours(image)["final"]), net(image))
+
+
+@pytest.mark.parametrize(("make", "size", "patch"), CASES)
+def test_the_decoder_can_be_copied_apart(
+    make: Callable[..., Backbone], size: int, patch: int
+) -> None:
+    backbone = make(size).eval()
+    other = copy.deepcopy(backbone.decoder)
+    image = torch.rand(1, 1, patch, patch, patch)
+    with torch.no_grad():
+        whole = backbone(image)["final"]
+        assert torch.equal(other(backbone.encode(image))["final"], whole)
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "shape", "training"),
+    [
+        (small_unet, 8, (16, 12, 16), False),
+        (swin_unetr, 12, (64, 64, 48), False),
+        (swin_unetr, 12, (32, 32, 32), True),  # instance norm over a single voxel
+    ],
+)
+def test_a_patch_that_does_not_fit_is_refused_with_one_that_does(
+    make: Callable[..., Backbone], size: int, shape: tuple[int, int, int], training: bool
+) -> None:
+    backbone = make(size).train(training)
+    with pytest.raises(SettingError) as err:
+        backbone(torch.zeros(1, 1, *shape))
+    assert "data.patch_vox" in str(err.value)
+    assert err.value.next_step is not None
+    fits = [int(n) for n in err.value.next_step.partition("=")[2].split(",")]
+    with torch.no_grad():
+        backbone.eval()(torch.zeros(1, 1, *fits))
+
+
+@pytest.mark.parametrize(("make", "size"), [(swin_unetr, 16), (small_unet, 4), (unet, 0), (segresnet, 12)])
+def test_a_feature_size_that_does_not_fit_is_refused(
+    make: Callable[..., Backbone], size: int
+) -> None:
+    with pytest.raises(SettingError, match=r"backbone\.size|feature size"):
+        make(size)
