@@ -230,6 +230,7 @@ def _teach_phase(
     optimizer = torch.optim.AdamW(
         [{"params": g.parameters, "scale": g.lr} for g in groups],
         lr=train.lr,
+        betas=(0.9, train.beta2),
         weight_decay=train.weight_decay,
     )
     amp = torch.bfloat16 if train.amp == "bf16" else torch.float16

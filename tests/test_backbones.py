@@ -106,7 +106,9 @@ def test_a_patch_that_does_not_fit_is_refused_with_one_that_does(
         backbone.eval()(torch.zeros(1, 1, *fits))
 
 
-@pytest.mark.parametrize(("make", "size"), [(swin_unetr, 16), (small_unet, 4), (unet, 0), (segresnet, 12)])
+@pytest.mark.parametrize(
+    ("make", "size"), [(swin_unetr, 16), (small_unet, 4), (unet, 0), (segresnet, 12)]
+)
 def test_a_feature_size_that_does_not_fit_is_refused(
     make: Callable[..., Backbone], size: int
 ) -> None:

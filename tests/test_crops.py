@@ -92,7 +92,9 @@ def test_image_label_and_pseudo_stay_together() -> None:
         np.testing.assert_array_equal(pseudo[0], label[0] * 254)
 
 
-@pytest.mark.parametrize(("ratio", "share"), [((2.0, 1.0), 2 / 3), ((1.0, 1.0), 1 / 2), ((1.0, 0.0), 1.0)])
+@pytest.mark.parametrize(
+    ("ratio", "share"), [((2.0, 1.0), 2 / 3), ((1.0, 1.0), 1 / 2), ((1.0, 0.0), 1.0)]
+)
 def test_positive_to_negative_centers(ratio: tuple[float, float], share: float) -> None:
     v, data = volume(), replace(PLAIN, posneg=ratio)
     rng = np.random.default_rng(0)
@@ -119,7 +121,11 @@ def test_class_ratio_gives_tumors_their_share() -> None:
     found = [int(v.bits[draw_center(v, data, rng)]) for _ in range(4000)]
     shares = [found.count(b) / 4000 for b in (0, 1, 3)]
     np.testing.assert_allclose(shares, [1 / 7, 1 / 7, 5 / 7], atol=0.03)
-    healthy = replace(v, bits=v.bits & 1, **dict(zip(("where", "counts"), centers(v.bits & 1, v.image > -175), strict=True)))
+    healthy = replace(
+        v,
+        bits=v.bits & 1,
+        **dict(zip(("where", "counts"), centers(v.bits & 1, v.image > -175), strict=True)),
+    )
     found = [int(healthy.bits[draw_center(healthy, data, rng)]) for _ in range(4000)]
     assert found.count(1) / 4000 == pytest.approx(1 / 2, abs=0.03)  # background : organ stay 1 : 1
 
@@ -131,7 +137,9 @@ def test_an_empty_case_gives_its_middle() -> None:
 
 def test_the_patch_is_centered_where_the_volume_allows() -> None:
     v = volume()
-    only = replace(v, where={1: np.array([np.ravel_multi_index((10, 12, 8), v.image.shape)])}, counts={1: 1})
+    only = replace(
+        v, where={1: np.array([np.ravel_multi_index((10, 12, 8), v.image.shape)])}, counts={1: 1}
+    )
     image, _, _ = crop(only, ["liver"], patch_vox=(6, 6, 6), data=PLAIN, seed=0)
     np.testing.assert_array_equal(image[0], v.windowed((slice(7, 13), slice(9, 15), slice(5, 11))))
     edge = replace(v, where={1: np.array([0])}, counts={1: 1})
@@ -145,7 +153,9 @@ def test_rotation_keeps_up_and_mirrors_nothing() -> None:
     turns = [np.rot90(whole, k, axes=(0, 1)) for k in range(4)]
     seen = set()
     for seed in range(60):
-        image, _, _ = crop(v, ["liver"], patch_vox=(8, 8, 8), data=replace(PLAIN, rotate90=0.6), seed=seed)
+        image, _, _ = crop(
+            v, ["liver"], patch_vox=(8, 8, 8), data=replace(PLAIN, rotate90=0.6), seed=seed
+        )
         match = [k for k in range(4) if np.array_equal(image[0], turns[k])]
         assert len(match) == 1  # nothing but a rotation in the axial plane
         seen.add(match[0])
@@ -155,7 +165,9 @@ def test_rotation_keeps_up_and_mirrors_nothing() -> None:
 def test_a_patch_that_is_not_square_turns_by_half_only() -> None:
     v = volume()
     for seed in range(20):
-        image, _, _ = crop(v, ["liver"], patch_vox=(20, 24, 16), data=replace(PLAIN, rotate90=1.0), seed=seed)
+        image, _, _ = crop(
+            v, ["liver"], patch_vox=(20, 24, 16), data=replace(PLAIN, rotate90=1.0), seed=seed
+        )
         np.testing.assert_array_equal(image[0], np.rot90(v.windowed((slice(None),) * 3), 2))
 
 
@@ -165,7 +177,11 @@ def test_the_shift_is_one_number_within_its_range() -> None:
     for seed in range(200):
         a, _, _ = crop(v, ["liver"], patch_vox=(20, 24, 16), data=PLAIN, seed=seed)
         b, _, _ = crop(
-            v, ["liver"], patch_vox=(20, 24, 16), data=replace(PLAIN, shift_intensity=0.2), seed=seed
+            v,
+            ["liver"],
+            patch_vox=(20, 24, 16),
+            data=replace(PLAIN, shift_intensity=0.2),
+            seed=seed,
         )
         delta = b - a
         assert np.ptp(delta) < 1e-6

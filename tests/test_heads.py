@@ -43,7 +43,9 @@ def test_the_shared_layers_equal_the_authors_numbers() -> None:
     head = UniversalHead(48, 768)
     with torch.no_grad():
         for layer, w, b, scale in ((head.pre[2], 80, 81, 0.1), (head.gap[3], 82, 83, 0.05)):
-            layer.weight.copy_(gen(w, tuple(layer.weight.shape[:2]), scale).reshape(layer.weight.shape))
+            layer.weight.copy_(
+                gen(w, tuple(layer.weight.shape[:2]), scale).reshape(layer.weight.shape)
+            )
             layer.bias.copy_(gen(b, tuple(layer.bias.shape), scale))
         got = head.pre(gen(84, (1, 48, 2, 2, 2), 1.0))
         image = head.gap(gen(85, (1, 768, 2, 2, 2), 1.0)).flatten()

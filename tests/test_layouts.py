@@ -68,7 +68,10 @@ def test_what_is_written_is_found_again(layout: str, tmp_path: Path) -> None:
         (["something.txt"], ["no case of the layout", "something.txt"]),
         (["volume-3.nii"], ["1 case(s) have an image but no label", "volume-3.nii", "case 3"]),
         (["segmentation-3.nii"], ["1 case(s) have a label but no image", "segmentation-3.nii"]),
-        (["volume-3.nii", "volume-3.nii.gz", "segmentation-3.nii"], ["two files claim to be case 3"]),
+        (
+            ["volume-3.nii", "volume-3.nii.gz", "segmentation-3.nii"],
+            ["two files claim to be case 3"],
+        ),
     ],
 )
 def test_what_is_missing_is_named(names: list[str], says: list[str], tmp_path: Path) -> None:

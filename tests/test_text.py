@@ -79,7 +79,9 @@ def test_one_hot_vectors_are_orthogonal_and_random_ones_fixed() -> None:
     scaled(drawn)
     alone = random(["spleen"], prompt="v3", path=None)
     direction = drawn.array[1] / np.linalg.norm(drawn.array[1])
-    np.testing.assert_allclose(direction, alone.array[0] / np.linalg.norm(alone.array[0]), rtol=1e-5)
+    np.testing.assert_allclose(
+        direction, alone.array[0] / np.linalg.norm(alone.array[0]), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".npy"])

@@ -35,7 +35,9 @@ LITS = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "live
 PRE = Preprocessing(spacing_mm=(2.0, 2.0, 2.0))
 
 
-def phantom(seed: int = 0, shape: tuple[int, int, int] = (14, 18, 11)) -> tuple[np.ndarray, np.ndarray]:
+def phantom(
+    seed: int = 0, shape: tuple[int, int, int] = (14, 18, 11)
+) -> tuple[np.ndarray, np.ndarray]:
     """HU with a body off-center in air, and a liver with a tumor."""
     rng = np.random.default_rng(seed)
     image = np.full(shape, -1000.0)
@@ -55,11 +57,17 @@ def affine(spacing: tuple[float, ...] = (1.3, 1.7, 3.1), turn: float = 0.0) -> n
 
 
 def write(
-    folder: Path, image: np.ndarray, label: np.ndarray, place: np.ndarray, label_place: np.ndarray | None = None
+    folder: Path,
+    image: np.ndarray,
+    label: np.ndarray,
+    place: np.ndarray,
+    label_place: np.ndarray | None = None,
 ) -> CaseFiles:
     folder.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(image, place), folder / "i.nii.gz")
-    nib.save(nib.Nifti1Image(label, place if label_place is None else label_place), folder / "l.nii.gz")
+    nib.save(
+        nib.Nifti1Image(label, place if label_place is None else label_place), folder / "l.nii.gz"
+    )
     return CaseFiles(case="0", image=folder / "i.nii.gz", label=folder / "l.nii.gz")
 
 
@@ -73,10 +81,15 @@ def test_preprocessing_equals_monai(turn: float, tmp_path: Path) -> None:
     place = affine(turn=turn)
     got = volume(write(tmp_path, image, label, place))
 
-    steps: list[tuple[str, np.ndarray]] = [("bilinear", image.astype(np.float32)), ("nearest", label)]
+    steps: list[tuple[str, np.ndarray]] = [
+        ("bilinear", image.astype(np.float32)),
+        ("nearest", label),
+    ]
     made = []
     for mode, array in steps:
-        tensor = MetaTensor(torch.from_numpy(array.astype(np.float32))[None], affine=torch.from_numpy(place))
+        tensor = MetaTensor(
+            torch.from_numpy(array.astype(np.float32))[None], affine=torch.from_numpy(place)
+        )
         tensor = Orientation(axcodes="RAS", labels=None)(tensor)
         made.append(Spacing(pixdim=PRE.spacing_mm, mode=mode, diagonal=False)(tensor))
     cut = CropForeground(select_fn=lambda x: x > -175, margin=0)
@@ -122,7 +135,12 @@ def test_the_window_is_a_clipped_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "codes", ["".join(c) for p in itertools.permutations(range(3)) for c in itertools.product(*[("LR", "AP", "IS")[i] for i in p])]
+    "codes",
+    [
+        "".join(c)
+        for p in itertools.permutations(range(3))
+        for c in itertools.product(*[("LR", "AP", "IS")[i] for i in p])
+    ],
 )
 def test_every_axis_order_and_flip_is_the_same_volume(codes: str, tmp_path: Path) -> None:
     image, label = phantom()
@@ -133,7 +151,9 @@ def test_every_axis_order_and_flip_is_the_same_volume(codes: str, tmp_path: Path
     )
     turned = [nib.Nifti1Image(a, place).as_reoriented(turn) for a in (image, label)]
     assert "".join(nib.aff2axcodes(turned[0].affine)) == codes
-    got = volume(write(tmp_path / codes, *(np.asanyarray(t.dataobj) for t in turned), turned[0].affine))
+    got = volume(
+        write(tmp_path / codes, *(np.asanyarray(t.dataobj) for t in turned), turned[0].affine)
+    )
     np.testing.assert_array_equal(got.image, want.image)
     np.testing.assert_array_equal(got.bits, want.bits)
     np.testing.assert_allclose(got.affine, want.affine, atol=1e-9)
@@ -298,9 +318,7 @@ def test_broken_files_are_named(harm: Break, file: str, says: list[str], tmp_pat
         assert words in str(err.value)
 
 
-@pytest.mark.parametrize(
-    "kind", [np.float32, np.int32, np.uint16]
-)
+@pytest.mark.parametrize("kind", [np.float32, np.int32, np.uint16])
 def test_whole_numbers_of_any_type_are_read(kind: Any, tmp_path: Path) -> None:
     image, label = phantom()
     want = volume(write(tmp_path / "a", image, label, affine()))

@@ -53,14 +53,18 @@ def test_what_does_not_fit_is_reported(source: dict[str, torch.Tensor], tmp_path
 def test_self_supervised_swin_weights_under_their_old_names(tmp_path: Path) -> None:
     backbone = swin_unetr(12)
     old = {
-        f"module.{k.removeprefix('encoder.swinViT.')}".replace(".mlp.linear1.", ".mlp.fc1.").replace(
-            ".mlp.linear2.", ".mlp.fc2."
-        ): v + 1
+        f"module.{k.removeprefix('encoder.swinViT.')}".replace(
+            ".mlp.linear1.", ".mlp.fc1."
+        ).replace(".mlp.linear2.", ".mlp.fc2."): v + 1
         for k, v in backbone.state_dict().items()
         if "swinViT" in k and v.is_floating_point()
     }
     torch.save({"state_dict": old}, tmp_path / "w.pt")
-    want = {k: v.clone() + 1 for k, v in backbone.state_dict().items() if "swinViT" in k and v.is_floating_point()}
+    want = {
+        k: v.clone() + 1
+        for k, v in backbone.state_dict().items()
+        if "swinViT" in k and v.is_floating_point()
+    }
     report = load_weights(backbone, tmp_path / "w.pt")
     assert set(report.loaded) == set(want)
     assert all(torch.equal(backbone.state_dict()[k], v) for k, v in want.items())

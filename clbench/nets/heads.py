@@ -22,6 +22,8 @@ SIZES = (WIDTH * WIDTH, WIDTH * WIDTH, WIDTH, WIDTH, WIDTH, 1)
 """W1 (8 by 8, row = out), W2 (8 by 8), W3 (1 by 8), b1, b2, b3: 153 numbers per structure."""
 BLOCK_VALUES = 1 << 18
 """Hidden values of one block of voxels: 1 MB, so that a block stays in a core's cache."""
+BLOCK_VALUES_CUDA = 1 << 26
+"""On a GPU: 256 MB, so that few kernels are started."""
 
 
 def split_parameters(params: Tensor) -> tuple[Tensor, ...]:
@@ -77,7 +79,7 @@ class _Dynamic(torch.autograd.Function):
         for b in range(batch):
             w1, w2, w3, b1, b2, b3 = split_parameters(params[b])
             flat = w1.reshape(-1, WIDTH)
-            for at in _blocks(voxels, count):
+            for at in _blocks(voxels, count, features.is_cuda):
                 hidden = torch.addmm(b1.reshape(-1, 1), flat, features[b, :, at])
                 hidden = hidden.relu_().view(count, WIDTH, -1)
                 hidden = torch.baddbmm(b2, w2, hidden).relu_()
@@ -97,19 +99,17 @@ class _Dynamic(torch.autograd.Function):
             w1, w2, w3, b1, b2, _ = split_parameters(params[b])
             flat = w1.reshape(-1, WIDTH)
             g = [torch.zeros_like(t) for t in split_parameters(params[b])]
-            for at in _blocks(voxels, count):
+            for at in _blocks(voxels, count, features.is_cuda):
                 x = features[b, :, at]
                 first = torch.addmm(b1.reshape(-1, 1), flat, x).relu_().view(count, WIDTH, -1)
                 second = torch.baddbmm(b2, w2, first).relu_()
                 top = grad[b, :, at].unsqueeze(1)
                 g[2].baddbmm_(top, second.transpose(1, 2))
                 g[5] += top.sum(2, keepdim=True)
-                back = torch.bmm(w3.transpose(1, 2), top)
-                back.mul_(second > 0)
+                back = _relu_back(torch.bmm(w3.transpose(1, 2), top), second)
                 g[1].baddbmm_(back, first.transpose(1, 2))
                 g[4] += back.sum(2, keepdim=True)
-                back = torch.bmm(w2.transpose(1, 2), back)
-                back.mul_(first > 0)
+                back = _relu_back(torch.bmm(w2.transpose(1, 2), back), first)
                 rows = back.view(count * WIDTH, -1)
                 g[0].view(-1, WIDTH).addmm_(rows, x.t())
                 g[3] += back.sum(2, keepdim=True)
@@ -118,8 +118,15 @@ class _Dynamic(torch.autograd.Function):
         return to_features, to_params
 
 
-def _blocks(voxels: int, count: int) -> list[slice]:
-    size = max(256, BLOCK_VALUES // (WIDTH * count))
+def _relu_back(grad: Tensor, out: Tensor) -> Tensor:
+    """The gradient where a ReLU let through."""
+    found: Tensor = torch.ops.aten.threshold_backward(grad, out, 0)
+    return found
+
+
+def _blocks(voxels: int, count: int, cuda: bool) -> list[slice]:
+    values = BLOCK_VALUES_CUDA if cuda else BLOCK_VALUES
+    size = max(256, values // (WIDTH * count))
     return [slice(a, min(a + size, voxels)) for a in range(0, voxels, size)]
 
 

@@ -1,0 +1,94 @@
+"""`data check`: every case described, every problem listed, nothing stopped at the first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from clbench import registry
+from clbench.data.check import check_folder
+from clbench.data.layouts import LAYOUTS
+
+SOURCES = registry.benchmark("tumor_ext").sources
+
+
+def write(
+    folder: Path, layout: str, case: str, value: int = 1, low: int = -1000
+) -> tuple[Path, Path]:
+    image = np.full((8, 9, 10), low, np.int16)
+    image[2:6, 2:6, 2:6] = 40
+    label = np.zeros(image.shape, np.uint8)
+    label[3:5, 3:5, 3:5] = value
+    paths = LAYOUTS[layout].paths(folder, case)
+    for path, array in zip(paths, (image, label), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(array, np.diag([-2.0, -2.0, 3.0, 1.0])), path)
+    return paths
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "btcv", "btcv", "2", 6)
+    write(tmp_path / "btcv", "btcv", "61", 1)
+    write(tmp_path / "lits", "lits", "0", 2)
+    return tmp_path
+
+
+def test_a_good_folder(folder: Path) -> None:
+    report = check_folder(folder, SOURCES)
+    text = "\n".join(report.lines())
+    assert report.problems == []
+    assert "btcv: 2 case(s)" in text
+    assert "8x9x10 vox, 2 x 2 x 3 mm" in text
+    assert "LPS" in text
+    assert "HU -1000 to 40" in text
+    assert "annotates 13; voxels: liver 8" in text
+    assert "annotates 8; voxels: spleen 8" in text  # ids from 61 on
+    assert "liver 8, liver_tumor 8" in text  # a tumor voxel is liver too
+    assert "annotated, but without a voxel: spleen" in text
+    assert text.endswith("no problems")
+
+
+def test_every_problem_is_listed(folder: Path) -> None:
+    write(folder / "lits", "lits", "1", 9)
+    image, _ = write(folder / "lits", "lits", "2")
+    image.write_bytes(image.read_bytes()[:400])
+    write(folder / "btcv", "btcv", "3", 6, low=-1000)
+    air, _ = write(folder / "btcv", "btcv", "4", 6)
+    nib.save(
+        nib.Nifti1Image(np.full((8, 9, 10), -1000, np.int16), np.diag([-2.0, -2.0, 3.0, 1.0])), air
+    )
+    report = check_folder(folder, SOURCES)
+    assert len(report.problems) == 3
+    text = "\n".join(report.lines())
+    for words in ("lits case 1", "9 (8 voxels)", "lits case 2", "volume-2.nii", "btcv case 4",
+                  "no voxel above -175 HU", "3 problem(s)"):  # fmt: skip
+        assert words in text
+
+
+def test_a_folder_of_one_source(folder: Path) -> None:
+    report = check_folder(folder / "lits", SOURCES)
+    assert list(report.cases) == ["lits"]
+    assert report.problems == []
+
+
+def test_a_missing_label_is_a_problem(folder: Path) -> None:
+    LAYOUTS["lits"].paths(folder / "lits", "0")[1].unlink()
+    for place in (folder, folder / "lits"):
+        report = check_folder(place, SOURCES)
+        assert any("no label" in p for p in report.problems)
+
+
+@pytest.mark.parametrize("name", ["absent", "."])
+def test_nothing_there(name: str, tmp_path: Path) -> None:
+    report = check_folder(tmp_path / name, SOURCES)
+    assert report.problems
+    assert any("problem" in line for line in report.lines())
+
+
+def test_values_that_are_no_hu_are_remarked(tmp_path: Path) -> None:
+    write(tmp_path, "lits", "0", low=0)
+    assert any("no air" in line for line in check_folder(tmp_path, SOURCES).lines())

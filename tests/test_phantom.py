@@ -1,0 +1,240 @@
+"""The phantom: the same on every machine, anatomically placed, nested, varied, and written whole."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from clbench import registry
+from clbench.data import phantom as room
+from clbench.data.anatomy import tissues
+from clbench.data.layouts import LAYOUTS
+from clbench.data.phantom import fingerprint, make_case, make_phantom, tumor_free
+from clbench.data.volumes import Volume, preprocess, read_case
+from clbench.errors import DataError, StoreError
+from clbench.settings import PhantomSettings
+from clbench.spec import Preprocessing, Source
+
+BENCH = registry.benchmark("tumor_ext")
+BTCV, LITS = BENCH.sources
+COARSE = PhantomSettings(spacing_mm=6.0)
+CASES = {"btcv": ("1", "61", "2", "3"), "lits": ("0", "1", "2")}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("phantom")
+
+
+@pytest.fixture(scope="module")
+def folders(root: Path) -> dict[str, Path]:
+    return make_phantom(root, BENCH.sources, CASES, COARSE)
+
+
+@pytest.fixture(scope="module")
+def volumes(folders: dict[str, Path]) -> list[Volume]:
+    pre = Preprocessing(spacing_mm=(6.0, 6.0, 6.0))
+    return [
+        preprocess(read_case(files, source), source, pre)
+        for source in BENCH.sources
+        for files in LAYOUTS[source.layout].find(folders[source.name]).values()
+    ]
+
+
+def center(volume: Volume, name: str) -> np.ndarray:
+    """(3,) in RAS mm."""
+    (mask,) = volume.labels([name], (slice(None),) * 3)
+    voxels = np.argwhere(mask == 1).mean(0)
+    return np.asarray(volume.affine[:3, :3] @ voxels + volume.affine[:3, 3])
+
+
+def test_every_annotated_structure_is_there_and_others_are_not(volumes: list[Volume]) -> None:
+    for v in volumes:
+        every = (slice(None),) * 3
+        for name in BENCH.structures(2):
+            (mask,) = v.labels([name], every)
+            if name not in v.annotated:
+                assert (mask == 255).all()
+            elif name == "liver_tumor":
+                assert bool((mask == 1).any()) is not tumor_free(v.case)
+            elif name != "gall_bladder":  # a few bodies have none, as among patients
+                assert (mask == 1).sum() > 2, (v.case, name)
+
+
+def test_volumes_are_those_of_bodies(volumes: list[Volume]) -> None:
+    for v in volumes:
+        ml = 0.001 * abs(float(np.linalg.det(v.affine[:3, :3])))
+        for name in v.annotated - {"liver_tumor"}:
+            low, high = tissues()[name].vol_ml
+            (mask,) = v.labels([name], (slice(None),) * 3)
+            volume = float((mask == 1).sum()) * ml
+            if name == "gall_bladder" and not volume:
+                continue
+            # coarse voxels lose or gain a rim of thin structures
+            assert 0.4 * low <= volume <= 1.6 * high, (v.case, name, volume)
+
+
+def test_the_body_lies_as_patients_do(volumes: list[Volume]) -> None:
+    for v in volumes:
+        if v.source != "btcv":
+            continue
+        liver, spleen = center(v, "liver"), center(v, "spleen")
+        assert liver[0] > spleen[0]  # RAS: x grows to the patient's right here means the liver is right
+        assert center(v, "stomach")[1] > center(v, "left_kidney")[1]  # front of the kidney
+        assert center(v, "esophagus")[2] > center(v, "left_kidney")[2]
+        if "right_kidney" in v.annotated:
+            assert center(v, "right_kidney")[0] > center(v, "left_kidney")[0]
+            assert center(v, "postcava")[0] > center(v, "aorta")[0]
+            assert center(v, "right_adrenal_gland")[2] > center(v, "right_kidney")[2]
+
+
+def test_spine_behind_and_lungs_above(volumes: list[Volume]) -> None:
+    v = volumes[0]
+    bone = v.image > 200
+    air = v.image < -600
+    assert np.argwhere(bone)[:, 1].mean() < 0.45 * v.image.shape[1]  # y grows to the front
+    inside = air[10:-10, 8:-8]
+    levels = inside.any(axis=(0, 1))
+    assert levels[-3:].all()  # lung bases at the top
+    assert inside[:, :, -3:].sum() > 5 * inside[:, :, :3].sum()
+
+
+def test_tumors_lie_in_the_liver_and_are_darker(volumes: list[Volume]) -> None:
+    for v in volumes:
+        if v.source != "lits" or tumor_free(v.case):
+            continue
+        liver, tumor = v.labels(["liver", "liver_tumor"], (slice(None),) * 3)
+        assert (liver[tumor == 1] == 1).all()
+        healthy = v.image[(liver == 1) & (tumor == 0)].mean()
+        assert 10 < healthy - v.image[tumor == 1].mean() < 50
+
+
+def test_about_one_in_seven_has_no_tumor() -> None:
+    free = [tumor_free(str(i)) for i in range(200)]
+    assert sum(free) == 30
+    split = BENCH.steps[1].phantom_split
+    for part in (split.train, split.test):
+        assert 0 < sum(tumor_free(c) for c in part) < len(part) / 2
+
+
+def test_subjects_and_sources_differ(volumes: list[Volume]) -> None:
+    btcv = [v for v in volumes if v.source == "btcv"]
+    livers = [center(v, "liver") for v in btcv]
+    assert np.std([c[2] for c in livers]) > 0.5
+    noise = {}
+    for v in volumes:
+        (liver,) = v.labels(["liver"], (slice(None),) * 3)
+        noise.setdefault(v.source, []).append(float(v.image[liver == 1].mean()))
+    assert abs(np.mean(noise["btcv"]) - np.mean(noise["lits"])) > 5  # another phase
+    spacings = {v.source: tuple(np.linalg.norm(v.native_affine[:3, :3], axis=0).round(1)) for v in volumes}
+    assert spacings["btcv"] != spacings["lits"]
+
+
+def test_neighbors_touch(volumes: list[Volume]) -> None:
+    """Liver and right kidney come within a voxel or two of each other in some body."""
+    from scipy.ndimage import binary_dilation
+
+    met = []
+    for v in volumes:
+        if {"liver", "right_kidney"} <= v.annotated:
+            liver, kidney = v.labels(["liver", "right_kidney"], (slice(None),) * 3)
+            met.append(bool((binary_dilation(liver == 1, iterations=2) & (kidney == 1)).any()))
+    assert any(met)
+
+
+@pytest.mark.parametrize("source", [BTCV, LITS], ids=lambda s: s.name)
+def test_a_case_depends_on_its_name_alone(source: Source) -> None:
+    one, again = (make_case(source, "5", 10.0) for _ in range(2))
+    other = make_case(source, "6", 10.0)
+    np.testing.assert_array_equal(one.image, again.image)
+    np.testing.assert_array_equal(one.label, again.label)
+    assert one.label.shape != other.label.shape or (one.label != other.label).any()
+
+
+def test_labels_are_these_on_every_machine() -> None:
+    """A change here moves every phantom number: raise PHANTOM_VERSION."""
+    marks = {}
+    for source, case in ((BTCV, "1"), (LITS, "0")):
+        made = make_case(source, case, 10.0)
+        marks[source.name] = hashlib.sha256(
+            np.array(made.label.shape).tobytes() + np.ascontiguousarray(made.label).tobytes()
+        ).hexdigest()[:16]
+    assert room.PHANTOM_VERSION == 1
+    assert marks == MARKS
+
+
+def test_what_is_written_is_what_was_made(folders: dict[str, Path]) -> None:
+    codes = set()
+    for source in BENCH.sources:
+        for files in LAYOUTS[source.layout].find(folders[source.name]).values():
+            made = make_case(source, files.case, COARSE.spacing_mm)
+            raw = read_case(files, source)
+            want = nib.as_closest_canonical(nib.Nifti1Image(made.image, made.affine))
+            np.testing.assert_array_equal(raw.image, np.asanyarray(want.dataobj))
+            np.testing.assert_allclose(raw.affine, want.affine, atol=1e-4)
+            codes.add(raw.file_axes)
+    assert len(codes) > 1  # the readers meet more than one orientation
+
+
+def test_it_is_made_once(folders: dict[str, Path], root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_write", lambda *a: pytest.fail("made again"))
+    assert make_phantom(root, BENCH.sources, CASES, COARSE) == folders
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = room._write
+
+    def fail(folder: Path, source: Source, case: str, spacing: float) -> None:
+        if case == "61":
+            raise OSError(28, "No space left on device")
+        real(folder, source, case, spacing)
+
+    monkeypatch.setattr(room, "_write", fail)
+    with pytest.raises(StoreError, match="No space left"):
+        make_phantom(tmp_path, BENCH.sources, {"btcv": ("1", "61")}, replace(COARSE, spacing_mm=12.0))
+    assert not [p for p in tmp_path.iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("cases", "settings", "same"),
+    [
+        (CASES, COARSE, True),
+        (CASES, replace(COARSE, spacing_mm=5.0), False),
+        ({**CASES, "btcv": ("1",)}, COARSE, False),
+        (CASES, replace(COARSE, train=3), True),  # the cases say what is made
+    ],
+)
+def test_the_fingerprint(cases: Any, settings: PhantomSettings, same: bool) -> None:
+    one = fingerprint(BENCH.sources, CASES, COARSE)
+    assert (fingerprint(BENCH.sources, cases, settings) == one) is same
+    assert one.startswith("phantom-1-")
+
+
+def test_the_fingerprint_follows_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = fingerprint(BENCH.sources, CASES, COARSE)
+    monkeypatch.setattr(room, "PHANTOM_VERSION", 2)
+    assert fingerprint(BENCH.sources, CASES, COARSE) != one
+
+
+def test_what_it_does_not_have_is_refused(tmp_path: Path) -> None:
+    rectum = replace(BTCV, labels={1: "rectum"}, partial=())
+    with pytest.raises(DataError, match="no 'rectum'") as err:
+        make_phantom(tmp_path, [rectum], {"btcv": ("1",)}, COARSE)
+    assert "--data" in str(err.value)
+
+
+def test_the_benchmarks_split_is_sixteen_four_eight(tmp_path: Path) -> None:
+    for step in BENCH.steps:
+        split = step.phantom_split
+        assert (len(split.train), len(split.validation), len(split.test)) == (16, 4, 8)
+    eight = [c for c in BENCH.steps[0].phantom_split.cases if len(BTCV.annotated(c)) == 8]
+    assert 4 <= len(eight) <= 12
+
+
+MARKS = {"btcv": "fda01a646ea43ddf", "lits": "e55c6009c83fff40"}

@@ -1,0 +1,281 @@
+"""Tables: the printed numbers as printed, the measured ones by hand, holes where something is missing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clbench import store
+from clbench.errors import StoreError
+from clbench.metrics import transfer
+from clbench.report.paper_tables import printed10
+from clbench.report.tables import EMPTY, Table, over_seeds, render, run_report, summary, table10
+from clbench.store import Score
+
+SHARED = Path(__file__).parents[2] / "shared" / "paper"
+STEPS = [
+    {"name": "organs", "source": "btcv", "learns": ["spleen", "liver"]},
+    {"name": "tumor", "source": "lits", "learns": ["liver_tumor"]},
+]
+
+
+def score(step: int, structure: str, value: float, case: str = "1", **more: Any) -> Score:
+    at = 2 if structure == "liver_tumor" else 1
+    return replace(
+        Score(
+            bench="tumor_ext", bench_version=1, strategy="s", seed=0, step=step,
+            eval_set="lits" if at == 2 else "btcv", case=case, structure=structure, learned_at=at,
+            scoring="strict", metric="dice", value=value, gt_vox=9, pred_vox=9, status="ok",
+        ),
+        **more,
+    )  # fmt: skip
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Write a finished run by hand."""
+
+    def run(
+        strategy: str = "universal", seed: int = 0, rows: list[Score] | None = None, **more: Any
+    ) -> Path:
+        rows = rows if rows is not None else [
+            score(1, "spleen", 0.9), score(1, "spleen", 0.7, "2"),
+            score(1, "liver", 0.6), score(1, "liver", math.nan, "2", status="both_empty"),
+            score(2, "spleen", 0.5), score(2, "spleen", 0.1, "2", status="fn_only"),
+            score(2, "liver", 0.8),
+            score(2, "liver", 0.1, "7", eval_set="lits"),  # another set: never pooled
+            score(2, "liver_tumor", 0.4, "7"),
+            score(2, "liver_tumor", 0.99, "8", scoring="paper"),
+        ]  # fmt: skip
+        identity = {
+            "bench": "tumor_ext", "bench_version": 1, "numerics": 1, "data_fingerprint": "d",
+            "splits": {}, "profile": {"name": "smoke"}, "seed": seed, "vectors": "v", "weights": None,
+            "strategy": {"class": strategy, **more.pop("hyper", {})},
+        }  # fmt: skip
+        record = {
+            "schema": store.SCHEMA, "status": "finished", "patients": False, "strategy": strategy,
+            "run_id": store.run_id(identity), "identity": identity, "data_fingerprint": "d",
+            "text_encoding": {"encoding": "minilm"},
+            "course": {
+                "steps": STEPS,
+                "groups": {"Organ Mean": ["spleen", "liver"], "Mean": ["spleen", "liver", "liver_tumor"]},
+                "train": [["btcv/3"], ["lits/4"]], "test": [["btcv/1", "btcv/2"], ["lits/7"]],
+            },
+            "ledger": {"1": {"train": ["btcv/3"]}, "2": {"train": ["lits/4"], "test": ["btcv/1"]}},
+            "cost": {"1": {"train": {"train_s": 60.0, "prepare_s": 0.0}},
+                     "2": {"train": {"train_s": 30.0, "prepare_s": 30.0}}},
+            **more,
+        }  # fmt: skip
+        folder = tmp_path / "tumor_ext" / strategy / str(record["run_id"])
+        folder.mkdir(parents=True)
+        store.write_record(folder, record)
+        store.write_scores(folder / "scores.csv", rows)
+        return folder
+
+    return run
+
+
+def cell(table: Table, row: str, column: str) -> str:
+    (line,) = [r for r in table.rows if r[0] == row]
+    return line[table.columns.index(column)]
+
+
+# ----------------------------------------------------------------------------------- one run
+
+
+def test_a_run_report_by_hand(make: Make) -> None:
+    scores, kept = run_report(make(), scoring="strict")
+    assert cell(scores, "spleen", "after step 1") == "0.800"
+    assert cell(scores, "spleen", "after step 2") == "0.300"
+    assert cell(scores, "spleen", "forgetting") == "0.500"
+    assert cell(scores, "spleen", "missed") == "1"
+    assert cell(scores, "liver", "after step 1") == "0.600"  # the empty case does not count
+    assert cell(scores, "liver", "forgetting") == "-0.200"
+    assert cell(scores, "liver_tumor", "after step 1") == EMPTY
+    assert cell(scores, "liver_tumor", "after step 2") == "0.400"
+    assert cell(scores, "Organ Mean", "after step 1") == "0.700"
+    assert cell(scores, "Mean", "after step 1") == EMPTY  # never a partial mean
+    assert cell(scores, "Mean", "after step 2") == "0.500"
+    assert "PHANTOM" in scores.title
+    assert cell(kept, "forgetting (mean over old structures)", "value") == "0.150"
+    assert cell(kept, "backward transfer (mean over old structures)", "value") == "-0.150"
+    assert "past images opened in training: none" in kept.notes[0]
+
+
+def test_a_run_that_opened_the_past_says_so(make: Make) -> None:
+    ledger = {"1": {"train": ["btcv/3"]}, "2": {"train": ["btcv/3", "lits/4"]}}
+    _, kept = run_report(make(ledger=ledger), scoring="strict")
+    assert "past images opened in training: 1" in kept.notes[0]
+
+
+def test_the_other_scoring_is_another_table(make: Make) -> None:
+    scores, _ = run_report(make(), scoring="paper")
+    assert cell(scores, "liver_tumor", "after step 2") == "0.990"
+    assert cell(scores, "spleen", "after step 2") == EMPTY
+    assert "paper scoring" in scores.title
+
+
+# -------------------------------------------------------------------------------------- summary
+
+
+def test_a_summary_over_seeds(make: Make, tmp_path: Path) -> None:
+    make()
+    make(seed=1, rows=[score(1, "spleen", 0.9), score(1, "liver", 0.9), score(2, "spleen", 0.5),
+                       score(2, "liver", 0.5), score(2, "liver_tumor", 0.2)])  # fmt: skip
+    table = summary(results=tmp_path, bench="tumor_ext", scoring="strict")
+    assert cell(table, "universal", "seeds") == "0, 1"
+    assert cell(table, "universal", "step 1 structures, after step 1") == "0.800 ± 0.141"
+    assert cell(table, "universal", "lowest of them, any seed") == "0.600 (liver, seed 0)"
+    assert cell(table, "universal", "lost") == "0.275 ± 0.177"
+    assert cell(table, "universal", "new structures") == "0.300 ± 0.141"
+    assert cell(table, "universal", "training, min") == "2.0 ± 0.0"
+    assert "PHANTOM" in table.title
+
+
+def test_variants_of_a_strategy_are_told_apart(make: Make, tmp_path: Path) -> None:
+    make(hyper={"pseudo": "hard", "x": 1})
+    make(hyper={"pseudo": "soft", "x": 1})
+    labels = {r[0] for r in summary(results=tmp_path, bench="tumor_ext", scoring="strict").rows}
+    assert labels == {"universal (pseudo=hard)", "universal (pseudo=soft)"}
+
+
+def test_an_unfinished_run_is_left_out_and_mentioned(make: Make, tmp_path: Path) -> None:
+    make()
+    make(seed=1, status="unfinished")
+    table = summary(results=tmp_path, bench="tumor_ext", scoring="strict")
+    assert cell(table, "universal", "seeds") == "0"
+    assert any("1 unfinished" in note for note in table.notes)
+
+
+def test_phantom_and_patients_are_never_in_one_table(make: Make, tmp_path: Path) -> None:
+    make()
+    make(seed=1, patients=True)
+    with pytest.raises(StoreError, match="one table"):
+        summary(results=tmp_path, bench="tumor_ext", scoring="strict")
+
+
+def test_no_runs_is_said_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no finished runs") as err:
+        summary(results=tmp_path, bench="tumor_ext", scoring="strict")
+    assert "clbench run" in str(err.value)
+
+
+# ------------------------------------------------------------------------------------- Table 10
+
+
+def test_the_printed_half_is_the_paper(tmp_path: Path) -> None:
+    table = table10(source="printed", results=tmp_path, scoring="strict")
+    lines = list(csv.reader(io.StringIO(render(table, "csv"))))
+    assert lines[0] == [
+        "row_owner",
+        "rowspan_methods",
+        "step",
+        "class",
+        "printed_header",
+        "printed_value",
+    ]
+    assert len(lines) == 97
+    assert ["Ours", "Ours", "2", "Liver tumor", "Liver Tumor", "0.466"] in lines
+    source = SHARED / "table10_printed_layout.csv"
+    if not source.exists():
+        pytest.skip("the typed table of the paper is not on this machine")
+    assert lines == list(csv.reader(io.StringIO(source.read_text())))
+
+
+def test_printed_means_follow_from_printed_cells() -> None:
+    found: dict[tuple[str, int], dict[str, str]] = {}
+    for c in printed10():
+        found.setdefault((c.row_owner, c.step), {})[c.cls] = c.value
+    gaps = {}
+    for key, row in found.items():
+        organs = [
+            float(v) for c, v in row.items() if c not in ("Organ Mean", "Mean", "Liver tumor")
+        ]
+        assert round(sum(organs) / 13, 3) == float(row["Organ Mean"])
+        if row["Mean"] != "N/A":
+            gaps[key] = float(row["Mean"]) - round(
+                (sum(organs) + float(row["Liver tumor"])) / 14, 3
+            )
+    assert {k for k, g in gaps.items() if abs(g) > 1e-9} == {("PLOP", 2)}  # as the note says
+
+
+def test_printed_and_measured_stand_side_by_side_and_marked(make: Make, tmp_path: Path) -> None:
+    make()
+    make(strategy="finetune")
+    table = table10(source="both", results=tmp_path, scoring="strict")
+    names = [r[0] for r in table.rows]
+    assert names.index("universal [minilm]") == names.index("Ours") + 2
+    assert names[-1] == "finetune"  # below, under its own name
+    for row in table.rows:
+        marks = {v.split()[-1] for v in row[3:] if v not in (EMPTY, "N/A")}
+        assert len(marks) == 1
+    by = {(r[0], r[1]): dict(zip(table.columns, r, strict=True)) for r in table.rows}
+    assert by["Ours", "2"]["Liver Tumor"] == "0.466 p"
+    assert by["universal [minilm]", "2"]["Liver Tumor"] == "0.400 m"
+    assert by["universal [minilm]", "2"]["Aorta"] == EMPTY
+    assert by["universal [minilm]", "2"]["Organ Mean"] == "0.550 m"
+    assert "PHANTOM" in table.title
+    assert any("no finished run of lwf_ct" in n for n in table.notes)
+    lines = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    assert {line["data"] for line in lines if line["origin"] == "printed"} == {"patients"}
+    assert {line["data"] for line in lines if line["origin"] == "measured"} == {"phantom"}
+
+
+# ---------------------------------------------------------------------------------- rendering
+
+WIDE = Table(
+    title="A & B", columns=("k", "a_b", "c", "d"), rows=(("x|y", "1.0", "2.0 ± 0.1", EMPTY),),
+    notes=("100 %",), block=2,
+)  # fmt: skip
+
+
+def test_wide_tables_come_in_blocks() -> None:
+    text = render(WIDE, "terminal")
+    heads = [line for line in text.splitlines() if line.startswith("k")]
+    assert [h.split() for h in heads] == [["k", "a_b", "c"], ["k", "d"]]
+
+
+def test_markdown_and_latex_are_escaped() -> None:
+    md = render(WIDE, "md")
+    assert "| x\\|y | 1.0 | 2.0 ± 0.1 |" in md
+    tex = render(WIDE, "tex")
+    assert r"\caption{A \& B}" in tex
+    assert r"a\_b" in tex
+    assert r"2.0 $\pm$ 0.1" in tex
+    assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 2
+    assert "100 \\%" in tex
+
+
+def test_csv_is_read_back() -> None:
+    assert list(csv.reader(io.StringIO(render(WIDE, "csv")))) == [
+        list(WIDE.columns),
+        list(WIDE.rows[0]),
+    ]
+
+
+def test_over_seeds() -> None:
+    assert over_seeds([0.5]) == "0.500"
+    assert over_seeds([0.4, 0.6]) == "0.500 ± 0.141"
+    assert over_seeds([0.4, math.nan]) == EMPTY
+
+
+def test_a_report_of_a_real_run(smoke_run: Path) -> None:
+    record = json.loads((smoke_run / "run.json").read_text())
+    scores, kept = run_report(smoke_run, scoring="strict")
+    assert len(scores.rows) == 14 + len(record["course"]["groups"])
+    assert "none" in kept.notes[0]
+    rows = store.read_scores(smoke_run / "scores.csv")
+    values = [r.value for r in rows if r.step == 2 and r.structure == "liver" and r.eval_set == "btcv"
+              and r.scoring == "strict" and r.metric == "dice"]  # fmt: skip
+    assert cell(scores, "liver", "after step 2") == f"{transfer.mean(values):.3f}"
