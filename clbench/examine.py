@@ -101,7 +101,7 @@ def score_case(
     Raises:
         SettingError: prediction and volume have different shapes, or an unknown scoring.
 
-    Source: statistics.md, sections 1.4 and 3, as told in `clbench.metrics.overlap`.
+    Source: see `clbench.metrics.overlap`.
     """
     if bits.shape != volume.bits.shape:
         raise SettingError(

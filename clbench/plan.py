@@ -29,7 +29,7 @@ from clbench import registry, store
 from clbench.data.cache import default_root
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError
-from clbench.nets.weights import load_weights
+from clbench.nets.weights import WeightReport, load_weights
 from clbench.settings import Profile, apply_overrides, change, load_profile, split_overrides
 from clbench.spec import Benchmark, Split
 from clbench.strategy import Kit, Lesson, Strategy
@@ -81,6 +81,7 @@ class Plan:
     catalog: Catalog
     kit: Kit
     text_record: dict[str, Any]
+    weights: WeightReport | None
     device: torch.device
     folder: Path
     shared: Path
@@ -160,10 +161,14 @@ def make_plan(settings: RunSettings) -> Plan:
     )
     place = {n: i for i, n in enumerate(vectors.names)}
 
+    weights = profile.backbone.weights
+    mark = _file_hash(weights)
+    report = load_weights(make_backbone(profile.backbone.size), Path(weights)) if weights else None
+
     def backbone() -> nn.Module:
         made: nn.Module = make_backbone(profile.backbone.size)
-        if profile.backbone.weights is not None:
-            load_weights(made, Path(profile.backbone.weights))
+        if weights is not None:
+            load_weights(made, Path(weights))
         return made
 
     kit = Kit(
@@ -183,7 +188,7 @@ def make_plan(settings: RunSettings) -> Plan:
         "data_fingerprint": catalog.fingerprint,
         "splits": {s.name: dataclasses.asdict(s) for s in catalog.splits},
         "vectors": hashlib.sha256(vectors.array.tobytes()).hexdigest(),
-        "weights": _file_hash(profile.backbone.weights),
+        "weights": mark,
         "seed": settings.seed,
         "numerics": clbench.NUMERICS,
     }
@@ -199,6 +204,7 @@ def make_plan(settings: RunSettings) -> Plan:
         catalog=catalog,
         kit=kit,
         text_record=dict(vectors.record),
+        weights=report,
         device=device,
         folder=base / settings.strategy / store.run_id(identity),
         shared=base / "_shared" / store.run_id(first),
@@ -232,6 +238,7 @@ def new_record(plan: Plan) -> dict[str, Any]:
         "patients": plan.catalog.patients,
         "data_fingerprint": plan.catalog.fingerprint,
         "text_encoding": plan.text_record,
+        "backbone_weights": None if plan.weights is None else dataclasses.asdict(plan.weights),
         "course": {
             "steps": [
                 {"name": s.name, "source": s.source, "learns": list(s.learns)}

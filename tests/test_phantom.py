@@ -85,7 +85,9 @@ def test_the_body_lies_as_patients_do(volumes: list[Volume]) -> None:
         if v.source != "btcv":
             continue
         liver, spleen = center(v, "liver"), center(v, "spleen")
-        assert liver[0] > spleen[0]  # RAS: x grows to the patient's right here means the liver is right
+        assert (
+            liver[0] > spleen[0]
+        )  # RAS: x grows to the patient's right here means the liver is right
         assert center(v, "stomach")[1] > center(v, "left_kidney")[1]  # front of the kidney
         assert center(v, "esophagus")[2] > center(v, "left_kidney")[2]
         if "right_kidney" in v.annotated:
@@ -132,7 +134,9 @@ def test_subjects_and_sources_differ(volumes: list[Volume]) -> None:
         (liver,) = v.labels(["liver"], (slice(None),) * 3)
         noise.setdefault(v.source, []).append(float(v.image[liver == 1].mean()))
     assert abs(np.mean(noise["btcv"]) - np.mean(noise["lits"])) > 5  # another phase
-    spacings = {v.source: tuple(np.linalg.norm(v.native_affine[:3, :3], axis=0).round(1)) for v in volumes}
+    spacings = {
+        v.source: tuple(np.linalg.norm(v.native_affine[:3, :3], axis=0).round(1)) for v in volumes
+    }
     assert spacings["btcv"] != spacings["lits"]
 
 
@@ -182,7 +186,9 @@ def test_what_is_written_is_what_was_made(folders: dict[str, Path]) -> None:
     assert len(codes) > 1  # the readers meet more than one orientation
 
 
-def test_it_is_made_once(folders: dict[str, Path], root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_made_once(
+    folders: dict[str, Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(room, "_write", lambda *a: pytest.fail("made again"))
     assert make_phantom(root, BENCH.sources, CASES, COARSE) == folders
 
@@ -197,7 +203,9 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(room, "_write", fail)
     with pytest.raises(StoreError, match="No space left"):
-        make_phantom(tmp_path, BENCH.sources, {"btcv": ("1", "61")}, replace(COARSE, spacing_mm=12.0))
+        make_phantom(
+            tmp_path, BENCH.sources, {"btcv": ("1", "61")}, replace(COARSE, spacing_mm=12.0)
+        )
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
 
 

@@ -66,6 +66,13 @@ class Progress:
                     f"{steps}",
                     highlight=False,
                 )
+                if plan.weights is not None:
+                    self.console.print(
+                        f"backbone weights: {len(plan.weights.loaded)} tensors loaded, "
+                        f"{len(plan.weights.skipped)} of the file skipped, "
+                        f"{len(plan.weights.missing)} of the network missing (named in run.json)",
+                        highlight=False,
+                    )
             case "step":
                 lesson = event["lesson"]
                 self.lesson = f"step {lesson.number}/{event['of']}"

@@ -1,0 +1,62 @@
+"""The README is true: its tables are what the commands print, its example is a strategy that runs."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clbench import registry, store
+from clbench.cli import app
+from clbench.plan import RunSettings
+from clbench.report.readme import rewrite
+from clbench.run import run_course
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_its_numbers_are_made_by_the_tool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert README.count("<!-- $ clbench") >= 1
+    assert rewrite(README, app) == README, "run `make readme`"
+
+
+def test_its_strategy_runs_and_resists(
+    smoke_run: Path, smoke_out: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    module = types.ModuleType("readme_example")
+    monkeypatch.setitem(sys.modules, "readme_example", module)
+    exec(compile(code, "README.md", "exec"), module.__dict__)  # noqa: S102  # our own page
+    load = registry.load
+
+    def with_example(kind: str, name: str) -> Any:
+        return module.Anchored if name == "anchored" else load(kind, name)
+
+    monkeypatch.setattr(registry, "load", with_example)
+    folder = run_course(
+        RunSettings(
+            bench="tumor_ext", strategy="anchored", profile="smoke", out=smoke_out, cache=cache_root
+        )
+    )
+    assert store.read_record(folder)["status"] == "finished"
+
+
+def test_its_table_of_rooms_names_every_room() -> None:
+    rooms = README.split("## Rooms")[1].split("\n## ")[0]
+    for path in sorted((ROOT / "clbench").glob("*.py")):
+        if path.stem not in ("__init__", "__main__"):
+            assert path.name in rooms, path.name
+    for folder in sorted(p for p in (ROOT / "clbench").iterdir() if (p / "__init__.py").exists()):
+        if folder.name != "profiles":
+            assert f"clbench/{folder.name}/" in rooms, folder.name
+
+
+def test_links_inside_the_project_exist() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
