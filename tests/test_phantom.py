@@ -245,4 +245,4 @@ def test_the_benchmarks_split_is_sixteen_four_eight(tmp_path: Path) -> None:
     assert 4 <= len(eight) <= 12
 
 
-MARKS = {"btcv": "fda01a646ea43ddf", "lits": "e55c6009c83fff40"}
+MARKS = {"btcv": "001862e0034e9cf4", "lits": "07a97661bdae785c"}
