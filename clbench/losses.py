@@ -1,8 +1,7 @@
 """Losses on known labels: what a voxel's target is, and Dice and cross-entropy where it is known.
 
 Room: row 2 (torch). "Known" is kept per case, structure and voxel, because a voxel that no
-annotator looked at is neither background nor organ. Losses on the old model's outputs:
-`clbench.distillation`.
+annotator looked at is neither background nor organ.
 """
 
 from __future__ import annotations

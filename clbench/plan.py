@@ -227,7 +227,8 @@ def new_record(plan: Plan) -> dict[str, Any]:
     """The first `run.json`: what was asked for, with every default, and where it runs."""
     settings = dataclasses.asdict(plan.settings)
     settings.pop("splits")
-    settings["out"], settings["cache"] = str(settings["out"]), str(settings["cache"])
+    settings["out"] = str(settings["out"])
+    settings["cache"] = None if settings["cache"] is None else str(settings["cache"])
     return {
         "schema": store.SCHEMA,
         "status": "unfinished",
@@ -263,7 +264,7 @@ def new_record(plan: Plan) -> dict[str, Any]:
             },
         },
         "git": _git(),
-        "command": sys.argv,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "device": str(plan.device)
         if plan.device.type == "cpu"
         else torch.cuda.get_device_name(plan.device),
