@@ -48,13 +48,13 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def catalog(data: Path, tmp_path: Path, **more: Any) -> Catalog:
+def catalog(folder: Path, tmp_path: Path, /, **more: Any) -> Catalog:
     return build_catalog(
         BENCH,
         SMOKE.preprocessing(BENCH.preprocessing),
         cache_root=tmp_path / "cache",
         phantom=SMOKE.phantom,
-        **{"data": str(data), "splits": {"btcv": BTCV, "lits": LITS}, **more},
+        **{"data": str(folder), "splits": {"btcv": BTCV, "lits": LITS}, **more},
     )
 
 
@@ -136,7 +136,9 @@ def test_the_same_case_in_train_and_test_by_content(data: Path, tmp_path: Path) 
 
 def test_a_label_without_any_structure_is_a_valid_case(data: Path, tmp_path: Path) -> None:
     write(data / "lits", "lits", "0", seed=10, values=())
-    volume = catalog(data, tmp_path).open(2, "0", "train")
+    found = catalog(data, tmp_path)
+    found.step = 2
+    volume = found.open(2, "0", "train")
     assert volume.annotated == {"liver", "liver_tumor"}
     assert not volume.bits.any()
 

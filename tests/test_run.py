@@ -120,10 +120,11 @@ def test_strategies_that_start_alike_share_step_1(
     smoke_run: Path, cache_root: Path, smoke_out: Path
 ) -> None:
     events: list[dict[str, Any]] = []
-    run_course(settings(smoke_out, cache_root, strategy="finetune"), events.append)
+    folder = run_course(settings(smoke_out, cache_root, strategy="finetune"), events.append)
     assert "shared" in [e["event"] for e in events]
     assert {e["step"] for e in events if e["event"] == "update"} == {2}
-    assert len(list((smoke_out / "tumor_ext" / "_shared").iterdir())) == 1
+    marks = [store.read_record(f)["shared_step1"] for f in (folder, smoke_run)]
+    assert marks[0] == marks[1]
 
 
 def test_joint_sees_all_images_and_trains_t_times_as_long(

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -77,7 +78,7 @@ class VolumeCache:
             else:
                 self._hashes[key] = _sha256(path)
                 self._make(note.parent)
-                part = note.with_name(f"{note.name}.{os.getpid()}")
+                part = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
                 try:
                     part.write_text(self._hashes[key])
                     part.replace(note)
