@@ -175,25 +175,27 @@ def make_plan(settings: RunSettings) -> Plan:
         backbone=backbone,
         encode=lambda names: torch.from_numpy(vectors.array[[place[n] for n in names]]),
         seed=settings.seed,
+        prior=profile.train.prior,
     )
     groups = dataclasses.asdict(profile)
     if catalog.patients:
         groups.pop("phantom")  # has no influence on real data
     groups.pop("summary")
+    splits = [dataclasses.asdict(s) for s in catalog.splits]
     identity = {
         "bench": benchmark.name,
         "bench_version": benchmark.version,
         "strategy": _describe(strategy),
         "profile": groups,
         "data_fingerprint": catalog.fingerprint,
-        "splits": {s.name: dataclasses.asdict(s) for s in catalog.splits},
+        "splits": splits,
         "vectors": hashlib.sha256(vectors.array.tobytes()).hexdigest(),
         "weights": mark,
         "seed": settings.seed,
         "numerics": clbench.NUMERICS,
     }
     first = {**identity, "strategy": _describe(strategy.first_step())}
-    first["splits"] = {s.name: dataclasses.asdict(s) for s in catalog.splits[:1]}
+    first["splits"] = splits[:1]
     base = settings.out / benchmark.name
     return Plan(
         settings=settings,
@@ -251,8 +253,10 @@ def new_record(plan: Plan) -> dict[str, Any]:
         },
         "settings": settings,
         "split_sha256": {
-            s.name: hashlib.sha256(json.dumps(dataclasses.asdict(s)).encode()).hexdigest()[:16]
-            for s in plan.catalog.splits
+            f"step {i}, {s.name}": hashlib.sha256(
+                json.dumps(dataclasses.asdict(s)).encode()
+            ).hexdigest()[:16]
+            for i, s in enumerate(plan.catalog.splits, 1)
         },
         "shared_step1": plan.shared.name,
         "versions": {

@@ -91,6 +91,9 @@ class TrainSettings:
     """Autocast on CUDA; the CPU always computes in float32."""
     clip_norm: float | None = None
     """Largest gradient norm."""
+    prior: float | None = None
+    """Probability with which every voxel of a new structure starts (Lin et al., ICCV 2017, section
+    3.3); None: torch's initialisation, about 0.5, as the authors start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

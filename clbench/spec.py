@@ -42,8 +42,15 @@ class Source:
     """Name for readers."""
     layout: str
     """Folder layout (`clbench.data.layouts`)."""
-    labels: Mapping[int, str]
+    labels: Mapping[int, str] = field(default_factory=dict)
     """Raw label value → structure; a structure also holds the values of those inside it."""
+    masks: Mapping[str, str] = field(default_factory=dict)
+    """For layouts with a mask per structure: file stem → structure; several stems may stand for
+    one structure (two generations of names)."""
+    sides: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    """Raw label value that holds both of a pair → (left, right) structure."""
+    ignored: tuple[int, ...] = ()
+    """Further label values that occur and count as background."""
     partial: tuple[Partial, ...] = ()
     """Cases that annotate fewer structures."""
     licence: str = ""
@@ -54,22 +61,42 @@ class Source:
     def __post_init__(self) -> None:
         """Check that every named structure exists and is in the labels."""
         where = f"source {self.name!r}"
-        if not self.labels:
-            raise SpecError("a source needs label values", where=where, expected="labels", got="{}")
-        for value, name in self.labels.items():
+        if bool(self.labels or self.sides) == bool(self.masks):
+            raise SpecError(
+                "a source needs label values, or names of mask files",
+                where=where,
+                expected="either [source.labels] or [source.masks]",
+                got="both" if self.masks else "neither",
+            )
+        for name in (*self.labels.values(), *self.masks.values()):
             structure(name, where)
-            if value <= 0:
+        for value, pair in self.sides.items():
+            if len(pair) != 2 or structure(pair[0], where).mirror != pair[1]:
                 raise SpecError(
-                    "label values start at 1; 0 is background", where=where, got=f"{value} = {name}"
+                    "sides needs the left and the right structure of a pair",
+                    where=where,
+                    expected=f'{value} = ["left_…", "right_…"]',
+                    got=f"{value} = {list(pair)}",
                 )
+        for value in (*self.labels, *self.sides, *self.ignored):
+            if value <= 0:
+                raise SpecError("label values start at 1; 0 is background", where=where, got=value)
+        used = [*self.labels, *self.sides, *self.ignored]
+        if len(set(used)) < len(used):
+            raise SpecError(
+                "a label value is listed twice",
+                where=where,
+                expected="each in one of labels, sides and ignored",
+                got=sorted(v for v in set(used) if used.count(v) > 1),
+            )
         seen: set[str] = set()
         for part in self.partial:
             for name in part.annotates:
-                if name not in self.labels.values():
+                if name not in self.structures:
                     raise SpecError(
-                        f"partial cases annotate {name!r}, which has no label value",
+                        f"partial cases annotate {name!r}, which the source does not have",
                         where=where,
-                        expected=f"one of {', '.join(sorted(set(self.labels.values())))}",
+                        expected=f"one of {', '.join(sorted(self.structures))}",
                     )
             if twice := seen & set(part.cases):
                 raise SpecError(
@@ -79,11 +106,16 @@ class Source:
 
     @property
     def structures(self) -> tuple[str, ...]:
-        """Every structure the label values name, in the order of the values, each once."""
-        return tuple(dict.fromkeys(self.labels[v] for v in sorted(self.labels)))
+        """Every structure labels or masks name, in the order of the values, each once."""
+        by_value = {**{v: (n,) for v, n in self.labels.items()}, **self.sides}
+        names = [n for v in sorted(by_value) for n in by_value[v]]
+        return tuple(dict.fromkeys([*names, *self.masks.values()]))
 
     def annotated(self, case: str) -> tuple[str, ...]:
-        """The structures that case `case` annotates, in the order of the label values."""
+        """The structures that case `case` annotates, in the order of `structures`.
+
+        Where masks may be missing, see `CaseFiles.annotated`.
+        """
         for part in self.partial:
             if case in part.cases:
                 return tuple(s for s in self.structures if s in part.annotates)
@@ -268,8 +300,8 @@ class Step:
     """Structures first learned here, in channel order."""
     split: Split
     """Cases on real data."""
-    phantom_split: Split
-    """Cases on the embedded phantom."""
+    phantom_split: Split | None = None
+    """Cases on the embedded phantom; None: as many as the profile asks for, numbered by step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -394,24 +426,39 @@ def _make(kind: type[T], values: dict[str, Any], where: object) -> T:
         raise SpecError(f"incomplete {kind.__name__}: {err}", where=where) from err
 
 
+def _value(text: str, where: object) -> int:
+    """A label value, which TOML keys hold as text."""
+    if not text.isdigit():
+        raise SpecError("a label value is not a whole number", where=where, got=text)
+    return int(text)
+
+
 def load_split(path: Path) -> Split:
-    """Read a split file: `train`, `validation`, `test` (ids or ranges) and `origin`."""
-    raw = read_toml(path)
+    """Read a split file: `train`, `validation`, `test` (ids or ranges) or `draw`, and `origin`."""
+    return _split(read_toml(path), path.name, path)
+
+
+def _split(raw: dict[str, Any], name: str, where: object) -> Split:
     for part in ("train", "validation", "test"):
         if part in raw and not isinstance(raw[part], list):
-            raise SpecError(f"{part} must be a list of case ids", where=path, got=raw[part])
-        raw[part] = expand_ids(raw.get(part, []), path)
+            raise SpecError(f"{part} must be a list of case ids", where=where, got=raw[part])
+        raw[part] = expand_ids(raw.get(part, []), where)
     if "draw" in raw:
-        raw["draw"] = _make(Draw, raw["draw"], f"{path}, draw")
-    return _make(Split, {"name": path.name, **raw}, path)
+        raw["draw"] = _make(Draw, raw["draw"], f"{where}, draw")
+    return _make(Split, {"name": name, **raw}, where)
 
 
 def load_benchmark(path: Path) -> Benchmark:
-    """Read a benchmark file; split files are paths relative to it and may not leave its folder."""
+    """Read a benchmark file.
+
+    A split is a path relative to the file, which may not leave its folder, or stands in the file.
+    """
     raw = read_toml(path)
     folder = path.parent.resolve()
 
-    def split(name: str) -> Split:
+    def split(name: str | dict[str, Any], where: str) -> Split:
+        if isinstance(name, dict):
+            return _split(name, where.rpartition(", ")[2], where)
         target = (folder / name).resolve()
         if not target.is_relative_to(folder):
             raise SpecError(
@@ -422,7 +469,9 @@ def load_benchmark(path: Path) -> Benchmark:
     sources = []
     for item in raw.pop("source", []):
         where = f"{path}, source {item.get('name', '?')!r}"
-        item["labels"] = {int(k): v for k, v in item.get("labels", {}).items()}
+        item["labels"] = {_value(k, where): v for k, v in item.get("labels", {}).items()}
+        item["sides"] = {_value(k, where): tuple(v) for k, v in item.get("sides", {}).items()}
+        item["ignored"] = tuple(item.get("ignored", ()))
         item["partial"] = tuple(
             _make(
                 Partial,
@@ -442,7 +491,7 @@ def load_benchmark(path: Path) -> Benchmark:
         item["learns"] = tuple(item.get("learns", ()))
         for key in ("split", "phantom_split"):
             if key in item:
-                item[key] = split(item[key])
+                item[key] = split(item[key], where)
         steps.append(_make(Step, item, where))
     pre = {
         k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("preprocessing", {}).items()

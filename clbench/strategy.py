@@ -163,10 +163,13 @@ class Kit:
         backbone: Callable[[], nn.Module],
         encode: Callable[[Sequence[str]], Tensor],
         seed: int,
+        prior: float | None = None,
     ) -> None:
         self._backbone = backbone
         self._encode = encode
         self.seed = seed
+        self.prior = prior
+        """Probability with which a new structure's voxels start; None: as torch initialises."""
 
     def backbone(self) -> nn.Module:
         """A new backbone (see `clbench.nets.backbones`), initialised from the current RNG state."""

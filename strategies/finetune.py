@@ -38,14 +38,14 @@ class Finetune(Strategy):
             backbone = kit.backbone()
             head = UniversalHead(backbone.final_channels, backbone.bottleneck_channels)
             model = Segmenter(backbone, head)
-            model.add(step.learns, kit.encoding(step.learns))
+            model.add(step.learns, kit.encoding(step.learns), kit.prior)
         return model
 
     def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
         """One more controller per new structure; nothing else changes."""
         assert isinstance(model, Segmenter)  # noqa: S101  # built above; tells the type checker
         with kit.fresh(step.number, "grow"):
-            model.add(step.learns, kit.encoding(step.learns))
+            model.add(step.learns, kit.encoding(step.learns), kit.prior)
 
     def losses(
         self, batch: Batch, new: Output, old: Output | None, memory: Memory

@@ -23,6 +23,7 @@ ORDER = (
     "small_intestine", "colon", "liver", "spleen", "stomach", "duodenum", "pancreas", "psoas",
     "paraspinal", "crus", "right_kidney", "left_kidney", "bone", "right_adrenal_gland",
     "left_adrenal_gland", "gall_bladder", "esophagus", "postcava", "portal_and_splenic_vein",
+    "celiac_trunk", "superior_mesenteric_artery", "left_iliac_artery", "right_iliac_artery",
     "aorta",
 )  # fmt: skip
 """Painting order: where two structures meet, the later one has the voxel."""
@@ -154,7 +155,22 @@ RECIPES: Mapping[str, Recipe] = {
     "esophagus": Recipe(
         parts=(Tube(((4, 4, 262, 9.5), (5, 2, 215, 9.5), (16, 2, 199, 9.5), (36, 4, 190, 10))),)
     ),
-    "aorta": Recipe(parts=(Tube(((15, 22, 262, 12), (12, 15, 150, 11.5), (8, 10, -10, 10))),)),
+    "aorta": Recipe(parts=(Tube(((15, 22, 262, 12), (12, 15, 150, 11.5), (8, 10, 40, 10))),)),
+    "celiac_trunk": Recipe(
+        parts=(
+            Tube(((12, 12, 134, 5.5), (13, -14, 135, 5.5), (36, -16, 140, 5))),
+            Tube(((13, -14, 135, 5.5), (-12, -20, 139, 5))),
+        )
+    ),
+    "superior_mesenteric_artery": Recipe(
+        parts=(Tube(((11, 8, 114, 5.5), (10, -8, 110, 5.5), (8, -14, 84, 5.5), (2, -22, 44, 5))),)
+    ),
+    "left_iliac_artery": Recipe(
+        parts=(Tube(((10, 9, 40, 7), (26, 10, 14, 6.5), (42, 16, -24, 6.5))),)
+    ),
+    "right_iliac_artery": Recipe(
+        parts=(Tube(((6, 8, 40, 7), (-10, -4, 18, 6.5), (-32, -6, -24, 6.5))),)
+    ),
     "postcava": Recipe(
         parts=(
             Tube(

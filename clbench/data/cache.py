@@ -95,7 +95,8 @@ class VolumeCache:
             [name for name, _ in files.label] if isinstance(files.label, tuple) else None,
             source.name,
             sorted(source.labels.items()),
-            source.annotated(files.case),
+            sorted(source.sides.items()),
+            files.annotated(source),
             pre.orientation,
             pre.spacing_mm,
             pre.window_hu,  # decides the crop
@@ -193,7 +194,7 @@ class VolumeCache:
                 image=image,
                 bits=bits,
                 names=source.structures,
-                annotated=frozenset(source.annotated(files.case)),
+                annotated=frozenset(files.annotated(source)),
                 affine=np.array(meta["affine"]),
                 native_affine=np.array(meta["native_affine"]),
                 native_shape=_three(meta["native_shape"]),

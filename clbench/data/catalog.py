@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Literal
 
 from clbench.data.cache import VolumeCache
-from clbench.data.layouts import LAYOUTS, CaseFiles, resolve_data
+from clbench.data.layouts import CaseFiles, find_cases, resolve_data
 from clbench.data.phantom import fingerprint, make_phantom
 from clbench.data.volumes import Volume
 from clbench.errors import DataError, SettingError, TrainingError
 from clbench.settings import PhantomSettings
-from clbench.spec import Benchmark, Preprocessing, Source, Split
+from clbench.spec import Benchmark, Preprocessing, Source, Split, Step
 
 Purpose = Literal["train", "pseudo", "test"]
 
@@ -94,6 +94,44 @@ class Catalog:
             str(step): {purpose: sorted(cases) for purpose, cases in by_purpose.items()}
             for step, by_purpose in self.ledger.items()
         }
+
+
+def _phantom_split(step: Step, number: int, settings: PhantomSettings) -> Split:
+    """The cases of a step on the phantom: its own list, or new subjects for every step."""
+    if step.phantom_split is not None:
+        return _shorten(step.phantom_split, settings)
+    sizes = (settings.train, settings.validation, settings.test)
+    ids = iter(range(1000 * number, 1000 * number + sum(sizes)))
+    train, validation, test = (tuple(str(next(ids)) for _ in range(n)) for n in sizes)
+    return Split(
+        name=f"phantom, step {number}",
+        train=train,
+        validation=validation,
+        test=test,
+        origin="clbench phantom",
+    )
+
+
+def _chosen(benchmark: Benchmark, replaced: Mapping[str, Split]) -> list[Split | None]:
+    """Per step the split the user named, by step or by source.
+
+    A drawn split of a source that several steps use deals each of them its own block.
+    """
+    known = {*(s.name for s in benchmark.sources), *(s.name for s in benchmark.steps)}
+    for name in replaced:
+        if name not in known:
+            raise SettingError(
+                f"--split names neither a source nor a step of the benchmark: {name!r}",
+                expected=", ".join(sorted(known)),
+            )
+    found: list[Split | None] = []
+    for i, step in enumerate(benchmark.steps):
+        split = replaced.get(step.name) or replaced.get(step.source)
+        if split is not None and split.draw is not None and step.name not in replaced:
+            block = 1 + sum(s.source == step.source for s in benchmark.steps[:i])
+            split = replace(split, draw=replace(split.draw, part=block))
+        found.append(split)
+    return found
 
 
 def _shorten(split: Split, settings: PhantomSettings) -> Split:
@@ -171,23 +209,24 @@ def build_catalog(
         data: `name=PATH,…` or one folder; None for the phantom.
         cache_root: where preprocessed volumes and the phantom are kept.
         phantom: size of the phantom.
-        splits: source → split that replaces the benchmark's.
+        splits: source or step → split that replaces the benchmark's.
 
     Raises:
         DataError: missing folders or cases, or a case in train and test.
     """
     cache = VolumeCache(cache_root / "volumes")
-    replaced = splits or {}
-    for name in replaced:
-        if name not in {s.name for s in benchmark.sources}:
-            raise SettingError(
-                f"--split names a source the benchmark does not have: {name!r}",
-                expected=", ".join(s.name for s in benchmark.sources),
-            )
+    chosen = _chosen(benchmark, splits or {})
     if data is None:
+        if drawn := [s.name for s in chosen if s is not None and s.draw is not None]:
+            raise SettingError(
+                "a split drawn by rule needs data to draw from",
+                where="--split",
+                got=", ".join(drawn),
+                next_step="name the data with --data, or list the phantom's cases in the split",
+            )
         used = [
-            replaced.get(step.source) or _shorten(step.phantom_split, phantom)
-            for step in benchmark.steps
+            split or _phantom_split(step, number, phantom)
+            for number, (step, split) in enumerate(zip(benchmark.steps, chosen, strict=True), 1)
         ]
         cases = {
             s.name: tuple(
@@ -200,16 +239,22 @@ def build_catalog(
             )
             for s in benchmark.sources
         }
-        folders = make_phantom(cache_root / "phantom", benchmark.sources, cases, phantom)
+        folders = make_phantom(
+            cache_root / "phantom",
+            benchmark.sources,
+            cases,
+            phantom,
+            needed=benchmark.structures(len(benchmark.steps)),
+        )
         mark = fingerprint(benchmark.sources, cases, phantom)
     else:
         folders = _folders(data, benchmark)
-        used = [replaced.get(step.source) or step.split for step in benchmark.steps]
+        used = [split or step.split for step, split in zip(benchmark.steps, chosen, strict=True)]
         mark = ""
-    files = {
-        name: LAYOUTS[benchmark.source(name).layout].find(folder)
-        for name, folder in folders.items()
-    }
+    files = {name: find_cases(folder, benchmark.source(name)) for name, folder in folders.items()}
+    used = [
+        split.resolve(files[step.source]) for step, split in zip(benchmark.steps, used, strict=True)
+    ]
     for step, split in zip(benchmark.steps, used, strict=True):
         _missing(split, benchmark.source(step.source), files[step.source], folders[step.source])
     if data is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clbench.data.layouts import CaseFiles, find_layout
+from clbench.data.layouts import CaseFiles, find_cases
 from clbench.data.volumes import read_case, spacing_of
 from clbench.errors import ClbenchError, DataError
 from clbench.spec import Source
@@ -80,7 +80,7 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
     failed: list[DataError] = []
     for source, place in named or [(s, folder) for s in sources]:
         try:
-            found = find_layout(source.layout).find(place)
+            found = find_cases(place, source)
         except DataError as err:
             failed.append(err)
             continue
@@ -104,7 +104,7 @@ def _check(files: CaseFiles, source: Source) -> CaseReport:
     except ClbenchError as err:
         return CaseReport(case=files.case, line="cannot be read", problems=(str(err),))
     low, high = float(raw.image.min()), float(raw.image.max())
-    annotated = source.annotated(files.case)
+    annotated = files.annotated(source)
     kind = raw.bits.dtype.type
     vox = {
         name: int(np.count_nonzero(raw.bits & kind(1 << source.structures.index(name))))

@@ -6,9 +6,10 @@ Room: row 2. A layout knows names only; what label values mean is the benchmark'
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +27,31 @@ class CaseFiles:
     """NIfTI image in HU."""
     label: Path | tuple[tuple[str, Path], ...]
     """One label map, or (structure, binary mask) pairs."""
+
+    def named(self, source: Source) -> CaseFiles:
+        """These files with their masks called by structure; masks no structure uses are left out.
+
+        Raises:
+            DataError: two masks of one case stand for the same structure.
+        """
+        if isinstance(self.label, Path):
+            return self
+        pairs = [(source.masks[stem], path) for stem, path in self.label if stem in source.masks]
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise DataError(
+                "two masks of a case stand for the same structure",
+                where=self.image.parent,
+                got=", ".join(f"{path.name} = {name}" for name, path in pairs),
+                next_step="move one of them elsewhere",
+            )
+        return replace(self, label=tuple(pairs))
+
+    def annotated(self, source: Source) -> tuple[str, ...]:
+        """The structures this case annotates: what the source says, and a mask exists for."""
+        says = source.annotated(self.case)
+        if isinstance(self.label, Path):
+            return says
+        return tuple(s for s in says if s in dict(self.label))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -52,7 +78,14 @@ class Layout(Protocol):
         ...
 
     def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
-        """Where a writer puts image and label of a case."""
+        """Where a writer puts image and label of a case.
+
+        A label without suffix is a folder that takes a mask per structure.
+        """
+        ...
+
+    def index(self, cases: Iterable[str]) -> dict[str, str]:
+        """What else a writer must leave: file name → text, such as a list of the cases."""
         ...
 
 
@@ -154,6 +187,146 @@ class Pairs:
         image, label = (text.format(case=number) for text in self.writes)
         return folder / image, folder / label
 
+    def index(self, cases: Iterable[str]) -> dict[str, str]:
+        """See `Layout.index`."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Masks:
+    """Layouts with a folder per case: the image, and a binary mask per structure.
+
+    A structure without mask is not annotated in that case.
+    """
+
+    name: str
+    """Name in a benchmark's `layout`."""
+    case: str
+    """Pattern of a case's folder."""
+    image: str = "ct.nii.gz"
+    """The image within it."""
+    masks: str = "segmentations"
+    """The folder of masks within it."""
+
+    def find(self, folder: Path) -> dict[str, CaseFiles]:
+        """See `Layout.find`. Masks carry the stems of their files; `CaseFiles.named` maps them."""
+        _need_folder(folder)
+        found: dict[str, CaseFiles] = {}
+        for place in sorted(folder.rglob(self.image), key=lambda p: natural(p.parent.name)):
+            case = place.parent
+            if not re.fullmatch(self.case, case.name) or case.name.startswith("."):
+                continue
+            masks = tuple(
+                (p.name.removesuffix(".gz").removesuffix(".nii"), p)
+                for p in sorted((case / self.masks).glob("*.nii*"))
+                if not p.name.startswith(".")
+            )
+            if not masks:
+                raise DataError(
+                    "a case has an image but no mask",
+                    where=case,
+                    expected=f"{self.masks}/<structure>.nii.gz beside {self.image}",
+                    next_step="add the masks, or move the case elsewhere",
+                )
+            if case.name in found:
+                raise DataError(
+                    f"two folders claim to be case {case.name}",
+                    where=folder,
+                    got=f"{found[case.name].image.parent} and {case}",
+                    next_step="move one of them elsewhere",
+                )
+            found[case.name] = CaseFiles(case=case.name, image=place, label=masks)
+        if not found:
+            raise DataError(
+                f"no case of the layout {self.name!r} in this folder",
+                where=folder,
+                expected=f"{self.paths(Path(), '1')[0]} + "
+                f"{self.paths(Path(), '1')[1]}/<structure>.nii.gz",
+                got=_glimpse(folder),
+                next_step="point --data at the folder that holds these names",
+            )
+        return found
+
+    def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
+        """See `Layout.paths`."""
+        return folder / case / self.image, folder / case / self.masks
+
+    def index(self, cases: Iterable[str]) -> dict[str, str]:
+        """See `Layout.index`."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Datalist:
+    """The Medical Segmentation Decathlon and MONAI: a JSON file lists pairs of image and label."""
+
+    name: str
+    """Name in a benchmark's `layout`."""
+    file: str = "dataset.json"
+    """The list."""
+    parts: tuple[str, ...] = ("training", "validation")
+    """Keys of the list whose entries carry labels."""
+
+    def find(self, folder: Path) -> dict[str, CaseFiles]:
+        """See `Layout.find`. A case is named after its label file."""
+        _need_folder(folder)
+        place = folder / self.file
+        try:
+            listed = json.loads(place.read_text(encoding="utf-8"))
+            entries = [e for part in self.parts for e in listed.get(part, []) if "label" in e]
+            pairs = [(Path(e["image"]), Path(e["label"])) for e in entries]
+        except FileNotFoundError:
+            raise DataError(
+                f"no case of the layout {self.name!r} in this folder",
+                where=folder,
+                expected=f"{self.file} with a list 'training' of image and label",
+                got=_glimpse(folder),
+                next_step="point --data at the folder that holds the list",
+            ) from None
+        except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as err:
+            raise DataError(
+                "the list of cases cannot be read",
+                where=place,
+                expected='JSON: {"training": [{"image": "…", "label": "…"}]}',
+                got=str(err) or type(err).__name__,
+                next_step="repair the file or download it again",
+            ) from err
+        found: dict[str, CaseFiles] = {}
+        for image, label in sorted(pairs, key=lambda p: natural(p[1].name)):
+            case = label.name.removesuffix(".gz").removesuffix(".nii")
+            files = CaseFiles(case=case, image=folder / image, label=folder / label)
+            for path in files.files:
+                if not path.resolve().is_relative_to(folder.resolve()):
+                    raise DataError(
+                        "the list names a file outside its folder", where=place, got=path
+                    )
+                if not path.is_file():
+                    raise DataError(
+                        "the list names a file that is not there",
+                        where=place,
+                        expected=path,
+                        next_step="add the file, or take its entry out of the list",
+                    )
+            if case in found:
+                raise DataError(f"two entries claim to be case {case}", where=place)
+            found[case] = files
+        if not found:
+            raise DataError("the list of cases is empty", where=place)
+        return found
+
+    def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
+        """See `Layout.paths`."""
+        return folder / f"imagesTr/{case}.nii.gz", folder / f"labelsTr/{case}.nii.gz"
+
+    def index(self, cases: Iterable[str]) -> dict[str, str]:
+        """See `Layout.index`."""
+        pairs = [dict(zip(("image", "label"), self._relative(c), strict=True)) for c in cases]
+        return {self.file: json.dumps({"training": pairs}, indent=1)}
+
+    def _relative(self, case: str) -> tuple[str, str]:
+        image, label = self.paths(Path(), case)
+        return f"./{image.as_posix()}", f"./{label.as_posix()}"
+
 
 def _need_folder(folder: Path) -> None:
     if not folder.is_dir():
@@ -204,6 +377,25 @@ LAYOUTS: dict[str, Layout] = {
             "label/liver_0.nii.gz, or imagesTr/ + labelsTr/",
             nested=("04_LiTS", "Task03_Liver"),
         ),
+        Pairs(
+            name="jhh",
+            image=(rf"(.*/)?(img|image|images|img_[a-z0-9_]+)/(?P<case>[^/]+?){_NII}",),
+            label=(rf"(.*/)?(label|labels|label_[a-z0-9_]+)/(?P<case>[^/]+?){_NII}",),
+            writes=("img/{case}.nii.gz", "label/{case}.nii.gz"),
+            describes="img/CASE.nii.gz + label/CASE.nii.gz",
+            strip_zeros=False,
+        ),
+        Pairs(
+            name="nnunet",
+            image=(rf"imagesTr/(?P<case>[^/]+?)_0000{_NII}",),
+            label=(rf"labelsTr/(?P<case>[^/]+?){_NII}",),
+            writes=("imagesTr/{case}_0000.nii.gz", "labelsTr/{case}.nii.gz"),
+            describes="imagesTr/CASE_0000.nii.gz + labelsTr/CASE.nii.gz",
+            strip_zeros=False,
+        ),
+        Datalist(name="msd"),
+        Masks(name="totalsegmentator", case=r"s?\d+"),
+        Masks(name="abdomenatlas", case=r".+"),
     )
 }
 
@@ -217,6 +409,16 @@ def find_layout(name: str) -> Layout:
     if name not in LAYOUTS:
         raise unknown_name("layout", name, LAYOUTS)
     return LAYOUTS[name]
+
+
+def find_cases(folder: Path, source: Source) -> dict[str, CaseFiles]:
+    """Every case of a source below its folder, masks called by structure.
+
+    Raises:
+        DataError: see `Layout.find`.
+    """
+    found = find_layout(source.layout).find(folder)
+    return {case: files.named(source) for case, files in found.items()}
 
 
 def resolve_data(text: str, sources: Sequence[Source]) -> dict[str, Path]:

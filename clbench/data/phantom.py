@@ -30,9 +30,9 @@ from clbench.data.layouts import find_layout
 from clbench.errors import DataError, StoreError
 from clbench.settings import PhantomSettings
 from clbench.spec import Source
-from clbench.taxonomy import ancestors
+from clbench.taxonomy import ancestors, with_descendants
 
-PHANTOM_VERSION = 1
+PHANTOM_VERSION = 2
 """Raised by any change that moves a voxel; phantoms of two versions never share a folder."""
 
 FIELD_MM = (346.0, 244.0, 250.0)
@@ -59,6 +59,8 @@ class Domain:
     """Standard deviation of the noise."""
     orientations: tuple[str, ...]
     """Axis codes the files are stored with, one drawn per case."""
+    arterial_hu: float = 0.0
+    """What arteries gain and veins lose in the arterial phase."""
 
 
 DOMAINS: Mapping[str, Domain] = {
@@ -68,8 +70,20 @@ DOMAINS: Mapping[str, Domain] = {
     "lits": Domain(
         spacing_mm=(5.0, 5.0, 4.0), enhancement=0.7, noise_hu=13.0, orientations=("RAS", "LPS")
     ),
+    "jhh": Domain(
+        spacing_mm=(4.6, 4.6, 5.6),
+        enhancement=0.85,
+        noise_hu=11.0,
+        orientations=("LPS",),
+        arterial_hu=70.0,
+    ),
 }
 """Per layout; a source of any other layout draws its own."""
+ARTERIES = (
+    "aorta", "celiac_trunk", "superior_mesenteric_artery", "left_iliac_artery",
+    "right_iliac_artery",
+)  # fmt: skip
+VEINS = ("postcava", "portal_and_splenic_vein")
 
 
 def domain_of(source: Source) -> Domain:
@@ -83,6 +97,7 @@ def domain_of(source: Source) -> Domain:
         enhancement=draws.uniform(0.6, 1.0),
         noise_hu=draws.uniform(8.0, 14.0),
         orientations=("RAS", "LPS"),
+        arterial_hu=draws.uniform(0.0, 60.0),
     )
 
 
@@ -153,6 +168,11 @@ def tissue_hu(key: str, domain: Domain) -> dict[str, float]:
     for name, row in tissues().items():
         mean = row.hu_native + domain.enhancement * (row.hu_pv - row.hu_native)
         found[name] = mean + body.VARIATION * row.hu_sd * Draws(key, "hu", name).normal()
+    for name in ARTERIES[1:]:
+        found[name] = found["aorta"]  # one blood
+    for names, sign in ((ARTERIES, 1.0), (VEINS, -0.5)):
+        for name in names:
+            found[name] += sign * domain.arterial_hu
     for inner, outer in (("right_kidney", "left_kidney"), ("right_lung", "left_lung")):
         found[outer] = found[inner]  # both sides of one body enhance alike
     found["left_kidney_medulla"] = found["right_kidney_medulla"]
@@ -191,10 +211,18 @@ def _noise(draws: Draws, shape: tuple[int, ...]) -> Floats:
     return out
 
 
+def label_values(source: Source) -> dict[str, int]:
+    """Structure → value in a label map; for sources with masks, numbers of our own."""
+    if source.masks:
+        return {name: i for i, name in enumerate(source.structures, 1)}
+    both = [(name, value) for value, pair in source.sides.items() for name in pair]
+    return dict(both + [(name, value) for value, name in sorted(source.labels.items())[::-1]])
+
+
 def _label(canvas: Canvas, source: Source, case: str, factor: int) -> npt.NDArray[np.uint8]:
     """Label values: the structure that fills most of a voxel, if structures fill half of it."""
     annotated = source.annotated(case)
-    values = {name: value for value, name in sorted(source.labels.items(), reverse=True)}
+    values = label_values(source)
     shape = tuple(n // factor for n in canvas.tissue.shape)
     best, filled = np.zeros(shape, dtype=np.uint8), np.zeros(shape, dtype=np.uint8)
     label = np.zeros(shape, dtype=np.uint8)
@@ -242,7 +270,8 @@ def fingerprint(
             {
                 "name": source.name,
                 "layout": source.layout,
-                "labels": sorted(source.labels.items()),
+                "labels": sorted(label_values(source).items()),
+                "masks": sorted(source.masks.items()),
                 "cases": [[case, source.annotated(case)] for case in cases.get(source.name, ())],
             }
             for source in sources
@@ -257,6 +286,7 @@ def make_phantom(
     sources: Sequence[Source],
     cases: Mapping[str, Sequence[str]],
     settings: PhantomSettings,
+    needed: Sequence[str] = (),
 ) -> dict[str, Path]:
     """Write the phantom of a benchmark once and say where it lies.
 
@@ -268,17 +298,17 @@ def make_phantom(
         sources: the sources of the benchmark.
         cases: source → case ids to make. A case does not depend on which others are made.
         settings: voxel size.
+        needed: structures that a course teaches; others a source names may be absent here.
 
     Returns:
         Source → folder in that source's layout.
 
     Raises:
-        DataError: a source names a structure or layout the phantom does not have.
+        DataError: the phantom does not have a needed structure.
         StoreError: the folder cannot be written.
     """
     wanted = [source for source in sources if cases.get(source.name)]
-    for source in wanted:
-        _check(source)
+    _check(needed)
     target = root / fingerprint(sources, cases, settings)
     folders = {source.name: target / source.name for source in wanted}
     if target.is_dir():
@@ -298,6 +328,10 @@ def make_phantom(
                             lambda job: _write(partial, job[0], job[1], settings.spacing_mm), jobs
                         )
                     )
+                for source in wanted:
+                    index = find_layout(source.layout).index(cases[source.name])
+                    for name, text in index.items():
+                        _put(partial / source.name / name, text.encode())
                 partial.replace(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -310,18 +344,22 @@ def make_phantom(
     return folders
 
 
-def _check(source: Source) -> None:
-    known = {row.part_of for row in tissues().values() if row.part_of}
-    for name in source.structures:
-        if name not in known:
+def known_structures() -> frozenset[str]:
+    """Every structure the phantom has."""
+    return frozenset(
+        row.part_of for row in tissues().values() if row.part_of in (*ORDER, "liver_tumor")
+    )
+
+
+def _check(needed: Sequence[str]) -> None:
+    for name in needed:
+        if name not in known_structures():
             raise DataError(
                 f"the phantom has no {name!r}",
-                where=f"source {source.name!r}",
-                expected=f"structures among {', '.join(sorted(known))}",
+                expected=f"structures among {', '.join(sorted(known_structures()))}",
                 got=name,
                 next_step="give real data with --data, or add it to clbench/data/anatomy.py",
             )
-    find_layout(source.layout)
 
 
 def _write(folder: Path, source: Source, case: str, spacing_mm: float) -> None:
@@ -329,23 +367,35 @@ def _write(folder: Path, source: Source, case: str, spacing_mm: float) -> None:
     codes = domain_of(source).orientations
     draws = Draws(PHANTOM_VERSION, source.name, case, "orientation")
     stored = codes[int(draws.uniform(0, len(codes)))]
-    for path, array in zip(
-        find_layout(source.layout).paths(folder / source.name, case),
-        (made.image, made.label),
-        strict=True,
-    ):
-        image = _oriented(nib.Nifti1Image(array, made.affine), stored)
-        image.header.set_xyzt_units("mm")
-        image.set_sform(image.affine, 1)
-        image.set_qform(image.affine, 1)
-        content = image.to_bytes()
+    image, label = find_layout(source.layout).paths(folder / source.name, case)
+    arrays: dict[Path, npt.NDArray[Any]] = {image: made.image}
+    if label.suffix:
+        arrays[label] = made.label
+    else:  # a folder of masks; of two names for one structure the first
+        stems = {name: stem for stem, name in reversed(list(source.masks.items()))}
+        values = label_values(source)
+        for name in source.annotated(case):
+            inside = [values[n] for n in with_descendants(name, source.structures)]
+            if name in known_structures():
+                mask = np.isin(made.label, inside).astype(np.uint8)
+                arrays[label / f"{stems[name]}.nii.gz"] = mask
+    for path, array in arrays.items():
+        file = _oriented(nib.Nifti1Image(array, made.affine), stored)
+        file.header.set_xyzt_units("mm")
+        file.set_sform(file.affine, 1)
+        file.set_qform(file.affine, 1)
+        content = file.to_bytes()
         if path.suffix == ".gz":
             content = gzip.compress(content, compresslevel=1, mtime=0)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _put(path, content)
+
+
+def _put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _oriented(image: nib.Nifti1Image, codes: str) -> nib.Nifti1Image:

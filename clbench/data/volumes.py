@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from clbench.data.layouts import CaseFiles
 from clbench.errors import DataError
+from clbench.postprocess import split_left_right
 from clbench.spec import Preprocessing, Source
 from clbench.taxonomy import ancestors
 
@@ -285,22 +286,31 @@ def _read_bits(
     names = source.structures
     kind = bits_type(len(names))
     counts: dict[int, int] = {}
+    pairs: dict[int, tuple[str, str]] = {}
     if isinstance(files.label, Path):
         _same_place(files.label, shape, affine)
         raw = whole_numbers(_voxels(files.label).reshape(shape), files.label)
         counts = _counts(raw, files.label, source)
         table = np.zeros(max(counts, default=0) + 1, dtype=kind)
         for value in counts:
-            if value:
+            if value in source.labels:
                 table[value] = pattern_of(source.labels[value], names)
         bits = table[raw]
+        pairs = {v: source.sides[v] for v in counts if v in source.sides}
     else:
         bits = np.zeros(shape, dtype=kind)
         for name, path in files.label:
             _same_place(path, shape, affine)
             mask = whole_numbers(_voxels(path).reshape(shape), path) != 0
             bits[mask] |= kind.type(pattern_of(name, names))
-    return np.ascontiguousarray(apply_orientation(bits, turn)), counts
+    bits = np.ascontiguousarray(apply_orientation(bits, turn))
+    for value, pair in pairs.items():
+        both = np.ascontiguousarray(apply_orientation(raw == value, turn))
+        for name, mask in zip(
+            pair, split_left_right(both, f"{files.label}, value {value}"), strict=True
+        ):
+            bits[mask] |= kind.type(pattern_of(name, names))
+    return bits, counts
 
 
 def whole_numbers(raw: NDArray[Any], path: Path) -> NDArray[Any]:
@@ -339,14 +349,15 @@ def _counts(raw: NDArray[Any], path: Path, source: Source) -> dict[int, int]:
         counts = {int(v): int(number[v]) for v in np.flatnonzero(number)}
     else:
         counts = {int(v): int(n) for v, n in zip(*np.unique(raw, return_counts=True), strict=True)}
-    unknown = {v: n for v, n in counts.items() if v and v not in source.labels}
+    known = {*source.labels, *source.sides, *source.ignored}
+    unknown = {v: n for v, n in counts.items() if v and v not in known}
     if unknown:
         raise DataError(
             "the label holds values the source does not define",
             where=path,
             expected=", ".join(f"{v} {name}" for v, name in sorted(source.labels.items())),
             got=", ".join(f"{v} ({n} voxels)" for v, n in sorted(unknown.items())[:20]),
-            next_step="add the value to the source's [labels], or clear it in the file",
+            next_step="add the value to the source's labels or to `ignored`, or clear it",
         )
     return counts
 
@@ -438,7 +449,7 @@ def preprocess(raw: RawCase, source: Source, pre: Preprocessing) -> Volume:
         image=image,
         bits=bits,
         names=source.structures,
-        annotated=frozenset(source.annotated(raw.files.case)),
+        annotated=frozenset(raw.files.annotated(source)),
         affine=affine,
         native_affine=raw.affine,
         native_shape=(raw.image.shape[0], raw.image.shape[1], raw.image.shape[2]),

@@ -6,6 +6,7 @@ image; `ConvHead` is the plain output layer of the softmax methods.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -148,6 +149,10 @@ def dynamic_head(features: Tensor, params: Tensor) -> Tensor:
     return flat.view(*flat.shape[:2], *features.shape[2:])
 
 
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
 class UniversalHead(nn.Module):
     """Language-driven parameter generator and class-specific heads, one controller per structure.
 
@@ -217,6 +222,12 @@ class UniversalHead(nn.Module):
         ).to(at)
         self.vectors[name] = nn.Parameter(vector.detach().clone().to(at), requires_grad=False)
 
+    def start(self, name: str, prior: float) -> None:
+        """Let the structure's voxels start near a probability instead of near 0.5."""
+        controller: Any = self.controllers[name]
+        with torch.no_grad():
+            controller[-1].bias[-1] = _logit(prior)  # b3 is the last of the 153
+
     def generate(self, bottleneck: Tensor, names: Sequence[str]) -> Tensor:
         """(B, C_b, d, h, w) → (B, len(names), 153): the parameters of the structures in use."""
         image = self.gap(bottleneck).flatten(1)
@@ -268,6 +279,11 @@ class ConvHead(nn.Module):
         assert bias is not None  # noqa: S101  # a convolution with bias; tells the type checker
         self.bias[name] = nn.Parameter(bias.detach().to(at))
 
+    def start(self, name: str, prior: float) -> None:
+        """Let the structure's voxels start near a probability instead of near 0.5."""
+        with torch.no_grad():
+            self.bias[name].fill_(math.log(prior) if self.background else _logit(prior))
+
     def forward(self, maps: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
         """Maps → (B, [background +] len(names), D, H, W) logits."""
         order = ["background", *names] if self.background else list(names)
@@ -288,16 +304,21 @@ class Segmenter(nn.Module):
         self.backbone, self.head = backbone, head
         self.structures: tuple[str, ...] = ()
 
-    def add(self, names: Sequence[str], vectors: Tensor | None = None) -> None:
+    def add(
+        self, names: Sequence[str], vectors: Tensor | None = None, prior: float | None = None
+    ) -> None:
         """Learn to answer for more structures.
 
         Args:
             names: the structures.
             vectors: (len(names), text_dim) text vectors, for heads that use them.
+            prior: probability with which their voxels start; None: as torch initialises.
         """
         for i, name in enumerate(names):
             head: Any = self.head
             head.add(name, None if vectors is None else vectors[i])
+            if prior is not None:
+                head.start(name, prior)
         self.structures = (*self.structures, *names)
 
     def forward(self, image: Tensor) -> Output:
