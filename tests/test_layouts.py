@@ -56,7 +56,11 @@ def test_every_naming_is_found_in_order(
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_what_is_written_is_found_again(layout: str, tmp_path: Path) -> None:
     image, label = LAYOUTS[layout].paths(tmp_path, "12")
+    if not label.suffix:  # a folder of masks
+        label = label / "liver.nii.gz"
     touch(tmp_path, str(image.relative_to(tmp_path)), str(label.relative_to(tmp_path)))
+    for name, text in LAYOUTS[layout].index(["12"]).items():
+        (tmp_path / name).write_text(text)
     found = LAYOUTS[layout].find(tmp_path)
     assert found["12"].files == (image, label)
 

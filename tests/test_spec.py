@@ -104,7 +104,7 @@ def test_preprocessing_is_checked(bad: dict[str, object]) -> None:
 
 
 def test_partial_cases_annotate_what_has_a_value() -> None:
-    with pytest.raises(SpecError, match="no label value"):
+    with pytest.raises(SpecError, match="which the source does not have"):
         Source(
             name="a", title="A", layout="btcv", labels={1: "spleen"},
             partial=(Partial(cases=("1",), annotates=("liver",)),),
