@@ -1,0 +1,314 @@
+"""Evidence: the runs of one benchmark as arrays over seeds and patients, holes named.
+
+Room: row 5 (no torch). A patient is the unit: scans of one patient are averaged. A case that should
+have a score and has none is a hole, and every number that would need it is left out with a word;
+a structure that a case does not annotate, or does not contain, is no hole.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clbench import store
+from clbench.errors import StoreError, unknown_name
+from clbench.macro import by_patient
+from clbench.report.tables import Group, collect
+from clbench.store import Score
+
+Floats = NDArray[np.float64]
+Key = tuple[int, str, str]
+"""(1-based step, eval set, structure)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cells:
+    """Scores of one structure after one step on one eval set."""
+
+    values: Floats
+    """(seeds, patients); nan = not annotated, not contained, or a hole."""
+    with_empty: Floats
+    """The same with an empty truth scored 1 (nothing predicted) or 0 (a false alarm)."""
+    missed: int
+    """Cells in which the structure was missed completely."""
+    hole: str = ""
+    """Which score is missing, in words; empty = none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """One strategy with all its seeds."""
+
+    label: str
+    """Name in tables."""
+    strategy: str
+    """Registered name."""
+    seeds: tuple[int, ...]
+    """Seeds, sorted."""
+    first_steps: tuple[str | None, ...]
+    """Per seed: name of the first step's checkpoint, which other strategies may share."""
+    cells: Mapping[Key, Cells]
+    """What was scored."""
+    records: tuple[Mapping[str, Any], ...]
+    """`run.json` of each seed."""
+    unfinished: int
+    """Runs left out because they are not finished."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """Everything a report says something about."""
+
+    bench: str
+    """Benchmark."""
+    version: int
+    """Its version."""
+    phantom: bool
+    """Made from the phantom, not from patients."""
+    scoring: str
+    """`strict` or `paper`."""
+    metric: str
+    """Which score."""
+    sources: tuple[str, ...]
+    """Source of each step."""
+    learned_at: Mapping[str, int]
+    """Structure → 1-based step."""
+    patients: Mapping[str, tuple[str, ...]]
+    """Eval set → patients, in order of the split."""
+    methods: tuple[Method, ...]
+    """By label; the reference first."""
+    splits: Mapping[str, Any]
+    """Splits as recorded."""
+
+    @property
+    def reference(self) -> Method:
+        """The strategy all others are compared with."""
+        return self.methods[0]
+
+    @property
+    def others(self) -> tuple[Method, ...]:
+        """The strategies compared with the reference."""
+        return self.methods[1:]
+
+    @property
+    def last(self) -> int:
+        """Number of steps."""
+        return len(self.sources)
+
+    def home(self, structure: str) -> str:
+        """The eval set on which a structure counts: that of the source that taught it."""
+        return self.sources[self.learned_at[structure] - 1]
+
+    def title(self) -> str:
+        """Benchmark and version; says PHANTOM where it must."""
+        from clbench.report.tables import PHANTOM
+
+        return f"{self.bench} v{self.version}" + (f" on the {PHANTOM}" if self.phantom else "")
+
+
+def gather(
+    results: Path, *, bench: str, ref: str, scoring: str = "strict", metric: str = "dice"
+) -> Evidence:
+    """Read all finished runs of a benchmark.
+
+    Args:
+        results: folder of results.
+        bench: benchmark.
+        ref: label or registered name of the reference strategy.
+        scoring: `strict` or `paper`.
+        metric: which score, the larger the better.
+
+    Raises:
+        StoreError: no runs, runs that do not belong together, damaged files, or rows that belong
+            to another run.
+        UnknownName: no finished run of the reference, or several variants of it.
+    """
+    groups = collect(results, bench=bench, scoring=scoring)
+    if not groups:
+        raise StoreError(
+            "there are no finished runs of this benchmark",
+            where=results / bench,
+            next_step=f"clbench run --bench {bench} --strategy {ref}",
+        )
+    _refuse_other_metrics(groups)
+    chosen = _reference(groups, ref, results / bench)
+    record = groups[0].runs[0].record
+    course = record["course"]
+    sources = tuple(step["source"] for step in course["steps"])
+    tests: dict[str, list[str]] = {}
+    for source, cases in zip(sources, course["test"], strict=True):
+        known = tests.setdefault(source, [])
+        known += [c for c in (_bare(source, c) for c in cases) if c not in known]
+    ids = {s: _patients(cases, record["identity"]["splits"]) for s, cases in tests.items()}
+    learned_at = {c: i for i, step in enumerate(course["steps"], 1) for c in step["learns"]}
+    ordered = [chosen, *(g for g in groups if g is not chosen)]
+    return Evidence(
+        bench=record["identity"]["bench"],
+        version=record["identity"]["bench_version"],
+        phantom=not record["patients"],
+        scoring=scoring,
+        metric=metric,
+        sources=sources,
+        learned_at=learned_at,
+        patients={s: tuple(dict.fromkeys(p)) for s, p in ids.items()},
+        methods=tuple(
+            _method(g, tests, ids, learned_at, sources, scoring=scoring, metric=metric)
+            for g in ordered
+        ),
+        splits=record["identity"]["splits"],
+    )
+
+
+def _reference(groups: Sequence[Group], ref: str, where: Path) -> Group:
+    found = [g for g in groups if g.label == ref] or [g for g in groups if g.strategy == ref]
+    if not found:
+        raise unknown_name("finished run of a strategy", ref, [g.label for g in groups], where)
+    if len(found) > 1:
+        raise StoreError(
+            "the reference has several variants",
+            where=where,
+            expected="one of: " + ", ".join(repr(g.label) for g in found),
+            got=ref,
+            next_step="give --ref the variant's whole label, in quotation marks",
+        )
+    return found[0]
+
+
+def _refuse_other_metrics(groups: Sequence[Group]) -> None:
+    """Scores made by other definitions of a metric never share a table."""
+    runs = [run for g in groups for run in g.runs]
+    for run in runs[1:]:
+        for field in ("metric_versions", "metrics"):
+            ours, theirs = runs[0].record.get(field), run.record.get(field)
+            if ours != theirs:
+                raise StoreError(
+                    "these runs were scored by different versions of the metrics",
+                    where=f"{runs[0].folder} and {run.folder}",
+                    expected=ours,
+                    got=theirs,
+                    next_step="score the older one again: clbench score RUN",
+                )
+
+
+def _bare(source: str, case: str) -> str:
+    return case.removeprefix(f"{source}/")
+
+
+def _patients(cases: Iterable[str], splits: Mapping[str, Any]) -> list[str]:
+    """One patient id per case, by the rule of the split; without a rule a case is a patient."""
+    rules = [
+        (split.get("test") or (), (split.get("draw") or {}).get("patient"))
+        for split in splits.values()
+    ]
+    found = []
+    for case in cases:
+        pattern = next((p for listed, p in rules if p and (not listed or case in listed)), None)
+        match = re.match(pattern, case) if pattern else None
+        found.append(match[1] if match else case)
+    return found
+
+
+def _method(
+    group: Group,
+    tests: Mapping[str, Sequence[str]],
+    ids: Mapping[str, Sequence[str]],
+    learned_at: Mapping[str, int],
+    sources: Sequence[str],
+    *,
+    scoring: str,
+    metric: str,
+) -> Method:
+    seeds = tuple(int(run.record["identity"]["seed"]) for run in group.runs)
+    if len(set(seeds)) < len(seeds):
+        raise StoreError(
+            "two runs of one strategy have the same seed and settings",
+            where=group.runs[0].folder.parent,
+            got=seeds,
+            next_step="remove the older one",
+        )
+    tables = []
+    for run in group.runs:
+        rows = store.read_scores(run.folder / "scores.csv")
+        _refuse_strangers(rows, run.record, run.folder)
+        table: dict[Key, dict[str, Score]] = {}
+        for row in rows:
+            if row.scoring == scoring and row.metric == metric:
+                cells = table.setdefault((row.step, row.eval_set, row.structure), {})
+                if row.case in cells:
+                    raise StoreError(
+                        "a case is scored twice",
+                        where=run.folder / "scores.csv",
+                        got=f"{row.eval_set}/{row.case}, {row.structure}, step {row.step}",
+                        next_step="run again with --fresh",
+                    )
+                cells[row.case] = row
+        tables.append(table)
+    keys = {key for table in tables for key in table}
+    keys |= {
+        (t, sources[at - 1], c) for c, at in learned_at.items() for t in range(at, len(sources) + 1)
+    }
+    return Method(
+        label=group.label,
+        strategy=group.strategy,
+        seeds=seeds,
+        first_steps=tuple(run.record.get("shared_step1") for run in group.runs),
+        cells={
+            key: _cells([t.get(key, {}) for t in tables], seeds, tests[key[1]], ids[key[1]], key)
+            for key in sorted(keys)
+            if key[1] in tests
+        },
+        records=tuple(run.record for run in group.runs),
+        unfinished=group.unfinished,
+    )
+
+
+def _cells(
+    tables: Sequence[Mapping[str, Score]],
+    seeds: Sequence[int],
+    cases: Sequence[str],
+    patients: Sequence[str],
+    key: Key,
+) -> Cells:
+    values = np.full((len(tables), len(cases)), np.nan)
+    with_empty, missed, holes = values.copy(), 0, []
+    for s, table in enumerate(tables):
+        for i, case in enumerate(cases):
+            row = table.get(case)
+            if row is None or (math.isnan(row.value) and row.status in ("ok", "fn_only")):
+                holes.append(f"case {key[1]}/{case} has no {key[2]} score at seed {seeds[s]}")
+                continue
+            values[s, i] = with_empty[s, i] = row.value
+            missed += row.status == "fn_only"
+            if row.status in ("both_empty", "fp_only"):
+                with_empty[s, i] = float(row.status == "both_empty")
+                values[s, i] = np.nan
+    more = f" (and {len(holes) - 1} more)" if len(holes) > 1 else ""
+    return Cells(
+        values=by_patient(values[..., None], patients)[..., 0],
+        with_empty=by_patient(with_empty[..., None], patients)[..., 0],
+        missed=missed,
+        hole=f"{holes[0]} after step {key[0]}{more}" if holes else "",
+    )
+
+
+def _refuse_strangers(rows: Sequence[Score], record: Mapping[str, Any], folder: Path) -> None:
+    """A score file must belong to the run whose folder it lies in."""
+    identity = record["identity"]
+    own = (identity["bench"], identity["bench_version"], record["strategy"], identity["seed"])
+    for row in rows:
+        theirs = (row.bench, row.bench_version, row.strategy, row.seed)
+        if theirs != own:
+            raise StoreError(
+                "the scores belong to another run",
+                where=folder / "scores.csv",
+                expected=own,
+                got=theirs,
+                next_step="put the right file back, or run again with --fresh",
+            )

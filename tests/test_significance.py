@@ -1,0 +1,499 @@
+"""The report's tests: numbers by independent routes, words by rule, holes and mixtures by name."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from synthetic_runs import ORGANS, THREE_STEPS, Method, make_runs
+
+from clbench import store
+from clbench.errors import ClbenchError, SettingError, StoreError, UnknownName
+from clbench.macro import sign_flip
+from clbench.report.analysis import Analysis, analyse
+from clbench.report.analysis_tables import all_tables, confirmatory_table
+from clbench.report.endpoints import ENDPOINTS, FINAL, KEPT, NEW, table
+from clbench.report.evidence import gather
+from clbench.report.significance import Comparison, Protocol, detectable_difference
+from clbench.report.tables import render
+from clbench.report.verdicts import audit, own_sentence, sentence
+
+QUICK = Protocol(draws=2000, resamples=500)
+FOUR = {
+    "universal": Method(),
+    "joint": Method(),
+    "finetune": Method(kept=-0.5),
+    "lwf_ct": Method(step1=-0.05, kept=-0.06),
+}
+
+
+def run(results: Path, **more: Any) -> Analysis:
+    options: dict[str, Any] = {
+        "bench": "tumor_ext",
+        "ref": "universal",
+        "scoring": "strict",
+        "protocol": QUICK,
+    }
+    return analyse(results, **{**options, **more})
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("four")
+    make_runs(out, FOUR)
+    return out
+
+
+@pytest.fixture(scope="module")
+def four(results: Path) -> Analysis:
+    return run(results)
+
+
+def of(a: Analysis, endpoint: str, other: str) -> Comparison:
+    (found,) = [c for c in a.comparisons if c.endpoint.name == endpoint and c.b == other]
+    return found
+
+
+def rows_of(table: Any) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(render(table, "csv"))))
+
+
+def dice(results: Path, strategy: str, step: int, structure: str) -> dict[str, list[float]]:
+    """Case → values over seeds, straight from the files."""
+    home = "lits" if structure == "liver_tumor" else "btcv"
+    found: dict[str, list[float]] = {}
+    for path in sorted((results / "tumor_ext" / strategy).glob("*/scores.csv")):
+        for line in csv.DictReader(path.open()):
+            key = (line["step"], line["structure"], line["eval_set"], line["scoring"])
+            if key == (str(step), structure, home, "strict"):
+                found.setdefault(line["case"], []).append(float(line["value"]))
+    return found
+
+
+# ---------------------------------------------------------------------------- the numbers
+
+
+def test_the_endpoints_are_frozen() -> None:
+    assert [e.name for e in ENDPOINTS] == ["final", "kept", "new"]
+
+
+def test_final_difference_from_the_files(results: Path, four: Analysis) -> None:
+    """Class first, then classes alike; seeds averaged; cases without the class left out."""
+    per_class = []
+    for c in (*ORGANS, "liver_tumor"):
+        a, b = (dice(results, s, 2, c) for s in ("universal", "finetune"))
+        d = [np.mean(a[k]) - np.mean(b[k]) for k in a]
+        per_class.append(np.mean([x for x in d if not math.isnan(x)]))
+    found = of(four, "final", "finetune")
+    assert found.interval is not None
+    assert found.interval.estimate == pytest.approx(np.mean(per_class), abs=1e-12)
+    assert found.mean_a - found.mean_b == pytest.approx(np.mean(per_class), abs=1e-12)
+    assert found.patients == {"btcv": 12, "lits": 11}  # the empty case of lits has no cell
+    assert (found.classes, found.n, found.m, found.seeds) == (5, 23, 3, (0, 1, 2))
+
+
+def test_new_and_kept_use_scipy_numbers(results: Path, four: Analysis) -> None:
+    """One class: the sign flip is scipy's permutation test; `kept` is a difference in differences."""
+    a, b = (dice(results, s, 2, "liver_tumor") for s in ("universal", "lwf_ct"))
+    d = np.array([np.mean(a[k]) - np.mean(b[k]) for k in a])
+    d = d[~np.isnan(d)]
+    expected = scipy_stats.permutation_test(
+        (d,), lambda x, axis: np.mean(x, axis=axis), permutation_type="samples", n_resamples=np.inf,
+        vectorized=True,
+    )  # fmt: skip
+    found = of(four, "new", "lwf_ct")
+    assert found.test is not None
+    assert found.test.p == pytest.approx(expected.pvalue, abs=1e-12)
+    assert found.test.statistic == pytest.approx(d.mean(), abs=1e-12)
+    organs = []
+    for c in ORGANS:
+        parts = [dice(results, s, t, c) for s in ("universal", "lwf_ct") for t in (2, 1)]
+        did = [
+            (np.mean(parts[0][k]) - np.mean(parts[1][k]))
+            - (np.mean(parts[2][k]) - np.mean(parts[3][k]))
+            for k in parts[0]
+        ]
+        organs.append(np.nanmean(did))
+    kept = of(four, "kept", "lwf_ct")
+    assert kept.interval is not None
+    assert kept.interval.estimate == pytest.approx(np.mean(organs), abs=1e-12)
+    assert kept.patients == {"btcv": 12}
+
+
+def test_structure_rows_are_scipy_s(results: Path, four: Analysis) -> None:
+    a, b = (dice(results, s, 2, "pancreas") for s in ("universal", "joint"))
+    d = np.round([np.mean(a[k]) - np.mean(b[k]) for k in a], 6)
+    d = d[~np.isnan(d)]
+    (row,) = [r for r in four.classes if (r.structure, r.b, r.step) == ("pancreas", "joint", 2)]
+    assert row.test is not None
+    assert row.test.p == pytest.approx(scipy_stats.wilcoxon(d, method="exact").pvalue, abs=1e-12)
+    assert row.n == 11  # one patient is not annotated for the pancreas
+    tested = [r for r in four.classes if r.test is not None]
+    p = [r.test.p for r in tested if r.test is not None]
+    assert [r.p_bh for r in tested] == pytest.approx(scipy_stats.false_discovery_control(p))
+    assert {r.m for r in four.classes} == {len(tested)}
+    tumor = [r for r in four.classes if r.structure == "liver_tumor" and r.b == "joint"]
+    assert [(r.missed, r.test.method) for r in tumor if r.test] == [((3, 3), "permutation")]
+
+
+def test_words_follow_the_effects(four: Analysis) -> None:
+    words = {
+        (c.endpoint.name, c.b): c.verdict.word for c in four.comparisons if c.verdict is not None
+    }
+    assert words["final", "finetune"] == words["kept", "finetune"] == "better"
+    assert words["final", "joint"] == words["kept", "joint"] == "equivalent"
+    assert words["final", "lwf_ct"] == "better"
+    # it starts 0.05 lower and ends 0.06 lower: of the final gap, only 0.01 is forgetting
+    kept = of(four, "kept", "lwf_ct")
+    assert kept.interval is not None
+    assert kept.interval.estimate == pytest.approx(0.01, abs=0.01)
+    assert {o.method: o.word for o in four.own}["finetune"] == "forgets"
+    assert {o.method: o.word for o in four.own}["universal"] == "keeps"
+
+
+def test_a_shared_first_step_is_never_tested(four: Analysis) -> None:
+    first = [r for r in four.classes if r.step == 1]
+    for r in first:
+        shared = r.b != "lwf_ct"
+        assert r.shared is shared
+        assert (r.test is None) is shared
+        assert r.verdict is not None
+        assert (r.verdict.word == "shared") is shared
+    assert of(four, "final", "joint").first_shared
+    assert not of(four, "final", "lwf_ct").first_shared
+
+
+def test_rankings_and_stability(four: Analysis) -> None:
+    btcv = four.rankings[0]
+    assert btcv.pairs is not None
+    assert btcv.friedman is not None
+    assert btcv.pairs.names[-1] == "finetune"
+    assert ("universal", "joint") in btcv.pairs.cliques or (
+        "joint",
+        "universal",
+    ) in btcv.pairs.cliques
+    assert 0 <= btcv.friedman.kendall_w <= 1
+    assert four.stable.stability is not None
+    assert four.stable.stability.full_ranks[four.stable.stability.names.index("finetune")] == 4
+
+
+def test_the_detectable_difference_is_the_closed_form_for_one_set() -> None:
+    from clbench.effects import detectable_effect
+
+    d = np.random.default_rng(0).normal(0.01, 0.05, 14)
+    found = detectable_difference({"a": d[None, :, None]}, alpha=0.025)
+    assert found == pytest.approx(detectable_effect(14, alpha=0.025) * d.std(ddof=1))
+    assert math.isnan(detectable_difference({"a": d[None, :1, None]}, alpha=0.05))
+
+
+# ------------------------------------------------------------------------- three steps
+
+
+def test_three_steps_and_a_structure_nobody_has(tmp_path: Path) -> None:
+    make_runs(
+        tmp_path, {"a": Method(), "b": Method(kept=-0.1)}, bench="body_ext", steps=THREE_STEPS
+    )
+    for path in tmp_path.rglob("scores.csv"):  # no case contains the colon
+        rows = [
+            replace(r, value=math.nan, status="both_empty", gt_vox=0)
+            if r.structure == "colon"
+            else r
+            for r in store.read_scores(path)
+        ]
+        store.write_scores(path, rows)
+    found = run(tmp_path, bench="body_ext", ref="a")
+    final, kept, new = (of(found, e, "b") for e in ("final", "kept", "new"))
+    assert (final.classes, final.classes_absent) == (7, ("colon",))
+    assert (kept.classes, new.classes) == (5, 3)
+    assert set(final.patients or {}) == {"jhh_organ", "jhh_gastro", "jhh_cardiac"}
+    gastro = table(found.evidence, found.evidence.reference, KEPT, (0, 1, 2))["jhh_gastro"]
+    own, last = (found.evidence.reference.cells[t, "jhh_gastro", "duodenum"].values for t in (2, 3))
+    assert gastro[..., 0] == pytest.approx(last - own, nan_ok=True)
+    new_table = table(found.evidence, found.evidence.reference, NEW, (0, 1, 2))
+    assert new_table["jhh_gastro"][..., 0] == pytest.approx(own, nan_ok=True)
+    assert [r.hole for r in found.classes if r.structure == "colon"] == ["no case contains it"] * 2
+
+
+def test_scans_of_one_patient_are_one_patient(tmp_path: Path) -> None:
+    """Cases 100 to 109 are ten scans of one patient, 110 and 111 two of another: averaged."""
+    splits = {"btcv.toml": {"name": "btcv.toml", "draw": {"patient": r"1(\d)"}, "test": None}}
+    make_runs(
+        tmp_path,
+        {k: Method(kept=v, identity={"splits": splits}) for k, v in {"a": 0.0, "b": -0.1}.items()},
+    )
+    evidence = gather(tmp_path, bench="tumor_ext", ref="a")
+    assert evidence.patients["btcv"] == ("0", "1")
+    values = evidence.reference.cells[2, "btcv", "spleen"].values
+    assert values.shape == (3, 2)
+    scans = dice(tmp_path, "a", 2, "spleen")
+    pair = np.mean([scans["110"], scans["111"]], axis=0)
+    assert sorted(values[:, 1]) == pytest.approx(sorted(pair))
+    assert [c.patients for c in run(tmp_path, ref="a").comparisons][1] == {"btcv": 2}
+
+
+# ------------------------------------------------------------------- small n, one seed
+
+
+def test_a_small_sample_is_not_testable_and_says_so(tmp_path: Path) -> None:
+    make_runs(tmp_path, FOUR, patients={"btcv": 5, "lits": 5})
+    a = run(tmp_path)
+    kept = of(a, "kept", "finetune")
+    assert kept.verdict is not None
+    assert kept.test is not None
+    assert kept.verdict.word == "not testable"
+    assert kept.test.smallest_p == 2**-4
+    text = sentence(kept, QUICK)
+    assert "not testable at this n" in text
+    assert "smallest attainable p = 0.062" in text
+    assert "not significant" not in text
+    # 9 patients in the two sets together can reach 0.05 / 3, and this effect is huge
+    assert of(a, "final", "finetune").verdict is not None
+    assert {r.verdict.word for r in a.classes if r.step == 2 and r.verdict} == {"not testable"}
+    assert all(o.word == "not testable" for o in a.own)
+
+
+def test_one_seed_is_said(tmp_path: Path) -> None:
+    make_runs(tmp_path, {k: replace(m, seeds=(0,)) for k, m in FOUR.items()})
+    c = of(run(tmp_path), "final", "finetune")
+    assert c.over_seeds is None
+    assert c.seed_wins is None
+    assert any("one training run" in w for w in c.cautions)
+    text = sentence(c, QUICK)
+    assert text.endswith("1 seed.")
+    assert "for these training runs" in text
+
+
+def test_five_agreeing_seeds_lift_the_limit(tmp_path: Path) -> None:
+    make_runs(
+        tmp_path,
+        {
+            "universal": Method(seeds=(0, 1, 2, 3, 4)),
+            "finetune": Method(kept=-0.3, seeds=(0, 1, 2, 3, 4)),
+        },
+    )
+    text = sentence(of(run(tmp_path), "final", "finetune"), QUICK)
+    assert "is better than" in text
+    assert "for these training runs" not in text
+
+
+def test_only_common_seeds_are_paired(tmp_path: Path) -> None:
+    make_runs(
+        tmp_path,
+        {"universal": Method(), "finetune": Method(seeds=(1, 2, 3)), "joint": Method(seeds=(7,))},
+    )
+    a = run(tmp_path)
+    assert of(a, "final", "finetune").seeds == (1, 2)
+    assert any("left out: [0, 3]" in w for w in of(a, "final", "finetune").cautions)
+    joint = of(a, "final", "joint")
+    assert joint.hole == "universal and joint have no seed in common"
+    assert joint.m == 1
+    assert joint.verdict is None
+    assert a.stable.stability is None
+
+
+# ----------------------------------------------------------------------------- bad inputs
+
+
+def test_a_missing_case_is_a_hole_with_its_name(tmp_path: Path) -> None:
+    make_runs(tmp_path, {**FOUR, "finetune": replace(FOUR["finetune"], drop=[(2, "btcv/103")])})
+    a = run(tmp_path)
+    found = of(a, "final", "finetune")
+    assert found.hole == ("finetune: case btcv/103 has no spleen score at seed 0 after step 2")
+    assert found.verdict is None
+    assert math.isnan(found.p_holm)
+    assert found.m == 2  # it left the family, and the family says so
+    assert "no number" in sentence(found, QUICK)
+    assert of(a, "new", "finetune").hole == ""  # the other set is whole
+    assert of(a, "final", "joint").hole == ""
+    assert {
+        r.hole != ""
+        for r in a.classes
+        if r.b == "finetune" and r.step == 2 and r.eval_set == "btcv"
+    } == {True}
+    assert "finetune" not in (a.stable.stability.names if a.stable.stability else ())
+    assert any("btcv/103" in w for w in a.stable.left_out)
+    text = render(confirmatory_table(a), "md")
+    assert "hole" in text
+
+
+def damage(results: Path, strategy: str, change: Any) -> Path:
+    path = sorted((results / "tumor_ext" / strategy).glob("*/run.json"))[0]
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "word"),
+    [
+        ("bench_version", 2, "bench_version"),
+        ("data_fingerprint", "other", "data_fingerprint"),
+        ("splits", {"x": {}}, "splits"),
+        ("numerics", 2, "numerics"),
+        ("profile", {"name": "paper"}, "profile"),
+    ],
+)
+def test_mixtures_are_refused(tmp_path: Path, field: str, value: Any, word: str) -> None:
+    make_runs(tmp_path, {k: replace(FOUR[k], seeds=(0,)) for k in ("universal", "joint")})
+    damage(tmp_path, "joint", lambda r: r["identity"].update({field: value}))
+    with pytest.raises(StoreError, match="do not belong in one table") as err:
+        run(tmp_path)
+    assert word in str(err.value)
+    assert "next step" in str(err.value)
+
+
+def test_phantom_beside_patients_is_refused(tmp_path: Path) -> None:
+    make_runs(tmp_path, {k: replace(FOUR[k], seeds=(0,)) for k in ("universal", "joint")})
+    damage(tmp_path, "joint", lambda r: r.update(patients=True))
+    with pytest.raises(StoreError, match="do not belong") as err:
+        run(tmp_path)
+    assert "phantom and patients" in str(err.value)
+
+
+def test_other_versions_of_a_metric_are_refused(tmp_path: Path) -> None:
+    make_runs(tmp_path, {k: replace(FOUR[k], seeds=(0,)) for k in ("universal", "joint")})
+    damage(tmp_path, "joint", lambda r: r.update(metric_versions={"dice": 2}))
+    with pytest.raises(StoreError, match="different versions of the metrics"):
+        run(tmp_path)
+
+
+def test_a_scoring_that_one_strategy_lacks_is_a_hole(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method()})
+    make_runs(tmp_path, {"joint": Method()}, scorings=["paper"])
+    found = of(run(tmp_path), "final", "joint")
+    assert found.hole.startswith("joint: case btcv/100 has no spleen score")
+    assert found.verdict is None
+
+
+def test_damaged_scores_are_refused_with_their_line(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(seeds=(0,))})
+    path = next(tmp_path.rglob("scores.csv"))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:5], lines[5][:30], *lines[6:]]))
+    with pytest.raises(StoreError, match="cannot be read") as err:
+        run(tmp_path)
+    assert "line 6" in str(err.value)
+    path.write_text("\n".join([*lines, lines[-1]]))
+    with pytest.raises(StoreError, match="scored twice"):
+        run(tmp_path)
+    path.write_text("\n".join(lines[:1]))
+    assert run(tmp_path).comparisons == []  # no one to compare with; the hole is in the one run
+    assert run(tmp_path).own[0].hole
+
+
+def test_scores_of_another_run_are_refused(tmp_path: Path) -> None:
+    folders = make_runs(tmp_path, {"universal": Method(), "joint": Method()})
+    (folders[0] / "scores.csv").write_bytes((folders[3] / "scores.csv").read_bytes())
+    with pytest.raises(StoreError, match="another run") as err:
+        run(tmp_path)
+    assert "joint" in str(err.value)
+
+
+def test_a_number_that_is_not_one_is_a_hole(tmp_path: Path) -> None:
+    make_runs(tmp_path, FOUR)
+    path = next((tmp_path / "tumor_ext" / "joint").rglob("scores.csv"))
+    rows = store.read_scores(path)
+    at = next(
+        i for i, r in enumerate(rows) if r.status == "ok" and r.step == 2 and r.scoring == "strict"
+    )
+    rows[at] = replace(rows[at], value=math.nan)
+    store.write_scores(path, rows)
+    assert of(run(tmp_path), "final", "joint").hole
+
+
+def test_the_reference_must_exist_and_be_one(tmp_path: Path, results: Path) -> None:
+    with pytest.raises(UnknownName, match="univrsal") as err:
+        run(results, ref="univrsal")
+    assert "did you mean 'universal'" in str(err.value)
+    make_runs(tmp_path, {"universal": Method(seeds=(0,))})
+    make_runs(
+        tmp_path, {"universal": Method(seeds=(0,), identity={"strategy": {"class": "U", "x": 1}})}
+    )
+    with pytest.raises(StoreError, match="several variants") as err:
+        run(tmp_path)
+    assert "universal (" in str(err.value)
+    with pytest.raises(StoreError, match="no finished runs"):
+        run(tmp_path / "nothing")
+
+
+def test_the_protocol_refuses_nonsense() -> None:
+    for options in ({"alpha": 0.0}, {"alpha": 0.7}, {"margin": 0.0}, {"margin": 1.5}):
+        with pytest.raises(SettingError, match="no such"):
+            Protocol(**options)
+
+
+# ------------------------------------------------------------- sentences and their audit
+
+
+def test_every_sentence_survives_its_audit(four: Analysis) -> None:
+    rows = rows_of(confirmatory_table(four))
+    assert len(rows) == len(four.comparisons) == 9
+    for c, row in zip(four.comparisons, rows, strict=True):
+        audit(sentence(c, QUICK), row, QUICK)
+    for o in four.own:
+        assert o.method in own_sentence(o, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("difference", "-0.4"), ("low", "0.1"), ("p_holm", "0.2"), ("m", "2"), ("n", "22"),
+        ("b", "nobody"), ("smallest_p", "0.9"), ("hole", "gone"), ("seeds", "0 1"),
+    ],
+)  # fmt: skip
+def test_the_audit_catches_a_changed_number(four: Analysis, column: str, value: str) -> None:
+    row = rows_of(confirmatory_table(four))[1]
+    text = sentence(four.comparisons[1], QUICK)
+    audit(text, row, QUICK)
+    with pytest.raises(ClbenchError, match="contradicts its numbers"):
+        audit(text, {**row, column: value}, QUICK)
+
+
+def test_the_audit_catches_a_changed_claim(four: Analysis) -> None:
+    row, text = rows_of(confirmatory_table(four))[0], sentence(four.comparisons[0], QUICK)
+    for wrong in (
+        text.replace("better", "worse"),
+        text.replace(", for these training runs", ""),
+        text.replace("is better than", "beats"),
+    ):
+        with pytest.raises(ClbenchError, match="contradicts its numbers"):
+            audit(wrong, row, QUICK)
+
+
+def test_csv_holds_full_precision(four: Analysis) -> None:
+    tables = all_tables(four)
+    assert list(tables) == ["confirmatory", "forgetting", "structures", "eval_sets", "ranking"]
+    for row, c in zip(rows_of(tables["confirmatory"]), four.comparisons, strict=True):
+        assert c.interval is not None
+        assert float(row["difference"]) == c.interval.estimate
+        assert float(row["p_holm"]) == c.p_holm
+    for name, t in tables.items():
+        assert "PHANTOM" in t.title, name
+
+
+def test_the_same_runs_give_the_same_report(results: Path, four: Analysis) -> None:
+    again = run(results)
+    for name, t in all_tables(four).items():
+        assert render(all_tables(again)[name], "csv") == render(t, "csv"), name
+
+
+def test_more_than_twenty_patients_are_sampled_with_their_own_limit(four: Analysis) -> None:
+    c = of(four, "final", "finetune")
+    assert c.test is not None
+    assert (c.test.method, c.test.draws) == ("monte carlo", 2000)
+    a, b = (
+        table(four.evidence, m, FINAL, c.seeds)
+        for m in four.evidence.methods
+        if m.label in ("universal", "finetune")
+    )
+    again = sign_flip({k: a[k] - b[k] for k in a}, draws=2000)
+    assert again.p == c.test.p
