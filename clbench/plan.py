@@ -132,7 +132,24 @@ def pick_device(name: str) -> torch.device:
 
 
 def _describe(strategy: Strategy) -> dict[str, Any]:
-    return {"class": type(strategy).__name__, **dataclasses.asdict(strategy)}
+    return {"class": type(strategy).__name__, **sparse(strategy)}
+
+
+def sparse(settings: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults, groups likewise.
+
+    So a setting that a later version adds, with a default that changes nothing, changes no run id.
+    A default that changes moves numbers, and raises `numerics`.
+    """
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(settings):
+        value = getattr(settings, f.name)
+        if dataclasses.is_dataclass(value):
+            if inner := sparse(value):
+                found[f.name] = inner
+        elif f.default is dataclasses.MISSING or value != f.default:
+            found[f.name] = value
+    return found
 
 
 def make_plan(settings: RunSettings) -> Plan:
@@ -177,10 +194,10 @@ def make_plan(settings: RunSettings) -> Plan:
         seed=settings.seed,
         prior=profile.train.prior,
     )
-    groups = dataclasses.asdict(profile)
+    groups = sparse(profile)
     if catalog.patients:
-        groups.pop("phantom")  # has no influence on real data
-    groups.pop("summary")
+        groups.pop("phantom", None)  # has no influence on real data
+    groups.pop("summary", None)
     splits = [dataclasses.asdict(s) for s in catalog.splits]
     identity = {
         "bench": benchmark.name,
@@ -238,6 +255,10 @@ def new_record(plan: Plan) -> dict[str, Any]:
         "run_id": plan.folder.name,
         "strategy": plan.strategy_name,
         "identity": plan.identity,
+        "with_defaults": {
+            "strategy": dataclasses.asdict(plan.strategy),
+            "profile": dataclasses.asdict(plan.profile),
+        },
         "patients": plan.catalog.patients,
         "data_fingerprint": plan.catalog.fingerprint,
         "text_encoding": plan.text_record,

@@ -1,8 +1,11 @@
 """Settings: typed, overridable by name, with errors that help."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 
 from clbench.errors import SettingError, UnknownName
+from clbench.plan import sparse
 from clbench.registry import benchmark
 from clbench.settings import apply_overrides, load_profile, profile_names, split_overrides
 
@@ -63,3 +66,24 @@ def test_profiles_load_and_paper_is_the_papers() -> None:
     assert load_profile("smoke").preprocessing(plan).patch_vox == (24, 24, 24)
     with pytest.raises(UnknownName, match="there is no profile"):
         load_profile("quik")
+
+
+def test_a_run_is_known_by_what_differs_from_the_defaults() -> None:
+    """A later version's new setting, at its default, must not orphan the runs there are."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Before:
+        name: str
+        lr: float = 1.0
+
+    @dataclass(frozen=True, kw_only=True)
+    class After(Before):
+        trace: int | None = None
+
+    assert sparse(Before(name="a")) == sparse(After(name="a")) == {"name": "a"}
+    assert sparse(After(name="a", trace=5)) == {"name": "a", "trace": 5}
+    paper = load_profile("paper")
+    changed = replace(paper, train=replace(paper.train, epochs=7))
+    assert sparse(paper)["name"] == "paper"
+    assert "epochs" not in sparse(paper).get("train", {})
+    assert sparse(changed)["train"] == {**sparse(paper).get("train", {}), "epochs": 7}

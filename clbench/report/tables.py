@@ -231,14 +231,21 @@ def collect(results: Path, *, bench: str, scoring: str) -> list[Group]:
 
 def _differs(one: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
     words = []
-    for key, value in one["identity"]["strategy"].items():
-        if any(o["identity"]["strategy"].get(key) != value for o in others):
-            words.append(f"{key}={value}")
+    changed = {key for o in others for key in o["identity"]["strategy"]} - {"class"}
+    for key in sorted(changed):
+        if any(_option(o, key) != _option(one, key) for o in others):
+            words.append(f"{key}={_option(one, key)}")
     if any(o["identity"]["vectors"] != one["identity"]["vectors"] for o in others):
         words.append(str(one["text_encoding"].get("encoding")))
     if any(o["identity"]["weights"] != one["identity"]["weights"] for o in others):
         words.append(f"weights {str(one['identity']['weights'])[:8]}")
     return ", ".join(words)
+
+
+def _option(record: Mapping[str, Any], key: str) -> Any:
+    """A hyperparameter of a run's strategy; a run older than the option has none."""
+    found = record.get("with_defaults", record["identity"])["strategy"]
+    return found.get(key)
 
 
 def number(value: float, digits: int = 3) -> str:
