@@ -230,11 +230,12 @@ def collect(results: Path, *, bench: str, scoring: str) -> list[Group]:
 
 
 def _differs(one: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    words = []
     changed = {key for o in others for key in o["identity"]["strategy"]} - {"class"}
-    for key in sorted(changed):
-        if any(_option(o, key) != _option(one, key) for o in others):
-            words.append(f"{key}={_option(one, key)}")
+    words = [
+        f"{key}={_option(one, key)}"
+        for key in sorted(changed)
+        if any(_option(o, key) != _option(one, key) for o in others)
+    ]
     if any(o["identity"]["vectors"] != one["identity"]["vectors"] for o in others):
         words.append(str(one["text_encoding"].get("encoding")))
     if any(o["identity"]["weights"] != one["identity"]["weights"] for o in others):
