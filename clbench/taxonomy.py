@@ -40,6 +40,16 @@ class Structure:
     single_component: bool = False
     """True where a healthy body holds it in one piece (largest component may be kept)."""
 
+    @property
+    def tolerance_mm(self) -> float:
+        """Tolerance of its surface Dice: 1 mm where it is thin all over, otherwise 2 mm.
+
+        Metrics Reloaded takes the tolerance from how far raters differ; there are no second raters
+        for most of these data sets, so it is stated instead and can be swept.
+        """
+        thin = self.kind in ("vessel", "duct", "device") or self.name.endswith("adrenal_gland")
+        return 1.0 if thin else 2.0
+
 
 def _s(
     name: str, prompt: str, kind: Kind, tid: int | None, *aliases: str, **more: object

@@ -1,4 +1,4 @@
-"""Overlap of masks: exact Dice, the paper's Dice, and all structures of a case in one pass.
+"""Overlap of masks: exact Dice, the paper's Dice, volume error; all structures in one pass.
 
 Room: row 2 (numpy only). Empty masks are named cases, never silent zeros or ones: every value
 travels with a status.
@@ -18,6 +18,10 @@ from clbench.errors import SettingError
 Status = Literal["ok", "both_empty", "fp_only", "fn_only"]
 Bits = NDArray[np.unsignedinteger[Any]]
 
+VERSION = 1
+"""Raised by any change that moves a number."""
+IMPLEMENTATION = "clbench.metrics.overlap: exact voxel counts"
+"""Goes into the record of every run scored with it."""
 _SLAB_VOX = 1 << 24  # voxels compared at a time; bounds the memory of the comparison
 
 
@@ -91,6 +95,21 @@ def dice_paper(counts: Counts) -> float:
     if counts.gt_vox == 0:
         return float("nan")
     return 2 * counts.both_vox / (counts.pred_vox + counts.gt_vox + 1)
+
+
+def volume_error_ml(counts: Counts, voxel_mm3: float) -> float:
+    """Signed volume error in ml: predicted minus true volume; nan where the truth is empty.
+
+    Below 0 is too small; a missed structure (`fn_only`) is off by its whole volume. False alarms
+    on an empty truth are told by status and `pred_vox`, so that every strategy averages over the
+    same cases.
+
+    Source: absolute volume difference of Metrics Reloaded (Maier-Hein & Reinke 2024).
+    Differs: keeps the sign and is not divided by the true volume, which is tiny for lesions.
+    """
+    if counts.gt_vox == 0:
+        return float("nan")
+    return (counts.pred_vox - counts.gt_vox) * voxel_mm3 / 1000
 
 
 def pattern_pairs(
