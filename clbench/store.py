@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from clbench.errors import StoreError
+from clbench.taxonomy import structure
 
 SCHEMA = 1
 """Version of the layout of a run folder."""
@@ -53,7 +54,7 @@ class Score:
     scoring: str
     """`strict` or `paper`."""
     metric: str
-    """`dice`, `dice_ceiling`, …"""
+    """`dice`, `dice_ceiling`, `nsd_2mm`, `hd95_mm`, … (see `clbench.metrics.native`)."""
     value: float
     """The score; NaN where it is not defined (see `status`)."""
     gt_vox: int | None
@@ -62,6 +63,12 @@ class Score:
     """Voxels of the prediction; None where there is no truth to compare with."""
     status: str
     """One of `STATUSES`."""
+
+    def measures(self, metric: str) -> bool:
+        """Whether this is a row of `metric`; `nsd` is surface Dice at the structure's tolerance."""
+        if metric == "nsd":
+            metric = f"nsd_{structure(self.structure).tolerance_mm:g}mm"
+        return self.metric == metric
 
 
 COLUMNS = tuple(f.name for f in dataclasses.fields(Score))

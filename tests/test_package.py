@@ -27,6 +27,7 @@ ROWS = {
     "clbench.settings": 0, "clbench.bootstrap": 0, "clbench.equivalence": 0, "clbench.families": 0,
     "clbench.intervals": 0, "clbench.effects": 0, "clbench.macro": 0, "clbench.ranks": 0,
     "clbench.store": 1, "clbench.__main__": 6, "clbench.registry": 1, "clbench.metrics.transfer": 1,
+    "clbench.metrics.continual": 1, "clbench.metrics.trace": 1,
     "clbench.published": 1, "clbench.profiles": 1, "clbench.benchmarks": 1,
     "clbench.strategy": 2, "clbench.losses": 2, "clbench.distillation": 2, "clbench.nets": 2,
     "clbench.data": 2, "clbench.metrics": 2, "clbench.checkpoint": 2, "clbench.postprocess": 2,

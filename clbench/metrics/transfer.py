@@ -38,7 +38,7 @@ def cells(
         rows: scores of one run.
         sources: name of the source of each step.
         scoring: `strict` or `paper`.
-        metric: which score.
+        metric: which score; `nsd` is the surface Dice at each structure's own tolerance.
 
     Returns:
         (step, structure) → cell. A case counts where its score is a number, that is where its truth
@@ -46,22 +46,29 @@ def cells(
     """
     found: dict[tuple[int, str], list[tuple[float, str]]] = {}
     for r in rows:
-        if r.scoring == scoring and r.metric == metric and r.eval_set == sources[r.learned_at - 1]:
+        if r.scoring == scoring and r.measures(metric) and r.eval_set == sources[r.learned_at - 1]:
             found.setdefault((r.step, r.structure), []).append((r.value, r.status))
-    return {
-        key: Cell(
-            value=mean(v for v, _ in values if not math.isnan(v)),
-            cases=sum(not math.isnan(v) for v, _ in values),
-            missed=sum(s == "fn_only" for _, s in values),
-        )
-        for key, values in found.items()
-    }
+    return {key: _cell(values) for key, values in found.items()}
+
+
+def _cell(values: Sequence[tuple[float, str]]) -> Cell:
+    return Cell(
+        value=mean(v for v, _ in values if not math.isnan(v)),
+        cases=sum(not math.isnan(v) for v, _ in values),
+        missed=sum(s == "fn_only" for _, s in values),
+    )
 
 
 def mean(values: Iterable[float]) -> float:
     """Plain mean; NaN for nothing, and where any value is NaN."""
     have = list(values)
     return math.fsum(have) / len(have) if have else math.nan
+
+
+def _best(values: Iterable[float]) -> float:
+    """Largest value; NaN where any is NaN, since the missing one may be the largest."""
+    have = list(values)
+    return math.nan if any(math.isnan(v) for v in have) else max(have)
 
 
 def spread(values: Sequence[float]) -> float:
@@ -112,9 +119,33 @@ def forgetting(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str,
 
     Source: Chaudhry et al., ECCV 2018. The best is taken over the steps before the last, so a gain
     in the last step shows as a negative value.
+    Differs: not at all; others call other things forgetting, see the next two functions.
     """
     return {
-        c: max(r.get((t, c), math.nan) for t in range(s, last)) - r.get((last, c), math.nan)
+        c: _best(r.get((t, c), math.nan) for t in range(s, last)) - r.get((last, c), math.nan)
+        for c, s in learned_at.items()
+        if s < last
+    }
+
+
+def forgetting_first_last(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
+    """Per structure learned before the last step: R after its own step minus R after the last.
+
+    Source: the forgetting metric of Avalanche 0.6; minus `backward_transfer`, structure by
+    structure.
+    Differs: from Chaudhry's where a later step beat the structure's own.
+    """
+    return {c: -v for c, v in backward_transfer(r, learned_at, last).items()}
+
+
+def forgetting_mammoth(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
+    """Per structure learned before the last step: its best R of all steps minus R after the last.
+
+    Source: the forgetting metric of the mammoth library.
+    Differs: from Chaudhry's in that the last step competes too, so a gain shows as 0.
+    """
+    return {
+        c: _best(r.get((t, c), math.nan) for t in range(s, last + 1)) - r.get((last, c), math.nan)
         for c, s in learned_at.items()
         if s < last
     }
@@ -148,6 +179,49 @@ def intransigence(
         for c, s in learned_at.items()
         if s >= first
     }
+
+
+def relative_to_joint(
+    r: Matrix, joint: Matrix, learned_at: Mapping[str, int], last: int
+) -> dict[str, float]:
+    """Per structure: R after the last step minus R of the joint model of all steps.
+
+    Source: the gap to joint training that class-incremental segmentation prints (Cermelli et al.,
+    CVPR 2020).
+    Differs: a difference; a ratio explodes on tumors.
+    """
+    return {c: r.get((last, c), math.nan) - joint.get((last, c), math.nan) for c in learned_at}
+
+
+def domain_transfer(
+    rows: Iterable[Score],
+    sources: Sequence[str],
+    *,
+    scoring: str,
+    metric: str = "dice",
+) -> dict[tuple[str, str], Cell]:
+    """How a structure does on a source that is only taught later: (structure, source) → cell.
+
+    Scores are those after the step right before the source is first taught: with BTCV before LiTS,
+    the liver learned on BTCV and looked for on LiTS after step 1.
+
+    Source: forward transfer (Lopez-Paz and Ranzato, NeurIPS 2017), of the domain.
+    Differs: forward transfer itself asks for the score of a structure before it is taught, when
+        a model that grows by classes has no output for it.
+    """
+    first = {name: sources.index(name) + 1 for name in sources}
+    found: dict[tuple[str, str], list[tuple[float, str]]] = {}
+    for row in rows:
+        taught = first.get(row.eval_set, 0)
+        if (
+            row.scoring == scoring
+            and row.measures(metric)
+            and row.status != "not_annotated"
+            and row.step == taught - 1
+            and row.eval_set != sources[row.learned_at - 1]
+        ):
+            found.setdefault((row.structure, row.eval_set), []).append((row.value, row.status))
+    return {key: _cell(values) for key, values in found.items()}
 
 
 def harmonic(old: float, new: float) -> float:
