@@ -16,7 +16,7 @@ import typer
 from clbench.errors import ClbenchError, SettingError
 
 if TYPE_CHECKING:
-    from clbench.report.tables import Table
+    from clbench.report.render import Table
     from clbench.spec import Split
 
 app = typer.Typer(
@@ -31,7 +31,6 @@ app.add_typer(data_app, name="data")
 
 Bench = Annotated[str, typer.Option(help="Benchmark, or path of a TOML file.")]
 Results = Annotated[Path, typer.Option(help="Folder of results.")]
-Format = Annotated[str, typer.Option(help="terminal, md, csv or tex.")]
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -172,28 +171,46 @@ def list_() -> None:
 
 @app.command()
 def table(
-    name: Annotated[str, typer.Argument(help="10 (the paper's Table 10) or summary.")],
-    source: Annotated[str, typer.Option(help="printed, measured or both.")] = "both",
-    bench: Bench = "tumor_ext",
+    name: Annotated[str, typer.Argument(help="10 or 11 (the paper's tables), or summary.")],
+    source: Annotated[str | None, typer.Option(help="printed, measured or both.")] = None,
+    bench: Annotated[
+        str | None, typer.Option(help="Benchmark; default the table's own (summary: tumor_ext).")
+    ] = None,
     results: Results = Path("results"),
     scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds every strategy must have, or its row is a hole.")
+    ] = None,
+    ref: Annotated[str, typer.Option(help="Reference of the verdicts.")] = "universal",
     format_: Annotated[
-        str, typer.Option("--format", help="terminal, md, csv or tex.")
+        str, typer.Option("--format", help="terminal, md, csv, tex or html.")
     ] = "terminal",
 ) -> None:
-    """The paper's tables, printed and measured, side by side."""
-    from clbench.report import tables
+    """The paper's tables, printed and measured, side by side; and a summary of all runs."""
+    from clbench.report.render import FORMATS
 
-    one_of("--source", source, {"printed": 1, "measured": 1, "both": 1})
     one_of("--scoring", scoring, {"strict": 1, "paper": 1})
-    one_of("--format", format_, {"terminal": 1, "md": 1, "csv": 1, "tex": 1})
+    one_of("--format", format_, dict.fromkeys(FORMATS))
+    wanted = parse_seeds(seeds) if seeds else None
+
+    def paper(which: int) -> Table:
+        from clbench.report.paper_tables import BENCH, paper_table
+
+        own = bench in (None, BENCH[which])
+        source_ = source or ("both" if own else "measured")
+        one_of("--source", source_, {"printed": 1, "measured": 1, "both": 1})
+        return paper_table(
+            which, source=source_, results=results, bench=bench, scoring=scoring, seeds=wanted,
+            ref=ref,
+        )  # fmt: skip
+
+    def summary() -> Table:
+        from clbench.report import tables
+
+        return tables.summary(results=results, bench=bench or "tumor_ext", scoring=scoring)
+
     make: Callable[[], Table] = one_of(
-        "table",
-        name,
-        {
-            "10": lambda: tables.table10(source=source, results=results, scoring=scoring),
-            "summary": lambda: tables.summary(results=results, bench=bench, scoring=scoring),
-        },
+        "table", name, {"10": lambda: paper(10), "11": lambda: paper(11), "summary": summary}
     )
     show(make(), format_)
 
@@ -228,7 +245,7 @@ def one_of(option: str, value: str, choices: dict[str, Any]) -> Any:
 
 def show(table: Table, format_: str) -> None:
     """Print a table."""
-    from clbench.report.tables import render
+    from clbench.report.render import render
 
     typer.echo(render(table, format_))
 

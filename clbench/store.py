@@ -269,6 +269,18 @@ def run_id(identity: Mapping[str, Any]) -> str:
 _ALIKE = ("bench", "bench_version", "numerics", "data_fingerprint", "splits", "profile")
 
 
+def _question(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's identity that says which question it answers.
+
+    Text encoding and pre-trained weights belong to the method: they name a row, not a table.
+    """
+    found = {k: record["identity"][k] for k in _ALIKE}
+    profile = {k: v for k, v in found["profile"].items() if k != "text"}
+    if "backbone" in profile:
+        profile["backbone"] = {k: v for k, v in profile["backbone"].items() if k != "weights"}
+    return {**found, "profile": profile}
+
+
 def refuse_mixture(records: Sequence[Mapping[str, Any]]) -> None:
     """Runs of one table must answer the same question: same benchmark, data, splits and profile.
 
@@ -280,7 +292,8 @@ def refuse_mixture(records: Sequence[Mapping[str, Any]]) -> None:
     """
     for other in records[1:]:
         first = records[0]
-        differs = [k for k in _ALIKE if first["identity"][k] != other["identity"][k]]
+        ours, theirs = _question(first), _question(other)
+        differs = [k for k in _ALIKE if ours[k] != theirs[k]]
         if first["patients"] != other["patients"]:
             differs.insert(0, "phantom and patients")
         if differs:

@@ -113,8 +113,18 @@ def record(**identity: Any) -> dict[str, Any]:
 def test_mixtures_are_refused(key: str) -> None:
     store.refuse_mixture([record(), record(seed=1), record(strategy="t")])
     with pytest.raises(StoreError, match="one table") as err:
-        store.refuse_mixture([record(), record(**{key: "other"})])
+        store.refuse_mixture([record(), record(**{key: {"other": 1}})])
     assert key in str(err.value)
+
+
+def test_text_encodings_and_weights_are_methods_of_one_table() -> None:
+    def profile(encoding: str, weights: str | None, name: str = "unet") -> dict[str, Any]:
+        backbone = {"name": name, "weights": weights}
+        return record(profile={"text": {"encoding": encoding}, "backbone": backbone})
+
+    store.refuse_mixture([profile("clip", None), profile("onehot", "ssl.pt")])
+    with pytest.raises(StoreError, match="one table"):
+        store.refuse_mixture([profile("clip", None), profile("clip", None, "segresnet")])
 
 
 def test_phantom_and_patients_never_mix() -> None:

@@ -1,9 +1,7 @@
-"""Tables: the printed numbers as printed, the measured ones by hand, holes where something is missing."""
+"""The report of a run and the summary of several, by hand."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable
@@ -16,11 +14,10 @@ import pytest
 from clbench import store
 from clbench.errors import StoreError
 from clbench.metrics import transfer
-from clbench.report.paper_tables import printed10
-from clbench.report.tables import EMPTY, Table, over_seeds, render, run_report, summary, table10
+from clbench.report.render import EMPTY, Table
+from clbench.report.tables import over_seeds, run_report, summary
 from clbench.store import Score
 
-SHARED = Path(__file__).parents[2] / "shared" / "paper"
 STEPS = [
     {"name": "organs", "source": "btcv", "learns": ["spleen", "liver"]},
     {"name": "tumor", "source": "lits", "learns": ["liver_tumor"]},
@@ -53,11 +50,12 @@ def make(tmp_path: Path) -> Make:
             score(1, "spleen", 0.9), score(1, "spleen", 0.7, "2"),
             score(1, "liver", 0.6), score(1, "liver", math.nan, "2", status="both_empty"),
             score(2, "spleen", 0.5), score(2, "spleen", 0.1, "2", status="fn_only"),
-            score(2, "liver", 0.8),
+            score(2, "liver", 0.8), score(2, "liver", math.nan, "2", status="both_empty"),
             score(2, "liver", 0.1, "7", eval_set="lits"),  # another set: never pooled
             score(2, "liver_tumor", 0.4, "7"),
-            score(2, "liver_tumor", 0.99, "8", scoring="paper"),
+            score(2, "liver_tumor", 0.99, "7", scoring="paper"),
         ]  # fmt: skip
+        cases = dict.fromkeys(r.case for r in rows if r.eval_set == "btcv")
         identity = {
             "bench": "tumor_ext", "bench_version": 1, "numerics": 1, "data_fingerprint": "d",
             "splits": {}, "profile": {"name": "smoke"}, "seed": seed, "vectors": "v", "weights": None,
@@ -70,7 +68,7 @@ def make(tmp_path: Path) -> Make:
             "course": {
                 "steps": STEPS,
                 "groups": {"Organ Mean": ["spleen", "liver"], "Mean": ["spleen", "liver", "liver_tumor"]},
-                "train": [["btcv/3"], ["lits/4"]], "test": [["btcv/1", "btcv/2"], ["lits/7"]],
+                "train": [["btcv/3"], ["lits/4"]], "test": [[f"btcv/{c}" for c in cases], ["lits/7"]],
             },
             "ledger": {"1": {"train": ["btcv/3"]}, "2": {"train": ["lits/4"], "test": ["btcv/1"]}},
             "cost": {"1": {"train": {"train_s": 60.0, "prepare_s": 0.0}},
@@ -132,7 +130,7 @@ def test_the_other_scoring_is_another_table(make: Make) -> None:
 def test_a_summary_over_seeds(make: Make, tmp_path: Path) -> None:
     make()
     make(seed=1, rows=[score(1, "spleen", 0.9), score(1, "liver", 0.9), score(2, "spleen", 0.5),
-                       score(2, "liver", 0.5), score(2, "liver_tumor", 0.2)])  # fmt: skip
+                       score(2, "liver", 0.5), score(2, "liver_tumor", 0.2, "7")])  # fmt: skip
     table = summary(results=tmp_path, bench="tumor_ext", scoring="strict")
     assert cell(table, "universal", "seeds") == "0, 1"
     assert cell(table, "universal", "step 1 structures, after step 1") == "0.800 ± 0.141"
@@ -169,99 +167,6 @@ def test_no_runs_is_said_with_the_command_that_makes_one(tmp_path: Path) -> None
     with pytest.raises(StoreError, match="no finished runs") as err:
         summary(results=tmp_path, bench="tumor_ext", scoring="strict")
     assert "clbench run" in str(err.value)
-
-
-# ------------------------------------------------------------------------------------- Table 10
-
-
-def test_the_printed_half_is_the_paper(tmp_path: Path) -> None:
-    table = table10(source="printed", results=tmp_path, scoring="strict")
-    lines = list(csv.reader(io.StringIO(render(table, "csv"))))
-    assert lines[0] == [
-        "row_owner",
-        "rowspan_methods",
-        "step",
-        "class",
-        "printed_header",
-        "printed_value",
-    ]
-    assert len(lines) == 97
-    assert ["Ours", "Ours", "2", "Liver tumor", "Liver Tumor", "0.466"] in lines
-    source = SHARED / "table10_printed_layout.csv"
-    if not source.exists():
-        pytest.skip("the typed table of the paper is not on this machine")
-    assert lines == list(csv.reader(io.StringIO(source.read_text())))
-
-
-def test_printed_means_follow_from_printed_cells() -> None:
-    found: dict[tuple[str, int], dict[str, str]] = {}
-    for c in printed10():
-        found.setdefault((c.row_owner, c.step), {})[c.cls] = c.value
-    gaps = {}
-    for key, row in found.items():
-        organs = [
-            float(v) for c, v in row.items() if c not in ("Organ Mean", "Mean", "Liver tumor")
-        ]
-        assert round(sum(organs) / 13, 3) == float(row["Organ Mean"])
-        if row["Mean"] != "N/A":
-            gaps[key] = float(row["Mean"]) - round(
-                (sum(organs) + float(row["Liver tumor"])) / 14, 3
-            )
-    assert {k for k, g in gaps.items() if abs(g) > 1e-9} == {("PLOP", 2)}  # as the note says
-
-
-def test_printed_and_measured_stand_side_by_side_and_marked(make: Make, tmp_path: Path) -> None:
-    make()
-    make(strategy="finetune")
-    table = table10(source="both", results=tmp_path, scoring="strict")
-    names = [r[0] for r in table.rows]
-    assert names.index("universal [minilm]") == names.index("Ours") + 2
-    assert names[-1] == "finetune"  # below, under its own name
-    for row in table.rows:
-        marks = {v.split()[-1] for v in row[3:] if v not in (EMPTY, "N/A")}
-        assert len(marks) == 1
-    by = {(r[0], r[1]): dict(zip(table.columns, r, strict=True)) for r in table.rows}
-    assert by["Ours", "2"]["Liver Tumor"] == "0.466 p"
-    assert by["universal [minilm]", "2"]["Liver Tumor"] == "0.400 m"
-    assert by["universal [minilm]", "2"]["Aorta"] == EMPTY
-    assert by["universal [minilm]", "2"]["Organ Mean"] == "0.550 m"
-    assert "PHANTOM" in table.title
-    assert any("no finished run of lwf_ct" in n for n in table.notes)
-    lines = list(csv.DictReader(io.StringIO(render(table, "csv"))))
-    assert {line["data"] for line in lines if line["origin"] == "printed"} == {"patients"}
-    assert {line["data"] for line in lines if line["origin"] == "measured"} == {"phantom"}
-
-
-# ---------------------------------------------------------------------------------- rendering
-
-WIDE = Table(
-    title="A & B", columns=("k", "a_b", "c", "d"), rows=(("x|y", "1.0", "2.0 ± 0.1", EMPTY),),
-    notes=("100 %",), block=2,
-)  # fmt: skip
-
-
-def test_wide_tables_come_in_blocks() -> None:
-    text = render(WIDE, "terminal")
-    heads = [line for line in text.splitlines() if line.startswith("k")]
-    assert [h.split() for h in heads] == [["k", "a_b", "c"], ["k", "d"]]
-
-
-def test_markdown_and_latex_are_escaped() -> None:
-    md = render(WIDE, "md")
-    assert "| x\\|y | 1.0 | 2.0 ± 0.1 |" in md
-    tex = render(WIDE, "tex")
-    assert r"\caption{A \& B}" in tex
-    assert r"a\_b" in tex
-    assert r"2.0 $\pm$ 0.1" in tex
-    assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 2
-    assert "100 \\%" in tex
-
-
-def test_csv_is_read_back() -> None:
-    assert list(csv.reader(io.StringIO(render(WIDE, "csv")))) == [
-        list(WIDE.columns),
-        list(WIDE.rows[0]),
-    ]
 
 
 def test_over_seeds() -> None:

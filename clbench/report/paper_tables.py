@@ -1,184 +1,323 @@
-"""The paper's Table 10: as printed, as measured, or both, every cell marked with its origin.
+"""The paper's Tables 10 and 11: as printed, as measured, or both, each cell marked with its origin.
 
-Room: row 5 (no torch). A measured mean over an incomplete set of structures is an empty cell.
+Room: row 5 (no torch; numpy and scipy only where runs are read). A measured number is a mean over
+seeds of plain means over structures; where anything of it is missing, the cell is a hole.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from clbench.metrics import transfer
-from clbench.report.tables import EMPTY, PHANTOM, Group, Table, collect, number
-from clbench.taxonomy import canonical
+from clbench.errors import SettingError
+from clbench.report.marks import printed_marks
+from clbench.report.printed import BESIDE, NONE, QUIRKS, printed10, printed11
+from clbench.report.render import EMPTY, Mark, Table, signed
 
-BESIDE = {"LwF": "lwf_ct", "ILT": "ilt_ct", "PLOP": "plop_ct", "Ours": "universal"}
-"""Printed method → the strategy that runs it as the authors did."""
-AGGREGATES = ("Organ Mean", "Mean")
-PRINTED, MEASURED = "p", "m"
+if TYPE_CHECKING:
+    from clbench.report.runs import Group
+
+BENCH = {10: "tumor_ext", 11: "body_ext"}
+"""Table → the benchmark whose runs may stand beside the printed numbers."""
+WHAT = {10: "tumor extension", 11: "body extension"}
+LETTER = {"printed": "p", "measured": "m"}
+"""What marks a cell's origin in text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Printed:
-    """One printed cell."""
+class Column:
+    """One column: a structure or a mean, after one step."""
 
-    row_owner: str
-    """Method in whose row it stands."""
-    rowspan_methods: str
-    """Methods it holds for, joined by |."""
-    step: int
-    """1 or 2."""
-    cls: str
-    """Name in the paper's Table 2, or an aggregate."""
+    name: str
+    """Name in the printed file, or of the benchmark's group."""
     header: str
-    """Printed header."""
-    value: str
-    """Printed text."""
+    """What stands above."""
+    step: int
+    """1-based step."""
+    members: tuple[str, ...] = ()
+    """Structures whose plain mean it is, as the runs say; empty until runs are read."""
 
 
-def printed10() -> list[Printed]:
-    """The cells of Table 10 in the order of the file."""
-    text = resources.files("clbench.published").joinpath("table10.csv").read_text(encoding="utf-8")
+@dataclass(kw_only=True)
+class Line:
+    """One row in the making."""
+
+    label: str
+    """First column."""
+    origin: str
+    """`printed`, `measured` or `difference`."""
+    cells: dict[int, float]
+    """Column → number; NaN = a hole. Absent = blank, because a shared cell says it."""
+    none: frozenset[int] = frozenset()
+    """Columns that cannot exist: a structure before its step."""
+    texts: dict[int, str] = field(default_factory=dict)
+    """Column → text as printed."""
+    sd: dict[int, float] = field(default_factory=dict)
+    """Column → sd over seeds."""
+    group: Group | None = None
+    """Runs behind a measured row."""
+    beside: str = ""
+    """The printed method a measured row or a difference stands beside."""
+    begins: bool = False
+    """Begins a group of rows."""
+
+    def text(self, column: int) -> str:
+        """What is set in type."""
+        if column in self.none:
+            return NONE
+        if column not in self.cells:
+            return ""
+        value = self.cells[column]
+        if math.isnan(value):
+            return EMPTY
+        if self.origin == "difference":
+            return signed(value)
+        return f"{self.texts.get(column) or f'{value:.3f}'} {LETTER[self.origin]}"
+
+
+def columns10() -> list[Column]:
+    """Table 10: 13 organs, the tumor, two means; each after both steps."""
+    headers = dict.fromkeys((c.cls, c.header) for c in printed10())
+    return [Column(name=name, header=header, step=s) for name, header in headers for s in (1, 2)]
+
+
+def columns11() -> list[Column]:
+    """Table 11: three groups, each from the step that teaches it."""
+    found = dict.fromkeys((c["group"], int(c["step"])) for c in printed11())
+    groups = list(dict.fromkeys(g for g, _ in found))
     return [
-        Printed(
-            row_owner=r["row_owner"], rowspan_methods=r["rowspan_methods"], step=int(r["step"]),
-            cls=r["class"], header=r["printed_header"], value=r["printed_value"],
-        )
-        for r in csv.DictReader(text.splitlines())
-    ]  # fmt: skip
+        Column(name=g, header=g, step=s)
+        for g, s in sorted(found, key=lambda x: (groups.index(x[0]), x[1]))
+    ]
 
 
-def table10(*, source: str, results: Path, scoring: str) -> Table:
-    """Table 10.
+def printed_lines(which: int, columns: Sequence[Column]) -> tuple[list[Line], int]:
+    """The printed rows, and how many of the first share their cells of step 1."""
+    at = {(c.name, c.step): j for j, c in enumerate(columns)}
+    lines = {m: Line(label=m, origin="printed", cells={}) for m in BESIDE[which]}
+    if which == 11:
+        for cell in printed11():
+            if (j := at.get((cell["group"], int(cell["step"])))) is not None:
+                line = lines[cell["method"]]
+                line.cells[j], line.texts[j] = float(cell["dsc"]), cell["dsc"]
+        return list(lines.values()), 1
+    shared = 1
+    for c in printed10():
+        methods = c.rowspan_methods.split("|")
+        shared = max(shared, len(methods))
+        for method in methods:
+            j, line = at[c.cls, c.step], lines[method]
+            if c.value == NONE:
+                line.none |= {j}
+            else:
+                line.cells[j], line.texts[j] = float(c.value), c.value
+    return list(lines.values()), shared
+
+
+def shared_label(lines: Sequence[Line]) -> str:
+    """Names of rows that stand for one cell."""
+    return ", ".join(line.label for line in lines)
+
+
+def split_shared(lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
+    """Rows that share step 1, as one row of step 1 and a row each of the later steps."""
+    first = {j for j, c in enumerate(columns) if c.step == 1}
+    one = lines[0]
+    head = Line(
+        label=shared_label(lines), origin=one.origin, none=one.none & first, group=one.group,
+        beside=", ".join(dict.fromkeys(x.beside for x in lines if x.beside)),
+        cells={j: v for j, v in one.cells.items() if j in first},
+        texts={j: v for j, v in one.texts.items() if j in first},
+        sd={j: v for j, v in one.sd.items() if j in first},
+    )  # fmt: skip
+    for line in lines:
+        line.cells = {j: v for j, v in line.cells.items() if j not in first}
+        line.none -= first
+    return [head, *lines]
+
+
+def paper_table(
+    which: int,
+    *,
+    source: str = "both",
+    results: Path = Path("results"),
+    bench: str | None = None,
+    scoring: str = "strict",
+    seeds: Sequence[int] | None = None,
+    ref: str = "universal",
+) -> Table:
+    """Table 10 or 11.
 
     Args:
+        which: 10 or 11.
         source: `printed`, `measured` or `both`.
-        results: folder of runs; read unless `printed`.
+        results: folder of runs; not looked at for `printed`.
+        bench: whose runs; default the benchmark of the table. Any other stands alone.
         scoring: of the measured cells.
-
-    Returns:
-        One row per method and step; the columns are the paper's.
+        seeds: those every strategy must have; see `clbench.report.runs.collect`.
+        ref: reference strategy of the verdicts.
 
     Raises:
         StoreError: the measured runs do not belong in one table.
+        SettingError: another benchmark's runs beside the printed numbers.
     """
-    cells = printed10()
-    headers = list(dict.fromkeys((c.cls, c.header) for c in cells))
-    groups = [] if source == "printed" else collect(results, bench="tumor_ext", scoring=scoring)
-    rows: list[tuple[str, ...]] = []
-    long: list[tuple[str, ...]] = []
-    notes = []
-    if source != "measured":
-        notes += [
-            "p printed in the paper, not measured; LwF, ILT and PLOP share step 1",
-            "PLOP's Mean after step 2 is printed as 0.768; its cells give 0.767",
-        ]
-    if source != "printed":
-        notes.append(f"m measured: {scoring} scoring, mean over n seeds of class means over cases")
-    used: set[str] = set()
-    for owner, strategy in BESIDE.items():
-        if source != "measured":
-            rows += _printed_rows(cells, owner, [h for _, h in headers])
-        if source == "printed":
-            continue
-        beside = [g for g in groups if g.strategy == strategy]
-        used |= {g.label for g in beside}
-        for g in beside:
-            rows += _measured_rows(g, headers, long)
-        if not beside:
-            notes.append(f"no finished run of {strategy} (beside {owner})")
-    for g in groups:
-        if g.label not in used:
-            rows += _measured_rows(g, headers, long)
-    phantom = any(not r.record["patients"] for g in groups for r in g.runs)
-    where = f"measured on the {PHANTOM}" if phantom else "measured"
-    what = {"printed": "printed in the paper", "measured": where}.get(
-        source, f"printed (patients) and {where}"
-    )
-    return Table(
-        title=f"Table 10, tumor extension, Dice: {what}",
-        columns=("method", "step", "n", *(h for _, h in headers)),
-        rows=tuple(rows),
-        notes=(*notes, f"N/A, {EMPTY}: does not exist, or not for every structure of the mean"),
-        keys=3,
-        block=8,
-        long=_long(source, cells, long, "phantom" if phantom else "patients"),
-    )
-
-
-def _long(
-    source: str, cells: Sequence[Printed], measured: Sequence[tuple[str, ...]], data: str
-) -> Table:
-    """One line per cell; the printed half has the columns of its file alone."""
+    bench = bench or BENCH[which]
+    if source != "measured" and bench != BENCH[which]:
+        raise SettingError(
+            f"the paper's Table {which} has no numbers of this benchmark",
+            where="--bench",
+            expected=f"{BENCH[which]}; other data stand in a table of their own: --source measured",
+            got=bench,
+        )
+    columns = columns10() if which == 10 else columns11()
     if source == "printed":
-        return Table(
-            title="",
-            columns=(
-                "row_owner", "rowspan_methods", "step", "class", "printed_header", "printed_value",
-            ),
-            rows=tuple(
-                (c.row_owner, c.rowspan_methods, str(c.step), c.cls, c.header, c.value)
-                for c in cells
-            ),
+        lines, shared = printed_lines(which, columns)
+        return assemble(which, columns, lines, [(0, shared)], title="printed in the paper")
+    from clbench.report.paper_rows import measured_table
+
+    return measured_table(
+        which, source=source, results=results, bench=bench, scoring=scoring, seeds=seeds, ref=ref
+    )
+
+
+def assemble(
+    which: int,
+    columns: Sequence[Column],
+    lines: Sequence[Line],
+    shared: Sequence[tuple[int, int]],
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    marks: Mapping[tuple[int, int], frozenset[Mark]] | None = None,
+    verdicts: tuple[str, Mapping[int, str]] | None = None,
+    data: str = "",
+    what: str = "",
+) -> Table:
+    """Rows to a table.
+
+    Args:
+        which: 10 or 11.
+        columns: columns.
+        lines: rows.
+        shared: (first row, how many) that share their cells of step 1.
+        title: what the numbers are.
+        notes: lines below.
+        marks: (row, column) → marks of measured cells.
+        verdicts: header and row → text of a last column, if any.
+        data: `phantom` or `patients`; empty where nothing is measured.
+        what: what the table is called, if not by the paper's number.
+    """
+    printed = [i for i, line in enumerate(lines) if line.origin == "printed"]
+    later = {i for at, n in shared for i in range(at + 1, at + n)}
+    values = {
+        (i, j): lines[i].cells[j]
+        for i in printed
+        for j in lines[i].cells
+        if not (i in later and columns[j].step == 1)
+    }
+    everywhere = range(len(columns))
+    found = {**printed_marks(everywhere, values), **(marks or {})}
+    keys = 2 if data else 1
+    spans: dict[tuple[int, int], int] = {}
+    rows = []
+    for i, line in enumerate(lines):
+        texts = [line.text(j) for j in everywhere]
+        if i in later:
+            texts = ["" if columns[j].step == 1 else text for j, text in enumerate(texts)]
+        seeds = str(len(line.group.runs)) if line.group and line.origin == "measured" else ""
+        tail = (verdicts[1].get(i, ""),) if verdicts else ()
+        rows.append((line.label, *((seeds,) if data else ()), *texts, *tail))
+    for at, n in shared:
+        if n > 1:
+            spans |= {(at, keys + j): n for j, c in enumerate(columns) if c.step == 1}
+    return Table(
+        title=f"{what or f'Table {which}, {WHAT[which]}'}, Dice: {title}",
+        columns=(
+            "method", *(("seeds",) if data else ()), *(f"Step {c.step}" for c in columns),
+            *((verdicts[0],) if verdicts else ()),
+        ),
+        over=(
+            *("" for _ in range(keys)), *(c.header for c in columns), *(("",) if verdicts else ()),
+        ),
+        rows=tuple(rows),
+        notes=_notes(which, bool(printed), bool(data), notes),
+        keys=keys,
+        block=16,
+        narrow=8,
+        tail=1 if verdicts else 0,
+        marks={(i, keys + j): m for (i, j), m in found.items()},
+        spans=spans,
+        rules=frozenset(i for i, line in enumerate(lines) if line.begins),
+        long=long_table(which, columns, lines, found, data, verdicts),
+    )  # fmt: skip
+
+
+def _notes(which: int, printed: bool, measured: bool, more: Sequence[str]) -> tuple[str, ...]:
+    """Lines below the table."""
+    return (
+        *(("p: printed in the paper, not measured", *QUIRKS[which]) if printed else ()),
+        *(("m: measured",) if measured else ()),
+        *more,
+        f"{NONE}: cannot exist, the structure is taught later"
+        + (f"; {EMPTY}: a hole, runs are missing or incomplete" if measured else ""),
+        "bold (¹): best of a column within one origin; underlined (²): the next, where one is best",
+        *(
+            ("no printed lead is marked as proven: there is no score per patient",)
+            if printed
+            else ()
+        ),
+    )
+
+
+def long_table(
+    which: int,
+    columns: Sequence[Column],
+    lines: Sequence[Line],
+    marks: Mapping[tuple[int, int], frozenset[Mark]],
+    data: str,
+    verdicts: tuple[str, Mapping[int, str]] | None,
+) -> Table:
+    """One line per cell at full precision; the printed half alone equals its file."""
+    if not data and which == 10:
+        heads = (
+            "row_owner", "rowspan_methods", "step", "class", "printed_header", "printed_value",
         )  # fmt: skip
-    printed = [
-        (c.rowspan_methods, str(c.step), c.cls, c.header, "printed", "patients", c.value, "", "")
-        for c in cells
-        if source == "both"
-    ]
+        cells = tuple(
+            (c.row_owner, c.rowspan_methods, str(c.step), c.cls, c.header, c.value)
+            for c in printed10()
+        )
+        return Table(title="", columns=heads, rows=cells)
+    if not data:
+        names = ("method", "group", "step", "dsc")
+        return Table(
+            title="", columns=names, rows=tuple(tuple(c[n] for n in names) for c in printed11())
+        )
+    rows = []
+    for i, line in enumerate(lines):
+        for j in sorted({*line.cells, *line.none}):
+            c, value = columns[j], line.cells.get(j, math.nan)
+            exact = NONE if j in line.none else "" if math.isnan(value) else repr(value)
+            sd = line.sd.get(j, math.nan)
+            rows.append(
+                (
+                    line.label, line.beside, str(c.step), c.name, c.header, line.origin,
+                    "patients" if line.origin == "printed" else data,
+                    line.texts.get(j, exact), "" if math.isnan(sd) else repr(sd),
+                    str(len(line.group.runs)) if line.group else "",
+                    " ".join(map(str, line.group.seeds)) if line.group else "",
+                    str(len(c.members)) if c.members else "",
+                    " ".join(sorted(marks.get((i, j), ()))),
+                    verdicts[1].get(i, "") if verdicts else "",
+                )
+            )  # fmt: skip
     return Table(
         title="",
-        columns=("method", "step", "class", "header", "origin", "data", "value", "sd", "seeds"),
-        rows=(*printed, *((*r[:4], "measured", data, *r[4:]) for r in measured)),
-    )
-
-
-def _printed_rows(
-    cells: Sequence[Printed], owner: str, headers: Sequence[str]
-) -> list[tuple[str, ...]]:
-    found: dict[tuple[str, int], dict[str, str]] = {}
-    for c in cells:
-        if c.row_owner == owner:
-            found.setdefault((c.rowspan_methods, c.step), {})[c.header] = c.value
-    return [
-        (
-            names.replace("|", ", "), str(step), "",
-            *(v if (v := row[h]) == "N/A" else f"{v} {PRINTED}" for h in headers),
-        )
-        for (names, step), row in found.items()
-    ]  # fmt: skip
-
-
-def _measured_rows(
-    group: Group, headers: Sequence[tuple[str, str]], long: list[tuple[str, ...]]
-) -> list[tuple[str, ...]]:
-    """Wide rows of a group; its cells at full precision are appended to `long`."""
-    one = group.runs[0]
-    encoding = one.record["text_encoding"].get("encoding")
-    label = group.label
-    if group.strategy == "universal" and encoding != "clip":
-        label += f" [{encoding}]"
-    groups: Mapping[str, Sequence[str]] = one.record["course"]["groups"]
-    seeds = str(len(group.runs))
-    rows = []
-    for step in range(1, one.last + 1):
-        texts = []
-        for cls, header in headers:
-            members = groups[cls] if cls in AGGREGATES else [canonical(cls)]
-            per_seed = [
-                transfer.mean(r.values.get((step, c), math.nan) for c in members)
-                for r in group.runs
-            ]
-            value, sd = transfer.mean(per_seed), transfer.spread(per_seed)
-            exact = [
-                "N/A" if math.isnan(value) else repr(value),
-                "" if math.isnan(sd) else repr(sd),
-            ]
-            long.append((label, str(step), cls, header, *exact, seeds))
-            texts.append(EMPTY if math.isnan(value) else f"{number(value)} {MEASURED}")
-        rows.append((label, str(step), seeds, *texts))
-    return rows
+        columns=(
+            "method", "beside", "step", "class", "header", "origin", "data", "value", "sd", "seeds",
+            "seed_list", "structures", "marks", "verdict",
+        ),
+        rows=tuple(rows),
+    )  # fmt: skip

@@ -1,257 +1,36 @@
-"""Tables: a title, columns, rows, notes; printed to the terminal, Markdown, CSV or LaTeX.
+"""What one run ends with, and the summary of several: scores, forgetting, learning, time.
 
-Room: row 5 (no torch). Every printed number is computed here from `scores.csv`; a mean over an
-incomplete set is an empty cell.
+Room: row 5 (no torch). Every number is computed here from `scores.csv`; a mean over an incomplete
+set is an empty cell.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clbench import store
 from clbench.errors import StoreError
 from clbench.metrics import transfer
-from clbench.metrics.transfer import Cell
+from clbench.report.render import EMPTY, Table, number, render
+from clbench.report.runs import PHANTOM, Group, Measured, collect, read_run
 
-EMPTY = "–"  # noqa: RUF001  # the dash of tables
-"""A number that does not exist, or is not there yet."""
-PHANTOM = "PHANTOM, not patients"
-"""In the title of every table made from phantom runs."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Table:
-    """What is printed; cells are text."""
-
-    title: str
-    """One line."""
-    columns: tuple[str, ...]
-    """Headers."""
-    rows: tuple[tuple[str, ...], ...]
-    """Cells."""
-    notes: tuple[str, ...] = ()
-    """Lines below: what the numbers are, how many, what is missing."""
-    keys: int = 1
-    """Leading columns that name a row."""
-    block: int = 0
-    """Wide tables are printed in blocks of that many further columns; 0 = in one."""
-    long: Table | None = None
-    """What CSV gets instead: one line per cell, at full precision."""
-
-
-def render(table: Table, format_: str) -> str:
-    """The table as `terminal`, `md`, `csv` or `tex`."""
-    return {"terminal": _terminal, "md": _markdown, "csv": _csv, "tex": _latex}[format_](table)
-
-
-def _blocks(table: Table) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
-    size = table.block or max(1, len(table.columns) - table.keys)
-    found = []
-    for at in range(table.keys, len(table.columns), size):
-        pick = [*range(table.keys), *range(at, min(at + size, len(table.columns)))]
-        found.append(
-            (
-                tuple(table.columns[i] for i in pick),
-                [tuple(row[i] for i in pick) for row in table.rows],
-            )
-        )
-    return found
-
-
-def _terminal(table: Table) -> str:
-    lines = [table.title]
-    for columns, rows in _blocks(table):
-        width = [max(len(r[i]) for r in [columns, *rows]) for i in range(len(columns))]
-
-        def line(cells: Sequence[str], width: Sequence[int] = width) -> str:
-            parts = [
-                c.ljust(w) if i < table.keys else c.rjust(w)
-                for i, (c, w) in enumerate(zip(cells, width, strict=True))
-            ]
-            return "  ".join(parts).rstrip()
-
-        lines += ["", line(columns), "  ".join("─" * w for w in width), *map(line, rows)]
-    return "\n".join([*lines, *(["", *table.notes] if table.notes else [])])
-
-
-def _markdown(table: Table) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
-
-    lines = [f"**{table.title}**"]
-    for columns, rows in _blocks(table):
-        marks = ["---" if i < table.keys else "---:" for i in range(len(columns))]
-        lines += ["", line(columns), "|" + "|".join(marks) + "|", *map(line, rows)]
-    notes = [f"{note}  " for note in table.notes]
-    return "\n".join([*lines, *(["", *notes] if notes else [])]).rstrip()
-
-
-def _csv(table: Table) -> str:
-    table = table.long or table
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows(table.rows)
-    return out.getvalue().rstrip("\n")
-
-
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", EMPTY: "--",
-}  # fmt: skip
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(c, c) for c in text)
-
-
-def _latex(table: Table) -> str:
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}}}"]
-    for columns, rows in _blocks(table):
-        spec = "l" * table.keys + "r" * (len(columns) - table.keys)
-        lines += [
-            rf"\begin{{tabular}}{{{spec}}}",
-            r"\toprule",
-            " & ".join(map(_tex, columns)) + r" \\",
-            r"\midrule",
-            *(" & ".join(map(_tex, row)) + r" \\" for row in rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    lines += [rf"\par\footnotesize {_tex(note)}" for note in table.notes]
-    return "\n".join([*lines, r"\end{table}"])
-
-
-# ------------------------------------------------------------------------------- measured numbers
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """One run, read back."""
-
-    folder: Path
-    """Run folder."""
-    record: Mapping[str, Any]
-    """`run.json`."""
-    r: Mapping[tuple[int, str], Cell]
-    """R of the run, see `clbench.metrics.transfer.cells`."""
-    learned_at: Mapping[str, int]
-    """Structure → 1-based step."""
-    sources: tuple[str, ...]
-    """Source of each step."""
-
-    @property
-    def values(self) -> dict[tuple[int, str], float]:
-        """R without counts."""
-        return {key: cell.value for key, cell in self.r.items()}
-
-    @property
-    def last(self) -> int:
-        """Number of steps."""
-        return len(self.sources)
-
-
-def read_run(folder: Path, scoring: str) -> Measured:
-    """Read a run folder's record and scores.
-
-    Raises:
-        StoreError: missing or damaged.
-    """
-    record = store.read_record(folder)
-    steps = record["course"]["steps"]
-    sources = tuple(step["source"] for step in steps)
-    rows = store.read_scores(folder / "scores.csv")
-    return Measured(
-        folder=folder,
-        record=record,
-        r=transfer.cells(rows, sources, scoring=scoring),
-        learned_at={c: i for i, step in enumerate(steps, 1) for c in step["learns"]},
-        sources=sources,
-    )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """Runs that differ in their seed alone."""
-
-    label: str
-    """Name in tables."""
-    strategy: str
-    """Registered name."""
-    runs: tuple[Measured, ...]
-    """In order of seed."""
-    unfinished: int = field(default=0)
-    """Runs left out because they are not finished."""
-
-
-def collect(results: Path, *, bench: str, scoring: str) -> list[Group]:
-    """Finished runs of a benchmark, grouped by everything but the seed.
-
-    Raises:
-        StoreError: they do not belong in one table.
-    """
-    folders = store.find_runs(results, bench=bench)
-    records = {f: store.read_record(f) for f in folders}
-    done = [f for f in folders if records[f]["status"] == "finished"]
-    store.refuse_mixture([records[f] for f in done])
-    keyed: dict[tuple[str, str], list[Path]] = {}
-    for f in done:
-        identity = records[f]["identity"]
-        rest = {k: identity[k] for k in ("strategy", "vectors", "weights")}
-        keyed.setdefault((records[f]["strategy"], store.run_id(rest)), []).append(f)
-    names = [name for name, _ in keyed]
-    groups = []
-    for (name, _), members in keyed.items():
-        members.sort(key=lambda f: records[f]["identity"]["seed"])
-        one = records[members[0]]
-        label = name
-        if names.count(name) > 1:  # say what tells the variants of a strategy apart
-            others = [records[m[0]] for (n, _), m in keyed.items() if n == name]
-            label += f" ({_differs(one, others)})"
-        groups.append(
-            Group(
-                label=label,
-                strategy=name,
-                runs=tuple(read_run(f, scoring) for f in members),
-                unfinished=sum(
-                    records[f]["strategy"] == name and records[f]["status"] != "finished"
-                    for f in folders
-                ),
-            )
-        )
-    return sorted(groups, key=lambda g: g.label)
-
-
-def _differs(one: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
-    changed = {key for o in others for key in o["identity"]["strategy"]} - {"class"}
-    words = [
-        f"{key}={_option(one, key)}"
-        for key in sorted(changed)
-        if any(_option(o, key) != _option(one, key) for o in others)
-    ]
-    if any(o["identity"]["vectors"] != one["identity"]["vectors"] for o in others):
-        words.append(str(one["text_encoding"].get("encoding")))
-    if any(o["identity"]["weights"] != one["identity"]["weights"] for o in others):
-        words.append(f"weights {str(one['identity']['weights'])[:8]}")
-    return ", ".join(words)
-
-
-def _option(record: Mapping[str, Any], key: str) -> Any:
-    """A hyperparameter of a run's strategy; a run older than the option has none."""
-    found = record.get("with_defaults", record["identity"])["strategy"]
-    return found.get(key)
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A score as text; the dash where there is none."""
-    return EMPTY if math.isnan(value) else f"{value:.{digits}f}"
+__all__ = [
+    "EMPTY",
+    "PHANTOM",
+    "Group",
+    "Measured",
+    "Table",
+    "collect",
+    "number",
+    "over_seeds",
+    "read_run",
+    "render",
+    "run_report",
+    "summary",
+]
 
 
 def over_seeds(values: Sequence[float], digits: int = 3) -> str:
@@ -419,10 +198,3 @@ def summary(*, results: Path, bench: str, scoring: str) -> Table:
         rows=tuple(rows),
         notes=tuple(notes),
     )  # fmt: skip
-
-
-def table10(*, source: str, results: Path, scoring: str) -> Table:
-    """The paper's Table 10; see `clbench.report.paper_tables`."""
-    from clbench.report.paper_tables import table10 as make
-
-    return make(source=source, results=results, scoring=scoring)
