@@ -73,7 +73,7 @@ def test_an_error_is_one_message_without_traceback(tmp_path: Path) -> None:
         ["run", "--bench", "tumor_ext", "--strategy", "universal", "--split", "btcv"],
         ["table", "9"],
         ["table", "10", "--source", "paper"],
-        ["table", "10", "--format", "html"],
+        ["table", "10", "--format", "docx"],
         ["table", "10", "--scoring", "both"],
     ],
 )
