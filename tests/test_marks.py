@@ -7,13 +7,13 @@ import math
 from pathlib import Path
 
 import pytest
+from synthetic_runs import Method, make_runs
 
 from clbench.families import holm
 from clbench.report.marks import Contest, best_and_second, compare, mark, printed_marks
 from clbench.report.paper_tables import columns10, printed_lines
 from clbench.report.runs import Group, collect
 from clbench.stats import wilcoxon
-from tests.synthetic_runs import Method, make_runs
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "printed_marks.json").read_text())
 

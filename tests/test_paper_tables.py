@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_runs import Method, make_runs
 from typer.testing import CliRunner
 
 from clbench import store
@@ -20,7 +21,6 @@ from clbench.report.paper_tables import paper_table
 from clbench.report.printed import printed10, printed11
 from clbench.report.render import EMPTY, FORMATS, Table, render
 from clbench.report.runs import collect
-from tests.synthetic_runs import Method, make_runs
 
 SHARED = Path(__file__).parents[2] / "shared" / "paper"
 ORGANS = (
