@@ -192,7 +192,7 @@ def assemble(
     title: str,
     notes: Sequence[str] = (),
     marks: Mapping[tuple[int, int], frozenset[Mark]] | None = None,
-    verdicts: tuple[str, Mapping[int, str]] | None = None,
+    verdicts: Mapping[int, str] | None = None,
     data: str = "",
     what: str = "",
 ) -> Table:
@@ -206,7 +206,7 @@ def assemble(
         title: what the numbers are.
         notes: lines below.
         marks: (row, column) → marks of measured cells.
-        verdicts: header and row → text of a last column, if any.
+        verdicts: row → word of a last column; none where nothing can be compared.
         data: `phantom` or `patients`; empty where nothing is measured.
         what: what the table is called, if not by the paper's number.
     """
@@ -222,13 +222,14 @@ def assemble(
     found = {**printed_marks(everywhere, values), **(marks or {})}
     keys = 2 if data else 1
     spans: dict[tuple[int, int], int] = {}
+    has = bool(verdicts and any(verdicts.values()))
     rows = []
     for i, line in enumerate(lines):
         texts = [line.text(j) for j in everywhere]
         if i in later:
             texts = ["" if columns[j].step == 1 else text for j, text in enumerate(texts)]
         seeds = str(len(line.group.runs)) if line.group and line.origin == "measured" else ""
-        tail = (verdicts[1].get(i, ""),) if verdicts else ()
+        tail = (verdicts.get(i, ""),) if has and verdicts else ()
         rows.append((line.label, *((seeds,) if data else ()), *texts, *tail))
     for at, n in shared:
         if n > 1:
@@ -237,17 +238,17 @@ def assemble(
         title=f"{what or f'Table {which}, {WHAT[which]}'}, Dice: {title}",
         columns=(
             "method", *(("seeds",) if data else ()), *(f"Step {c.step}" for c in columns),
-            *((verdicts[0],) if verdicts else ()),
+            *(("verdict",) if has else ()),
         ),
         over=(
-            *("" for _ in range(keys)), *(c.header for c in columns), *(("",) if verdicts else ()),
+            *("" for _ in range(keys)), *(c.header for c in columns), *(("",) if has else ()),
         ),
         rows=tuple(rows),
         notes=_notes(which, bool(printed), bool(data), notes),
         keys=keys,
         block=16,
         narrow=8,
-        tail=1 if verdicts else 0,
+        tail=int(has),
         marks={(i, keys + j): m for (i, j), m in found.items()},
         spans=spans,
         rules=frozenset(i for i, line in enumerate(lines) if line.begins),
@@ -278,7 +279,7 @@ def long_table(
     lines: Sequence[Line],
     marks: Mapping[tuple[int, int], frozenset[Mark]],
     data: str,
-    verdicts: tuple[str, Mapping[int, str]] | None,
+    verdicts: Mapping[int, str] | None,
 ) -> Table:
     """One line per cell at full precision; the printed half alone equals its file."""
     if not data and which == 10:
@@ -310,7 +311,7 @@ def long_table(
                     " ".join(map(str, line.group.seeds)) if line.group else "",
                     str(len(c.members)) if c.members else "",
                     " ".join(sorted(marks.get((i, j), ()))),
-                    verdicts[1].get(i, "") if verdicts else "",
+                    verdicts.get(i, "") if verdicts else "",
                 )
             )  # fmt: skip
     return Table(
