@@ -276,8 +276,9 @@ def _question(record: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {k: record["identity"][k] for k in _ALIKE}
     profile = {k: v for k, v in found["profile"].items() if k != "text"}
-    if "backbone" in profile:
-        profile["backbone"] = {k: v for k, v in profile["backbone"].items() if k != "weights"}
+    backbone = {k: v for k, v in profile.pop("backbone", {}).items() if k != "weights"}
+    if backbone:
+        profile["backbone"] = backbone
     return {**found, "profile": profile}
 
 

@@ -123,6 +123,8 @@ def test_text_encodings_and_weights_are_methods_of_one_table() -> None:
         return record(profile={"text": {"encoding": encoding}, "backbone": backbone})
 
     store.refuse_mixture([profile("clip", None), profile("onehot", "ssl.pt")])
+    only = record(profile={"backbone": {"weights": "ssl.pt"}})  # the rest as the default is
+    store.refuse_mixture([record(), only])
     with pytest.raises(StoreError, match="one table"):
         store.refuse_mixture([profile("clip", None), profile("clip", None, "segresnet")])
 

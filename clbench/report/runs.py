@@ -262,17 +262,6 @@ def _option(record: Mapping[str, Any], key: str) -> Any:
     return found.get(key)
 
 
-def shared_first_step(groups: Sequence[Group]) -> list[list[Group]]:
-    """Neighbors that begin from the same step-1 checkpoints, seed by seed, put together."""
-    found: list[list[Group]] = []
-    for g in groups:
-        if found and found[-1][0].first_step == g.first_step:
-            found[-1].append(g)
-        else:
-            found.append([g])
-    return found
-
-
 def same_seeds(groups: Iterable[Group]) -> bool:
     """Whether all groups rest on the same seeds, so that their rows may be compared."""
     return len({g.seeds for g in groups}) <= 1
