@@ -61,7 +61,8 @@ def line(table: Table, label: str) -> dict[str, str]:
 
 
 def cells(table: Table) -> list[str]:
-    return [c for row in table.rows for c in row[table.keys :] if c]
+    end = len(table.columns) - table.tail
+    return [c for row in table.rows for c in row[table.keys : end] if c]
 
 
 # -------------------------------------------------------------------------------------- the print
@@ -244,6 +245,24 @@ def test_variants_of_universal_are_named_by_their_encoding(tmp_path: Path) -> No
     labels = [r[0] for r in paper_table(10, source="measured", results=tmp_path).rows]
     assert "universal (clip)" in labels
     assert "universal (minilm)" in labels
+
+
+def test_a_verdict_per_strategy_seen_from_the_strategy(tmp_path: Path) -> None:
+    make_runs(
+        tmp_path, {"universal": Method(), "lwf_ct": Method(kept=-0.3, new=-0.2), "ilt_ct": Method(noise=0.001)},
+        patients={"btcv": 10, "lits": 10},
+    )  # fmt: skip
+    for source in ("measured", "both"):
+        table = paper_table(10, source=source, results=tmp_path)
+        words = {r[0].split(" ")[0]: r[-1] for r in table.rows if r[-1]}
+        assert words["lwf_ct"] == "worse"
+        assert words["universal"] == "reference"
+        assert "plop_ct" not in words
+    assert any("Holm (m = 2)" in n and "for these training runs" in n for n in table.notes)
+    swapped = paper_table(10, source="measured", results=tmp_path, ref="lwf_ct")
+    assert line(swapped, "universal [minilm]")["verdict"] == "better"
+    none = paper_table(10, source="measured", results=tmp_path, ref="mib")
+    assert any("no verdict" in n and "mib" in n for n in none.notes)
 
 
 # --------------------------------------------------------------------------------------- Table 11
