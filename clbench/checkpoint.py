@@ -5,13 +5,14 @@ Room: row 2. Written under a temporary name, flushed, renamed; read with `weight
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench.errors import StoreError
 
@@ -34,6 +35,15 @@ def _check(value: Any, where: str) -> None:
             _check(item, f"{where}[{i}]")
         return
     raise TypeError(f"{where}: {type(value).__name__} is neither a tensor nor a primitive")
+
+
+def digest(model: nn.Module) -> str:
+    """A short name of a model's exact weights: equal for equal bits, wherever they lie."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

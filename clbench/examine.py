@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ __all__ = [
     "ScoreContext",
     "Server",
     "bits_dtype",
+    "mean_dice",
     "read_prediction",
     "score_case",
     "sliding_slabs",
@@ -160,6 +161,27 @@ def score_case(
                 got=scoring,
             )
     return rows
+
+
+def mean_dice(server: Server, volumes: Iterable[Volume], structures: Sequence[str]) -> float:
+    """Mean over structures of the mean Dice over the cases that hold them, on the model grid.
+
+    Structures that no case annotates and holds are left out; nan where that leaves none.
+
+    Args:
+        server: answers for at least these structures.
+        volumes: cases with their truth.
+        structures: the structures asked for.
+    """
+    found: dict[str, list[float]] = {}
+    for volume in volumes:
+        known = [s for s in structures if s in volume.annotated and s in volume.names]
+        places = [(server.structures.index(s), volume.names.index(s)) for s in known]
+        counts = counts_of(pattern_pairs(server.predict(volume), volume.bits), places)
+        for name, count in zip(known, counts, strict=True):
+            if count.gt_vox:
+                found.setdefault(name, []).append(dice(count))
+    return float(np.mean([np.mean(v) for v in found.values()])) if found else float("nan")
 
 
 def to_native(

@@ -100,6 +100,7 @@ class Plan:
             structures=self.benchmark.structures(number),
             source=step.source,
             cases=self.catalog.splits[number - 1].train,
+            validation=self.catalog.splits[number - 1].validation,
             past={i: self.catalog.splits[i - 1].train for i in range(1, number)},
         )
 

@@ -18,16 +18,17 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
+from torch import Tensor, nn
 
 from clbench import checkpoint, store
 from clbench.data.pseudo import PseudoMap, write_pseudo
+from clbench.data.volumes import Volume, spacing_of
 from clbench.errors import StoreError
-from clbench.examine import ScoreContext, Server, score_case, write_prediction
+from clbench.examine import ScoreContext, Server, mean_dice, score_case, write_prediction
 from clbench.plan import Plan, RunSettings, make_plan, new_record
 from clbench.store import Score
 from clbench.strategy import Lesson, Memory, Predictor, Strategy
-from clbench.train import CaseKey, Material, teach
+from clbench.train import CaseKey, Material, Validate, teach
 
 Watch = Callable[[dict[str, Any]], None]
 
@@ -157,12 +158,15 @@ class _Course:
 
     def _load(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
         content = checkpoint.load(path)
-        if content["structures"] != list(lesson.structures):
+        bench = self.plan.benchmark
+        expected = (bench.name, bench.version, list(lesson.structures))
+        got = (content["bench"], content["bench_version"], content["structures"])
+        if got != expected:
             raise StoreError(
-                "a checkpoint of other structures",
+                "a checkpoint of another benchmark, version or step",
                 where=path,
-                expected=", ".join(lesson.structures),
-                got=", ".join(content["structures"]),
+                expected="{} version {}: {}".format(*expected),
+                got="{} version {}: {}".format(*got),
                 next_step="run again with --fresh",
             )
         model = self._blank(strategy, lesson)
@@ -214,6 +218,7 @@ class _Course:
                 device=plan.device,
                 workers=plan.settings.workers,
                 watch=watch,
+                validate=self._validate(strategy, lesson),
             )
         self.model = model
         cost = {
@@ -240,24 +245,49 @@ class _Course:
         )
         shutil.rmtree(plan.folder / "pseudo", ignore_errors=True)
 
+    def _validate(self, strategy: Strategy, lesson: Lesson) -> Validate | None:
+        """Measures a model on this step's validation cases, opened when first asked for."""
+        catalog = self.plan.catalog
+
+        def validate(served: nn.Module) -> float:
+            server = self._predictor(strategy, served, lesson.structures)
+            volumes = (catalog.open(lesson.number, c, "validation") for c in lesson.validation)
+            return mean_dice(server, volumes, lesson.learns)
+
+        return validate if lesson.validation else None
+
     def _prepare(self, strategy: Strategy, lesson: Lesson) -> dict[CaseKey, PseudoMap]:
         """Offline work on each training case with the old model; finished ones are kept."""
         if not strategy.prepares(lesson):
             strategy.prepare(lesson, {}, self.memory)
             return {}
-        old = self._predictor(self.teacher, lesson.old) if self.teacher is not None else None
+        old, mark = None, "none"
+        if self.teacher is not None:
+            old = self._predictor(strategy, self.teacher, lesson.old)
+            mark = checkpoint.digest(self.teacher)
         folder = self.plan.folder / "pseudo" / f"step{lesson.number}"
         found: dict[CaseKey, PseudoMap] = {}
-        rest: dict[str, Mapping[str, torch.Tensor]] = {}
+        rest: dict[str, Mapping[str, Tensor]] = {}
         for done, case in enumerate(lesson.cases, 1):
-            target = folder / case
+            target, other = folder / case, folder / f"{case}.pt"
             volume = self.plan.catalog.open(lesson.number, case, "pseudo")
-            if not target.exists():
+            if not other.exists():
                 made = dict(strategy.prepare_case(lesson, volume, old))
                 maps = made.pop("pseudo", None)
-                rest[case] = made
                 if maps is not None:
                     write_pseudo(target, lesson.old, maps.numpy())
+                # last: its presence says that all is there
+                checkpoint.save(other, {"made": made, "model": mark})
+            kept = checkpoint.load(other)
+            if kept["model"] != mark:
+                raise StoreError(
+                    "pseudo labels that another model made",
+                    where=target,
+                    expected=f"by the model after step {lesson.number - 1}, {mark}",
+                    got=kept["model"],
+                    next_step=f"delete {folder} and run the same command again",
+                )
+            rest[case] = kept["made"]
             if target.exists():
                 found[lesson.number, case] = PseudoMap.open(target)
             self.watch({"event": "pseudo", "done": done, "of": len(lesson.cases), "case": case})
@@ -266,22 +296,29 @@ class _Course:
 
     # ----------------------------------------------------------------------------- examination
 
-    def _predictor(self, model: nn.Module | None, structures: Sequence[str]) -> Server:
-        assert model is not None  # noqa: S101  # callers checked
+    def _predictor(
+        self, strategy: Strategy, model: nn.Module, structures: tuple[str, ...]
+    ) -> Server:
         plan = self.plan
+
+        def ranges(volume: Volume) -> Mapping[str, tuple[int, int]]:
+            x, y, z = map(float, spacing_of(volume.affine))
+            return strategy.axial_ranges(volume.image, (x, y, z), structures, self.memory)
+
         return Server(
             model,
-            plan.strategy.decode,
-            tuple(structures),
+            strategy.decode,
+            structures,
             patch_vox=plan.catalog.preprocessing.patch_vox,
             overlap=plan.profile.examine.overlap,
             windows=plan.profile.examine.windows,
             device=plan.device,
+            ranges=ranges,
         )
 
     def _examine(self, lesson: Lesson, served: nn.Module) -> None:
         plan, start = self.plan, time.monotonic()
-        server = self._predictor(served, lesson.structures)
+        server = self._predictor(plan.strategy, served, lesson.structures)
         exams = [
             (number, case)
             for number, split in enumerate(plan.catalog.splits, 1)

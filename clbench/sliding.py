@@ -9,7 +9,7 @@ model's mode or in the random state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -236,6 +236,7 @@ class Server:
         overlap: float = 0.5,
         windows: int = 1,
         device: torch.device | str = "cpu",
+        ranges: Callable[[Volume], Mapping[str, tuple[int, int]]] = lambda volume: {},
     ) -> None:
         """Wrap a model.
 
@@ -247,6 +248,8 @@ class Server:
             overlap: overlap of neighboring windows.
             windows: windows per forward pass.
             device: where the model computes.
+            ranges: volume → structure → (start, stop) on axis 2, outside which it is empty; see
+                `Strategy.axial_ranges`.
         """
         self.model = model
         self.decode = decode
@@ -255,6 +258,7 @@ class Server:
         self.overlap = overlap
         self.windows = windows
         self.device = torch.device(device)
+        self.ranges = ranges
 
     def probabilities(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
         """Slabs (start, stop, (K, stop - start, H, W) float32 on the CPU), in order.
@@ -266,6 +270,7 @@ class Server:
                 number of channels than there are structures.
         """
         every = slice(None)
+        limits = self._limits(volume)
         for start, stop, logits in sliding_slabs(
             self._forward,
             lambda rows: volume.windowed((rows, every, every)),
@@ -292,7 +297,32 @@ class Server:
                         got="NaN",
                         next_step="look at the loss terms in events.jsonl; lower train.lr",
                     )
-            yield start, stop, found[0].float()
+                found = found[0].float()
+                if limits:
+                    found = found.clone()  # decode may have answered with a view
+                for k, (low, high) in limits.items():
+                    found[k, :, :, :low] = 0
+                    found[k, :, :, high:] = 0
+            yield start, stop, found
+
+    def _limits(self, volume: Volume) -> dict[int, tuple[int, int]]:
+        """Channel → (start, stop) on axis 2.
+
+        Raises:
+            TrainingError: a range of an unknown structure or one that leaves the volume.
+        """
+        found = {}
+        for name, (low, high) in self.ranges(volume).items():
+            size = volume.image.shape[2]
+            if name not in self.structures or not 0 <= low <= high <= size:
+                raise TrainingError(
+                    "the strategy names an axial range that cannot be",
+                    where=f"axial_ranges, case {volume.source}/{volume.case}",
+                    expected=f"0 <= start <= stop <= {size} for {', '.join(self.structures)}",
+                    got=f"{name}: {low}, {high}",
+                )
+            found[self.structures.index(name)] = (low, high)
+        return found
 
     def predict(self, volume: Volume, *, postprocess: bool = False) -> Bits:
         """The prediction as bit patterns: (D, H, W), bit k set where structures[k] is above 0.5.

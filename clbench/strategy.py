@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ class Lesson:
     """Data set of this step."""
     cases: tuple[str, ...] = ()
     """This step's training cases."""
+    validation: tuple[str, ...] = ()
+    """This step's validation cases; see `Phase.validations`."""
     past: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Training cases of each earlier step; a strategy may name them only if `past` allows."""
 
@@ -100,11 +104,32 @@ class Phase:
     """A stretch of training with its own optimizer and schedule."""
 
     name: str = "train"
-    """Name for records; part of the seed of every crop."""
+    """Name for records; part of the seed of every crop, so equal names see equal crops."""
     effort: float = 1.0
-    """Length, in units of one step's updates."""
+    """Updates per epoch, in units of the profile's."""
     lr: float = 1.0
     """Factor on the profile's learning rate."""
+    epochs: int | None = None
+    """Epochs; None: the profile's."""
+    constant: bool = False
+    """One learning rate throughout, instead of warm-up and cosine."""
+    validations: int = 0
+    """After each of this many last epochs, the served model is measured on the validation cases."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhaseResult:
+    """A phase that has ended."""
+
+    phase: Phase
+    """The phase."""
+    validation: tuple[float, ...] = ()
+    """Mean Dice of the structures first taught in this step, model grid, one per measurement; nan
+    where no validation case holds any of them."""
+
+
+Draws = Callable[[int], Iterator[Batch]]
+"""n → n batches of this step's own training crops, the same ones at every call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +276,11 @@ class Strategy:
         return {}
 
     def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
-        """Parameters to train; absent ones are frozen."""
+        """Parameters to train, asked anew for every phase; absent ones are frozen.
+
+        Frozen parameters feel neither gradient nor weight decay, and a module with nothing but
+        frozen parameters works in evaluation mode.
+        """
         return [Group(parameters=list(model.parameters()))]
 
     def losses(
@@ -266,15 +295,17 @@ class Strategy:
     def after_update(self, model: nn.Module, memory: Memory) -> None:
         """Change weights or memory after the update."""
 
-    def next_phase(self, step: Lesson, memory: Memory, history: Sequence[Phase]) -> Phase | None:
+    def next_phase(
+        self, step: Lesson, memory: Memory, history: Sequence[PhaseResult]
+    ) -> Phase | None:
         """The phase after those in `history`; None ends the step."""
         return None if history else Phase()
 
     def enter_phase(self, phase: Phase, model: nn.Module, memory: Memory) -> None:
         """Prepare the model for a phase."""
 
-    def finish(self, step: Lesson, model: nn.Module, memory: Memory) -> None:
-        """Work after the last phase of a step."""
+    def finish(self, step: Lesson, model: nn.Module, draws: Draws, memory: Memory) -> None:
+        """Work after the last phase of a step, with training crops at hand if it needs any."""
 
     def serve(self, model: nn.Module, memory: Memory) -> nn.Module:
         """The model to examine, and the teacher of the next step."""
@@ -283,3 +314,23 @@ class Strategy:
     def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
         """(B, C, D, H, W) logits → (B, K, D, H, W) probabilities; above 0.5 is foreground."""
         return torch.sigmoid(logits)
+
+    def axial_ranges(
+        self,
+        image_hu: NDArray[np.int16],
+        spacing_mm: tuple[float, float, float],
+        structures: tuple[str, ...],
+        memory: Memory,
+    ) -> Mapping[str, tuple[int, int]]:
+        """Where along the body a structure may be: structure → (start, stop) on axis 2.
+
+        Asked once per whole volume, in examination and for pseudo labels: outside its range a
+        structure's probability is 0. Structures not named are not limited.
+
+        Args:
+            image_hu: (D, H, W) the volume, read-only; axis 2 grows towards the head.
+            spacing_mm: its voxel size.
+            structures: those the model answers for.
+            memory: the strategy's memory.
+        """
+        return {}

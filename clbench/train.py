@@ -7,7 +7,7 @@ worker has a state worth saving, and the number of workers changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +21,24 @@ from clbench.data.pseudo import PseudoMap
 from clbench.data.volumes import Volume
 from clbench.errors import TrainingError
 from clbench.settings import DataSettings, TrainSettings
-from clbench.strategy import Batch, Lesson, Memory, Output, Phase, Strategy, derive_seed
+from clbench.strategy import (
+    Batch,
+    Draws,
+    Lesson,
+    Memory,
+    Output,
+    Phase,
+    PhaseResult,
+    Strategy,
+    derive_seed,
+)
 
 CaseKey = tuple[int, str]
 """(step whose source holds it, case id)."""
 Watch = Callable[[dict[str, Any]], None]
-"""Receives one event per update; never changes the run."""
+"""Receives one event per update and per validation; never changes the run."""
+Validate = Callable[[nn.Module], float]
+"""Mean Dice of the model on this step's validation cases; draws no random number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +184,7 @@ def teach(
     device: torch.device,
     workers: int = 0,
     watch: Watch = lambda event: None,
+    validate: Validate | None = None,
 ) -> None:
     """Teach one step: change `model` and `memory` in place.
 
@@ -187,23 +200,66 @@ def teach(
         seed: of the run.
         device: where to compute.
         workers: loader processes.
-        watch: called with one event per update.
+        watch: called with one event per update and per validation.
+        validate: measures the served model; None: there are no validation cases.
 
     Raises:
-        TrainingError: a loss that is not finite, or a broken promise.
+        TrainingError: a loss that is not finite, a broken promise, or a phase that must be
+            validated where there are no validation cases.
     """
-    model.to(device).train()
+    model.to(device)
     if teacher is not None:
         teacher.to(device).eval().requires_grad_(False)
-    history: list[Phase] = []
+    history: list[PhaseResult] = []
     while (phase := strategy.next_phase(lesson, memory, tuple(history))) is not None:
         strategy.enter_phase(phase, model, memory)
-        _teach_phase(
+        measured = _teach_phase(
             strategy, model, teacher, lesson, memory, material, phase,
             train=train, seed=seed, device=device, workers=workers, watch=watch,
+            validate=validate,
         )  # fmt: skip
-        history.append(phase)
-    strategy.finish(lesson, model, memory)
+        history.append(PhaseResult(phase=phase, validation=measured))
+    draws = _draws(lesson, material, train=train, seed=seed, device=device, workers=workers)
+    strategy.finish(lesson, model, draws, memory)
+
+
+def _draws(
+    lesson: Lesson,
+    material: Material,
+    *,
+    train: TrainSettings,
+    seed: int,
+    device: torch.device,
+    workers: int,
+) -> Draws:
+    own = {(lesson.number, c): 1.0 / len(lesson.cases) for c in lesson.cases}
+
+    def draws(count: int) -> Iterator[Batch]:
+        crops = Crops(
+            lesson, Phase(name="finish"), replace(material, weights=own),
+            epochs=1, per_epoch=count * train.batch, seed=seed,
+        )  # fmt: skip
+        for raw in DataLoader(
+            crops, batch_size=train.batch, num_workers=workers, collate_fn=collate
+        ):
+            yield to_batch(raw, lesson, device)
+
+    return draws
+
+
+def freeze(model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
+    """Let gradients reach `trained` alone, and put what is frozen as a whole in evaluation mode.
+
+    A frozen dropout would still be random, and a frozen batch normalization would still move its
+    running statistics, if their modules stayed in training mode.
+    """
+    model.requires_grad_(False).train()
+    for p in trained:
+        p.requires_grad_(True)
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(p.requires_grad for p in own):
+            module.eval()
 
 
 def _teach_phase(
@@ -220,13 +276,12 @@ def _teach_phase(
     device: torch.device,
     workers: int,
     watch: Watch,
-) -> None:
+    validate: Validate | None,
+) -> tuple[float, ...]:
     # 1. What is trained: the parameters of the strategy's groups; all others are frozen.
     groups = strategy.groups(model, lesson, memory)
     chosen = [p for g in groups for p in g.parameters]
-    model.requires_grad_(False)
-    for p in chosen:
-        p.requires_grad_(True)
+    freeze(model, chosen)
     optimizer = torch.optim.AdamW(
         [{"params": g.parameters, "scale": g.lr} for g in groups],
         lr=train.lr,
@@ -240,19 +295,23 @@ def _teach_phase(
 
     # 2. What is seen: crops numbered from 0, in order.
     updates = phase_length(phase, lesson, train)
+    epochs = train.epochs if phase.epochs is None else phase.epochs
     crops = Crops(
-        lesson, phase, material, epochs=train.epochs, per_epoch=updates * train.batch, seed=seed
+        lesson, phase, material, epochs=epochs, per_epoch=updates * train.batch, seed=seed
     )
     loader = DataLoader(
         crops, batch_size=train.batch, shuffle=False, num_workers=workers, collate_fn=collate
     )
 
     # 3. The updates.
+    measured: list[float] = []
     for number, raw in enumerate(loader):
         epoch, iteration = divmod(number, updates)
         where = f"step {lesson.number}, phase {phase.name}, epoch {epoch}, iteration {iteration}"
-        rate = phase.lr * learning_rate(
-            epoch, epochs=train.epochs, warmup=train.warmup, base=train.lr
+        rate = phase.lr * (
+            train.lr
+            if phase.constant
+            else learning_rate(epoch, epochs=epochs, warmup=train.warmup, base=train.lr)
         )
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
@@ -288,6 +347,29 @@ def _teach_phase(
                 "cases": list(batch.cases),
             }
         )
+        if iteration + 1 == updates and epoch + phase.validations >= epochs:
+            measured.append(_measure(validate, strategy.serve(model, memory), lesson, where))
+            watch(
+                {
+                    "event": "validation",
+                    "step": lesson.number,
+                    "phase": phase.name,
+                    "epoch": epoch,
+                    "dice": measured[-1],
+                }
+            )
+    return tuple(measured)
+
+
+def _measure(validate: Validate | None, served: nn.Module, lesson: Lesson, where: str) -> float:
+    if validate is None:
+        raise TrainingError(
+            "the strategy asks for validation, but this step has no validation cases",
+            where=where,
+            expected="cases under `validation` in the split of every step",
+            next_step=f"name some with --split {lesson.source}=FILE.toml",
+        )
+    return validate(served)
 
 
 def to_batch(raw: dict[str, Any], lesson: Lesson, device: torch.device) -> Batch:

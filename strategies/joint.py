@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from clbench.strategy import Lesson, Memory, Phase, Strategy
+from clbench.strategy import Lesson, Memory, Phase, PhaseResult, Strategy
 
 from .finetune import Finetune
 
@@ -36,6 +36,8 @@ class Joint(Finetune):
             for case in cases
         }
 
-    def next_phase(self, step: Lesson, memory: Memory, history: Sequence[Phase]) -> Phase | None:
+    def next_phase(
+        self, step: Lesson, memory: Memory, history: Sequence[PhaseResult]
+    ) -> Phase | None:
         """One phase, t times as long."""
         return None if history else Phase(effort=float(step.number))

@@ -90,6 +90,22 @@ def test_a_test_case_is_never_opened_for_training(data: Path, tmp_path: Path) ->
         found.open(1, "3", "train")
 
 
+def test_validation_opens_its_own_cases_and_no_others(data: Path, tmp_path: Path) -> None:
+    split = replace(BTCV, train=("1",), validation=("2",))
+    found = catalog(data, tmp_path, splits={"btcv": split, "lits": LITS})
+    found.open(1, "2", "validation")
+    assert found.opened() == {"1": {"validation": ["btcv/2"]}}
+    with pytest.raises(TrainingError, match="without declaring"):
+        found.open(1, "2", "train")  # never trained on
+    with pytest.raises(TrainingError, match="without declaring"):
+        found.open(1, "1", "validation")
+    with pytest.raises(TrainingError, match="a test case"):
+        found.open(1, "3", "validation")
+    found.step = 2
+    with pytest.raises(TrainingError, match="without declaring"):
+        found.open(1, "2", "validation")
+
+
 def test_the_past_stays_closed_unless_declared(data: Path, tmp_path: Path) -> None:
     found = catalog(data, tmp_path)
     found.step = 2

@@ -26,6 +26,7 @@ from clbench.errors import SettingError, StoreError, TrainingError
 from clbench.examine import (
     ScoreContext,
     Server,
+    mean_dice,
     read_prediction,
     score_case,
     to_native,
@@ -371,6 +372,53 @@ def test_the_model_comes_back_after_an_error() -> None:
         server(net).predict(random_case())  # type: ignore[arg-type]
     assert all(m.training for m in net.modules())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_outside_its_axial_range_a_structure_is_empty() -> None:
+    case = random_case()
+    free = server(Net(2)).predict(case)  # type: ignore[arg-type]
+    asked = []
+
+    def ranges(volume: object) -> dict[str, tuple[int, int]]:
+        asked.append(volume)
+        return {"s1": (2, 5)}
+
+    limited = server(Net(2), ranges=ranges).predict(case)  # type: ignore[arg-type]
+    assert asked == [case]  # once a volume, not once a slab
+    first, second = np.uint8(1), np.uint8(2)
+    np.testing.assert_array_equal(limited & first, free & first)
+    np.testing.assert_array_equal(limited[..., 2:5], free[..., 2:5])
+    assert (free & second)[..., 5:].any()
+    assert not (limited & second)[..., :2].any()
+    assert not (limited & second)[..., 5:].any()
+
+
+@pytest.mark.parametrize("bad", [{"spleen": (0, 1)}, {"s0": (5, 2)}, {"s0": (0, 99)}])
+def test_an_axial_range_that_cannot_be_is_refused(bad: dict[str, tuple[int, int]]) -> None:
+    with pytest.raises(TrainingError, match="axial range"):
+        server(Net(2), ranges=lambda volume: bad).predict(random_case())  # type: ignore[arg-type]
+
+
+def test_mean_dice_over_cases_then_structures() -> None:
+    class Told(Server):
+        def __init__(self, answers: list[np.ndarray]) -> None:
+            self.structures, self.answers = ("liver", "liver_tumor"), iter(answers)
+
+        def predict(self, volume: object, *, postprocess: bool = False) -> np.ndarray:
+            return next(self.answers)
+
+    cases = [
+        Case(image=line(0, 0, 0, 0), bits=line(1, 1, 3, 0)),
+        Case(image=line(0, 0, 0, 0), bits=line(0, 1, 1, 0)),  # no tumor: says nothing about it
+        Case(image=line(0, 0, 0, 0), bits=line(3, 3, 3, 3), annotated=frozenset({"liver"})),
+    ]
+    answers = [line(1, 1, 1, 0), line(0, 1, 0, 2), line(0, 0, 0, 0)]
+    every = ("liver", "liver_tumor")
+    # liver: 1, 2/3, 0; tumor: missed in the only case that counts
+    found = mean_dice(Told(answers), cases, every)  # type: ignore[arg-type]
+    assert found == pytest.approx((5 / 9 + 0) / 2)
+    assert mean_dice(Told(answers), cases, every[:1]) == pytest.approx(5 / 9)  # type: ignore[arg-type]
+    assert math.isnan(mean_dice(Told(answers[1:2]), cases[1:2], every[1:]))  # type: ignore[arg-type]
 
 
 def test_postprocessing_is_off_unless_asked_for() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,19 @@ from torch import Tensor, nn
 
 from clbench.errors import TrainingError
 from clbench.settings import DataSettings, TrainSettings
-from clbench.strategy import Batch, Group, Lesson, Memory, Output, Phase, Strategy, derive_seed
-from clbench.train import Material, add_terms, collate, draw_cases, learning_rate, teach
+from clbench.strategy import (
+    Batch,
+    Draws,
+    Group,
+    Lesson,
+    Memory,
+    Output,
+    Phase,
+    PhaseResult,
+    Strategy,
+    derive_seed,
+)
+from clbench.train import Material, add_terms, collate, draw_cases, freeze, learning_rate, teach
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "lr_schedule.json").read_text())
 OWN = [(1, str(i)) for i in range(5)]
@@ -97,7 +108,9 @@ class Plain(Strategy):
     def takes_teacher(self, step: Lesson) -> bool:
         return step.number > 1
 
-    def next_phase(self, step: Lesson, memory: Memory, history: Sequence[Phase]) -> Phase | None:
+    def next_phase(
+        self, step: Lesson, memory: Memory, history: Sequence[PhaseResult]
+    ) -> Phase | None:
         return [Phase(), Phase(name="again", effort=2.0, lr=0.1), None][len(history)]
 
     def losses(
@@ -177,3 +190,130 @@ def test_workers_change_nothing(lesson_and_material: tuple[Lesson, Material]) ->
 def test_training_stops_at_a_bad_loss(lesson_and_material: tuple[Lesson, Material]) -> None:
     with pytest.raises(TrainingError, match="step 1, phase train, epoch 0, iteration 0"):
         run(*lesson_and_material, Plain(bad=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phased(Plain):
+    """Trains `b`, then `a` for as long as validation says so; looks at crops when it has done."""
+
+    seen: list[object] = field(default_factory=list)
+
+    def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
+        assert isinstance(model, Toy)
+        return [Group(parameters=list(getattr(model, str(memory["part"])).parameters()))]
+
+    def enter_phase(self, phase: Phase, model: nn.Module, memory: Memory) -> None:
+        memory["part"] = "b" if phase.name == "train" else "a"
+
+    def next_phase(
+        self, step: Lesson, memory: Memory, history: Sequence[PhaseResult]
+    ) -> Phase | None:
+        self.seen.append([r.validation for r in history])
+        if not history:
+            return Phase(validations=2)
+        if history[-1].validation and history[-1].validation[-1] < 3:
+            name = f"again {len(history)}"
+            return Phase(name=name, epochs=1, constant=True, lr=0.5, validations=1)
+        return None
+
+    def finish(self, step: Lesson, model: nn.Module, draws: Draws, memory: Memory) -> None:
+        self.seen.append([list(draws(2)), list(draws(2))])
+
+
+def phased(
+    lesson: Lesson,
+    material: Material,
+    strategy: Strategy,
+    validate: Callable[[nn.Module], float] | None,
+) -> tuple[Toy, list[Mapping[str, object]]]:
+    torch.manual_seed(0)
+    model, events = Toy(), []
+    teach(
+        strategy, model, None, lesson, {}, material, train=TRAIN, seed=7,
+        device=torch.device("cpu"), watch=events.append, validate=validate,
+    )  # fmt: skip
+    return model, events
+
+
+def test_phases_follow_what_validation_says(lesson_and_material: tuple[Lesson, Material]) -> None:
+    strategy = Phased(seen=[])
+    answers = iter([0.0, 1.0, 2.0, 3.0])
+    asked: list[nn.Module] = []
+
+    def validate(model: nn.Module) -> float:
+        asked.append(model)
+        return next(answers)
+
+    model, events = phased(*lesson_and_material, strategy, validate)
+    assert strategy.seen[:-1] == [
+        [],
+        [(0.0, 1.0)],  # after each of the last two epochs
+        [(0.0, 1.0), (2.0,)],
+        [(0.0, 1.0), (2.0,), (3.0,)],
+    ]
+    assert asked == [model] * 4
+    updates = [e for e in events if e["event"] == "update"]
+    assert [e["phase"] for e in updates] == ["train"] * 6 + ["again 1"] * 2 + ["again 2"] * 2
+    assert {e["lr"] for e in updates[6:]} == {0.05}  # constant, at half the rate
+    assert [e["epoch"] for e in events if e["event"] == "validation"] == [1, 2, 0, 0]
+    assert model.a.weight.requires_grad  # the groups of the last phase
+    assert not model.b.weight.requires_grad
+
+
+def test_validation_changes_no_bit(lesson_and_material: tuple[Lesson, Material]) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Watched(Plain):
+        def next_phase(
+            self, step: Lesson, memory: Memory, history: Sequence[PhaseResult]
+        ) -> Phase | None:
+            phase = super().next_phase(step, memory, history)
+            return None if phase is None else replace(phase, validations=3)
+
+    plain, _ = run(*lesson_and_material, Plain())
+    watched, _ = phased(*lesson_and_material, Watched(), lambda model: 0.5)
+    for a, b in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_validation_without_cases_is_refused(lesson_and_material: tuple[Lesson, Material]) -> None:
+    with pytest.raises(TrainingError, match="no validation cases") as err:
+        phased(*lesson_and_material, Phased(), None)
+    assert "--split x=" in str(err.value)
+
+
+def test_finish_draws_the_same_own_crops_again(
+    lesson_and_material: tuple[Lesson, Material],
+) -> None:
+    lesson, material = lesson_and_material
+    past = replace(
+        material,
+        volumes={**material.volumes, (0, "old"): FakeVolume()},
+        weights={**material.weights, (0, "old"): 50.0},
+    )
+    strategy = Phased(seen=[])
+    phased(lesson, past, strategy, lambda model: 3.0)
+    first, again = strategy.seen[-1]  # type: ignore[misc]
+    assert len(first) == 2
+    assert [b.image.shape for b in first] == [(2, 1, 4, 4, 4)] * 2
+    assert {c.partition("/")[0] for b in first for c in b.cases} == {"1"}  # none of the past
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a.image, b.image)
+        assert a.cases == b.cases
+
+
+def test_what_is_frozen_as_a_whole_is_in_evaluation_mode() -> None:
+    def block() -> nn.Sequential:
+        return nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2), nn.Dropout3d(0.5))
+
+    model = nn.ModuleDict({"old": block(), "new": block()})
+    freeze(model, list(model["new"].parameters()))
+    before = {k: v.clone() for k, v in model["old"].state_dict().items()}
+    x = torch.rand(4, 1, 3, 3, 3)
+    assert torch.equal(model["old"](x), model["old"](x))  # no dropout
+    assert all(torch.equal(v, before[k]) for k, v in model["old"].state_dict().items())
+    assert model.training
+    assert model["new"][2].training
+    assert not any(p.requires_grad for p in model["old"].parameters())
+    freeze(model, [model["new"][0].weight])
+    assert not model["new"][1].training  # nothing of the normalization is trained
+    assert model["new"][0].training

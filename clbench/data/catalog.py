@@ -1,8 +1,8 @@
 """The cases of one course: found on disk or made as the phantom, opened one by one, and booked.
 
 Every volume a run opens passes through `Catalog.open`, which writes the ledger and holds the two
-rules of the game: no test case in training, and nothing of earlier steps beyond what the strategy
-declares.
+rules of the game: no test case in training (validation is part of training), and nothing of earlier
+steps beyond what the strategy declares.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clbench.errors import DataError, SettingError, TrainingError
 from clbench.settings import PhantomSettings
 from clbench.spec import Benchmark, Preprocessing, Source, Split, Step
 
-Purpose = Literal["train", "pseudo", "test"]
+Purpose = Literal["train", "pseudo", "validation", "test"]
 
 
 @dataclass(kw_only=True)
@@ -77,9 +77,9 @@ class Catalog:
                 where=f"step {self.step}, {name} case {case}",
                 next_step="report this to the author of the strategy; the run was stopped",
             )
-        own = (name, case) in {
-            (self.source(self.step).name, c) for c in self.splits[self.step - 1].train
-        }
+        split = self.splits[self.step - 1]
+        allowed = split.validation if purpose == "validation" else split.train
+        own = (name, case) in {(self.source(self.step).name, c) for c in allowed}
         if not own and self.past not in ("images", "cases"):
             raise TrainingError(
                 "a strategy opened an image of an earlier step without declaring it",

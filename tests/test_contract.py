@@ -1,0 +1,200 @@
+"""The contract at work: a softmax method in phases, with validation, prepared tensors and ranges."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from clbench import checkpoint, registry
+from clbench.data.volumes import Volume
+from clbench.errors import StoreError
+from clbench.examine import read_prediction
+from clbench.nets.heads import ConvHead, Segmenter
+from clbench.plan import RunSettings
+from clbench.run import run_course
+from clbench.strategy import (
+    Batch,
+    Draws,
+    Kit,
+    Lesson,
+    Memory,
+    Output,
+    Phase,
+    PhaseResult,
+    Predictor,
+    Strategy,
+    pseudo_labels,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softmax(Strategy):
+    """A background channel, a teacher, two phases, prepared tensors, Fisher-like work, ranges."""
+
+    past: ClassVar[Any] = "predictions"
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        with kit.fresh(1, "model"):
+            backbone = kit.backbone()
+            model = Segmenter(backbone, ConvHead(backbone.final_channels, background=True))
+            model.add(step.learns)
+        return model
+
+    def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
+        assert isinstance(model, Segmenter)
+        with kit.fresh(step.number, "grow"):
+            model.add(step.learns)
+
+    def takes_teacher(self, step: Lesson) -> bool:
+        return bool(step.old)
+
+    def prepares(self, step: Lesson) -> bool:
+        return True
+
+    def prepare_case(
+        self, step: Lesson, volume: Volume, old: Predictor | None
+    ) -> Mapping[str, Tensor]:
+        mark = {"mean_hu": torch.tensor(float(volume.image.mean()))}
+        if old is None:
+            return mark
+        return {**mark, "pseudo": pseudo_labels(old, volume, hard=True)}
+
+    def prepare(
+        self, step: Lesson, per_case: Mapping[str, Mapping[str, Tensor]], memory: Memory
+    ) -> None:
+        memory["means"] = [float(per_case[c]["mean_hu"]) for c in step.cases]
+
+    def next_phase(
+        self, step: Lesson, memory: Memory, history: Sequence[PhaseResult]
+    ) -> Phase | None:
+        if len(history) == 2:
+            memory["validation"] = [v for r in history for v in r.validation]
+            return None
+        return [Phase(validations=1), Phase(name="more", epochs=1, validations=1)][len(history)]
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        assert new.logits.shape[1] == 1 + len(batch.structures)
+        terms = {"size": (new.logits**2).mean()}
+        if old is not None:
+            assert old.logits.shape[1] == 1 + len(batch.old_index)
+            terms["keep"] = ((new.logits[:, : old.logits.shape[1]] - old.logits) ** 2).mean()
+        return terms
+
+    def finish(self, step: Lesson, model: nn.Module, draws: Draws, memory: Memory) -> None:
+        memory["drawn"] = [float(b.image.sum()) for b in draws(3)]
+
+    def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
+        # everything everywhere, so that only the ranges can empty a voxel
+        return torch.softmax(logits, dim=1)[:, 1:] * 0 + 1
+
+    def axial_ranges(
+        self,
+        image_hu: NDArray[np.int16],
+        spacing_mm: tuple[float, float, float],
+        structures: tuple[str, ...],
+        memory: Memory,
+    ) -> Mapping[str, tuple[int, int]]:
+        assert spacing_mm == (12.0, 12.0, 12.0)
+        return {"liver": (1, image_hu.shape[2] // 2)}
+
+
+class Stop(Exception):
+    pass
+
+
+def stop(event: Mapping[str, Any]) -> None:
+    if event["event"] == "update" and event["step"] == 2:
+        raise Stop
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _registered() -> Iterator[None]:
+    load = registry.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            registry, "load", lambda kind, name: Softmax if name == "softmax" else load(kind, name)
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def stopped(cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
+    """A run that was stopped at the first update of step 2."""
+    settings = RunSettings(
+        bench="tumor_ext",
+        strategy="softmax",
+        profile="smoke",
+        out=tmp_path_factory.mktemp("stopped"),
+        cache=cache_root,
+    )
+    with pytest.raises(Stop):
+        run_course(settings, stop)
+    return settings
+
+
+def copied(settings: RunSettings, out: Path, part: str = "") -> RunSettings:
+    shutil.copytree(settings.out / "tumor_ext" / part, out / "tumor_ext" / part)
+    return replace(settings, out=out)
+
+
+def change_step_1(settings: RunSettings, **change: Any) -> None:
+    (path,) = settings.out.glob("tumor_ext/_shared/*/step1.pt")
+    content = {**checkpoint.load(path), **change}
+    del content["schema"]
+    checkpoint.save(path, content)
+
+
+def test_a_softmax_method_runs_stops_and_goes_on(stopped: RunSettings, tmp_path: Path) -> None:
+    assert len(list(stopped.out.glob("tumor_ext/softmax/*/pseudo/step2/*.pt"))) == 3
+    whole = run_course(copied(stopped, tmp_path / "whole", "_shared"))
+    again = run_course(copied(stopped, tmp_path / "again"))
+    assert (whole / "scores.csv").read_bytes() == (again / "scores.csv").read_bytes()
+    a, b = (checkpoint.load(f / "step2.pt") for f in (whole, again))
+    assert a["memory"] == b["memory"]  # the prepared tensors survived the stop
+    assert len(a["memory"]["means"]) == 3
+    assert len(a["memory"]["drawn"]) == 3
+    assert len(a["memory"]["validation"]) == 2
+    assert a["model"]["head.weight.background"].shape == (16, 1, 1, 1)
+
+    ledger = json.loads((whole / "run.json").read_text())["ledger"]
+    assert ledger["1"]["validation"] == ["btcv/13"]
+    assert ledger["2"]["validation"] == ["lits/16"]
+    names = [json.loads(x)["event"] for x in (whole / "events.jsonl").read_text().splitlines()]
+    assert names.count("validation") == 4
+
+    kept = read_prediction(next((whole / "predictions" / "step2").glob("*.npz")))
+    liver = kept.bits >> kept.structures.index("liver") & 1
+    half = liver.shape[2] // 2
+    assert liver[:, :, 1:half].all()
+    assert not liver[:, :, :1].any()
+    assert not liver[:, :, half:].any()
+
+
+def test_prepared_work_of_another_model_is_refused(stopped: RunSettings, tmp_path: Path) -> None:
+    settings = copied(stopped, tmp_path)
+    (path,) = settings.out.glob("tumor_ext/_shared/*/step1.pt")
+    model = checkpoint.load(path)["model"]
+    change_step_1(settings, model={**model, "head.bias.liver": model["head.bias.liver"] + 1})
+    with pytest.raises(StoreError, match="another model") as err:
+        run_course(settings)
+    assert "delete" in str(err.value)
+
+
+def test_a_checkpoint_of_another_version_is_refused(stopped: RunSettings, tmp_path: Path) -> None:
+    settings = copied(stopped, tmp_path)
+    change_step_1(settings, bench_version=99)
+    with pytest.raises(StoreError, match="another benchmark, version or step") as err:
+        run_course(settings)
+    assert "version 99" in str(err.value)
