@@ -55,7 +55,7 @@ def parse_splits(words: list[str]) -> dict[str, Split]:
     """`btcv=FILE.toml` or `btcv=NAME` (a split that comes with clbench) → source → split."""
     from importlib import resources
 
-    from clbench.spec import load_split
+    from clbench.coursefile import load_split
 
     found = {}
     for word in words:
@@ -114,7 +114,7 @@ def run(
         + (
             data
             if data
-            else "the embedded PHANTOM, not patients (real data: --data btcv=PATH,lits=PATH)"
+            else f"the embedded PHANTOM, not patients (real data: --data {_folders(bench)})"
         )
     )
     from clbench.plan import RunSettings
@@ -147,6 +147,13 @@ def run(
             for table in run_report(folder, scoring=which):
                 show(table, "terminal")
         typer.echo(f"Results: {folder}")
+
+
+def _folders(bench: str) -> str:
+    """What `--data` names in a benchmark: `btcv=PATH,lits=PATH`."""
+    from clbench import registry
+
+    return ",".join(f"{s.name}=PATH" for s in registry.benchmark(bench).sources)
 
 
 @app.command("list")
@@ -224,12 +231,23 @@ def readme(path: Path) -> None:
 
 
 @data_app.command()
-def check(path: Path, bench: Bench = "tumor_ext") -> None:
+def check(
+    path: Annotated[str, typer.Argument(help="A folder, or SOURCE=PATH,… as after --data.")],
+    bench: Bench = "tumor_ext",
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Without a benchmark: list the label values or masks of a layout."),
+    ] = None,
+) -> None:
     """Read a data folder: per case what is there, what is annotated, and every problem."""
     from clbench import registry
-    from clbench.data.check import check_folder
+    from clbench.data.check import check_data, check_layout
 
-    report = check_folder(path, registry.benchmark(bench).sources)
+    if layout is not None:
+        report = check_layout(Path(path).expanduser(), layout)
+    else:
+        course = registry.benchmark(bench)
+        report = check_data(path, [course.reads(s.name) for s in course.sources])
     for line in report.lines():
         typer.echo(line)
     if report.problems:

@@ -212,6 +212,8 @@ def make_plan(settings: RunSettings) -> Plan:
         "seed": settings.seed,
         "numerics": clbench.NUMERICS,
     }
+    if registry.is_path(settings.bench):  # nobody guards the version of a file of one's own
+        identity["course"] = benchmark.digest()
     first = {**identity, "strategy": _describe(strategy.first_step())}
     first["splits"] = splits[:1]
     base = settings.out / benchmark.name

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from clbench.errors import DataError, unknown_name
-from clbench.taxonomy import STRUCTURES
+from clbench.taxonomy import structure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +65,9 @@ def largest_components(mask: Mask, k: int, *, above_vox: int = 0) -> Mask:
     return found
 
 
-def split_left_right(mask: Mask, where: object = None) -> tuple[Mask, Mask]:
+def split_left_right(
+    mask: Mask, where: object = None, help_: str = "check the label, or leave the rule out"
+) -> tuple[Mask, Mask]:
     """(left, right) of a paired organ under one label, in RAS.
 
     The two largest 26-connected pieces are kept; the one with the smaller mean index along axis 0
@@ -74,6 +76,7 @@ def split_left_right(mask: Mask, where: object = None) -> tuple[Mask, Mask]:
     Args:
         mask: (D, H, W), RAS.
         where: what the mask belongs to, for the message.
+        help_: what to do where it has one piece.
 
     Raises:
         DataError: fewer than two pieces: the sides cannot be told apart.
@@ -89,7 +92,7 @@ def split_left_right(mask: Mask, where: object = None) -> tuple[Mask, Mask]:
             where=where,
             expected="two separate pieces",
             got="one piece" if order else "an empty mask",
-            next_step="check the label, or leave the rule 'left_right' out",
+            next_step=help_,
         )
     # of two equally central pieces the larger one counts as left, as ranked
     a, b = sorted((n for n, _ in order[:2]), key=lambda n: float(np.nonzero(labels == n)[0].mean()))
@@ -188,7 +191,7 @@ def largest_component(masks: Masks) -> None:
         superior mesenteric artery and the iliac arteries.
     """
     for name in list(masks):
-        if STRUCTURES[name].single_component:
+        if structure(name).single_component:
             masks[name] = largest_components(masks[name], 1)
 
 
@@ -216,7 +219,7 @@ def left_right(masks: Masks) -> None:
         DataError: a pair has voxels, but in one piece.
     """
     for name in list(masks):
-        partner = STRUCTURES[name].mirror
+        partner = structure(name).mirror
         if name.startswith("left_") and partner is not None and partner in masks:
             union = masks[name] | masks[partner]
             if union.any():

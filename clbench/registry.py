@@ -12,8 +12,9 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from clbench.errors import ClbenchError, UnknownName, unknown_name
-from clbench.spec import Benchmark, load_benchmark, read_toml
+from clbench.coursefile import load_benchmark, read_toml
+from clbench.errors import ClbenchError, SpecError, UnknownName, unknown_name
+from clbench.spec import Benchmark
 
 GROUPS = {
     "benchmark": "clbench.benchmarks",
@@ -70,8 +71,8 @@ def load(kind: str, name: str) -> Any:
 
 
 def _benchmark_path(name: str) -> Path:
-    if name.endswith(".toml"):
-        return Path(name)
+    if is_path(name):
+        return Path(name).expanduser()
     known = entries("benchmark")
     if name not in known:
         raise unknown_name("benchmark", name, known)
@@ -79,8 +80,28 @@ def _benchmark_path(name: str) -> Path:
 
 
 def benchmark(name: str) -> Benchmark:
-    """The benchmark registered as `name`, or read from a path that ends in `.toml`."""
-    return load_benchmark(_benchmark_path(name))
+    """The benchmark registered as `name`, or read from a path that ends in `.toml`.
+
+    Raises:
+        SpecError: the file contradicts itself, or takes the name of a registered benchmark for
+            another course: their results would lie in one folder.
+    """
+    found = load_benchmark(_benchmark_path(name))
+    if is_path(name) and found.name in entries("benchmark"):
+        own = load_benchmark(_benchmark_path(found.name))
+        if (found.digest(), found.version) != (own.digest(), own.version):
+            raise SpecError(
+                f"the benchmark name {found.name!r} is taken",
+                where=name,
+                expected="a name of its own for a course of your own",
+                next_step="change `name` in the file",
+            )
+    return found
+
+
+def is_path(name: str) -> bool:
+    """Whether a benchmark is named by its file."""
+    return name.endswith(".toml") or "/" in name
 
 
 def summary(kind: str, name: str) -> str:

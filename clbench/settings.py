@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, fields
 from importlib import resources
 from typing import Any, Literal, TypeVar, Union
 
+from clbench.coursefile import read_toml
 from clbench.errors import SettingError, closest, unknown_name
-from clbench.spec import Preprocessing, read_toml
+from clbench.spec import Preprocessing
 
 T = TypeVar("T")
 

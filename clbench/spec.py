@@ -1,23 +1,23 @@
 """What is taught, in what order, from which data: Source, Preprocessing, Step, Benchmark.
 
-Room: row 0 (no torch). These types are the parsed form of a benchmark's TOML file. They are frozen
-and validate themselves, so whoever holds one may trust it.
+Room: row 0 (no torch). These types are the parsed form of a benchmark's TOML file
+(`clbench.coursefile` reads it). They are frozen and validate themselves, so whoever holds one may
+trust it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 
 from clbench.errors import SpecError, closest
-from clbench.taxonomy import structure
-
-T = TypeVar("T")
+from clbench.splits import Draw as Draw
+from clbench.splits import Split as Split
+from clbench.taxonomy import Structure, structure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +53,9 @@ class Source:
     """Further label values that occur and count as background."""
     partial: tuple[Partial, ...] = ()
     """Cases that annotate fewer structures."""
+    patient: str = "(.+)"
+    """Regular expression whose one group is the patient within a case id; no patient stands in
+    train and in test."""
     licence: str = ""
     """Licence of the data, as its owner states it."""
     url: str = ""
@@ -61,6 +64,7 @@ class Source:
     def __post_init__(self) -> None:
         """Check that every named structure exists and is in the labels."""
         where = f"source {self.name!r}"
+        _need_name(self.name, where)
         if bool(self.labels or self.sides) == bool(self.masks):
             raise SpecError(
                 "a source needs label values, or names of mask files",
@@ -89,6 +93,14 @@ class Source:
                 expected="each in one of labels, sides and ignored",
                 got=sorted(v for v in set(used) if used.count(v) > 1),
             )
+        try:
+            groups = re.compile(self.patient).groups
+        except re.error as err:
+            raise SpecError(
+                "patient is no regular expression", where=where, got=self.patient
+            ) from err
+        if groups != 1:
+            raise SpecError("patient needs exactly one group", where=where, got=self.patient)
         seen: set[str] = set()
         for part in self.partial:
             for name in part.annotates:
@@ -120,6 +132,30 @@ class Source:
             if case in part.cases:
                 return tuple(s for s in self.structures if s in part.annotates)
         return self.structures
+
+    def patient_of(self, case: str) -> str:
+        """The patient behind a case id.
+
+        Raises:
+            SpecError: the id does not match `patient`.
+        """
+        match = re.match(self.patient, case)
+        if match is None or not match[1]:
+            raise SpecError(
+                "a case id does not match the source's `patient`",
+                where=f"source {self.name!r}",
+                expected=self.patient,
+                got=case,
+            )
+        return match[1]
+
+
+def _need_name(name: str, where: object) -> None:
+    """Names become folders and stand before `=` in options."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
+        raise SpecError(
+            "a name may hold letters, digits and _ . + - only", where=where, got=repr(name)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,139 +192,6 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Draw:
-    """A rule that draws a split from the cases at hand, patient by patient.
-
-    Patients are put in an order that depends on `seed` and their names alone, and dealt out in
-    blocks: a step with `part = 2` takes the second block. So steps that share a source, a seed and
-    the block size never share a patient.
-    """
-
-    seed: int
-    """Changes the order of the patients."""
-    train: int
-    """Patients to learn from."""
-    validation: int = 0
-    """Patients for choices made while developing."""
-    test: int
-    """Patients for the examination."""
-    part: int = 1
-    """1-based block."""
-    patient: str = "(.+)"
-    """Regular expression whose first group is the patient within a case id."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if min(self.train, self.test, self.part) < 1 or self.validation < 0:
-            raise SpecError(
-                "a drawn split needs at least one train and one test patient and part ≥ 1",
-                where="draw",
-                got=f"train={self.train}, test={self.test}, part={self.part}",
-            )
-        try:
-            groups = re.compile(self.patient).groups
-        except re.error as err:
-            raise SpecError("draw.patient is no regular expression", got=self.patient) from err
-        if groups != 1:
-            raise SpecError("draw.patient needs exactly one group", where="draw", got=self.patient)
-
-    def deal(self, cases: Iterable[str], where: object) -> dict[str, Any]:
-        """`{"train": ids, "validation": ids, "test": ids}` out of the cases at hand.
-
-        Raises:
-            SpecError: not enough patients, or an id without a patient.
-        """
-        patients: dict[str, list[str]] = {}
-        for case in sorted(cases):
-            match = re.match(self.patient, case)
-            if match is None:
-                raise SpecError(
-                    "a case id does not match draw.patient",
-                    where=where,
-                    expected=self.patient,
-                    got=case,
-                )
-            patients.setdefault(match[1], []).append(case)
-        order = sorted(
-            patients, key=lambda p: hashlib.sha256(f"{self.seed}/{p}".encode()).hexdigest()
-        )
-        size = self.train + self.validation + self.test
-        block = order[(self.part - 1) * size : self.part * size]
-        if len(block) < size:
-            raise SpecError(
-                "too few patients for the drawn split",
-                where=where,
-                expected=f"at least {self.part * size} (part {self.part} of {size} each)",
-                got=len(order),
-                next_step="add cases, or pass a split file of your own with --split",
-            )
-        ends = {"train": (0, self.train), "validation": (self.train, size - self.test),
-                "test": (size - self.test, size)}  # fmt: skip
-        return {
-            part: tuple(c for p in block[a:b] for c in patients[p]) for part, (a, b) in ends.items()
-        }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Split:
-    """Which cases of a source train, validate and test a step."""
-
-    name: str
-    """File name, for records."""
-    train: tuple[str, ...] = ()
-    """Case ids a model learns from."""
-    validation: tuple[str, ...] = ()
-    """Case ids for choices made while developing."""
-    test: tuple[str, ...] = ()
-    """Case ids no training ever opens."""
-    origin: str = ""
-    """Where the ids come from."""
-    draw: Draw | None = None
-    """A rule instead of lists; `resolve` applies it."""
-
-    def resolve(self, cases: Iterable[str]) -> Split:
-        """This split with its rule applied to the cases at hand; itself where it lists ids."""
-        if self.draw is None:
-            return self
-        dealt = self.draw.deal(cases, f"split {self.name!r}")
-        return Split(name=self.name, origin=self.origin, **dealt)
-
-    def __post_init__(self) -> None:
-        """Check that no case stands in two parts."""
-        if self.draw is not None:
-            if self.cases:
-                raise SpecError(
-                    "a split lists cases or draws them, not both", where=f"split {self.name!r}"
-                )
-            return
-        parts = {"train": self.train, "validation": self.validation, "test": self.test}
-        names = list(parts)
-        for i, a in enumerate(names):
-            if len(set(parts[a])) != len(parts[a]):
-                raise SpecError(f"a case is listed twice in {a}", where=f"split {self.name!r}")
-            for b in names[i + 1 :]:
-                if both := set(parts[a]) & set(parts[b]):
-                    raise SpecError(
-                        f"the same case stands in {a} and {b}",
-                        where=f"split {self.name!r}",
-                        expected="disjoint lists",
-                        got=", ".join(sorted(both)),
-                        next_step="remove it from one; a case once trained on tests nothing",
-                    )
-        if not self.train or not self.test:
-            raise SpecError(
-                "a split needs train and test cases",
-                where=f"split {self.name!r}",
-                got=f"{len(self.train)} train, {len(self.test)} test",
-            )
-
-    @property
-    def cases(self) -> tuple[str, ...]:
-        """All case ids: train, validation, test."""
-        return self.train + self.validation + self.test
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
     """One lesson: which structures are learned, from which source."""
 
@@ -302,6 +205,10 @@ class Step:
     """Cases on real data."""
     phantom_split: Split | None = None
     """Cases on the embedded phantom; None: as many as the profile asks for, numbered by step."""
+    shows: tuple[str, ...] | None = None
+    """Structures whose annotation this step's cases show while teaching. None: all the source
+    annotates, but not what other steps learn from the same source: in a source that several steps
+    share, each sees its own lesson."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -324,12 +231,21 @@ class Benchmark:
     """Table groups: printed name → structures whose plain mean it is."""
     citation: str = ""
     """What to cite."""
+    declares: tuple[Structure, ...] = ()
+    """Structures this course adds to the taxonomy."""
 
     def __post_init__(self) -> None:
         """Check that steps, sources and groups fit together."""
         where = f"benchmark {self.name!r}"
+        _need_name(self.name, where)
         if not self.steps:
             raise SpecError("a benchmark needs at least one step", where=where)
+        for what, given in (
+            ("source", [s.name for s in self.sources]),
+            ("step", [s.name for s in self.steps]),
+        ):
+            if twice := [n for n, times in Counter(given).items() if times > 1]:
+                raise SpecError(f"two {what}s have one name", where=where, got=", ".join(twice))
         known = {s.name: s for s in self.sources}
         learned: dict[str, str] = {}
         for step in self.steps:
@@ -361,6 +277,16 @@ class Benchmark:
                         expected=f"one of {', '.join(known[step.source].structures)}",
                     )
                 learned[name] = step.name
+            if step.shows is not None:
+                have = known[step.source].structures
+                wrong = [n for n in step.shows if n not in have]
+                if wrong or not set(step.learns) <= set(step.shows):
+                    raise SpecError(
+                        "`shows` must hold what the step learns and nothing its source lacks",
+                        where=here,
+                        expected=f"{', '.join(step.learns)}, and any of {', '.join(have)}",
+                        got=", ".join(step.shows),
+                    )
         for group, names in self.groups.items():
             for name in names:
                 if name not in learned:
@@ -380,130 +306,49 @@ class Benchmark:
         """The 1-based step that first teaches `name`."""
         return next(i for i, s in enumerate(self.steps, 1) if name in s.learns)
 
+    def shown(self, step: int) -> frozenset[str]:
+        """The structures whose annotation the cases of a 1-based step show while teaching."""
+        this = self.steps[step - 1]
+        if this.shows is not None:
+            return frozenset(this.shows)
+        elsewhere = {
+            name
+            for other in self.steps
+            if other is not this and other.source == this.source
+            for name in other.learns
+        }
+        return frozenset(self.source(this.source).structures) - elsewhere
 
-# ------------------------------------------------------------------------------- reading TOML
+    def reads(self, name: str) -> Source:
+        """The source `name` as this course reads it.
 
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Parse a TOML file, with the line of a syntax error in the message."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpecError("file not found", where=path, next_step="check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
-        raise SpecError(f"not a valid TOML file: {err}", where=path) from err
-
-
-def expand_ids(ids: list[Any], where: object) -> tuple[str, ...]:
-    """Case ids as text; `"61-80"` stands for all whole numbers from 61 to 80."""
-    found: list[str] = []
-    for item in ids:
-        text = str(item)
-        low, dash, high = text.partition("-")
-        if dash and low.isdigit() and high.isdigit():
-            if int(low) > int(high):
-                raise SpecError("a range of cases runs backwards", where=where, got=text)
-            found += [str(i) for i in range(int(low), int(high) + 1)]
-        else:
-            found.append(text)
-    return tuple(found)
-
-
-def _make(kind: type[T], values: dict[str, Any], where: object) -> T:
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]  # only dataclasses are passed
-    for key in values:
-        if key not in known:
-            guess = closest(key, known)
-            raise SpecError(
-                f"unknown field {key!r}",
-                where=where,
-                expected=f"one of {', '.join(known)}",
-                next_step=f"did you mean {guess!r}?" if guess else None,
-            )
-    try:
-        return kind(**values)
-    except TypeError as err:
-        raise SpecError(f"incomplete {kind.__name__}: {err}", where=where) from err
-
-
-def _value(text: str, where: object) -> int:
-    """A label value, which TOML keys hold as text."""
-    if not text.isdigit():
-        raise SpecError("a label value is not a whole number", where=where, got=text)
-    return int(text)
-
-
-def load_split(path: Path) -> Split:
-    """Read a split file: `train`, `validation`, `test` (ids or ranges) or `draw`, and `origin`."""
-    return _split(read_toml(path), path.name, path)
-
-
-def _split(raw: dict[str, Any], name: str, where: object) -> Split:
-    for part in ("train", "validation", "test"):
-        if part in raw and not isinstance(raw[part], list):
-            raise SpecError(f"{part} must be a list of case ids", where=where, got=raw[part])
-        raw[part] = expand_ids(raw.get(part, []), where)
-    if "draw" in raw:
-        raw["draw"] = _make(Draw, raw["draw"], f"{where}, draw")
-    return _make(Split, {"name": name, **raw}, where)
-
-
-def load_benchmark(path: Path) -> Benchmark:
-    """Read a benchmark file.
-
-    A split is a path relative to the file, which may not leave its folder, or stands in the file.
-    """
-    raw = read_toml(path)
-    folder = path.parent.resolve()
-
-    def split(name: str | dict[str, Any], where: str) -> Split:
-        if isinstance(name, dict):
-            return _split(name, where.rpartition(", ")[2], where)
-        target = (folder / name).resolve()
-        if not target.is_relative_to(folder):
-            raise SpecError(
-                "a split file lies outside the benchmark's folder", where=path, got=name
-            )
-        return load_split(target)
-
-    sources = []
-    for item in raw.pop("source", []):
-        where = f"{path}, source {item.get('name', '?')!r}"
-        item["labels"] = {_value(k, where): v for k, v in item.get("labels", {}).items()}
-        item["sides"] = {_value(k, where): tuple(v) for k, v in item.get("sides", {}).items()}
-        item["ignored"] = tuple(item.get("ignored", ()))
-        item["partial"] = tuple(
-            _make(
-                Partial,
-                {
-                    **p,
-                    "cases": expand_ids(p.get("cases", []), where),
-                    "annotates": tuple(p.get("annotates", ())),
-                },
-                where,
-            )
-            for p in item.get("partial", [])
+        A value for both sides of a pair that no step learns is background, not split: a body with
+        one adrenal gland does not stop a course that teaches none.
+        """
+        source = self.source(name)
+        taught = set(self.structures(len(self.steps)))
+        idle = {value: pair for value, pair in source.sides.items() if not taught & set(pair)}
+        if not idle:
+            return source
+        lost = {n for pair in idle.values() for n in pair} - set(source.labels.values())
+        return replace(
+            source,
+            sides={v: pair for v, pair in source.sides.items() if v not in idle},
+            ignored=(*source.ignored, *idle),
+            partial=tuple(
+                replace(p, annotates=tuple(n for n in p.annotates if n not in lost))
+                for p in source.partial
+            ),
         )
-        sources.append(_make(Source, item, where))
-    steps = []
-    for item in raw.pop("step", []):
-        where = f"{path}, step {item.get('name', '?')!r}"
-        item["learns"] = tuple(item.get("learns", ()))
-        for key in ("split", "phantom_split"):
-            if key in item:
-                item[key] = split(item[key], where)
-        steps.append(_make(Step, item, where))
-    pre = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in raw.pop("preprocessing", {}).items()
-    }
-    raw["groups"] = {k: tuple(v) for k, v in raw.get("groups", {}).items()}
-    return _make(
-        Benchmark,
-        {
-            **raw,
-            "sources": tuple(sources),
-            "steps": tuple(steps),
-            "preprocessing": _make(Preprocessing, pre, path),
-        },
-        path,
-    )
+
+    def digest(self) -> str:
+        """A hash over everything that moves a number, for courses without a guarded version."""
+        words = ("title", "licence", "url", "citation", "why", "origin", "groups")
+
+        def bare(value: object) -> object:
+            if isinstance(value, Mapping):
+                return [[str(k), bare(v)] for k, v in value.items() if k not in words]
+            return [bare(v) for v in value] if isinstance(value, tuple | list) else value
+
+        text = json.dumps(bare(asdict(self)))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -266,7 +266,7 @@ def run_id(identity: Mapping[str, Any]) -> str:
 
 
 # What must be equal before two runs stand in one table.
-_ALIKE = ("bench", "bench_version", "numerics", "data_fingerprint", "splits", "profile")
+_ALIKE = ("bench", "bench_version", "numerics", "data_fingerprint", "splits", "profile", "course")
 
 
 def _question(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,7 +274,7 @@ def _question(record: Mapping[str, Any]) -> dict[str, Any]:
 
     Text encoding and pre-trained weights belong to the method: they name a row, not a table.
     """
-    found = {k: record["identity"][k] for k in _ALIKE}
+    found = {k: record["identity"].get(k) for k in _ALIKE}
     profile = {k: v for k, v in found["profile"].items() if k != "text"}
     backbone = {k: v for k, v in profile.pop("backbone", {}).items() if k != "weights"}
     if backbone:

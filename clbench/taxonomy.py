@@ -2,16 +2,18 @@
 
 Room: row 0 (no torch). The 32 classes are those of the paper's Table 2 in its order (`template_id`
 1 to 32); 33 to 38 are the further JHH structures of the authors' template; the iliac arteries serve
-the public stand-in of the body extension. Benchmarks refer to structures by `name` only.
+the public stand-in of the body extension. Benchmarks refer to structures by `name` only. A
+benchmark's file may declare further ones (`declare`), which live as long as the process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from clbench.errors import unknown_name
+from clbench.errors import SpecError, unknown_name
 
 Kind = Literal["organ", "vessel", "duct", "device", "tumor", "cyst"]
 
@@ -127,6 +129,9 @@ _ALL = (
 STRUCTURES: dict[str, Structure] = {s.name: s for s in _ALL}
 """Canonical name → structure, in the paper's order."""
 
+DECLARED: dict[str, Structure] = {}
+"""Structures that benchmark files have added, see `declare`."""
+
 _BY_ALIAS = {alias: s.name for s in _ALL for alias in (s.name, *s.aliases)}
 
 
@@ -136,10 +141,56 @@ def structure(name: str, where: object = None) -> Structure:
     Raises:
         UnknownName: with the closest known name.
     """
-    try:
-        return STRUCTURES[name]
-    except KeyError:
-        raise unknown_name("structure", name, STRUCTURES, where) from None
+    found = STRUCTURES.get(name) or DECLARED.get(name)
+    if found is None:
+        raise unknown_name("structure", name, [*STRUCTURES, *DECLARED], where)
+    return found
+
+
+def declare(structures: Sequence[Structure], where: object = None) -> None:
+    """Add structures the taxonomy does not have; the same ones again change nothing.
+
+    Raises:
+        SpecError: a name that is taken, is no name, or family ties that do not hold.
+    """
+    added = {s.name: s for s in structures}
+    if len(added) < len(structures):
+        raise SpecError("a structure is declared twice", where=where, got=[*added])
+    for new in structures:
+        if new.name in STRUCTURES or DECLARED.get(new.name, new) != new:
+            raise SpecError(
+                f"the name {new.name!r} is taken",
+                where=where,
+                expected="a structure clbench does not have yet",
+                next_step="use clbench's own without declaring it"
+                if new.name in STRUCTURES
+                else "another file of this session declares it differently: choose another name",
+            )
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", new.name) or new.kind not in get_args(Kind):
+            raise SpecError(
+                "a declared structure needs a name in snake case and a known kind",
+                where=where,
+                expected=f"kind among {', '.join(get_args(Kind))}",
+                got=f"name {new.name!r}, kind {new.kind!r}",
+            )
+        for tie in (new.parent, new.mirror):
+            if tie is not None and tie not in added:
+                structure(tie, f"{where}, structure {new.name!r}")
+        if new.mirror is not None and (
+            new.mirror not in added or added[new.mirror].mirror != new.name
+        ):
+            raise SpecError(
+                f"the mirror of {new.name!r} does not point back",
+                where=where,
+                expected=f"{new.mirror!r} declared with mirror = {new.name!r}",
+            )
+        seen, parent = {new.name}, new.parent
+        while parent in added:
+            if parent in seen:
+                raise SpecError(f"{new.name!r} contains itself", where=where)
+            seen.add(parent)
+            parent = added[parent].parent
+    DECLARED.update(added)
 
 
 def canonical(alias: str) -> str:
@@ -156,7 +207,7 @@ def ancestors(name: str) -> tuple[str, ...]:
     parent = structure(name).parent
     while parent is not None:
         found.append(parent)
-        parent = STRUCTURES[parent].parent
+        parent = structure(parent).parent
     return tuple(found)
 
 

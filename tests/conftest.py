@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+LayOut = Callable[..., Path]
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -52,3 +56,42 @@ def real_ct() -> Path:
     if not folder.is_dir():
         pytest.skip("the two real CTs for pipeline checks are not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def lay_out() -> LayOut:
+    """Write one case into a folder in a layout; see the arguments of `made`."""
+    import nibabel as nib
+    import numpy as np
+
+    from clbench.data.layouts import LAYOUTS
+
+    def made(
+        folder: Path,
+        layout: str,
+        case: str,
+        image: Any,
+        label: Any,
+        affine: Any = None,
+        masks: Mapping[str, Sequence[int]] | None = None,
+    ) -> Path:
+        """The path of the image; `masks`: mask → label values in it, for layouts with masks.
+
+        Layouts with a list get one of all cases written so far.
+        """
+        image_path, label_path = LAYOUTS[layout].paths(folder, case)
+        place = np.diag([3.0, 3.0, 3.0, 1.0]) if affine is None else affine
+        arrays = {image_path: image}
+        if label_path.suffix:
+            arrays[label_path] = label
+        for name, values in (masks or {}).items():
+            arrays[label_path / f"{name}.nii.gz"] = np.isin(label, values).astype(np.uint8)
+        for path, array in arrays.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, place), path)
+        cases = sorted(p.name.split(".")[0] for p in image_path.parent.iterdir())
+        for name, text in LAYOUTS[layout].index(cases).items():
+            (folder / name).write_text(text)
+        return image_path
+
+    return made

@@ -1,13 +1,12 @@
 """Benchmarks as data: every rule of the specification has a case that breaks it."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from clbench import registry
 from clbench.errors import SpecError, UnknownName
-from clbench.spec import Benchmark, Partial, Preprocessing, Source, Split, Step, load_benchmark
+from clbench.spec import Benchmark, Partial, Preprocessing, Source, Split, Step
 
 SPLIT = Split(name="s", train=("1",), validation=(), test=("2",))
 
@@ -111,41 +110,83 @@ def test_partial_cases_annotate_what_has_a_value() -> None:
         )  # fmt: skip
 
 
-BENCH = """
-name = "mine"
-version = 1
-title = "mine"
-[[source]]
-name = "a"
-title = "A"
-layout = "btcv"
-labels = {1 = "spleen", 2 = "liver"}
-[[step]]
-name = "one"
-source = "a"
-learns = ["spleen"]
-split = "cases.toml"
-phantom_split = "cases.toml"
-"""
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"name": "../up"}, "letters, digits"),
+        ({"labels": {}}, "neither"),
+        ({"masks": {"liver": "liver"}}, "both"),
+        ({"sides": {5: ("left_kidney", "spleen")}}, "left and the right"),
+        ({"sides": {3: ("left_kidney", "right_kidney")}}, "listed twice"),
+        ({"ignored": (0,)}, "start at 1"),
+    ],
+)
+def test_sources_are_checked(changed: dict[str, object], says: str) -> None:
+    with pytest.raises(SpecError) as err:
+        replace(small().sources[0], **changed)  # type: ignore[arg-type]
+    assert says in str(err.value)
 
 
-def test_a_users_own_file_is_read_and_mistakes_are_named(tmp_path: Path) -> None:
-    (tmp_path / "cases.toml").write_text('train = ["1-3", 5]\nvalidation = []\ntest = [4]\n')
-    path = tmp_path / "mine.toml"
-    path.write_text(BENCH)
-    assert load_benchmark(path).steps[0].split.train == ("1", "2", "3", "5")
-    path.write_text(BENCH.replace("learns", "lerns"))
-    with pytest.raises(SpecError, match="unknown field 'lerns'") as err:
-        load_benchmark(path)
-    assert "did you mean 'learns'" in str(err.value)
-    path.write_text(BENCH.replace('"cases.toml"', '"../cases.toml"', 1))
-    with pytest.raises(SpecError, match="outside"):
-        load_benchmark(path)
-    path.write_text(BENCH.replace("version = 1", "version = "))
-    with pytest.raises(SpecError, match="not a valid TOML"):
-        load_benchmark(path)
-    path.write_text(BENCH.replace("version = 1\n", ""))
-    with pytest.raises(SpecError, match="incomplete Benchmark"):
-        load_benchmark(path)
-    with pytest.raises(SpecError, match="file not found"):
-        load_benchmark(tmp_path / "absent.toml")
+def test_names_are_given_once() -> None:
+    bench = small()
+    with pytest.raises(SpecError, match="two steps have one name"):
+        replace(bench, steps=(bench.steps[0], replace(bench.steps[1], name="one")))
+    with pytest.raises(SpecError, match="two sources have one name"):
+        replace(bench, sources=bench.sources * 2)
+
+
+def test_a_shared_source_shows_each_step_its_own_lesson() -> None:
+    bench = small()
+    assert bench.shown(1) == {"spleen", "liver_tumor"}  # the tumor is nobody's lesson
+    assert bench.shown(2) == {"liver", "liver_tumor"}
+    other = replace(bench.sources[0], name="c")
+    apart = replace(
+        bench,
+        sources=(*bench.sources, other),
+        steps=(bench.steps[0], replace(bench.steps[1], source="c")),
+    )
+    assert apart.shown(1) == apart.shown(2) == {"spleen", "liver", "liver_tumor"}
+    told = replace(
+        bench, steps=(bench.steps[0], replace(bench.steps[1], shows=("liver", "spleen")))
+    )
+    assert told.shown(2) == {"liver", "spleen"}
+    for shows in (("spleen",), ("liver", "aorta")):
+        with pytest.raises(SpecError, match="`shows` must hold"):
+            replace(bench, steps=(bench.steps[0], replace(bench.steps[1], shows=shows)))
+
+
+def test_tumor_ext_shows_all_it_annotates() -> None:
+    bench = registry.benchmark("tumor_ext")
+    assert bench.shown(1) == set(bench.source("btcv").structures)
+    assert bench.shown(2) == {"liver", "liver_tumor"}
+
+
+def test_a_pair_nobody_learns_is_background() -> None:
+    bench = small()
+    source = replace(
+        bench.sources[0],
+        sides={
+            5: ("left_kidney", "right_kidney"),
+            6: ("left_adrenal_gland", "right_adrenal_gland"),
+        },
+        partial=(Partial(cases=("9",), annotates=("spleen", "left_adrenal_gland")),),
+    )
+    steps = (replace(bench.steps[0], learns=("spleen", "left_kidney")), bench.steps[1])
+    read = replace(bench, sources=(source,), steps=steps).reads("a")
+    assert dict(read.sides) == {5: ("left_kidney", "right_kidney")}
+    assert read.ignored == (6,)
+    assert read.annotated("9") == ("spleen",)
+    assert bench.reads("a") is bench.sources[0]
+
+
+def test_the_digest_follows_what_moves_numbers() -> None:
+    bench = small()
+    same = replace(bench, title="another", groups={"Mean": ("spleen",)})
+    assert same.digest() == bench.digest()
+    for changed in (
+        replace(bench, version=2),
+        replace(bench, steps=bench.steps[::-1]),
+        replace(bench, preprocessing=Preprocessing(spacing_mm=(2.0, 2.0, 2.0))),
+        replace(bench, sources=(replace(bench.sources[0], ignored=(7,)),)),
+    ):
+        assert changed.digest() != bench.digest()

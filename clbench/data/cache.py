@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from clbench.data.layouts import CaseFiles
-from clbench.data.volumes import Volume, preprocess, read_case
+from clbench.data.volumes import Volume, preprocess, read_case, values_of
 from clbench.errors import DataError, StoreError
 from clbench.spec import Preprocessing, Source
+from clbench.taxonomy import ancestors
 
 FORMAT = 1
 """Raised by any change in what an entry holds."""
@@ -47,7 +48,7 @@ class VolumeCache:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._hashes: dict[tuple[str, int, int], str] = {}
+        self._known: dict[tuple[str, str, int, int], str] = {}
 
     # ------------------------------------------------------------------------------- identity
 
@@ -63,7 +64,28 @@ class VolumeCache:
         return self._file_hash(files.image)
 
     def _file_hash(self, path: Path) -> str:
-        """Hash of an (unpacked) file, remembered by path, size and time of change."""
+        """Hash of an (unpacked) file."""
+        return self._remember("hashes", path, lambda: _sha256(path))
+
+    def holds(self, files: CaseFiles, source: Source) -> frozenset[str]:
+        """The structures of which a case holds a voxel; a paired value counts for both sides."""
+
+        def values(path: Path) -> list[int]:
+            made = self._remember("values", path, lambda: json.dumps(values_of(path)))
+            return [int(v) for v in json.loads(made) if v]
+
+        if isinstance(files.label, Path):
+            found = [
+                n
+                for v in values(files.label)
+                for n in source.sides.get(v, (source.labels.get(v, ""),))
+            ]
+        else:
+            found = [name for name, path in files.label if values(path)]
+        return frozenset(n for name in found if name for n in (name, *ancestors(name)))
+
+    def _remember(self, what: str, path: Path, make: Callable[[], str]) -> str:
+        """A text about a file's content, kept by path, size and time of change."""
         try:
             stat = path.stat()
         except OSError as err:
@@ -71,21 +93,22 @@ class VolumeCache:
                 "the file cannot be read", where=path, got=err.strerror, next_step="check --data"
             ) from err
         key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-        if key not in self._hashes:
-            note = self.root / "hashes" / hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-            if note.exists() and len(found := note.read_text()) == 64:
-                self._hashes[key] = found
+        known = (what, *key)
+        if known not in self._known:
+            note = self.root / what / hashlib.sha256(repr(key).encode()).hexdigest()[:32]
+            if note.exists() and (found := note.read_text()):
+                self._known[known] = found
             else:
-                self._hashes[key] = _sha256(path)
+                self._known[known] = make()
                 self._make(note.parent)
                 part = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
                 try:
-                    part.write_text(self._hashes[key])
+                    part.write_text(self._known[known])
                     part.replace(note)
                 except OSError as err:
                     part.unlink(missing_ok=True)
                     raise self._full(err) from err
-        return self._hashes[key]
+        return self._known[known]
 
     def _key(self, files: CaseFiles, source: Source, pre: Preprocessing) -> str:
         parts = [

@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from clbench.data.cache import VolumeCache
-from clbench.data.layouts import CaseFiles, find_cases, resolve_data
+from clbench.data.layouts import find_cases, resolve_data
 from clbench.data.phantom import fingerprint, make_phantom
+from clbench.data.selection import (
+    Files,
+    chosen,
+    missing,
+    phantom_split,
+    resolve,
+    same_content,
+    same_patient,
+    taught,
+)
 from clbench.data.volumes import Volume
-from clbench.errors import DataError, SettingError, TrainingError
+from clbench.errors import SettingError, TrainingError
 from clbench.settings import PhantomSettings
-from clbench.spec import Benchmark, Preprocessing, Source, Split, Step
+from clbench.spec import Benchmark, Preprocessing, Source, Split
 
 Purpose = Literal["train", "pseudo", "validation", "test"]
 
@@ -33,8 +43,8 @@ class Catalog:
     preprocessing: Preprocessing
     splits: tuple[Split, ...]
     """One per step."""
-    files: Mapping[str, Mapping[str, CaseFiles]]
-    """Source → case → files."""
+    files: Files
+    """Where every case lies."""
     patients: bool
     """False for the phantom."""
     fingerprint: str
@@ -46,14 +56,17 @@ class Catalog:
     """The step being taught."""
     ledger: dict[int, dict[str, set[str]]] = field(default_factory=dict)
     """Step → purpose → "source/case" opened."""
-    _open: dict[tuple[str, str], Volume] = field(default_factory=dict)
+    _open: dict[tuple[int, str, str], Volume] = field(default_factory=dict)
+    """(step, source, case) → volume; step 0 = with everything its files annotate."""
 
     def source(self, step: int) -> Source:
-        """The source of a 1-based step."""
-        return self.benchmark.source(self.benchmark.steps[step - 1].source)
+        """The source of a 1-based step, as the course reads it."""
+        return self.benchmark.reads(self.benchmark.steps[step - 1].source)
 
     def open(self, step: int, case: str, purpose: Purpose) -> Volume:
         """A case of the source of `step`, entered in the ledger.
+
+        While teaching it shows the annotation that `step` shows; in an examination, all it has.
 
         Raises:
             TrainingError: a test case for training, or an image of an earlier step that the
@@ -63,11 +76,16 @@ class Catalog:
         if purpose != "test":
             self._guard(step, name, case, purpose)
         self.ledger.setdefault(self.step, {}).setdefault(purpose, set()).add(f"{name}/{case}")
-        if (name, case) not in self._open:
-            self._open[name, case] = self.cache.get(
+        whole, view = (0, name, case), (step, name, case)
+        if whole not in self._open:
+            self._open[whole] = self.cache.get(
                 self.files[name][case], self.source(step), self.preprocessing
             )
-        return self._open[name, case]
+        if purpose == "test":
+            return self._open[whole]
+        if view not in self._open:
+            self._open[view] = self._open[whole].showing(self.benchmark.shown(step))
+        return self._open[view]
 
     def _guard(self, step: int, name: str, case: str, purpose: Purpose) -> None:
         tests = {(self.source(i).name, c) for i, s in enumerate(self.splits, 1) for c in s.test}
@@ -96,100 +114,9 @@ class Catalog:
         }
 
 
-def _phantom_split(step: Step, number: int, settings: PhantomSettings) -> Split:
-    """The cases of a step on the phantom: its own list, or new subjects for every step."""
-    if step.phantom_split is not None:
-        return _shorten(step.phantom_split, settings)
-    sizes = (settings.train, settings.validation, settings.test)
-    ids = iter(range(1000 * number, 1000 * number + sum(sizes)))
-    train, validation, test = (tuple(str(next(ids)) for _ in range(n)) for n in sizes)
-    return Split(
-        name=f"phantom, step {number}",
-        train=train,
-        validation=validation,
-        test=test,
-        origin="clbench phantom",
-    )
-
-
-def _chosen(benchmark: Benchmark, replaced: Mapping[str, Split]) -> list[Split | None]:
-    """Per step the split the user named, by step or by source.
-
-    A drawn split of a source that several steps use deals each of them its own block.
-    """
-    known = {*(s.name for s in benchmark.sources), *(s.name for s in benchmark.steps)}
-    for name in replaced:
-        if name not in known:
-            raise SettingError(
-                f"--split names neither a source nor a step of the benchmark: {name!r}",
-                expected=", ".join(sorted(known)),
-            )
-    found: list[Split | None] = []
-    for i, step in enumerate(benchmark.steps):
-        split = replaced.get(step.name) or replaced.get(step.source)
-        if split is not None and split.draw is not None and step.name not in replaced:
-            block = 1 + sum(s.source == step.source for s in benchmark.steps[:i])
-            split = replace(split, draw=replace(split.draw, part=block))
-        found.append(split)
-    return found
-
-
-def _shorten(split: Split, settings: PhantomSettings) -> Split:
-    """The first cases of each part, as many as the settings ask for."""
-    parts = {}
-    for part in ("train", "validation", "test"):
-        have, want = getattr(split, part), getattr(settings, part)
-        if not (0 if part == "validation" else 1) <= want <= len(have):
-            raise SettingError(
-                f"the phantom split cannot give {want} {part} cases",
-                where=f"phantom.{part}",
-                expected=f"1 to {len(have)}",
-                got=want,
-            )
-        parts[part] = have[:want]
-    return replace(split, **parts)
-
-
 def _folders(data: str, benchmark: Benchmark) -> dict[str, Path]:
     used = [s for s in benchmark.sources if any(step.source == s.name for step in benchmark.steps)]
     return resolve_data(data, used)
-
-
-def _missing(split: Split, source: Source, have: Mapping[str, CaseFiles], folder: Path) -> None:
-    if absent := [c for c in split.cases if c not in have]:
-        raise DataError(
-            f"the split names {len(absent)} cases that the data folder does not hold",
-            where=folder,
-            expected=f"all cases of {split.name}",
-            got=f"missing: {', '.join(absent[:20])}{' …' if len(absent) > 20 else ''}",
-            next_step=f"add the files, or choose yours with --split {source.name}=FILE.toml"
-            + (" (btcv_public: the 30 public volumes)" if source.name == "btcv" else ""),
-        )
-
-
-def _same_content(
-    benchmark: Benchmark,
-    splits: Sequence[Split],
-    hashes: Mapping[tuple[str, str], str],
-) -> None:
-    """Refuse a test case that is also a training case, by id or by image content, in any step."""
-    trained: dict[str, str] = {}
-    trained_ids: set[tuple[str, str]] = set()
-    for step, split in zip(benchmark.steps, splits, strict=True):
-        for case in split.train:
-            trained[hashes[step.source, case]] = f"{step.source} case {case}"
-            trained_ids.add((step.source, case))
-    for step, split in zip(benchmark.steps, splits, strict=True):
-        for case in split.test:
-            twin = trained.get(hashes[step.source, case])
-            if (step.source, case) in trained_ids or twin is not None:
-                raise DataError(
-                    "the same case is in train and in test",
-                    where=f"{step.source} case {case}",
-                    expected="no test case among the training cases of any step",
-                    got=f"it equals training case {twin or case}",
-                    next_step="remove one of the two from its split file",
-                )
 
 
 def build_catalog(
@@ -215,9 +142,9 @@ def build_catalog(
         DataError: missing folders or cases, or a case in train and test.
     """
     cache = VolumeCache(cache_root / "volumes")
-    chosen = _chosen(benchmark, splits or {})
+    named = chosen(benchmark, splits or {})
     if data is None:
-        if drawn := [s.name for s in chosen if s is not None and s.draw is not None]:
+        if drawn := [s.name for s in named if s is not None and s.draw is not None]:
             raise SettingError(
                 "a split drawn by rule needs data to draw from",
                 where="--split",
@@ -225,8 +152,8 @@ def build_catalog(
                 next_step="name the data with --data, or list the phantom's cases in the split",
             )
         used = [
-            split or _phantom_split(step, number, phantom)
-            for number, (step, split) in enumerate(zip(benchmark.steps, chosen, strict=True), 1)
+            split or phantom_split(step, number, phantom)
+            for number, (step, split) in enumerate(zip(benchmark.steps, named, strict=True), 1)
         ]
         cases = {
             s.name: tuple(
@@ -249,14 +176,17 @@ def build_catalog(
         mark = fingerprint(benchmark.sources, cases, phantom)
     else:
         folders = _folders(data, benchmark)
-        used = [split or step.split for step, split in zip(benchmark.steps, chosen, strict=True)]
+        used = [split or step.split for step, split in zip(benchmark.steps, named, strict=True)]
         mark = ""
-    files = {name: find_cases(folder, benchmark.source(name)) for name, folder in folders.items()}
+    files = {name: find_cases(folder, benchmark.reads(name)) for name, folder in folders.items()}
     used = [
-        split.resolve(files[step.source]) for step, split in zip(benchmark.steps, used, strict=True)
+        resolve(split, benchmark.reads(step.source), files[step.source], cache)
+        for step, split in zip(benchmark.steps, used, strict=True)
     ]
     for step, split in zip(benchmark.steps, used, strict=True):
-        _missing(split, benchmark.source(step.source), files[step.source], folders[step.source])
+        missing(split, benchmark.source(step.source), files[step.source], folders[step.source])
+    taught(benchmark, used, files)
+    same_patient(benchmark, used, patients=data is not None)
     if data is not None:
         hashes = {
             (step.source, case): cache.content_hash(files[step.source][case])
@@ -268,7 +198,7 @@ def build_catalog(
             for step, split in zip(benchmark.steps, used, strict=True)
             for case in split.cases
         }
-        _same_content(benchmark, used, images)
+        same_content(benchmark, used, images)
         listing = json.dumps(sorted([*key, value] for key, value in hashes.items()))
         mark = "data-" + hashlib.sha256(listing.encode()).hexdigest()[:16]
     return Catalog(

@@ -1,7 +1,8 @@
 """`clbench data check`: read every case of a folder and say what is there, and every problem.
 
 Room: row 2. It reads with the readers of a run, so what passes here can be trained on; unlike a run
-it does not stop at the first problem.
+it does not stop at the first problem. With a benchmark it says what each case annotates; with the
+bare name of a layout, which label values or masks there are, to write a benchmark from.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clbench.data.layouts import CaseFiles, find_cases
-from clbench.data.volumes import read_case, spacing_of
-from clbench.errors import ClbenchError, DataError
+from clbench.data.layouts import CaseFiles, find_cases, find_layout, natural, resolve_data
+from clbench.data.volumes import RawCase, read_case, read_unnamed, spacing_of
+from clbench.errors import ClbenchError, DataError, UnknownName
 from clbench.spec import Source
+from clbench.taxonomy import canonical
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +44,8 @@ class FolderReport:
     """Source → its cases."""
     problems: list[str] = field(default_factory=list)
     """Every problem, with its case."""
+    remarks: list[str] = field(default_factory=list)
+    """What holds for the whole folder."""
 
     def lines(self) -> Iterator[str]:
         """The report, line by line."""
@@ -53,12 +57,66 @@ class FolderReport:
                     yield f"          note: {remark}"
                 for problem in case.problems:
                     yield from (f"          {x}" for x in f"PROBLEM: {problem}".splitlines())
+        yield from self.remarks
         if self.problems:
             yield f"{len(self.problems)} problem(s):"
             for problem in self.problems:
                 yield from (f"  {x}" for x in problem.splitlines())
         else:
             yield "no problems"
+
+
+def check_layout(folder: Path, layout: str) -> FolderReport:
+    """Read a folder of a layout, without a benchmark that says what its labels mean.
+
+    Raises:
+        UnknownName: there is no such layout.
+    """
+    report = FolderReport(folder=folder)
+    try:
+        found = find_layout(layout, "--layout").find(folder)
+    except DataError as err:
+        report.problems.append(str(err))
+        return report
+    cases, seen = [], dict[str, int]()
+    for files in found.values():
+        try:
+            raw, names = read_unnamed(files)
+        except ClbenchError as err:
+            cases.append(CaseReport(case=files.case, line="cannot be read", problems=(str(err),)))
+            continue
+        for name in names:
+            seen[name] = seen.get(name, 0) + 1
+        what = "masks" if isinstance(files.label, tuple) else "label values"
+        listed = ", ".join(f"{n} ({vox} voxels)" for n, vox in names.items()) or "none"
+        cases.append(_describe(raw, f"{what}: {listed}"))
+    report.cases[layout] = cases
+    report.problems += [f"{c.case}: {p}" for c in cases for p in c.problems]
+    for name in sorted(seen, key=natural):
+        try:
+            known = "" if name.isdigit() else f"; clbench calls it {canonical(name)!r}"
+        except UnknownName:
+            known = "; not in clbench's taxonomy"
+        what = "label value" if name.isdigit() else "mask"
+        report.remarks.append(f"{what} {name}: in {seen[name]} of {len(cases)} case(s){known}")
+    return report
+
+
+def check_data(text: str, sources: Sequence[Source]) -> FolderReport:
+    """Read what a user would name after `--data`: `name=PATH,…` or one folder.
+
+    Raises:
+        DataError: `text` names a source the benchmark does not have.
+    """
+    if "=" not in text:
+        return check_folder(Path(text).expanduser(), sources)
+    named = [s for s in sources if any(p.split("=")[0].strip() == s.name for p in text.split(","))]
+    report = FolderReport(folder=Path(text))
+    for name, place in resolve_data(text, named or sources).items():
+        part = check_folder(place, [s for s in named if s.name == name])
+        report.cases |= part.cases
+        report.problems += part.problems
+    return report
 
 
 def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
@@ -72,10 +130,12 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
         The report; `problems` is empty where everything can be used.
     """
     report = FolderReport(folder=folder)
-    if not folder.is_dir():
+    if not folder.exists():
         report.problems.append(f"{folder}: the data folder does not exist")
         return report
-    inside = {p.name.casefold(): p for p in folder.iterdir() if p.is_dir()}
+    inside = (
+        {p.name.casefold(): p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
+    )
     named = [(s, inside[s.name.casefold()]) for s in sources if s.name.casefold() in inside]
     failed: list[DataError] = []
     for source, place in named or [(s, folder) for s in sources]:
@@ -103,7 +163,6 @@ def _check(files: CaseFiles, source: Source) -> CaseReport:
         raw = read_case(files, source)
     except ClbenchError as err:
         return CaseReport(case=files.case, line="cannot be read", problems=(str(err),))
-    low, high = float(raw.image.min()), float(raw.image.max())
     annotated = files.annotated(source)
     kind = raw.bits.dtype.type
     vox = {
@@ -115,18 +174,26 @@ def _check(files: CaseFiles, source: Source) -> CaseReport:
         remarks.append(f"annotated, but without a voxel: {', '.join(absent)}")
     if extra := [n for n in source.structures if vox[n] and n not in annotated]:
         remarks.append(f"labelled, but not counted as annotated: {', '.join(extra)}")
-    problems = []
+    if not annotated:
+        remarks.append("annotates no structure of the source")
+    found = ", ".join(f"{n} {vox[n]}" for n in annotated if vox[n]) or "no structure"
+    return _describe(raw, f"annotates {len(annotated)}; voxels: {found}", remarks)
+
+
+def _describe(raw: RawCase, labels: str, remarks: Sequence[str] = ()) -> CaseReport:
+    """Shape, spacing, orientation and HU range, and what follows from them."""
+    remarks, problems = list(remarks), []
+    low, high = float(raw.image.min()), float(raw.image.max())
     if high <= -175:
         problems.append(f"no voxel above -175 HU (highest {high:g}); is this a CT in HU?")
     elif low >= -175:
         remarks.append(f"lowest value {low:g}: no air; is this a CT in HU?")
     size = "x".join(map(str, raw.image.shape))
     spacing = " x ".join(f"{s:.3g}" for s in spacing_of(raw.affine))
-    found = ", ".join(f"{n} {vox[n]}" for n in annotated if vox[n]) or "no structure"
     return CaseReport(
-        case=files.case,
+        case=raw.files.case,
         line=f"{size} vox, {spacing} mm (RAS order), file {raw.file_axes}, HU {low:g} to {high:g}; "
-        f"annotates {len(annotated)}; voxels: {found}",
+        f"{labels}",
         problems=tuple(problems),
         remarks=tuple(remarks),
     )

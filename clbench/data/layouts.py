@@ -258,7 +258,10 @@ class Masks:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Datalist:
-    """The Medical Segmentation Decathlon and MONAI: a JSON file lists pairs of image and label."""
+    """The Medical Segmentation Decathlon and MONAI: a JSON file lists pairs of image and label.
+
+    The data "folder" is the one that holds `dataset.json`, or a list of another name itself.
+    """
 
     name: str
     """Name in a benchmark's `layout`."""
@@ -269,11 +272,18 @@ class Datalist:
 
     def find(self, folder: Path) -> dict[str, CaseFiles]:
         """See `Layout.find`. A case is named after its label file."""
-        _need_folder(folder)
         place = folder / self.file
+        if folder.suffix == ".json" and folder.is_file():  # a list of any name
+            folder, place = folder.parent, folder
+        _need_folder(folder)
         try:
             listed = json.loads(place.read_text(encoding="utf-8"))
-            entries = [e for part in self.parts for e in listed.get(part, []) if "label" in e]
+            entries = [
+                e
+                for part in self.parts
+                for e in listed.get(part, [])
+                if part == "training" or (isinstance(e, dict) and "label" in e)
+            ]
             pairs = [(Path(e["image"]), Path(e["label"])) for e in entries]
         except FileNotFoundError:
             raise DataError(
@@ -400,14 +410,14 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def find_layout(name: str) -> Layout:
+def find_layout(name: str, where: object = None) -> Layout:
     """The layout called `name`.
 
     Raises:
         UnknownName: there is none; lists them.
     """
     if name not in LAYOUTS:
-        raise unknown_name("layout", name, LAYOUTS)
+        raise unknown_name("layout", name, LAYOUTS, where)
     return LAYOUTS[name]
 
 
@@ -417,7 +427,7 @@ def find_cases(folder: Path, source: Source) -> dict[str, CaseFiles]:
     Raises:
         DataError: see `Layout.find`.
     """
-    found = find_layout(source.layout).find(folder)
+    found = find_layout(source.layout, f"source {source.name!r}").find(folder)
     return {case: files.named(source) for case, files in found.items()}
 
 
@@ -450,7 +460,8 @@ def resolve_data(text: str, sources: Sequence[Source]) -> dict[str, Path]:
             next_step="name a folder for every source of the benchmark",
         )
     for folder in found.values():
-        _need_folder(folder)
+        if not (folder.suffix == ".json" and folder.is_file()):
+            _need_folder(folder)
     return found
 
 

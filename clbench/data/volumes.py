@@ -7,8 +7,8 @@ structure holds the structures inside it: a tumor voxel is liver and tumor at on
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,19 @@ class Volume:
                 out[k] = (bits >> bits.dtype.type(self.names.index(name))) & one
         return out
 
+    def showing(self, structures: Iterable[str]) -> Volume:
+        """This case as a step shows it: what it does not teach is not annotated.
+
+        Hidden structures leave the crop centers too, so that not even sampling knows them.
+        """
+        shown = self.annotated & frozenset(structures)
+        if shown == self.annotated:
+            return self
+        mask = sum(1 << i for i, name in enumerate(self.names) if name in shown)
+        bits = self.bits & self.bits.dtype.type(mask)
+        where, counts = centers(bits, self.image > self.window_hu[0])
+        return replace(self, annotated=shown, where=where, counts=counts)
+
     def native_axes(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Per native axis the nearest model index of each voxel, -1 outside the cropped grid."""
         native = spacing_of(self.native_affine)
@@ -165,15 +178,7 @@ def read_case(files: CaseFiles, source: Source) -> RawCase:
         DataError: anything that makes the pair unusable; names the file.
     """
     shape, affine, turn, axes = _open_image(files.image)
-    image = _voxels(files.image)
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise DataError(
-            "the image holds NaN or infinite voxels",
-            where=files.image,
-            expected="HU",
-            got=f"{int((~np.isfinite(image)).sum())} such voxels",
-            next_step="convert the DICOM series again, or leave the case out of the split",
-        )
+    image = _hu(files.image)
     bits, counts = _read_bits(files, source, shape, affine, turn)
     return RawCase(
         files=files,
@@ -183,6 +188,51 @@ def read_case(files: CaseFiles, source: Source) -> RawCase:
         file_axes=axes,
         counts=counts,
     )
+
+
+def read_unnamed(files: CaseFiles) -> tuple[RawCase, dict[str, int]]:
+    """A case of which nobody has said what its labels mean: no bits, but what occurs.
+
+    Returns:
+        The case, and label value or mask name → voxels.
+
+    Raises:
+        DataError: see `read_case`.
+    """
+    shape, affine, turn, axes = _open_image(files.image)
+    image = _hu(files.image)
+    found: dict[str, int] = {}
+    one = isinstance(files.label, Path)
+    for name, path in [("", files.label)] if isinstance(files.label, Path) else files.label:
+        _same_place(path, shape, affine)
+        raw = whole_numbers(_voxels(path).reshape(shape), path)
+        if one:
+            values, counts = np.unique(raw, return_counts=True)
+            found = {str(v): int(n) for v, n in zip(values, counts, strict=True) if v}
+        else:
+            found[name] = int(np.count_nonzero(raw))
+    case = RawCase(
+        files=files,
+        image=np.ascontiguousarray(apply_orientation(image.reshape(shape), turn)),
+        bits=np.zeros((0, 0, 0), dtype=np.uint8),
+        affine=affine @ inv_ornt_aff(turn, shape),
+        file_axes=axes,
+        counts={},
+    )
+    return case, found
+
+
+def _hu(path: Path) -> NDArray[Any]:
+    image = _voxels(path)
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise DataError(
+            "the image holds NaN or infinite voxels",
+            where=path,
+            expected="HU",
+            got=f"{int((~np.isfinite(image)).sum())} such voxels",
+            next_step="convert the DICOM series again, or leave the case out of the split",
+        )
+    return image
 
 
 def _load(path: Path) -> Any:
@@ -296,7 +346,8 @@ def _read_bits(
             if value in source.labels:
                 table[value] = pattern_of(source.labels[value], names)
         bits = table[raw]
-        pairs = {v: source.sides[v] for v in counts if v in source.sides}
+        own = set(files.annotated(source))  # an unpaired organ is no matter where none is annotated
+        pairs = {v: source.sides[v] for v in counts if own & set(source.sides.get(v, ()))}
     else:
         bits = np.zeros(shape, dtype=kind)
         for name, path in files.label:
@@ -306,11 +357,20 @@ def _read_bits(
     bits = np.ascontiguousarray(apply_orientation(bits, turn))
     for value, pair in pairs.items():
         both = np.ascontiguousarray(apply_orientation(raw == value, turn))
-        for name, mask in zip(
-            pair, split_left_right(both, f"{files.label}, value {value}"), strict=True
-        ):
+        where = f"{files.label}, value {value} ({' and '.join(pair)})"
+        help_ = (
+            "repair the label, leave the case out of the split, or name the case in a "
+            f"[[source.partial]] of {source.name!r} that annotates neither"
+        )
+        for name, mask in zip(pair, split_left_right(both, where, help_), strict=True):
             bits[mask] |= kind.type(pattern_of(name, names))
     return bits, counts
+
+
+def values_of(path: Path) -> tuple[int, ...]:
+    """The values a label file or mask holds, in order."""
+    shape, _ = _grid(path)
+    return tuple(int(v) for v in np.unique(whole_numbers(_voxels(path).reshape(shape), path)))
 
 
 def whole_numbers(raw: NDArray[Any], path: Path) -> NDArray[Any]:
@@ -355,7 +415,11 @@ def _counts(raw: NDArray[Any], path: Path, source: Source) -> dict[int, int]:
         raise DataError(
             "the label holds values the source does not define",
             where=path,
-            expected=", ".join(f"{v} {name}" for v, name in sorted(source.labels.items())),
+            expected=", ".join(
+                [f"{v} {name}" for v, name in sorted(source.labels.items())]
+                + [f"{v} {' and '.join(pair)}" for v, pair in sorted(source.sides.items())]
+                + [f"{v} (ignored)" for v in sorted(source.ignored)]
+            ),
             got=", ".join(f"{v} ({n} voxels)" for v, n in sorted(unknown.items())[:20]),
             next_step="add the value to the source's labels or to `ignored`, or clear it",
         )

@@ -90,9 +90,18 @@ def minilm(structures: Sequence[str], *, prompt: str, path: str | None) -> Vecto
     folder = resources.files("clbench.nets")
     record = json.loads((folder / "minilm.json").read_text(encoding="utf-8"))
     rows = load_safetensors((folder / "minilm.safetensors").read_bytes())[prompt]
-    names = list(record["structures"])
+    place = {name: i for i, name in enumerate(record["structures"])}
+    if absent := [s for s in structures if structure(s).name not in place]:
+        raise SettingError(
+            "clbench ships no text vector for structures that a benchmark declares itself",
+            where="text.encoding=minilm",
+            expected="structures of the taxonomy (see `clbench.taxonomy`)",
+            got=", ".join(absent),
+            next_step="--set text.encoding=onehot or random, or --set text.encoding=clip "
+            "--set text.path=FILE with {name: vector} for every structure of the course",
+        )
     return fit(
-        rows[[names.index(structure(s).name) for s in structures]],
+        rows[[place[s] for s in structures]],
         structures,
         {
             "encoding": "minilm",
@@ -145,23 +154,22 @@ def clip(structures: Sequence[str], *, prompt: str, path: str | None) -> Vectors
 def onehot(structures: Sequence[str], *, prompt: str, path: str | None) -> Vectors:
     """One coordinate per taxonomy structure: no language, the clean ablation."""
     _no_path("onehot", path)
-    order = list(STRUCTURES)
+    # a benchmark's own structures follow the taxonomy, in the order the course learns them
+    order = [*STRUCTURES, *(structure(s).name for s in structures if s not in STRUCTURES)]
     rows = np.zeros((len(structures), len(order)), dtype=np.float32)
     for i, name in enumerate(structures):
-        rows[i, order.index(structure(name).name)] = 1.0
+        rows[i, order.index(name)] = 1.0
     return fit(rows, structures, {"encoding": "onehot"}, "text.encoding=onehot")
 
 
 def random(structures: Sequence[str], *, prompt: str, path: str | None) -> Vectors:
-    """A fixed Gaussian vector per structure, drawn from its place in the taxonomy."""
+    """A fixed Gaussian vector per structure, drawn from its place in the taxonomy, or its name."""
     _no_path("random", path)
     order = list(STRUCTURES)
-    rows = [
-        np.random.Generator(np.random.PCG64([2024, order.index(structure(s).name)])).normal(
-            size=LENGTH
-        )
-        for s in structures
-    ]
+    rows = []
+    for name in structures:
+        place = [order.index(name)] if name in STRUCTURES else list(structure(name).name.encode())
+        rows.append(np.random.Generator(np.random.PCG64([2024, *place])).normal(size=LENGTH))
     return fit(np.stack(rows), structures, {"encoding": "random"}, "text.encoding=random")
 
 

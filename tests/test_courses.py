@@ -1,0 +1,303 @@
+"""Courses of three steps: the body extension on two layouts, and courses a user writes."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from clbench import registry, store, taxonomy
+from clbench.data.catalog import Catalog, build_catalog
+from clbench.errors import SettingError, StoreError
+from clbench.plan import RunSettings
+from clbench.run import run_course
+from clbench.settings import PhantomSettings, load_profile
+
+ROOT = Path(__file__).parents[1]
+JHH = registry.benchmark("body_ext")
+TOTALSEG = registry.benchmark("body_ext_totalseg")
+TINY = ("phantom.train=2", "phantom.test=1", "phantom.validation=0", "train.epochs=1",
+        "train.iterations=1")  # fmt: skip
+SMALL = PhantomSettings(train=2, validation=0, test=1, spacing_mm=10.0)
+EVERYWHERE = (slice(None),) * 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small only lose by a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_two_courses_are_those_of_the_paper_and_its_public_stand_in() -> None:
+    for bench in (JHH, TOTALSEG):
+        assert [len(s.learns) for s in bench.steps] == [7, 3, 4]
+        assert [s.learns for s in bench.steps] == list(bench.groups.values())
+        for number, step in enumerate(bench.steps, 1):
+            draw = step.split.draw
+            assert draw is not None
+            assert (draw.train, draw.validation, draw.test, draw.part) == (20, 20, 20, number)
+            assert bench.shown(number) >= set(step.learns)
+            others = {n for s in bench.steps if s is not step for n in s.learns}
+            assert not bench.shown(number) & others
+    assert JHH.structures(2) == TOTALSEG.structures(2)
+    assert set(JHH.structures(3)) ^ set(TOTALSEG.structures(3)) == {
+        "celiac_trunk", "superior_mesenteric_artery", "left_iliac_artery", "right_iliac_artery",
+    }  # fmt: skip
+    draws = [s.split.draw for s in TOTALSEG.steps]
+    assert len({(d.seed, d.needs) for d in draws if d}) == 1  # else blocks could meet
+
+
+def test_groups_are_those_printed_in_table_11() -> None:
+    with (ROOT / "results/published/table11.csv").open() as file:
+        printed = {row["group"] for row in csv.DictReader(file)}
+    assert set(JHH.groups) == printed
+    assert not set(TOTALSEG.groups) & printed  # never mistaken for JHH
+
+
+def test_raw_values_of_jhh() -> None:
+    source = JHH.source("jhh")
+    assert len(source.labels) + len(source.sides) + len(source.ignored) == 24
+    assert source.labels[12] == "liver"
+    assert source.labels[10] == "left_kidney"
+    assert source.sides[2] == ("left_adrenal_gland", "right_adrenal_gland")
+    assert not JHH.reads("jhh").sides  # no step teaches the adrenals
+    assert set(JHH.structures(3)) <= set(JHH.reads("jhh").structures)
+
+
+@pytest.mark.parametrize("strategy", ["finetune", "universal", "joint"])
+@pytest.mark.parametrize("bench", [JHH, TOTALSEG], ids=lambda b: b.name)
+def test_three_steps_on_the_phantom(
+    bench: Any, strategy: str, cache_root: Path, smoke_out: Path
+) -> None:
+    folder = run_course(
+        RunSettings(
+            bench=bench.name, strategy=strategy, profile="smoke", out=smoke_out, cache=cache_root,
+            overrides=TINY,
+        )
+    )  # fmt: skip
+    rows = [r for r in store.read_scores(folder / "scores.csv") if r.metric == "dice"]
+    for step in (1, 2, 3):
+        got = {r.structure for r in rows if r.step == step}
+        assert got == set(bench.structures(step))
+    # what a step hides from teaching, the examination sees: every structure in every test case
+    assert not [r for r in rows if r.status == "not_annotated"]
+    assert len({r.case for r in rows}) == 3
+    ledger = store.read_record(folder)["ledger"]
+    trained = {case for by in ledger.values() for case in by.get("train", [])}
+    tested = {case for by in ledger.values() for case in by["test"]}
+    assert not trained & tested
+
+
+def test_jhh_and_its_stand_in_never_share_a_table(smoke_out: Path, cache_root: Path) -> None:
+    records = []
+    for bench in (JHH, TOTALSEG):
+        settings = RunSettings(
+            bench=bench.name, strategy="finetune", profile="smoke", out=smoke_out, cache=cache_root,
+            overrides=TINY,
+        )  # fmt: skip
+        records.append(store.read_record(run_course(settings)))
+    with pytest.raises(StoreError, match="one table") as err:
+        store.refuse_mixture(records)
+    assert "bench" in str(err.value)
+
+
+def small(bench: Any, cache_root: Path) -> Catalog:
+    coarse = load_profile("smoke").preprocessing(bench.preprocessing)
+    return build_catalog(bench, coarse, data=None, cache_root=cache_root, phantom=SMALL)
+
+
+@pytest.mark.parametrize("bench", [JHH, TOTALSEG], ids=lambda b: b.name)
+def test_while_teaching_a_case_shows_its_steps_lesson_alone(bench: Any, cache_root: Path) -> None:
+    catalog = small(bench, cache_root)
+    catalog.step = 2
+    case = catalog.splits[1].train[0]
+    taught, examined = (catalog.open(2, case, p) for p in ("train", "test"))  # type: ignore[arg-type]
+    course = bench.structures(3)
+    shown = {n for n in course if (taught.labels([n], EVERYWHERE) != 255).all()}
+    assert shown == set(bench.steps[1].learns)
+    assert (examined.labels(course, EVERYWHERE) != 255).all()
+    # sampling knows no more than the labels do
+    names = {taught.names[i] for p in taught.counts for i in range(64) if p >> i & 1}
+    assert names <= bench.shown(2)
+    positive = int(sum(n for p, n in taught.counts.items() if p))
+    known = taught.labels([n for n in taught.names if n in bench.shown(2)], EVERYWHERE)
+    assert positive == int((known == 1).any(0).sum())
+    both = np.isin(taught.where[0], np.flatnonzero(taught.image > -175))
+    assert both.all()  # hidden organs are tissue of the background, air is not
+
+
+def test_steps_of_one_source_have_subjects_of_their_own(cache_root: Path) -> None:
+    for bench in (JHH, TOTALSEG):
+        cases = [set(s.cases) for s in small(bench, cache_root).splits]
+        assert sum(map(len, cases)) == len(set.union(*cases)) == 9
+
+
+# ------------------------------------------------------------------------- courses users write
+
+MIXED = """
+name = "mixed"
+version = 1
+title = "vessels first, then one organ, then four"
+[[source]]
+name = "ward"
+title = "one value for both kidneys"
+layout = "nnunet"
+labels = {1 = "liver", 4 = "aorta", 9 = "spleen"}
+sides = {2 = ["left_kidney", "right_kidney"]}
+[[source.partial]]
+cases = ["2000-2001"]
+annotates = ["liver", "left_kidney", "right_kidney"]
+[[source]]
+name = "atlas"
+title = "masks"
+layout = "abdomenatlas"
+masks = {liver = "liver", spleen = "spleen", postcava = "postcava", gall_bladder = "gall_bladder"}
+[[step]]
+name = "vessels"
+source = "ward"
+learns = ["aorta"]
+split = {train = ["a"], test = ["b"]}
+[[step]]
+name = "liver"
+source = "atlas"
+learns = ["liver"]
+split = {train = ["c"], test = ["d"]}
+[[step]]
+name = "rest"
+source = "ward"
+learns = ["right_kidney", "left_kidney", "spleen"]
+split = {train = ["e"], test = ["f"]}
+[[step]]
+name = "last"
+source = "atlas"
+learns = ["postcava", "gall_bladder"]
+split = {train = ["g"], test = ["h"]}
+"""
+
+
+def test_a_course_over_two_layouts_in_any_order(cache_root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.toml"
+    path.write_text(MIXED)
+
+    def run() -> Path:
+        return run_course(
+            RunSettings(
+                bench=str(path), strategy="finetune", profile="smoke", out=tmp_path / "out",
+                cache=cache_root, overrides=TINY,
+            )
+        )  # fmt: skip
+
+    folder = run()
+    rows = {
+        (r.eval_set, r.structure): r
+        for r in store.read_scores(folder / "scores.csv")
+        if r.step == 4 and r.metric == "dice" and r.scoring == "strict"
+    }
+    assert rows["ward", "liver"].status != "not_annotated"  # annotated in several sources
+    assert rows["atlas", "liver"].status != "not_annotated"
+    assert rows["atlas", "aorta"].status == "not_annotated"
+    assert (rows["ward", "left_kidney"].gt_vox or 0) > 0  # split from one value
+    # nobody guards the version of a user's file: a changed course is another run
+    assert run() == folder
+    path.write_text(MIXED.replace('["postcava", "gall_bladder"]', '["gall_bladder"]'))
+    assert run() != folder
+    with pytest.raises(StoreError, match="different course"):
+        store.refuse_mixture([store.read_record(f) for f in store.find_runs(tmp_path / "out")])
+
+
+def test_the_readmes_course_runs(cache_root: Path, tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    whole, declared = re.findall(
+        r"```toml\n(.*?)```", text.split("## Your own course")[1], re.DOTALL
+    )[:2]
+    path = tmp_path / "my_course.toml"
+    path.write_text(whole + declared)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(taxonomy, "DECLARED", {})
+        bench = registry.benchmark(str(path))
+        assert taxonomy.ancestors("spleen_cyst") == ("spleen",)
+    assert bench.source("ward").patient_of("ward007_1") == "ward007"
+    assert bench.source("ward").annotated("ward007_1") == ("liver", "spleen")
+    assert bench.shown(3) == {"aorta", "postcava", "liver"}
+    path.write_text(whole)
+    folder = run_course(
+        RunSettings(
+            bench=str(path), strategy="universal", profile="smoke", out=tmp_path / "out",
+            cache=cache_root, overrides=TINY,
+        )
+    )  # fmt: skip
+    assert store.read_record(folder)["status"] == "finished"
+
+
+OWN = """
+name = "own"
+version = 1
+title = "a structure clbench does not know"
+[[structure]]
+name = "liver_cyst"
+kind = "cyst"
+parent = "liver"
+[[source]]
+name = "ward"
+title = "W"
+layout = "lits"
+labels = {1 = "liver", 2 = "liver_cyst"}
+[[step]]
+name = "liver"
+source = "ward"
+learns = ["liver"]
+split = {train = [1], test = [2]}
+[[step]]
+name = "cyst"
+source = "ward"
+learns = ["liver_cyst"]
+split = {train = [3], test = [4]}
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lay_out: Any) -> Path:
+    """A folder with four cases and a benchmark file beside it."""
+    monkeypatch.setattr(taxonomy, "DECLARED", {})
+    rng = np.random.default_rng(0)
+    for case in "1234":
+        image = np.full((20, 20, 20), -1000, np.int16)
+        image[2:18, 2:18, 2:18] = rng.integers(0, 100, (16, 16, 16))
+        label = np.zeros(image.shape, np.uint8)
+        label[4:12, 4:12, 4:12] = 1
+        label[6:9, 6:9, 6:9] = 2
+        lay_out(tmp_path / "ward", "lits", case, image, label)
+    (tmp_path / "own.toml").write_text(OWN)
+    return tmp_path
+
+
+def test_a_structure_of_ones_own_is_taught(own: Path, cache_root: Path) -> None:
+    settings: dict[str, Any] = {
+        "bench": str(own / "own.toml"), "strategy": "universal", "profile": "smoke",
+        "data": f"ward={own / 'ward'}", "out": own / "out", "cache": cache_root,
+    }  # fmt: skip
+    words = ("train.epochs=1", "train.iterations=1")
+    with pytest.raises(SettingError, match="no text vector") as err:
+        run_course(RunSettings(**settings, overrides=words))
+    assert "text.encoding=onehot" in str(err.value)
+    for encoding in ("onehot", "random"):
+        folder = run_course(
+            RunSettings(**settings, overrides=(*words, f"text.encoding={encoding}"))
+        )
+        rows = {
+            (r.case, r.structure): r
+            for r in store.read_scores(folder / "scores.csv")
+            if r.step == 2 and r.metric == "dice" and r.scoring == "strict"
+        }
+        assert rows["4", "liver"].gt_vox == 8**3  # the cyst is liver too
+        assert rows["2", "liver_cyst"].gt_vox == 3**3
+    assert not (own / "out" / "tumor_ext").exists()
