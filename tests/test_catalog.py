@@ -13,9 +13,16 @@ import pytest
 from clbench import registry
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.data.layouts import LAYOUTS
-from clbench.errors import ClbenchError, DataError, SettingError, SpecError, TrainingError
+from clbench.errors import (
+    ClbenchError,
+    DataError,
+    SettingError,
+    SpecError,
+    TrainingError,
+    UnknownName,
+)
 from clbench.settings import load_profile
-from clbench.spec import Split
+from clbench.spec import Benchmark, Draw, Split
 
 BENCH = registry.benchmark("tumor_ext")
 SMOKE = load_profile("smoke")
@@ -48,9 +55,9 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def catalog(folder: Path, tmp_path: Path, /, **more: Any) -> Catalog:
+def catalog(folder: Path, tmp_path: Path, /, bench: Benchmark = BENCH, **more: Any) -> Catalog:
     return build_catalog(
-        BENCH,
+        bench,
         SMOKE.preprocessing(BENCH.preprocessing),
         cache_root=tmp_path / "cache",
         phantom=SMOKE.phantom,
@@ -148,6 +155,96 @@ def test_the_same_case_in_train_and_test_by_content(data: Path, tmp_path: Path) 
     assert "the same case is in train and in test" in str(err.value)
     assert "btcv case 3" in str(err.value)
     assert "btcv case 1" in str(err.value)
+
+
+def test_the_same_case_in_train_of_one_step_and_test_of_another(data: Path, tmp_path: Path) -> None:
+    bench = replace(
+        BENCH,
+        steps=(
+            replace(BENCH.steps[0], learns=("spleen",)),
+            replace(BENCH.steps[0], name="more", learns=("right_kidney",)),
+        ),
+        groups={},
+    )
+    splits = {"organs": BTCV, "more": Split(name="m", train=("3",), test=("2",))}
+    with pytest.raises(DataError, match="the same patient is in train and in test") as err:
+        catalog(data, tmp_path, bench=bench, splits=splits)
+    for words in ("btcv case 3, test of step 'organs'", "case 3 of step 'more'"):
+        assert words in str(err.value)
+
+
+def test_two_scans_of_a_patient_never_stand_in_train_and_test(data: Path, tmp_path: Path) -> None:
+    source = replace(BENCH.sources[0], patient=r"(\d)")  # 1 and 11 are one patient
+    bench = replace(BENCH, sources=(source, BENCH.sources[1]))
+    write(data / "btcv", "btcv", "11", seed=11, values=(1, 2, 6))
+    splits = {"btcv": replace(BTCV, test=("11",)), "lits": LITS}
+    with pytest.raises(DataError, match="the same patient") as err:
+        catalog(data, tmp_path, bench=bench, splits=splits)
+    assert "patient 1 is trained on as case 1" in str(err.value)
+    foreign = replace(bench, sources=(replace(source, patient=r"(P\d)"), BENCH.sources[1]))
+    with pytest.raises(SpecError, match="does not match the source's `patient`"):
+        catalog(data, tmp_path, bench=foreign)
+
+
+def test_a_step_none_of_whose_cases_annotates_its_lesson(data: Path, tmp_path: Path) -> None:
+    write(data / "btcv", "btcv", "61", seed=61, values=(1, 6))
+    splits = {"btcv": replace(BTCV, train=("61",)), "lits": LITS}
+    with pytest.raises(DataError, match="no training case of the step annotates") as err:
+        catalog(data, tmp_path, splits=splits)
+    assert "right_kidney" in str(err.value)
+    assert "step 'organs'" in str(err.value)
+
+
+def test_a_split_is_drawn_from_the_cases_that_hold_what_it_needs(
+    data: Path, tmp_path: Path
+) -> None:
+    for case in range(4, 12):
+        write(data / "btcv", "btcv", str(case), seed=case, values=(1, 6) if case % 2 else (1, 2, 6))
+    rule = Draw(seed=0, train=2, test=1, needs=("right_kidney",))
+    splits = {"btcv": Split(name="b", draw=rule), "lits": LITS}
+    drawn = catalog(data, tmp_path, splits=splits).splits[0]
+    assert drawn.draw is None
+    assert set(drawn.cases) <= {"1", "2", "3", "4", "6", "8", "10"}
+    assert catalog(data, tmp_path, splits=splits).splits[0] == drawn
+    assert list((tmp_path / "cache" / "volumes" / "values").iterdir())  # looked at once
+    for part, says in (({"needs": ("colon",)}, "does not have"), ({"test": 9}, "too few patients")):
+        with pytest.raises(ClbenchError, match=says):
+            catalog(
+                data, tmp_path,
+                splits={**splits, "btcv": Split(name="b", draw=replace(rule, **part))},  # type: ignore[arg-type]
+            )  # fmt: skip
+
+
+def test_steps_of_one_source_are_dealt_blocks_of_a_users_rule(data: Path, tmp_path: Path) -> None:
+    for case in range(4, 8):
+        write(data / "btcv", "btcv", str(case), seed=case, values=(1, 2, 6))
+    bench = replace(
+        BENCH,
+        steps=tuple(
+            replace(BENCH.steps[0], name=name, learns=(name,)) for name in ("spleen", "liver")
+        ),
+        groups={},
+    )
+    splits = {"btcv": Split(name="b", draw=Draw(seed=0, train=2, test=1))}
+    one, two = catalog(data, tmp_path, bench=bench, splits=splits).splits
+    assert len(one.cases) == len(two.cases) == 3
+    assert not set(one.cases) & set(two.cases)
+
+
+def test_an_unknown_layout_names_its_source(data: Path, tmp_path: Path) -> None:
+    bad = replace(BENCH.sources[0], layout="btvc")
+    with pytest.raises(UnknownName, match="no layout called 'btvc'") as err:
+        catalog(data, tmp_path, bench=replace(BENCH, sources=(bad, BENCH.sources[1])))
+    assert "source 'btcv'" in str(err.value)
+    assert "did you mean 'btcv'" in str(err.value)
+
+
+def test_a_rule_needs_data_to_draw_from(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="needs data to draw from"):
+        catalog(
+            tmp_path, tmp_path, data=None,
+            splits={"btcv": Split(name="b", draw=Draw(seed=0, train=2, test=1))},
+        )  # fmt: skip
 
 
 def test_a_label_without_any_structure_is_a_valid_case(data: Path, tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from clbench import registry
-from clbench.data.check import check_folder
+from clbench.cli import app
+from clbench.data.check import check_data, check_folder, check_layout
 from clbench.data.layouts import LAYOUTS
+from clbench.errors import DataError, UnknownName
 
 SOURCES = registry.benchmark("tumor_ext").sources
 
@@ -92,3 +96,79 @@ def test_nothing_there(name: str, tmp_path: Path) -> None:
 def test_values_that_are_no_hu_are_remarked(tmp_path: Path) -> None:
     write(tmp_path, "lits", "0", low=0)
     assert any("no air" in line for line in check_folder(tmp_path, SOURCES).lines())
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_every_layout_is_described_without_a_benchmark(
+    layout: str, lay_out: Any, tmp_path: Path
+) -> None:
+    image = np.full((8, 9, 10), -1000, np.int16)
+    image[2:6, 2:6, 2:6] = 40
+    label = np.zeros(image.shape, np.uint8)
+    label[3:5, 3:5, 3:5], label[5, 5, 5] = 1, 7
+    masks = None
+    if not LAYOUTS[layout].paths(Path(), "1")[1].suffix:
+        masks = {"gallbladder": (1,), "face": (7,), "liver": (9,)}
+    for case in ("1", "2"):
+        lay_out(tmp_path, layout, case, image, label, masks=masks)
+    report = check_layout(tmp_path, layout)
+    text = "\n".join(report.lines())
+    assert not report.problems
+    assert f"{layout}: 2 case(s)" in text
+    if masks:
+        for words in (
+            "masks: face (1 voxels), gallbladder (8 voxels), liver (0 voxels)",
+            "mask gallbladder: in 2 of 2 case(s); clbench calls it 'gall_bladder'",
+            "mask face: in 2 of 2 case(s); not in clbench's taxonomy",
+        ):
+            assert words in text
+    else:
+        assert "label values: 1 (8 voxels), 7 (1 voxels)" in text
+        assert "label value 7: in 2 of 2 case(s)" in text
+    LAYOUTS[layout].paths(tmp_path, "1")[0].write_bytes(b"no image")
+    assert len(check_layout(tmp_path, layout).problems) == 1
+    assert len(check_layout(tmp_path / "absent", layout).problems) == 1
+
+
+def test_an_unknown_layout(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="did you mean 'nnunet'"):
+        check_layout(tmp_path, "nnunte")
+
+
+def test_masks_say_what_each_case_annotates(lay_out: Any, tmp_path: Path) -> None:
+    image = np.full((8, 9, 10), -1000, np.int16)
+    image[2:6, 2:6, 2:6] = 40
+    label = (image > 0).astype(np.uint8)
+    every = registry.benchmark("body_ext_totalseg").sources[0].masks
+    lay_out(tmp_path, "totalsegmentator", "s1", image, label, masks=dict.fromkeys(
+        [n for n in every if n not in ("gall_bladder", "postcava", "intestine")], (1,)
+    ))  # fmt: skip
+    lay_out(tmp_path, "totalsegmentator", "s2", image, label, masks={"liver": (9,), "face": (1,)})
+    lay_out(tmp_path, "totalsegmentator", "s3", image, label, masks={"face": (1,)})
+    report = check_folder(tmp_path, registry.benchmark("body_ext_totalseg").sources)
+    one, two, three = report.cases["totalseg"]
+    assert "annotates 14; voxels:" in one.line
+    assert "annotates 1; voxels: no structure" in two.line
+    assert two.remarks == ("annotated, but without a voxel: liver",)
+    assert "annotates no structure of the source" in three.remarks
+    assert report.problems == []
+
+
+def test_folders_by_name(folder: Path) -> None:
+    report = check_data(f"lits={folder / 'lits'}", SOURCES)
+    assert list(report.cases) == ["lits"]
+    both = check_data(f"lits={folder / 'lits'},btcv={folder / 'btcv'}", SOURCES)
+    assert set(both.cases) == {"lits", "btcv"}
+    assert set(check_data(str(folder), SOURCES).cases) == {"lits", "btcv"}
+    with pytest.raises(DataError, match="does not have"):
+        check_data(f"lids={folder / 'lits'}", SOURCES)
+
+
+def test_the_command_takes_a_layout_or_a_benchmark(folder: Path) -> None:
+    words = ["data", "check", str(folder / "lits"), "--layout", "lits"]
+    run = CliRunner().invoke(app, words)
+    assert run.exit_code == 0, run.output
+    assert "label value 2: in 1 of 1 case(s)" in run.output
+    run = CliRunner().invoke(app, ["data", "check", str(folder), "--bench", "body_ext"])
+    assert run.exit_code == 1
+    assert "no case of the layout 'jhh'" in run.output

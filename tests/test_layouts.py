@@ -1,14 +1,19 @@
-"""Folders of BTCV and LiTS in every naming, and folders in which something is missing."""
+"""Every layout in every naming, and folders in which something is missing."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from clbench import registry
-from clbench.data.layouts import LAYOUTS, find_layout, resolve_data
+from clbench.data.layouts import LAYOUTS, find_cases, find_layout, resolve_data
+from clbench.data.volumes import read_case
 from clbench.errors import DataError, UnknownName
+from clbench.spec import Source
 
 SOURCES = registry.benchmark("tumor_ext").sources
 
@@ -41,12 +46,26 @@ def touch(folder: Path, *names: str) -> Path:
         ("lits", ["img/liver_0.nii.gz", "label/liver_0.nii.gz"], ["0"]),
         ("lits", ["Task03_Liver/imagesTr/liver_7.nii.gz", "Task03_Liver/labelsTr/liver_7.nii.gz"],
          ["7"]),
+        ("jhh", ["img/FELIX0012.nii.gz", "label/FELIX0012.nii.gz"], ["FELIX0012"]),
+        ("jhh", ["16_FELIX/img_small_4mm/F7.nii.gz", "16_FELIX/label_small_4mm/F7.nii.gz"], ["F7"]),
+        ("nnunet", ["imagesTr/CT_010_0000.nii.gz", "labelsTr/CT_010.nii.gz",
+                    "imagesTr/CT_2_0000.nii.gz", "labelsTr/CT_2.nii.gz"], ["CT_2", "CT_010"]),
+        ("nnunet", ["imagesTr/a_0000.nii", "labelsTr/a.nii"], ["a"]),
+        ("totalsegmentator", ["s0002/ct.nii.gz", "s0002/segmentations/liver.nii.gz",
+                              "s0010/ct.nii.gz", "s0010/segmentations/liver.nii.gz",
+                              "s0010/segmentations/aorta.nii.gz"], ["s0002", "s0010"]),
+        ("abdomenatlas", ["BDMAP_00000001/ct.nii.gz", "BDMAP_00000001/segmentations/liver.nii.gz"],
+         ["BDMAP_00000001"]),
     ],
 )  # fmt: skip
 def test_every_naming_is_found_in_order(
     layout: str, names: list[str], cases: list[str], tmp_path: Path
 ) -> None:
-    touch(tmp_path, *names, "imagesTr/._img0001.nii.gz", "imagesTr/notes.txt")
+    # what downloads leave beside the data, and images without labels that nobody asks for
+    touch(
+        tmp_path, *names, "imagesTr/._img0001.nii.gz", "imagesTr/notes.txt", "meta.csv",
+        "imagesTs/CT_099_0000.nii.gz", "BDMAP_00000001/combined_labels.nii.gz", "dataset.json",
+    )  # fmt: skip
     found = LAYOUTS[layout].find(tmp_path)
     assert list(found) == cases
     for files in found.values():
@@ -84,6 +103,135 @@ def test_what_is_missing_is_named(names: list[str], says: list[str], tmp_path: P
         LAYOUTS["lits"].find(tmp_path)
     for words in [*says, str(tmp_path)]:
         assert words in str(err.value)
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_an_image_alone_and_a_label_alone_are_named(layout: str, tmp_path: Path) -> None:
+    image, label = LAYOUTS[layout].paths(Path(), "12")
+    if not label.suffix:
+        label = label / "liver.nii.gz"
+    for i, alone in enumerate((image, label)):
+        folder = touch(tmp_path / str(i), str(alone))
+        for name, text in LAYOUTS[layout].index(["12"]).items():
+            (folder / name).write_text(text)
+        with pytest.raises(DataError) as err:
+            LAYOUTS[layout].find(folder)
+        assert "12" in str(err.value)
+        assert str(folder) in str(err.value)
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_an_empty_and_a_foreign_folder(layout: str, tmp_path: Path) -> None:
+    for folder, shows in ((tmp_path, "an empty folder"), (tmp_path / "x", "scan.dcm")):
+        if shows == "scan.dcm":
+            touch(folder, "scan.dcm")
+        with pytest.raises(DataError, match=f"no case of the layout '{layout}'") as err:
+            LAYOUTS[layout].find(folder)
+        assert shows in str(err.value)
+        assert "expected" in str(err.value)
+
+
+def write_list(folder: Path, content: object, name: str = "dataset.json") -> Path:
+    (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+    return folder / name
+
+
+def test_a_datalist_names_its_pairs(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{d}/liver_{i}.nii.gz" for d in ("imagesTr", "labelsTr") for i in (10, 2)))
+    pairs = [
+        {
+            "image": f"./imagesTr/liver_{i}.nii.gz",
+            "label": f"./labelsTr/liver_{i}.nii.gz",
+            "fold": 0,
+        }
+        for i in (10, 2)
+    ]
+    decathlon = {"training": pairs, "test": ["./imagesTs/liver_3.nii.gz"], "numTraining": 2}
+    monai = {"training": pairs[:1], "validation": pairs[1:], "test": []}
+    unlabelled = {"training": pairs, "validation": ["./imagesTr/label_9.nii.gz", {"image": "x"}]}
+    for content in (decathlon, monai, unlabelled):
+        write_list(tmp_path, content)
+        found = LAYOUTS["msd"].find(tmp_path)
+        assert list(found) == ["liver_2", "liver_10"]
+        assert found["liver_2"].image == tmp_path / "imagesTr/liver_2.nii.gz"
+    other = write_list(tmp_path, monai, "dataset_fold0.json")
+    assert resolve_data(f"lits={other}", SOURCES[1:]) == {"lits": other}
+    assert list(LAYOUTS["msd"].find(other)) == ["liver_2", "liver_10"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "cannot be read"),
+        ([], "cannot be read"),
+        ({"training": ["imagesTr/a.nii.gz"]}, "cannot be read"),
+        ({"training": [{"image": "imagesTr/a.nii.gz"}]}, "cannot be read"),
+        ({"training": []}, "empty"),
+        ({"training": [{"image": "a.nii.gz", "label": "absent.nii.gz"}]}, "not there"),
+        ({"training": [{"image": "../a.nii.gz", "label": "l.nii.gz"}]}, "outside its folder"),
+        ({"training": [{"image": "a.nii.gz", "label": "l.nii.gz"}] * 2}, "two entries"),
+    ],
+)
+def test_a_wrong_datalist_is_named(content: object, says: str, tmp_path: Path) -> None:
+    touch(tmp_path, "a.nii.gz", "l.nii.gz")
+    place = write_list(tmp_path, content)
+    with pytest.raises(DataError) as err:
+        LAYOUTS["msd"].find(tmp_path)
+    assert says in str(err.value)
+    assert str(place) in str(err.value)
+
+
+GENERATIONS = Source(
+    name="t", title="", layout="totalsegmentator",
+    masks={"gallbladder": "gall_bladder", "gall_bladder": "gall_bladder", "liver": "liver"},
+)  # fmt: skip
+
+
+def test_two_generations_of_names_stand_for_one_structure(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "s1/ct.nii.gz", "s1/segmentations/gallbladder.nii.gz", "s1/segmentations/liver.nii.gz",
+        "s2/ct.nii.gz", "s2/segmentations/gall_bladder.nii.gz", "s2/segmentations/face.nii.gz",
+    )  # fmt: skip
+    found = find_cases(tmp_path, GENERATIONS)
+    assert found["s1"].annotated(GENERATIONS) == ("gall_bladder", "liver")
+    assert found["s2"].annotated(GENERATIONS) == ("gall_bladder",)  # no liver mask: not annotated
+    assert [name for name, _ in found["s2"].label] == ["gall_bladder"]  # type: ignore[misc, union-attr]
+    touch(tmp_path, "s2/segmentations/gallbladder.nii.gz")
+    with pytest.raises(DataError, match="two masks of a case stand for the same") as err:
+        find_cases(tmp_path, GENERATIONS)
+    assert "gallbladder.nii.gz" in str(err.value)
+
+
+def test_the_same_case_twice(tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        touch(tmp_path, f"{part}/s1/ct.nii.gz", f"{part}/s1/segmentations/liver.nii.gz")
+    with pytest.raises(DataError, match="two folders claim to be case s1"):
+        LAYOUTS["totalsegmentator"].find(tmp_path)
+
+
+IMAGE = np.random.default_rng(0).integers(-900, 300, (9, 8, 7)).astype(np.int16)
+LABEL = np.zeros(IMAGE.shape, np.uint8)
+LABEL[1:6, 1:6, 1:5], LABEL[2:4, 2:4, 2:4], LABEL[7:, 6:, 5:] = 1, 2, 3
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_one_case_is_the_same_in_every_layout(layout: str, lay_out: Any, tmp_path: Path) -> None:
+    masks = {"liver": (1, 2), "liver_tumor": (2,), "spleen": (3,)}
+    source = Source(
+        name="x", title="", layout=layout,
+        **({"labels": {1: "liver", 2: "liver_tumor", 3: "spleen"}}
+           if LAYOUTS[layout].paths(Path(), "1")[1].suffix else {"masks": {m: m for m in masks}}),
+    )  # fmt: skip
+    for case in ("3", "12"):
+        lay_out(tmp_path, layout, case, IMAGE, LABEL, masks=masks if source.masks else None)
+    found = find_cases(tmp_path, source)
+    assert list(found) == ["3", "12"]
+    raw = read_case(found["12"], source)
+    np.testing.assert_array_equal(raw.image, IMAGE)
+    for name, values in masks.items():
+        bit = raw.bits.dtype.type(1 << source.structures.index(name))
+        np.testing.assert_array_equal((raw.bits & bit) != 0, np.isin(LABEL, values), name)
 
 
 def test_a_missing_folder(tmp_path: Path) -> None:

@@ -6,16 +6,19 @@ The labels are another network's output, so no Dice is asserted here.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from clbench import store
+from clbench import registry, store
 from clbench.cli import app
 from clbench.data.cache import VolumeCache
-from clbench.data.layouts import LAYOUTS, CaseFiles
+from clbench.data.check import check_layout
+from clbench.data.layouts import LAYOUTS, CaseFiles, find_cases
+from clbench.data.volumes import read_case
 from clbench.errors import DataError
 from clbench.spec import Preprocessing, Source
 
@@ -152,3 +155,32 @@ def test_an_arterial_phase_scan_in_lps_is_read_and_prepared(real_ct: Path, tmp_p
         assert int(((truth & bit) != 0).sum()) == int((raw == value).sum())
     low, high = volume.windowed((slice(None),) * 3).min(), volume.windowed((slice(None),) * 3).max()
     assert (low, high) == (0, 1)
+
+
+@pytest.mark.parametrize("layout", ["jhh", "nnunet", "msd", "totalsegmentator", "abdomenatlas"])
+def test_a_real_scan_is_the_same_in_every_layout(
+    layout: str, real_ct: Path, lay_out: Any, tmp_path: Path
+) -> None:
+    ct = nib.load(real_ct / "case_A" / "ct.nii.gz")
+    image = np.asanyarray(ct.dataobj)
+    raw = np.asanyarray(nib.load(real_ct / "case_A" / "label.nii.gz").dataobj)
+    organs = np.where(np.isin(raw, BTCV_VALUES), raw, 0).astype(np.uint8)
+    labels = {v: n for v, n in registry.benchmark("tumor_ext").source("btcv").labels.items()
+              if v in BTCV_VALUES}  # fmt: skip
+    by_mask = "atlas" in layout or layout == "totalsegmentator"
+    meaning: dict[str, Any] = (
+        {"masks": {n: n for n in labels.values()}} if by_mask else {"labels": labels}
+    )
+    source = Source(name="a", title="case A", layout=layout, **meaning)
+    masks = {n: (v,) for v, n in labels.items()} if by_mask else None
+    lay_out(tmp_path, layout, "7", image, organs, ct.affine, masks)
+    found = read_case(find_cases(tmp_path, source)["7"], source)
+    plain = lay_out(tmp_path / "btcv", "btcv", "7", image, organs, ct.affine)
+    btcv = Source(name="a", title="case A", layout="btcv", labels=labels)
+    want = read_case(find_cases(plain.parents[1], btcv)["7"], btcv)
+    np.testing.assert_array_equal(found.bits, want.bits)
+    np.testing.assert_array_equal(found.image, want.image)
+    np.testing.assert_allclose(found.affine, want.affine)
+    assert found.files.annotated(source) == btcv.structures
+    report = check_layout(tmp_path, layout)
+    assert report.problems == []

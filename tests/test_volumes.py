@@ -214,6 +214,70 @@ def test_binary_masks_per_structure(tmp_path: Path) -> None:
     np.testing.assert_array_equal(volume(split).bits, volume(whole).bits)
 
 
+PAIR = Source(
+    name="jhh", title="", layout="jhh", labels={1: "liver"}, ignored=(3,),
+    sides={2: ("left_kidney", "right_kidney")},
+)  # fmt: skip
+
+
+def paired() -> np.ndarray:
+    """Kidneys under one value; in RAS the left one has the smaller first index."""
+    _, label = phantom()
+    label[:] = 0
+    label[2:4, 5:8, 3:6] = 2
+    label[10:13, 6:9, 3:6] = 2
+    label[6:8, 6:9, 3:6] = 1
+    label[0, 0, 0] = 3
+    return label
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "LAS", "SRA"])
+def test_a_pair_under_one_value_is_split_by_side(codes: str, tmp_path: Path) -> None:
+    image, label = phantom()[0], paired()
+    place = affine()
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(place), nib.orientations.axcodes2ornt(tuple(codes))
+    )
+    turned = [nib.Nifti1Image(a, place).as_reoriented(turn) for a in (image, label)]
+    files = write(tmp_path, *(np.asanyarray(t.dataobj) for t in turned), turned[0].affine)
+    raw = read_case(files, PAIR)
+    index = np.indices(label.shape)[0]
+    for name, want in (("left_kidney", (label == 2) & (index < 5)), ("liver", label == 1),
+                       ("right_kidney", (label == 2) & (index > 5))):  # fmt: skip
+        bit = raw.bits.dtype.type(1 << PAIR.structures.index(name))
+        np.testing.assert_array_equal((raw.bits & bit) != 0, want, name)
+    assert not raw.bits[0, 0, 0]  # an ignored value is background
+
+
+def test_a_pair_in_one_piece_is_refused_unless_the_case_annotates_neither(tmp_path: Path) -> None:
+    label = paired()
+    label[10:13] = 0
+    files = write(tmp_path, phantom()[0], label, affine())
+    with pytest.raises(DataError, match="cannot be split into left and right") as err:
+        read_case(files, PAIR)
+    for words in ("l.nii.gz, value 2 (left_kidney and right_kidney)", "one piece",
+                  "[[source.partial]] of 'jhh'"):  # fmt: skip
+        assert words in str(err.value)
+    spared = replace(PAIR, partial=(Partial(cases=("0",), annotates=("liver",)),))
+    assert (volume(files, spared).labels(["left_kidney"], (slice(None),) * 3) == 255).all()
+    label[label == 2] = 0  # no kidney at all is a finding, not a fault
+    got = volume(write(tmp_path, phantom()[0], label, affine()), PAIR)
+    assert (got.labels(["left_kidney", "right_kidney"], (slice(None),) * 3) == 0).all()
+
+
+def test_a_case_shows_a_part_of_its_annotation(tmp_path: Path) -> None:
+    image, label = phantom()
+    whole = volume(write(tmp_path, image, label, affine((2.0, 2.0, 2.0))))
+    assert whole.showing(["liver", "liver_tumor", "spleen"]) is whole
+    part = whole.showing(["liver_tumor"])
+    liver, tumor = part.labels(["liver", "liver_tumor"], (slice(None),) * 3)
+    assert (liver == 255).all()
+    assert int(tumor.sum()) == 8
+    assert part.counts == {0: whole.counts[0] + whole.counts[1], 2: 8}  # sampling hides it too
+    assert len(part.where[0]) == part.counts[0]
+    np.testing.assert_array_equal(part.native_bits(), whole.native_bits())
+
+
 def test_centers_count_every_pattern() -> None:
     bits = np.zeros((50, 50, 50), np.uint8)
     bits[:40] = 1
@@ -236,6 +300,46 @@ def _nan(folder: Path, image: np.ndarray, label: np.ndarray) -> CaseFiles:
     bad = image.astype(np.float32)
     bad[4, 4, 4] = np.nan
     return write(folder, bad, label, affine())
+
+
+def _infinite(folder: Path, image: np.ndarray, label: np.ndarray) -> CaseFiles:
+    bad = image.astype(np.float32)
+    bad[4, 4, 3:5] = np.inf, -np.inf
+    return write(folder, bad, label, affine())
+
+
+def _nan_label(folder: Path, image: np.ndarray, label: np.ndarray) -> CaseFiles:
+    bad = label.astype(np.float32)
+    bad[4, 4, 4] = np.nan
+    return write(folder, image, bad, affine())
+
+
+def _flat_label(folder: Path, image: np.ndarray, label: np.ndarray) -> CaseFiles:
+    return write(folder, image, np.stack([label, label], -1), affine())
+
+
+def _masks(files: CaseFiles, **names: np.ndarray) -> CaseFiles:
+    """The same case with a mask per structure."""
+    folder = files.image.parent
+    for name, mask in names.items():
+        nib.save(nib.Nifti1Image(mask, affine()), folder / f"{name}.nii.gz")
+    return replace(files, label=tuple((n, folder / f"{n}.nii.gz") for n in names))
+
+
+def _mask_shape(folder: Path, image: np.ndarray, label: np.ndarray) -> CaseFiles:
+    files = write(folder, image, label, affine())
+    return _masks(files, liver=label, liver_tumor=label[:-1])
+
+
+def _mask_cut(folder: Path, image: np.ndarray, label: np.ndarray) -> CaseFiles:
+    files = _masks(write(folder, image, label, affine()), liver=label)
+    path = folder / "liver.nii.gz"
+    path.write_bytes(path.read_bytes()[:-30])
+    return files
+
+
+def _mask_fraction(folder: Path, image: np.ndarray, label: np.ndarray) -> CaseFiles:
+    return _masks(write(folder, image, label, affine()), liver=label * np.float32(0.3))
 
 
 def _fractions(folder: Path, image: np.ndarray, label: np.ndarray) -> CaseFiles:
@@ -297,6 +401,12 @@ def _absent(folder: Path, image: np.ndarray, label: np.ndarray) -> CaseFiles:
     ("harm", "file", "says"),
     [
         (_nan, "i.nii.gz", ["NaN or infinite", "1 such voxels"]),
+        (_infinite, "i.nii.gz", ["NaN or infinite", "2 such voxels"]),
+        (_nan_label, "l.nii.gz", ["not whole numbers", "nan"]),
+        (_flat_label, "l.nii.gz", ["not one 3-D volume"]),
+        (_mask_shape, "liver_tumor.nii.gz", ["different shapes"]),
+        (_mask_cut, "liver.nii.gz", ["damaged"]),
+        (_mask_fraction, "liver.nii.gz", ["not whole numbers", "0.3"]),
         (_fractions, "l.nii.gz", ["not whole numbers", "0.25"]),
         (_unknown, "l.nii.gz", ["7 (3 voxels)", "1 liver, 2 liver_tumor"]),
         (_negative, "l.nii.gz", ["negative", "-1"]),
