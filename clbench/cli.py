@@ -156,6 +156,105 @@ def _folders(bench: str) -> str:
     return ",".join(f"{s.name}=PATH" for s in registry.benchmark(bench).sources)
 
 
+@app.command()
+def score(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of finished runs.")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="nsd, nsd_sweep, nsd_1.5mm, hd95_mm, volume_error_ml, lesion, patient, "
+            "patient_50vox; default nsd,hd95_mm,volume_error_ml,lesion,patient."
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Instead of RUN: a folder of NIfTI masks of any tool.")
+    ] = None,
+    bench: Annotated[str | None, typer.Option(help="With --predictions: benchmark.")] = None,
+    step: Annotated[int | None, typer.Option(help="With --predictions: 1-based step.")] = None,
+    name: Annotated[str | None, typer.Option(help="With --predictions: the method.")] = None,
+    seed: Annotated[int, typer.Option(help="With --predictions: its training run.")] = 0,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON of label values (nnU-Net's dataset.json). Default: dataset.json in the "
+            "folder, else the benchmark's values of each source."
+        ),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave holes for cases without prediction.")
+    ] = False,
+    profile: Annotated[
+        str | None, typer.Option(help="With --predictions: whose phantom; as in clbench run.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="As in clbench run.")] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("results"),
+    cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
+) -> None:
+    """More metrics for finished runs, or a run folder from predictions made by any tool."""
+    from clbench.metrics.native import DEFAULT, parse_words
+    from clbench.outside import OutsideSettings, score_predictions
+    from clbench.report.progress import Progress
+    from clbench.report.scored import score_report
+    from clbench.score import score_run
+
+    words = DEFAULT if metrics is None else parse_words(metrics)
+    if bool(runs) == (predictions is not None):
+        raise SettingError(
+            "clbench score needs run folders, or --predictions",
+            expected="clbench score RUN, or clbench score --bench B --step N --predictions DIR "
+            "--name METHOD",
+            got="both" if runs else "neither",
+        )
+    folders = []
+    for folder in runs or ():
+        with Progress() as progress:
+            folders.append(
+                score_run(folder, words=words, data=data, cache=cache, watch=progress.watch)
+            )
+    if predictions is not None:
+        if bench is None or step is None or name is None:
+            raise SettingError(
+                "--predictions needs to know what they are",
+                expected="--bench, --step and --name",
+                got=", ".join(
+                    f"--{k} {v}"
+                    for k, v in {"bench": bench, "step": step, "name": name}.items()
+                    if v is not None
+                )
+                or "none of them",
+            )
+        with Progress() as progress:
+            folder, holes = score_predictions(
+                OutsideSettings(
+                    bench=bench,
+                    step=step,
+                    predictions=predictions,
+                    name=name,
+                    seed=seed,
+                    words=words,
+                    labels=labels,
+                    profile=profile,
+                    data=data,
+                    splits=parse_splits(split or []),
+                    out=out,
+                    cache=cache,
+                    allow_missing=allow_missing,
+                ),
+                progress.watch,
+            )
+        folders.append(folder)
+        if holes:
+            typer.echo(f"Holes, without prediction after step {step}: {', '.join(holes)}")
+    for folder in folders:
+        for made in score_report(folder):
+            show(made, "terminal")
+            typer.echo("")
+        typer.echo(f"Results: {folder}")
+
+
 @app.command("list")
 def list_() -> None:
     """Benchmarks, strategies, backbones, encodings and profiles, one line each."""

@@ -42,6 +42,7 @@ __all__ = [
     "mean_dice",
     "read_prediction",
     "score_case",
+    "score_rows",
     "sliding_slabs",
     "to_native",
     "write_prediction",
@@ -117,29 +118,9 @@ def score_case(
     rows: list[Score] = []
 
     def add(scoring: str, metric: str, counts: list[Counts]) -> None:
-        known = dict(zip(annotated, counts, strict=True))
         value_of = dice_paper if scoring == "paper" else dice
-        for name in structures:
-            found = known.get(name)
-            rows.append(
-                Score(
-                    bench=context.bench,
-                    bench_version=context.bench_version,
-                    strategy=context.strategy,
-                    seed=context.seed,
-                    step=context.step,
-                    eval_set=volume.source,
-                    case=volume.case,
-                    structure=name,
-                    learned_at=context.learned_at[name],
-                    scoring=scoring,
-                    metric=metric,
-                    value=float("nan") if found is None else value_of(found),
-                    gt_vox=None if found is None else found.gt_vox,
-                    pred_vox=None if found is None else found.pred_vox,
-                    status="not_annotated" if found is None else found.status,
-                )
-            )
+        found = {n: (value_of(c), c) for n, c in zip(annotated, counts, strict=True)}
+        rows.extend(score_rows(found, structures, volume, scoring, metric, context))
 
     for scoring in scorings:
         if scoring == "paper":
@@ -182,6 +163,49 @@ def mean_dice(server: Server, volumes: Iterable[Volume], structures: Sequence[st
             if count.gt_vox:
                 found.setdefault(name, []).append(dice(count))
     return float(np.mean([np.mean(v) for v in found.values()])) if found else float("nan")
+
+
+def score_rows(
+    found: Mapping[str, tuple[float, Counts]],
+    structures: Sequence[str],
+    volume: Volume,
+    scoring: str,
+    metric: str,
+    context: ScoreContext,
+) -> list[Score]:
+    """One row per structure learned so far; those without an entry are `not_annotated`.
+
+    Args:
+        found: structure → (value, counts) of what the case annotates.
+        structures: every structure learned so far.
+        volume: the case.
+        scoring: `strict` or `paper`.
+        metric: name of the value.
+        context: what all rows share.
+    """
+    rows = []
+    for name in structures:
+        value, counts = found.get(name, (float("nan"), None))
+        rows.append(
+            Score(
+                bench=context.bench,
+                bench_version=context.bench_version,
+                strategy=context.strategy,
+                seed=context.seed,
+                step=context.step,
+                eval_set=volume.source,
+                case=volume.case,
+                structure=name,
+                learned_at=context.learned_at[name],
+                scoring=scoring,
+                metric=metric,
+                value=value,
+                gt_vox=None if counts is None else counts.gt_vox,
+                pred_vox=None if counts is None else counts.pred_vox,
+                status="not_annotated" if counts is None else counts.status,
+            )
+        )
+    return rows
 
 
 def to_native(

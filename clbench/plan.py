@@ -29,6 +29,7 @@ from clbench import registry, store
 from clbench.data.cache import default_root
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError
+from clbench.metrics.native import implementations
 from clbench.nets.weights import WeightReport, load_weights
 from clbench.settings import Profile, apply_overrides, change, load_profile, split_overrides
 from clbench.spec import Benchmark, Split
@@ -86,10 +87,6 @@ class Plan:
     folder: Path
     shared: Path
     identity: dict[str, Any]
-
-    def named(self, step: int, cases: Sequence[str]) -> list[str]:
-        """Case ids of a step as "source/case", as the ledger writes them."""
-        return [f"{self.catalog.source(step).name}/{case}" for case in cases]
 
     def lesson(self, number: int) -> Lesson:
         """The 1-based step as a strategy sees it."""
@@ -266,22 +263,9 @@ def new_record(plan: Plan) -> dict[str, Any]:
         "data_fingerprint": plan.catalog.fingerprint,
         "text_encoding": plan.text_record,
         "backbone_weights": None if plan.weights is None else dataclasses.asdict(plan.weights),
-        "course": {
-            "steps": [
-                {"name": s.name, "source": s.source, "learns": list(s.learns)}
-                for s in plan.benchmark.steps
-            ],
-            "groups": {name: list(members) for name, members in plan.benchmark.groups.items()},
-            "train": [plan.named(i, s.train) for i, s in enumerate(plan.catalog.splits, 1)],
-            "test": [plan.named(i, s.test) for i, s in enumerate(plan.catalog.splits, 1)],
-        },
+        "course": course_of(plan.benchmark, plan.catalog),
         "settings": settings,
-        "split_sha256": {
-            f"step {i}, {s.name}": hashlib.sha256(
-                json.dumps(dataclasses.asdict(s)).encode()
-            ).hexdigest()[:16]
-            for i, s in enumerate(plan.catalog.splits, 1)
-        },
+        "split_sha256": split_hashes(plan.catalog),
         "shared_step1": plan.shared.name,
         "versions": {
             "clbench": clbench.__version__,
@@ -291,7 +275,7 @@ def new_record(plan: Plan) -> dict[str, Any]:
                 for name in ("torch", "monai", "numpy", "scipy", "nibabel")
             },
         },
-        "git": _git(),
+        "git": git_commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "device": str(plan.device)
         if plan.device.type == "cpu"
@@ -300,10 +284,37 @@ def new_record(plan: Plan) -> dict[str, Any]:
         "host_cpus": os.cpu_count(),
         "cost": {},
         "ledger": {},
+        "metrics": implementations(("dice",)),
     }
 
 
-def _git() -> str | None:
+def course_of(benchmark: Benchmark, catalog: Catalog) -> dict[str, Any]:
+    """The course as every record holds it: steps, groups, training and test cases."""
+
+    def named(step: int, cases: Sequence[str]) -> list[str]:
+        return [f"{catalog.source(step).name}/{case}" for case in cases]
+
+    return {
+        "steps": [
+            {"name": s.name, "source": s.source, "learns": list(s.learns)} for s in benchmark.steps
+        ],
+        "groups": {name: list(members) for name, members in benchmark.groups.items()},
+        "train": [named(i, s.train) for i, s in enumerate(catalog.splits, 1)],
+        "test": [named(i, s.test) for i, s in enumerate(catalog.splits, 1)],
+    }
+
+
+def split_hashes(catalog: Catalog) -> dict[str, str]:
+    """Split of each step → checksum."""
+    return {
+        f"step {i}, {s.name}": hashlib.sha256(
+            json.dumps(dataclasses.asdict(s)).encode()
+        ).hexdigest()[:16]
+        for i, s in enumerate(catalog.splits, 1)
+    }
+
+
+def git_commit() -> str | None:
     """The commit of the checkout clbench was imported from, or None for an installed wheel."""
     git = shutil.which("git")
     if git is None:

@@ -34,7 +34,7 @@ Watch = Callable[[dict[str, Any]], None]
 
 
 @contextmanager
-def _alone(folder: Path, *, wait: bool) -> Iterator[None]:
+def alone(folder: Path, *, wait: bool) -> Iterator[None]:
     """Hold the folder for this process.
 
     Raises:
@@ -70,7 +70,7 @@ def run_course(settings: RunSettings, watch: Watch = lambda event: None) -> Path
     if record is not None and record["status"] == "finished" and not settings.fresh:
         watch({"event": "already finished", "folder": plan.folder})
         return plan.folder
-    with _alone(plan.folder, wait=False):
+    with alone(plan.folder, wait=False):
         if settings.fresh:
             for item in plan.folder.iterdir():
                 if item.name != ".lock":
@@ -132,7 +132,7 @@ class _Course:
         home = plan.shared if first else plan.folder
         path = home / f"step{lesson.number}.pt"
         if first:
-            with _alone(plan.shared, wait=True):
+            with alone(plan.shared, wait=True):
                 if plan.settings.fresh or not path.exists():
                     self._teach(strategy, lesson, path)
                 else:

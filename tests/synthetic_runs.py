@@ -144,7 +144,7 @@ def _write(
 ) -> Path:
     identity = {
         "bench": bench, "bench_version": 1, "numerics": 1, "data_fingerprint": "synthetic-1",
-        "splits": {f"{s}.toml": {"name": f"{s}.toml", "draw": None, "test": c} for s, c in cases.items()},
+        "splits": [{"name": f"{s}.toml", "draw": None, "test": c} for s, c in cases.items()],
         "profile": {"name": "smoke", "examine": {"postprocess": False}}, "seed": seed, "vectors": "v",
         "weights": None, "strategy": {"class": name.title()}, **method.identity,
     }  # fmt: skip
@@ -154,6 +154,7 @@ def _write(
     record = {
         "schema": store.SCHEMA, "status": "finished", "steps_done": len(steps), "patients": not phantom,
         "strategy": name, "run_id": store.run_id(identity), "identity": identity,
+        "metrics": {"dice": {"version": 1}},
         "data_fingerprint": "synthetic-1", "text_encoding": {"encoding": "minilm"},
         "course": {
             "steps": [{"name": n, "source": s, "learns": list(c)} for n, s, c in steps],

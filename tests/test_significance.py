@@ -224,7 +224,7 @@ def test_three_steps_and_a_structure_nobody_has(tmp_path: Path) -> None:
 
 def test_scans_of_one_patient_are_one_patient(tmp_path: Path) -> None:
     """Cases 100 to 109 are ten scans of one patient, 110 and 111 two of another: averaged."""
-    splits = {"btcv.toml": {"name": "btcv.toml", "draw": {"patient": r"1(\d)"}, "test": None}}
+    splits = [{"name": "btcv.toml", "draw": {"patient": r"1(\d)"}, "test": None}]
     make_runs(
         tmp_path,
         {k: Method(kept=v, identity={"splits": splits}) for k, v in {"a": 0.0, "b": -0.1}.items()},
@@ -337,7 +337,7 @@ def damage(results: Path, strategy: str, change: Any) -> Path:
     [
         ("bench_version", 2, "bench_version"),
         ("data_fingerprint", "other", "data_fingerprint"),
-        ("splits", {"x": {}}, "splits"),
+        ("splits", [{"name": "x"}], "splits"),
         ("numerics", 2, "numerics"),
         ("profile", {"name": "paper"}, "profile"),
     ],
@@ -361,9 +361,10 @@ def test_phantom_beside_patients_is_refused(tmp_path: Path) -> None:
 
 def test_other_versions_of_a_metric_are_refused(tmp_path: Path) -> None:
     make_runs(tmp_path, {k: replace(FOUR[k], seeds=(0,)) for k in ("universal", "joint")})
-    damage(tmp_path, "joint", lambda r: r.update(metric_versions={"dice": 2}))
-    with pytest.raises(StoreError, match="different versions of the metrics"):
+    damage(tmp_path, "joint", lambda r: r.update(metrics={"dice": {"version": 2}}))
+    with pytest.raises(StoreError, match="do not belong") as err:
         run(tmp_path)
+    assert "different metric versions (dice)" in str(err.value)
 
 
 def test_a_scoring_that_one_strategy_lacks_is_a_hole(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ class Evidence:
     """Eval set → patients, in order of the split."""
     methods: tuple[Method, ...]
     """By label; the reference first."""
-    splits: Mapping[str, Any]
-    """Splits as recorded."""
+    splits: Sequence[Mapping[str, Any]]
+    """Split of each step, as recorded."""
 
     @property
     def reference(self) -> Method:
@@ -137,7 +137,6 @@ def gather(
             where=results / bench,
             next_step=f"clbench run --bench {bench} --strategy {ref}",
         )
-    _refuse_other_metrics(groups)
     chosen = _reference(groups, ref, results / bench)
     record = groups[0].runs[0].record
     course = record["course"]
@@ -181,31 +180,14 @@ def _reference(groups: Sequence[Group], ref: str, where: Path) -> Group:
     return found[0]
 
 
-def _refuse_other_metrics(groups: Sequence[Group]) -> None:
-    """Scores made by other definitions of a metric never share a table."""
-    runs = [run for g in groups for run in g.runs]
-    for run in runs[1:]:
-        for field in ("metric_versions", "metrics"):
-            ours, theirs = runs[0].record.get(field), run.record.get(field)
-            if ours != theirs:
-                raise StoreError(
-                    "these runs were scored by different versions of the metrics",
-                    where=f"{runs[0].folder} and {run.folder}",
-                    expected=ours,
-                    got=theirs,
-                    next_step="score the older one again: clbench score RUN",
-                )
-
-
 def _bare(source: str, case: str) -> str:
     return case.removeprefix(f"{source}/")
 
 
-def _patients(cases: Iterable[str], splits: Mapping[str, Any]) -> list[str]:
+def _patients(cases: Iterable[str], splits: Iterable[Mapping[str, Any]]) -> list[str]:
     """One patient id per case, by the rule of the split; without a rule a case is a patient."""
     rules = [
-        (split.get("test") or (), (split.get("draw") or {}).get("patient"))
-        for split in splits.values()
+        (split.get("test") or (), (split.get("draw") or {}).get("patient")) for split in splits
     ]
     found = []
     for case in cases:
@@ -239,7 +221,7 @@ def _method(
         _refuse_strangers(rows, run.record, run.folder)
         table: dict[Key, dict[str, Score]] = {}
         for row in rows:
-            if row.scoring == scoring and row.metric == metric:
+            if row.scoring == scoring and row.measures(metric):
                 cells = table.setdefault((row.step, row.eval_set, row.structure), {})
                 if row.case in cells:
                     raise StoreError(

@@ -74,7 +74,7 @@ def read_run(folder: Path, scoring: str, metric: str = "dice") -> Measured:
     cases: dict[tuple[int, str], dict[str, float]] = {}
     for row in rows:
         own = sources[row.learned_at - 1] == row.eval_set
-        if own and row.scoring == scoring and row.metric == metric:
+        if own and row.scoring == scoring and row.measures(metric):
             cases.setdefault((row.step, row.structure), {})[row.case] = row.value
     holes = _holes(record, cases, learned_at)
     for key in holes:

@@ -120,6 +120,8 @@ def run_report(folder: Path, *, scoring: str) -> list[Table]:
 
 def _past(record: Mapping[str, Any]) -> str:
     """Which past data training opened, from the ledger."""
+    if record.get("external"):
+        return "past images opened in training: not known, the predictions were made elsewhere"
     steps = record["course"]["steps"]
     opened = 0
     for number_, by_purpose in record["ledger"].items():
@@ -161,6 +163,7 @@ def summary(*, results: Path, bench: str, scoring: str) -> Table:
         minutes = [
             sum(step["train"]["train_s"] + step["train"]["prepare_s"]
                 for step in r.record["cost"].values()) / 60
+            if r.record["cost"] else math.nan
             for r in g.runs
         ]  # fmt: skip
         rows.append(
