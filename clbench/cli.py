@@ -87,7 +87,8 @@ def run(
         typer.Option(help="btcv=PATH,lits=PATH or one folder. Default: the embedded phantom."),
     ] = None,
     split: Annotated[
-        list[str] | None, typer.Option(help="SOURCE=FILE.toml: other cases than the benchmark's.")
+        list[str] | None,
+        typer.Option(help="SOURCE=FILE.toml or STEP=FILE.toml: your own cases."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("results"),
     set_: Annotated[
@@ -269,10 +270,10 @@ def list_() -> None:
     ):
         typer.echo(title)
         for name in registry.entries(kind):
-            typer.echo(f"  {name:<16} {registry.summary(kind, name)}")
+            typer.echo(f"  {name:<17} {registry.summary(kind, name)}")
     typer.echo("Profiles")
     for name in profile_names():
-        typer.echo(f"  {name:<16} {load_profile(name).summary}")
+        typer.echo(f"  {name:<17} {load_profile(name).summary}")
 
 
 @app.command()
@@ -340,13 +341,14 @@ def check(
 ) -> None:
     """Read a data folder: per case what is there, what is annotated, and every problem."""
     from clbench import registry
-    from clbench.data.check import check_data, check_layout
+    from clbench.data.check import check_data, check_layout, split_remarks
 
     if layout is not None:
         report = check_layout(Path(path).expanduser(), layout)
     else:
         course = registry.benchmark(bench)
         report = check_data(path, [course.reads(s.name) for s in course.sources])
+        report.remarks += split_remarks(course, report)
     for line in report.lines():
         typer.echo(line)
     if report.problems:

@@ -115,6 +115,7 @@ def _split(raw: dict[str, Any], name: str, where: object) -> Split:
     if "draw" in raw:
         draw = dict(_table(raw, "draw", where))
         draw["needs"] = _texts(draw, "needs", where)
+        draw["without"] = expand_ids(draw.get("without", []), where)
         for needed in draw["needs"]:
             structure(needed, where)
         raw["draw"] = _make(Draw, draw, f"{where}, draw")

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from clbench import checkpoint, store
 from clbench.data.pseudo import PseudoMap, write_pseudo
-from clbench.data.volumes import Volume, spacing_of
+from clbench.data.reading import spacing_of
+from clbench.data.volumes import Volume
 from clbench.errors import StoreError
 from clbench.examine import ScoreContext, Server, mean_dice, score_case, write_prediction
 from clbench.plan import Plan, RunSettings, make_plan, new_record

@@ -35,6 +35,8 @@ class Draw:
     """1-based block."""
     needs: tuple[str, ...] = ()
     """Structures of which a case must hold a voxel; for sources that image other regions too."""
+    without: tuple[str, ...] = ()
+    """Case ids that are never drawn: damaged files, say."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -65,7 +67,7 @@ class Draw:
             SpecError: not enough patients.
         """
         patients: dict[str, list[str]] = {}
-        for case in sorted(cases):
+        for case in sorted(set(cases) - set(self.without)):
             patients.setdefault(patient(case), []).append(case)
         order = sorted(
             patients, key=lambda p: hashlib.sha256(f"{self.seed}/{p}".encode()).hexdigest()

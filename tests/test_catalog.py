@@ -146,10 +146,22 @@ def test_the_same_case_in_train_and_test_by_id() -> None:
         replace(BTCV, test=("1",))
 
 
-def test_the_same_case_in_train_and_test_by_content(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["copied", "turned", "as float"])
+def test_the_same_case_in_train_and_test_by_content(how: str, data: Path, tmp_path: Path) -> None:
     one = LAYOUTS["btcv"].paths(data / "btcv", "1")[0]
     three = LAYOUTS["btcv"].paths(data / "btcv", "3")[0]
-    three.write_bytes(one.read_bytes())
+    scan = nib.load(one)
+    if how == "copied":
+        three.write_bytes(one.read_bytes())
+    elif how == "turned":
+        codes = nib.orientations.axcodes2ornt(("L", "P", "S"))
+        nib.save(scan.as_reoriented(codes), three)
+        label = LAYOUTS["btcv"].paths(data / "btcv", "3")[1]
+        nib.save(nib.load(label).as_reoriented(codes), label)
+    else:
+        nib.save(
+            nib.Nifti1Image(np.asanyarray(scan.dataobj).astype(np.float32), scan.affine), three
+        )
     with pytest.raises(DataError) as err:
         catalog(data, tmp_path)
     assert "the same case is in train and in test" in str(err.value)

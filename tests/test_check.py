@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from typer.testing import CliRunner
 
 from clbench import registry
 from clbench.cli import app
-from clbench.data.check import check_data, check_folder, check_layout
+from clbench.data.check import check_data, check_folder, check_layout, split_remarks
 from clbench.data.layouts import LAYOUTS
 from clbench.errors import DataError, UnknownName
+from clbench.spec import Draw, Split
 
 SOURCES = registry.benchmark("tumor_ext").sources
 
@@ -162,6 +164,24 @@ def test_folders_by_name(folder: Path) -> None:
     assert set(check_data(str(folder), SOURCES).cases) == {"lits", "btcv"}
     with pytest.raises(DataError, match="does not have"):
         check_data(f"lids={folder / 'lits'}", SOURCES)
+
+
+def test_splits_are_held_against_the_cases(folder: Path) -> None:
+    bench = registry.benchmark("tumor_ext")
+    organs, tumor = split_remarks(bench, check_folder(folder, SOURCES))
+    assert "step 'organs', its split of btcv: lacks 5, 7" in organs
+    assert "lacks 1, 2, 3" in tumor
+    mine = Split(name="mine", train=("2",), test=("61",))
+    drawn = Split(name="drawn", draw=Draw(seed=0, train=2, test=1))
+    steps = tuple(
+        replace(step, split=split) for step, split in zip(bench.steps, (mine, drawn), strict=True)
+    )
+    organs, tumor = split_remarks(replace(bench, steps=steps), check_folder(folder, SOURCES))
+    assert organs.endswith("every case is here")
+    assert "too few patients for the drawn split" in tumor
+    run = CliRunner().invoke(app, ["data", "check", str(folder)])
+    assert run.exit_code == 0  # another split may be named
+    assert "its split of btcv: lacks" in run.output
 
 
 def test_the_command_takes_a_layout_or_a_benchmark(folder: Path) -> None:

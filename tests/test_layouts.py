@@ -11,7 +11,7 @@ import pytest
 
 from clbench import registry
 from clbench.data.layouts import LAYOUTS, find_cases, find_layout, resolve_data
-from clbench.data.volumes import read_case
+from clbench.data.reading import read_case
 from clbench.errors import DataError, UnknownName
 from clbench.spec import Source
 

@@ -16,7 +16,8 @@ from clbench.data import phantom as room
 from clbench.data.anatomy import tissues
 from clbench.data.layouts import LAYOUTS
 from clbench.data.phantom import fingerprint, make_case, make_phantom, tumor_free
-from clbench.data.volumes import Volume, preprocess, read_case
+from clbench.data.reading import read_case
+from clbench.data.volumes import Volume, preprocess
 from clbench.errors import DataError, StoreError
 from clbench.settings import PhantomSettings
 from clbench.spec import Preprocessing, Source

@@ -18,7 +18,7 @@ from clbench.cli import app
 from clbench.data.cache import VolumeCache
 from clbench.data.check import check_layout
 from clbench.data.layouts import LAYOUTS, CaseFiles, find_cases
-from clbench.data.volumes import read_case
+from clbench.data.reading import read_case
 from clbench.errors import DataError
 from clbench.spec import Preprocessing, Source
 

@@ -69,6 +69,16 @@ def test_only_cases_that_fit_are_drawn_and_no_more_are_looked_at() -> None:
     assert len(asked) < len(CASES)
 
 
+def test_cases_left_out_are_never_drawn() -> None:
+    rule = replace(RULE, train=12, validation=0, test=12)
+    plain = drawn(rule)
+    got = drawn(replace(rule, without=tuple(c for c in CASES if c.endswith("art"))))
+    assert all(c.endswith("ven") for c in got.cases)
+    assert patients(got.cases) == patients(plain.cases)
+    whole = drawn(replace(rule, without=(plain.train[0], plain.train[1])))
+    assert not patients(plain.train[:1]) & patients(whole.cases)
+
+
 def test_too_few_patients_are_counted() -> None:
     with pytest.raises(SpecError) as err:
         drawn(replace(RULE, part=4, needs=("liver",)))

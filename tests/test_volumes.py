@@ -19,11 +19,11 @@ from monai.data import MetaTensor
 from monai.transforms import CropForeground, Orientation, Spacing
 
 from clbench.data.layouts import CaseFiles
+from clbench.data.reading import read_case
 from clbench.data.volumes import (
     Volume,
     centers,
     preprocess,
-    read_case,
     resample_linear,
     resampled_length,
 )

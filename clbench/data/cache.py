@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from clbench.data.layouts import CaseFiles
-from clbench.data.volumes import Volume, preprocess, read_case, values_of
+from clbench.data.reading import image_digest, read_case, values_of
+from clbench.data.volumes import Volume, preprocess
 from clbench.errors import DataError, StoreError
 from clbench.spec import Preprocessing, Source
 from clbench.taxonomy import ancestors
@@ -60,8 +61,8 @@ class VolumeCache:
         return whole.hexdigest()
 
     def image_hash(self, files: CaseFiles) -> str:
-        """SHA-256 of the image, unpacked: compressing it again does not change it."""
-        return self._file_hash(files.image)
+        """SHA-256 of the image's voxels, see `image_digest`."""
+        return self._remember("images", files.image, lambda: image_digest(files.image))
 
     def _file_hash(self, path: Path) -> str:
         """Hash of an (unpacked) file."""
@@ -140,11 +141,18 @@ class VolumeCache:
         if found is not None:
             return found
         self._make(self.root)
-        with FileLock(entry.with_suffix(".lock")):
+        lock = FileLock(entry.with_suffix(".lock"))
+        try:
+            lock.acquire()
+        except OSError as err:
+            raise self._full(err) from err
+        try:
             found = self._open(entry, files, source, pre)  # another process may have made it
             if found is not None:
                 return found
             self._write(entry, preprocess(read_case(files, source), source, pre))
+        finally:
+            lock.release()
         found = self._open(entry, files, source, pre)
         if found is None:
             raise StoreError(

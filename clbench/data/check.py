@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from clbench.data.layouts import CaseFiles, find_cases, find_layout, natural, resolve_data
-from clbench.data.volumes import RawCase, read_case, read_unnamed, spacing_of
-from clbench.errors import ClbenchError, DataError, UnknownName
-from clbench.spec import Source
+from clbench.data.reading import RawCase, read_case, read_unnamed, spacing_of
+from clbench.errors import ClbenchError, DataError, SpecError, UnknownName
+from clbench.spec import Benchmark, Source
 from clbench.taxonomy import canonical
 
 
@@ -100,6 +100,25 @@ def check_layout(folder: Path, layout: str) -> FolderReport:
         what = "label value" if name.isdigit() else "mask"
         report.remarks.append(f"{what} {name}: in {seen[name]} of {len(cases)} case(s){known}")
     return report
+
+
+def split_remarks(benchmark: Benchmark, report: FolderReport) -> list[str]:
+    """Per step whether the cases found serve its split; another one may be named with --split."""
+    found = []
+    for step in benchmark.steps:
+        if step.source not in report.cases:
+            continue
+        source = benchmark.source(step.source)
+        have = {c.case for c in report.cases[step.source]}
+        try:  # what a drawn case must hold is looked at when a run draws
+            split = step.split.resolve(have, patient=source.patient_of)
+            absent = [c for c in split.cases if c not in have]
+            said = f"lacks {', '.join(absent[:20])}{' …' if len(absent) > 20 else ''}"
+            said = said if absent else "every case is here"
+        except SpecError as err:
+            said = f"{err.what}: expected {err.expected}, got {err.got}"
+        found.append(f"step {step.name!r}, its split of {step.source}: {said}")
+    return found
 
 
 def check_data(text: str, sources: Sequence[Source]) -> FolderReport:

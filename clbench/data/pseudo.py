@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.data.volumes import UNKNOWN, Index, bits_type
+from clbench.data.reading import bits_type
+from clbench.data.volumes import UNKNOWN, Index
 from clbench.errors import StoreError
 
 YES = 254
