@@ -32,7 +32,8 @@ from clbench.data.foreign import (
     read_prediction_files,
     source_map,
 )
-from clbench.data.volumes import Volume, resample_nearest, spacing_of
+from clbench.data.reading import spacing_of
+from clbench.data.volumes import Volume, resample_nearest
 from clbench.errors import DataError, SettingError
 from clbench.examine import score_rows
 from clbench.metrics.native import DEFAULT, implementations, measure

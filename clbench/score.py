@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from clbench import registry, store
 from clbench.data.cache import default_root
 from clbench.data.catalog import Catalog, build_catalog
-from clbench.data.volumes import Volume, spacing_of
+from clbench.data.reading import spacing_of
+from clbench.data.volumes import Volume
 from clbench.errors import StoreError
 from clbench.examine import Prediction, ScoreContext, read_prediction, score_rows, to_native
 from clbench.metrics.native import DEFAULT, Found, implementations, measure, row_names

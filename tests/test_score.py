@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from clbench import store
 from clbench.cli import app
-from clbench.data.volumes import spacing_of
+from clbench.data.reading import spacing_of
 from clbench.errors import StoreError
 from clbench.examine import read_prediction, to_native, write_prediction
 from clbench.metrics import native

@@ -19,13 +19,7 @@ from nibabel.orientations import apply_orientation
 from numpy.typing import NDArray
 
 from clbench.data.layouts import CaseFiles
-from clbench.data.volumes import (
-    _open_image,  # the readers of truths read predictions too
-    _same_place,
-    _voxels,
-    bits_type,
-    whole_numbers,
-)
+from clbench.data.reading import bits_type, open_image, same_place, voxels, whole_numbers
 from clbench.errors import ClbenchError, DataError, UnknownName
 from clbench.spec import Source
 from clbench.taxonomy import ancestors, canonical
@@ -239,7 +233,7 @@ def read_prediction_files(
         DataError: another grid or place, a value without meaning, or a mask that is missing.
         UnknownName: a mask file that no structure is called.
     """
-    shape, affine, turn, _ = _open_image(image)
+    shape, affine, turn, _ = open_image(image)
     kind = bits_type(len(structures))
     bits = np.zeros(shape, dtype=kind)
     if path.is_dir():
@@ -280,7 +274,7 @@ def _words(meaning: LabelMap) -> Iterable[str]:
 
 def _read(path: Path, shape: tuple[int, int, int], affine: NDArray[np.float64]) -> NDArray[Any]:
     try:
-        _same_place(path, shape, affine)
+        same_place(path, shape, affine)
     except ClbenchError as err:
         raise DataError(
             "a prediction does not lie on the grid of its image",
@@ -289,7 +283,7 @@ def _read(path: Path, shape: tuple[int, int, int], affine: NDArray[np.float64]) 
             got=err.got,
             next_step="resample it to the image by nearest neighbor, and copy the image's affine",
         ) from err
-    return whole_numbers(_voxels(path).reshape(shape), path)
+    return whole_numbers(voxels(path).reshape(shape), path)
 
 
 def _masks(folder: Path, structures: Sequence[str]) -> dict[str, Path]:
