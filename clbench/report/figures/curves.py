@@ -1,0 +1,81 @@
+"""Forgetting over the steps: the structures of each step, followed to the end.
+
+Room: row 5 (matplotlib).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from clbench.bootstrap import crossed_interval, seed_means
+from clbench.report.evidence import Evidence, Method
+from clbench.report.figures import Study, style
+
+Floats = NDArray[np.float64]
+DRAWS = 2000
+
+
+def table_at(e: Evidence, method: Method, step: int, structures: list[str]) -> dict[str, Floats]:
+    """Eval set → (seeds, patients, structures) after a step; empty where there is a hole."""
+    found: dict[str, list[Floats]] = {}
+    for c in structures:
+        cells = method.cells.get((step, e.home(c), c))
+        if cells is None or cells.hole:
+            return {}
+        found.setdefault(e.home(c), []).append(cells.values)
+    return {name: np.stack(values, axis=-1) for name, values in found.items()}
+
+
+def forgetting(study: Study) -> Figure:
+    """A panel per step whose structures can be forgotten: mean Dice from there to the last step."""
+    e = study.evidence
+    study.need(e.last > 1, "a course of one step forgets nothing", "name another benchmark")
+    pens = style.pens([m.label for m in e.methods])
+    panels = e.last - 1
+    figure = style.new(
+        style.COLUMN_IN if panels == 1 else style.PAGE_IN, 3.1 + 0.13 * (len(e.methods) // 3)
+    )
+    axes = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
+    shown: dict[str, style.Pen] = {}
+    for k, ax in enumerate(axes, 1):
+        structures = [c for c, s in e.learned_at.items() if s == k]
+        for i, m in enumerate(e.methods):
+            steps = list(range(k, e.last + 1))
+            tables = [table_at(e, m, t, structures) for t in steps]
+            if not all(tables):
+                continue
+            shift = 0.05 * (i - (len(e.methods) - 1) / 2) / max(1, len(e.methods) / 4)
+            x = np.array(steps) + shift
+            seeds = np.array([seed_means(t) for t in tables])
+            intervals = [crossed_interval(t, draws=DRAWS) for t in tables]
+            y = np.array([v.estimate for v in intervals])
+            low = y - np.array([v.low for v in intervals])
+            high = np.array([v.high for v in intervals]) - y
+            pen = pens[m.label]
+            if seeds.shape[1] > 1:
+                ax.plot(x, seeds, color=pen.color, linewidth=0.4, alpha=0.45, linestyle=pen.dash)
+            ax.errorbar(
+                x, y, yerr=np.nan_to_num(np.array([low, high])).clip(0), **pen.line(),
+                markersize=3.6, elinewidth=0.8, capsize=1.5, capthick=0.6, zorder=3 + 2 * (i == 0),
+            )  # fmt: skip
+            shown[m.label] = pen
+        ax.set_xticks(range(k, e.last + 1), [f"after\nstep {t}" for t in range(k, e.last + 1)])
+        ax.set_xlim(k - 0.25, e.last + 0.25)
+        n = len(structures)
+        ax.set_title(f"{n} structure{'s' if n > 1 else ''} of step {k}")
+        ax.set_ylim(-0.03, 1.03)
+        ax.yaxis.grid(True, linewidth=0.3, color="#d9d9d9")
+        ax.set_axisbelow(True)
+    axes[0].set_ylabel(f"mean Dice ({e.scoring})")
+    if panels > 1:
+        style.letters(list(axes))
+    missing = [m.label for m in e.methods if m.label not in shown]
+    words = "Bars: 95 % over patients and seeds (crossed bootstrap). Thin lines: single seeds."
+    if missing:
+        words += f"\nNot shown, because scores are missing: {', '.join(missing)}."
+    style.frame(
+        figure, e, f"{e.bench}: what becomes of old structures", words, style.key(shown, lines=True)
+    )
+    return figure

@@ -1,0 +1,107 @@
+"""Paired differences from the reference after the last step, structure by structure.
+
+Room: row 5 (matplotlib).
+"""
+
+from __future__ import annotations
+
+import math
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Polygon
+
+from clbench.report.endpoints import FINAL
+from clbench.report.evidence import Evidence
+from clbench.report.figures import Study, style
+
+ACROSS = 3
+
+
+def forest(study: Study) -> Figure:
+    """Hodges-Lehmann pseudomedian with its exact interval per structure.
+
+    The diamond is the mean of all structures with its crossed bootstrap interval, the band the
+    equivalence margin.
+    """
+    e = study.evidence
+    study.need(e.others, "one strategy alone has no difference", "run a second strategy")
+    structures = sorted(e.learned_at, key=lambda c: e.learned_at[c])
+    across = min(ACROSS, len(e.others))
+    down = math.ceil(len(e.others) / across)
+    width = {1: style.COLUMN_IN, 2: 5.4}.get(across, style.PAGE_IN)
+    height = 0.8 + down * ((len(structures) + 1.6) * 0.145 + 0.5)
+    figure = style.new(width, height)
+    axes = figure.subplots(down, across, squeeze=False)
+    for i, ax in enumerate(axes.flat):
+        if i >= len(e.others):
+            ax.set_axis_off()
+            continue
+        _panel(study, ax, e, e.others[i].label, structures)
+        names = [*(style.name_of(c) for c in structures), "Mean of all"]
+        at = [*range(len(structures)), len(structures) + 0.6]
+        ax.set_yticks(at, names if i % across == 0 else [""] * len(at))
+        if i // across == down - 1 or i + across >= len(e.others):
+            ax.set_xlabel(f"Dice, {e.reference.label} minus the other")
+    style.frame(
+        figure,
+        e,
+        f"{e.bench}: paired differences after the last step, reference {e.reference.label}",
+        "Dots: Hodges-Lehmann over patients, seeds averaged, with exact 95 % interval (open: none "
+        "exists at this n). Diamond: mean of all structures, crossed bootstrap. Gray band: "
+        f"±{study.protocol.margin:g}, the equivalence margin. Titles: verdict of the confirmatory "
+        "test of that mean. Every panel has its own scale.",
+    )
+    return figure
+
+
+def _panel(study: Study, ax: Axes, e: Evidence, other: str, structures: list[str]) -> None:
+    rows = {
+        r.structure: r
+        for r in study.classes
+        if r.b == other and r.step == e.last and r.eval_set == e.home(r.structure)
+    }
+    (whole,) = [c for c in study.comparisons if c.b == other and c.endpoint == FINAL]
+    reach = [abs(v) for r in rows.values() if r.pseudomedian
+             for v in (r.pseudomedian.estimate, r.pseudomedian.low, r.pseudomedian.high)
+             if not math.isnan(v)]  # fmt: skip
+    limit = min(1.0, max([0.05, *reach]) * 1.12)
+    ax.axvspan(-study.protocol.margin, study.protocol.margin, color="#e4e4e4", linewidth=0)
+    ax.axvline(0, color="black", linewidth=0.6)
+    for y, c in enumerate(structures):
+        r = rows.get(c)
+        if r is None or r.hole or r.pseudomedian is None:
+            why = "hole" if r is None or r.hole else "no patients"
+            ax.text(0, y, why, ha="center", va="center", fontsize=5.5, style="italic")
+            continue
+        hl = r.pseudomedian
+        known = not math.isnan(hl.low)
+        if known:
+            ax.plot(
+                [max(hl.low, -limit), min(hl.high, limit)], [y, y], color="black", linewidth=0.9
+            )
+        ax.plot(hl.estimate, y, "o", color="black", markersize=3.4,
+                markerfacecolor="black" if known else "white", markeredgewidth=0.8)  # fmt: skip
+    foot = len(structures) + 0.6
+    ax.axhline(len(structures) - 0.2, color=style.GRAY, linewidth=0.4)
+    if whole.interval is not None:
+        m = whole.interval
+        low, high = (m.estimate, m.estimate) if math.isnan(m.low) else (m.low, m.high)
+        ax.add_patch(
+            Polygon(
+                [(low, foot), (m.estimate, foot - 0.38), (high, foot), (m.estimate, foot + 0.38)],
+                facecolor="#0072B2", edgecolor="#0072B2", linewidth=0.6,
+            )
+        )  # fmt: skip
+    else:
+        ax.text(0, foot, "hole", ha="center", va="center", fontsize=5.5, style="italic")
+    word = whole.verdict.word if whole.verdict else "hole"
+    ax.set_title(f"against {other}: {word}")
+    ax.set_xlim(-limit, limit)
+    ax.set_ylim(len(structures) + 1.2, -0.6)
+    ax.tick_params(axis="y", length=0)
+    last = 0
+    for row, c in enumerate(structures):
+        if e.learned_at[c] != last and row:
+            ax.axhline(row - 0.5, color=style.GRAY, linewidth=0.3, linestyle=(0, (2, 2)))
+        last = e.learned_at[c]

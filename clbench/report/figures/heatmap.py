@@ -1,0 +1,121 @@
+"""The whole result on one page: every structure after every step, and what changed since its own.
+
+Room: row 5 (matplotlib).
+"""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from clbench.report.evidence import Evidence, Method
+from clbench.report.figures import Study, style
+
+ACROSS = 5
+"""Strategies side by side."""
+CELL_IN, ROW_IN = 0.30, 0.165
+
+
+def heatmap(study: Study) -> Figure:
+    """R[step, structure] and R[last] - R[own step] per strategy; hatched: a hole, blank: N/A."""
+    e = study.evidence
+    structures = sorted(e.learned_at, key=lambda c: e.learned_at[c])
+    down = math.ceil(len(e.methods) / ACROSS)
+    across = min(ACROSS, len(e.methods))
+    columns = e.last + 1
+    width = max(style.COLUMN_IN, 1.35 + across * (columns * CELL_IN + 0.12) + 0.75)
+    figure = style.new(
+        min(width, style.PAGE_IN) if across == ACROSS else width,
+        0.75 + down * (len(structures) * ROW_IN + 0.55),
+    )
+    axes = figure.subplots(down, across, squeeze=False)
+    score, change = mpl.colormaps["cividis"], mpl.colormaps["RdBu"]
+    to_score, to_change = Normalize(0, 1), Normalize(-0.5, 0.5)
+    for i, ax in enumerate(axes.flat):
+        if i >= len(e.methods):
+            ax.set_axis_off()
+            continue
+        _panel(ax, e, e.methods[i], structures, (score, to_score), (change, to_change))
+        if i % across == 0:
+            ax.set_yticks(range(len(structures)), [style.name_of(c) for c in structures])
+        else:
+            ax.set_yticks([])
+    for color, norm, label in ((score, to_score, "Dice"), (change, to_change, "change")):
+        bar = figure.colorbar(
+            ScalarMappable(norm, color), ax=axes.ravel().tolist(), aspect=22,
+            shrink=0.6 if down == 1 else 0.35, pad=0.01,
+            extend="both" if label == "change" else "neither",
+        )  # fmt: skip
+        bar.set_label(label)
+        bar.outline.set_linewidth(0.4)
+    style.frame(
+        figure,
+        e,
+        f"{e.bench}: {e.scoring} Dice after each step, mean over seeds and cases",
+        "Δ: after the last step minus after the structure's own step. "
+        "Blank: not taught yet. Hatched: a hole (runs or cases are missing).",
+    )
+    return figure
+
+
+def _panel(
+    ax: Axes,
+    e: Evidence,
+    method: Method,
+    structures: list[str],
+    score: tuple[Colormap, Normalize],
+    change: tuple[Colormap, Normalize],
+) -> None:
+    for row, c in enumerate(structures):
+        own = e.learned_at[c]
+        values = [mean_of(e, method, t, c) for t in range(1, e.last + 1)]
+        for t, value in enumerate(values, 1):
+            if t >= own:
+                _cell(ax, t - 1, row, value, f"{value:.2f}".lstrip("0") or "0", *score)
+        if own < e.last:
+            d = values[-1] - values[own - 1]
+            text = ".00" if abs(d) < 0.005 else f"{d:+.2f}".replace("0.", ".").replace("-", "−")
+            _cell(ax, e.last + 0.12, row, d, text, *change)
+    ax.set_xlim(-0.5, e.last + 0.62)
+    ax.set_ylim(len(structures) - 0.5, -0.5)
+    ax.set_xticks([*range(e.last), e.last + 0.12], [*(f"S{t}" for t in range(1, e.last + 1)), "Δ"])
+    ax.tick_params(length=0)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    last = 0
+    for row, c in enumerate(structures):
+        if e.learned_at[c] != last and row:
+            ax.axhline(row - 0.5, color="black", linewidth=0.7)
+        last = e.learned_at[c]
+    seeds = "" if len(method.seeds) > 1 else " (1 seed)"
+    ax.set_title(method.label + seeds)
+
+
+def mean_of(e: Evidence, method: Method, step: int, structure: str) -> float:
+    """R of one cell over all seeds and patients; NaN for a hole."""
+    cells = method.cells.get((step, e.home(structure), structure))
+    if cells is None or cells.hole or np.isnan(cells.values).all():
+        return math.nan
+    return float(np.nanmean(cells.values))
+
+
+def _cell(
+    ax: Axes, x: float, y: float, value: float, text: str, colors: Colormap, norm: Normalize
+) -> None:
+    at = (x - 0.5, y - 0.5)
+    if math.isnan(value):
+        ax.add_patch(Rectangle(at, 1, 1, facecolor="white", edgecolor="#9a9a9a", hatch="////",
+                               linewidth=0))  # fmt: skip
+        return
+    face = colors(norm(value))
+    ax.add_patch(Rectangle(at, 1, 1, facecolor=face, edgecolor="white", linewidth=0.4))
+    dark = 0.299 * face[0] + 0.587 * face[1] + 0.114 * face[2] < 0.5
+    ax.text(x, y, text, ha="center", va="center_baseline", fontsize=5.6,
+            color="white" if dark else "black")  # fmt: skip

@@ -1,0 +1,89 @@
+"""Every patient as a line: old structures at their own step and after the last.
+
+Room: row 5 (matplotlib).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from clbench.report.evidence import Evidence, Method
+from clbench.report.figures import Study, style
+
+ACROSS = 5
+
+
+def per_patient(e: Evidence, method: Method) -> dict[str, np.ndarray]:
+    """Eval set → (patients, 2): mean over the old structures a patient has, own step and last."""
+    found: dict[str, list[list[np.ndarray]]] = {}
+    for c, s in e.learned_at.items():
+        if s == e.last:
+            continue
+        pair = [method.cells.get((t, e.home(c), c)) for t in (s, e.last)]
+        if any(p is None or p.hole for p in pair):
+            return {}
+        found.setdefault(e.home(c), []).append([p.values.mean(axis=0) for p in pair if p])
+    means = {}
+    for name, values in found.items():
+        stack = np.array(values)  # (structures, 2, patients)
+        have = ~np.isnan(stack)
+        count = have.sum(axis=0)
+        total = np.where(have, stack, 0.0).sum(axis=0)
+        means[name] = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0).T
+    return means
+
+
+def patients(study: Study) -> Figure:
+    """One panel per strategy; each line is one patient, the thick one the median patient."""
+    e = study.evidence
+    study.need(e.last > 1, "a course of one step forgets nothing", "name another benchmark")
+    across = min(ACROSS, len(e.methods))
+    down = math.ceil(len(e.methods) / across)
+    figure = style.new(max(style.COLUMN_IN, style.PAGE_IN * across / ACROSS), 0.75 + 1.75 * down)
+    axes = figure.subplots(down, across, squeeze=False, sharey=True, sharex=True)
+    sets = [s for s in dict.fromkeys(e.sources) if any(
+        e.home(c) == s and at < e.last for c, at in e.learned_at.items())]  # fmt: skip
+    look = dict(zip(sets, style.pens(["", *sets]).values(), strict=False))
+    for i, ax in enumerate(axes.flat):
+        if i >= len(e.methods):
+            ax.set_axis_off()
+            continue
+        m = e.methods[i]
+        data = per_patient(e, m)
+        if not data:
+            ax.text(0.5, 0.5, "hole:\nscores missing", ha="center", va="center", color=style.GRAY)
+        pooled = []
+        for name, values in data.items():
+            pooled.append(values)
+            color = "#0072B2" if len(sets) == 1 else look[name].color
+            marker = look[name].marker
+            for own, last in values:
+                ax.plot([0, 1], [own, last], color=color, linewidth=0.6, alpha=0.65, marker=marker,
+                        markersize=2.2, markeredgewidth=0)  # fmt: skip
+        if pooled:
+            both = np.concatenate(pooled)
+            both = both[~np.isnan(both).any(axis=1)]
+            if len(both):
+                middle = np.median(both, axis=0)
+                ax.plot([0, 1], middle, color="black", linewidth=1.8, marker="o", markersize=3.5,
+                        zorder=5)  # fmt: skip
+                worse = int((both[:, 1] < both[:, 0]).sum())
+                ax.text(0.5, 0.02, f"{worse} of {len(both)} lose", ha="center", va="bottom",
+                        fontsize=6, transform=ax.transAxes)  # fmt: skip
+        ax.set_title(m.label)
+        ax.set_xlim(-0.2, 1.2)
+        ax.set_ylim(-0.03, 1.03)
+        ax.set_xticks([0, 1], ["own step", f"step {e.last}"])
+        ax.yaxis.grid(True, linewidth=0.3, color="#d9d9d9")
+        ax.set_axisbelow(True)
+        ax.tick_params(labelbottom=i + across >= len(e.methods))
+        if i % across == 0:
+            ax.set_ylabel("Dice, mean of old structures")
+    words = "Each line: one patient, seeds averaged, mean of the old structures it has. "
+    words += "Black: medians over patients."
+    key = style.key({s: look[s] for s in sets}, lines=False) if len(sets) > 1 else ()
+    style.frame(figure, e, f"{e.bench}: forgetting, patient by patient", words, key)
+    return figure

@@ -1,0 +1,60 @@
+"""Stability against plasticity: what is kept against what is learned.
+
+Room: row 5 (matplotlib).
+"""
+
+from __future__ import annotations
+
+import math
+
+from matplotlib.figure import Figure
+
+from clbench.bootstrap import crossed_interval
+from clbench.report.endpoints import KEPT, NEW, hole, table
+from clbench.report.figures import Study, style
+
+DRAWS = 2000
+
+
+def plane(study: Study) -> Figure:
+    """Backward transfer (x) against Dice of new structures at their own step (y).
+
+    Both with 95 % intervals over patients and seeds. Up and right is better.
+    """
+    e = study.evidence
+    study.need(e.last > 1, "a course of one step keeps nothing", "name another benchmark")
+    pens = style.pens([m.label for m in e.methods])
+    figure = style.new(style.COLUMN_IN, 3.5 + 0.13 * (len(e.methods) // 3))
+    ax = figure.subplots()
+    missing = []
+    for m in e.methods:
+        why = hole(e, m, KEPT) or hole(e, m, NEW)
+        if why:
+            missing.append(m.label)
+            continue
+        kept, new = (
+            crossed_interval(table(e, m, which, m.seeds), draws=DRAWS) for which in (KEPT, NEW)
+        )
+        pen = pens[m.label]
+        bars = [
+            [[0.0 if math.isnan(i.low) else i.estimate - i.low],
+             [0.0 if math.isnan(i.high) else i.high - i.estimate]]
+            for i in (kept, new)
+        ]  # fmt: skip
+        ax.errorbar(
+            kept.estimate, new.estimate, xerr=bars[0], yerr=bars[1], color=pen.color,
+            marker=pen.marker, markersize=5, elinewidth=0.8, capsize=1.5, linestyle="none",
+            markeredgecolor="white", markeredgewidth=0.5,
+        )  # fmt: skip
+    ax.axvline(0, color=style.GRAY, linewidth=0.5, linestyle=(0, (3, 2)))
+    ax.set_xlabel("backward transfer: change of old structures (kept →)")
+    ax.set_ylabel("Dice of new structures at their own step (learned →)")
+    ax.grid(True, linewidth=0.3, color="#d9d9d9")
+    ax.set_axisbelow(True)
+    words = "Bars: 95 % over patients and seeds (crossed bootstrap). Up and right is better."
+    if missing:
+        words += f" Not shown, because scores are missing: {', '.join(missing)}."
+    shown = {name: pen for name, pen in pens.items() if name not in missing}
+    style.frame(figure, e, f"{e.bench}: stability against plasticity", words,
+                style.key(shown, lines=False))  # fmt: skip
+    return figure

@@ -1,0 +1,128 @@
+"""Rankings: average ranks with bars over those that do not differ, and how stable the order is.
+
+Room: row 5 (matplotlib).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from clbench.report.figures import Study, style
+from clbench.report.ranking import SetRanking
+
+
+def critical_difference(study: Study) -> Figure:
+    """Average ranks over the patients of each eval set.
+
+    Bars join what Wilcoxon-Holm cannot tell apart.
+
+    Source: Demšar 2006 for the form; Benavoli et al. 2016 for pairwise tests instead of Nemenyi's.
+    """
+    e = study.evidence
+    shown = [r for r in study.rankings if r.pairs is not None and len(r.names) > 1]
+    study.need(shown, "a ranking needs two strategies without holes", "finish their runs")
+    k = max(len(r.names) for r in shown)
+    rows = (k + 1) // 2
+    bars = max(len(r.pairs.cliques) for r in shown if r.pairs)
+    figure = style.new(5.2, 0.55 + len(shown) * (0.62 + 0.17 * rows + 0.09 * bars))
+    axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for ax, ranking in zip(axes, shown, strict=True):
+        _diagram(ax, ranking)
+    words = (
+        "Blocks are patients (mean of their structures, seeds averaged). Bars: no pair within "
+        f"differs (Wilcoxon, Holm, alpha {study.protocol.alpha:g})."
+    )
+    if shown[0].left_out:
+        words += "\nLeft out: " + "; ".join(shown[0].left_out) + "."
+    style.frame(figure, e, f"{e.bench}: average rank after the last step (1 is best)", words)
+    return figure
+
+
+def _diagram(ax: Axes, ranking: SetRanking) -> None:
+    pairs = ranking.pairs
+    assert pairs is not None  # noqa: S101  # for the type checker: the caller chose such
+    names, ranks, k = list(pairs.names), pairs.average_ranks, len(pairs.names)
+    half = (k + 1) // 2
+    step = 1.0
+    bars = [c for c in pairs.cliques if len(c) > 1]
+    top = 0.55 * len(bars) + 0.5
+    ax.plot([1, k], [0, 0], color="black", linewidth=0.8)
+    for tick in range(1, k + 1):
+        ax.plot([tick, tick], [0, 0.22], color="black", linewidth=0.8)
+        ax.text(tick, 0.4, str(tick), ha="center", va="bottom", fontsize=6.5)
+    reach = (k - 1) * 0.06 + 0.1
+    for i, (name, rank) in enumerate(zip(names, ranks, strict=True)):
+        left = i < half
+        y = -top - step * (i if left else k - 1 - i)
+        x = 1 - reach if left else k + reach
+        ax.plot([rank, rank, x], [0, y, y], color="black", linewidth=0.6, solid_joinstyle="miter")
+        ax.plot(rank, 0, "o", color="black", markersize=2.6, clip_on=False)
+        label = f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}"
+        ax.text(x + (-0.02 if left else 0.02) * k, y, label, ha="right" if left else "left",
+                va="center", fontsize=6.5)  # fmt: skip
+    at = dict(zip(names, ranks, strict=True))
+    for j, clique in enumerate(bars):
+        inside = [at[n] for n in clique]
+        y = -0.42 - 0.55 * j
+        pad = 0.02 * k
+        ax.plot([min(inside) - pad, max(inside) + pad], [y, y], color="black", linewidth=2.6,
+                solid_capstyle="butt")  # fmt: skip
+    test = ranking.friedman
+    chance = "" if test is None else f"; Friedman p {_p(test.p)}, Kendall W {test.kendall_w:.2f}"
+    ax.set_title(f"{ranking.eval_set}: {ranking.n} patients as blocks{chance}")
+    ax.set_xlim(1 - reach - 0.42 * k, k + reach + 0.42 * k)
+    ax.set_ylim(-top - step * half + 0.3, 1.15)
+    ax.set_axis_off()
+
+
+def _p(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}" if p < 0.1 else f"= {p:.3f}"
+
+
+def rank_stability(study: Study) -> Figure:
+    """Share of resamples in which each strategy takes each rank: the area of a blob."""
+    e = study.evidence
+    found = study.stable.stability
+    study.need(
+        found, "rank stability needs two strategies without holes", "finish the incomplete runs"
+    )
+    assert found is not None  # noqa: S101  # for the type checker: need() refused it
+    order = np.argsort(found.full_ranks, kind="stable")
+    k = len(order)
+    figure = style.new(style.COLUMN_IN, 1.35 + 0.27 * k)
+    ax = figure.subplots()
+    pens = style.pens([m.label for m in e.methods])
+    cell_pt = 0.24 * 72
+    for y, i in enumerate(order):
+        name = found.names[i]
+        shares = found.rank_share[i]
+        for rank, share in enumerate(shares, 1):
+            if share < 0.005:
+                continue
+            color = pens[name].color
+            ax.scatter(rank, y, s=share * cell_pt**2, color=color, linewidth=0)
+            if share >= 0.095:
+                dark = share > 0.3 and color in ("#000000", "#0072B2", "#D55E00", "#009E73")
+                ax.text(rank, y, f"{100 * share:.0f}", ha="center", va="center_baseline",
+                        fontsize=5.6, color="white" if dark else "black")  # fmt: skip
+        ax.scatter(found.full_ranks[i], y, s=(1.12 * cell_pt) ** 2, facecolors="none",
+                   edgecolors="black", linewidth=0.7)  # fmt: skip
+    ax.set_yticks(range(k), [found.names[i] for i in order])
+    ax.set_xticks(range(1, k + 1))
+    ax.set_xlim(0.5, k + 0.5)
+    ax.set_ylim(k - 0.5, -0.5)
+    ax.set_xlabel("rank after the last step (1 is best)")
+    ax.xaxis.grid(True, linewidth=0.3, color="#d9d9d9")
+    ax.set_axisbelow(True)
+    tau = f"{found.kendall_tau:.2f}" if not np.isnan(found.kendall_tau) else "n/a"
+    style.frame(
+        figure,
+        e,
+        f"{e.bench}: how stable is the ranking?",
+        f"Blobs: % of {found.draws} resamples of {found.n} patients and {found.n_seeds} seed"
+        f"{'s' if found.n_seeds > 1 else ''}. Ring: rank from all of them. Mean Kendall tau {tau}."
+        + "".join(f" Left out: {why}." for why in study.stable.left_out),
+    )
+    return figure

@@ -1,0 +1,150 @@
+"""How figures look: sizes of a journal column, colors safe for the color-blind, equal bytes.
+
+Room: row 5 (matplotlib). A strategy is told by color, marker and line at once, so that a figure
+survives a gray print.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from clbench.report.evidence import Evidence
+from clbench.report.runs import PHANTOM
+from clbench.taxonomy import STRUCTURES
+
+COLUMN_IN, PAGE_IN = 3.54, 7.48
+"""Width of one and of two columns (90 and 190 mm)."""
+DPI = 300
+"""Of the PNG."""
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's palette for the color-blind, without yellow (too faint on white) and black (the
+reference)."""
+_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">")
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (7, 2)))
+GRAY = "#5f5f5f"
+_SMALL_PT = 5.8
+_RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans", "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7,
+    "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5, "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5, "lines.linewidth": 1.1, "axes.spines.top": False,
+    "axes.spines.right": False, "legend.frameon": False, "pdf.fonttype": 42, "hatch.linewidth": 0.5,
+    "svg.hashsalt": "clbench", "svg.fonttype": "path", "figure.constrained_layout.use": True,
+    "savefig.facecolor": "white", "axes.grid": False, "axes.titlelocation": "left",
+    "hatch.color": "#9a9a9a",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pen:
+    """How one strategy is drawn."""
+
+    color: str
+    marker: str
+    dash: Any
+
+    def line(self) -> dict[str, Any]:
+        """Keywords of a line with markers."""
+        return {"color": self.color, "marker": self.marker, "linestyle": self.dash}
+
+
+def pens(names: Sequence[str]) -> dict[str, Pen]:
+    """A pen per strategy; the first is the reference: black, round, solid."""
+    found = {}
+    for i, name in enumerate(names):
+        found[name] = (
+            Pen(color="#000000", marker="o", dash="-")
+            if i == 0
+            else Pen(
+                color=_COLORS[(i - 1) % len(_COLORS)],
+                marker=_MARKERS[(i - 1) % len(_MARKERS)],
+                dash=_DASHES[i % len(_DASHES)],
+            )
+        )
+    return found
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """The settings above, for the figures made inside."""
+    with mpl.rc_context(_RC):
+        yield
+
+
+def new(width_in: float, height_in: float) -> Figure:
+    """An empty figure; no global state, no window."""
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def to_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as `pdf`, `png` or `svg`, without date and software."""
+    out = io.BytesIO()
+    metadata: dict[str, Any] = {
+        "pdf": {"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None},
+        "png": {"Software": None},
+        "svg": {"Date": None, "Creator": None},
+    }[kind]
+    with look():
+        figure.savefig(out, format=kind, dpi=DPI, metadata=metadata)
+    return out.getvalue()
+
+
+def name_of(structure: str) -> str:
+    """A structure in words."""
+    return STRUCTURES[structure].prompt.capitalize().replace(
+        "Portal vein and splenic vein", "Portal & splenic vein"
+    )  # fmt: skip
+
+
+def title(evidence: Evidence, words: str) -> str:
+    """What is shown, and that it is a phantom where it is."""
+    return words + (f"\n{PHANTOM}" if evidence.phantom else "")
+
+
+def key(pens_: Mapping[str, Pen], *, lines: bool) -> list[Line2D]:
+    """Legend entries of some strategies."""
+    return [
+        Line2D([], [], label=name, color=p.color, marker=p.marker, markersize=4,
+               linestyle=p.dash if lines else "none", linewidth=1.1)
+        for name, p in pens_.items()
+    ]  # fmt: skip
+
+
+def frame(
+    figure: Figure, evidence: Evidence, words: str, small: str, entries: Sequence[Line2D] = ()
+) -> None:
+    """Title above; legend and small print (definitions, n, what is missing) below."""
+    width, height = figure.get_size_inches()
+    figure.suptitle(title(evidence, words), x=0.01, ha="left", fontsize=8, fontweight="bold")
+    lines = [part for line in small.split("\n") for part in wrap(line, int(width * 22))]
+    share = (len(lines) * _SMALL_PT * 1.25 / 72 + 0.06) / height
+    figure.text(0.01, 0.03 / height, "\n".join(lines), fontsize=_SMALL_PT, color=GRAY, va="bottom",
+                linespacing=1.25)  # fmt: skip
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)  # noqa: S101  # `new` made it
+    engine.set(rect=(0, share, 1, 1 - share))
+    if entries:
+        longest = max(len(str(e.get_label())) for e in entries)
+        figure.legend(
+            handles=list(entries), loc="outside lower center",
+            bbox_to_anchor=(0, share, 1, 1 - share),
+            ncols=max(1, min(len(entries), int(width * 13 / (longest + 5)))), handlelength=2.6,
+            columnspacing=1.0,
+        )  # fmt: skip
+
+
+def letters(axes: Sequence[Axes]) -> None:
+    """a, b, c … on several panels."""
+    for ax, letter in zip(axes, "abcdefghijklmnop", strict=False):
+        ax.set_title(f"{letter}  {ax.get_title(loc='left')}", loc="left")
