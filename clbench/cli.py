@@ -322,6 +322,45 @@ def table(
     show(make(), format_)
 
 
+@app.command()
+def figure(
+    name: Annotated[str, typer.Argument(help="Which one, or all; see `clbench figure list`.")],
+    bench: Bench = "tumor_ext",
+    results: Results = Path("results"),
+    out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("figures"),
+    ref: Annotated[str, typer.Option(help="Reference strategy.")] = "universal",
+    scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
+    step: Annotated[int | None, typer.Option(help="strip: after which step; default last.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="strip: where the images are; default as the runs say.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="strip: the runs' cache.")] = None,
+) -> None:
+    """Figures of a benchmark's runs, each as PDF (vectors) and PNG (300 dpi)."""
+    from clbench.report.figures import FIGURES, Study, save
+
+    if name == "list":
+        for known, (_, words) in FIGURES.items():
+            typer.echo(f"  {known:<20} {words}")
+        return
+    one_of("--scoring", scoring, {"strict": 1, "paper": 1})
+    study = Study(
+        results=results, bench=bench, ref=ref, scoring=scoring, step=step, data=data, cache=cache
+    )
+    failed: list[ClbenchError] = []
+    for one in FIGURES if name == "all" else [name]:
+        try:
+            for path in save(one, study, out):
+                typer.echo(path)
+        except ClbenchError as err:
+            if name != "all":
+                raise
+            typer.echo(f"{one}: {err}", err=True)
+            failed.append(err)
+    if failed:
+        raise typer.Exit(1)
+
+
 @app.command(hidden=True)
 def readme(path: Path) -> None:
     """Write the blocks of a Markdown file anew that name the clbench command they come from."""

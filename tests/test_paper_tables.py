@@ -247,6 +247,13 @@ def test_variants_of_universal_are_named_by_their_encoding(tmp_path: Path) -> No
     assert "universal (minilm)" in labels
 
 
+def test_splits_are_recorded_as_a_list_per_step(tmp_path: Path) -> None:
+    for folder in tumor(tmp_path, {"universal": Method(), "lwf_ct": Method(kept=-0.3)}):
+        change(folder, splits=[{"name": "a", "test": [], "draw": None}, {"name": "b", "test": []}])
+    table = paper_table(10, source="measured", results=tmp_path)
+    assert line(table, "lwf_ct")["verdict"] in ("worse", "not testable")
+
+
 def test_a_verdict_per_strategy_seen_from_the_strategy(tmp_path: Path) -> None:
     make_runs(
         tmp_path, {"universal": Method(), "lwf_ct": Method(kept=-0.3, new=-0.2), "ilt_ct": Method(noise=0.001)},

@@ -184,3 +184,18 @@ def test_a_report_of_a_real_run(smoke_run: Path) -> None:
     values = [r.value for r in rows if r.step == 2 and r.structure == "liver" and r.eval_set == "btcv"
               and r.scoring == "strict" and r.metric == "dice"]  # fmt: skip
     assert cell(scores, "liver", "after step 2") == f"{transfer.mean(values):.3f}"
+
+
+def test_a_strip_of_a_real_run(smoke_run: Path, smoke_out: Path, cache_root: Path) -> None:
+    from clbench.report.figures import Study, draw
+    from clbench.report.figures.strip import Shown, open_volumes
+
+    study = Study(results=smoke_out, bench="tumor_ext", cache=cache_root)
+    record = store.read_record(smoke_run)
+    case = record["course"]["test"][0][0].split("/")[1]
+    (volume,) = open_volumes(study, record, [Shown(eval_set="btcv", case=case, word="", score=0)])
+    assert (volume.source, volume.case) == ("btcv", case)
+    with pytest.raises(StoreError, match="not those of the run"):
+        open_volumes(study, {**record, "data_fingerprint": "other"}, [])
+    if not any(f.parent.name != "universal" for f in store.find_runs(smoke_out)):
+        assert draw("strip", study).startswith(b"<?xml")

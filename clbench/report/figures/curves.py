@@ -34,9 +34,7 @@ def forgetting(study: Study) -> Figure:
     study.need(e.last > 1, "a course of one step forgets nothing", "name another benchmark")
     pens = style.pens([m.label for m in e.methods])
     panels = e.last - 1
-    figure = style.new(
-        style.COLUMN_IN if panels == 1 else style.PAGE_IN, 3.1 + 0.13 * (len(e.methods) // 3)
-    )
+    figure = style.new(style.COLUMN_IN if panels == 1 else style.PAGE_IN, 2.6)
     axes = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
     shown: dict[str, style.Pen] = {}
     for k, ax in enumerate(axes, 1):

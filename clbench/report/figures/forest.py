@@ -30,7 +30,7 @@ def forest(study: Study) -> Figure:
     across = min(ACROSS, len(e.others))
     down = math.ceil(len(e.others) / across)
     width = {1: style.COLUMN_IN, 2: 5.4}.get(across, style.PAGE_IN)
-    height = 0.8 + down * ((len(structures) + 1.6) * 0.145 + 0.5)
+    height = 0.5 + down * ((len(structures) + 1.6) * 0.145 + 0.5)
     figure = style.new(width, height)
     axes = figure.subplots(down, across, squeeze=False)
     for i, ax in enumerate(axes.flat):

@@ -33,7 +33,7 @@ def heatmap(study: Study) -> Figure:
     width = max(style.COLUMN_IN, 1.35 + across * (columns * CELL_IN + 0.12) + 0.75)
     figure = style.new(
         min(width, style.PAGE_IN) if across == ACROSS else width,
-        0.75 + down * (len(structures) * ROW_IN + 0.55),
+        0.6 + down * (len(structures) * ROW_IN + 0.55),
     )
     axes = figure.subplots(down, across, squeeze=False)
     score, change = mpl.colormaps["cividis"], mpl.colormaps["RdBu"]

@@ -42,11 +42,11 @@ def patients(study: Study) -> Figure:
     study.need(e.last > 1, "a course of one step forgets nothing", "name another benchmark")
     across = min(ACROSS, len(e.methods))
     down = math.ceil(len(e.methods) / across)
-    figure = style.new(max(style.COLUMN_IN, style.PAGE_IN * across / ACROSS), 0.75 + 1.75 * down)
+    figure = style.new(max(style.COLUMN_IN, style.PAGE_IN * across / ACROSS), 0.5 + 1.75 * down)
     axes = figure.subplots(down, across, squeeze=False, sharey=True, sharex=True)
     sets = [s for s in dict.fromkeys(e.sources) if any(
         e.home(c) == s and at < e.last for c, at in e.learned_at.items())]  # fmt: skip
-    look = dict(zip(sets, style.pens(["", *sets]).values(), strict=False))
+    look = dict(zip(sets, list(style.pens(["", *sets]).values())[1:], strict=True))
     for i, ax in enumerate(axes.flat):
         if i >= len(e.methods):
             ax.set_axis_off()
@@ -58,11 +58,10 @@ def patients(study: Study) -> Figure:
         pooled = []
         for name, values in data.items():
             pooled.append(values)
-            color = "#0072B2" if len(sets) == 1 else look[name].color
-            marker = look[name].marker
+            pen = look[name]
             for own, last in values:
-                ax.plot([0, 1], [own, last], color=color, linewidth=0.6, alpha=0.65, marker=marker,
-                        markersize=2.2, markeredgewidth=0)  # fmt: skip
+                ax.plot([0, 1], [own, last], color=pen.color, linewidth=0.6, alpha=0.65,
+                        marker=pen.marker, markersize=2.2, markeredgewidth=0)  # fmt: skip
         if pooled:
             both = np.concatenate(pooled)
             both = both[~np.isnan(both).any(axis=1)]

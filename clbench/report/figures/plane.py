@@ -24,7 +24,7 @@ def plane(study: Study) -> Figure:
     e = study.evidence
     study.need(e.last > 1, "a course of one step keeps nothing", "name another benchmark")
     pens = style.pens([m.label for m in e.methods])
-    figure = style.new(style.COLUMN_IN, 3.5 + 0.13 * (len(e.methods) // 3))
+    figure = style.new(style.COLUMN_IN, 2.9)
     ax = figure.subplots()
     missing = []
     for m in e.methods:
@@ -47,8 +47,8 @@ def plane(study: Study) -> Figure:
             markeredgecolor="white", markeredgewidth=0.5,
         )  # fmt: skip
     ax.axvline(0, color=style.GRAY, linewidth=0.5, linestyle=(0, (3, 2)))
-    ax.set_xlabel("backward transfer: change of old structures (kept →)")
-    ax.set_ylabel("Dice of new structures at their own step (learned →)")
+    ax.set_xlabel("change of old structures, backward transfer (kept →)")
+    ax.set_ylabel("Dice of new structures, own step (learned →)")
     ax.grid(True, linewidth=0.3, color="#d9d9d9")
     ax.set_axisbelow(True)
     words = "Bars: 95 % over patients and seeds (crossed bootstrap). Up and right is better."

@@ -26,7 +26,7 @@ def critical_difference(study: Study) -> Figure:
     k = max(len(r.names) for r in shown)
     rows = (k + 1) // 2
     bars = max(len(r.pairs.cliques) for r in shown if r.pairs)
-    figure = style.new(5.2, 0.55 + len(shown) * (0.62 + 0.17 * rows + 0.09 * bars))
+    figure = style.new(5.2, 0.35 + len(shown) * (0.62 + 0.17 * rows + 0.09 * bars))
     axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for ax, ranking in zip(axes, shown, strict=True):
         _diagram(ax, ranking)
@@ -91,7 +91,7 @@ def rank_stability(study: Study) -> Figure:
     assert found is not None  # noqa: S101  # for the type checker: need() refused it
     order = np.argsort(found.full_ranks, kind="stable")
     k = len(order)
-    figure = style.new(style.COLUMN_IN, 1.35 + 0.27 * k)
+    figure = style.new(style.COLUMN_IN, 0.85 + 0.27 * k)
     ax = figure.subplots()
     pens = style.pens([m.label for m in e.methods])
     cell_pt = 0.24 * 72

@@ -7,6 +7,7 @@ survives a gray print.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from textwrap import wrap
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -122,26 +124,34 @@ def key(pens_: Mapping[str, Pen], *, lines: bool) -> list[Line2D]:
 
 
 def frame(
-    figure: Figure, evidence: Evidence, words: str, small: str, entries: Sequence[Line2D] = ()
+    figure: Figure, evidence: Evidence, words: str, small: str, entries: Sequence[Artist] = ()
 ) -> None:
-    """Title above; legend and small print (definitions, n, what is missing) below."""
+    """Title above; legend and small print (definitions, n, what is missing) below.
+
+    The figure grows by what stands below, so that the panels keep their size.
+    """
     width, height = figure.get_size_inches()
+    lines = [part for line in small.split("\n") for part in wrap(line, int(width * 23))]
+    print_in = len(lines) * _SMALL_PT * 1.25 / 72 + 0.08
+    longest = max((len(str(e.get_label())) for e in entries), default=0)
+    across = max(1, min(len(entries), int(width * 14 / (longest + 6))))
+    legend_in = math.ceil(len(entries) / across) * 0.135 + 0.06 if entries else 0.0
+    height += print_in + legend_in
+    figure.set_size_inches(width, height)
     figure.suptitle(title(evidence, words), x=0.01, ha="left", fontsize=8, fontweight="bold")
-    lines = [part for line in small.split("\n") for part in wrap(line, int(width * 22))]
-    share = (len(lines) * _SMALL_PT * 1.25 / 72 + 0.06) / height
     figure.text(0.01, 0.03 / height, "\n".join(lines), fontsize=_SMALL_PT, color=GRAY, va="bottom",
                 linespacing=1.25)  # fmt: skip
     engine = figure.get_layout_engine()
     assert isinstance(engine, ConstrainedLayoutEngine)  # noqa: S101  # `new` made it
+    share = (print_in + legend_in) / height
     engine.set(rect=(0, share, 1, 1 - share))
     if entries:
-        longest = max(len(str(e.get_label())) for e in entries)
-        figure.legend(
-            handles=list(entries), loc="outside lower center",
-            bbox_to_anchor=(0, share, 1, 1 - share),
-            ncols=max(1, min(len(entries), int(width * 13 / (longest + 5)))), handlelength=2.6,
-            columnspacing=1.0,
+        legend = figure.legend(
+            handles=list(entries), loc="lower center", bbox_to_anchor=(0.5, print_in / height),
+            ncols=across, handlelength=2.6, columnspacing=1.0, borderaxespad=0, borderpad=0.2,
+            labelspacing=0.3,
         )  # fmt: skip
+        legend.set_in_layout(False)
 
 
 def letters(axes: Sequence[Axes]) -> None:

@@ -1,0 +1,151 @@
+"""Operations against score, bubbles for parameters: what a method costs for what it reaches.
+
+Room: row 5 (matplotlib). Reads what the runs recorded; counts nothing itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from clbench.bootstrap import crossed_interval
+from clbench.errors import StoreError
+from clbench.report.endpoints import FINAL, hole, table
+from clbench.report.evidence import Method
+from clbench.report.figures import Study, style
+from clbench.report.runs import collect
+
+DRAWS = 2000
+LARGEST_PT = 26
+"""Diameter of the largest bubble."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What one step of a run costs."""
+
+    forward_macs: float
+    """Multiply-adds of one forward patch."""
+    parameters: float
+    """Parameters of the model."""
+
+
+def read_costs(folder: Path, record: Mapping[str, Any]) -> dict[int, Cost]:
+    """Step → cost, from `cost.csv` of the run, or from the cost in `run.json`.
+
+    Raises:
+        StoreError: `cost.csv` has no column for operations or parameters, or a value is no number.
+    """
+    path = folder / "cost.csv"
+    if not path.exists():
+        return _from_record(record)
+    found: dict[int, Cost] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                found[int(row["step"])] = Cost(
+                    forward_macs=float(row["forward_macs"]), parameters=float(row["parameters"])
+                )
+    except (KeyError, ValueError, TypeError, OSError) as err:
+        raise StoreError(
+            "the costs of a run cannot be read",
+            where=path,
+            expected="columns step, forward_macs and parameters, one row per step",
+            got=err,
+            next_step="count them again: clbench cost",
+        ) from err
+    return found
+
+
+def _from_record(record: Mapping[str, Any]) -> dict[int, Cost]:
+    found = {}
+    for step, cost in record["cost"].items():
+        known = {**cost, **cost.get("train", {})}
+        if "forward_macs" in known and "parameters" in known:
+            found[int(step)] = Cost(
+                forward_macs=float(known["forward_macs"]), parameters=float(known["parameters"])
+            )
+    return found
+
+
+def cost(study: Study) -> Figure:
+    """MACs of one forward patch (x, logarithmic) against mean Dice after the last step (y).
+
+    The area of a bubble is the number of parameters; the line leads from the cost after step 1 to
+    that after the last step, at the final score.
+
+    Source: the form of the paper's Fig. 7, with intervals and MACs instead of one counter's FLOPs.
+    """
+    e = study.evidence
+    groups = collect(study.results, bench=study.bench, scoring=study.scoring)
+    costs = {g.label: read_costs(g.runs[0].folder, g.runs[0].record) for g in groups}
+    shown: list[Method] = []
+    missing: list[Method] = []
+    for m in e.methods:
+        whole = e.last in costs[m.label] and not hole(e, m, FINAL)
+        (shown if whole else missing).append(m)
+    study.need(
+        any(e.last in c for c in costs.values()),
+        "no run has recorded its operations",
+        "count them without training: clbench cost --bench … --strategy …, then draw again",
+    )
+    study.need(shown, "no strategy has both scores and operations", "finish the runs")
+    pens = style.pens([m.label for m in e.methods])
+    largest = max(costs[m.label][e.last].parameters for m in shown)
+    figure = style.new(style.COLUMN_IN, 3.0)
+    ax = figure.subplots()
+    for m in shown:
+        steps, pen = costs[m.label], pens[m.label]
+        value = crossed_interval(table(e, m, FINAL, m.seeds), draws=DRAWS)
+        last = steps[e.last]
+        x = last.forward_macs / 1e9
+        y = value.estimate
+        bars = [[0.0 if math.isnan(value.low) else y - value.low],
+                [0.0 if math.isnan(value.high) else value.high - y]]  # fmt: skip
+        if 1 in steps and steps[1].forward_macs != last.forward_macs:
+            ax.annotate(
+                "", xy=(x, y), xytext=(steps[1].forward_macs / 1e9, y),
+                arrowprops={"arrowstyle": "-|>", "color": pen.color, "linewidth": 0.8,
+                            "linestyle": (0, (2, 1.5)), "shrinkA": 0, "shrinkB": 2},
+            )  # fmt: skip
+        ax.errorbar(x, y, yerr=bars, color=pen.color, elinewidth=0.8, capsize=1.5, linestyle="none")
+        ax.scatter(x, y, s=_area(last.parameters, largest), color=pen.color, alpha=0.3, linewidth=0)
+        ax.scatter(x, y, s=_area(last.parameters, largest), facecolors="none",
+                   edgecolors=pen.color, linewidth=0.8)  # fmt: skip
+        ax.plot(x, y, **pen.line(), markersize=3.5)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda v, at: f"{v:g}")
+    ax.xaxis.set_minor_formatter(lambda v, at: f"{v:g}")
+    ax.tick_params(axis="x", which="minor", labelsize=5)
+    ax.margins(x=0.18, y=0.18)
+    ax.set_xlabel("operations of one forward patch, 10⁹ MACs")
+    ax.set_ylabel(f"mean Dice after step {e.last} ({e.scoring})")
+    ax.grid(True, linewidth=0.3, color="#d9d9d9")
+    ax.set_axisbelow(True)
+    for share in (0.25, 1.0):
+        size = largest * share
+        ax.scatter([], [], s=_area(size, largest), facecolors="none", edgecolors=style.GRAY,
+                   linewidth=0.8, label=f"{size / 1e6:.3g} million parameters")  # fmt: skip
+    ax.legend(loc="lower right", labelspacing=1.4, borderpad=0.8, handletextpad=1.2)
+    words = (
+        f"MACs: multiply-adds, counted once each, after step {e.last}. Arrows: growth since "
+        "step 1. Bars: 95 % over patients and seeds (crossed bootstrap)."
+    )
+    if missing:
+        words += " Not shown, because scores or operations are missing: "
+        words += ", ".join(m.label for m in missing) + "."
+    entries: list[Line2D] = style.key({m.label: pens[m.label] for m in shown}, lines=False)
+    style.frame(figure, e, f"{e.bench}: what a method costs for what it reaches", words, entries)
+    return figure
+
+
+def _area(parameters: float, largest: float) -> float:
+    """Area of a bubble in square points."""
+    return LARGEST_PT**2 * parameters / largest

@@ -1,0 +1,283 @@
+"""Figures: what they show is what the runs say; equal runs give equal bytes; holes are words."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic_runs import THREE_STEPS, Method, make_runs
+from typer.testing import CliRunner
+
+from clbench import store
+from clbench.cli import app
+from clbench.errors import ClbenchError, StoreError, UnknownName
+from clbench.metrics.overlap import bits_dtype
+from clbench.predictions import write_prediction
+from clbench.report.figures import FIGURES, Study, draw, save
+from clbench.report.figures import strip as strip_room
+from clbench.report.figures.cost import read_costs
+from clbench.report.figures.heatmap import mean_of
+from clbench.report.figures.paired import per_patient
+from clbench.report.figures.strip import Shown, axial, best_slice, choose
+from clbench.report.figures.style import pens
+from clbench.report.runs import collect
+
+METHODS = {
+    "universal": Method(kept=-0.02),
+    "finetune": Method(kept=-0.5),
+    "joint": Method(own_step1=True),
+    "mib": Method(kept=-0.1, drop=[(2, "btcv/103")]),
+}
+MADE = sorted(set(FIGURES) - {"cost", "strip"})
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    results = tmp_path_factory.mktemp("figures")
+    make_runs(results, METHODS, patients={"btcv": 6, "lits": 6})
+    return results
+
+
+@pytest.fixture(scope="module")
+def study(runs: Path) -> Study:
+    return Study(results=runs, bench="tumor_ext")
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_figure_is_drawn_says_phantom_and_is_the_same_every_time(
+    study: Study, runs: Path, name: str
+) -> None:
+    svg = draw(name, study)
+    assert svg.startswith(b"<?xml")
+    assert b"PHANTOM, not patients" in svg  # matplotlib writes each text beside its outline
+    if name in ("forest", "rank-stability"):
+        assert draw(name, study) == svg
+    assert b"Date" not in svg.split(b"<defs")[0]
+
+
+def test_vectors_and_pixels_are_saved_whole(study: Study, tmp_path: Path) -> None:
+    pdf, png = save("plane", study, tmp_path / "out")
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert b"CreationDate" not in pdf.read_bytes()
+    first = pdf.read_bytes(), png.read_bytes()
+    save("plane", study, tmp_path / "out")
+    assert (pdf.read_bytes(), png.read_bytes()) == first
+
+
+def test_three_steps_and_one_seed(tmp_path: Path) -> None:
+    make_runs(
+        tmp_path, {"universal": Method(seeds=(0,)), "joint": Method(seeds=(0,), kept=-0.1)},
+        bench="body_ext", steps=THREE_STEPS, patients=dict.fromkeys(("jhh_organ", "jhh_gastro", "jhh_cardiac"), 5),
+        phantom=False,
+    )  # fmt: skip
+    study = Study(results=tmp_path, bench="body_ext")
+    for name in ("heatmap", "forgetting", "patients"):
+        svg = draw(name, study)
+        assert b"PHANTOM" not in svg
+    assert b"(1 seed)" in draw("heatmap", study)
+
+
+def test_the_heatmap_holds_the_numbers_of_the_tables(study: Study, runs: Path) -> None:
+    groups = {g.label: g for g in collect(runs, bench="tumor_ext", scoring="strict")}
+    for m in study.evidence.methods:
+        for c, s in study.evidence.learned_at.items():
+            for t in range(s, 3):
+                table = groups[m.label].value(t, [c])[0]
+                assert mean_of(study.evidence, m, t, c) == pytest.approx(table, nan_ok=True)
+    assert math.isnan(mean_of(study.evidence, study.evidence.methods[-1], 2, "spleen"))  # the hole
+
+
+def test_a_patients_line_by_hand(study: Study) -> None:
+    m = study.evidence.reference
+    data = per_patient(study.evidence, m)["btcv"]
+    own = [np.nanmean([m.cells[1, "btcv", c].values[:, 0].mean() for c in
+                       ("spleen", "right_kidney", "liver", "pancreas")])]  # fmt: skip
+    assert data[0, 0] == pytest.approx(own[0])
+    assert data.shape == (6, 2)  # the last patient lacks one structure, not its line
+    assert not np.isnan(data).any()
+
+
+def test_holes_are_named_not_drawn(study: Study) -> None:
+    assert b"Not shown, because scores are missing: mib" in draw("forgetting", study)
+    assert b"against mib: hole" in draw("forest", study)
+    assert b"mib: case btcv/103" in draw("critical-difference", study)
+    assert b"hole:" in draw("patients", study)
+
+
+def test_strategies_are_told_by_more_than_color() -> None:
+    found = pens([f"s{i}" for i in range(16)])
+    assert len({(p.color, p.marker) for p in found.values()}) == 16
+    assert found["s0"].color == "#000000"
+
+
+# ------------------------------------------------------------------------------------------- cost
+
+
+def test_without_counted_operations_the_next_step_is_named(study: Study) -> None:
+    with pytest.raises(StoreError, match="recorded its operations") as err:
+        draw("cost", study)
+    assert "clbench cost" in str(err.value)
+
+
+def test_cost_against_score(tmp_path: Path) -> None:
+    folders = make_runs(tmp_path, {"universal": Method(), "joint": Method(), "finetune": Method()},
+                        patients={"btcv": 6, "lits": 6})  # fmt: skip
+    for i, folder in enumerate(folders[:6]):  # finetune has none
+        lines = [f"{s},{(1 + i // 3) * 1e9 * s:.0f},{1e6 * s:.0f}" for s in (1, 2)]
+        (folder / "cost.csv").write_text("\n".join(["step,forward_macs,parameters", *lines]) + "\n")
+    costs = read_costs(folders[3], store.read_record(folders[3]))
+    assert costs[2].forward_macs == 4e9
+    assert costs[2].parameters == 2e6
+    svg = draw("cost", Study(results=tmp_path, bench="tumor_ext"))
+    assert b"missing: finetune" in svg
+    assert b"2 million parameters" in svg
+    (folders[0] / "cost.csv").write_text("step,parameters\n1,2\n")
+    with pytest.raises(StoreError, match="cannot be read"):
+        draw("cost", Study(results=tmp_path, bench="tumor_ext"))
+
+
+def test_operations_in_the_record_count_too() -> None:
+    record = {
+        "cost": {
+            "1": {"train": {"parameters": 5}},
+            "2": {"forward_macs": 7, "train": {"parameters": 6}},
+        }
+    }
+    ((step, cost),) = read_costs(Path("none"), record).items()
+    assert (step, cost.forward_macs, cost.parameters) == (2, 7.0, 6.0)
+
+
+# ------------------------------------------------------------------------------------------ strip
+
+
+def test_the_median_and_the_worst_case_by_rule(study: Study) -> None:
+    e = study.evidence
+    shown = choose(e, 2)
+    means = {
+        p: np.nanmean([e.reference.cells[2, "btcv", c].values[:, i].mean() for c in
+                       ("spleen", "right_kidney", "liver", "pancreas")])
+        for i, p in enumerate(e.patients["btcv"])
+    }  # fmt: skip
+    order = sorted(means, key=lambda p: means[p])
+    got = {(s.eval_set, s.word): s.case for s in shown}
+    assert got["btcv", "worst"] == order[0]
+    assert got["btcv", "median"] == order[2]  # the lower middle of six
+    assert got["lits", "worst"] == "200"  # its tumor is missed by all
+    assert "205" not in got.values()  # has no tumor, so no score
+    assert {s.eval_set for s in choose(e, 1)} == {"btcv"}
+
+
+def test_the_slice_by_rule() -> None:
+    a, b = np.zeros((2, 4, 4, 5), dtype=bool)
+    a[:, :, 1] = a[:2, :2, 3] = a[0, 0, 4] = True
+    b[0, :2, 3] = b[0, 0, 4] = True
+    assert best_slice({"liver": a}, []) == 1
+    assert best_slice({"liver": a, "liver_tumor": b}, ["liver_tumor"]) == 3
+    assert best_slice({"liver": a, "liver_tumor": ~b}, ["liver_tumor"]) == 1
+
+
+def test_dice_within_a_slice() -> None:
+    a, b = np.zeros((2, 2, 2, 1), dtype=bool)
+    a[0], b[0, 0] = True, True
+    assert strip_room._slice_dice({"liver": a}, {"liver": a}, 0) == 1.0
+    assert strip_room._slice_dice({"liver": a}, {"liver": b}, 0) == pytest.approx(2 / 3)
+    assert strip_room._slice_dice({}, {"liver": a, "spleen": ~a & a}, 0) == 0.0
+
+
+def test_a_slice_is_turned_as_radiologists_look() -> None:
+    volume = np.zeros((3, 2, 1))
+    volume[2, 1, 0] = 1  # right front
+    assert axial(volume, 0).shape == (2, 3)
+    assert axial(volume, 0)[0, 0] == 1  # top left
+
+
+def _volumes(shown: list[Shown]) -> list[Any]:
+    names = ("spleen", "right_kidney", "liver", "pancreas", "liver_tumor")
+    found = []
+    for one in shown:
+        mine = names[:4] if one.eval_set == "btcv" else ("liver", "liver_tumor")
+        bits = np.zeros((12, 10, 6), dtype=bits_dtype(len(mine)))
+        for k in range(len(mine)):
+            bits[2 * k : 2 * k + 3, 2:6, 2:4] |= bits.dtype.type(1 << k)
+        image = np.full(bits.shape, -1000, dtype=np.int16)
+        image[1:-1, 1:-1] = 40
+        found.append(SimpleNamespace(
+            image=image, bits=bits, names=mine, annotated=frozenset(mine), affine=np.diag([5.0, 5, 5, 1]),
+            window_hu=(-175.0, 250.0)))  # fmt: skip
+    return found
+
+
+def test_a_strip_from_stored_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_runs(tmp_path, {"universal": Method(), "finetune": Method(kept=-0.5), "joint": Method()},
+              patients={"btcv": 4, "lits": 4})  # fmt: skip
+    study = Study(results=tmp_path, bench="tumor_ext")
+    monkeypatch.setattr(strip_room, "open_volumes", lambda s, record, shown: _volumes(shown))
+    with pytest.raises(StoreError, match="stored its predictions") as err:
+        draw("strip", study)
+    assert "--keep-predictions" in str(err.value)
+    shown = choose(study.evidence, 2)
+    for g in collect(tmp_path, bench="tumor_ext", scoring="strict"):
+        if g.label == "joint":
+            continue  # a hole
+        for one, volume in zip(shown, _volumes(shown), strict=True):
+            path = g.runs[0].folder / "predictions" / "step2" / f"{one.eval_set}_{one.case}.npz"
+            write_prediction(path, volume.bits, volume.names, volume.affine)
+    svg = draw("strip", study)
+    assert b"no prediction stored" in svg
+    for one in shown:
+        assert f"{one.eval_set} {one.case}: {one.word}".encode() in svg
+    assert draw("strip", study) == svg
+    with pytest.raises(StoreError, match="no step 3"):
+        draw("strip", Study(results=tmp_path, bench="tumor_ext", step=3))
+
+
+# ---------------------------------------------------------------------------------------- command
+
+
+def test_the_command_draws_what_it_can_and_names_the_rest(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clbench.report import figures
+
+    def fake(name: str, study: Study, out: Path) -> list[Path]:
+        if name == "cost":
+            raise StoreError("no run has recorded its operations", next_step="clbench cost")
+        return [out / name]
+
+    monkeypatch.setattr(figures, "save", fake)
+    words = ["--results", str(runs), "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, ["figure", "all", *words])
+    assert done.exit_code == 1
+    assert all(str(tmp_path / name) in done.output for name in FIGURES if name != "cost")
+    assert "cost: no run has recorded its operations" in done.output
+    assert CliRunner().invoke(app, ["figure", "forest", *words]).exit_code == 0
+
+
+def test_unknown_figures_and_empty_folders(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["figure", "forrest", "--results", str(tmp_path)])
+    assert isinstance(done.exception, UnknownName)
+    assert "did you mean 'forest'" in str(done.exception)
+    done = CliRunner().invoke(app, ["figure", "forest", "--results", str(tmp_path)])
+    assert isinstance(done.exception, ClbenchError)
+    assert "clbench run" in str(done.exception)
+    listed = CliRunner().invoke(app, ["figure", "list"]).output
+    assert all(name in listed for name in FIGURES)
+
+
+def test_figures_are_drawn_without_torch(runs: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from clbench.cli import app\n"
+        f"app(['figure', 'plane', '--results', {str(runs)!r}, '--out', {str(tmp_path)!r}], standalone_mode=False)\n"
+        "import clbench.report.figures.strip, clbench.data.catalog\n"
+        "assert not {'torch', 'monai'} & set(sys.modules)\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
