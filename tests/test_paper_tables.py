@@ -247,9 +247,9 @@ def test_variants_of_universal_are_named_by_their_encoding(tmp_path: Path) -> No
     assert "universal (minilm)" in labels
 
 
-def test_splits_are_recorded_as_a_list_per_step(tmp_path: Path) -> None:
+def test_older_runs_recorded_their_splits_by_name(tmp_path: Path) -> None:
     for folder in tumor(tmp_path, {"universal": Method(), "lwf_ct": Method(kept=-0.3)}):
-        change(folder, splits=[{"name": "a", "test": [], "draw": None}, {"name": "b", "test": []}])
+        change(folder, splits={"a.toml": {"test": [], "draw": None}, "b.toml": {"test": []}})
     table = paper_table(10, source="measured", results=tmp_path)
     assert line(table, "lwf_ct")["verdict"] in ("worse", "not testable")
 

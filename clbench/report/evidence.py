@@ -145,7 +145,10 @@ def gather(
     for source, cases in zip(sources, course["test"], strict=True):
         known = tests.setdefault(source, [])
         known += [c for c in (_bare(source, c) for c in cases) if c not in known]
-    ids = {s: _patients(cases, record["identity"]["splits"]) for s, cases in tests.items()}
+    splits = record["identity"]["splits"]
+    if isinstance(splits, Mapping):  # as older runs recorded them
+        splits = list(splits.values())
+    ids = {s: _patients(cases, splits) for s, cases in tests.items()}
     learned_at = {c: i for i, step in enumerate(course["steps"], 1) for c in step["learns"]}
     ordered = [chosen, *(g for g in groups if g is not chosen)]
     return Evidence(
@@ -161,7 +164,7 @@ def gather(
             _method(g, tests, ids, learned_at, sources, scoring=scoring, metric=metric)
             for g in ordered
         ),
-        splits=record["identity"]["splits"],
+        splits=splits,
     )
 
 
