@@ -278,7 +278,10 @@ def list_() -> None:
 
 @app.command()
 def table(
-    name: Annotated[str, typer.Argument(help="10 or 11 (the paper's tables), or summary.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="6, 10, 11 (the paper's), summary, learning, distances or cost."),
+    ],
     source: Annotated[str | None, typer.Option(help="printed, measured or both.")] = None,
     bench: Annotated[
         str | None, typer.Option(help="Benchmark; default the table's own (summary: tumor_ext).")
@@ -311,13 +314,48 @@ def table(
             ref=ref,
         )  # fmt: skip
 
+    own = bench or "tumor_ext"
+
+    def six() -> Table:
+        from clbench.report.detection_table import table6
+
+        source_ = source or "both"
+        one_of("--source", source_, {"printed": 1, "measured": 1, "both": 1})
+        return table6(source=source_, results=results, bench=own)
+
     def summary() -> Table:
         from clbench.report import tables
 
-        return tables.summary(results=results, bench=bench or "tumor_ext", scoring=scoring)
+        return tables.summary(results=results, bench=own, scoring=scoring)
+
+    def learning() -> Table:
+        from clbench.report.evidence import gather
+        from clbench.report.learning import learning_table
+
+        return learning_table(gather(results, bench=own, ref=ref, scoring=scoring))
+
+    def distances() -> Table:
+        from clbench.report import detection_table
+
+        return detection_table.distances(results=results, bench=own)
+
+    def cost() -> Table:
+        from clbench.report.costs import cost_table
+
+        return cost_table(results=results, bench=own)
 
     make: Callable[[], Table] = one_of(
-        "table", name, {"10": lambda: paper(10), "11": lambda: paper(11), "summary": summary}
+        "table",
+        name,
+        {
+            "6": six,
+            "10": lambda: paper(10),
+            "11": lambda: paper(11),
+            "summary": summary,
+            "learning": learning,
+            "distances": distances,
+            "cost": cost,
+        },
     )
     show(make(), format_)
 

@@ -19,12 +19,12 @@ from clbench.cli import app
 from clbench.errors import ClbenchError, StoreError, UnknownName
 from clbench.metrics.overlap import bits_dtype
 from clbench.predictions import write_prediction
+from clbench.report.costs import read_costs
 from clbench.report.figures import FIGURES, Study, draw, save
 from clbench.report.figures import strip as strip_room
-from clbench.report.figures.cost import read_costs
 from clbench.report.figures.heatmap import mean_of
 from clbench.report.figures.paired import per_patient
-from clbench.report.figures.strip import Shown, axial, best_slice, choose
+from clbench.report.figures.strip import Shown, axial, best_slice, choose, outline
 from clbench.report.figures.style import pens
 from clbench.report.runs import collect
 
@@ -133,25 +133,14 @@ def test_cost_against_score(tmp_path: Path) -> None:
         lines = [f"{s},{(1 + i // 3) * 1e9 * s:.0f},{1e6 * s:.0f}" for s in (1, 2)]
         (folder / "cost.csv").write_text("\n".join(["step,forward_macs,parameters", *lines]) + "\n")
     costs = read_costs(folders[3], store.read_record(folders[3]))
-    assert costs[2].forward_macs == 4e9
-    assert costs[2].parameters == 2e6
+    assert (costs[2]["forward_macs"], costs[2]["parameters"]) == (4e9, 2e6)
+    assert costs[2]["train_s"] == 60.0  # from run.json
     svg = draw("cost", Study(results=tmp_path, bench="tumor_ext"))
     assert b"missing: finetune" in svg
     assert b"2 million parameters" in svg
-    (folders[0] / "cost.csv").write_text("step,parameters\n1,2\n")
+    (folders[0] / "cost.csv").write_text("step,forward_macs\n1,many\n")
     with pytest.raises(StoreError, match="cannot be read"):
         draw("cost", Study(results=tmp_path, bench="tumor_ext"))
-
-
-def test_operations_in_the_record_count_too() -> None:
-    record = {
-        "cost": {
-            "1": {"train": {"parameters": 5}},
-            "2": {"forward_macs": 7, "train": {"parameters": 6}},
-        }
-    }
-    ((step, cost),) = read_costs(Path("none"), record).items()
-    assert (step, cost.forward_macs, cost.parameters) == (2, 7.0, 6.0)
 
 
 # ------------------------------------------------------------------------------------------ strip
@@ -189,6 +178,15 @@ def test_dice_within_a_slice() -> None:
     assert strip_room._slice_dice({"liver": a}, {"liver": a}, 0) == 1.0
     assert strip_room._slice_dice({"liver": a}, {"liver": b}, 0) == pytest.approx(2 / 3)
     assert strip_room._slice_dice({}, {"liver": a, "spleen": ~a & a}, 0) == 0.0
+
+
+def test_outlines_follow_the_voxels() -> None:
+    flat = np.zeros((3, 3), dtype=bool)
+    flat[1, 1:] = True
+    edges = {tuple(map(tuple, e)) for e in outline(flat)}
+    assert len(edges) == 6  # two voxels in a row have six outer edges
+    assert ((0.5, 0.5), (0.5, 1.5)) in edges
+    assert ((1.5, 0.5), (1.5, 1.5)) not in edges  # between the two
 
 
 def test_a_slice_is_turned_as_radiologists_look() -> None:

@@ -106,7 +106,7 @@ def _columns(which: int, groups: Sequence[Group], *, own: bool) -> list[Column]:
     if not groups:
         return columns
     one = groups[0].runs[0]
-    means: Mapping[str, Sequence[str]] = one.record["course"]["groups"]
+    means = one.means
     if which == 11 and not (own and {c.name for c in columns} <= set(means)):
         columns = [
             Column(name=name, header=name, step=s)

@@ -22,7 +22,7 @@ FORMATS = ("terminal", "md", "csv", "tex", "html")
 """What `render` can make."""
 Mark = Literal["best", "second", "proven", "untestable"]
 """What a cell deserves; the rule is in `clbench.report.marks`."""
-STEP = r"\hspace{1em}"
+_INDENT = r"\hspace{1em}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -206,7 +206,7 @@ _TEX = {
 
 def _tex(text: str) -> str:
     body = "".join(_TEX.get(c, c) for c in text.lstrip(" "))
-    return STEP + body if text.startswith(" ") else body
+    return _INDENT + body if text.startswith(" ") else body
 
 
 def _tex_cell(text: str, marks: frozenset[Mark], keys: bool) -> str:

@@ -44,6 +44,18 @@ class Measured:
     """(step, structure) → why it has no number."""
 
     @property
+    def means(self) -> dict[str, tuple[str, ...]]:
+        """Table groups: name → structures, in the order they are complete, smaller ones first."""
+        groups = self.record["course"]["groups"]
+        return {
+            name: tuple(groups[name])
+            for name in sorted(
+                groups,
+                key=lambda n: (max(self.learned_at[c] for c in groups[n]), len(groups[n]), n),
+            )
+        }
+
+    @property
     def values(self) -> dict[tuple[int, str], float]:
         """R without counts."""
         return {key: cell.value for key, cell in self.r.items()}

@@ -5,18 +5,13 @@ Room: row 5 (matplotlib). Reads what the runs recorded; counts nothing itself.
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from clbench.bootstrap import crossed_interval
-from clbench.errors import StoreError
+from clbench.report.costs import Cost, read_costs
 from clbench.report.endpoints import FINAL, hole, table
 from clbench.report.evidence import Method
 from clbench.report.figures import Study, style
@@ -25,54 +20,6 @@ from clbench.report.runs import collect
 DRAWS = 2000
 LARGEST_PT = 26
 """Diameter of the largest bubble."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cost:
-    """What one step of a run costs."""
-
-    forward_macs: float
-    """Multiply-adds of one forward patch."""
-    parameters: float
-    """Parameters of the model."""
-
-
-def read_costs(folder: Path, record: Mapping[str, Any]) -> dict[int, Cost]:
-    """Step → cost, from `cost.csv` of the run, or from the cost in `run.json`.
-
-    Raises:
-        StoreError: `cost.csv` has no column for operations or parameters, or a value is no number.
-    """
-    path = folder / "cost.csv"
-    if not path.exists():
-        return _from_record(record)
-    found: dict[int, Cost] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                found[int(row["step"])] = Cost(
-                    forward_macs=float(row["forward_macs"]), parameters=float(row["parameters"])
-                )
-    except (KeyError, ValueError, TypeError, OSError) as err:
-        raise StoreError(
-            "the costs of a run cannot be read",
-            where=path,
-            expected="columns step, forward_macs and parameters, one row per step",
-            got=err,
-            next_step="count them again: clbench cost",
-        ) from err
-    return found
-
-
-def _from_record(record: Mapping[str, Any]) -> dict[int, Cost]:
-    found = {}
-    for step, cost in record["cost"].items():
-        known = {**cost, **cost.get("train", {})}
-        if "forward_macs" in known and "parameters" in known:
-            found[int(step)] = Cost(
-                forward_macs=float(known["forward_macs"]), parameters=float(known["parameters"])
-            )
-    return found
 
 
 def cost(study: Study) -> Figure:
@@ -85,7 +32,7 @@ def cost(study: Study) -> Figure:
     """
     e = study.evidence
     groups = collect(study.results, bench=study.bench, scoring=study.scoring)
-    costs = {g.label: read_costs(g.runs[0].folder, g.runs[0].record) for g in groups}
+    costs = {g.label: _counted(read_costs(g.runs[0].folder, g.runs[0].record)) for g in groups}
     shown: list[Method] = []
     missing: list[Method] = []
     for m in e.methods:
@@ -98,27 +45,27 @@ def cost(study: Study) -> Figure:
     )
     study.need(shown, "no strategy has both scores and operations", "finish the runs")
     pens = style.pens([m.label for m in e.methods])
-    largest = max(costs[m.label][e.last].parameters for m in shown)
+    largest = max(costs[m.label][e.last]["parameters"] for m in shown)
     figure = style.new(style.COLUMN_IN, 3.0)
     ax = figure.subplots()
     for m in shown:
         steps, pen = costs[m.label], pens[m.label]
         value = crossed_interval(table(e, m, FINAL, m.seeds), draws=DRAWS)
         last = steps[e.last]
-        x = last.forward_macs / 1e9
+        x = last["forward_macs"] / 1e9
         y = value.estimate
         bars = [[0.0 if math.isnan(value.low) else y - value.low],
                 [0.0 if math.isnan(value.high) else value.high - y]]  # fmt: skip
-        if 1 in steps and steps[1].forward_macs != last.forward_macs:
+        if 1 in steps and steps[1]["forward_macs"] != last["forward_macs"]:
             ax.annotate(
-                "", xy=(x, y), xytext=(steps[1].forward_macs / 1e9, y),
+                "", xy=(x, y), xytext=(steps[1]["forward_macs"] / 1e9, y),
                 arrowprops={"arrowstyle": "-|>", "color": pen.color, "linewidth": 0.8,
                             "linestyle": (0, (2, 1.5)), "shrinkA": 0, "shrinkB": 2},
             )  # fmt: skip
         ax.errorbar(x, y, yerr=bars, color=pen.color, elinewidth=0.8, capsize=1.5, linestyle="none")
-        ax.scatter(x, y, s=_area(last.parameters, largest), color=pen.color, alpha=0.3, linewidth=0)
-        ax.scatter(x, y, s=_area(last.parameters, largest), facecolors="none",
-                   edgecolors=pen.color, linewidth=0.8)  # fmt: skip
+        area = _area(last["parameters"], largest)
+        ax.scatter(x, y, s=area, color=pen.color, alpha=0.3, linewidth=0)
+        ax.scatter(x, y, s=area, facecolors="none", edgecolors=pen.color, linewidth=0.8)
         ax.plot(x, y, **pen.line(), markersize=3.5)
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda v, at: f"{v:g}")
@@ -144,6 +91,11 @@ def cost(study: Study) -> Figure:
     entries: list[Line2D] = style.key({m.label: pens[m.label] for m in shown}, lines=False)
     style.frame(figure, e, f"{e.bench}: what a method costs for what it reaches", words, entries)
     return figure
+
+
+def _counted(costs: dict[int, Cost]) -> dict[int, Cost]:
+    """Steps whose operations and parameters are known."""
+    return {s: c for s, c in costs.items() if {"forward_macs", "parameters"} <= set(c)}
 
 
 def _area(parameters: float, largest: float) -> float:

@@ -7,25 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from clbench.bootstrap import crossed_interval, seed_means
-from clbench.report.evidence import Evidence, Method
 from clbench.report.figures import Study, style
+from clbench.report.learning import cells_at
 
-Floats = NDArray[np.float64]
 DRAWS = 2000
-
-
-def table_at(e: Evidence, method: Method, step: int, structures: list[str]) -> dict[str, Floats]:
-    """Eval set → (seeds, patients, structures) after a step; empty where there is a hole."""
-    found: dict[str, list[Floats]] = {}
-    for c in structures:
-        cells = method.cells.get((step, e.home(c), c))
-        if cells is None or cells.hole:
-            return {}
-        found.setdefault(e.home(c), []).append(cells.values)
-    return {name: np.stack(values, axis=-1) for name, values in found.items()}
 
 
 def forgetting(study: Study) -> Figure:
@@ -41,7 +28,7 @@ def forgetting(study: Study) -> Figure:
         structures = [c for c, s in e.learned_at.items() if s == k]
         for i, m in enumerate(e.methods):
             steps = list(range(k, e.last + 1))
-            tables = [table_at(e, m, t, structures) for t in steps]
+            tables = [cells_at(e, m, dict.fromkeys(structures, t)) for t in steps]
             if not all(tables):
                 continue
             shift = 0.05 * (i - (len(e.methods) - 1) / 2) / max(1, len(e.methods) / 4)

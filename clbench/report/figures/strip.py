@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -296,21 +297,25 @@ def _panel(
 ) -> None:
     mm = np.abs(np.linalg.norm(volume.affine[:3, :3], axis=0))
     low, high = volume.window_hu
+    aspect = mm[1] / mm[0]
     if masks is None:
-        ax.imshow(np.ones_like(image), cmap="gray", vmin=0, vmax=1, aspect=mm[1] / mm[0])
+        _picture(ax, np.ones((*image.shape, 3)), aspect)
         ax.text(0.5, 0.5, "hole:\nno prediction stored", transform=ax.transAxes, ha="center",
                 va="center", fontsize=6, color=style.GRAY)  # fmt: skip
         return
-    ax.imshow(image, cmap="gray", vmin=low, vmax=high, aspect=mm[1] / mm[0], interpolation="none")
+    gray = np.clip((image.astype(np.float64) - low) / (high - low), 0, 1)
+    picture = np.repeat(gray[..., None], 3, axis=2)
     number = {c: i + 1 for i, c in enumerate(colors)}
-    for c, mask in masks.items():
-        flat = axial(mask, z)
-        if not flat.any():
-            continue
-        layer = np.zeros((*flat.shape, 4))
-        layer[flat] = (*colors[c][:3], 0.55)
-        ax.imshow(layer, aspect=mm[1] / mm[0], interpolation="none")
-        ax.contour(flat, levels=[0.5], colors=[colors[c]], linewidths=0.6)
+    flats = {c: axial(mask, z) for c, mask in masks.items()}
+    flats = {c: flat for c, flat in flats.items() if flat.any()}
+    for c, flat in flats.items():
+        picture[flat] = 0.45 * picture[flat] + 0.55 * np.array(colors[c][:3])
+    _picture(ax, picture, aspect)
+    for c, flat in flats.items():
+        ax.add_collection(
+            LineCollection(outline(flat), colors=[colors[c]], linewidths=0.6, clip_on=False),
+            autolim=False,
+        )
         rows, columns = np.nonzero(flat)
         middle = int(np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2))
         ax.text(columns[middle], rows[middle], str(number[c]), fontsize=4.2, color="white",
@@ -319,6 +324,26 @@ def _panel(
     if dice is not None:
         ax.text(0.98, 0.02, f"{dice:.2f}", transform=ax.transAxes, ha="right", va="bottom",
                 fontsize=6, color="white", path_effects=[_halo()])  # fmt: skip
+
+
+def _picture(ax: Axes, picture: NDArray[Any], aspect: float) -> None:
+    """One picture without clipping: clip paths get new names in every SVG."""
+    ax.imshow(picture, aspect=aspect, interpolation="none").set_clip_path(None)
+
+
+def outline(flat: NDArray[np.bool_]) -> list[list[tuple[float, float]]]:
+    """The voxel edges around a mask, as ((x, y), (x, y)) segments; nothing is smoothed.
+
+    Args:
+        flat: (rows, columns).
+    """
+    padded = np.pad(flat, 1)
+    found: list[list[tuple[float, float]]] = []
+    for y, x in zip(*np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1]), strict=True):
+        found.append([(x - 0.5, y - 0.5), (x + 0.5, y - 0.5)])
+    for y, x in zip(*np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1]), strict=True):
+        found.append([(x - 0.5, y - 0.5), (x - 0.5, y + 0.5)])
+    return found
 
 
 def _halo() -> Any:

@@ -1,0 +1,104 @@
+"""What the runs cost, step by step: parameters, operations, time, memory, bytes kept.
+
+Room: row 5 (no torch). Reads what was recorded; counts nothing itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clbench.errors import StoreError
+from clbench.metrics import transfer
+from clbench.report.render import EMPTY, Table
+from clbench.report.runs import PHANTOM, Group, collect, hole_notes
+
+Cost = Mapping[str, float]
+"""Name of a quantity → value; the names are those of `cost.csv` and `run.json`."""
+COLUMNS = (
+    ("parameters", "parameters, 10⁶", 1e6, 2),
+    ("trainable_parameters", "trained, 10⁶", 1e6, 2),
+    ("forward_macs", "forward, 10⁹ MACs", 1e9, 2),
+    ("train_s", "training, min", 60.0, 1),
+    ("prepare_s", "preparing, min", 60.0, 1),
+    ("examine_s", "examination, min", 60.0, 1),
+    ("peak_rss_bytes", "peak memory, GB", 1e9, 2),
+    ("pseudo_bytes", "pseudo labels, MB", 1e6, 1),
+)
+"""Quantity, header, unit, digits."""
+
+
+def read_costs(folder: Path, record: Mapping[str, Any]) -> dict[int, Cost]:
+    """Step → cost: `run.json`, with what `cost.csv` of the run says on top.
+
+    Raises:
+        StoreError: `cost.csv` has no column `step`, or a value of a known quantity is no number.
+    """
+    found: dict[int, dict[str, float]] = {}
+    for step, recorded in record["cost"].items():
+        flat = {**recorded, **recorded.get("train", {})}
+        found[int(step)] = {
+            k: float(v) for k, v in flat.items() if isinstance(v, int | float)
+        }  # fmt: skip
+    path = folder / "cost.csv"
+    if not path.exists():
+        return dict(found)
+    known = {name for name, *_ in COLUMNS}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                values = {k: float(v) for k, v in row.items() if k in known and v}
+                found.setdefault(int(row["step"]), {}).update(values)
+    except (KeyError, ValueError, TypeError, OSError) as err:
+        raise StoreError(
+            "the costs of a run cannot be read",
+            where=path,
+            expected="a column step, one row per step, numbers in "
+            + ", ".join(name for name, *_ in COLUMNS),
+            got=err,
+            next_step="count them again: clbench cost",
+        ) from err
+    return dict(found)
+
+
+def cost_table(*, results: Path, bench: str) -> Table:
+    """One row per strategy and step; means over seeds.
+
+    Raises:
+        StoreError: the runs do not belong in one table, or a cost cannot be read.
+    """
+    groups = collect(results, bench=bench, scoring="strict")
+    rows = [row for g in groups for row in _rows(g)]
+    phantom = any(not g.patients for g in groups)
+    devices = sorted({str(r.record.get("device", "unknown")) for g in groups for r in g.runs})
+    notes = [
+        "means over seeds; a step that strategies share was trained once and is entered in each",
+        "MACs: multiply-adds of one forward patch, counted once each",
+        f"on: {', '.join(devices)}" if devices else "no finished run",
+    ]
+    if len(devices) > 1:
+        notes.append("times from different devices are not comparable")
+    if rows and all(row[5] == EMPTY for row in rows):
+        notes.append("operations are not recorded: clbench cost counts them without training")
+    return Table(
+        title=f"{bench}: cost per step" + (f" on the {PHANTOM}" if phantom else ""),
+        columns=("strategy", "step", "seeds", *(header for _, header, *_ in COLUMNS)),
+        rows=tuple(rows),
+        keys=3,
+        notes=(*notes, *hole_notes(groups)),
+    )
+
+
+def _rows(group: Group) -> list[tuple[str, ...]]:
+    each = [read_costs(run.folder, run.record) for run in group.runs]
+    rows = []
+    for step in range(1, group.runs[0].last + 1):
+        texts = []
+        for name, _, unit, digits in COLUMNS:
+            value = transfer.mean(c.get(step, {}).get(name, math.nan) for c in each)
+            texts.append(EMPTY if math.isnan(value) else f"{value / unit:.{digits}f}")
+        rows.append((group.label, str(step), str(len(group.runs)), *texts))
+    return rows
