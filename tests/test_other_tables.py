@@ -99,7 +99,11 @@ def add(folder: Path, metric: str, values: dict[str, float], structure: str) -> 
     more = [
         replace(r, metric=metric, value=values[r.case])
         for r in rows
-        if r.structure == structure and r.step == 2 and r.scoring == "strict" and r.eval_set == home
+        if r.structure == structure
+        and r.step == 2
+        and r.scoring == "strict"
+        and r.eval_set == home
+        and r.metric == "dice"
     ]
     store.write_scores(folder / "scores.csv", [*rows, *more])
 
