@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 import torch
 
 from clbench import registry, store, taxonomy
+from clbench.cli import parse_splits
 from clbench.data.catalog import Catalog, build_catalog
-from clbench.errors import SettingError, StoreError
+from clbench.errors import SettingError, SpecError, StoreError
 from clbench.plan import RunSettings
 from clbench.run import run_course
 from clbench.settings import PhantomSettings, load_profile
+from clbench.spec import Split
 
 ROOT = Path(__file__).parents[1]
 JHH = registry.benchmark("body_ext")
@@ -139,6 +142,85 @@ def test_steps_of_one_source_have_subjects_of_their_own(cache_root: Path) -> Non
     for bench in (JHH, TOTALSEG):
         cases = [set(s.cases) for s in small(bench, cache_root).splits]
         assert sum(map(len, cases)) == len(set.union(*cases)) == 9
+
+
+# ------------------------------------------------------------------------- data of patients
+
+
+def scan(seed: int, values: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Tissue in air, with a small box per structure; pairs lie on both sides."""
+    rng = np.random.default_rng(seed)
+    image = np.full((24, 12, 12), -1000, np.int16)
+    image[1:23, 1:11, 1:11] = rng.integers(0, 100, (22, 10, 10))
+    label = np.zeros(image.shape, np.uint8)
+    for i, value in enumerate(values.values()):
+        label[2 + i, 3:6, 3:6] = value
+    return image, label
+
+
+def patients(bench: Any, folder: Path, cache: Path, **splits: Split) -> Catalog:
+    return build_catalog(
+        bench, load_profile("smoke").preprocessing(bench.preprocessing), data=str(folder),
+        cache_root=cache, phantom=SMALL, splits=splits,
+    )  # fmt: skip
+
+
+def test_jhh_is_read_by_lists_of_the_users(tmp_path: Path, lay_out: Any) -> None:
+    raw = {name: value for value, name in JHH.source("jhh").labels.items()}
+    for i in range(6):
+        image, label = scan(i, raw)
+        label[0, 0, 0] = 17  # a value without meaning
+        label[1, 1, 1] = 2  # one adrenal gland: no step teaches them
+        lay_out(tmp_path / "jhh", "jhh", f"F{i}", image, label)
+    files = []
+    for i, step in enumerate(JHH.steps):
+        path = tmp_path / f"{i}.toml"
+        path.write_text(f'train = ["F{2 * i}"]\ntest = ["F{2 * i + 1}"]\n')
+        files.append(f"{step.name}={path}")
+    catalog = patients(JHH, tmp_path / "jhh", tmp_path / "cache", **parse_splits(files))
+    assert [s.train for s in catalog.splits] == [("F0",), ("F2",), ("F4",)]
+    for step in (1, 2, 3):
+        catalog.step = step
+        volume = catalog.open(step, f"F{2 * step - 2}", "train")
+        learns = JHH.steps[step - 1].learns
+        assert (volume.labels(learns, EVERYWHERE) != 255).all()
+        assert int(volume.native_bits().astype(bool).sum()) == 9 * len(raw)
+    # one user's rule for the whole source deals a block to each step
+    rule = tmp_path / "rule.toml"
+    rule.write_text("draw = {seed = 5, train = 1, test = 1}\n")
+    drawn = patients(JHH, tmp_path / "jhh", tmp_path / "cache", **parse_splits([f"jhh={rule}"]))
+    assert len({c for s in drawn.splits for c in s.cases}) == 6
+    # without lists the benchmark's own rule asks for 180 patients
+    with pytest.raises(SpecError, match="too few patients") as err:
+        patients(JHH, tmp_path / "jhh", tmp_path / "cache")
+    assert "at least 60 (part 1 of 60 each)" in str(err.value)
+
+
+def test_totalsegmentator_draws_abdomens_alone(tmp_path: Path, lay_out: Any) -> None:
+    source = TOTALSEG.source("totalseg")
+    second = ("gall_bladder", "intestine", "postcava")
+    values = {stem: i for i, stem in enumerate(source.masks, 1) if stem not in second}
+    names = {stem: (value,) for stem, value in values.items()}
+    for i in range(16):
+        image, label = scan(i, values)
+        if i % 4 == 3:
+            label[label == values["liver"]] = 0  # a chest, say: the mask is there, and empty
+        lay_out(tmp_path, "totalsegmentator", f"s{i:04d}", image, label, masks=names)
+    (tmp_path / "meta.csv").write_text("image_id;split\n")
+    lay_out(tmp_path, "totalsegmentator", "s0864", *scan(99, {}), masks=names)
+    (tmp_path / "s0864" / "segmentations" / "liver.nii.gz").write_bytes(b"damaged")
+    steps = tuple(
+        replace(
+            s, split=replace(s.split, draw=replace(s.split.draw, train=2, validation=1, test=1))
+        )  # type: ignore[type-var]
+        for s in TOTALSEG.steps
+    )
+    catalog = patients(replace(TOTALSEG, steps=steps), tmp_path, tmp_path / "cache")
+    used = [set(s.cases) for s in catalog.splits]
+    assert sum(map(len, used)) == len(set.union(*used)) == 12  # all that hold a liver
+    assert not {"s0003", "s0007", "s0011", "s0015", "s0864"} & set.union(*used)
+    volume = catalog.open(1, catalog.splits[0].train[0], "train")
+    assert (volume.labels(TOTALSEG.steps[0].learns, EVERYWHERE) != 255).all()
 
 
 # ------------------------------------------------------------------------- courses users write

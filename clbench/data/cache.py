@@ -22,7 +22,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from clbench.data.layouts import CaseFiles
+from clbench.data.folders import CaseFiles
 from clbench.data.reading import image_digest, read_case, values_of
 from clbench.data.volumes import Volume, preprocess
 from clbench.errors import DataError, StoreError

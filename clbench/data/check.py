@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clbench.data.layouts import CaseFiles, find_cases, find_layout, natural, resolve_data
+from clbench.data.folders import CaseFiles, natural
+from clbench.data.layouts import find_cases, find_layout, resolve_data
 from clbench.data.reading import RawCase, read_case, read_unnamed, spacing_of
 from clbench.errors import ClbenchError, DataError, SpecError, UnknownName
 from clbench.spec import Benchmark, Source

@@ -18,7 +18,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation
 from numpy.typing import NDArray
 
-from clbench.data.layouts import CaseFiles
+from clbench.data.folders import CaseFiles
 from clbench.data.reading import bits_type, open_image, same_place, voxels, whole_numbers
 from clbench.errors import ClbenchError, DataError, UnknownName
 from clbench.spec import Source

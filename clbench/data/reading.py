@@ -19,7 +19,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from clbench.data.layouts import CaseFiles
+from clbench.data.folders import CaseFiles
 from clbench.errors import DataError
 from clbench.postprocess import split_left_right
 from clbench.spec import Source

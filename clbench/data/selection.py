@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clbench.data.cache import VolumeCache
-from clbench.data.layouts import CaseFiles
+from clbench.data.folders import CaseFiles
 from clbench.errors import DataError, SettingError
 from clbench.settings import PhantomSettings
 from clbench.spec import Benchmark, Source, Step
