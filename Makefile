@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint perf readme wheel clean
+.PHONY: help demo test lint perf readme paper wheel clean
 
 help:
 	@echo "make demo    install into .venv, run tumor_ext with the Universal Model on the phantom"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint    ruff, mypy --strict"
 	@echo "make perf    benchmark scripts (ratios, no pass or fail)"
 	@echo "make readme  write the phantom tables of README.md anew from results/reference"
+	@echo "make paper   build the tables and figures of paper_figs/paper.toml (RESULTS=folder of runs)"
 	@echo "make wheel   build dist/clbench-*.whl"
 
 # torch, torchvision and avalanche-lib are resolved together, so that a CPU-only torch that pip
@@ -39,6 +40,9 @@ perf: $(STAMP)
 
 readme: $(STAMP)
 	$(BIN)/clbench readme README.md
+
+paper: $(STAMP)
+	$(BIN)/clbench paper paper_figs/paper.toml --out paper_figs/out $(if $(RESULTS),--results $(RESULTS))
 
 wheel: $(STAMP)
 	$(BIN)/python -m build --wheel

@@ -399,6 +399,24 @@ def figure(
         raise typer.Exit(1)
 
 
+@app.command()
+def paper(
+    plan: Annotated[Path, typer.Argument(help="TOML file that lists tables and figures.")],
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of runs; default the plan's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the files go.")] = Path("paper_figs/out"),
+) -> None:
+    """Every table and figure of a plan; what the runs cannot give is a hole with its reason."""
+    from clbench.report.paper import build
+
+    for made in build(plan, out, results):
+        if made.hole:
+            typer.echo(f"{made.file}: HOLE, {made.hole}")
+        else:
+            typer.echo(f"{made.file}: {', '.join(str(p) for p in made.paths)}")
+
+
 @app.command(hidden=True)
 def readme(path: Path) -> None:
     """Write the blocks of a Markdown file anew that name the clbench command they come from."""

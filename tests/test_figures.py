@@ -163,6 +163,14 @@ def test_the_median_and_the_worst_case_by_rule(study: Study) -> None:
     assert {s.eval_set for s in choose(e, 1)} == {"btcv"}
 
 
+def test_a_patient_with_two_scans_is_shown_by_the_first() -> None:
+    record = {
+        "course": {"steps": [{"source": "jhh"}], "test": [["jhh/p1_art", "jhh/p1_ven", "jhh/p2"]]}
+    }
+    assert strip_room.case_of(record, "jhh", "p1") == "p1_art"
+    assert strip_room.case_of(record, "jhh", "p2") == "p2"
+
+
 def test_the_slice_by_rule() -> None:
     a, b = np.zeros((2, 4, 4, 5), dtype=bool)
     a[:, :, 1] = a[:2, :2, 3] = a[0, 0, 4] = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -82,6 +82,17 @@ def _per_case(e: Evidence, method: Method, eval_set: str, step: int) -> dict[str
     total = np.nan_to_num(table).sum(axis=0)
     means = np.divide(total, have, out=np.full(have.shape, np.nan), where=have > 0)
     return dict(zip(e.patients[eval_set], (float(m) for m in means), strict=True))
+
+
+def case_of(record: Mapping[str, Any], eval_set: str, patient: str) -> str:
+    """The first test case of a patient: its own name, or a scan whose name holds the patient's."""
+    tests = dict.fromkeys(
+        named.removeprefix(f"{eval_set}/")
+        for step, cases in zip(record["course"]["steps"], record["course"]["test"], strict=True)
+        if step["source"] == eval_set
+        for named in cases
+    )
+    return patient if patient in tests else next(c for c in tests if patient in c)
 
 
 def best_slice(masks: Mapping[str, NDArray[np.bool_]], newest: Sequence[str]) -> int:
@@ -192,10 +203,23 @@ def strip(study: Study) -> Figure:
     shown = choose(e, step)
     study.need(shown, "the reference has no scored case", "finish its runs")
     groups = {g.label: g for g in collect(study.results, bench=study.bench, scoring=study.scoring)}
-    volumes = open_volumes(study, groups[e.reference.label].runs[0].record, shown)
+    record = groups[e.reference.label].runs[0].record
+    shown = [replace(s, case=case_of(record, s.eval_set, s.case)) for s in shown]
     seeds = set.intersection(*(set(m.seeds) for m in e.methods))
     study.need(seeds, "the strategies have no seed in common", "run all with one seed")
     seed = min(seeds)
+    stored = {
+        (m.label, one): next(r for r in groups[m.label].runs if r.seed == seed).folder
+        / "predictions" / f"step{step}" / f"{one.eval_set}_{one.case}.npz"
+        for m in e.methods
+        for one in shown
+    }  # fmt: skip
+    study.need(
+        any(path.exists() for path in stored.values()),
+        "no strategy has stored its predictions",
+        "run again with --keep-predictions test",
+    )
+    volumes = open_volumes(study, record, shown)
     known = [c for c, s in e.learned_at.items() if s <= step]
     colors = _palette(known)
     heads = ["CT", "truth", *(m.label for m in e.methods)]
@@ -216,18 +240,12 @@ def strip(study: Study) -> Figure:
         drawn |= {c for c, m in truth.items() if m[:, :, z].any()}
         panels: list[tuple[str, Masks | None]] = [("CT", {}), ("truth", truth)]
         for m in e.methods:
-            run = next(r for r in groups[m.label].runs if r.seed == seed)
-            path = run.folder / "predictions" / f"step{step}" / f"{one.eval_set}_{one.case}.npz"
+            path = stored[m.label, one]
             if path.exists():
                 kept = read_prediction(path)
                 panels.append((m.label, masks_of(kept.bits, kept.structures, wanted)))
             else:
                 panels.append((m.label, None))
-        study.need(
-            any(p for _, p in panels[2:]),
-            "no strategy has stored its predictions",
-            "run again with --keep-predictions test",
-        )
         image = axial(volume.image, z)
         for j, (head, masks) in enumerate(panels):
             ax = axes[i * lines + j // across, j % across]
