@@ -173,6 +173,18 @@ def test_distances_by_hand(tmp_path: Path) -> None:
     assert table.over[2] == "Organ Mean (4)"
 
 
+def test_two_versions_of_a_metric_are_refused(tmp_path: Path) -> None:
+    make_runs(
+        tmp_path,
+        {name: Method(seeds=(0,), record={"metrics": {"nsd": {"implementation": "x", "version": v}}})
+         for name, v in (("universal", 1), ("joint", 2))},
+        patients={"btcv": 3, "lits": 3},
+    )  # fmt: skip
+    with pytest.raises(StoreError, match="do not belong in one table") as err:
+        distances(results=tmp_path, bench="tumor_ext")
+    assert "metric versions (nsd)" in str(err.value)
+
+
 # ------------------------------------------------------------------------------------------- cost
 
 

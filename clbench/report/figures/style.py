@@ -98,8 +98,24 @@ def to_bytes(figure: Figure, kind: str) -> bytes:
         "svg": {"Date": None, "Creator": None},
     }[kind]
     with look():
+        _settle(figure)
         figure.savefig(out, format=kind, dpi=DPI, metadata=metadata)
     return out.getvalue()
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the panels out once and round their places.
+
+    The solver's last digits depend on the order of its equations in memory, and the names of clip
+    paths on every digit.
+    """
+    if figure.get_layout_engine() is None:
+        return
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for ax in figure.axes:
+        x, y, width, height = (round(v, 5) for v in ax.get_position(original=True).bounds)
+        ax.set_position((x, y, width, height))
 
 
 def name_of(structure: str) -> str:
