@@ -143,6 +143,21 @@ def test_only_the_structures_in_use_are_computed() -> None:
     assert not head.vectors["b"].requires_grad
 
 
+def test_text_vectors_are_saved_and_never_trained() -> None:
+    head = UniversalHead(16, 32, text_dim=4, hidden=8)
+    vector = torch.randn(4)
+    head.add("a", vector)
+    head.requires_grad_(True)  # as the loop does with everything a strategy trains
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.1)
+    head(maps(), ["a"]).sum().backward()
+    optimizer.step()
+    assert torch.equal(head.vectors["a"], vector)
+    other = UniversalHead(16, 32, text_dim=4, hidden=8)
+    other.add("a", torch.zeros(4))
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(other.vectors["a"], vector)
+
+
 @pytest.mark.parametrize("head", [UniversalHead(16, 32, text_dim=4), ConvHead(16, background=True)])
 def test_a_name_is_added_once(head: Any) -> None:
     head.add("liver", torch.zeros(4))

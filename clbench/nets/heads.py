@@ -153,6 +153,19 @@ def _logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
+class Constants(nn.Module):
+    """Tensors by name that are saved with the model and never trained.
+
+    Buffers, not parameters: whoever trains `model.parameters()` would train those as well.
+    """
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        self.register_buffer(f"of_{name}", value)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.get_buffer(f"of_{name}")
+
+
 class UniversalHead(nn.Module):
     """Language-driven parameter generator and class-specific heads, one controller per structure.
 
@@ -192,7 +205,7 @@ class UniversalHead(nn.Module):
             nn.Conv3d(final_channels, WIDTH, 1),
         )
         self.controllers = nn.ModuleDict()
-        self.vectors = nn.ParameterDict()
+        self.vectors = Constants()
 
     def add(self, name: str, vector: Tensor | None) -> None:
         """A controller for one more structure, with torch's default initialisation.
@@ -220,7 +233,7 @@ class UniversalHead(nn.Module):
             nn.ReLU(),
             nn.Linear(self.hidden, sum(SIZES)),
         ).to(at)
-        self.vectors[name] = nn.Parameter(vector.detach().clone().to(at), requires_grad=False)
+        self.vectors[name] = vector.detach().clone().to(at)
 
     def start(self, name: str, prior: float) -> None:
         """Let the structure's voxels start near a probability instead of near 0.5."""
