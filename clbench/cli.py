@@ -18,6 +18,7 @@ from clbench.errors import ClbenchError, SettingError
 if TYPE_CHECKING:
     from clbench.report.render import Table
     from clbench.spec import Split
+    from clbench.testing import Report
 
 app = typer.Typer(
     name="clbench",
@@ -28,6 +29,11 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data folders.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+check_app = typer.Typer(
+    help="Is a strategy or a benchmark honest? Rule by rule; status 1 where one fails.",
+    no_args_is_help=True,
+)
+app.add_typer(check_app, name="check")
 
 Bench = Annotated[str, typer.Option(help="Benchmark, or path of a TOML file.")]
 Results = Annotated[Path, typer.Option(help="Folder of results.")]
@@ -447,6 +453,45 @@ def check(
     for line in report.lines():
         typer.echo(line)
     if report.problems:
+        raise typer.Exit(1)
+
+
+@check_app.command("strategy")
+def check_strategy(
+    name: Annotated[str, typer.Argument(help="Registered strategy.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="strategy.name=value, any number of times.")
+    ] = None,
+) -> None:
+    """Try every rule of the contract on a strategy: a tiny course on the CPU, in seconds."""
+    from clbench.settings import split_overrides
+    from clbench.testing import check_strategy as check_it
+
+    groups = split_overrides(set_ or [])
+    if others := sorted(set(groups) - {"strategy"}):
+        raise SettingError(
+            "a check takes hyperparameters of the strategy only",
+            where="--set",
+            expected="strategy.name=value",
+            got=", ".join(others),
+        )
+    _tell(check_it(name, overrides=groups.get("strategy", {})))
+
+
+@check_app.command("benchmark")
+def check_benchmark(
+    name: Annotated[str, typer.Argument(help="Registered benchmark, or path of a TOML file.")],
+) -> None:
+    """Try every rule on a benchmark, and two steps of it on the phantom where it can."""
+    from clbench.testing import check_benchmark as check_it
+
+    _tell(check_it(name))
+
+
+def _tell(report: Report) -> None:
+    for line in report.lines():
+        typer.echo(line)
+    if not report.ok:
         raise typer.Exit(1)
 
 

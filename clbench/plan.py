@@ -150,13 +150,26 @@ def sparse(settings: Any) -> dict[str, Any]:
     return found
 
 
-def make_plan(settings: RunSettings) -> Plan:
-    """Resolve names, find data, fix the run's identity. Trains nothing, writes no run folder."""
+def make_plan(
+    settings: RunSettings,
+    *,
+    benchmark: Benchmark | None = None,
+    strategy: Strategy | None = None,
+) -> Plan:
+    """Resolve names, find data, fix the run's identity. Trains nothing, writes no run folder.
+
+    Args:
+        settings: what is asked for.
+        benchmark: stands in for the registered one, for those who have the object at hand.
+        strategy: the same.
+    """
     overrides = split_overrides(list(settings.overrides))
-    benchmark = registry.benchmark(settings.bench)
+    if benchmark is None:
+        benchmark = registry.benchmark(settings.bench)
     name = settings.profile or ("quick" if settings.data is None else "paper")
     profile = apply_overrides(load_profile(name), overrides)
-    strategy = load_strategy(settings.strategy, overrides.get("strategy", {}))
+    if strategy is None:
+        strategy = load_strategy(settings.strategy, overrides.get("strategy", {}))
     device = pick_device(settings.device)
     make_backbone = registry.load("backbone", profile.backbone.name)
     encoder = registry.load("encoding", profile.text.encoding)

@@ -70,7 +70,8 @@ def load(kind: str, name: str) -> Any:
         ) from err
 
 
-def _benchmark_path(name: str) -> Path:
+def benchmark_path(name: str) -> Path:
+    """The file of a registered benchmark; a path that ends in `.toml` is taken as it is."""
     if is_path(name):
         return Path(name).expanduser()
     known = entries("benchmark")
@@ -86,9 +87,9 @@ def benchmark(name: str) -> Benchmark:
         SpecError: the file contradicts itself, or takes the name of a registered benchmark for
             another course: their results would lie in one folder.
     """
-    found = load_benchmark(_benchmark_path(name))
+    found = load_benchmark(benchmark_path(name))
     if is_path(name) and found.name in entries("benchmark"):
-        own = load_benchmark(_benchmark_path(found.name))
+        own = load_benchmark(benchmark_path(found.name))
         if (found.digest(), found.version) != (own.digest(), own.version):
             raise SpecError(
                 f"the benchmark name {found.name!r} is taken",
@@ -107,7 +108,7 @@ def is_path(name: str) -> bool:
 def summary(kind: str, name: str) -> str:
     """One line about a registered name, without importing its package."""
     if kind == "benchmark":
-        return str(read_toml(_benchmark_path(name)).get("title", ""))
+        return str(read_toml(benchmark_path(name)).get("title", ""))
     entry = entries(kind)[name]
     module, _, attribute = entry.value.partition(":")
     try:

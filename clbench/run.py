@@ -65,7 +65,16 @@ def run_course(settings: RunSettings, watch: Watch = lambda event: None) -> Path
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    plan = make_plan(settings)
+    return run_plan(make_plan(settings), watch)
+
+
+def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
+    """Run what was planned; return the run folder.
+
+    Raises:
+        ClbenchError: anything the user can act on.
+    """
+    settings = plan.settings
     watch({"event": "plan", "plan": plan})
     record = store.read_record(plan.folder) if (plan.folder / "run.json").exists() else None
     if record is not None and record["status"] == "finished" and not settings.fresh:

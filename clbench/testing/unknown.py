@@ -1,0 +1,144 @@
+"""The rule about 255: what nobody annotated is treated as the strategy declares.
+
+Room: row 5 (torch).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from clbench.strategy import UNKNOWN, Batch, Output
+from clbench.testing.batches import loud, made_batch, padded, relabel
+from clbench.testing.bed import Bed, State
+from clbench.testing.rules import Broken
+
+
+def unknown_voxels_are_treated_as_declared(bed: Bed) -> None:
+    """255 is neither background nor organ: the whole difficulty of partly labelled data."""
+    for number in (1, 2):
+        state = bed.start(number)
+        bed.enter(state)
+        full = made_batch(state.lesson, pseudo=bool(state.pseudo))
+        new, old = bed.answers(state, full)
+        probe = _Probe(state, full, loud(new, 1), None if old is None else _fixed(loud(old, 2)))
+        where = f"losses without penalties, step {number}"
+
+        _, grad = probe.at(padded(full).label)
+        if bool(grad[:, :, -4:].any()):
+            raise Broken(
+                "there is supervised gradient where nothing is known",
+                where=f"{where}; voxels with 255 in every structure, such as padding",
+                expected="exactly 0",
+                got=f"up to {float(grad[:, :, -4:].abs().max()):.3g}",
+                next_step="leave voxels with 255 out of the loss (clbench.losses.targets)",
+            )
+        _new_ones_stay_unknown(probe, where)
+        if number > 1:
+            _old_ones_as_declared(probe, where)
+
+
+def _fixed(output: Output) -> Output:
+    return Output(
+        logits=output.logits.detach(),
+        features={k: v.detach() for k, v in output.features.items()},
+    )
+
+
+class _Probe:
+    """Supervised loss and its gradient in the logits, for one label after another."""
+
+    def __init__(self, state: State, batch: Batch, new: Output, old: Output | None) -> None:
+        self.state, self.batch, self.new, self.old = state, batch, new, old
+        self.declared = state.strategy.unlabelled
+
+    def at(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss, gradient (B, C, D, H, W)) with this label."""
+        loss = torch.stack([torch.zeros(()), *self._terms(label).values()]).sum()
+        if not loss.requires_grad:
+            return loss, torch.zeros_like(self.new.logits)
+        (grad,) = torch.autograd.grad(loss, self.new.logits, allow_unused=True)
+        return loss.detach(), torch.zeros_like(self.new.logits) if grad is None else grad
+
+    def terms(self, label: Tensor) -> dict[str, Tensor]:
+        """Every term that is no penalty, with this label."""
+        return {name: value.detach() for name, value in self._terms(label).items()}
+
+    def _terms(self, label: Tensor) -> dict[str, Tensor]:
+        strategy, memory = self.state.strategy, copy.deepcopy(self.state.memory)
+        terms = strategy.losses(relabel(self.batch, label), self.new, self.old, memory)
+        return {k: v.float() for k, v in terms.items() if k not in strategy.penalties}
+
+    def filled(self, channels: list[int], value: int) -> Tensor:
+        """The full label with one value in these structures of the second case."""
+        label = self.batch.label.clone()
+        label[1, channels] = value
+        return label
+
+
+def _new_ones_stay_unknown(probe: _Probe, where: str) -> None:
+    """A structure of this very step that a case does not annotate is never background."""
+    new = probe.batch.new_index[:1]
+    if len(probe.batch.structures) == 1:
+        return
+    (as_is, grad), (as_zero, _) = (probe.at(probe.filled(new, v)) for v in (UNKNOWN, 0))
+    name = probe.batch.structures[new[0]]
+    if torch.equal(as_is, as_zero):
+        raise Broken(
+            "a new structure that a case does not annotate counts as background",
+            where=f"{where}; {name} with 255 in one case",
+            expected="another loss than with 0",
+            got=f"{float(as_is):.7g} twice",
+            next_step="'background' speaks of old structures only",
+        )
+    if grad.shape[1] == len(probe.batch.structures) and bool(grad[1, new].any()):
+        raise Broken(
+            "there is supervised gradient where nothing is known",
+            where=f"{where}; channel of {name}, with 255 in this case",
+            expected="exactly 0",
+            got=f"up to {float(grad[1, new].abs().max()):.3g}",
+        )
+
+
+def _old_ones_as_declared(probe: _Probe, where: str) -> None:
+    old = probe.batch.old_index
+    where = f"{where}; 255 in every old structure of one case"
+    if probe.declared == "background":
+        _become_background(probe, old, where)
+        return
+    (as_is, grad), (as_zero, _) = (probe.at(probe.filled(old, v)) for v in (UNKNOWN, 0))
+    if torch.equal(as_is, as_zero):
+        raise Broken(
+            "old structures without annotation count as background",
+            where=where,
+            expected="another loss than with 0: 'ignore' is declared",
+            got=f"{float(as_is):.7g} twice",
+            next_step="declare unlabelled = 'background', or leave these voxels out",
+        )
+    if grad.shape[1] == len(probe.batch.structures) and bool(grad[1, old].any()):
+        raise Broken(
+            "there is supervised gradient where nothing is known",
+            where=f"{where}, in their channels",
+            expected="exactly 0",
+            got=f"up to {float(grad[1, old].abs().max()):.3g}",
+        )
+
+
+def _become_background(probe: _Probe, old: list[int], where: str) -> None:
+    """Some term that looks at old labels takes 255 for 0; others may leave such structures out."""
+    as_is, as_zero, as_known = (
+        probe.terms(label)
+        for label in (probe.filled(old, UNKNOWN), probe.filled(old, 0), probe.batch.label)
+    )
+    looks = [name for name in as_zero if not torch.equal(as_zero[name], as_known[name])]
+    if not any(torch.allclose(as_is[name], as_zero[name], 1e-5) for name in looks):
+        raise Broken(
+            "old structures without annotation do not count as background",
+            where=where,
+            expected="a term with the value it has for 0: 'background' is declared; "
+            + ", ".join(f"{name} {float(as_zero[name]):.7g}" for name in looks),
+            got=", ".join(f"{name} {float(as_is[name]):.7g}" for name in looks),
+            next_step="declare unlabelled = 'ignore', or treat them as declared",
+        )

@@ -1,0 +1,652 @@
+"""The honesty kit on strategies: honest ones pass, and each broken one is caught by its rule."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from typer.testing import CliRunner
+
+from clbench import registry
+from clbench.cli import app
+from clbench.data.volumes import Volume
+from clbench.errors import SettingError, UnknownName
+from clbench.losses import dice_bce, targets
+from clbench.nets.heads import ConvHead, Segmenter
+from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Predictor, Strategy
+from clbench.testing import check_strategy
+from clbench.testing.strategies import RULES
+
+# ------------------------------------------------------------------------- an honest strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Honest(Strategy):
+    """Sigmoid outputs, a distillation penalty, a frozen first block: true to all it declares."""
+
+    past: ClassVar[Any] = "predictions"
+    penalties: ClassVar[Any] = ("kd",)
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        with kit.fresh(step.number, "model"):
+            backbone = kit.backbone()
+            model = Segmenter(backbone, ConvHead(backbone.final_channels, background=False))
+            model.add(step.learns)
+        return model
+
+    def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
+        with kit.fresh(step.number, "grow"):
+            model.add(step.learns)
+
+    def takes_teacher(self, step: Lesson) -> bool:
+        return bool(step.old)
+
+    def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
+        frozen = {id(p) for p in model.backbone.encoder.fine.parameters()}
+        return [Group(parameters=[p for p in model.parameters() if id(p) not in frozen])]
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        target, known = targets(batch, unlabelled=self.unlabelled)
+        return {**dice_bce(new.logits, target, known), **self.kd(new, old)}
+
+    def kd(self, new: Output, old: Output | None) -> dict[str, Tensor]:
+        if old is None:
+            return {}
+        kept = new.logits[:, : old.logits.shape[1]]
+        return {"kd": ((kept.sigmoid() - old.logits.sigmoid()) ** 2).mean()}
+
+
+# ---------------------------------------------------------------- broken, each in one way
+
+
+class Thawed(Honest):
+    """Not a dataclass of its own, but its parent is: allowed. A word that does not exist is not."""
+
+    past: ClassVar[Any] = "everything"
+
+
+class OnePenalty(Honest):
+    """Forgets the comma of a tuple of one."""
+
+    penalties: ClassVar[Any] = "kd"
+
+
+@dataclass(kw_only=True, unsafe_hash=True)
+class Loose:
+    """A dataclass that is not frozen."""
+
+    past: ClassVar[Any] = "weights"
+    starts_from: ClassVar[Any] = "previous"
+    unlabelled: Literal["ignore", "background"] = "ignore"
+    keeps_old_logits: ClassVar[bool] = True
+    penalties: ClassVar[Any] = ()
+
+
+class NoModel(Honest):
+    """Answers with a bare tensor."""
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        return nn.Conv3d(1, len(step.learns), 1)
+
+
+class Shrinks(Honest):
+    """Answers at half the resolution."""
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        model = super().build(kit, step)
+        model.head.register_forward_hook(lambda m, args, out: functional.avg_pool3d(out, 2))
+        return model
+
+
+class OneAtATime(Honest):
+    """Grows by one structure only."""
+
+    def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
+        (_name,) = step.learns
+        super().grow(model, kit, step)
+
+
+class Numbered(Honest):
+    """Names what grows by a counter that never starts again: no checkpoint fits."""
+
+    count: ClassVar[list[int]] = [0]
+
+    def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
+        super().grow(model, kit, step)
+        Numbered.count[0] += 1
+        model.add_module(f"extra{Numbered.count[0]}", nn.Linear(1, 1))
+
+
+class Rebuilds(Honest):
+    """Draws the whole output layer anew when it grows."""
+
+    def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
+        super().grow(model, kit, step)
+        with kit.fresh(step.number, "again"), torch.no_grad():
+            for weight in model.head.weight.values():
+                weight.normal_()
+
+
+class ClaimsToForget(Honest):
+    """Declares that growth moves old logits; it does not."""
+
+    keeps_old_logits: ClassVar[bool] = False
+
+
+class FixedSeed(Honest):
+    """Initialises with a seed of its own."""
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        other = Kit(backbone=kit._backbone, encode=kit._encode, seed=42)
+        return super().build(other, step)
+
+
+class Logits(Honest):
+    """Decodes to logits."""
+
+    def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
+        return logits
+
+
+class Neighbors(Honest):
+    """Decodes with the mean over depth: another answer for every slab."""
+
+    def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
+        return torch.sigmoid(logits - logits.mean(2, keepdim=True))
+
+
+class ZeroByZero(Honest):
+    """Dice without a 1 in its denominator."""
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        terms = super().losses(batch, new, old, memory)
+        hit = (batch.label == 1).float()
+        return {**terms, "ratio": 1 - (hit * new.logits.sigmoid()).sum() / hit.sum()}
+
+
+class LaterZeroByZero(Honest):
+    """A penalty divided by the number of unknown voxels."""
+
+    def kd(self, new: Output, old: Output | None) -> dict[str, Tensor]:
+        return {k: v / (old.logits > 50).sum() * 0 + v for k, v in super().kd(new, old).items()}
+
+
+class Crashes(Honest):
+    """Fails in the second step."""
+
+    def after_update(self, model: nn.Module, memory: Memory) -> None:
+        memory["updates"] = int(memory.get("updates", 0)) + 1
+        if memory["updates"] > 3:
+            raise RuntimeError("out of ideas")
+
+
+class Rolls(Honest):
+    """Weighs its penalty by a random number that nobody seeded."""
+
+    def kd(self, new: Output, old: Output | None) -> dict[str, Tensor]:
+        return {k: v * (1 + random.random()) for k, v in super().kd(new, old).items()}
+
+
+class Doodles(Honest):
+    """Paints over the batch."""
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        terms = super().losses(batch, new, old, memory)
+        batch.image.zero_()
+        return terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scribbles(Honest):
+    """Keeps a running mean on itself."""
+
+    mean: list[float] = field(default_factory=list)
+
+    def after_update(self, model: nn.Module, memory: Memory) -> None:
+        self.mean.append(1.0)
+
+
+class SetsItself(Honest):
+    """Goes around frozen."""
+
+    def after_update(self, model: nn.Module, memory: Memory) -> None:
+        object.__setattr__(self, "step", 2)
+
+
+class ServesInPlace(Honest):
+    """Rounds the weights it is going to train on."""
+
+    def serve(self, model: nn.Module, memory: Memory) -> nn.Module:
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(p.half().float())
+        return model
+
+
+class AnotherFirstStep(Honest):
+    """Says its step 1 is plain, and adds a penalty to it."""
+
+    def first_step(self) -> Strategy:
+        return Honest()
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        terms = super().losses(batch, new, old, memory)
+        return terms if old is not None else {**terms, "small": new.logits.pow(2).mean()}
+
+
+class RemembersAlone(Honest):
+    """Needs a memory of step 1 that its first_step() never makes."""
+
+    def first_step(self) -> Strategy:
+        return Honest()
+
+    def after_update(self, model: nn.Module, memory: Memory) -> None:
+        memory["anchor"] = next(model.parameters()).detach().clone()
+
+
+class Detached(Honest):
+    """The classic: the student is compared with itself."""
+
+    def kd(self, new: Output, old: Output | None) -> dict[str, Tensor]:
+        return (
+            {}
+            if old is None
+            else {"kd": (new.logits.detach() - old.logits.sum() * 0).pow(2).mean()}
+        )
+
+
+class Misnamed(Honest):
+    """Declares one name and returns another."""
+
+    penalties: ClassVar[Any] = ("distillation",)
+
+
+class Zeroed(Honest):
+    """A penalty that is always zero, gradient and all."""
+
+    def kd(self, new: Output, old: Output | None) -> dict[str, Tensor]:
+        return {k: v * 0 for k, v in super().kd(new, old).items()}
+
+
+class WakesTheTeacher(Honest):
+    """Asks for a gradient in the teacher's answer."""
+
+    def kd(self, new: Output, old: Output | None) -> dict[str, Tensor]:
+        if old is not None:
+            old.logits.requires_grad_(True)
+        return super().kd(new, old)
+
+
+class BendsTheTeacher(Honest):
+    """Cools the teacher's logits in place."""
+
+    def kd(self, new: Output, old: Output | None) -> dict[str, Tensor]:
+        if old is not None:
+            old.logits.div_(2.0)
+        return super().kd(new, old)
+
+
+class Deaf(Honest):
+    """Takes a teacher and never listens."""
+
+    penalties: ClassVar[Any] = ()
+
+    def kd(self, new: Output, old: Output | None) -> dict[str, Tensor]:
+        return {}
+
+
+class SecretBackground(Honest):
+    """Declares `ignore`, and takes 255 of old structures for background."""
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        target, known = targets(batch, unlabelled="background")
+        return {**dice_bce(new.logits, target, known), **self.kd(new, old)}
+
+
+class Padder(Honest):
+    """Takes padding for background."""
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        target, known = targets(batch)
+        outside = (batch.label == 255).all(1, keepdim=True)
+        return {**dice_bce(new.logits, target, known | outside), **self.kd(new, old)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoBackground(Honest):
+    """Declares `background`, and ignores."""
+
+    unlabelled: Literal["ignore", "background"] = "background"
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        target, known = targets(batch)
+        return {**dice_bce(new.logits, target, known), **self.kd(new, old)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllBackground(Honest):
+    """Declares `background`, and takes new structures without annotation for background too."""
+
+    unlabelled: Literal["ignore", "background"] = "background"
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        target, known = targets(batch)
+        inside = known.any(1, keepdim=True).expand_as(known)
+        return {**dice_bce(new.logits, target, inside), **self.kd(new, old)}
+
+
+class Thaws(Honest):
+    """Switches on what it declared frozen."""
+
+    def after_backward(self, model: nn.Module, memory: Memory) -> None:
+        model.requires_grad_(True)
+
+
+class TrainsConstants(Honest):
+    """Marks a parameter as fixed and trains all parameters."""
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        model = super().build(kit, step)
+        model.backbone.decoder.middle.requires_grad_(False)
+        return model
+
+
+class Nudges(Honest):
+    """Moves frozen weights by hand."""
+
+    def after_update(self, model: nn.Module, memory: Memory) -> None:
+        with torch.no_grad():
+            next(model.backbone.encoder.fine.parameters()).mul_(1.01)
+
+
+class Unsaveable(Honest):
+    """Remembers a set."""
+
+    def after_update(self, model: nn.Module, memory: Memory) -> None:
+        memory["seen"] = {1, 2}
+
+
+class HiddenState(Honest):
+    """Keeps a factor on the model that no state dict holds."""
+
+    def serve(self, model: nn.Module, memory: Memory) -> nn.Module:
+        return Scaled(model, getattr(model, "factor", 1.0))
+
+    def after_update(self, model: nn.Module, memory: Memory) -> None:
+        model.factor = getattr(model, "factor", 1.0) * 3.0
+
+
+class Scaled(nn.Module):
+    """A model whose logits are multiplied."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, image: Tensor) -> Output:
+        return Output(logits=self.model(image).logits * self.factor)
+
+
+class Greedy(Honest):
+    """Takes images of step 1 without saying so."""
+
+    def extra_cases(self, step: Lesson, memory: Memory) -> Mapping[tuple[int, str], float]:
+        return {(1, case): 1.0 for case in step.past.get(1, ())}
+
+
+class Modest(Honest):
+    """Declares images and asks for none."""
+
+    past: ClassVar[Any] = "images"
+
+
+class Understated(Honest):
+    """Declares nothing and takes a teacher."""
+
+    past: ClassVar[Any] = "nothing"
+
+
+class Overstated(Deaf):
+    """Declares predictions and asks for none."""
+
+    def takes_teacher(self, step: Lesson) -> bool:
+        return False
+
+
+class Hoards(Honest):
+    """Keeps crops in memory."""
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        memory["picture"] = batch.image.clone()
+        return super().losses(batch, new, old, memory)
+
+
+class Cheats(Honest):
+    """Asks for a test case to train on."""
+
+    past: ClassVar[Any] = "images"
+
+    def extra_cases(self, step: Lesson, memory: Memory) -> Mapping[tuple[int, str], float]:
+        return {(1, str(1000 + i)): 1.0 for i in range(4)} if step.number == 2 else {}
+
+
+class Snoops(Honest):
+    """Opens every image that lies beside the one it is given."""
+
+    def prepares(self, step: Lesson) -> bool:
+        return bool(step.old)
+
+    def prepare_case(
+        self, step: Lesson, volume: Volume, old: Predictor | None
+    ) -> Mapping[str, Tensor]:
+        for path in sorted(volume.files.image.parent.iterdir()):
+            if self.wanted(int(path.name.split("-")[-1].split(".")[0].lstrip("img") or 0) % 1000):
+                path.read_bytes()
+        return {}
+
+    def wanted(self, number: int) -> bool:
+        return number == 3  # the test case: the phantom numbers train, validation, test
+
+
+class LooksBack(Snoops):
+    """Opens the images of an earlier step."""
+
+    def prepare_case(
+        self, step: Lesson, volume: Volume, old: Predictor | None
+    ) -> Mapping[str, Tensor]:
+        folder = volume.files.image
+        while not (folder / "first").is_dir():
+            folder = folder.parent
+        for path in sorted((folder / "first").rglob("*1000*.nii*")):
+            np.fromfile(path, np.uint8)
+            path.read_bytes()
+        return {}
+
+
+class Drops(Honest):
+    """Dropout from the global random state."""
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        model = super().build(kit, step)
+        model.backbone.register_forward_hook(
+            lambda m, args, maps: {
+                **maps,
+                "final": functional.dropout(maps["final"], 0.5, m.training),
+            }
+        )
+        return model
+
+
+BROKEN: dict[type, str] = {
+    Thawed: "declarations are legal",
+    OnePenalty: "declarations are legal",
+    NoModel: "builds",
+    Shrinks: "builds",
+    OneAtATime: "grows in any order",
+    Numbered: "grows in any order",
+    Rebuilds: "growth keeps old logits as declared",
+    ClaimsToForget: "growth keeps old logits as declared",
+    FixedSeed: "another seed gives other weights",
+    Logits: "decodes to probabilities",
+    Neighbors: "decodes to probabilities",
+    ZeroByZero: "losses are finite on empty and full masks",
+    LaterZeroByZero: "losses of later steps are finite too",
+    Crashes: "a step can be taught",
+    Rolls: "hooks repeat to the bit",
+    Doodles: "hooks repeat to the bit",
+    Scribbles: "hooks leave the strategy as it was",
+    SetsItself: "hooks leave the strategy as it was",
+    ServesInPlace: "serving leaves the model as it was",
+    AnotherFirstStep: "step 1 equals its first step",
+    RemembersAlone: "step 1 equals its first step",
+    Detached: "declared penalties bite",
+    Misnamed: "declared penalties bite",
+    Zeroed: "declared penalties bite",
+    WakesTheTeacher: "the teacher stays without gradient",
+    BendsTheTeacher: "the teacher stays without gradient",
+    Deaf: "the teacher is used",
+    SecretBackground: "unknown voxels are treated as declared",
+    Padder: "unknown voxels are treated as declared",
+    NoBackground: "unknown voxels are treated as declared",
+    AllBackground: "unknown voxels are treated as declared",
+    Thaws: "gradient stays in the declared groups",
+    TrainsConstants: "gradient stays in the declared groups",
+    Nudges: "gradient stays in the declared groups",
+    Unsaveable: "memory can be saved",
+    HiddenState: "saved and loaded it scores the same",
+    Cheats: "no test case is asked for",
+    Greedy: "the past is used as declared",
+    Modest: "the past is used as declared",
+    Understated: "the past is used as declared",
+    Overstated: "the past is used as declared",
+    Hoards: "the past is used as declared",
+    Snoops: "test cases stay closed",
+    LooksBack: "the past stays closed",
+    Drops: "the same seed gives the same numbers",
+}
+
+
+@pytest.fixture(scope="session")
+def kit_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny phantom, made once."""
+    return tmp_path_factory.mktemp("kit_cache")
+
+
+@pytest.mark.parametrize("kind", BROKEN, ids=lambda k: k.__name__)
+def test_a_broken_strategy_is_caught_by_the_rule_it_breaks(kind: type, kit_cache: Path) -> None:
+    report = check_strategy(kind(), cache=kit_cache)
+    assert report.failed == (BROKEN[kind],), report
+    (finding,) = [f for f in report.findings if f.status == "FAIL"]
+    assert finding.error is not None
+    assert finding.error.fields(), "says where, expected, got or what to do"
+
+
+def test_every_rule_has_a_strategy_that_breaks_it() -> None:
+    assert {rule.name for rule in RULES} == set(BROKEN.values())
+    assert len(BROKEN) >= 15
+
+
+def test_every_rule_says_why_in_one_line() -> None:
+    assert max(Counter(rule.name for rule in RULES).values()) == 1
+    for rule in RULES:
+        assert 20 < len(rule.why) <= 100, rule.name
+        assert rule.why.endswith((".", "."))
+
+
+def test_an_honest_strategy_passes_every_rule(kit_cache: Path) -> None:
+    report = check_strategy(Honest(), cache=kit_cache)
+    assert report.ok, report
+    assert {f.status for f in report.findings} == {"pass"}, report
+
+
+@pytest.mark.parametrize("name", sorted(registry.entries("strategy")))
+def test_every_registered_strategy_is_honest(name: str, kit_cache: Path) -> None:
+    report = check_strategy(name, cache=kit_cache)
+    assert report.ok, report
+
+
+def test_a_dataclass_that_is_not_frozen(kit_cache: Path) -> None:
+    report = check_strategy(Loose(), cache=kit_cache)  # type: ignore[arg-type]
+    assert report.failed == ("declarations are legal",)
+    assert "frozen" in str(report)
+
+
+def test_rules_by_name(kit_cache: Path) -> None:
+    report = check_strategy(Honest(), only=["grows in any order"], cache=kit_cache)
+    assert [f.rule for f in report.findings] == [
+        "declarations are legal", "builds", "grows in any order",
+    ]  # fmt: skip
+    with pytest.raises(UnknownName, match="no rule called"):
+        check_strategy(Honest(), only=["grows"], cache=kit_cache)
+
+
+def test_the_global_random_state_is_left_as_it_was(kit_cache: Path) -> None:
+    torch.manual_seed(3)
+    random.seed(3)
+    before = torch.get_rng_state(), random.getstate()
+    check_strategy(Honest(), only=["hooks repeat to the bit"], cache=kit_cache)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+
+
+def test_the_command_prints_every_rule(monkeypatch: pytest.MonkeyPatch, kit_cache: Path) -> None:
+    monkeypatch.setattr("clbench.testing.strategies.RULES", RULES[:3])
+    words = ["check", "strategy", "universal", "--set", "strategy.pseudo=soft"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert "pseudo='soft'" in lines[0]
+    assert "past=predictions" in lines[1]
+    assert lines[2] == f"  pass    {RULES[0].name}: {RULES[0].why}"
+    assert lines[-1].startswith("3 rules in ")
+    load = registry.load
+    monkeypatch.setattr(
+        registry, "load", lambda kind, name: OneAtATime if kind == "strategy" else load(kind, name)
+    )
+    done = CliRunner().invoke(app, ["check", "strategy", "one_at_a_time"])
+    assert done.exit_code == 1
+    assert "  FAIL    grows in any order" in done.output
+    assert "ValueError: too many values" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "says"),
+    [
+        (["universl"], UnknownName, "did you mean 'universal'"),
+        (["universal", "--set", "strategy.pseud=soft"], SettingError, "strategy.pseudo"),
+        (["universal", "--set", "train.lr=1"], SettingError, "of the strategy only"),
+    ],
+)
+def test_the_command_refuses_a_wrong_word(
+    words: list[str], kind: type[Exception], says: str
+) -> None:
+    done = CliRunner().invoke(app, ["check", "strategy", *words])
+    assert isinstance(done.exception, kind)
+    assert says in str(done.exception)
