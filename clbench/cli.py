@@ -303,11 +303,13 @@ def table(
     ] = "terminal",
 ) -> None:
     """The paper's tables, printed and measured, side by side; and a summary of all runs."""
+    from clbench import registry
     from clbench.report.render import FORMATS
 
     one_of("--scoring", scoring, {"strict": 1, "paper": 1})
     one_of("--format", format_, dict.fromkeys(FORMATS))
     wanted = parse_seeds(seeds) if seeds else None
+    bench = None if bench is None else registry.name_of(bench)
 
     def paper(which: int) -> Table:
         from clbench.report.paper_tables import BENCH, paper_table

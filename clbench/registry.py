@@ -100,6 +100,11 @@ def benchmark(name: str) -> Benchmark:
     return found
 
 
+def name_of(bench: str) -> str:
+    """The name under which results of a benchmark lie: its own, also where a file is named."""
+    return benchmark(bench).name if is_path(bench) else bench
+
+
 def is_path(name: str) -> bool:
     """Whether a benchmark is named by its file."""
     return name.endswith(".toml") or "/" in name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from clbench import registry, store, taxonomy
-from clbench.cli import parse_splits
+from clbench.cli import app, parse_splits
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError, SpecError, StoreError
-from clbench.plan import RunSettings
+from clbench.plan import RunSettings, make_plan, new_record
 from clbench.run import run_course
 from clbench.settings import PhantomSettings, load_profile
 from clbench.spec import Split
@@ -270,15 +272,11 @@ def test_a_course_over_two_layouts_in_any_order(cache_root: Path, tmp_path: Path
     path = tmp_path / "mixed.toml"
     path.write_text(MIXED)
 
-    def run() -> Path:
-        return run_course(
-            RunSettings(
-                bench=str(path), strategy="finetune", profile="smoke", out=tmp_path / "out",
-                cache=cache_root, overrides=TINY,
-            )
-        )  # fmt: skip
-
-    folder = run()
+    settings = RunSettings(
+        bench=str(path), strategy="finetune", profile="smoke", out=tmp_path / "out",
+        cache=cache_root, overrides=TINY,
+    )  # fmt: skip
+    folder = run_course(settings)
     rows = {
         (r.eval_set, r.structure): r
         for r in store.read_scores(folder / "scores.csv")
@@ -288,12 +286,20 @@ def test_a_course_over_two_layouts_in_any_order(cache_root: Path, tmp_path: Path
     assert rows["atlas", "liver"].status != "not_annotated"
     assert rows["atlas", "aorta"].status == "not_annotated"
     assert (rows["ward", "left_kidney"].gt_vox or 0) > 0  # split from one value
+    for named in ("mixed", str(path)):
+        words = ["table", "summary", "--bench", named, "--results", str(tmp_path / "out")]
+        table = CliRunner().invoke(app, words)
+        assert table.exit_code == 0, table.output
+        assert "mixed v1 on the PHANTOM" in table.output
     # nobody guards the version of a user's file: a changed course is another run
-    assert run() == folder
+    assert make_plan(settings).folder == folder
     path.write_text(MIXED.replace('["postcava", "gall_bladder"]', '["gall_bladder"]'))
-    assert run() != folder
+    changed = make_plan(settings)
+    assert changed.folder != folder
     with pytest.raises(StoreError, match="different course"):
-        store.refuse_mixture([store.read_record(f) for f in store.find_runs(tmp_path / "out")])
+        store.refuse_mixture(
+            [store.read_record(folder), json.loads(json.dumps(new_record(changed)))]
+        )
 
 
 def test_the_readmes_course_runs(cache_root: Path, tmp_path: Path) -> None:
