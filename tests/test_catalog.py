@@ -249,6 +249,12 @@ def test_an_unknown_layout_names_its_source(data: Path, tmp_path: Path) -> None:
         catalog(data, tmp_path, bench=replace(BENCH, sources=(bad, BENCH.sources[1])))
     assert "source 'btcv'" in str(err.value)
     assert "did you mean 'btcv'" in str(err.value)
+    with pytest.raises(UnknownName, match="no layout called 'btvc'"):  # on the phantom, too
+        catalog(
+            data, tmp_path / "p", data=None, splits=None,
+            bench=replace(BENCH, sources=(bad, BENCH.sources[1])),
+        )  # fmt: skip
+    assert not (tmp_path / "p").exists()
 
 
 def test_a_rule_needs_data_to_draw_from(tmp_path: Path) -> None:

@@ -58,6 +58,15 @@ def test_a_good_folder(folder: Path) -> None:
     assert text.endswith("no problems")
 
 
+def test_a_list_of_partial_cases_that_are_not_there_is_remarked(folder: Path) -> None:
+    assert not any("partial" in line for line in check_folder(folder, SOURCES).lines())
+    for path in LAYOUTS["btcv"].paths(folder / "btcv", "61"):
+        path.unlink()
+    report = check_folder(folder, SOURCES)
+    assert report.remarks == ["btcv: a [[source.partial]] names no case that is here (61, …)"]
+    assert report.problems == []
+
+
 def test_every_problem_is_listed(folder: Path) -> None:
     write(folder / "lits", "lits", "1", 9)
     image, _ = write(folder / "lits", "lits", "2")

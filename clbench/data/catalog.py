@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from clbench.data.cache import VolumeCache
-from clbench.data.layouts import find_cases, resolve_data
+from clbench.data.layouts import find_cases, find_layout, resolve_data
 from clbench.data.phantom import fingerprint, make_phantom
 from clbench.data.selection import (
     Files,
@@ -139,8 +139,11 @@ def build_catalog(
         splits: source or step → split that replaces the benchmark's.
 
     Raises:
-        DataError: missing folders or cases, or a case in train and test.
+        UnknownName: a source of an unknown layout.
+        DataError: missing folders or cases, or a case or patient in train and test.
     """
+    for source in benchmark.sources:
+        find_layout(source.layout, f"source {source.name!r}")
     cache = VolumeCache(cache_root / "volumes")
     named = chosen(benchmark, splits or {})
     if data is None:

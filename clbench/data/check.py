@@ -136,6 +136,7 @@ def check_data(text: str, sources: Sequence[Source]) -> FolderReport:
         part = check_folder(place, [s for s in named if s.name == name])
         report.cases |= part.cases
         report.problems += part.problems
+        report.remarks += part.remarks
     return report
 
 
@@ -165,6 +166,11 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
             failed.append(err)
             continue
         report.cases[source.name] = [_check(files, source) for files in found.values()]
+        report.remarks += [
+            f"{source.name}: a [[source.partial]] names no case that is here ({p.cases[0]}, …)"
+            for p in source.partial
+            if p.cases and not set(p.cases) & set(found)
+        ]
         report.problems += [
             f"{source.name} case {c.case}: {p}"
             for c in report.cases[source.name]
