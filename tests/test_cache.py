@@ -15,7 +15,7 @@ import pytest
 
 from clbench.data import cache as room
 from clbench.data.cache import VolumeCache, default_root
-from clbench.data.layouts import CaseFiles
+from clbench.data.layouts import CaseFiles, find_cases
 from clbench.data.volumes import Volume
 from clbench.errors import DataError, StoreError
 from clbench.spec import Preprocessing, Source
@@ -85,6 +85,23 @@ def test_the_key_is_what_the_voxels_depend_on(
     cache.get(files, SOURCE, PRE)
     cache.get(files, source, pre)
     assert len(made) == 1 + new
+
+
+def test_masks_of_another_list_are_another_entry(lay_out: Any, tmp_path: Path) -> None:
+    label = np.zeros((8, 8, 8), np.uint8)
+    label[2:4, 2:4, 2:4], label[5:7, 5:7, 5:7] = 1, 2
+    masks = {"liver": (1,), "spleen": (2,)}
+    lay_out(
+        tmp_path / "d", "totalsegmentator", "s1", label.astype(np.int16) * 40, label, masks=masks
+    )
+    for names in (["liver", "spleen"], ["spleen", "liver"], ["liver", "colon", "spleen"]):
+        source = Source(name="t", title="", layout="totalsegmentator", masks={n: n for n in names})
+        files = find_cases(tmp_path / "d", source)["s1"]
+        pre = Preprocessing(spacing_mm=(3.0, 3.0, 3.0))
+        got = VolumeCache(tmp_path / "cache").get(files, source, pre)
+        one, two = got.labels(["liver", "spleen"], (slice(None),) * 3)
+        assert (int(one.sum()), int(two.sum())) == (8, 8)
+        assert one.argmax() < two.argmax()  # the liver lies below the spleen here
 
 
 def test_changed_content_is_another_entry_and_a_moved_file_is_not(

@@ -185,6 +185,22 @@ def test_the_same_case_in_train_of_one_step_and_test_of_another(data: Path, tmp_
         assert words in str(err.value)
 
 
+def test_a_validation_case_of_one_step_is_no_test_case_of_another(
+    data: Path, tmp_path: Path
+) -> None:
+    for case, seed in (("4", 4), ("5", 3)):  # 5 is 3 under another name
+        write(data / "btcv", "btcv", case, seed=seed, values=(1, 2, 6))
+    steps = tuple(replace(BENCH.steps[0], name=n, learns=(n,)) for n in ("spleen", "liver"))
+    bench = replace(BENCH, steps=steps, groups={})
+    for validation, says in (("3", "the same patient"), ("5", "the same case")):
+        splits = {
+            "spleen": Split(name="s", train=("1",), validation=(validation,), test=("2",)),
+            "liver": Split(name="l", train=("4",), test=("3",)),
+        }
+        with pytest.raises(DataError, match=f"{says} is in validation and in test"):
+            catalog(data, tmp_path, bench=bench, splits=splits)
+
+
 def test_two_scans_of_a_patient_never_stand_in_train_and_test(data: Path, tmp_path: Path) -> None:
     source = replace(BENCH.sources[0], patient=r"(\d)")  # 1 and 11 are one patient
     bench = replace(BENCH, sources=(source, BENCH.sources[1]))

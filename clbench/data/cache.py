@@ -116,7 +116,10 @@ class VolumeCache:
             FORMAT,
             files.case,
             self.content_hash(files),
-            [name for name, _ in files.label] if isinstance(files.label, tuple) else None,
+            # with masks, a structure without file takes a bit all the same
+            [source.structures, [name for name, _ in files.label]]
+            if isinstance(files.label, tuple)
+            else None,
             source.name,
             sorted(source.labels.items()),
             sorted(source.sides.items()),

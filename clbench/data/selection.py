@@ -14,7 +14,7 @@ from clbench.data.folders import CaseFiles
 from clbench.errors import DataError, SettingError
 from clbench.settings import PhantomSettings
 from clbench.spec import Benchmark, Source, Step
-from clbench.splits import Split
+from clbench.splits import PARTS, Split
 
 Files = Mapping[str, Mapping[str, CaseFiles]]
 """Source → case → files."""
@@ -121,25 +121,30 @@ def taught(benchmark: Benchmark, splits: Sequence[Split], files: Files) -> None:
             )
 
 
+USED = {"train": "trained on", "validation": "chosen by"}
+"""What teaching does with the cases of a part: validation steers it, so it is no test either."""
+
+
 def same_patient(benchmark: Benchmark, splits: Sequence[Split], *, patients: bool) -> None:
-    """Refuse a patient of a source who is trained on in one step and tested in any.
+    """Refuse a patient of a source who is taught from in one step and tested in any.
 
     On the phantom (`patients` false) every case is a subject of its own.
     """
-    seen: dict[tuple[str, str], str] = {}
-    for part in ("train", "test"):
+    seen: dict[tuple[str, str], tuple[str, str]] = {}
+    for part in PARTS:
         for step, split in zip(benchmark.steps, splits, strict=True):
             source = benchmark.source(step.source)
             for case in getattr(split, part):
                 key = (source.name, source.patient_of(case) if patients else case)
-                if part == "train":
-                    seen.setdefault(key, f"{case} of step {step.name!r}")
+                if part in USED:
+                    seen.setdefault(key, (part, f"{case} of step {step.name!r}"))
                 elif key in seen:
+                    other, where = seen[key]
                     raise DataError(
-                        "the same patient is in train and in test",
+                        f"the same patient is in {other} and in test",
                         where=f"{source.name} case {case}, test of step {step.name!r}",
-                        expected="no patient of a test case among the training cases of any step",
-                        got=f"patient {key[1]} is trained on as case {seen[key]}",
+                        expected="no patient of a test case in train or validation of any step",
+                        got=f"patient {key[1]} is {USED[other]} as case {where}",
                         next_step="remove one of the two from its split",
                     )
 
@@ -149,19 +154,20 @@ def same_content(
     splits: Sequence[Split],
     hashes: Mapping[tuple[str, str], str],
 ) -> None:
-    """Refuse a test case that is also a training case, by image content, in any step."""
-    trained: dict[str, str] = {}
-    for step, split in zip(benchmark.steps, splits, strict=True):
-        for case in split.train:
-            trained[hashes[step.source, case]] = f"{step.source} case {case}"
-    for step, split in zip(benchmark.steps, splits, strict=True):
-        for case in split.test:
-            twin = trained.get(hashes[step.source, case])
-            if twin is not None:
-                raise DataError(
-                    "the same case is in train and in test",
-                    where=f"{step.source} case {case}",
-                    expected="no test case among the training cases of any step",
-                    got=f"it equals training case {twin}",
-                    next_step="remove one of the two from its split file",
-                )
+    """Refuse a test case whose image is also taught from, in any step and under any name."""
+    seen: dict[str, tuple[str, str]] = {}
+    for part in PARTS:
+        for step, split in zip(benchmark.steps, splits, strict=True):
+            for case in getattr(split, part):
+                image = hashes[step.source, case]
+                if part in USED:
+                    seen.setdefault(image, (part, f"{step.source} case {case}"))
+                elif image in seen:
+                    other, twin = seen[image]
+                    raise DataError(
+                        f"the same case is in {other} and in test",
+                        where=f"{step.source} case {case}",
+                        expected="no test case in train or validation of any step",
+                        got=f"its image is that of {twin}",
+                        next_step="remove one of the two from its split file",
+                    )
