@@ -383,6 +383,7 @@ def figure(
     cache: Annotated[Path | None, typer.Option(help="strip: the runs' cache.")] = None,
 ) -> None:
     """Figures of a benchmark's runs, each as PDF (vectors) and PNG (300 dpi)."""
+    from clbench import registry
     from clbench.report.figures import FIGURES, Study, save
 
     if name == "list":
@@ -391,7 +392,13 @@ def figure(
         return
     one_of("--scoring", scoring, {"strict": 1, "paper": 1})
     study = Study(
-        results=results, bench=bench, ref=ref, scoring=scoring, step=step, data=data, cache=cache
+        results=results,
+        bench=registry.name_of(bench),
+        ref=ref,
+        scoring=scoring,
+        step=step,
+        data=data,
+        cache=cache,
     )
     failed: list[ClbenchError] = []
     for one in FIGURES if name == "all" else [name]:

@@ -136,8 +136,8 @@ def test_cost_against_score(tmp_path: Path) -> None:
     assert (costs[2]["forward_macs"], costs[2]["parameters"]) == (4e9, 2e6)
     assert costs[2]["train_s"] == 60.0  # from run.json
     svg = draw("cost", Study(results=tmp_path, bench="tumor_ext"))
-    assert b"missing: finetune" in svg
-    assert b"2 million parameters" in svg
+    assert b"finetune." in svg  # in the small print: nothing was counted
+    assert b"parameters, 2 to 2 " in svg
     (folders[0] / "cost.csv").write_text("step,forward_macs\n1,many\n")
     with pytest.raises(StoreError, match="cannot be read"):
         draw("cost", Study(results=tmp_path, bench="tumor_ext"))

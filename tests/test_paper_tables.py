@@ -398,3 +398,13 @@ def test_the_long_form_holds_full_precision(tmp_path: Path) -> None:
     assert cell["structures"] == "13"
     assert cell["seed_list"] == "0 1 2"
     assert not math.isnan(value)
+
+
+def test_a_course_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
+    body(tmp_path, {"universal": Method()}, bench="tumor_ext")
+    course = Path(__file__).parents[1] / "benchmarks" / "tumor_ext.toml"
+    done = CliRunner().invoke(
+        app, ["table", "11", "--bench", str(course), "--results", str(tmp_path)]
+    )
+    assert done.exit_code == 0, done.output
+    assert "tumor_ext in the layout of Table 11" in done.output

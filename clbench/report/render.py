@@ -22,6 +22,7 @@ FORMATS = ("terminal", "md", "csv", "tex", "html")
 """What `render` can make."""
 Mark = Literal["best", "second", "proven", "untestable"]
 """What a cell deserves; the rule is in `clbench.report.marks`."""
+_FITS = 9  # columns of a LaTeX table that need no scaling
 _INDENT = r"\hspace{1em}"
 
 
@@ -229,7 +230,9 @@ def _latex(table: Table) -> str:
     ]  # fmt: skip
     for pick in _blocks(table):
         spec = "".join("l" if j < table.keys else "r" for j in pick)
-        lines += [r"\resizebox{\linewidth}{!}{%", rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
+        wide = len(pick) > _FITS
+        lines += [r"\resizebox{\linewidth}{!}{%"] if wide else []
+        lines += [rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
         if table.over:
             at, heads, rules = 1, [], []
             for name, n in _joined(table, pick):
@@ -249,7 +252,7 @@ def _latex(table: Table) -> str:
                 cells.append(rf"\multirow{{{span}}}{{*}}{{{cell}}}" if span > 1 else cell)
             lines += [r"\addlinespace"] if i in table.rules and i else []
             lines.append(" & ".join(cells) + r" \\")
-        lines += [r"\bottomrule", r"\end{tabular}}", r"\par\medskip"]
+        lines += [r"\bottomrule", r"\end{tabular}" + "}" * wide, r"\par\medskip"]
     lines += [rf"\par\raggedright\footnotesize {_tex(note)}" for note in table.notes]
     return "\n".join([*lines, rf"\end{{{float_}}}"])
 
@@ -258,11 +261,11 @@ def _latex(table: Table) -> str:
 
 STYLE = """
 .clbench{border-collapse:collapse;font:13px/1.35 system-ui,sans-serif;margin:.6em 0}
-.clbench caption,.caption{font-weight:600;text-align:left;padding:.3em 0}
+.caption{font:600 14px/1.4 system-ui,sans-serif;padding:.3em 0}
 .clbench th,.clbench td{padding:.15em .55em;text-align:right;white-space:nowrap}
 .clbench th.key,.clbench td.key{text-align:left}
 .clbench th.over{text-align:center;border-bottom:1px solid #999}
-.clbench thead tr:first-child th{border-top:2px solid #222}
+.clbench thead tr:first-child>*{border-top:2px solid #222}
 .clbench thead tr:last-child th{border-bottom:1px solid #222}
 .clbench tbody tr:last-child td{border-bottom:2px solid #222}
 .clbench tbody tr.rule td{border-top:1px solid #ccc}

@@ -45,7 +45,8 @@ def cost(study: Study) -> Figure:
     )
     study.need(shown, "no strategy has both scores and operations", "finish the runs")
     pens = style.pens([m.label for m in e.methods])
-    largest = max(costs[m.label][e.last]["parameters"] for m in shown)
+    sizes = [costs[m.label][e.last]["parameters"] for m in shown]
+    smallest, largest = min(sizes), max(sizes)
     figure = style.new(style.COLUMN_IN, 3.0)
     ax = figure.subplots()
     for m in shown:
@@ -76,14 +77,10 @@ def cost(study: Study) -> Figure:
     ax.set_ylabel(f"mean Dice after step {e.last} ({e.scoring})")
     ax.grid(True, linewidth=0.3, color="#d9d9d9")
     ax.set_axisbelow(True)
-    for share in (0.25, 1.0):
-        size = largest * share
-        ax.scatter([], [], s=_area(size, largest), facecolors="none", edgecolors=style.GRAY,
-                   linewidth=0.8, label=f"{size / 1e6:.3g} million parameters")  # fmt: skip
-    ax.legend(loc="lower right", labelspacing=1.4, borderpad=0.8, handletextpad=1.2)
     words = (
         f"MACs: multiply-adds, counted once each, after step {e.last}. Arrows: growth since "
-        "step 1. Bars: 95 % over patients and seeds (crossed bootstrap)."
+        f"step 1. Area of a bubble: parameters, {smallest / 1e6:.3g} to {largest / 1e6:.3g} "
+        "million. Bars: 95 % over patients and seeds (crossed bootstrap)."
     )
     if missing:
         words += " Not shown, because scores or operations are missing: "

@@ -50,7 +50,7 @@ def forest(study: Study) -> Figure:
         "Dots: Hodges-Lehmann over patients, seeds averaged, with exact 95 % interval (open: none "
         "exists at this n). Diamond: mean of all structures, crossed bootstrap. Gray band: "
         f"±{study.protocol.margin:g}, the equivalence margin. Titles: verdict of the confirmatory "
-        "test of that mean. Every panel has its own scale.",
+        "test of that mean, for these training runs. Every panel has its own scale.",
     )
     return figure
 
