@@ -71,6 +71,20 @@ def test_vectors_and_pixels_are_saved_whole(study: Study, tmp_path: Path) -> Non
     assert (pdf.read_bytes(), png.read_bytes()) == first
 
 
+def test_a_gallery_holds_what_can_be_drawn_and_the_reason_for_the_rest(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clbench.report import figures
+
+    few = {name: FIGURES[name] for name in ("cost", "plane", "strip")}
+    monkeypatch.setattr(figures, "FIGURES", few)
+    pictures, absent = figures.gallery(study, "png")
+    assert list(pictures) == ["plane"]
+    assert pictures["plane"].startswith(b"\x89PNG")
+    assert "clbench cost" in absent["cost"]
+    assert "--keep-predictions" in absent["strip"]
+
+
 def test_three_steps_and_one_seed(tmp_path: Path) -> None:
     make_runs(
         tmp_path, {"universal": Method(seeds=(0,)), "joint": Method(seeds=(0,), kept=-0.1)},

@@ -210,6 +210,22 @@ def test_an_absent_strategy_is_a_row_of_holes(tmp_path: Path) -> None:
     assert set(cells(empty)) == {EMPTY}
 
 
+def test_rows_that_are_whole_are_ranked_and_judged_beside_a_hole(tmp_path: Path) -> None:
+    make_runs(
+        tmp_path,
+        {"universal": Method(seeds=(0, 1, 2, 3)), "lwf_ct": Method(kept=-0.3, seeds=(0, 1, 2, 3)),
+         "ilt_ct": Method(seeds=(0, 3))},
+        patients={"btcv": 10, "lits": 10},
+    )  # fmt: skip
+    table = paper_table(10, source="measured", results=tmp_path, seeds=[0, 1])
+    assert table.marks
+    assert line(table, "ilt_ct")["verdict"] == "hole"
+    assert line(table, "lwf_ct")["verdict"] == "worse"
+    assert line(table, "lwf_ct")["seeds"] == "2"
+    assert any("Holm (m = 1)" in n for n in table.notes)
+    assert not any("not the same seeds" in n for n in table.notes)
+
+
 def test_an_absent_seed_is_a_hole_never_a_partial_mean(tmp_path: Path) -> None:
     tumor(tmp_path, {"universal": Method(), "lwf_ct": Method(seeds=(0, 2))})
     table = paper_table(10, source="measured", results=tmp_path, seeds=[0, 1, 2])

@@ -25,6 +25,7 @@ from clbench.report.paper_tables import (
 from clbench.report.printed import BESIDE
 from clbench.report.render import Table
 from clbench.report.runs import PHANTOM, Group, collect, hole_notes, same_seeds
+from clbench.report.verdict_column import verdicts
 from clbench.taxonomy import STRUCTURES, canonical
 
 
@@ -77,7 +78,7 @@ def measured_table(
         notes.append("no difference is formed: phantom and patients are different data")
     elif source == "both":
         notes.append("difference: measured minus printed; other training runs, maybe other cases")
-    words, tested = verdicts(results, groups, bench=bench, scoring=scoring, ref=ref)
+    words, tested = verdicts(results, groups, bench=bench, scoring=scoring, seeds=seeds, ref=ref)
     notes.append(tested)
     title = "measured" + (f" on the {PHANTOM}" if phantom else "")
     return assemble(
@@ -265,44 +266,3 @@ def _notes(groups: Sequence[Group], columns: Sequence[Column], scoring: str) -> 
 
 def _range(pair: tuple[int, int]) -> str:
     return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} to {pair[1]}"
-
-
-_SEEN_BY_OTHER = {"better": "worse", "worse": "better"}
-
-
-def verdicts(
-    results: Path, groups: Sequence[Group], *, bench: str, scoring: str, ref: str
-) -> tuple[dict[str, str], str]:
-    """What the confirmatory test says about each strategy against the reference.
-
-    Returns:
-        Label → word, seen from the strategy; and a line that says what was tested. Both empty where
-        nothing can be compared.
-    """
-    from clbench.report.endpoints import FINAL
-    from clbench.report.evidence import gather
-    from clbench.report.significance import Protocol, confirm
-
-    whole = [g for g in groups if not g.absent]
-    if len(whole) < 2:
-        return {}, "no verdict: two strategies with finished runs are needed"
-    names = [g.label for g in whole if ref in (g.label, g.strategy)]
-    if len(names) != 1:
-        return {}, f"no verdict: {len(names)} finished strategies answer to the reference {ref!r}"
-    evidence = gather(results, bench=bench, ref=names[0], scoring=scoring)
-    # the word depends on the permutation test, not on the bootstrap interval
-    protocol = Protocol(resamples=100)
-    found, cautious, m = {names[0]: "reference"}, False, 0
-    for c in confirm(evidence, protocol):
-        if c.endpoint is not FINAL:
-            continue
-        if c.verdict is None:
-            found[c.b] = "hole"
-            continue
-        found[c.b] = _SEEN_BY_OTHER.get(c.verdict.word, c.verdict.word)
-        cautious, m = cautious or bool(c.verdict.scope), c.m
-    return found, (
-        f"verdict: mean of all structures after the last step, against {names[0]}; stratified "
-        f"sign-flip over patients, Holm (m = {m}), alpha {protocol.alpha:g}, equivalence margin "
-        f"{protocol.margin:g}" + (", for these training runs" if cautious else "")
-    )

@@ -296,10 +296,9 @@ def html_fragment(table: Table) -> str:
             for j in pick
         )
         parts.append(f"<tr>{heads}</tr></thead><tbody>")
-        for i, row in enumerate(table.rows):
+        for i in range(len(table.rows)):
             cells = "".join(_html_cell(table, i, j) for j in pick if not _covered(table, i, j))
             parts.append(f"<tr{_class('rule' * (i in table.rules and i > 0))}>{cells}</tr>")
-            del row
         parts.append("</tbody></table>")
     if table.notes:
         notes = "<br>\n".join(html.escape(note) for note in table.notes)

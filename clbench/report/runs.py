@@ -275,8 +275,8 @@ def _option(record: Mapping[str, Any], key: str) -> Any:
 
 
 def same_seeds(groups: Iterable[Group]) -> bool:
-    """Whether all groups rest on the same seeds, so that their rows may be compared."""
-    return len({g.seeds for g in groups}) <= 1
+    """Whether all groups with numbers rest on the same seeds, so that rows may be compared."""
+    return len({g.seeds for g in groups if not g.absent}) <= 1
 
 
 def hole_notes(groups: Sequence[Group]) -> list[str]:
@@ -297,7 +297,7 @@ def hole_notes(groups: Sequence[Group]) -> list[str]:
         if g.unfinished:
             notes.append(f"left out: {g.unfinished} unfinished run(s) of {g.label}")
     if not same_seeds(groups):
-        each = "; ".join(f"{g.label}: {_list(g.seeds)}" for g in groups)
+        each = "; ".join(f"{g.label}: {_list(g.seeds)}" for g in groups if not g.absent)
         notes.append(f"not the same seeds everywhere ({each}): rows are not ranked")
     if groups and max(len(g.runs) for g in groups) == 1:
         notes.append("one seed: conditional on one training run")

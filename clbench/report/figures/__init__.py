@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clbench.errors import StoreError, unknown_name
+from clbench.errors import ClbenchError, StoreError, unknown_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,6 +128,22 @@ def draw(name: str, study: Study, kind: str = "svg") -> bytes:
 
     with style.look():
         return style.to_bytes(_maker(name)(study), kind)
+
+
+def gallery(study: Study, kind: str = "svg") -> tuple[dict[str, bytes], dict[str, str]]:
+    """Every picture these runs can give, and the reason for each they cannot.
+
+    Returns:
+        Name → picture, and name → reason, both in the order of `FIGURES`.
+    """
+    pictures: dict[str, bytes] = {}
+    absent: dict[str, str] = {}
+    for name in FIGURES:
+        try:
+            pictures[name] = draw(name, study, kind)
+        except ClbenchError as err:
+            absent[name] = str(err)
+    return pictures, absent
 
 
 def _maker(name: str) -> Callable[[Study], Figure]:
