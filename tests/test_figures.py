@@ -24,7 +24,8 @@ from clbench.report.figures import FIGURES, Study, draw, save
 from clbench.report.figures import strip as strip_room
 from clbench.report.figures.heatmap import mean_of
 from clbench.report.figures.paired import per_patient
-from clbench.report.figures.strip import Shown, axial, best_slice, choose, outline
+from clbench.report.figures.slices import axial, best_slice, outline, slice_dice
+from clbench.report.figures.strip import Shown, choose
 from clbench.report.figures.style import pens
 from clbench.report.runs import collect
 
@@ -197,9 +198,9 @@ def test_the_slice_by_rule() -> None:
 def test_dice_within_a_slice() -> None:
     a, b = np.zeros((2, 2, 2, 1), dtype=bool)
     a[0], b[0, 0] = True, True
-    assert strip_room._slice_dice({"liver": a}, {"liver": a}, 0) == 1.0
-    assert strip_room._slice_dice({"liver": a}, {"liver": b}, 0) == pytest.approx(2 / 3)
-    assert strip_room._slice_dice({}, {"liver": a, "spleen": ~a & a}, 0) == 0.0
+    assert slice_dice({"liver": a}, {"liver": a}, 0) == 1.0
+    assert slice_dice({"liver": a}, {"liver": b}, 0) == pytest.approx(2 / 3)
+    assert slice_dice({}, {"liver": a, "spleen": ~a & a}, 0) == 0.0
 
 
 def test_outlines_follow_the_voxels() -> None:

@@ -11,7 +11,7 @@ from synthetic_runs import Method, make_runs
 
 from clbench.families import holm
 from clbench.report.marks import Contest, best_and_second, compare, mark, printed_marks
-from clbench.report.paper_tables import columns10, printed_lines
+from clbench.report.paper_lines import columns10, printed_lines
 from clbench.report.runs import Group, collect
 from clbench.stats import wilcoxon
 

@@ -11,17 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from clbench.report.marks import ALPHA, Contest, mark
-from clbench.report.paper_tables import (
-    BENCH,
-    WHAT,
+from clbench.report.paper_lines import (
     Column,
     Line,
-    assemble,
     columns10,
     columns11,
     printed_lines,
     split_shared,
 )
+from clbench.report.paper_tables import BENCH, WHAT, assemble
 from clbench.report.printed import BESIDE
 from clbench.report.render import Table
 from clbench.report.runs import PHANTOM, Group, collect, hole_notes, same_seeds

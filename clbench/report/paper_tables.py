@@ -8,135 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clbench.errors import SettingError
 from clbench.report.marks import printed_marks
-from clbench.report.printed import BESIDE, NONE, QUIRKS, printed10, printed11
-from clbench.report.render import EMPTY, Mark, Table, signed
-
-if TYPE_CHECKING:
-    from clbench.report.runs import Group
+from clbench.report.paper_lines import Column, Line, columns10, columns11, printed_lines
+from clbench.report.printed import NONE, QUIRKS, printed10, printed11
+from clbench.report.render import EMPTY, Mark, Table
 
 BENCH = {10: "tumor_ext", 11: "body_ext"}
 """Table → the benchmark whose runs may stand beside the printed numbers."""
 WHAT = {10: "tumor extension", 11: "body extension"}
-LETTER = {"printed": "p", "measured": "m"}
-"""What marks a cell's origin in text."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Column:
-    """One column: a structure or a mean, after one step."""
-
-    name: str
-    """Name in the printed file, or of the benchmark's group."""
-    header: str
-    """What stands above."""
-    step: int
-    """1-based step."""
-    members: tuple[str, ...] = ()
-    """Structures whose plain mean it is, as the runs say; empty until runs are read."""
-
-
-@dataclass(kw_only=True)
-class Line:
-    """One row in the making."""
-
-    label: str
-    """First column."""
-    origin: str
-    """`printed`, `measured` or `difference`."""
-    cells: dict[int, float]
-    """Column → number; NaN = a hole. Absent = blank, because a shared cell says it."""
-    none: frozenset[int] = frozenset()
-    """Columns that cannot exist: a structure before its step."""
-    texts: dict[int, str] = field(default_factory=dict)
-    """Column → text as printed."""
-    sd: dict[int, float] = field(default_factory=dict)
-    """Column → sd over seeds."""
-    group: Group | None = None
-    """Runs behind a measured row."""
-    beside: str = ""
-    """The printed method a measured row or a difference stands beside."""
-    begins: bool = False
-    """Begins a group of rows."""
-
-    def text(self, column: int) -> str:
-        """What is set in type."""
-        if column in self.none:
-            return NONE
-        if column not in self.cells:
-            return ""
-        value = self.cells[column]
-        if math.isnan(value):
-            return EMPTY
-        if self.origin == "difference":
-            return signed(value)
-        return f"{self.texts.get(column) or f'{value:.3f}'} {LETTER[self.origin]}"
-
-
-def columns10() -> list[Column]:
-    """Table 10: 13 organs, the tumor, two means; each after both steps."""
-    headers = dict.fromkeys((c.cls, c.header) for c in printed10())
-    return [Column(name=name, header=header, step=s) for name, header in headers for s in (1, 2)]
-
-
-def columns11() -> list[Column]:
-    """Table 11: three groups, each from the step that teaches it."""
-    found = dict.fromkeys((c["group"], int(c["step"])) for c in printed11())
-    groups = list(dict.fromkeys(g for g, _ in found))
-    return [
-        Column(name=g, header=g, step=s)
-        for g, s in sorted(found, key=lambda x: (groups.index(x[0]), x[1]))
-    ]
-
-
-def printed_lines(which: int, columns: Sequence[Column]) -> tuple[list[Line], int]:
-    """The printed rows, and how many of the first share their cells of step 1."""
-    at = {(c.name, c.step): j for j, c in enumerate(columns)}
-    lines = {m: Line(label=m, origin="printed", cells={}) for m in BESIDE[which]}
-    if which == 11:
-        for cell in printed11():
-            if (j := at.get((cell["group"], int(cell["step"])))) is not None:
-                line = lines[cell["method"]]
-                line.cells[j], line.texts[j] = float(cell["dsc"]), cell["dsc"]
-        return list(lines.values()), 1
-    shared = 1
-    for c in printed10():
-        methods = c.rowspan_methods.split("|")
-        shared = max(shared, len(methods))
-        for method in methods:
-            j, line = at[c.cls, c.step], lines[method]
-            if c.value == NONE:
-                line.none |= {j}
-            else:
-                line.cells[j], line.texts[j] = float(c.value), c.value
-    return list(lines.values()), shared
-
-
-def shared_label(lines: Sequence[Line]) -> str:
-    """Names of rows that stand for one cell."""
-    return ", ".join(line.label for line in lines)
-
-
-def split_shared(lines: Sequence[Line], columns: Sequence[Column]) -> list[Line]:
-    """Rows that share step 1, as one row of step 1 and a row each of the later steps."""
-    first = {j for j, c in enumerate(columns) if c.step == 1}
-    one = lines[0]
-    head = Line(
-        label=shared_label(lines), origin=one.origin, none=one.none & first, group=one.group,
-        beside=", ".join(dict.fromkeys(x.beside for x in lines if x.beside)),
-        cells={j: v for j, v in one.cells.items() if j in first},
-        texts={j: v for j, v in one.texts.items() if j in first},
-        sd={j: v for j, v in one.sd.items() if j in first},
-    )  # fmt: skip
-    for line in lines:
-        line.cells = {j: v for j, v in line.cells.items() if j not in first}
-        line.none -= first
-    return [head, *lines]
 
 
 def paper_table(

@@ -11,11 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -23,7 +19,15 @@ from numpy.typing import NDArray
 from clbench.errors import StoreError
 from clbench.report.evidence import Evidence, Method
 from clbench.report.figures import Study, style
-from clbench.taxonomy import STRUCTURES
+from clbench.report.figures.slices import (
+    aspect,
+    axial,
+    best_slice,
+    masks_of,
+    palette,
+    panel,
+    slice_dice,
+)
 
 if TYPE_CHECKING:
     from clbench.data.volumes import Volume
@@ -95,31 +99,6 @@ def case_of(record: Mapping[str, Any], eval_set: str, patient: str) -> str:
     return patient if patient in tests else next(c for c in tests if patient in c)
 
 
-def best_slice(masks: Mapping[str, NDArray[np.bool_]], newest: Sequence[str]) -> int:
-    """Axial slice with the most structures; of these, with most of the newest, then most of all.
-
-    Args:
-        masks: structure → (D, H, W), slices along the last axis.
-        newest: the structures taught last.
-    """
-    area = {c: m.sum(axis=(0, 1)) for c, m in masks.items()}
-    count = sum((a > 0).astype(int) for a in area.values())
-    new = sum((area[c] for c in newest if c in area), np.zeros(len(count), dtype=int))
-    everything = sum(area.values())
-    return max(range(len(count)), key=lambda z: (count[z], new[z], everything[z], -z))
-
-
-def axial(array: NDArray[Any], z: int) -> NDArray[Any]:
-    """A slice as a radiologist looks at it: front up, the patient's right on the left.
-
-    Args:
-        array: (D, H, W), axis 0 to the patient's right, 1 to the front, 2 up.
-        z: index along axis 2.
-    """
-    turned: NDArray[Any] = array[::-1, ::-1, z].T
-    return turned
-
-
 def open_volumes(study: Study, record: Mapping[str, Any], shown: Sequence[Shown]) -> list[Volume]:
     """The cases as the run saw them.
 
@@ -177,18 +156,6 @@ def open_volumes(study: Study, record: Mapping[str, Any], shown: Sequence[Shown]
     ]
 
 
-def masks_of(
-    bits: NDArray[Any], names: Sequence[str], wanted: Sequence[str]
-) -> dict[str, NDArray[np.bool_]]:
-    """Structure → mask, of those that are in the patterns."""
-    one = bits.dtype.type(1)
-    return {
-        c: ((bits >> bits.dtype.type(list(names).index(c))) & one).astype(bool)
-        for c in wanted
-        if c in names
-    }
-
-
 def strip(study: Study) -> Figure:
     """CT, truth and the prediction of each strategy, a row per case.
 
@@ -221,11 +188,11 @@ def strip(study: Study) -> Figure:
     )
     volumes = open_volumes(study, record, shown)
     known = [c for c, s in e.learned_at.items() if s <= step]
-    colors = _palette(known)
+    colors = palette(known)
     heads = ["CT", "truth", *(m.label for m in e.methods)]
     across = min(ACROSS, len(heads))
     lines = math.ceil(len(heads) / across)
-    tall = max(_aspect(v) for v in volumes)
+    tall = max(aspect(v) for v in volumes)
     side = style.PAGE_IN / across
     figure = style.new(style.PAGE_IN, 0.35 + len(shown) * lines * (side * tall + 0.17))
     axes = figure.subplots(len(shown) * lines, across, squeeze=False)
@@ -249,8 +216,8 @@ def strip(study: Study) -> Figure:
         image = axial(volume.image, z)
         for j, (head, masks) in enumerate(panels):
             ax = axes[i * lines + j // across, j % across]
-            dice = None if j < 2 or not masks else _slice_dice(masks, truth, z)
-            _panel(ax, image, volume, masks, z, colors, dice)
+            dice = None if j < 2 or not masks else slice_dice(masks, truth, z)
+            panel(ax, image, volume, masks, z, colors, dice)
             if head == "CT":
                 head = f"{one.eval_set} {one.case}: {one.word} ({one.score:.2f})"
             ax.set_title(head, fontsize=6.5, pad=2)
@@ -271,100 +238,3 @@ def strip(study: Study) -> Figure:
         key,
     )
     return figure
-
-
-def _palette(structures: Sequence[str]) -> dict[str, Any]:
-    """Colors far apart in hue and lightness, tumors and cysts in yellow.
-
-    The numbers in the masks carry the meaning.
-    """
-    table = mpl.colormaps["tab20"]
-    order = [0, 2, 4, 6, 8, 10, 18, 12, 1, 3, 5, 7, 9, 11, 19, 13, 14, 15]
-    rest = [c for c in structures if STRUCTURES[c].kind not in ("tumor", "cyst")]
-    found = {c: table(order[i % len(order)]) for i, c in enumerate(rest)}
-    return {c: found.get(c, to_rgba("#FFE100")) for c in structures}
-
-
-def _aspect(volume: Volume) -> float:
-    """Height over width of an axial slice in mm."""
-    mm = np.abs(np.linalg.norm(volume.affine[:3, :3], axis=0))
-    return float(volume.image.shape[1] * mm[1] / (volume.image.shape[0] * mm[0]))
-
-
-def _slice_dice(
-    masks: Mapping[str, NDArray[np.bool_]], truth: Mapping[str, NDArray[np.bool_]], z: int
-) -> float:
-    """Mean Dice within the slice over the structures either mask holds there."""
-    values = []
-    for c, t in truth.items():
-        p = masks[c][:, :, z] if c in masks else np.zeros_like(t[:, :, z])
-        both = int(p.sum()) + int(t[:, :, z].sum())
-        if both:
-            values.append(2 * int((p & t[:, :, z]).sum()) / both)
-    return float(np.mean(values)) if values else math.nan
-
-
-def _panel(
-    ax: Axes,
-    image: NDArray[Any],
-    volume: Volume,
-    masks: Mapping[str, NDArray[np.bool_]] | None,
-    z: int,
-    colors: Mapping[str, Any],
-    dice: float | None,
-) -> None:
-    mm = np.abs(np.linalg.norm(volume.affine[:3, :3], axis=0))
-    low, high = volume.window_hu
-    aspect = mm[1] / mm[0]
-    if masks is None:
-        _picture(ax, np.ones((*image.shape, 3)), aspect)
-        ax.text(0.5, 0.5, "hole:\nno prediction stored", transform=ax.transAxes, ha="center",
-                va="center", fontsize=6, color=style.GRAY)  # fmt: skip
-        return
-    gray = np.clip((image.astype(np.float64) - low) / (high - low), 0, 1)
-    picture = np.repeat(gray[..., None], 3, axis=2)
-    number = {c: i + 1 for i, c in enumerate(colors)}
-    flats = {c: axial(mask, z) for c, mask in masks.items()}
-    flats = {c: flat for c, flat in flats.items() if flat.any()}
-    for c, flat in flats.items():
-        picture[flat] = 0.45 * picture[flat] + 0.55 * np.array(colors[c][:3])
-    _picture(ax, picture, aspect)
-    for c, flat in flats.items():
-        ax.add_collection(
-            LineCollection(outline(flat), colors=[colors[c]], linewidths=0.6, clip_on=False),
-            autolim=False,
-        )
-        rows, columns = np.nonzero(flat)
-        middle = int(np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2))
-        ax.text(columns[middle], rows[middle], str(number[c]), fontsize=4.2, color="white",
-                ha="center", va="center_baseline",
-                path_effects=[_halo()])  # fmt: skip
-    if dice is not None:
-        ax.text(0.98, 0.02, f"{dice:.2f}", transform=ax.transAxes, ha="right", va="bottom",
-                fontsize=6, color="white", path_effects=[_halo()])  # fmt: skip
-
-
-def _picture(ax: Axes, picture: NDArray[Any], aspect: float) -> None:
-    """One picture without clipping: clip paths get new names in every SVG."""
-    ax.imshow(picture, aspect=aspect, interpolation="none").set_clip_path(None)
-
-
-def outline(flat: NDArray[np.bool_]) -> list[list[tuple[float, float]]]:
-    """The voxel edges around a mask, as ((x, y), (x, y)) segments; nothing is smoothed.
-
-    Args:
-        flat: (rows, columns).
-    """
-    padded = np.pad(flat, 1)
-    found: list[list[tuple[float, float]]] = []
-    for y, x in zip(*np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1]), strict=True):
-        found.append([(x - 0.5, y - 0.5), (x + 0.5, y - 0.5)])
-    for y, x in zip(*np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1]), strict=True):
-        found.append([(x - 0.5, y - 0.5), (x - 0.5, y + 0.5)])
-    return found
-
-
-def _halo() -> Any:
-    from matplotlib.patheffects import withStroke
-
-    return withStroke(linewidth=1.0, foreground="black")
