@@ -57,14 +57,14 @@ def targets(
     return target, known
 
 
-def dice_bce(
+def dice(
     logits: Tensor,
     target: Tensor,
     known: Tensor | None = None,
     *,
     slicewise: bool = False,
-) -> dict[str, Tensor]:
-    """Binary Dice and cross-entropy, averaged over the (case, structure) pairs known at all.
+) -> Tensor:
+    """Binary 1 - Dice, averaged over the (case, structure) pairs known at all.
 
     Args:
         logits: (B, K, D, H, W).
@@ -75,8 +75,8 @@ def dice_bce(
             left out, a slice without target counts exactly 1.
 
     Returns:
-        `{"dice": 1 - Dice, "bce": …}`, scalars; 0 with gradient 0 where nothing is known. Dice is
-        2 Σ p t / (Σ p + Σ t + 1): the 1 stands in the denominator alone, as in the authors' code.
+        Scalar; 0 with gradient 0 where nothing is known. Dice is 2 Σ p t / (Σ p + Σ t + 1): the 1
+        stands in the denominator alone, as in the authors' code.
 
     Raises:
         TrainingError: logits and target differ in shape.
@@ -84,31 +84,68 @@ def dice_bce(
     Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4 (which writes a sum over classes;
     the code, and this, take the mean).
     """
+    _same_shape(logits, target, "clbench.losses.dice")
+    mask = torch.ones_like(target) if known is None else known.to(target.dtype)
+    pairs = mask.sum(_SPACE) > 0
+    axes = (3, 4) if slicewise else _SPACE
+    p = torch.sigmoid(logits.float()) * mask
+    t = target * mask
+    loss = 1 - 2 * (p * t).sum(axes) / (p.sum(axes) + t.sum(axes) + 1)
+    if slicewise:
+        slices = (mask.sum(axes) > 0).to(loss.dtype)
+        loss = (loss * slices).sum(2) / slices.sum(2).clamp(min=1)
+    return (loss * pairs).sum() / pairs.sum().clamp(min=1)
+
+
+def bce(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy: mean over known voxels, then over the pairs known at all.
+
+    Args:
+        logits: (B, K, D, H, W).
+        target: (B, K, D, H, W) in [0, 1].
+        known: (B, K, D, H, W) bool; None: everywhere.
+
+    Returns:
+        Scalar; 0 with gradient 0 where nothing is known.
+
+    Raises:
+        TrainingError: logits and target differ in shape.
+
+    Source: as `dice`.
+    """
+    _same_shape(logits, target, "clbench.losses.bce")
+    mask = torch.ones_like(target) if known is None else known.to(target.dtype)
+    voxels = mask.sum(_SPACE)
+    pairs = voxels > 0
+    loss = functional.binary_cross_entropy_with_logits(
+        logits.float(), target, weight=mask, reduction="none"
+    )
+    return (loss.sum(_SPACE) / voxels.clamp(min=1)).sum() / pairs.sum().clamp(min=1)
+
+
+def dice_bce(
+    logits: Tensor,
+    target: Tensor,
+    known: Tensor | None = None,
+    *,
+    slicewise: bool = False,
+) -> dict[str, Tensor]:
+    """`{"dice": …, "bce": …}`: both losses of the same logits, as scalars."""
+    return {
+        "dice": dice(logits, target, known, slicewise=slicewise),
+        "bce": bce(logits, target, known),
+    }
+
+
+_SPACE = (2, 3, 4)
+
+
+def _same_shape(logits: Tensor, target: Tensor, where: str) -> None:
     if logits.shape != target.shape:
         raise TrainingError(
             "a loss was given logits and targets of different shapes",
-            where="clbench.losses.dice_bce",
+            where=where,
             expected=tuple(target.shape),
             got=tuple(logits.shape),
             next_step="give one logit channel per structure of the batch",
         )
-    logits = logits.float()
-    mask = torch.ones_like(target) if known is None else known.to(target.dtype)
-    space = (2, 3, 4)
-    voxels = mask.sum(space)
-    pairs = voxels > 0
-    count = pairs.sum().clamp(min=1)
-
-    bce = functional.binary_cross_entropy_with_logits(logits, target, weight=mask, reduction="none")
-    bce_term = (bce.sum(space) / voxels.clamp(min=1)).sum() / count
-
-    axes = (3, 4) if slicewise else space
-    p = torch.sigmoid(logits) * mask
-    t = target * mask
-    score = 2 * (p * t).sum(axes) / (p.sum(axes) + t.sum(axes) + 1)
-    loss = 1 - score
-    if slicewise:
-        slices = (mask.sum(axes) > 0).to(loss.dtype)
-        loss = (loss * slices).sum(2) / slices.sum(2).clamp(min=1)
-    dice_term = (loss * pairs).sum() / count
-    return {"dice": dice_term, "bce": bce_term}

@@ -260,6 +260,19 @@ class Server:
         self.device = torch.device(device)
         self.ranges = ranges
 
+    def logits(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
+        """Slabs (start, stop, (C, stop - start, H, W) float32 on the CPU): blended, not decoded."""
+        every = slice(None)
+        return sliding_slabs(
+            self._forward,
+            lambda rows: volume.windowed((rows, every, every)),
+            volume.image.shape,
+            patch_vox=self.patch_vox,
+            overlap=self.overlap,
+            windows=self.windows,
+            device=self.device,
+        )
+
     def probabilities(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
         """Slabs (start, stop, (K, stop - start, H, W) float32 on the CPU), in order.
 
@@ -269,17 +282,8 @@ class Server:
             TrainingError: the model's answer is not a number, or the strategy decodes to another
                 number of channels than there are structures.
         """
-        every = slice(None)
         limits = self._limits(volume)
-        for start, stop, logits in sliding_slabs(
-            self._forward,
-            lambda rows: volume.windowed((rows, every, every)),
-            volume.image.shape,
-            patch_vox=self.patch_vox,
-            overlap=self.overlap,
-            windows=self.windows,
-            device=self.device,
-        ):
+        for start, stop, logits in self.logits(volume):
             with torch.no_grad():
                 found = self.decode(logits.unsqueeze(0), self.structures)
                 if found.ndim != 5 or found.shape[:2] != (1, len(self.structures)):

@@ -152,6 +152,10 @@ class Predictor(Protocol):
         """Slabs (start, stop, (K, stop - start, H, W) probabilities) along axis 0, in order."""
         ...
 
+    def logits(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
+        """The same before `decode`: (C, stop - start, H, W) logits."""
+        ...
+
 
 def pseudo_labels(
     old: Predictor,

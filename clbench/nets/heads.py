@@ -297,6 +297,19 @@ class ConvHead(nn.Module):
         with torch.no_grad():
             self.bias[name].fill_(math.log(prior) if self.background else _logit(prior))
 
+    def split_background(self, names: Sequence[str]) -> None:
+        """Let channels start as equal shares of background, which keeps one share itself.
+
+        No other channel's logit or probability changes; background's logit does.
+
+        Source: Cermelli et al., CVPR 2020, section 3.2 (initialization of the classifier).
+        """
+        with torch.no_grad():
+            share = self.bias["background"] - math.log(len(names) + 1)
+            for name in ("background", *names):
+                self.weight[name].copy_(self.weight["background"])
+                self.bias[name].copy_(share)
+
     def forward(self, maps: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
         """Maps → (B, [background +] len(names), D, H, W) logits."""
         order = ["background", *names] if self.background else list(names)

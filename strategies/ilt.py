@@ -1,0 +1,72 @@
+"""ILT: distillation of the old model's softmax and of its encoder's features.
+
+Source: Michieli and Zanuttigh, ICCV Workshops 2019 (distillation on the output layer, on the
+intermediate features, frozen encoder). Differs: 3-D; both weights 100 and distillation on every
+voxel, as in the port of Cermelli et al., CVPR 2020 (`where=old_and_background` is the original's
+mask); the features are the bottleneck's; Dice is added as in step 1 (`dice=false` takes it out).
+`ilt_ct` is what the paper's tables call ILT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from clbench.distillation import feature_mse, kd_softmax
+from clbench.nets.heads import Segmenter
+from clbench.strategy import Batch, Group, Lesson, Memory, Output
+
+from .softmax_finetune import SoftmaxFinetune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ilt(SoftmaxFinetune):
+    """ILT: distillation of outputs and of encoder features."""
+
+    penalties: ClassVar[tuple[str, ...]] = ("distill", "features")
+    weight: float = 100.0
+    """Weight of the output distillation, a mean over channels and voxels."""
+    feature_weight: float = 100.0
+    """Weight of the mean squared difference at the bottleneck."""
+    where: Literal["everywhere", "old_and_background"] = "everywhere"
+    """Voxels of the output distillation; the second leaves out those of new structures."""
+    freeze_encoder: bool = False
+    """Train the decoder alone after step 1 (the original's variant)."""
+
+    def takes_teacher(self, step: Lesson) -> bool:
+        """From step 2 on."""
+        return bool(step.old)
+
+    def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
+        """All parameters, or all but the encoder's."""
+        if not self.freeze_encoder or step.number == 1:
+            return super().groups(model, step, memory)
+        assert isinstance(model, Segmenter)  # noqa: S101  # built by it; tells the type checker
+        backbone: Any = model.backbone
+        parts = (backbone.decoder, model.head)
+        return [Group(parameters=[p for part in parts for p in part.parameters()])]
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        """Cross-entropy and Dice on the new labels; distillation of outputs and of features.
+
+        Source: Michieli and Zanuttigh, 2019. Differs: see the head of this file.
+        """
+        terms = super().losses(batch, new, old, memory)
+        if old is None:
+            return terms
+        kd = kd_softmax(new.logits, old.logits)
+        if self.where == "everywhere":
+            term = kd.mean()
+        else:
+            kept = ~(batch.label[:, batch.new_index] == 1).any(dim=1)
+            term = torch.where(kept, kd, 0.0).sum() / kept.sum().clamp(min=1)
+        terms["distill"] = self.weight * term
+        terms["features"] = self.feature_weight * feature_mse(
+            new.features["bottleneck"], old.features["bottleneck"]
+        )
+        return terms

@@ -1,0 +1,53 @@
+"""MiB: what is background today may be an old structure, and was a new one yesterday.
+
+The cross-entropy lets an unannotated voxel be background or any structure not annotated; the
+distillation counts the new structures as background, as the old model did; new channels start as
+equal shares of background, so that growth changes no old structure's logit or probability (only
+background's logit, which is why `keeps_old_logits` is not claimed).
+
+Source: Cermelli et al., CVPR 2020. Differs: 3-D; Dice is added as in step 1 (`dice=false` takes it
+out).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from clbench.distillation import kd_unbiased
+from clbench.strategy import Batch, Lesson, Memory, Output
+
+from .softmax_finetune import SoftmaxFinetune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mib(SoftmaxFinetune):
+    """MiB: cross-entropy and distillation that model the background's shift."""
+
+    unlabelled: Literal["ignore", "background"] = "ignore"
+    splits_background: ClassVar[bool] = True
+    keeps_old_logits: ClassVar[bool] = False
+    penalties: ClassVar[tuple[str, ...]] = ("distill",)
+    weight: float = 10.0
+    """Weight of the distillation, a mean over channels and voxels."""
+    alpha: float = 1.0
+    """Sharpens the old model's logits."""
+
+    def takes_teacher(self, step: Lesson) -> bool:
+        """From step 2 on."""
+        return bool(step.old)
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        """Unbiased cross-entropy and Dice on the new labels; unbiased distillation.
+
+        Source: Cermelli et al., section 3.2.
+        """
+        terms = super().losses(batch, new, old, memory)
+        if old is not None:
+            kd = kd_unbiased(new.logits, old.logits, alpha=self.alpha)
+            terms["distill"] = self.weight * kd.mean()
+        return terms

@@ -1,0 +1,120 @@
+"""PLOP: local pooled distillation of every map, and old structures by sure pseudo labels.
+
+Source: Douillard et al., CVPR 2021. Differs: 3-D (`pooled_axes=1` keeps a plane of each cell, 2 a
+strip); maps as the backbone names them, encoder to `final`, after their activation; logits at full
+resolution; entropy thresholds from whole training volumes; a voxel whose labels exclude every old
+structure needs no pseudo label, and a pseudo label that contradicts the annotation is dropped; Dice
+is added as in step 1 (`dice=false` takes it out). `plop_ct` is what the paper's tables call PLOP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from clbench.distillation import (
+    BINS,
+    entropy_histogram,
+    gated_ce,
+    legacy_thresholds,
+    median_thresholds,
+)
+from clbench.one_of_k import allowed_channels
+from clbench.pooling import logits_for_pod, pod
+from clbench.strategy import Batch, Lesson, Memory, Output, Predictor
+
+from .softmax_finetune import SoftmaxFinetune
+
+if TYPE_CHECKING:
+    from clbench.data.volumes import Volume
+
+THRESHOLDS = "plop_thresholds"  # where memory keeps this step's (C_old,) entropy thresholds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plop(SoftmaxFinetune):
+    """PLOP: local pooled distillation of features, entropy-gated pseudo labels."""
+
+    unlabelled: Literal["ignore", "background"] = "ignore"
+    splits_background: ClassVar[bool] = True
+    keeps_old_logits: ClassVar[bool] = False
+    penalties: ClassVar[tuple[str, ...]] = ("pod",)
+    feature_factor: float = 0.01
+    """Factor of the distance of each feature map."""
+    logit_factor: float = 0.0005
+    """Factor of the distance of the logits, new ones summed into background."""
+    pooled_axes: Literal[1, 2] = 1
+    """Axes averaged over in each cell."""
+    floor: float = 0.001
+    """Smallest entropy threshold."""
+    adaptive: bool = True
+    """Weigh each case's cross-entropy by the share of its pseudo labels that were sure."""
+    legacy_median: bool = False
+    """Thresholds as PLOP's code computes them, which are not medians."""
+
+    def takes_teacher(self, step: Lesson) -> bool:
+        """From step 2 on."""
+        return bool(step.old)
+
+    def prepares(self, step: Lesson) -> bool:
+        """From step 2 on."""
+        return bool(step.old)
+
+    def prepare_case(
+        self, step: Lesson, volume: Volume, old: Predictor | None
+    ) -> Mapping[str, Tensor]:
+        """Entropies of the old model where a case shows nothing: (C_old, bins) counts."""
+        if old is None:
+            return {}
+        names = step.structures if self.annotated_old == "annotation" else step.learns
+        scale = self._scale(1 + len(step.old), 1 + len(step.structures))
+        bins = 100 if self.legacy_median else BINS
+        counts = torch.zeros(1 + len(step.old), bins, dtype=torch.long)
+        for start, stop, logits in old.logits(volume):
+            label = volume.labels(names, (slice(start, stop), slice(None), slice(None)))
+            nothing = torch.from_numpy(label != 1).all(dim=0)
+            counts += entropy_histogram(logits[None], nothing[None], bins=bins, scale=scale)
+        return {"entropy": counts}
+
+    def prepare(
+        self, step: Lesson, per_case: Mapping[str, Mapping[str, Tensor]], memory: Memory
+    ) -> None:
+        """One threshold per old channel: its median over all training cases."""
+        if per_case:
+            total = torch.stack([c["entropy"] for c in per_case.values()]).sum(dim=0)
+            rule = legacy_thresholds if self.legacy_median else median_thresholds
+            memory[THRESHOLDS] = rule(total, floor=self.floor)
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        """Entropy-gated cross-entropy and Dice on the new labels; POD on features and logits."""
+        if old is None:
+            return super().losses(batch, new, old, memory)
+        batch = self.seen(batch)
+        allowed = allowed_channels(batch)
+        count = len(batch.structures)
+        thresholds = memory[THRESHOLDS]
+        assert isinstance(thresholds, Tensor)  # noqa: S101  # set in prepare
+        maps = {**new.features, "logits": logits_for_pod(new.logits, old.logits)}
+        factors = {**dict.fromkeys(new.features, self.feature_factor), "logits": self.logit_factor}
+        return {
+            "ce": gated_ce(
+                new.logits, allowed, old.logits, thresholds,
+                scale=self._scale(old.logits.shape[1], 1 + count), adaptive=self.adaptive,
+            ),
+            **self.dice_of(batch, new, allowed, range(count)),
+            "pod": pod(
+                maps, {**old.features, "logits": old.logits}, factors=factors,
+                current=1 + count, learned=len(batch.new_index), pooled_axes=self.pooled_axes,
+            ),
+        }  # fmt: skip
+
+    def _scale(self, old_channels: int, channels: int) -> float:
+        """Factor on the normalized entropy: 1, or what PLOP's code divides by."""
+        return 1.0 / (old_channels * math.log(channels)) if self.legacy_median else 1.0

@@ -1,0 +1,110 @@
+"""Fine-tuning with a softmax head: the plain training that every softmax method's step 1 is.
+
+One 1×1×1 output layer with a background channel; cross-entropy over channels plus the Dice of each
+structure's own channel. From step 2 on it is the lower bound of this family: old structures that
+the new data does not annotate count as background.
+
+Source: the lower bound of class-incremental segmentation (Cermelli et al., CVPR 2020, "FT"); losses
+of step 1 as in the authors' CT baselines (paper, section 5.3). Differs: where a structure is not
+annotated, the cross-entropy leaves it open (`clbench.one_of_k`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from clbench.nets.heads import ConvHead, Segmenter
+from clbench.one_of_k import allowed_channels, decode_channels, mean_ce, sigmoid_dice
+from clbench.strategy import UNKNOWN, Batch, Group, Kit, Lesson, Memory, Output, Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxFinetune(Strategy):
+    """Softmax head with background, trained on the new data only: this family's lower bound."""
+
+    splits_background: ClassVar[bool] = False
+    """Whether new channels start as equal shares of background; else as torch initialises."""
+    unlabelled: Literal["ignore", "background"] = "background"
+    annotated_old: Literal["annotation", "pseudo"] = "annotation"
+    """What teaches an old structure that the new data annotates; `pseudo`: the annotation is not
+    used, the structure is treated like those without one."""
+    dice: bool = True
+    """Add the Dice of the annotated structures to the cross-entropy (2-D originals have none)."""
+    classifier_lr: float = 1.0
+    """Factor on the learning rate of the output layer in step 1; the authors' is 100."""
+    legacy_slice_dice: bool = False
+    """Dice per slice along axis 0, as the authors' code computes it."""
+    legacy_exclusive: bool = False
+    """A structure is its own channel alone: a tumor in the liver is no liver, as the authors ran
+    it."""
+
+    def first_step(self) -> Strategy:
+        """Plain training: in step 1 there is nothing old."""
+        return SoftmaxFinetune(
+            dice=self.dice,
+            classifier_lr=self.classifier_lr,
+            legacy_slice_dice=self.legacy_slice_dice,
+        )
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        """Backbone and output layer: background, and one channel per structure of step 1."""
+        with kit.fresh(step.number, "model"):
+            backbone = kit.backbone()
+            model = Segmenter(backbone, ConvHead(backbone.final_channels, background=True))
+            model.add(step.learns, None, kit.prior)
+        return model
+
+    def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
+        """One more channel per new structure; the old ones stay as they are."""
+        assert isinstance(model, Segmenter)  # noqa: S101  # built above; tells the type checker
+        with kit.fresh(step.number, "grow"):
+            model.add(step.learns, None, kit.prior)
+        if self.splits_background:
+            assert isinstance(model.head, ConvHead)  # noqa: S101  # built above
+            model.head.split_background(step.learns)
+
+    def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
+        """Everything is trained; the output layer has its own rate in step 1."""
+        assert isinstance(model, Segmenter)  # noqa: S101  # built above; tells the type checker
+        scale = self.classifier_lr if step.number == 1 else 1.0
+        return [
+            Group(parameters=list(model.backbone.parameters())),
+            Group(parameters=list(model.head.parameters()), lr=scale),
+        ]
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        """Cross-entropy over the channels the labels allow, and Dice.
+
+        Source: the authors' CT code, softmax branch. Differs: see `clbench.one_of_k`.
+        """
+        batch = self.seen(batch)
+        allowed = allowed_channels(batch, unlabelled=self.unlabelled)
+        every = range(len(batch.structures))
+        return {"ce": mean_ce(new.logits, allowed), **self.dice_of(batch, new, allowed, every)}
+
+    def seen(self, batch: Batch) -> Batch:
+        """The batch without old annotation, where `annotated_old` says so."""
+        if self.annotated_old == "annotation":
+            return batch
+        label = batch.label.clone()
+        label[:, batch.old_index] = UNKNOWN
+        return replace(batch, label=label)
+
+    def dice_of(
+        self, batch: Batch, new: Output, allowed: Tensor, among: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """`{"dice": …}` of some structures, or nothing without `dice`."""
+        if not self.dice:
+            return {}
+        slices = self.legacy_slice_dice
+        return {"dice": sigmoid_dice(new.logits, allowed, batch, among, slicewise=slices)}
+
+    def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
+        """(B, 1 + K, D, H, W) logits → (B, K, D, H, W): above 0.5 where the argmax says so."""
+        return decode_channels(logits, structures, exclusive=self.legacy_exclusive)
