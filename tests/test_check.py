@@ -193,6 +193,21 @@ def test_splits_are_held_against_the_cases(folder: Path) -> None:
     assert "its split of btcv: lacks" in run.output
 
 
+def test_a_list_of_any_name_is_data_too(lay_out: Any, tmp_path: Path) -> None:
+    image = np.full((8, 9, 10), -1000, np.int16)
+    image[2:6, 2:6, 2:6] = 40
+    lay_out(tmp_path, "msd", "liver_1", image, (image > 0).astype(np.uint8))
+    (tmp_path / "dataset.json").rename(tmp_path / "fold0.json")
+    source = replace(SOURCES[1], layout="msd")
+    for report in (
+        check_data(f"lits={tmp_path / 'fold0.json'}", [source]),
+        check_folder(tmp_path / "fold0.json", [source]),
+        check_layout(tmp_path / "fold0.json", "msd"),
+    ):
+        assert report.problems == []
+        assert [[c.case for c in cases] for cases in report.cases.values()] == [["liver_1"]]
+
+
 def test_the_command_takes_a_layout_or_a_benchmark(folder: Path) -> None:
     words = ["data", "check", str(folder / "lits"), "--layout", "lits"]
     run = CliRunner().invoke(app, words)
