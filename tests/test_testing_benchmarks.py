@@ -186,7 +186,7 @@ def test_a_course_that_cannot_be_run_is_caught(
         store.write_scores(folder / "scores.csv", [r for r in rows if r.structure != "pancreas"])
         return folder
 
-    monkeypatch.setattr("clbench.testing.benchmarks.run_plan", run)
+    monkeypatch.setattr("clbench.testing.footing.run_plan", run)
     report = check({})
     assert report.failed == ("two steps run on the phantom",)
     assert "pancreas" in str(report)
