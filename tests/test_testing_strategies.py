@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -589,6 +589,22 @@ def test_an_honest_strategy_passes_every_rule(kit_cache: Path) -> None:
 @pytest.mark.parametrize("name", sorted(registry.entries("strategy")))
 def test_every_registered_strategy_is_honest(name: str, kit_cache: Path) -> None:
     report = check_strategy(name, cache=kit_cache)
+    assert report.ok, report
+
+
+def test_old_labels_may_be_left_unused(kit_cache: Path) -> None:
+    """`ignore` does not oblige anyone to learn from the old structures that are annotated."""
+
+    class NewOnly(Honest):
+        def losses(
+            self, batch: Batch, new: Output, old: Output | None, memory: Memory
+        ) -> dict[str, Tensor]:
+            label = batch.label.clone()
+            label[:, batch.old_index] = 255
+            return super().losses(replace(batch, label=label), new, old, memory)
+
+    rule = "unknown voxels are treated as declared"
+    report = check_strategy(NewOnly(), only=[rule], cache=kit_cache)
     assert report.ok, report
 
 

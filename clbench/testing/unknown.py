@@ -109,7 +109,8 @@ def _old_ones_as_declared(probe: _Probe, where: str) -> None:
         _become_background(probe, old, where)
         return
     (as_is, grad), (as_zero, _) = (probe.at(probe.filled(old, v)) for v in (UNKNOWN, 0))
-    if torch.equal(as_is, as_zero):
+    as_known, _ = probe.at(probe.batch.label)  # equal to both: no old label is used at all
+    if torch.equal(as_is, as_zero) and not torch.equal(as_zero, as_known):
         raise Broken(
             "old structures without annotation count as background",
             where=where,
