@@ -27,6 +27,7 @@ from clbench.data.volumes import Volume
 from clbench.errors import StoreError
 from clbench.examine import ScoreContext, Server, mean_dice, score_case, write_prediction
 from clbench.plan import Plan, RunSettings, make_plan, new_record
+from clbench.pruning import count_parameters
 from clbench.store import Score
 from clbench.strategy import Lesson, Memory, Predictor, Strategy
 from clbench.train import CaseKey, Material, Validate, teach
@@ -231,10 +232,12 @@ class _Course:
                 validate=self._validate(strategy, lesson),
             )
         self.model = model
+        every, nonzero = count_parameters(model)
         cost = {
             "prepare_s": prepared_s,
             "train_s": time.monotonic() - start - prepared_s,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": every,
+            "nonzero_parameters": nonzero,
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "pseudo_bytes": sum(m.nbytes for m in pseudo.values()),

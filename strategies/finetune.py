@@ -36,16 +36,23 @@ class Finetune(Strategy):
         """Backbone and universal head, one controller per structure of step 1."""
         with kit.fresh(step.number, "model"):
             backbone = kit.backbone()
-            head = UniversalHead(backbone.final_channels, backbone.bottleneck_channels)
-            model = Segmenter(backbone, head)
-            model.add(step.learns, kit.encoding(step.learns), kit.prior)
+            model = Segmenter(backbone, self.head(backbone))
+            model.add(step.learns, self.vectors(kit, step), kit.prior)
         return model
+
+    def head(self, backbone: nn.Module) -> nn.Module:
+        """The output layer."""
+        return UniversalHead(backbone.final_channels, backbone.bottleneck_channels)
+
+    def vectors(self, kit: Kit, step: Lesson) -> Tensor:
+        """(structures of this step, length) fixed vectors that condition the head."""
+        return kit.encoding(step.learns)
 
     def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
         """One more controller per new structure; nothing else changes."""
         assert isinstance(model, Segmenter)  # noqa: S101  # built above; tells the type checker
         with kit.fresh(step.number, "grow"):
-            model.add(step.learns, kit.encoding(step.learns), kit.prior)
+            model.add(step.learns, self.vectors(kit, step), kit.prior)
 
     def losses(
         self, batch: Batch, new: Output, old: Output | None, memory: Memory

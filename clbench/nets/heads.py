@@ -149,7 +149,8 @@ def dynamic_head(features: Tensor, params: Tensor) -> Tensor:
     return flat.view(*flat.shape[:2], *features.shape[2:])
 
 
-def _logit(p: float) -> float:
+def prior_logit(p: float) -> float:
+    """The bias with which a sigmoid answers `p`."""
     return math.log(p / (1 - p))
 
 
@@ -164,6 +165,9 @@ class Constants(nn.Module):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.get_buffer(f"of_{name}")
+
+    def __contains__(self, name: str) -> bool:
+        return f"of_{name}" in self._buffers
 
 
 class UniversalHead(nn.Module):
@@ -239,7 +243,7 @@ class UniversalHead(nn.Module):
         """Let the structure's voxels start near a probability instead of near 0.5."""
         controller: Any = self.controllers[name]
         with torch.no_grad():
-            controller[-1].bias[-1] = _logit(prior)  # b3 is the last of the 153
+            controller[-1].bias[-1] = prior_logit(prior)  # b3 is the last of the 153
 
     def generate(self, bottleneck: Tensor, names: Sequence[str]) -> Tensor:
         """(B, C_b, d, h, w) → (B, len(names), 153): the parameters of the structures in use."""
@@ -295,7 +299,7 @@ class ConvHead(nn.Module):
     def start(self, name: str, prior: float) -> None:
         """Let the structure's voxels start near a probability instead of near 0.5."""
         with torch.no_grad():
-            self.bias[name].fill_(math.log(prior) if self.background else _logit(prior))
+            self.bias[name].fill_(math.log(prior) if self.background else prior_logit(prior))
 
     def split_background(self, names: Sequence[str]) -> None:
         """Let channels start as equal shares of background, which keeps one share itself.

@@ -1,0 +1,120 @@
+"""Decoder growth: the encoder is frozen after step 1, and every step adds a decoder of its own.
+
+Old decoders are never touched: old predictions stay the same to the bit. A step is taught from its
+own annotation, without pseudo labels or teacher.
+
+Source: Ji et al., ICCV 2023, and their released code (2025). Differs: backbone and loss are the
+profile's, sigmoid outputs; no architecture search; `body_range` stands for a body-part regression
+network; the average warms up instead of starting late. The paper prints no score of this method.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+from torch import Tensor, nn
+
+from clbench import extent, lottery
+from clbench import strategy as contract
+from clbench.losses import dice_bce, targets
+from clbench.nets.growth import GrowingDecoders, one_winner
+from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Phase, PhaseResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderGrowth(contract.Strategy):
+    """One frozen encoder, a new decoder per step: forgets nothing, and grows."""
+
+    past: ClassVar[Literal["weights"]] = "weights"
+    start: Literal["random", "copy"] = "random"
+    """A new decoder's weights: fresh, or the previous decoder's."""
+    prune: bool = False
+    """Prune each decoder after it was trained (needs validation cases)."""
+    tolerance: float = 0.02
+    """Share of the validation Dice that a pruning step may cost."""
+    attempts: int = 8
+    """Retrainings of one epoch that a pruning step may take."""
+    ema: float = 0.0
+    """Decay of the served decoder's running average; 0: the weights as they are. Theirs: 0.99."""
+    body_range: bool = False
+    """Limit each structure to where along the body it was annotated in training."""
+    exclusive: bool = False
+    """Where decoders disagree about a voxel, the more probable structure has it."""
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        """Backbone and one sigmoid channel per structure of step 1."""
+        with kit.fresh(step.number, "model"):
+            return GrowingDecoders(cast(Any, kit.backbone()), step.learns, kit.prior)
+
+    def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
+        """One more decoder; nothing else changes."""
+        with kit.fresh(step.number, "grow"):
+            fresh = cast(Any, kit.backbone()).decoder if self.start == "random" else None
+            cast(GrowingDecoders, model).add(step.learns, kit.prior, fresh)
+
+    def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
+        """All in step 1, then the newest decoder; after step 1 the encoder never learns again."""
+        parts = [model] if step.number == 1 else cast(GrowingDecoders, model).newest()
+        return [Group(parameters=[p for part in parts for p in part.parameters()])]
+
+    def prepares(self, step: Lesson) -> bool:
+        """Only to learn where along the body structures are."""
+        return self.body_range
+
+    def prepare_case(
+        self, step: Lesson, volume: Any, old: contract.Predictor | None
+    ) -> Mapping[str, Tensor]:
+        """Slices of each new structure, as shares of the body's height."""
+        return extent.levels(volume, step.learns) if self.body_range else {}
+
+    def prepare(self, step: Lesson, per_case: Mapping[str, Any], memory: Memory) -> None:
+        """The range of each new structure."""
+        extent.remember(per_case.values(), memory)
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        """Dice and binary cross-entropy of the new structures, from their annotation."""
+        target, known = targets(batch, unlabelled=self.unlabelled)
+        k = batch.new_index
+        return dice_bce(new.logits[:, k], target[:, k], known[:, k])
+
+    def next_phase(
+        self, step: Lesson, memory: Memory, history: Sequence[PhaseResult]
+    ) -> Phase | None:
+        """Train; with `prune`, then prune as far as validation allows, and recover."""
+        if self.prune:
+            return lottery.next_phase(history, tolerance=self.tolerance, attempts=self.attempts)
+        return super().next_phase(step, memory, history)
+
+    def enter_phase(self, phase: Phase, model: nn.Module, memory: Memory) -> None:
+        """Prune, rewind or roll back the newest decoder; the average starts anew."""
+        lottery.enter(phase, cast(GrowingDecoders, model).decoders[-1], memory)
+
+    def after_update(self, model: nn.Module, memory: Memory) -> None:
+        """Keep pruned weights at zero; move the average."""
+        grown = cast(GrowingDecoders, model)
+        lottery.hold(grown.decoders[-1], memory)
+        if self.ema:
+            lottery.average(grown.newest(), memory, len(grown.decoders), decay=self.ema)
+
+    def finish(self, step: Lesson, model: nn.Module, draws: Any, memory: Memory) -> None:
+        """Forget what pruning needed: the zeros stay in the weights."""
+        lottery.end(memory)
+
+    def serve(self, model: nn.Module, memory: Memory) -> nn.Module:
+        """The model, or a copy with every decoder's average."""
+        return lottery.averaged(copy.deepcopy(model), memory) if self.ema else model
+
+    def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
+        """(B, K, D, H, W) logits → probabilities."""
+        return one_winner(logits.sigmoid(), structures) if self.exclusive else logits.sigmoid()
+
+    def axial_ranges(
+        self, image_hu: Any, spacing_mm: Any, structures: tuple[str, ...], memory: Memory
+    ) -> Mapping[str, tuple[int, int]]:
+        """The slices of this body that the learned ranges stand for."""
+        return extent.ranges(image_hu, structures, memory) if self.body_range else {}
