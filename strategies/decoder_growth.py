@@ -5,7 +5,7 @@ own annotation, without pseudo labels or teacher.
 
 Source: Ji et al., ICCV 2023, and their released code (2025). Differs: backbone and loss are the
 profile's, sigmoid outputs; no architecture search; `body_range` stands for a body-part regression
-network; the average warms up instead of starting late. The paper prints no score of this method.
+network; the average warms up instead of starting late. The paper prints no score of it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class DecoderGrowth(contract.Strategy):
     """One frozen encoder, a new decoder per step: forgets nothing, and grows."""
 
     past: ClassVar[Literal["weights"]] = "weights"
+    unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
     start: Literal["random", "copy"] = "random"
     """A new decoder's weights: fresh, or the previous decoder's."""
     prune: bool = False

@@ -10,7 +10,7 @@ mask); the features are the bottleneck's; Dice is added as in step 1 (`dice=fals
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ from .softmax_finetune import SoftmaxFinetune
 class Ilt(SoftmaxFinetune):
     """ILT: distillation of outputs and of encoder features."""
 
-    penalties: ClassVar[tuple[str, ...]] = ("distill", "features")
     weight: float = 100.0
     """Weight of the output distillation, a mean over channels and voxels."""
     feature_weight: float = 100.0
@@ -35,6 +34,11 @@ class Ilt(SoftmaxFinetune):
     """Voxels of the output distillation; the second leaves out those of new structures."""
     freeze_encoder: bool = False
     """Train the decoder alone after step 1 (the original's variant)."""
+
+    @property
+    def penalties(self) -> tuple[str, ...]:  # type: ignore[override]  # an option decides
+        """Both distillations; a frozen encoder's features cannot move away."""
+        return ("distill",) if self.freeze_encoder else ("distill", "features")
 
     def takes_teacher(self, step: Lesson) -> bool:
         """From step 2 on."""
@@ -66,7 +70,8 @@ class Ilt(SoftmaxFinetune):
             kept = ~(batch.label[:, batch.new_index] == 1).any(dim=1)
             term = torch.where(kept, kd, 0.0).sum() / kept.sum().clamp(min=1)
         terms["distill"] = self.weight * term
-        terms["features"] = self.feature_weight * feature_mse(
-            new.features["bottleneck"], old.features["bottleneck"]
-        )
+        if not self.freeze_encoder:
+            terms["features"] = self.feature_weight * feature_mse(
+                new.features["bottleneck"], old.features["bottleneck"]
+            )
         return terms

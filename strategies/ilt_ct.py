@@ -29,7 +29,6 @@ class IltCt(LwfCt):
     """ILT of Tables 10 and 11: pseudo labels, and distillation of the bottleneck."""
 
     past: ClassVar[Literal["predictions", "weights"]] = "weights"
-    penalties: ClassVar[tuple[str, ...]] = ("features",)
     legacy_shifted_dice: bool = False
     """Softmax head: the Dice of a structure takes the target of the next one (none for the last),
     as the authors' index is off by one."""
@@ -37,10 +36,24 @@ class IltCt(LwfCt):
     """Start every step with a fresh output layer, at 100 times the learning rate: the authors'
     loader drops every weight with "out" in its name."""
 
+    @property
+    def penalties(self) -> tuple[str, ...]:  # type: ignore[override]  # the head decides
+        """The bottleneck's distance; for sigmoid heads old logits, too."""
+        return ("features", "distill") if self.head == "sigmoid" else ("features",)
+
+    @property
+    def keeps_old_logits(self) -> bool:  # type: ignore[override]  # an option decides
+        """Unless the output layer starts anew."""
+        return not self._starts_anew
+
+    @property
+    def _starts_anew(self) -> bool:
+        return self.legacy_fresh_classifier and self.head == "softmax"
+
     def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
         """As the plain strategy, or with a fresh output layer."""
         super().grow(model, kit, step)
-        if self.legacy_fresh_classifier and self.head == "softmax":
+        if self._starts_anew:
             assert isinstance(model, Segmenter)  # noqa: S101  # built by it; tells the type checker
             with kit.fresh(step.number, "classifier"), torch.no_grad():
                 fresh = nn.Conv3d(model.backbone.final_channels, 1 + len(model.structures), 1)
@@ -52,7 +65,7 @@ class IltCt(LwfCt):
     def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
         """As the plain strategy; a fresh output layer learns faster."""
         groups = super().groups(model, step, memory)
-        if self.legacy_fresh_classifier and self.head == "softmax" and step.old:
+        if self._starts_anew and step.old:
             groups[-1] = Group(parameters=groups[-1].parameters, lr=100.0)
         return groups
 

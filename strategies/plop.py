@@ -97,7 +97,7 @@ class Plop(SoftmaxFinetune):
         if old is None:
             return super().losses(batch, new, old, memory)
         batch = self.seen(batch)
-        allowed = allowed_channels(batch)
+        allowed = allowed_channels(batch, unlabelled=self.unlabelled)
         count = len(batch.structures)
         thresholds = memory[THRESHOLDS]
         assert isinstance(thresholds, Tensor)  # noqa: S101  # set in prepare

@@ -17,6 +17,7 @@ from clbench.nets.backbones import small_unet
 from clbench.one_of_k import allowed_channels, decode_channels, marginal_ce, mean_ce
 from clbench.plan import RunSettings
 from clbench.run import run_course
+from clbench.strategies.ilt import Ilt
 from clbench.strategies.ilt_ct import IltCt
 from clbench.strategies.lwf_ct import LwfCt
 from clbench.strategies.plop_ct import LEFT_OUT
@@ -247,6 +248,24 @@ def test_a_fresh_classifier_forgets_the_old_channels() -> None:
     image = torch.rand(1, 1, 16, 16, 16)
     assert not torch.allclose(new.eval()(image).logits[:, :3], old(image).logits)
     assert made.groups(new, lesson(2), {})[-1].lr == 100
+
+
+@pytest.mark.parametrize(
+    "made",
+    [Ilt(), Ilt(freeze_encoder=True), IltCt(), IltCt(head="sigmoid")],
+    ids=lambda m: f"{type(m).__name__} {m.penalties}",
+)
+def test_options_change_what_is_declared(made: Ilt | IltCt) -> None:
+    old, new = grown(made)
+    image = torch.rand(1, 1, 16, 16, 16)
+    batch = Batch(
+        image=image, label=torch.ones(1, 3, 16, 16, 16, dtype=torch.uint8), pseudo=None,
+        structures=LIVER, new=(False, False, True), cases=("1",),
+    )  # fmt: skip
+    terms = set(made.losses(batch, new(image), old(image), {}))
+    assert {t for t in terms if t in ("features", "distill")} == set(made.penalties)
+    assert made.keeps_old_logits
+    assert not IltCt(legacy_fresh_classifier=True).keeps_old_logits
 
 
 def test_all_start_alike() -> None:
