@@ -286,7 +286,9 @@ def list_() -> None:
 def table(
     name: Annotated[
         str,
-        typer.Argument(help="6, 10, 11 (the paper's), summary, learning, distances or cost."),
+        typer.Argument(
+            help="6, 10, 11 (the paper's), summary, learning, distances, cost or calibration."
+        ),
     ],
     source: Annotated[str | None, typer.Option(help="printed, measured or both.")] = None,
     bench: Annotated[
@@ -352,6 +354,11 @@ def table(
 
         return cost_table(results=results, bench=own)
 
+    def calibration() -> Table:
+        from clbench.report.calibration import calibration_table
+
+        return calibration_table()
+
     make: Callable[[], Table] = one_of(
         "table",
         name,
@@ -363,6 +370,7 @@ def table(
             "learning": learning,
             "distances": distances,
             "cost": cost,
+            "calibration": calibration,
         },
     )
     show(make(), format_)
@@ -430,6 +438,35 @@ def paper(
             typer.echo(f"{made.file}: HOLE, {made.hole}")
         else:
             typer.echo(f"{made.file}: {', '.join(str(p) for p in made.paths)}")
+
+
+@app.command()
+def report(
+    bench: Bench,
+    ref: Annotated[str, typer.Option(help="Strategy that all others are compared with.")],
+    results: Results = Path("results"),
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
+    scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
+    margin: Annotated[
+        float, typer.Option(help="Half-width of equivalent, Dice; declare it before looking.")
+    ] = 0.02,
+    alpha: Annotated[float, typer.Option(help="Level of every family of tests.")] = 0.05,
+) -> None:
+    """Test a strategy against the others: verdicts, tables, figures, one page without network."""
+    one_of("--scoring", scoring, {"strict": 1, "paper": 1})
+    from clbench.report.page import make_report
+    from clbench.report.significance import Protocol
+
+    made = make_report(
+        results,
+        bench=bench,
+        ref=ref,
+        out=out,
+        scoring=scoring,
+        protocol=Protocol(margin=margin, alpha=alpha),
+    )
+    for line in made.lines:
+        typer.echo(line)
 
 
 @app.command(hidden=True)

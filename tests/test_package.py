@@ -28,7 +28,7 @@ ROWS = {
     "clbench.intervals": 0, "clbench.effects": 0, "clbench.macro": 0, "clbench.ranks": 0,
     "clbench.store": 1, "clbench.__main__": 6, "clbench.registry": 1, "clbench.metrics.transfer": 1,
     "clbench.metrics.continual": 1, "clbench.metrics.trace": 1,
-    "clbench.published": 1, "clbench.profiles": 1, "clbench.benchmarks": 1,
+    "clbench.published": 1, "clbench.calibration": 1, "clbench.profiles": 1, "clbench.benchmarks": 1,
     "clbench.strategy": 2, "clbench.losses": 2, "clbench.one_of_k": 2, "clbench.distillation": 2, "clbench.nets": 2,
     "clbench.data": 2, "clbench.metrics": 2, "clbench.checkpoint": 2, "clbench.postprocess": 2,
     "clbench.predictions": 2, "clbench.sliding": 2, "clbench.pooling": 2, "clbench.pruning": 2,
@@ -125,7 +125,7 @@ def test_packages_are_listed_by_hand_and_completely() -> None:
     listed = set(tool["packages"])
     home = {v: k for k, v in tool["package-dir"].items()}
     folders = set()
-    for top in ("clbench", "strategies", "benchmarks", "results/published"):
+    for top in ("clbench", "strategies", "benchmarks", "results/published", "results/calibration"):
         for init in (ROOT / top).rglob("__init__.py"):
             folder = init.parent.relative_to(ROOT).as_posix()
             folders.add(home.get(folder) or folder.replace("/", "."))

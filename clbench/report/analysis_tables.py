@@ -130,13 +130,14 @@ def own_table(a: Analysis) -> Table:
                 EMPTY if i is None else span(i.low, i.high),
                 p_text(o.p_changed_holm, sign=False) or EMPTY,
                 p_text(o.p_not_worse_holm, sign=False) or EMPTY,
-                str(len(o.seeds)) if o.seeds else EMPTY, o.word or HOLE,
+                str(len(o.seeds)) if o.seeds else EMPTY,
+                ", ".join(x for x in (o.word, o.scope) if x) or HOLE,
             )
         )  # fmt: skip
         long.append(
             (o.method, o.hole, *((math.nan,) * 3 if i is None else (i.estimate, i.low, i.high)),
              o.p_changed, o.p_changed_holm, o.p_not_worse, o.p_not_worse_holm, o.smallest_p, o.m,
-             o.seeds, o.word)
+             o.seeds, o.word, o.scope)
         )  # fmt: skip
     return Table(
         title=f"{a.evidence.title()}: does it forget?",
@@ -147,7 +148,7 @@ def own_table(a: Analysis) -> Table:
                "class macro (backward transfer as of Lopez-Paz and Ranzato)."),
                "A large p of a change is no proof of keeping; that needs the second p."),
         long=_long("own", "method hole change low high p_changed p_changed_holm p_not_worse "
-                   "p_not_worse_holm smallest_p m seeds verdict", long),
+                   "p_not_worse_holm smallest_p m seeds verdict scope", long),
     )  # fmt: skip
 
 

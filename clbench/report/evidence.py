@@ -58,6 +58,8 @@ class Method:
     """What was scored."""
     records: tuple[Mapping[str, Any], ...]
     """`run.json` of each seed."""
+    metrics: frozenset[str]
+    """Names of all metrics in its files."""
     unfinished: int
     """Runs left out because they are not finished."""
 
@@ -86,6 +88,8 @@ class Evidence:
     """By label; the reference first."""
     splits: Sequence[Mapping[str, Any]]
     """Split of each step, as recorded."""
+    metrics: frozenset[str] = frozenset()
+    """Names of all metrics the runs hold."""
 
     @property
     def reference(self) -> Method:
@@ -151,6 +155,9 @@ def gather(
     ids = {s: _patients(cases, splits) for s, cases in tests.items()}
     learned_at = {c: i for i, step in enumerate(course["steps"], 1) for c in step["learns"]}
     ordered = [chosen, *(g for g in groups if g is not chosen)]
+    methods = tuple(
+        _method(g, tests, ids, learned_at, sources, scoring=scoring, metric=metric) for g in ordered
+    )
     return Evidence(
         bench=record["identity"]["bench"],
         version=record["identity"]["bench_version"],
@@ -160,11 +167,9 @@ def gather(
         sources=sources,
         learned_at=learned_at,
         patients={s: tuple(dict.fromkeys(p)) for s, p in ids.items()},
-        methods=tuple(
-            _method(g, tests, ids, learned_at, sources, scoring=scoring, metric=metric)
-            for g in ordered
-        ),
+        methods=methods,
         splits=splits,
+        metrics=frozenset().union(*(m.metrics for m in methods)),
     )
 
 
@@ -218,10 +223,11 @@ def _method(
             got=seeds,
             next_step="remove the older one",
         )
-    tables = []
+    tables, metrics = [], set()
     for run in group.runs:
         rows = store.read_scores(run.folder / "scores.csv")
         _refuse_strangers(rows, run.record, run.folder)
+        metrics |= {row.metric for row in rows}
         table: dict[Key, dict[str, Score]] = {}
         for row in rows:
             if row.scoring == scoring and row.measures(metric):
@@ -250,6 +256,7 @@ def _method(
             if key[1] in tests
         },
         records=tuple(run.record for run in group.runs),
+        metrics=frozenset(metrics),
         unfinished=group.unfinished,
     )
 

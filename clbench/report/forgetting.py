@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, replace
 
 from clbench.bootstrap import crossed_interval
-from clbench.families import holm
+from clbench.families import SEEDS_TO_GENERALIZE, holm
 from clbench.intervals import Interval
 from clbench.macro import equivalence_flip, sign_flip
 from clbench.report.endpoints import KEPT, hole, table
@@ -43,7 +43,10 @@ class Own:
     m: int = 0
     """Strategies in the family."""
     word: str = ""
-    """`forgets`, `keeps`, `gains`, `inconclusive` or `not testable`."""
+    """`forgets`, `forgets, less than the margin`, `keeps`, `gains`, `inconclusive` or
+    `not testable`."""
+    scope: str = ""
+    """`for these training runs` where the seeds do not support more; else empty."""
 
 
 def own_forgetting(evidence: Evidence, protocol: Protocol) -> list[Own]:
@@ -78,22 +81,21 @@ def own_forgetting(evidence: Evidence, protocol: Protocol) -> list[Own]:
             )
         )
     changed, kept = holm([r.p_changed for r in rows]), holm([r.p_not_worse for r in rows])
-    return [
-        row
-        if row.interval is None
-        else replace(
-            row,
-            p_changed_holm=float(p),
-            p_not_worse_holm=float(q),
-            m=changed.m,
-            word=_own_word(row, float(p), float(q), changed.m, protocol.alpha),
-        )
-        for row, p, q in zip(rows, changed.adjusted, kept.adjusted, strict=True)
-    ]
+    judged = []
+    for row, p, q in zip(rows, changed.adjusted, kept.adjusted, strict=True):
+        word = _own_word(row, float(p), float(q), changed.m, protocol.alpha)
+        judged.append(
+            replace(
+                row, p_changed_holm=float(p), p_not_worse_holm=float(q), m=changed.m, word=word,
+                scope=_scope(row, word, protocol.margin),
+            )
+        )  # fmt: skip
+    return judged
 
 
 def _own_word(row: Own, p_changed: float, p_not_worse: float, m: int, alpha: float) -> str:
-    assert row.interval is not None  # noqa: S101  # for the type checker
+    if row.interval is None:
+        return ""
     if row.smallest_p * m > alpha or math.isnan(p_changed):
         return "not testable"
     if p_changed <= alpha and row.interval.estimate < 0:
@@ -101,3 +103,12 @@ def _own_word(row: Own, p_changed: float, p_not_worse: float, m: int, alpha: flo
     if p_changed <= alpha and row.interval.estimate > 0:
         return "gains"
     return "keeps" if p_not_worse <= alpha else "inconclusive"
+
+
+def _scope(row: Own, word: str, margin: float) -> str:
+    """A claim goes beyond these runs only with enough seeds whose interval says the same."""
+    if row.interval is None or word == "not testable":
+        return ""
+    low, high = row.interval.low, row.interval.high
+    agrees = {"forgets": high < 0, "gains": low > 0, "keeps": low > -margin}.get(word, False)
+    return "" if len(row.seeds) >= SEEDS_TO_GENERALIZE and agrees else "for these training runs"

@@ -223,17 +223,17 @@ def _judge(family: Sequence[Comparison], protocol: Protocol) -> list[Comparison]
         judged.append(
             replace(
                 c, p_holm=float(p), p_equivalent=float(p_equal), m=adjusted.m, verdict=word,
-                cautions=(*c.cautions, *_contradictions(c, float(p), protocol.alpha)),
+                cautions=(*c.cautions, *_contradictions(c, float(p), word, protocol)),
             )
         )  # fmt: skip
     return judged
 
 
-def _contradictions(c: Comparison, p: float, alpha: float) -> list[str]:
+def _contradictions(c: Comparison, p: float, word: Verdict, protocol: Protocol) -> list[str]:
     """Where a second way to look at the same numbers says something else."""
     assert c.interval is not None  # noqa: S101  # for the type checker: judged ones have numbers
     assert c.test is not None  # noqa: S101
-    found = []
+    found, alpha = [], protocol.alpha
     covers_zero = c.interval.low <= 0 <= c.interval.high
     if not math.isnan(c.interval.low) and covers_zero == (c.test.p <= alpha):
         found.append(
@@ -247,6 +247,9 @@ def _contradictions(c: Comparison, p: float, alpha: float) -> list[str]:
         low, high = c.over_seeds.low, c.over_seeds.high
         if low <= 0 <= high:
             found.append("the interval over paired training runs covers 0")
+    outermost = max(-c.interval.low, c.interval.high)
+    if word.word == "equivalent" and outermost >= protocol.margin:
+        found.append("the interval over seeds and patients reaches beyond the margin")
     return found
 
 

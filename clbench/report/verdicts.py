@@ -85,6 +85,7 @@ def own_sentence(o: Own, protocol: Protocol) -> str:
     if o.interval is None:
         return f"{o.method}, kept: {NO_NUMBER}. {_capital(o.hole)}."
     margin = f"{protocol.margin:g}"
+    scope = f"{o.scope}, " if o.scope else ""
     claim = {
         "forgets": "forgets",
         "forgets, less than the margin": f"forgets, but less than {margin} Dice",
@@ -97,7 +98,8 @@ def own_sentence(o: Own, protocol: Protocol) -> str:
     low, high = o.interval.low, o.interval.high
     interval = "no interval" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
     return (
-        f"{o.method} {claim} (change {o.interval.estimate:+.3f}, {interval}; adjusted p "
+        f"{_capital(scope)}{o.method} {claim} (change {o.interval.estimate:+.3f}, {interval}; "
+        f"adjusted p "
         f"{p_text(o.p_changed_holm)} for a change, {p_text(o.p_not_worse_holm)} for "
         f"a loss below the margin, m = {o.m})."
     )

@@ -1,0 +1,214 @@
+"""The report: one page without network, sentences that are held against numbers, holes by name."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from synthetic_runs import Method, make_runs
+from typer.testing import CliRunner
+
+from clbench.cli import app
+from clbench.errors import StoreError
+from clbench.report import page
+from clbench.report.calibration import calibration_table, rates
+from clbench.report.page import Made, make_report
+from clbench.report.significance import Protocol
+
+QUICK = Protocol(draws=2000, resamples=400)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    make_runs(out, {"universal": Method(), "joint": Method(new=0.1), "finetune": Method(kept=-0.4)})
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make_report(
+        results, bench="tumor_ext", ref="universal", out=tmp_path_factory.mktemp("report"),
+        scoring="strict", protocol=QUICK,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def html(made: Made) -> str:
+    return made.files[0].read_text(encoding="utf-8")
+
+
+def test_the_page_asks_no_network_for_anything(html: str) -> None:
+    found = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert found
+    assert {f.split(":")[0] if ":" in f else f[0] for f in found} <= {"data", "#"}
+    assert "default-src 'none'" in html
+    assert "@import" not in html
+
+
+def test_the_page_says_that_the_phantom_is_no_patient(html: str, results: Path) -> None:
+    title = re.search(r"<title>(.*?)</title>", html)
+    assert title is not None
+    assert "PHANTOM, not patients" in title[1]
+
+
+def test_the_sections_are_there_and_the_last_says_what_cannot_be_shown(html: str) -> None:
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", html)
+    assert headings[0] == "Provenance"
+    assert {"Verdicts", "Tables", "Figures"} <= set(headings)
+    assert headings[-1].lower() == "what this cannot show"
+    last = html[html.index(headings[-1]) :]
+    assert "13.1" in last or "13 %" in last or "training run" in last  # the calibration's lesson
+
+
+def test_every_figure_the_runs_allow_is_embedded(html: str) -> None:
+    assert html.count("data:image/svg+xml;base64,") >= 6
+    assert "The figure `strip`" in html or "strip" in html  # synthetic runs hold no prediction
+
+
+def test_verdicts_stand_on_the_page_and_in_the_terminal(made: Made, html: str) -> None:
+    assert "universal is better than finetune" in " ".join(made.lines)
+    said = [line for line in made.lines if " than " in line]
+    text = re.sub(r"<[^>]+>", "", html)
+    for line in said:
+        assert line[:60] in text.replace("&#39;", "'")
+
+
+def test_a_sentence_against_its_numbers_stops_the_report(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = page.sentence
+    monkeypatch.setattr(
+        page, "sentence", lambda c, p: right(c, p).replace("is better than", "is worse than")
+    )
+    with pytest.raises(Exception, match=r"numbers|contradict|sentence"):
+        make_report(
+            results, bench="tumor_ext", ref="universal", out=tmp_path, scoring="strict",
+            protocol=QUICK,
+        )  # fmt: skip
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_tables_are_stored_at_full_precision(made: Made) -> None:
+    names = {p.name for p in made.files}
+    assert {"index.html", "report.md", "checklist.md", "confirmatory.csv", "summary.csv"} <= names
+    path = next(p for p in made.files if p.name == "confirmatory.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6  # three endpoints, two other strategies
+
+
+def test_the_checklist_answers_or_says_missing(made: Made) -> None:
+    text = next(p for p in made.files if p.name == "checklist.md").read_text()
+    assert "missing" in text
+    assert "patient" in text
+
+
+def test_the_command(results: Path, tmp_path: Path) -> None:
+    words = ["report", "--bench", "tumor_ext", "--ref", "universal", "--results", str(results),
+             "--out", str(tmp_path / "r"), "--margin", "0.05"]  # fmt: skip
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "r" / "index.html").is_file()
+    assert "0.05 Dice" in (tmp_path / "r" / "report.md").read_text()
+
+
+def test_one_strategy_alone_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method()})
+    made = make_report(
+        tmp_path, bench="tumor_ext", ref="universal", out=tmp_path / "r", scoring="strict",
+        protocol=QUICK,
+    )  # fmt: skip
+    assert not [line for line in made.lines if " than " in line]
+
+
+def test_nothing_of_it_loads_torch(results: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from clbench.report.page import make_report\n"
+        "from clbench.report.significance import Protocol\n"
+        f"make_report(Path({str(results)!r}), bench='tumor_ext', ref='universal', "
+        f"out=Path({str(tmp_path)!r}), scoring='strict', protocol=Protocol(draws=500, resamples=50))\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_cannot_be_written(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("a file")
+    with pytest.raises(StoreError, match="cannot be written"):
+        make_report(
+            results, bench="tumor_ext", ref="universal", out=tmp_path / "r", scoring="strict",
+            protocol=QUICK,
+        )  # fmt: skip
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_sorts_and_filters(html: str, tmp_path: Path) -> None:
+    probe = """<script>
+    const box = document.querySelector('input[data-for]');
+    box.value = 'joint'; box.dispatchEvent(new Event('input'));
+    document.querySelectorAll('#tables th button')[2].click();
+    </script></body>"""
+    (tmp_path / "page.html").write_text(html.replace("</body>", probe), encoding="utf-8")
+    done = subprocess.run(
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert "3 of 6 rows" in done.stdout
+    assert 'aria-sort="ascending"' in done.stdout
+
+
+# ------------------------------------------------------------------------------- calibration
+
+
+def test_the_stored_rates_are_nominal_where_runs_carry_no_difference() -> None:
+    plain = [
+        r for r in rates() if r.seed_sd == 0 and r.effect == 0 and r.question.startswith("bett")
+    ]
+    assert {r.seeds for r in plain} == {1, 3, 5}
+    assert all(r.studies >= 2000 for r in plain)
+    assert all(0.03 <= r.rate <= 0.07 for r in plain)
+    moved = {(r.seed_sd, r.seeds): r.rate for r in rates() if "any scope" in r.question}
+    for sd in (0.01, 0.02):
+        assert moved[sd, 1] > moved[sd, 3] > moved[sd, 5] > 0.05
+
+
+def test_power_is_what_theory_predicts() -> None:
+    power = [r for r in rates() if r.question.startswith("power")]
+    assert len(power) == 3
+    assert all(abs(r.rate - r.expected) < 4 * r.standard_error for r in power)
+
+
+def test_the_table_of_rates() -> None:
+    table = calibration_table()
+    assert len(table.rows) == len({(r.question, r.seed_sd, r.effect) for r in rates()})
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    path = Path(__file__).parent / "perf" / "calibration.py"
+    spec = importlib.util.spec_from_file_location("calibration_bench", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_short_calibration(bench: ModuleType) -> None:
+    """200 null studies: 5 % claims have a standard error of 1.5 points."""
+    claims = bench.null(200, 3, 0.0, 50)[0]
+    assert 0.01 <= claims.rate <= 0.10
+    assert bench.null(200, 1, 0.02, 50)[0].rate > 0.15  # one run each, and runs differ
