@@ -1,11 +1,10 @@
 """Decoder growth: the encoder is frozen after step 1, and every step adds a decoder of its own.
 
-Old decoders are never touched: old predictions stay the same to the bit. A step is taught from its
-own annotation, without pseudo labels or teacher.
+Old decoders are never touched: old predictions stay as they are to the bit. No teacher is needed.
 
 Source: Ji et al., ICCV 2023, and their released code (2025). Differs: backbone and loss are the
 profile's, sigmoid outputs; no architecture search; `body_range` stands for a body-part regression
-network; the average warms up instead of starting late. The paper prints no score of it.
+network; the average warms up instead of starting late.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ ROWS = {
     "clbench.published": 1, "clbench.calibration": 1, "clbench.profiles": 1, "clbench.benchmarks": 1,
     "clbench.strategy": 2, "clbench.losses": 2, "clbench.one_of_k": 2, "clbench.distillation": 2, "clbench.nets": 2,
     "clbench.data": 2, "clbench.metrics": 2, "clbench.checkpoint": 2, "clbench.postprocess": 2,
-    "clbench.predictions": 2, "clbench.sliding": 2, "clbench.pooling": 2, "clbench.pruning": 2,
+    "clbench.predictions": 2, "clbench.sliding": 2, "clbench.pooling": 2, "clbench.pruning": 2, "clbench.lottery": 2, "clbench.extent": 2,
     "clbench.train": 3, "clbench.examine": 3,
     "clbench.plan": 4, "clbench.run": 4, "clbench.score": 4, "clbench.outside": 4,
     "clbench.launch": 5, "clbench.report": 5, "clbench.testing": 5, "clbench.trial": 5, "clbench.avalanche": 5,
@@ -41,7 +41,7 @@ ROWS = {
 # Heavy or foreign libraries, and the only rooms that may import them anywhere in the file.
 FOREIGN = {
     "torch": ("clbench.strategy", "clbench.losses", "clbench.one_of_k", "clbench.distillation",
-              "clbench.pooling", "clbench.pruning", "clbench.trial", "clbench.nets",
+              "clbench.pooling", "clbench.pruning", "clbench.lottery", "clbench.extent", "clbench.trial", "clbench.nets",
               "clbench.data", "clbench.checkpoint", "clbench.postprocess", "clbench.sliding",
               "clbench.train", "clbench.examine", "clbench.plan", "clbench.run",
               "clbench.strategies", "clbench.metrics.overlap", "clbench.avalanche",
