@@ -469,6 +469,23 @@ def report(
         typer.echo(line)
 
 
+@app.command()
+def doctor(
+    bench: Bench = "tumor_ext",
+    data: Annotated[str | None, typer.Option(help="Data folders, as for `clbench run`.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("results"),
+    cache: Annotated[Path | None, typer.Option(help="Cache folder.")] = None,
+) -> None:
+    """Look at Python, packages, devices, data, caches, runs, disk and plugins."""
+    from clbench.doctor import examine, lines
+
+    found = examine(bench=bench, data=data, results=out, cache=cache)
+    for line in lines(found):
+        typer.echo(line)
+    if any(f.level == "STOP" for f in found):
+        raise typer.Exit(1)
+
+
 @app.command(hidden=True)
 def readme(path: Path) -> None:
     """Write the blocks of a Markdown file anew that name the clbench command they come from."""

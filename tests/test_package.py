@@ -34,7 +34,7 @@ ROWS = {
     "clbench.predictions": 2, "clbench.sliding": 2, "clbench.pooling": 2, "clbench.pruning": 2, "clbench.lottery": 2, "clbench.extent": 2,
     "clbench.train": 3, "clbench.examine": 3,
     "clbench.plan": 4, "clbench.run": 4, "clbench.score": 4, "clbench.outside": 4,
-    "clbench.launch": 5, "clbench.report": 5, "clbench.testing": 5, "clbench.trial": 5, "clbench.avalanche": 5,
+    "clbench.launch": 5, "clbench.doctor": 5, "clbench.report": 5, "clbench.testing": 5, "clbench.trial": 5, "clbench.avalanche": 5,
     "clbench.strategies": 5,
     "clbench.cli": 6,
 }  # fmt: skip

@@ -247,3 +247,21 @@ def test_the_benchmarks_split_is_sixteen_four_eight(tmp_path: Path) -> None:
 
 
 MARKS = {"btcv": "a2e18b40fc17aa19", "lits": "8c1c162555b69423"}
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "altered"])
+def test_a_damaged_phantom_is_mended(harm: str, tmp_path: Path) -> None:
+    settings = PhantomSettings(train=1, validation=0, test=1, spacing_mm=20.0)
+    source = registry.benchmark("tumor_ext").source("lits")
+    where = make_phantom(tmp_path, [source], {"lits": ["0"]}, settings)["lits"]
+    file = next(p for p in sorted(where.rglob("*.nii*")))
+    whole = file.read_bytes()
+    if harm == "cut":
+        file.write_bytes(whole[:-7])
+    elif harm == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    make_phantom(tmp_path, [source], {"lits": ["0"]}, settings)
+    assert file.read_bytes() == whole
+    assert not list(tmp_path.glob(".*"))

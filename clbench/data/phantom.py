@@ -281,6 +281,10 @@ def fingerprint(
     return f"phantom-{PHANTOM_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
+CHECKSUMS = "checksums.json"
+"""Beside the sources: file → SHA-256."""
+
+
 def make_phantom(
     root: Path,
     sources: Sequence[Source],
@@ -291,7 +295,7 @@ def make_phantom(
     """Write the phantom of a benchmark once and say where it lies.
 
     Two processes may ask at the same time: one writes, the other waits. A folder appears under its
-    final name only when it is complete.
+    final name only when it is complete; one that was damaged or altered since is mended.
 
     Args:
         root: where phantoms are kept; this one lies in `root / fingerprint(…)`.
@@ -311,12 +315,12 @@ def make_phantom(
     _check(needed)
     target = root / fingerprint(sources, cases, settings)
     folders = {source.name: target / source.name for source in wanted}
-    if target.is_dir():
+    if _whole(target):
         return folders
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{target.name}.lock"):
-            if target.is_dir():
+            if _whole(target):
                 return folders
             partial = root / f".{target.name}.partial"
             shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
@@ -332,7 +336,14 @@ def make_phantom(
                     index = find_layout(source.layout).index(cases[source.name])
                     for name, text in index.items():
                         _put(partial / source.name / name, text.encode())
-                partial.replace(target)
+                _seal(partial)
+                if target.is_dir():  # damaged: mended under the eyes of whoever reads in it
+                    for file in [*_files(partial), partial / CHECKSUMS]:
+                        place = target / file.relative_to(partial)
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        file.replace(place)
+                else:
+                    partial.replace(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as err:
@@ -342,6 +353,29 @@ def make_phantom(
             next_step="free some space or choose another cache folder",
         ) from err
     return folders
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(folder: Path) -> None:
+    found = {p.relative_to(folder).as_posix(): _digest(p) for p in _files(folder)}
+    _put(folder / CHECKSUMS, json.dumps(found, indent=1).encode())
+
+
+def _whole(folder: Path) -> bool:
+    """Whether every file of a phantom is there and as it was written."""
+    try:
+        listed = json.loads((folder / CHECKSUMS).read_text())
+        return bool(listed) and all(_digest(folder / n) == d for n, d in listed.items())
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def known_structures() -> frozenset[str]:
