@@ -133,11 +133,18 @@ def test_a_hash_is_remembered_until_the_file_changes(
     before = VolumeCache(tmp_path / "c").content_hash(files)
     monkeypatch.setattr(room, "_sha256", lambda path: "x" * 64)
     assert VolumeCache(tmp_path / "c").content_hash(files) == before
+    monkeypatch.undo()
+    for note in (tmp_path / "c" / "hashes").iterdir():  # an altered note is not believed
+        note.write_text(note.read_text()[:-1] + "x")
+    assert VolumeCache(tmp_path / "c").content_hash(files) == before
+    monkeypatch.setattr(room, "_sha256", lambda path: "x" * 64)
     os.utime(files.image, ns=(1, 1))
     assert VolumeCache(tmp_path / "c").content_hash(files) != before
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "garbled", "other type"])
+@pytest.mark.parametrize(
+    "harm", ["cut", "gone", "garbled", "other type", "one voxel", "one number"]
+)
 def test_a_damaged_entry_is_made_again(
     harm: str, files: CaseFiles, made: list[str], tmp_path: Path
 ) -> None:
@@ -149,6 +156,13 @@ def test_a_damaged_entry_is_made_again(
         (entry / "bits.npy").unlink()
     elif harm == "garbled":
         (entry / "meta.json").write_text("{")
+    elif harm == "one voxel":
+        content = bytearray((entry / "bits.npy").read_bytes())
+        content[-1] ^= 1
+        (entry / "bits.npy").write_bytes(content)
+    elif harm == "one number":
+        text = (entry / "meta.json").read_text()
+        (entry / "meta.json").write_text(text.replace('"start": [', '"start": [1', 1))
     else:
         np.save(entry / "bits.npy", np.load(entry / "bits.npy").astype(np.int8))
     got = VolumeCache(tmp_path / "c").get(files, SOURCE, PRE)

@@ -1,7 +1,8 @@
 """Preprocessed volumes on disk, keyed by content; safe when two runs start at once.
 
 Room: row 2. One folder per entry: `image.npy` and `bits.npy` (memory-mapped, uncompressed: a random
-96³ crop costs 4 ms), `where.npz`, `meta.json`. An entry that is not whole is made again.
+96³ crop costs 4 ms), `where.npz`, `meta.json`. Every file carries a checksum: an entry that is not
+whole, or was altered, is made again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from clbench.errors import DataError, StoreError
 from clbench.spec import Preprocessing, Source
 from clbench.taxonomy import ancestors
 
-FORMAT = 1
+FORMAT = 2
 """Raised by any change in what an entry holds."""
 _CHUNK = 1 << 22
 
@@ -97,14 +98,14 @@ class VolumeCache:
         known = (what, *key)
         if known not in self._known:
             note = self.root / what / hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-            if note.exists() and (found := note.read_text()):
-                self._known[known] = found
-            else:
+            try:
+                self._known[known] = str(_unsealed(note.read_text()))
+            except (OSError, ValueError):  # absent or altered
                 self._known[known] = make()
                 self._make(note.parent)
                 part = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
                 try:
-                    part.write_text(self._known[known])
+                    part.write_text(_sealed(self._known[known]))
                     part.replace(note)
                 except OSError as err:
                     part.unlink(missing_ok=True)
@@ -196,9 +197,9 @@ class VolumeCache:
                 "shape": volume.image.shape,
                 "bits": str(volume.bits.dtype),
                 "counts": {str(k): v for k, v in volume.counts.items()},
-                "bytes": {p.name: p.stat().st_size for p in sorted(part.iterdir())},
+                "sha256": {p.name: _digest(p) for p in sorted(part.iterdir())},
             }
-            (part / "meta.json").write_text(json.dumps(meta))
+            (part / "meta.json").write_text(_sealed(meta))
             for path in part.iterdir():
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
@@ -212,11 +213,11 @@ class VolumeCache:
     def _open(
         self, entry: Path, files: CaseFiles, source: Source, pre: Preprocessing
     ) -> Volume | None:
-        """The entry, or None where it is absent or not whole."""
+        """The entry, or None where it is absent, not whole, or altered."""
         try:
-            meta: dict[str, Any] = json.loads((entry / "meta.json").read_text())
-            for name, size in meta["bytes"].items():
-                if (entry / name).stat().st_size != size:
+            meta = _unsealed((entry / "meta.json").read_text())
+            for name, digest in meta["sha256"].items():
+                if _digest(entry / name) != digest:
                     return None
             with np.load(entry / "where.npz", allow_pickle=False) as file:
                 where = {int(k): file[k] for k in file.files}
@@ -239,8 +240,31 @@ class VolumeCache:
                 where=where,
                 counts={int(k): int(v) for k, v in meta["counts"].items()},
             )
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
             return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sealed(content: Mapping[str, Any] | str) -> str:
+    """JSON on one line, and below it its checksum."""
+    text = json.dumps(content)
+    return f"{text}\n{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _unsealed(text: str) -> Any:
+    """What `_sealed` wrote.
+
+    Raises:
+        ValueError: it was altered.
+    """
+    content, _, digest = text.partition("\n")
+    if hashlib.sha256(content.encode()).hexdigest() != digest:
+        raise ValueError("the checksum does not fit")
+    return json.loads(content)
 
 
 def _three(values: Iterable[Any]) -> tuple[int, int, int]:
