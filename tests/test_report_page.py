@@ -82,6 +82,26 @@ def test_verdicts_stand_on_the_page_and_in_the_terminal(made: Made, html: str) -
         assert line[:60] in text.replace("&#39;", "'")
 
 
+def test_a_column_says_what_it_is_of_and_shared_cells_are_repeated(html: str) -> None:
+    table = html[html.index('id="table10"') :]
+    head = re.findall(r'<span class="over">(.*?)</span> Step 1', table[: table.index("</thead>")])
+    assert {"Spleen", "Liver", "Liver tumor"} & set(head)
+    assert len(head) == len(set(head)) > 5
+    assert 'class="best' in table
+
+
+def test_a_hole_keeps_the_strategy_s_name(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(), "lwf_ct": Method(drop=((2, "btcv/103"),))})
+    made = make_report(
+        tmp_path, bench="tumor_ext", ref="universal", out=tmp_path / "r", scoring="strict",
+        protocol=QUICK,
+    )  # fmt: skip
+    said = [line for line in made.lines if "no number" in line]
+    assert said
+    assert all("(lwf_ct: case btcv/103 has no " in line for line in said)
+    assert 'class="badge hole"' in made.files[0].read_text(encoding="utf-8")
+
+
 def test_a_sentence_against_its_numbers_stops_the_report(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from clbench.report.checklist import checklist, markdown
 from clbench.report.endpoints import ENDPOINTS
 from clbench.report.limits import limits
 from clbench.report.provenance import cards, provenance
+from clbench.report.render import superscript
 from clbench.report.significance import Protocol
 from clbench.report.tables import EMPTY, Table, render
 from clbench.report.verdicts import audit, own_sentence, sentence
@@ -70,6 +71,8 @@ class Spoken:
     """The sentence."""
     cautions: tuple[str, ...] = ()
     """What a reader must know."""
+    label: str = ""
+    """What the badge says, where it is not the word."""
 
     @property
     def symbol(self) -> str:
@@ -169,7 +172,12 @@ def _spoken(a: Analysis, sentences: Sequence[str]) -> dict[str, list[Spoken]]:
     own = {"forgets": "worse", "forgets, less than the margin": "worse", "gains": "better",
            "keeps": "equivalent", "": "hole"}  # fmt: skip
     found["Does it forget?"] = [
-        Spoken(word=own.get(o.word, o.word), text=own_sentence(o, a.protocol)) for o in a.own
+        Spoken(
+            word=own.get(o.word, o.word),
+            text=own_sentence(o, a.protocol),
+            label=o.word.split(",")[0],
+        )
+        for o in a.own
     ]
     return {k: v for k, v in found.items() if v}
 
@@ -209,7 +217,7 @@ def _html(
 ) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
                               lstrip_blocks=True)  # fmt: skip
-    environment.filters["words"] = _words
+    environment.filters |= {"words": _words, "whole": _whole, "superscript": superscript}
     source = resources.files("clbench.report").joinpath("page.html.j2").read_text("utf-8")
     return environment.from_string(source).render(
         title=f"{a.evidence.title()}: {a.evidence.reference.label} against the others",
@@ -228,6 +236,15 @@ def _html(
         checklist=checklist(a),
         limits=[*limits(a), *absent],
     )
+
+
+def _whole(table: Table) -> list[list[str]]:
+    """Rows that each say everything: a cell over several rows is repeated, since rows move."""
+    rows = [list(row) for row in table.rows]
+    for (i, j), n in table.spans.items():
+        for row in rows[i + 1 : i + n]:
+            row[j] = rows[i][j]
+    return rows
 
 
 def _words(text: str) -> Markup:

@@ -109,7 +109,7 @@ def _mark_of(table: Table, row: int, column: int) -> frozenset[Mark]:
     return table.marks.get((row, column), frozenset())
 
 
-def _superscript(marks: frozenset[Mark]) -> str:
+def superscript(marks: frozenset[Mark]) -> str:
     """The part of a mark that needs no type face."""
     return "*" * ("proven" in marks) + "†" * ("untestable" in marks)
 
@@ -123,7 +123,7 @@ def _terminal(table: Table) -> str:
         for j, text in enumerate(row):
             if text and (marks := _mark_of(table, i, j)):
                 row[j] = text + "¹" * ("best" in marks) + "²" * ("second" in marks)
-                row[j] += _superscript(marks)
+                row[j] += superscript(marks)
     lines = [table.title]
     for pick in _blocks(table, table.narrow):
         width = {j: max(len(r[j]) for r in [table.columns, *cells]) for j in pick}
@@ -168,7 +168,7 @@ def _markdown(table: Table) -> str:
             if text and (marks := _mark_of(table, i, j)):
                 text = f"**{text}**" if "best" in marks else text
                 text = f"<ins>{text}</ins>" if "second" in marks else text
-                row[j] = text + _superscript(marks).replace("*", "\\*")
+                row[j] = text + superscript(marks).replace("*", "\\*")
     heads = [
         f"{over}, {name}" if over else name
         for over, name in zip(table.over or [""] * len(table.columns), table.columns, strict=True)
@@ -320,7 +320,7 @@ def _html_cell(table: Table, i: int, j: int) -> str:
     body = html.escape(text.strip())
     body = f"<strong>{body}</strong>" if "best" in marks else body
     body = f"<u>{body}</u>" if "second" in marks else body
-    if sup := _superscript(marks):
+    if sup := superscript(marks):
         body += f"<sup>{sup}</sup>"
     names = [
         "key" * (j < table.keys),

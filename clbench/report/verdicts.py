@@ -37,7 +37,7 @@ def sentence(c: Comparison, protocol: Protocol) -> str:
     """One comparison in words; Dice differences with three decimals."""
     when = _WHEN[c.endpoint.name]
     if c.hole or c.verdict is None or c.interval is None or c.test is None:
-        return f"{c.a} against {c.b} {when}: {NO_NUMBER}. {_capital(c.hole)}."
+        return f"{c.a} against {c.b} {when}: {NO_NUMBER} ({c.hole})."
     scope = f", {c.verdict.scope}" if c.verdict.scope else ""
     word, margin = c.verdict.word, f"{protocol.margin:g}"
     if word == "not testable":
@@ -83,7 +83,7 @@ def _numbers(c: Comparison, protocol: Protocol) -> str:
 def own_sentence(o: Own, protocol: Protocol) -> str:
     """One strategy's forgetting in words."""
     if o.interval is None:
-        return f"{o.method}, kept: {NO_NUMBER}. {_capital(o.hole)}."
+        return f"{o.method}, kept: {NO_NUMBER} ({o.hole})."
     margin = f"{protocol.margin:g}"
     scope = f"{o.scope}, " if o.scope else ""
     claim = {
