@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clbench.distillation import feature_mse, kd_sigmoid
 from clbench.losses import dice
 from clbench.nets.heads import Segmenter
-from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output
+from clbench.strategy import UNKNOWN, Batch, Group, Kit, Lesson, Memory, Output
 
 from .lwf_ct import LwfCt
 
@@ -100,5 +100,7 @@ class IltCt(LwfCt):
         """The Dice of each new structure against the next one's target."""
         present = (batch.label == 1).float()
         target = torch.cat([present[:, 1:], torch.zeros_like(present[:, :1])], dim=1)
+        inside = (batch.label != UNKNOWN).any(dim=1, keepdim=True).expand_as(target)
         k, structures = batch.new_index, new.logits[:, 1:]
-        return dice(structures[:, k], target[:, k], slicewise=self.legacy_slice_dice)
+        slices = self.legacy_slice_dice
+        return dice(structures[:, k], target[:, k], inside[:, k], slicewise=slices)

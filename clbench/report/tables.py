@@ -160,12 +160,6 @@ def summary(*, results: Path, bench: str, scoring: str) -> Table:
             ((r.values[1, c], c, r.record["identity"]["seed"]) for r in g.runs for c in first),
             key=lambda x: x[0],
         )
-        minutes = [
-            sum(step["train"]["train_s"] + step["train"]["prepare_s"]
-                for step in r.record["cost"].values()) / 60
-            if r.record["cost"] else math.nan
-            for r in g.runs
-        ]  # fmt: skip
         rows.append(
             (
                 g.label,
@@ -176,7 +170,6 @@ def summary(*, results: Path, bench: str, scoring: str) -> Table:
                 over_seeds([a - b for a, b in zip(begin, end, strict=True)]),
                 over_seeds([transfer.learning_accuracy(r.values, at) for r in g.runs]),
                 over_seeds([transfer.accuracy(r.values, at, last, lambda s: True) for r in g.runs]),
-                over_seeds(minutes, 1),
             )
         )
     record = groups[0].runs[0].record
@@ -187,7 +180,6 @@ def summary(*, results: Path, bench: str, scoring: str) -> Table:
     notes = [
         f"Dice ({scoring} scoring), class means over test cases ({cases}); mean ± sd over seeds.",
         f"profile {record['identity']['profile']['name']}, data {record['data_fingerprint']}.",
-        "Training time includes the shared first step.",
     ]
     if unfinished := sum(g.unfinished for g in groups):
         notes.append(f"left out: {unfinished} unfinished run(s)")
@@ -196,7 +188,6 @@ def summary(*, results: Path, bench: str, scoring: str) -> Table:
         columns=(
             "strategy", "seeds", "step 1 structures, after step 1", "lowest of them, any seed",
             "the same, after the last step", "lost", "new structures", "all, after the last step",
-            "training, min",
         ),
         rows=tuple(rows),
         notes=tuple(notes),
