@@ -7,12 +7,14 @@ before this level's pruning), `ema/<decoder>/…`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from clbench.errors import TrainingError
 from clbench.nets.growth import GrowingDecoders
 from clbench.pruning import SPARSITIES, apply_masks, magnitude_masks, steps_of
 from clbench.strategy import Memory, Phase, PhaseResult
@@ -21,6 +23,8 @@ MEASURED = 10
 """Validations before pruning whose mean is the reference."""
 RECOVER = "recover"
 ROLLED_BACK = "recover, rolled back"
+ALONE = "prune/alone"
+"""Memory: pruning has begun."""
 
 
 def next_phase(history: Sequence[PhaseResult], *, tolerance: float, attempts: int) -> Phase | None:
@@ -37,10 +41,17 @@ def next_phase(history: Sequence[PhaseResult], *, tolerance: float, attempts: in
     last = history[-1]
     if last.phase.name in (RECOVER, ROLLED_BACK):
         return None
+    before = torch.tensor(history[0].validation).nanmean().item()
+    if math.isnan(before):
+        raise TrainingError(
+            "pruning cannot be judged: no validation case holds a structure of this step",
+            where="strategy.prune",
+            expected="at least one validation case that annotates one of them",
+            next_step="name other validation cases with --split, or --set strategy.prune=false",
+        )
     if last.phase.name == "train":
         return _attempt(0, 0)
     level, attempt = _place(last.phase)
-    before = torch.tensor(history[0].validation).nanmean().item()
     if last.validation[-1] >= (1 - tolerance) * before:
         level, attempt = level + 1, 0
         return _attempt(level, 0) if level < len(SPARSITIES) else Phase(name=RECOVER)
@@ -58,12 +69,20 @@ def _place(phase: Phase) -> tuple[int, int]:
     return int(level), int(attempt)
 
 
-def enter(phase: Phase, decoder: nn.Module, memory: Memory) -> None:
-    """Bring decoder and memory to where the phase starts."""
+def enter(phase: Phase, newest: Sequence[nn.Module], memory: Memory) -> None:
+    """Bring a decoder, its output layer and memory to where the phase starts.
+
+    From the first pruning on these two alone may be trained (`only_newest`): what is not stored
+    here could not be taken back.
+    """
+    decoder = newest[0]
+    if phase.name != "train":
+        memory[ALONE] = 1
     if phase.name.startswith("prune "):
         level, attempt = _place(phase)
         if attempt == 0:
-            _write(memory, "prune/stored/", decoder.state_dict())
+            for i, part in enumerate(newest):
+                _write(memory, f"prune/stored/{i}/", part.state_dict())
             masks = _read(memory, "prune/mask/")
             _write(memory, "prune/before/", masks)
             _write(
@@ -71,15 +90,25 @@ def enter(phase: Phase, decoder: nn.Module, memory: Memory) -> None:
                 "prune/mask/",
                 magnitude_masks(decoder, masks, steps_of(SPARSITIES)[level]),
             )
-        decoder.load_state_dict(_read(memory, "prune/stored/"))  # survivors keep their weights
+        _take_back(newest, memory)  # survivors keep their weights
     elif phase.name == ROLLED_BACK:
-        decoder.load_state_dict(_read(memory, "prune/stored/"))
+        _take_back(newest, memory)
         masks = _read(memory, "prune/before/")
         for key in [k for k in memory if k.startswith("prune/mask/")]:
             del memory[key]
         _write(memory, "prune/mask/", masks)
     apply_masks(decoder, _read(memory, "prune/mask/"))
     memory["ema/updates"] = 0
+
+
+def _take_back(newest: Sequence[nn.Module], memory: Memory) -> None:
+    for i, part in enumerate(newest):
+        part.load_state_dict(_read(memory, f"prune/stored/{i}/"))
+
+
+def only_newest(memory: Memory) -> bool:
+    """Whether pruning has begun in this step."""
+    return ALONE in memory
 
 
 def hold(decoder: nn.Module, memory: Memory) -> None:

@@ -1,7 +1,5 @@
 """Decoder growth: the encoder is frozen after step 1, and every step adds a decoder of its own.
 
-Old decoders are never touched: old predictions stay as they are to the bit. No teacher is needed.
-
 Source: Ji et al., ICCV 2023, and their released code (2025). Differs: backbone and loss are the
 profile's, sigmoid outputs; no architecture search; `body_range` stands for a body-part regression
 network; the average warms up instead of starting late.
@@ -42,7 +40,7 @@ class DecoderGrowth(contract.Strategy):
     body_range: bool = False
     """Limit each structure to where along the body it was annotated in training."""
     exclusive: bool = False
-    """Where decoders disagree about a voxel, the more probable structure has it."""
+    """Where decoders disagree, the more probable structure has the voxel (old ones may lose it)."""
 
     def build(self, kit: Kit, step: Lesson) -> nn.Module:
         """Backbone and one sigmoid channel per structure of step 1."""
@@ -56,8 +54,9 @@ class DecoderGrowth(contract.Strategy):
             cast(GrowingDecoders, model).add(step.learns, kit.prior, fresh)
 
     def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
-        """All in step 1, then the newest decoder; after step 1 the encoder never learns again."""
-        parts = [model] if step.number == 1 else cast(GrowingDecoders, model).newest()
+        """All in step 1 until pruning, then the newest decoder; the encoder never learns again."""
+        first = step.number == 1 and not lottery.only_newest(memory)
+        parts = [model] if first else cast(GrowingDecoders, model).newest()
         return [Group(parameters=[p for part in parts for p in part.parameters()])]
 
     def prepares(self, step: Lesson) -> bool:
@@ -92,7 +91,7 @@ class DecoderGrowth(contract.Strategy):
 
     def enter_phase(self, phase: Phase, model: nn.Module, memory: Memory) -> None:
         """Prune, rewind or roll back the newest decoder; the average starts anew."""
-        lottery.enter(phase, cast(GrowingDecoders, model).decoders[-1], memory)
+        lottery.enter(phase, cast(GrowingDecoders, model).newest(), memory)
 
     def after_update(self, model: nn.Module, memory: Memory) -> None:
         """Keep pruned weights at zero; move the average."""

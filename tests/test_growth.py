@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench import checkpoint, extent, lottery, registry, store
+from clbench.errors import TrainingError
 from clbench.nets.backbones import small_unet, swin_unetr
 from clbench.nets.growth import GrowingDecoders, one_winner
 from clbench.nets.heads import UniversalHead
@@ -180,6 +181,17 @@ def test_the_encoder_feels_nothing_after_step_1() -> None:
     assert not model.backbone.encoder.training
 
 
+def test_the_encoder_of_step_1_rests_once_pruning_begins() -> None:
+    made, memory = DecoderGrowth(prune=True), Memory()
+    model: Any = made.build(kit(), lesson(1))
+    made.enter_phase(Phase(), model, memory)
+    assert len(made.groups(model, lesson(1), memory)[0].parameters) == len(list(model.parameters()))
+    made.enter_phase(Phase(name="prune 0.0"), model, memory)
+    before = {n: p.clone() for n, p in model.backbone.named_parameters()}
+    train(made, model, 1, memory)
+    assert all(torch.equal(p, before[n]) for n, p in model.backbone.named_parameters())
+
+
 def test_of_exclusive_structures_the_more_probable_has_the_voxel() -> None:
     p = torch.tensor([0.9, 0.8, 0.7]).view(1, 3, 1)  # liver, spleen, liver tumor
     found = one_winner(p, ("liver", "spleen", "liver_tumor")).flatten().tolist()
@@ -227,12 +239,18 @@ def result(name: str, *dice: float) -> PhaseResult:
         ([result("train", 0.8), result("prune 3.1", 0.1)], "recover, rolled back"),
         ([result("train", 0.8), result("prune 14.0", 0.9)], "recover"),
         ([result("train", 0.8), result("recover")], None),
-        ([result("train", math.nan), result("prune 0.0", math.nan)], "prune 0.1"),
+        ([result("train", 0.8), result("prune 0.0", math.nan)], "prune 0.1"),
     ],
 )
 def test_what_follows_in_the_lottery(history: list[PhaseResult], then: str | None) -> None:
     phase = lottery.next_phase(history, tolerance=0.02, attempts=2)
     assert (None if phase is None else phase.name) == then
+
+
+def test_pruning_needs_something_to_be_judged_by() -> None:
+    with pytest.raises(TrainingError, match="cannot be judged") as err:
+        lottery.next_phase([result("train", math.nan)], tolerance=0.02, attempts=2)
+    assert "validation" in str(err.value)
 
 
 def sparsity(decoder: nn.Module) -> float:
@@ -243,19 +261,25 @@ def sparsity(decoder: nn.Module) -> float:
 def test_pruning_rewinds_survivors_and_can_be_taken_back() -> None:
     torch.manual_seed(0)
     decoder, memory = nn.Sequential(nn.Conv3d(4, 25, 1), nn.Conv3d(25, 4, 1)), Memory()
-    lottery.enter(Phase(name="prune 0.0"), decoder, memory)
+    head = nn.Linear(4, 2)
+    outputs, newest = head.weight.detach().clone(), [decoder, head]
+    lottery.enter(Phase(), newest, memory)
+    assert not lottery.only_newest(memory)
+    lottery.enter(Phase(name="prune 0.0"), newest, memory)
+    assert lottery.only_newest(memory)
     assert sparsity(decoder) == pytest.approx(0.8)
     first = {n: w.detach().clone() for n, w in prunable(decoder).items()}
     with torch.no_grad():  # an epoch of retraining
-        for w in decoder.parameters():
+        for w in [*decoder.parameters(), head.weight]:
             w.add_(1.0)
     lottery.hold(decoder, memory)
     assert sparsity(decoder) == pytest.approx(0.8)
-    lottery.enter(Phase(name="prune 0.1"), decoder, memory)  # tried again
+    lottery.enter(Phase(name="prune 0.1"), newest, memory)  # tried again
+    assert torch.equal(head.weight, outputs)
     assert all(torch.equal(w, first[n]) for n, w in prunable(decoder).items())
-    lottery.enter(Phase(name="prune 1.0"), decoder, memory)
+    lottery.enter(Phase(name="prune 1.0"), newest, memory)
     assert sparsity(decoder) == pytest.approx(0.82)
-    lottery.enter(Phase(name="recover, rolled back"), decoder, memory)
+    lottery.enter(Phase(name="recover, rolled back"), newest, memory)
     assert all(torch.equal(w, first[n]) for n, w in prunable(decoder).items())
     with torch.no_grad():
         for w in decoder.parameters():
