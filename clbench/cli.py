@@ -377,6 +377,58 @@ def table(
 
 
 @app.command()
+def cost(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Finished runs: write their cost.csv anew. Without: count a method."),
+    ] = None,
+    bench: Annotated[str | None, typer.Option(help="Benchmark, or path of a TOML file.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Strategy.")] = None,
+    profile: Annotated[str, typer.Option(help="As in clbench run; paper: the paper's.")] = "quick",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="group.name=value, any number of times.")
+    ] = None,
+    structures: Annotated[
+        int, typer.Option(help="Carry the growth on to this many (143: Ji et al.).")
+    ] = 143,
+    format_: Annotated[
+        str, typer.Option("--format", help="terminal, md, csv, tex or html.")
+    ] = "terminal",
+) -> None:
+    """Parameters and operations of every step, without training; the paper's figures explained."""
+    from clbench.report.render import FORMATS
+
+    one_of("--format", format_, dict.fromkeys(FORMATS))
+    if runs:
+        from clbench.costfile import recount
+
+        if bench or strategy:
+            raise SettingError("clbench cost takes runs, or a benchmark and a strategy", got="both")
+        for folder in runs:
+            typer.echo(recount(folder))
+        return
+    if bench is None or strategy is None:
+        raise SettingError(
+            "clbench cost needs a benchmark and a strategy, or runs",
+            expected="clbench cost --bench B --strategy S, or clbench cost RUN",
+        )
+    from clbench.metrics.course_cost import course_costs
+    from clbench.report import cost_tables
+
+    found = course_costs(
+        bench=bench, strategy=strategy, profile=profile, overrides=set_ or (), target=structures
+    )
+    made = [cost_tables.step_table(found), cost_tables.growth_table(found)]
+    if format_ != "csv":  # the figures are of the paper's setting, not of this method
+        from clbench.metrics.printed_flops import printed_figures
+
+        made.append(cost_tables.printed_table(printed_figures()))
+    for each in made:
+        show(each, format_)
+        typer.echo("")
+
+
+@app.command()
 def figure(
     name: Annotated[str, typer.Argument(help="Which one, or all; see `clbench figure list`.")],
     bench: Bench = "tumor_ext",

@@ -87,6 +87,10 @@ class TrainingError(ClbenchError):
     """Training that must not go on: a loss that is not finite, a broken promise of a strategy."""
 
 
+class CostError(ClbenchError):
+    """Operations that cannot be counted."""
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The registered name most like `name`, or None when nothing is close."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from clbench import checkpoint, store
+from clbench.costfile import write_costs
 from clbench.data.pseudo import PseudoMap, write_pseudo
 from clbench.data.reading import spacing_of
 from clbench.data.volumes import Volume
@@ -118,6 +119,7 @@ class _Course:
             if int(self.record["steps_done"]) < number:
                 self._examine(lesson, served)
             self.teacher = copy.deepcopy(served).eval().requires_grad_(False)
+        write_costs(plan, self.record)
         self.record["status"] = "finished"
         self._save()
         self.watch({"event": "finished", "folder": plan.folder})

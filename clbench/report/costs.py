@@ -59,7 +59,7 @@ def read_costs(folder: Path, record: Mapping[str, Any]) -> dict[int, Cost]:
             expected="a column step, one row per step, numbers in "
             + ", ".join(name for name, *_ in COLUMNS),
             got=err,
-            next_step="count them again: clbench cost",
+            next_step="write it anew: clbench cost RUN",
         ) from err
     return dict(found)
 
@@ -82,7 +82,7 @@ def cost_table(*, results: Path, bench: str) -> Table:
     if len(devices) > 1:
         notes.append("times from different devices are not comparable")
     if rows and all(row[5] == EMPTY for row in rows):
-        notes.append("operations are not recorded: clbench cost counts them without training")
+        notes.append("operations are not recorded: clbench cost RUN counts them without training")
     return Table(
         title=f"{bench}: cost per step" + (f" on the {PHANTOM}" if phantom else ""),
         columns=("strategy", "step", "seeds", *(header for _, header, *_ in COLUMNS)),

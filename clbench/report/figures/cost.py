@@ -41,7 +41,7 @@ def cost(study: Study) -> Figure:
     study.need(
         any(e.last in c for c in costs.values()),
         "no run has recorded its operations",
-        "count them without training: clbench cost --bench … --strategy …, then draw again",
+        "count them without training: clbench cost RUN, for each run; then draw again",
     )
     study.need(shown, "no strategy has both scores and operations", "finish the runs")
     pens = style.pens([m.label for m in e.methods])

@@ -1,0 +1,156 @@
+"""Costs that were counted before any training, as tables: per step, growth, the paper's figures.
+
+Room: row 5 (no torch at import). Counting is done elsewhere; here it is set in type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from clbench.report.render import EMPTY, Table
+
+if TYPE_CHECKING:
+    from clbench.metrics.course_cost import Costs, Size
+    from clbench.metrics.printed_flops import Printed
+
+CONVENTION = (
+    "MACs: multiply-adds of one forward pass of one patch, counted once each, in convolutions "
+    "(transposed ones at input resolution), matrix products and attention; normalization, "
+    "activation and elementwise arithmetic count zero"
+)
+AS_BUILT = (
+    "as built: what pruning takes away is in the cost of a run; trained: in the first phase of the "
+    "step; old model: kept because the step asks for its answers"
+)
+LONG = ("step", "structures", "parameters", "trainable_parameters", "nonzero_parameters")
+
+
+def step_table(costs: Costs) -> Table:
+    """One row per step, at full precision in CSV."""
+    parts = tuple(costs.steps[0].macs)
+    shown = [p for p in parts if any(s.macs[p] for s in costs.steps) or p != "other"]
+    title = (
+        f"{costs.bench} v{costs.bench_version}, {costs.strategy}: cost per step, counted without "
+        f"training (profile {costs.profile}, {costs.backbone}, patch "
+        + " x ".join(map(str, costs.patch_vox)) + ")"
+    )  # fmt: skip
+    return Table(
+        title=title,
+        columns=(
+            "step", "structures", "parameters, 10⁶", "trained, 10⁶", "not zero, 10⁶",
+            "forward, 10⁹ MACs", *(f"{p}, 10⁹" for p in shown), "old model, MB",
+        ),
+        rows=tuple(
+            (
+                str(s.step), str(s.structures), _millions(s.parameters),
+                _millions(s.trainable_parameters), _millions(s.nonzero_parameters),
+                _billions(s.forward_macs), *(_billions(s.macs[p]) for p in shown),
+                f"{s.teacher_bytes / 1e6:.1f}",
+            )
+            for s in costs.steps
+        ),
+        notes=(
+            CONVENTION,
+            AS_BUILT,
+        ),
+        keys=2,
+        long=Table(
+            title=title,
+            columns=(*LONG, "forward_macs", *(f"{p}_macs" for p in parts), "teacher_bytes"),
+            rows=tuple(
+                tuple(
+                    str(v)
+                    for v in (
+                        *(dataclasses.asdict(s)[name] for name in LONG),
+                        s.forward_macs, *s.macs.values(), s.teacher_bytes,
+                    )
+                )
+                for s in costs.steps
+            ),
+        ),
+    )  # fmt: skip
+
+
+def growth_table(costs: Costs) -> Table:
+    """What one more structure and one more step cost, and where that leads."""
+    sizes: list[tuple[str, Size]] = []
+    if (g := costs.growth) is not None:
+        to = f"{g.target} structures"
+        sizes = [
+            ("one more structure", g.per_class),
+            ("one more step, beside its structures", g.per_step),
+            (f"{to}, all further ones in one step", g.one_step),
+            (f"{to}, each further one in a step of its own", g.step_each),
+        ]
+    measured = (
+        "growth: differences between models grown by one and two more structures, in one step and "
+        "in two; carried on to more structures because these lie on a line"
+    )
+    title = f"{costs.bench}, {costs.strategy}: growth"
+    return Table(
+        title=title,
+        columns=("what", "parameters", "10⁹ MACs", "GFLOPs (2 per MAC)"),
+        rows=tuple(
+            (
+                what, f"{s.parameters:,}", f"{s.forward_macs / 1e9:,.4f}",
+                f"{2 * s.forward_macs / 1e9:,.4f}",
+            )
+            for what, s in sizes
+        ),
+        notes=costs.notes or (measured,),
+        long=Table(
+            title=title,
+            columns=("what", "parameters", "forward_macs"),
+            rows=tuple((what, str(s.parameters), str(s.forward_macs)) for what, s in sizes),
+        ),
+    )  # fmt: skip
+
+
+def printed_table(p: Printed) -> Table:
+    """The paper's 466.08 and 9.44e-4 GFLOPs beside the count."""
+    per_structure = 2 * p.generator_macs / 1e9 + p.apply_gflops
+    decoder = (
+        f"466.08 is twice what one counter (ptflops 0.6.9) shows for the decoder, "
+        f"{p.ptflops_compat / 1e9:.2f} GMac: it takes transposed convolutions at the resolution of "
+        "their output, eight times too many, and one operation per element of normalization and "
+        "activation; the authors name no counter, the number fits exactly"
+    )
+    head = (
+        f"9.44e-4 is twice the multiply-adds and biases of the network that makes one head "
+        f"({p.generator_macs:,} + {p.generator_biases}); the head still has to be applied"
+    )
+    ratio = (
+        f"so a new structure costs {per_structure:.4f} GFLOPs and a new decoder "
+        f"{p.decoder_gflops:.2f}: a ratio of {p.decoder_gflops / per_structure:,.0f}, where the "
+        f"printed figures give {p.printed_decoder_gflops / p.printed_head_gflops:,.0f}; neither "
+        "says what pruning a decoder saves"
+    )
+    return Table(
+        title="the paper's two figures, counted anew (Swin UNETR 48, one patch of 96 x 96 x 96)",
+        columns=("what", "printed, GFLOPs", "rebuilt, GFLOPs", "count, GFLOPs (2 per MAC)"),
+        rows=(
+            (
+                "a decoder, as Ji et al. add per step", "466.08",
+                f"{p.printed_decoder_gflops:.2f}", f"{p.decoder_gflops:.2f}",
+            ),
+            (
+                "generating a structure's head", "9.44e-4",
+                _small(p.printed_head_gflops), _small(2 * p.generator_macs / 1e9),
+            ),
+            ("applying that head to every voxel", "not counted", EMPTY, f"{p.apply_gflops:.4f}"),
+        ),
+        notes=(decoder, head, ratio),
+    )  # fmt: skip
+
+
+def _small(gflops: float) -> str:
+    return f"{gflops:.2e}".replace("e-0", "e-")
+
+
+def _millions(n: int) -> str:
+    return f"{n / 1e6:.3f}"
+
+
+def _billions(n: int) -> str:
+    return f"{n / 1e9:.4f}"
