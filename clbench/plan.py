@@ -302,7 +302,11 @@ def new_record(plan: Plan) -> dict[str, Any]:
 
 
 def course_of(benchmark: Benchmark, catalog: Catalog) -> dict[str, Any]:
-    """The course as every record holds it: steps, groups, training and test cases."""
+    """The course as every record holds it: steps, groups, training and test cases.
+
+    `patient_of` names the patient behind each test case whose id is not the patient itself: the
+    patient is the unit of every mean and test. On the phantom every case is a subject of its own.
+    """
 
     def named(step: int, cases: Sequence[str]) -> list[str]:
         return [f"{catalog.source(step).name}/{case}" for case in cases]
@@ -314,6 +318,14 @@ def course_of(benchmark: Benchmark, catalog: Catalog) -> dict[str, Any]:
         "groups": {name: list(members) for name, members in benchmark.groups.items()},
         "train": [named(i, s.train) for i, s in enumerate(catalog.splits, 1)],
         "test": [named(i, s.test) for i, s in enumerate(catalog.splits, 1)],
+        "patient_of": {
+            f"{source.name}/{case}": source.patient_of(case)
+            for i, s in enumerate(catalog.splits, 1)
+            if catalog.patients
+            for source in [catalog.source(i)]
+            for case in s.test
+            if source.patient_of(case) != case
+        },
     }
 
 

@@ -61,16 +61,25 @@ def make_runs(
     data: int = 0,
     scorings: Sequence[str] = ("strict", "paper"),
     phantom: bool = True,
+    scans: int = 1,
 ) -> list[Path]:
     """Write the runs of `methods` below `results`; equal arguments give equal bytes.
 
     Patients have easy and hard anatomy that all strategies share. The last patient of the first
     source is not annotated for the last structure of step 1, the last patient of the last source
     has no structure of the last step (`both_empty`), and its first patient is missed by all.
+    With several `scans` the cases are called 100_0, 100_1, …, and the records name the patients.
     """
     sources = list(dict.fromkeys(source for _, source, _ in steps))
     count = {source: (patients or {}).get(source, 12) for source in sources}
-    cases = {s: [str(100 * (i + 1) + k) for k in range(count[s])] for i, s in enumerate(sources)}
+    cases = {
+        s: [
+            str(100 * (i + 1) + k) + (f"_{n}" if scans > 1 else "")
+            for k in range(count[s])
+            for n in range(scans)
+        ]
+        for i, s in enumerate(sources)
+    }
     learned = {c: i for i, (_, _, names) in enumerate(steps, 1) for c in names}
     source_of = {c: steps[i - 1][1] for c, i in learned.items()}
     easy = {
@@ -79,7 +88,7 @@ def make_runs(
         for c in cases[s]
         for name, v in zip(
             learned,
-            0.8 + np.random.default_rng([data, int(c)]).normal(0, 0.05, len(learned)),
+            0.8 + np.random.default_rng([data, int(c.split("_")[0])]).normal(0, 0.05, len(learned)),
             strict=True,
         )
     }
@@ -105,14 +114,14 @@ def make_runs(
                             )  # fmt: skip
                             status, truth, value = "ok", 900, easy[s, case, c] + shift + draw
                             value = float(np.clip(value, 0.001, 0.999))
-                            last = k == count[s] - 1
+                            last = k // scans == count[s] - 1
                             if source_of[c] != s or (
                                 s == sources[0] and last and c == steps[0][2][-1]
                             ):
                                 status, truth, value = "not_annotated", None, math.nan
                             elif s == sources[-1] and at == len(steps) and last:
                                 status, truth, value = "both_empty", 0, math.nan
-                            elif s == sources[-1] and at == len(steps) and k == 0:
+                            elif s == sources[-1] and at == len(steps) and k < scans:
                                 status, value = "fn_only", 0.0
                             rows += [
                                 Score(
@@ -160,6 +169,9 @@ def _write(
             "steps": [{"name": n, "source": s, "learns": list(c)} for n, s, c in steps],
             "groups": {"Organ Mean": list(steps[0][2]), "Mean": learned},
             "train": train, "test": named,
+            "patient_of": {
+                f"{s}/{c}": c.split("_")[0] for s, ids in cases.items() for c in ids if "_" in c
+            },
         },
         "shared_step1": f"{name if own else 'common'}-{seed}",
         "split_sha256": {f"{s}.toml": "0123456789abcdef" for s in cases},

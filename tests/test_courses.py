@@ -19,7 +19,7 @@ from clbench import registry, store, taxonomy
 from clbench.cli import app, parse_splits
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError, SpecError, StoreError
-from clbench.plan import RunSettings, make_plan, new_record
+from clbench.plan import RunSettings, course_of, make_plan, new_record
 from clbench.run import run_course
 from clbench.settings import PhantomSettings, load_profile
 from clbench.spec import Split
@@ -196,6 +196,26 @@ def test_jhh_is_read_by_lists_of_the_users(tmp_path: Path, lay_out: Any) -> None
     with pytest.raises(SpecError, match="too few patients") as err:
         patients(JHH, tmp_path / "jhh", tmp_path / "cache")
     assert "at least 60 (part 1 of 60 each)" in str(err.value)
+
+
+def test_a_record_names_the_patient_behind_each_scan(tmp_path: Path, lay_out: Any) -> None:
+    """A drawn split becomes lists of cases; who is behind them must not be lost on the way."""
+    bench = replace(
+        JHH, sources=tuple(replace(s, patient=r"(F\d+)_[av]") for s in JHH.sources)
+    )  # fmt: skip
+    raw = {name: value for value, name in JHH.source("jhh").labels.items()}
+    for i in range(6):
+        for phase in "av":
+            lay_out(tmp_path / "jhh", "jhh", f"F{i}_{phase}", *scan(2 * i + (phase == "a"), raw))
+    rule = tmp_path / "rule.toml"
+    rule.write_text("draw = {seed = 5, train = 1, test = 1}\n")
+    drawn = patients(bench, tmp_path / "jhh", tmp_path / "cache", **parse_splits([f"jhh={rule}"]))
+    course = course_of(bench, drawn)
+    assert [len(cases) for cases in course["test"]] == [2, 2, 2]
+    tests = [case for cases in course["test"] for case in cases]
+    assert course["patient_of"] == {c: c.split("/")[1].split("_")[0] for c in tests}
+    drawn.patients = False  # on the phantom every case is a subject of its own
+    assert course_of(bench, drawn)["patient_of"] == {}
 
 
 def test_totalsegmentator_draws_abdomens_alone(tmp_path: Path, lay_out: Any) -> None:

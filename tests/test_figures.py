@@ -180,7 +180,11 @@ def test_the_median_and_the_worst_case_by_rule(study: Study) -> None:
 
 def test_a_patient_with_two_scans_is_shown_by_the_first() -> None:
     record = {
-        "course": {"steps": [{"source": "jhh"}], "test": [["jhh/p1_art", "jhh/p1_ven", "jhh/p2"]]}
+        "course": {
+            "steps": [{"source": "jhh"}],
+            "test": [["jhh/p1_art", "jhh/p1_ven", "jhh/p2"]],
+            "patient_of": {"jhh/p1_art": "p1", "jhh/p1_ven": "p1"},
+        }
     }
     assert strip_room.case_of(record, "jhh", "p1") == "p1_art"
     assert strip_room.case_of(record, "jhh", "p2") == "p2"

@@ -127,6 +127,8 @@ def test_the_papers_patient_level_numbers() -> None:
     assert found.harmonic == pytest.approx(golden["from_counts"])
     assert 100 * found.harmonic == pytest.approx(golden["expected"], abs=0.01)
     assert detection.patient_level([(True, False), (False, True)]).harmonic == 0.0
+    scans = [("p", True, False), ("q", False, False), ("p", False, True), ("q", False, False)]
+    assert detection.by_patient(scans) == [(True, True), (False, False)]  # any scan counts
     assert math.isnan(detection.patient_level([(True, True)]).harmonic)  # nobody without a tumor
 
 

@@ -22,6 +22,8 @@ from clbench.report.analysis import Analysis, analyse
 from clbench.report.analysis_tables import all_tables, confirmatory_table
 from clbench.report.endpoints import ENDPOINTS, FINAL, KEPT, NEW, table
 from clbench.report.evidence import gather
+from clbench.report.provenance import provenance
+from clbench.report.runs import collect, hole_notes
 from clbench.report.significance import Comparison, Protocol, detectable_difference
 from clbench.report.tables import render
 from clbench.report.verdicts import audit, own_sentence, sentence
@@ -171,6 +173,25 @@ def test_a_shared_first_step_is_never_tested(four: Analysis) -> None:
     assert not of(four, "final", "lwf_ct").first_shared
 
 
+def test_one_name_with_other_scores_is_no_shared_first_step(tmp_path: Path) -> None:
+    """The name of a checkpoint is believed only as far as the scores after step 1 bear it out."""
+    make_runs(tmp_path, {"a": Method(), "b": Method(kept=-0.1)}, patients={"btcv": 8, "lits": 8})
+    path = sorted((tmp_path / "tumor_ext" / "b").glob("*/scores.csv"))[1]
+    rows = store.read_scores(path)
+    at = next(i for i, r in enumerate(rows) if r.step == 1 and r.status == "ok"
+              and r.scoring == "strict")  # fmt: skip
+    rows[at] = replace(rows[at], value=rows[at].value + 0.01)
+    store.write_scores(path, rows)
+    found = run(tmp_path, ref="a")
+    final = of(found, "final", "b")
+    assert not final.first_shared
+    assert any("scores after it differ (seed " in c for c in final.cautions)
+    assert not any(r.shared for r in found.classes if r.step == 1)
+    (note,) = [n for n in hole_notes(collect(tmp_path, bench="tumor_ext", scoring="strict"))
+               if n.startswith("not shared: a and b")]  # fmt: skip
+    assert "score differently" in note
+
+
 def test_rankings_and_stability(four: Analysis) -> None:
     btcv = four.rankings[0]
     assert btcv.pairs is not None
@@ -223,20 +244,34 @@ def test_three_steps_and_a_structure_nobody_has(tmp_path: Path) -> None:
 
 
 def test_scans_of_one_patient_are_one_patient(tmp_path: Path) -> None:
-    """Cases 100 to 109 are ten scans of one patient, 110 and 111 two of another: averaged."""
-    splits = [{"name": "btcv.toml", "draw": {"patient": r"1(\d)"}, "test": None}]
-    make_runs(
-        tmp_path,
-        {k: Method(kept=v, identity={"splits": splits}) for k, v in {"a": 0.0, "b": -0.1}.items()},
-    )
+    """Two scans of each of eight patients are eight, not sixteen: averaged before any test."""
+    make_runs(tmp_path, {"a": Method(), "b": Method(kept=-0.1)}, patients={"btcv": 8, "lits": 5},
+              scans=2)  # fmt: skip
     evidence = gather(tmp_path, bench="tumor_ext", ref="a")
-    assert evidence.patients["btcv"] == ("0", "1")
+    assert evidence.patients["btcv"] == tuple(map(str, range(100, 108)))
+    assert evidence.scans == {"btcv": 16, "lits": 10}
     values = evidence.reference.cells[2, "btcv", "spleen"].values
-    assert values.shape == (3, 2)
+    assert values.shape == (3, 8)
     scans = dice(tmp_path, "a", 2, "spleen")
-    pair = np.mean([scans["110"], scans["111"]], axis=0)
+    pair = np.mean([scans["101_0"], scans["101_1"]], axis=0)
     assert sorted(values[:, 1]) == pytest.approx(sorted(pair))
-    assert [c.patients for c in run(tmp_path, ref="a").comparisons][1] == {"btcv": 2}
+    kept = run(tmp_path, ref="a").comparisons[1]
+    assert kept.patients == {"btcv": 8}
+    assert kept.test is not None
+    assert kept.test.n == 8
+    assert kept.test.smallest_p == 2 / 2**8  # 2/2**16 would count each scan as a patient
+    facts = dict(provenance(run(tmp_path, ref="a")))
+    assert "btcv: 8 patients (16 scans, averaged by patient)" in facts["test patients"]
+
+
+def test_older_records_take_the_patients_from_the_others(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"a": Method(), "b": Method()}, patients={"btcv": 8, "lits": 5}, scans=2)
+    damage(tmp_path, "a", lambda r: r["course"].pop("patient_of"))
+    assert len(gather(tmp_path, bench="tumor_ext", ref="a").patients["btcv"]) == 8
+    damage(tmp_path, "b", lambda r: r["course"]["patient_of"].update({"btcv/100_0": "x"}))
+    with pytest.raises(StoreError, match="different patients for one test case") as err:
+        gather(tmp_path, bench="tumor_ext", ref="a")
+    assert "btcv/100_0" in str(err.value)
 
 
 # ------------------------------------------------------------------- small n, one seed

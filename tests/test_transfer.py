@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clbench.metrics import transfer
+from clbench.store import Score
 
 AT = {"a": 1, "b": 1, "c": 2, "d": 3}
 R = {
@@ -56,3 +57,21 @@ def test_a_hole_is_never_a_partial_mean() -> None:
 def test_with_one_step_nothing_can_be_forgotten() -> None:
     assert transfer.forgetting({(1, "a"): 0.5}, {"a": 1}, 1) == {}
     assert math.isnan(transfer.learning_accuracy({(1, "a"): 0.5}, {"a": 1}))
+
+
+def test_scans_of_one_patient_count_once() -> None:
+    """Patient p: scans 0.2 and 0.4; q: 0.9; r: two scans without the structure. R = (0.3 + 0.9)/2."""
+    values = {"p_a": 0.2, "p_v": 0.4, "q": 0.9, "r_a": math.nan, "r_v": math.nan}
+    rows = [
+        Score(
+            bench="b", bench_version=1, strategy="s", seed=0, step=1, eval_set="x", case=case,
+            structure="liver", learned_at=1, scoring="strict", metric="dice", value=value, gt_vox=5,
+            pred_vox=5, status="both_empty" if math.isnan(value) else "ok",
+        )
+        for case, value in values.items()
+    ]  # fmt: skip
+    patient_of = {f"x/{c}": c[0] for c in values if "_" in c}
+    (cell,) = transfer.cells(rows, ["x"], scoring="strict", patient_of=patient_of).values()
+    assert cell.value == pytest.approx(0.6)
+    assert cell.cases == 3
+    assert transfer.per_patient({"q": 0.9}, "x", patient_of) == {"q": 0.9}

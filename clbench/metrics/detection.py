@@ -128,6 +128,21 @@ class PatientDetection:
         return harmonic(self.sensitivity.estimate, self.specificity.estimate)
 
 
+def by_patient(
+    calls: Iterable[tuple[str, bool, bool]],
+) -> list[tuple[bool, bool]]:
+    """One (tumor in the truth, called positive) per patient: true where any of the cases is.
+
+    Args:
+        calls: (patient, tumor in the truth, called positive) of each case.
+    """
+    found: dict[str, tuple[bool, bool]] = {}
+    for patient, truth, called in calls:
+        before = found.get(patient, (False, False))
+        found[patient] = (before[0] or truth, before[1] or called)
+    return list(found.values())
+
+
 def patient_level(called: Iterable[tuple[bool, bool]]) -> PatientDetection:
     """Sensitivity and specificity over patients, each patient once.
 

@@ -22,15 +22,21 @@ class Cell:
     """One entry of R."""
 
     value: float
-    """Mean over the cases that count; NaN where there is none."""
+    """Mean over the patients that count; NaN where there is none. A patient with several cases
+    counts once, with their mean."""
     cases: int
-    """How many count."""
+    """How many cases count."""
     missed: int
     """Of these, cases in which the structure was missed completely."""
 
 
 def cells(
-    rows: Iterable[Score], sources: Sequence[str], *, scoring: str, metric: str = "dice"
+    rows: Iterable[Score],
+    sources: Sequence[str],
+    *,
+    scoring: str,
+    metric: str = "dice",
+    patient_of: Mapping[str, str] = {},
 ) -> dict[tuple[int, str], Cell]:
     """R of one run, each structure on the test cases of the source that taught it.
 
@@ -39,24 +45,45 @@ def cells(
         sources: name of the source of each step.
         scoring: `strict` or `paper`.
         metric: which score; `nsd` is the surface Dice at each structure's own tolerance.
+        patient_of: "source/case" → patient; a case that is absent is a patient.
 
     Returns:
         (step, structure) → cell. A case counts where its score is a number, that is where its truth
         holds the structure (false alarms on an empty truth are counted by status, not by Dice).
     """
-    found: dict[tuple[int, str], list[tuple[float, str]]] = {}
+    found: dict[tuple[int, str], list[Score]] = {}
     for r in rows:
         if r.scoring == scoring and r.measures(metric) and r.eval_set == sources[r.learned_at - 1]:
-            found.setdefault((r.step, r.structure), []).append((r.value, r.status))
-    return {key: _cell(values) for key, values in found.items()}
+            found.setdefault((r.step, r.structure), []).append(r)
+    return {key: _cell(values, patient_of) for key, values in found.items()}
 
 
-def _cell(values: Sequence[tuple[float, str]]) -> Cell:
+def _cell(rows: Sequence[Score], patient_of: Mapping[str, str]) -> Cell:
+    by_case = {r.case: r.value for r in rows}
+    means = per_patient(by_case, rows[0].eval_set, patient_of)
     return Cell(
-        value=mean(v for v, _ in values if not math.isnan(v)),
-        cases=sum(not math.isnan(v) for v, _ in values),
-        missed=sum(s == "fn_only" for _, s in values),
+        value=mean(v for v in means.values() if not math.isnan(v)),
+        cases=sum(not math.isnan(v) for v in by_case.values()),
+        missed=sum(r.status == "fn_only" for r in rows),
     )
+
+
+def per_patient(
+    values: Mapping[str, float], source: str, patient_of: Mapping[str, str]
+) -> dict[str, float]:
+    """Patient → mean over those of the patient's cases that have a number; NaN where none has.
+
+    Args:
+        values: case → score; NaN where the truth is empty.
+        source: where the cases come from.
+        patient_of: "source/case" → patient; a case that is absent is a patient.
+    """
+    found: dict[str, list[float]] = {}
+    for case, value in values.items():
+        mine = found.setdefault(patient_of.get(f"{source}/{case}", case), [])
+        if not math.isnan(value):
+            mine.append(value)
+    return {patient: mean(mine) for patient, mine in found.items()}
 
 
 def mean(values: Iterable[float]) -> float:
@@ -199,6 +226,7 @@ def domain_transfer(
     *,
     scoring: str,
     metric: str = "dice",
+    patient_of: Mapping[str, str] = {},
 ) -> dict[tuple[str, str], Cell]:
     """How a structure does on a source that is only taught later: (structure, source) → cell.
 
@@ -210,7 +238,7 @@ def domain_transfer(
         a model that grows by classes has no output for it.
     """
     first = {name: sources.index(name) + 1 for name in sources}
-    found: dict[tuple[str, str], list[tuple[float, str]]] = {}
+    found: dict[tuple[str, str], list[Score]] = {}
     for row in rows:
         taught = first.get(row.eval_set, 0)
         if (
@@ -220,8 +248,8 @@ def domain_transfer(
             and row.step == taught - 1
             and row.eval_set != sources[row.learned_at - 1]
         ):
-            found.setdefault((row.structure, row.eval_set), []).append((row.value, row.status))
-    return {key: _cell(values) for key, values in found.items()}
+            found.setdefault((row.structure, row.eval_set), []).append(row)
+    return {key: _cell(values, patient_of) for key, values in found.items()}
 
 
 def harmonic(old: float, new: float) -> float:

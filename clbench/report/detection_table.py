@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
 from clbench import store
 from clbench.intervals import wilson
 from clbench.metrics import transfer
+from clbench.metrics.detection import by_patient
 from clbench.report.render import EMPTY, Table, number
 from clbench.report.runs import PHANTOM, Group, collect, hole_notes
 from clbench.taxonomy import STRUCTURES
@@ -100,7 +101,10 @@ def _row(group: Group, metric: str, long: list[tuple[str, ...]], *, both: bool) 
     texts: list[str] = []
     for tumor in TUMORS:
         name = f"{tumor}_tumor"
-        counts = [_counts(run.folder, metric, name, run.last, run.sources) for run in group.runs]
+        counts = [
+            _counts(run.folder, metric, name, run.last, run.sources, run.patient_of)
+            for run in group.runs
+        ]
         scored = [c for c in counts if c is not None]
         if len(scored) < len(counts):
             texts += [EMPTY] * 3
@@ -116,7 +120,12 @@ def _row(group: Group, metric: str, long: list[tuple[str, ...]], *, both: bool) 
 
 
 def _counts(
-    folder: Path, metric: str, name: str, step: int, sources: Sequence[str]
+    folder: Path,
+    metric: str,
+    name: str,
+    step: int,
+    sources: Sequence[str],
+    patient_of: Mapping[str, str],
 ) -> tuple[int, int, int, int] | None:
     """True positives, patients with, true negatives, patients without; None if not scored."""
     rows = [
@@ -126,8 +135,12 @@ def _counts(
     ]  # fmt: skip
     if not rows:
         return None
-    have = [r.value > 0 for r in rows if r.gt_vox]
-    lack = [r.value > 0 for r in rows if not r.gt_vox]
+    calls = by_patient(
+        (patient_of.get(f"{r.eval_set}/{r.case}", r.case), bool(r.gt_vox), r.value > 0)
+        for r in rows
+    )
+    have = [called for truth, called in calls if truth]
+    lack = [called for truth, called in calls if not truth]
     return sum(have), len(have), len(lack) - sum(lack), len(lack)
 
 

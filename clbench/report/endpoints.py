@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clbench.report.agreement import FirstStep, torn
 from clbench.report.evidence import Evidence, Method
 
 Floats = NDArray[np.float64]
@@ -102,6 +103,18 @@ def hole(evidence: Evidence, method: Method, endpoint: Endpoint) -> str:
 
 
 def shared_first(evidence: Evidence, a: Method, b: Method, seeds: tuple[int, ...]) -> bool:
-    """Whether two strategies have one and the same checkpoint after step 1, at every seed."""
-    names = [(a.first_steps[a.seeds.index(s)], b.first_steps[b.seeds.index(s)]) for s in seeds]
-    return bool(names) and all(x is not None and x == y for x, y in names)
+    """Whether two strategies have one and the same first step, at every seed."""
+    firsts = _firsts(a, b, seeds)
+    return bool(firsts) and all(x is not None and x == y for x, y in firsts)
+
+
+def torn_first(a: Method, b: Method, seeds: tuple[int, ...]) -> list[int]:
+    """Seeds at which two strategies name one first step, and score differently after it."""
+    firsts = _firsts(a, b, seeds)
+    return [seeds[i] for i in torn([x for x, _ in firsts], [y for _, y in firsts])]
+
+
+def _firsts(
+    a: Method, b: Method, seeds: tuple[int, ...]
+) -> list[tuple[FirstStep | None, FirstStep | None]]:
+    return [(a.first_steps[a.seeds.index(s)], b.first_steps[b.seeds.index(s)]) for s in seeds]

@@ -8,8 +8,7 @@ a structure that a case does not annotate, or does not contain, is no hole.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from numpy.typing import NDArray
 from clbench import store
 from clbench.errors import StoreError, unknown_name
 from clbench.macro import by_patient
-from clbench.report.tables import Group, collect
+from clbench.report.agreement import FirstStep, patients_of
+from clbench.report.runs import Group, collect
 from clbench.store import Score
 
 Floats = NDArray[np.float64]
@@ -52,8 +52,8 @@ class Method:
     """Registered name."""
     seeds: tuple[int, ...]
     """Seeds, sorted."""
-    first_steps: tuple[str | None, ...]
-    """Per seed: name of the first step's checkpoint, which other strategies may share."""
+    first_steps: tuple[FirstStep | None, ...]
+    """Per seed: the first step, which other strategies may share; None where it is not known."""
     cells: Mapping[Key, Cells]
     """What was scored."""
     records: tuple[Mapping[str, Any], ...]
@@ -84,6 +84,8 @@ class Evidence:
     """Structure → 1-based step."""
     patients: Mapping[str, tuple[str, ...]]
     """Eval set → patients, in order of the split."""
+    scans: Mapping[str, int]
+    """Eval set → test cases; more than patients where a patient has several."""
     methods: tuple[Method, ...]
     """By label; the reference first."""
     splits: Sequence[Mapping[str, Any]]
@@ -152,7 +154,8 @@ def gather(
     splits = record["identity"]["splits"]
     if isinstance(splits, Mapping):  # as older runs recorded them
         splits = list(splits.values())
-    ids = {s: _patients(cases, splits) for s, cases in tests.items()}
+    patient_of = patients_of(run.record for group in groups for run in group.runs)
+    ids = {s: [patient_of.get(f"{s}/{c}", c) for c in cases] for s, cases in tests.items()}
     learned_at = {c: i for i, step in enumerate(course["steps"], 1) for c in step["learns"]}
     ordered = [chosen, *(g for g in groups if g is not chosen)]
     methods = tuple(
@@ -167,6 +170,7 @@ def gather(
         sources=sources,
         learned_at=learned_at,
         patients={s: tuple(dict.fromkeys(p)) for s, p in ids.items()},
+        scans={s: len(p) for s, p in ids.items()},
         methods=methods,
         splits=splits,
         metrics=frozenset().union(*(m.metrics for m in methods)),
@@ -190,19 +194,6 @@ def _reference(groups: Sequence[Group], ref: str, where: Path) -> Group:
 
 def _bare(source: str, case: str) -> str:
     return case.removeprefix(f"{source}/")
-
-
-def _patients(cases: Iterable[str], splits: Iterable[Mapping[str, Any]]) -> list[str]:
-    """One patient id per case, by the rule of the split; without a rule a case is a patient."""
-    rules = [
-        (split.get("test") or (), (split.get("draw") or {}).get("patient")) for split in splits
-    ]
-    found = []
-    for case in cases:
-        pattern = next((p for listed, p in rules if p and (not listed or case in listed)), None)
-        match = re.match(pattern, case) if pattern else None
-        found.append(match[1] if match else case)
-    return found
 
 
 def _method(
@@ -249,7 +240,9 @@ def _method(
         label=group.label,
         strategy=group.strategy,
         seeds=seeds,
-        first_steps=tuple(run.record.get("shared_step1") for run in group.runs),
+        first_steps=tuple(
+            run.first if run.record.get("shared_step1") else None for run in group.runs
+        ),
         cells={
             key: _cells([t.get(key, {}) for t in tables], seeds, tests[key[1]], ids[key[1]], key)
             for key in sorted(keys)

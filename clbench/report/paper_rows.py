@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from clbench.report.agreement import FirstStep
 from clbench.report.marks import ALPHA, Contest, mark
 from clbench.report.paper_lines import (
     Column,
@@ -161,7 +162,7 @@ def _line(
 def _runs_of_shared(lines: Sequence[Line]) -> list[int]:
     """Lengths of stretches of rows that begin from the same checkpoints."""
     lengths: list[int] = []
-    last: tuple[str, ...] | None = None
+    last: tuple[FirstStep, ...] | None = None
     for line in lines:
         key = line.group.first_step if line.group and not line.group.absent else None
         if lengths and key is not None and key == last:

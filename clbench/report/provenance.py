@@ -43,7 +43,11 @@ def provenance(a: Analysis) -> list[tuple[str, str]]:
     e, p = a.evidence, a.protocol
     records = [r for m in e.methods for r in m.records]
     families = {c.endpoint.name: c.m for c in a.comparisons}
-    sets = [f"{s}: {len(ids)} patients" for s, ids in e.patients.items()]
+    sets = [
+        f"{s}: {len(ids)} patients"
+        + (f" ({e.scans[s]} scans, averaged by patient)" if e.scans[s] > len(ids) else "")
+        for s, ids in e.patients.items()
+    ]
     splits = {k: v for r in records for k, v in (r.get("split_sha256") or {}).items()}
     return [
         ("benchmark", f"{e.bench} v{e.version}"),

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from clbench import store
 from clbench.metrics import transfer
 from clbench.metrics.transfer import Cell
+from clbench.report.agreement import FirstStep, first_step, patients_of, torn_notes
 
 Floats = NDArray[np.float64]
 PHANTOM = "PHANTOM, not patients"
@@ -35,11 +36,16 @@ class Measured:
     r: Mapping[tuple[int, str], Cell]
     """R of the run, see `clbench.metrics.transfer.cells`; holes are NaN."""
     cases: Mapping[tuple[int, str], Mapping[str, float]]
-    """(step, structure) → test case of the source that taught it → score; NaN where none exists."""
+    """(step, structure) → patient of the source that taught it → score, NaN where none exists;
+    several cases of one patient are averaged first."""
     learned_at: Mapping[str, int]
     """Structure → 1-based step."""
     sources: tuple[str, ...]
     """Source of each step."""
+    patient_of: Mapping[str, str]
+    """"source/case" → patient, for cases that are no patients by themselves."""
+    first: FirstStep
+    """Where it starts from."""
     holes: Mapping[tuple[int, str], str] = field(default_factory=dict)
     """(step, structure) → why it has no number."""
 
@@ -71,8 +77,19 @@ class Measured:
         return int(self.record["identity"]["seed"])
 
 
-def read_run(folder: Path, scoring: str, metric: str = "dice") -> Measured:
+def read_run(
+    folder: Path,
+    scoring: str,
+    metric: str = "dice",
+    patient_of: Mapping[str, str] | None = None,
+) -> Measured:
     """Read a run folder's record and scores.
+
+    Args:
+        folder: run folder.
+        scoring: `strict` or `paper`.
+        metric: which score.
+        patient_of: "source/case" → patient; None: as the run's own record says.
 
     Raises:
         StoreError: missing or damaged.
@@ -82,7 +99,8 @@ def read_run(folder: Path, scoring: str, metric: str = "dice") -> Measured:
     sources = tuple(step["source"] for step in steps)
     learned_at = {c: i for i, step in enumerate(steps, 1) for c in step["learns"]}
     rows = store.read_scores(folder / "scores.csv")
-    r = transfer.cells(rows, sources, scoring=scoring, metric=metric)
+    patient_of = record["course"].get("patient_of", {}) if patient_of is None else patient_of
+    r = transfer.cells(rows, sources, scoring=scoring, metric=metric, patient_of=patient_of)
     cases: dict[tuple[int, str], dict[str, float]] = {}
     for row in rows:
         own = sources[row.learned_at - 1] == row.eval_set
@@ -92,9 +110,19 @@ def read_run(folder: Path, scoring: str, metric: str = "dice") -> Measured:
     for key in holes:
         r[key] = Cell(value=math.nan, cases=len(cases.get(key, {})), missed=0)
     return Measured(
-        folder=folder, record=record, r=r, cases=cases, learned_at=learned_at, sources=sources,
+        folder=folder,
+        record=record,
+        r=r,
+        cases={
+            (t, c): transfer.per_patient(found, sources[learned_at[c] - 1], patient_of)
+            for (t, c), found in cases.items()
+        },
+        learned_at=learned_at,
+        sources=sources,
+        patient_of=patient_of,
+        first=first_step(rows, str(record.get("shared_step1") or folder), scoring),
         holes=holes,
-    )  # fmt: skip
+    )
 
 
 def _holes(
@@ -155,9 +183,9 @@ class Group:
         return str(self.runs[0].record["text_encoding"].get("encoding"))
 
     @property
-    def first_step(self) -> tuple[str, ...]:
-        """Checkpoints of step 1, one per seed; strategies that share them have equal ones."""
-        return tuple(str(r.record.get("shared_step1") or r.folder) for r in self.runs)
+    def first_step(self) -> tuple[FirstStep, ...]:
+        """Step 1, one per seed; strategies that share it have equal ones."""
+        return tuple(r.first for r in self.runs)
 
     def value(self, step: int, members: Sequence[str]) -> tuple[float, float]:
         """Mean and sd over seeds of the plain mean of some structures; NaN where any is missing."""
@@ -224,6 +252,7 @@ def collect(
     if seeds is not None:
         done = [f for f in done if records[f]["identity"]["seed"] in seeds]
     store.refuse_mixture([records[f] for f in done])
+    patient_of = patients_of([records[f] for f in done])
     keyed: dict[tuple[str, str], list[Path]] = {}
     for f in done:
         identity = records[f]["identity"]
@@ -243,7 +272,7 @@ def collect(
             Group(
                 label=label,
                 strategy=name,
-                runs=tuple(read_run(f, scoring, metric) for f in members),
+                runs=tuple(read_run(f, scoring, metric, patient_of) for f in members),
                 unfinished=sum(
                     records[f]["strategy"] == name and records[f]["status"] != "finished"
                     for f in folders
@@ -296,6 +325,12 @@ def hole_notes(groups: Sequence[Group]) -> list[str]:
             notes.append(f"hole: {g.label}, {what} after step {_list(steps)}, {reason}")
         if g.unfinished:
             notes.append(f"left out: {g.unfinished} unfinished run(s) of {g.label}")
+    if several := {case: p for g in groups for r in g.runs for case, p in r.patient_of.items()}:
+        notes.append(
+            f"a patient counts once: {len(several)} test cases are scans of "
+            f"{len(set(several.values()))} patients, averaged first"
+        )
+    notes += torn_notes(groups)
     if not same_seeds(groups):
         each = "; ".join(f"{g.label}: {_list(g.seeds)}" for g in groups if not g.absent)
         notes.append(f"not the same seeds everywhere ({each}): rows are not ranked")

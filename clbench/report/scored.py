@@ -7,7 +7,7 @@ scored has no column.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ def score_report(folder: Path) -> list[Table]:
         + f": {record['strategy']}, seed {record['identity']['seed']}, after step {last}"
     )
     names = [c for s in steps[:last] for c in s["learns"]]
-    found = [_distances(title, home, names, sources)]
+    patient_of = record["course"].get("patient_of", {})
+    found = [_distances(title, home, names, sources, patient_of)]
     lesions = [c for c in names if any(r.structure == c and _detects(r) for r in home)]
     if lesions:
-        found.append(_detection(title, home, lesions))
+        found.append(_detection(title, home, lesions, patient_of))
     return found
 
 
@@ -47,21 +48,29 @@ def _detects(row: Score) -> bool:
 
 
 def _distances(
-    title: str, rows: Sequence[Score], names: Sequence[str], sources: Sequence[str]
+    title: str,
+    rows: Sequence[Score],
+    names: Sequence[str],
+    sources: Sequence[str],
+    patient_of: Mapping[str, str],
 ) -> Table:
     skip = {"dice_ceiling"}
     metrics = sorted({r.metric for r in rows if not _detects(r)} - skip)
     lines = []
     for name in names:
         own = [r for r in rows if r.structure == name]
+        home = own[0].eval_set if own else ""
         values = []
         for metric in metrics:
-            mine = [r.value for r in own if r.metric == metric and not math.isnan(r.value)]
-            values.append(number(transfer.mean(mine), 3 if _is_share(metric) else 1))
+            mine = transfer.per_patient(
+                {r.case: r.value for r in own if r.metric == metric}, home, patient_of
+            )
+            counted = [v for v in mine.values() if not math.isnan(v)]
+            values.append(number(transfer.mean(counted), 3 if _is_share(metric) else 1))
         plain = [r for r in own if r.metric == "dice"]
-        counted = sum(not math.isnan(r.value) for r in plain)
+        cases = sum(not math.isnan(r.value) for r in plain)
         missed = sum(r.status == "fn_only" for r in plain)
-        lines.append((name, str(counted), str(missed), *values))
+        lines.append((name, str(cases), str(missed), *values))
     return Table(
         title=f"{title}: means over test cases that hold the structure (strict)",
         columns=("structure", "cases", "missed", *metrics),
@@ -83,7 +92,9 @@ def _is_share(metric: str) -> bool:
     return metric.startswith(("dice", "nsd"))
 
 
-def _detection(title: str, rows: Sequence[Score], names: Sequence[str]) -> Table:
+def _detection(
+    title: str, rows: Sequence[Score], names: Sequence[str], patient_of: Mapping[str, str]
+) -> Table:
     from clbench.metrics import detection
     from clbench.metrics.detection import CONNECTIVITY, MATCH
 
@@ -108,7 +119,14 @@ def _detection(title: str, rows: Sequence[Score], names: Sequence[str]) -> Table
         sizes = sorted(m for m in by_metric if m.startswith("patient_positive"))
         for metric in sizes or [""]:
             seen = detection.patient_level(
-                ((r.gt_vox or 0) > 0, r.value > 0) for r in by_metric.get(metric, ())
+                detection.by_patient(
+                    (
+                        patient_of.get(f"{r.eval_set}/{r.case}", r.case),
+                        (r.gt_vox or 0) > 0,
+                        r.value > 0,
+                    )
+                    for r in by_metric.get(metric, ())
+                )
             )
             lines.append(
                 (
@@ -129,7 +147,7 @@ def _detection(title: str, rows: Sequence[Score], names: Sequence[str]) -> Table
         rows=tuple(lines),
         keys=2,
         notes=(
-            ("patients: a case is positive when a predicted lesion has the size named; Wilson 95 % "
+            ("patients: positive when a predicted lesion has the size named; Wilson 95 % "
             "intervals; harmonic mean of the two as in the paper's Table 6."),
             (f"lesions: {CONNECTIVITY}-connected, matched by {MATCH}, pooled over cases; "
             "specificity is not defined for lesions."),

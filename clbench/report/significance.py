@@ -22,7 +22,15 @@ from clbench.errors import SettingError
 from clbench.families import Verdict, holm, verdict
 from clbench.intervals import Interval, probability_of_improvement, t_interval
 from clbench.macro import equivalence_flip, macro_mean, per_patient_weights, sign_flip, strata
-from clbench.report.endpoints import ENDPOINTS, Endpoint, hole, shared_first, table, terms
+from clbench.report.endpoints import (
+    ENDPOINTS,
+    Endpoint,
+    hole,
+    shared_first,
+    table,
+    terms,
+    torn_first,
+)
 from clbench.report.evidence import Evidence, Method
 from clbench.stats import PairedTest
 
@@ -197,6 +205,10 @@ def _compare(
             *interval.flags,
             *test.flags,
             *((f"seeds without a partner left out: {left_out}",) if left_out else ()),
+            *(
+                f"one checkpoint of step 1 is named, but the scores after it differ (seed {s})"
+                for s in torn_first(ref, other, seeds)
+            ),
         ),
     )
 

@@ -89,14 +89,16 @@ def _per_case(e: Evidence, method: Method, eval_set: str, step: int) -> dict[str
 
 
 def case_of(record: Mapping[str, Any], eval_set: str, patient: str) -> str:
-    """The first test case of a patient: its own name, or a scan whose name holds the patient's."""
+    """The first test case of a patient."""
+    patient_of: Mapping[str, str] = record["course"].get("patient_of", {})
     tests = dict.fromkeys(
         named.removeprefix(f"{eval_set}/")
         for step, cases in zip(record["course"]["steps"], record["course"]["test"], strict=True)
         if step["source"] == eval_set
         for named in cases
     )
-    return patient if patient in tests else next(c for c in tests if patient in c)
+    (first, *_) = [c for c in tests if patient_of.get(f"{eval_set}/{c}", c) == patient]
+    return str(first)
 
 
 def open_volumes(study: Study, record: Mapping[str, Any], shown: Sequence[Shown]) -> list[Volume]:
