@@ -287,7 +287,8 @@ def table(
     name: Annotated[
         str,
         typer.Argument(
-            help="6, 10, 11 (the paper's), summary, learning, distances, cost or calibration."
+            help="6, 10, 11 (the paper's), summary, learning, continual, distances, cost or "
+            "calibration."
         ),
     ],
     source: Annotated[str | None, typer.Option(help="printed, measured or both.")] = None,
@@ -300,6 +301,10 @@ def table(
         str | None, typer.Option(help="Seeds every strategy must have, or its row is a hole.")
     ] = None,
     ref: Annotated[str, typer.Option(help="Reference of the verdicts.")] = "universal",
+    metric: Annotated[str, typer.Option(help="continual: dice, nsd, …")] = "dice",
+    percent: Annotated[
+        bool, typer.Option("--percent", help="10, 11, summary, learning, continual: 81.7 for 0.817")
+    ] = False,
     format_: Annotated[
         str, typer.Option("--format", help="terminal, md, csv, tex or html.")
     ] = "terminal",
@@ -307,7 +312,9 @@ def table(
     """The paper's tables, printed and measured, side by side; and a summary of all runs."""
     from clbench import registry
     from clbench.report.render import FORMATS
+    from clbench.report.scale import PERCENT, SHARE
 
+    scale = PERCENT if percent else SHARE
     one_of("--scoring", scoring, {"strict": 1, "paper": 1})
     one_of("--format", format_, dict.fromkeys(FORMATS))
     wanted = parse_seeds(seeds) if seeds else None
@@ -321,7 +328,7 @@ def table(
         one_of("--source", source_, {"printed": 1, "measured": 1, "both": 1})
         return paper_table(
             which, source=source_, results=results, bench=bench, scoring=scoring, seeds=wanted,
-            ref=ref,
+            ref=ref, scale=scale,
         )  # fmt: skip
 
     own = bench or "tumor_ext"
@@ -336,13 +343,20 @@ def table(
     def summary() -> Table:
         from clbench.report import tables
 
-        return tables.summary(results=results, bench=own, scoring=scoring)
+        return tables.summary(results=results, bench=own, scoring=scoring, scale=scale)
 
     def learning() -> Table:
         from clbench.report.evidence import gather
         from clbench.report.learning import learning_table
 
-        return learning_table(gather(results, bench=own, ref=ref, scoring=scoring))
+        return learning_table(gather(results, bench=own, ref=ref, scoring=scoring), scale)
+
+    def continual() -> Table:
+        from clbench.report.continual_table import continual_table
+
+        return continual_table(
+            results=results, bench=own, scoring=scoring, metric=metric, scale=scale
+        )
 
     def distances() -> Table:
         from clbench.report import detection_table
@@ -368,6 +382,7 @@ def table(
             "11": lambda: paper(11),
             "summary": summary,
             "learning": learning,
+            "continual": continual,
             "distances": distances,
             "cost": cost,
             "calibration": calibration,

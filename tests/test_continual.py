@@ -33,6 +33,7 @@ def test_three_steps_by_hand() -> None:
         "old": (0.4 + 0.7 + 0.5) / 3,
         "new": 0.3,
         "all": (0.4 + 0.7 + 0.5 + 0.3) / 4,
+        "all_by_step": ((0.4 + 0.7) / 2 + 0.5 + 0.3) / 3,
         "bwt": (-0.4 + 0.1 - 0.2) / 3,
         "bwt_all_pairs": (0.1 - 0.1 - 0.4 + 0.1 - 0.2) / 5,
         "forgetting": (0.5 - 0.1 + 0.2) / 3,  # the liver gained in the last step

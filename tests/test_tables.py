@@ -15,7 +15,8 @@ from clbench import store
 from clbench.errors import StoreError
 from clbench.metrics import transfer
 from clbench.report.render import EMPTY, Table
-from clbench.report.tables import over_seeds, run_report, summary
+from clbench.report.scale import SHARE
+from clbench.report.tables import run_report, summary
 from clbench.store import Score
 
 STEPS = [
@@ -169,9 +170,9 @@ def test_no_runs_is_said_with_the_command_that_makes_one(tmp_path: Path) -> None
 
 
 def test_over_seeds() -> None:
-    assert over_seeds([0.5]) == "0.500"
-    assert over_seeds([0.4, 0.6]) == "0.500 ± 0.141"
-    assert over_seeds([0.4, math.nan]) == EMPTY
+    assert SHARE.over_seeds([0.5]) == "0.500"
+    assert SHARE.over_seeds([0.4, 0.6]) == "0.500 ± 0.141"
+    assert SHARE.over_seeds([0.4, math.nan]) == EMPTY
 
 
 def test_a_report_of_a_real_run(smoke_run: Path) -> None:

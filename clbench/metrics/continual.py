@@ -33,6 +33,7 @@ NAMES: dict[str, str] = {
     "old": "old structures, after the last step",
     "new": "new structures of the last step",
     "all": "all structures, after the last step",
+    "all_by_step": "the same, every step weighing the same",
     "bwt": "backward transfer (GEM: last row)",
     "bwt_all_pairs": "backward transfer (Díaz-Rodríguez: all pairs)",
     "forgetting": "forgetting (Chaudhry: best before the last step)",
@@ -93,6 +94,14 @@ def continual(
         "old": known(kept, [(last, c) for c in old]),
         "new": known(learned, [(last, c) for c in new], steps=False),
         "all": known(over(now), end, steps=False),
+        "all_by_step": known(
+            transfer.mean(
+                transfer.accuracy(r, learned_at, last, t.__eq__)
+                for t in sorted(set(learned_at.values()))
+            ),
+            end,
+            steps=False,
+        ),
         "bwt": known(
             over(transfer.backward_transfer(r, learned_at, last)),
             [k for k in (*own, *end) if k[1] in old],

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from clbench.bootstrap import crossed_interval, seed_means
 from clbench.metrics import transfer
 from clbench.report.evidence import Evidence, Method
-from clbench.report.render import EMPTY, Table, number, signed
+from clbench.report.render import EMPTY, Table
+from clbench.report.scale import SHARE, Scale
 
 Floats = NDArray[np.float64]
 JOINT = "joint"
@@ -39,15 +40,15 @@ class Measure:
     why: str = ""
     """Why there is none."""
 
-    def text(self, difference: bool) -> str:
+    def text(self, difference: bool, scale: Scale = SHARE) -> str:
         """`0.783 [0.751, 0.812] ±0.010`."""
         if math.isnan(self.value):
             return EMPTY
-        form = signed if difference else number
+        form = scale.signed if difference else scale.number
         found = form(self.value)
         if not math.isnan(self.low):
             found += f" [{form(self.low)}, {form(self.high)}]"
-        return found + ("" if math.isnan(self.sd) else f" ±{self.sd:.3f}")
+        return found + ("" if math.isnan(self.sd) else f" ±{scale.number(self.sd)}")
 
 
 def cells_at(
@@ -134,7 +135,7 @@ def _forgetting(e: Evidence, method: Method) -> Measure:
     return Measure(value=value, sd=transfer.spread(per_seed), why="scores are missing")
 
 
-def learning_table(e: Evidence) -> Table:
+def learning_table(e: Evidence, scale: Scale = SHARE) -> Table:
     """One row per strategy; a mean over structures, [95 % interval] over patients, ± over seeds."""
     rows, long, why = [], [], []
     for m in e.methods:
@@ -142,7 +143,7 @@ def learning_table(e: Evidence) -> Table:
         rows.append(
             (
                 m.label, str(len(m.seeds)),
-                *(x.text(k not in ("Old", "New", "All")) for k, x in found.items()),
+                *(x.text(k not in ("Old", "New", "All"), scale) for k, x in found.items()),
             )
         )  # fmt: skip
         for name, x in found.items():
@@ -153,7 +154,7 @@ def learning_table(e: Evidence) -> Table:
     names = list(measures(e, e.methods[0]))
     sizes = ", ".join(f"{len(p)} {s}" for s, p in e.patients.items())
     return Table(
-        title=f"{e.title()}: what was kept and learned, Dice",
+        title=f"{e.title()}: what was kept and learned, {scale.unit}",
         columns=("strategy", "seeds", *names),
         rows=tuple(rows),
         keys=2,

@@ -259,6 +259,7 @@ def other_tables(
 ) -> tuple[dict[str, Table], list[str]]:
     """The tables beside the tests, and what could not be made, with the reason."""
     from clbench.report import tables
+    from clbench.report.continual_table import continual_table
     from clbench.report.costs import cost_table
     from clbench.report.detection_table import distances
     from clbench.report.evidence import gather
@@ -268,6 +269,7 @@ def other_tables(
     makers: dict[str, Callable[[], Table]] = {
         "summary": lambda: tables.summary(results=results, bench=bench, scoring=scoring),
         "learning": lambda: learning_table(gather(results, bench=bench, ref=ref, scoring=scoring)),
+        "continual": lambda: continual_table(results=results, bench=bench, scoring=scoring),
         "distances": lambda: distances(results=results, bench=bench),
         "cost": lambda: cost_table(results=results, bench=bench),
     }

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from clbench.report.printed import BESIDE, NONE, printed10, printed11
-from clbench.report.render import EMPTY, signed
+from clbench.report.render import EMPTY
+from clbench.report.scale import SHARE, Scale
 
 if TYPE_CHECKING:
     from clbench.report.runs import Group
@@ -57,7 +58,7 @@ class Line:
     begins: bool = False
     """Begins a group of rows."""
 
-    def text(self, column: int) -> str:
+    def text(self, column: int, scale: Scale) -> str:
         """What is set in type."""
         if column in self.none:
             return NONE
@@ -67,8 +68,9 @@ class Line:
         if math.isnan(value):
             return EMPTY
         if self.origin == "difference":
-            return signed(value)
-        return f"{self.texts.get(column) or f'{value:.3f}'} {LETTER[self.origin]}"
+            return scale.signed(value)
+        as_printed = self.texts.get(column) if scale is SHARE else None
+        return f"{as_printed or scale.number(value)} {LETTER[self.origin]}"
 
 
 def columns10() -> list[Column]:

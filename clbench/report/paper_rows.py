@@ -24,6 +24,7 @@ from clbench.report.paper_tables import BENCH, WHAT, assemble
 from clbench.report.printed import BESIDE
 from clbench.report.render import Table
 from clbench.report.runs import PHANTOM, Group, collect, hole_notes, same_seeds
+from clbench.report.scale import Scale
 from clbench.report.verdict_column import verdicts
 from clbench.taxonomy import STRUCTURES, canonical
 
@@ -37,6 +38,7 @@ def measured_table(
     scoring: str,
     seeds: Sequence[int] | None,
     ref: str,
+    scale: Scale,
 ) -> Table:
     """Table 10 or 11 with measured rows; see `clbench.report.paper_tables.paper_table`."""
     groups = collect(results, bench=bench, scoring=scoring, seeds=seeds)
@@ -97,6 +99,7 @@ def measured_table(
         what=""
         if own
         else f"{bench} in the layout of Table {which} ({WHAT[which]}), different data",
+        scale=scale,
     )
 
 

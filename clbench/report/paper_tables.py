@@ -15,6 +15,7 @@ from clbench.report.marks import printed_marks
 from clbench.report.paper_lines import Column, Line, columns10, columns11, printed_lines
 from clbench.report.printed import NONE, QUIRKS, printed10, printed11
 from clbench.report.render import EMPTY, Mark, Table
+from clbench.report.scale import SHARE, Scale
 
 BENCH = {10: "tumor_ext", 11: "body_ext"}
 """Table → the benchmark whose runs may stand beside the printed numbers."""
@@ -30,6 +31,7 @@ def paper_table(
     scoring: str = "strict",
     seeds: Sequence[int] | None = None,
     ref: str = "universal",
+    scale: Scale = SHARE,
 ) -> Table:
     """Table 10 or 11.
 
@@ -41,6 +43,7 @@ def paper_table(
         scoring: of the measured cells.
         seeds: those every strategy must have; see `clbench.report.runs.collect`.
         ref: reference strategy of the verdicts.
+        scale: how the numbers are written.
 
     Raises:
         StoreError: the measured runs do not belong in one table.
@@ -57,12 +60,15 @@ def paper_table(
     columns = columns10() if which == 10 else columns11()
     if source == "printed":
         lines, shared = printed_lines(which, columns)
-        return assemble(which, columns, lines, [(0, shared)], title="printed in the paper")
+        return assemble(
+            which, columns, lines, [(0, shared)], title="printed in the paper", scale=scale
+        )
     from clbench.report.paper_rows import measured_table
 
     return measured_table(
-        which, source=source, results=results, bench=bench, scoring=scoring, seeds=seeds, ref=ref
-    )
+        which, source=source, results=results, bench=bench, scoring=scoring, seeds=seeds, ref=ref,
+        scale=scale,
+    )  # fmt: skip
 
 
 def assemble(
@@ -77,6 +83,7 @@ def assemble(
     verdicts: Mapping[int, str] | None = None,
     data: str = "",
     what: str = "",
+    scale: Scale = SHARE,
 ) -> Table:
     """Rows to a table.
 
@@ -91,6 +98,7 @@ def assemble(
         verdicts: row → word of a last column; none where nothing can be compared.
         data: `phantom` or `patients`; empty where nothing is measured.
         what: what the table is called, if not by the paper's number.
+        scale: how the numbers are written.
     """
     printed = [i for i, line in enumerate(lines) if line.origin == "printed"]
     later = {i for at, n in shared for i in range(at + 1, at + n)}
@@ -107,7 +115,7 @@ def assemble(
     has = bool(verdicts and any(verdicts.values()))
     rows = []
     for i, line in enumerate(lines):
-        texts = [line.text(j) for j in everywhere]
+        texts = [line.text(j, scale) for j in everywhere]
         if i in later:
             texts = ["" if columns[j].step == 1 else text for j, text in enumerate(texts)]
         seeds = str(len(line.group.runs)) if line.group and line.origin == "measured" else ""
@@ -117,7 +125,7 @@ def assemble(
         if n > 1:
             spans |= {(at, keys + j): n for j, c in enumerate(columns) if c.step == 1}
     return Table(
-        title=f"{what or f'Table {which}, {WHAT[which]}'}, Dice: {title}",
+        title=f"{what or f'Table {which}, {WHAT[which]}'}, {scale.unit}: {title}",
         columns=(
             "method", *(("seeds",) if data else ()), *(f"Step {c.step}" for c in columns),
             *(("verdict",) if has else ()),

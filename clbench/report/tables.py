@@ -7,7 +7,7 @@ set is an empty cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from clbench.errors import StoreError
 from clbench.metrics import transfer
 from clbench.report.render import EMPTY, Table, number, render
 from clbench.report.runs import PHANTOM, Group, Measured, collect, read_run
+from clbench.report.scale import SHARE, Scale
 
 __all__ = [
     "EMPTY",
@@ -25,19 +26,11 @@ __all__ = [
     "Table",
     "collect",
     "number",
-    "over_seeds",
     "read_run",
     "render",
     "run_report",
     "summary",
 ]
-
-
-def over_seeds(values: Sequence[float], digits: int = 3) -> str:
-    """Mean ± sd over seeds; the mean alone for one seed."""
-    sd = transfer.spread(values)
-    text = number(transfer.mean(values), digits)
-    return text if math.isnan(sd) or text == EMPTY else f"{text} ± {sd:.{digits}f}"
 
 
 def run_report(folder: Path, *, scoring: str) -> list[Table]:
@@ -141,8 +134,9 @@ def _title(record: Mapping[str, Any]) -> str:
     )
 
 
-def summary(*, results: Path, bench: str, scoring: str) -> Table:
+def summary(*, results: Path, bench: str, scoring: str, scale: Scale = SHARE) -> Table:
     """One row per strategy: what it knew, what it lost, what it learned."""
+    over_seeds = scale.over_seeds
     groups = collect(results, bench=bench, scoring=scoring)
     if not groups:
         raise StoreError(
@@ -165,7 +159,7 @@ def summary(*, results: Path, bench: str, scoring: str) -> Table:
                 g.label,
                 ", ".join(str(r.record["identity"]["seed"]) for r in g.runs),
                 over_seeds(begin),
-                f"{lowest[0]:.3f} ({lowest[1]}, seed {lowest[2]})",
+                f"{scale.number(lowest[0])} ({lowest[1]}, seed {lowest[2]})",
                 over_seeds(end),
                 over_seeds([a - b for a, b in zip(begin, end, strict=True)]),
                 over_seeds([transfer.learning_accuracy(r.values, at) for r in g.runs]),
@@ -177,8 +171,9 @@ def summary(*, results: Path, bench: str, scoring: str) -> Table:
         f"{len(test)} {step['source']}"
         for step, test in zip(record["course"]["steps"], record["course"]["test"], strict=True)
     )
+    over = "mean ± sd over seeds"
     notes = [
-        f"Dice ({scoring} scoring), class means over test cases ({cases}); mean ± sd over seeds.",
+        f"{scale.unit} ({scoring} scoring), class means over test cases ({cases}); {over}.",
         f"profile {record['identity']['profile']['name']}, data {record['data_fingerprint']}.",
     ]
     if unfinished := sum(g.unfinished for g in groups):

@@ -1,0 +1,147 @@
+"""The table of continual measures: means over seeds, reasons in notes, joint by seed, the trace."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic_runs import THREE_STEPS, Method, make_runs
+from typer.testing import CliRunner
+
+from clbench import store
+from clbench.cli import app
+from clbench.errors import StoreError
+from clbench.metrics import transfer
+from clbench.metrics.continual import NAMES
+from clbench.metrics.trace import TraceRow, write_trace
+from clbench.report.continual_table import continual_table
+from clbench.report.render import EMPTY, Table, render
+from clbench.report.runs import read_run
+from clbench.report.scale import PERCENT, SHARE
+
+FEW = {"btcv": 4, "lits": 4}
+
+
+def cell(table: Table, words: str, column: str) -> str:
+    row = next(r for r in table.rows if r[0] == words)
+    return row[table.columns.index(column)]
+
+
+def test_every_measure_of_every_strategy(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(kept=-0.1), "joint": Method()}, patients=FEW)
+    table = continual_table(results=tmp_path, bench="tumor_ext")
+    assert {r[0] for r in table.rows} >= set(NAMES.values())
+    bwt = [
+        transfer.mean(transfer.backward_transfer(r.values, r.learned_at, 2).values())
+        for f in store.find_runs(tmp_path)
+        if (r := read_run(f, "strict")).record["strategy"] == "universal"
+    ]
+    text = f"{transfer.mean(bwt):.3f} ± {transfer.spread(bwt):.3f}"
+    assert cell(table, NAMES["bwt"], "universal") == text
+    assert cell(table, NAMES["delta_joint"], "joint") == "0.000 ± 0.000"
+    assert cell(table, NAMES["forward"], "universal") == EMPTY
+    notes = "\n".join(table.notes)
+    assert "forward transfer: n/a, class-incremental" in notes
+    assert "domain transfer: n/a, no structure is annotated both" in notes
+    assert "stability gap: n/a, no trace.csv" in notes
+    assert "bwt,backward transfer (GEM: last row),universal,0,-0" in render(table, "csv")
+    percent = continual_table(results=tmp_path, bench="tumor_ext", scale=PERCENT)
+    want = f"{100 * transfer.mean(bwt):.1f} ± {100 * transfer.spread(bwt):.1f}"
+    assert cell(percent, NAMES["bwt"], "universal") == want
+    assert percent.title.endswith("Dice, %")
+    assert render(percent, "csv") == render(table, "csv")  # what is kept has one unit
+
+
+def test_without_joint_with_two_and_with_a_hole(tmp_path: Path) -> None:
+    method = Method(drop=[(2, "jhh_organ/100")])
+    few = dict.fromkeys(("jhh_organ", "jhh_gastro", "jhh_cardiac"), 4)
+    make_runs(
+        tmp_path, {"universal": method, "lwf_ct": Method()}, bench="body_ext", steps=THREE_STEPS,
+        patients=few,
+    )  # fmt: skip
+    table = continual_table(results=tmp_path, bench="body_ext")
+    assert cell(table, NAMES["intransigence"], "lwf_ct") == EMPTY
+    assert cell(table, NAMES["forgetting"], "universal") == EMPTY  # needs step 2
+    assert cell(table, NAMES["bwt"], "universal") != EMPTY  # does not
+    notes = "\n".join(table.notes)
+    assert "there is no run of joint training" in notes
+    assert "of universal: n/a" in notes
+    assert "has no score after step 2" in notes
+    for bound in ("a", "b"):
+        make_runs(
+            tmp_path, {"joint": Method(identity={"strategy": {"class": "Joint", "x": bound}})},
+            bench="body_ext", steps=THREE_STEPS, patients=few,
+        )  # fmt: skip
+    notes = "\n".join(continual_table(results=tmp_path, bench="body_ext").notes)
+    assert "several variants of joint training" in notes
+
+
+def test_the_liver_on_lits_after_step_1(tmp_path: Path) -> None:
+    """LiTS annotates the liver too: how the liver of BTCV does there before LiTS is taught."""
+    (folder,) = make_runs(tmp_path, {"universal": Method(seeds=(0,))}, patients=FEW)
+    rows = [
+        replace(r, status="ok", value=v, gt_vox=9, pred_vox=9)
+        if (r.eval_set, r.structure, r.step) == ("lits", "liver", 1)
+        and not math.isnan(v := 0.1 * (1 + int(r.case) % 10))
+        else r
+        for r in store.read_scores(folder / "scores.csv")
+    ]
+    store.write_scores(folder / "scores.csv", rows)
+    table = continual_table(results=tmp_path, bench="tumor_ext")
+    assert cell(table, "domain transfer: liver on lits, after step 1", "universal") == "0.250"
+
+
+def test_the_stability_gap_of_traced_runs(tmp_path: Path) -> None:
+    make_runs(
+        tmp_path, {"universal": Method(seeds=(0,)), "lwf_ct": Method(seeds=(0,))}, patients=FEW
+    )
+    folder = next(f for f in store.find_runs(tmp_path) if f.parent.name == "universal")
+    rows = [
+        TraceRow(step=2, update=u, eval_set="btcv", case="7", structure=c, learned_at=at, value=v,
+                 status="ok")
+        for c, at, values in (("liver", 1, (0.9, 0.4, 0.8)), ("liver_tumor", 2, (0.0, 0.1, 0.3)))
+        for u, v in zip((0, 10, 20), values, strict=True)
+    ]  # fmt: skip
+    write_trace(folder / "trace.csv", rows)
+    table = continual_table(results=tmp_path, bench="tumor_ext")
+    gap = {r[0].split(": ")[1].split(" ")[0]: r[0] for r in table.rows if r[0].startswith("stab")}
+    assert cell(table, gap["depth"], "universal") == "0.500"
+    assert cell(table, gap["transient"], "universal") == "0.400"
+    assert cell(table, gap["persistent"], "universal") == "0.100"
+    assert cell(table, gap["WC-ACC"], "universal") == "0.350"
+    assert cell(table, gap["depth"], "lwf_ct") == EMPTY
+    assert "stability gap of lwf_ct: n/a, no trace.csv" in "\n".join(table.notes)
+
+
+def test_no_runs(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no finished runs"):
+        continual_table(results=tmp_path, bench="tumor_ext")
+
+
+# ------------------------------------------------------------------------------------- in percent
+
+
+def test_percent_is_the_same_number_in_every_table(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(), "lwf_ct": Method(kept=-0.1)}, patients=FEW)
+
+    def said(*words: str) -> str:
+        done = CliRunner().invoke(app, ["table", *words, "--results", str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    for words in (["10", "--source", "both"], ["summary"], ["learning"], ["continual"]):
+        plain, percent = said(*words), said(*words, "--percent")
+        assert "Dice, %" in percent
+        assert "Dice, %" not in plain
+        assert re.search(r"0\.[5-9]\d\d", plain)
+    assert "95.5 p" in said("10", "--source", "printed", "--percent")
+    assert "89.1 p" in said("11", "--source", "printed", "--percent")
+    assert said("10", "--source", "both", "--percent", "--format", "csv") == said(
+        "10", "--source", "both", "--format", "csv"
+    )
+    assert (SHARE.number(0.8174), PERCENT.number(0.8174)) == ("0.817", "81.7")
+    assert (SHARE.signed(-0.0125), PERCENT.signed(-0.0125)) == ("−0.013", "−1.2")
+    assert PERCENT.number(math.nan) == SHARE.over_seeds([math.nan]) == EMPTY
