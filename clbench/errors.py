@@ -87,6 +87,10 @@ class TrainingError(ClbenchError):
     """Training that must not go on: a loss that is not finite, a broken promise of a strategy."""
 
 
+class AvalancheError(ClbenchError):
+    """Avalanche or a plugin of its cannot be used here, or not as asked."""
+
+
 class CostError(ClbenchError):
     """Operations that cannot be counted."""
 

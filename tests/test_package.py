@@ -50,6 +50,7 @@ FOREIGN = {
               "clbench.testing"),
     "monai": ("clbench.data", "clbench.nets", "clbench.examine", "clbench.sliding"),
     "avalanche": ("clbench.avalanche",),
+    "torchvision": ("clbench.avalanche",),
     "matplotlib": ("clbench.report.figures",),
     "nibabel": ("clbench.data",),
 }  # fmt: skip
