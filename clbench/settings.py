@@ -92,6 +92,10 @@ class TrainSettings:
     """Autocast on CUDA; the CPU always computes in float32."""
     clip_norm: float | None = None
     """Largest gradient norm."""
+    generator_lr: float = 1.0
+    """Factor on the learning rate of what generates a head's weights (an MLP per structure). Under
+    Adam one update moves each generated weight by up to the rate times the MLP's width, some
+    hundred times as far as a plain weight; Yang et al., Tensor Programs V (2021), scale it so."""
     prior: float | None = None
     """Probability with which every voxel of a new structure starts (Lin et al., ICCV 2017, section
     3.3); None: torch's initialisation, about 0.5, as the authors start."""

@@ -20,10 +20,12 @@ from clbench.data.crops import crop
 from clbench.data.pseudo import PseudoMap
 from clbench.data.volumes import Volume
 from clbench.errors import TrainingError
+from clbench.nets.heads import UniversalHead
 from clbench.settings import DataSettings, TrainSettings
 from clbench.strategy import (
     Batch,
     Draws,
+    Group,
     Lesson,
     Memory,
     Output,
@@ -262,6 +264,23 @@ def freeze(model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
             module.eval()
 
 
+def rates(model: nn.Module, groups: Sequence[Group], generator_lr: float) -> list[dict[str, Any]]:
+    """The optimizer's groups; what generates a head's weights has a factor of its own."""
+    generators = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, UniversalHead)
+        for p in module.generator()
+    }
+    found = []
+    for group in groups:
+        for scale, inside in ((group.lr, False), (group.lr * generator_lr, True)):
+            chosen = [p for p in group.parameters if (id(p) in generators) == inside]
+            if chosen:
+                found.append({"params": chosen, "scale": scale})
+    return found
+
+
 def _teach_phase(
     strategy: Strategy,
     model: nn.Module,
@@ -283,7 +302,7 @@ def _teach_phase(
     chosen = [p for g in groups for p in g.parameters]
     freeze(model, chosen)
     optimizer = torch.optim.AdamW(
-        [{"params": g.parameters, "scale": g.lr} for g in groups],
+        rates(model, groups, train.generator_lr),
         lr=train.lr,
         betas=(0.9, train.beta2),
         weight_decay=train.weight_decay,

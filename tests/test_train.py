@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.errors import TrainingError
+from clbench.nets.heads import UniversalHead
 from clbench.settings import DataSettings, TrainSettings
 from clbench.strategy import (
     Batch,
@@ -27,7 +28,16 @@ from clbench.strategy import (
     Strategy,
     derive_seed,
 )
-from clbench.train import Material, add_terms, collate, draw_cases, freeze, learning_rate, teach
+from clbench.train import (
+    Material,
+    add_terms,
+    collate,
+    draw_cases,
+    freeze,
+    learning_rate,
+    rates,
+    teach,
+)
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "lr_schedule.json").read_text())
 OWN = [(1, str(i)) for i in range(5)]
@@ -36,6 +46,20 @@ OWN = [(1, str(i)) for i in range(5)]
 def test_learning_rate_equals_the_authors_schedule() -> None:
     ours = [learning_rate(e, epochs=100, warmup=15, base=1e-4) for e in range(101)]
     np.testing.assert_allclose(ours, GOLDEN["lr"], rtol=1e-9, atol=1e-17)
+
+
+def test_what_generates_weights_has_a_rate_of_its_own() -> None:
+    """`train.generator_lr` scales the controllers' steps, and nothing else's."""
+    head = UniversalHead(16, 16, text_dim=4)
+    head.add("liver", torch.ones(4))
+    model = nn.ModuleDict({"trunk": nn.Linear(2, 2), "head": head})
+    groups = [Group(parameters=list(model.parameters()), lr=0.5)]
+    found = rates(model, groups, generator_lr=0.1)
+    generated = {id(p) for p in head.controllers.parameters()}
+    assert [g["scale"] for g in found] == [0.5, 0.05]
+    assert {id(p) for p in found[1]["params"]} == generated
+    assert {id(p) for p in found[0]["params"]} == {id(p) for p in model.parameters()} - generated
+    assert [g["scale"] for g in rates(nn.Linear(2, 2), groups[:0], generator_lr=0.1)] == []
 
 
 def test_every_case_comes_once_before_any_comes_twice() -> None:

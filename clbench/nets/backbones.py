@@ -241,12 +241,14 @@ class _Block(nn.Sequential):
     """Two 3³ convolutions, instance-normalised; the first may halve the resolution."""
 
     def __init__(self, inside: int, outside: int, stride: int = 1) -> None:
+        # one channel to a group is instance normalization; on a CPU torch's kernel for groups
+        # spares an update a fifth of its time (one thread) to a third (two)
         super().__init__(
             nn.Conv3d(inside, outside, 3, stride=stride, padding=1, bias=False),
-            nn.InstanceNorm3d(outside, affine=True),
+            nn.GroupNorm(outside, outside),
             nn.LeakyReLU(0.01, inplace=True),
             nn.Conv3d(outside, outside, 3, padding=1, bias=False),
-            nn.InstanceNorm3d(outside, affine=True),
+            nn.GroupNorm(outside, outside),
             nn.LeakyReLU(0.01, inplace=True),
         )
 

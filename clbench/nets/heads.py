@@ -245,6 +245,10 @@ class UniversalHead(nn.Module):
         with torch.no_grad():
             controller[-1].bias[-1] = prior_logit(prior)  # b3 is the last of the 153
 
+    def generator(self) -> list[nn.Parameter]:
+        """What turns image and text vectors into weights; `train.generator_lr` is for these."""
+        return list(self.controllers.parameters())
+
     def generate(self, bottleneck: Tensor, names: Sequence[str]) -> Tensor:
         """(B, C_b, d, h, w) → (B, len(names), 153): the parameters of the structures in use."""
         image = self.gap(bottleneck).flatten(1)

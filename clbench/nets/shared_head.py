@@ -67,6 +67,10 @@ class SharedHead(UniversalHead):
         with torch.no_grad():
             self.controller.bias[-1] = prior_logit(prior)
 
+    def generator(self) -> list[nn.Parameter]:
+        """The projection of the text and the one controller."""
+        return [*self.project.parameters(), *self.controller.parameters()]
+
     def generate(self, bottleneck: Tensor, names: Sequence[str]) -> Tensor:
         """(B, C_b, d, h, w) → (B, len(names), 153): the parameters of the structures in use."""
         image = self.gap(bottleneck).flatten(1)
