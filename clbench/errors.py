@@ -51,6 +51,12 @@ class ClbenchError(Exception):
         }
         return {name: str(value) for name, value in parts.items() if value is not None}
 
+    @property
+    def brief(self) -> str:
+        """One line: the problem, and what to do."""
+        todo = f" ({self.next_step})" if self.next_step else ""
+        return " ".join(f"{self.what}{todo}".split())
+
     def __str__(self) -> str:
         lines = [self.what]
         lines += [

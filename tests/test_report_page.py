@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +18,7 @@ from synthetic_runs import Method, make_runs
 from typer.testing import CliRunner
 
 from clbench.cli import app
-from clbench.errors import StoreError
+from clbench.errors import ClbenchError, StoreError
 from clbench.report import page
 from clbench.report.calibration import calibration_table, rates
 from clbench.report.page import Made, make_report
@@ -117,6 +119,34 @@ def test_a_sentence_against_its_numbers_stops_the_report(
     assert not (tmp_path / "index.html").exists()
 
 
+def test_a_sentence_about_forgetting_against_its_numbers_stops_the_report(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = page.own_sentence
+    monkeypatch.setattr(
+        page, "own_sentence", lambda o, p: right(o, p).replace(" forgets (", " gains on its old (")
+    )
+    with pytest.raises(ClbenchError, match="contradicts its numbers"):
+        make_report(
+            results, bench="tumor_ext", ref="universal", out=tmp_path, scoring="strict",
+            protocol=QUICK,
+        )  # fmt: skip
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_what_holds_for_every_verdict_is_said_once(html: str, made: Made) -> None:
+    assert html.count("fewer than 5 seeds") == html.count("For each of them: fewer than 5 seeds")
+    text = next(p for p in made.files if p.name == "report.md").read_text()
+    assert text.count("For each of them: ") == html.count("For each of them: ") > 0
+
+
+def test_the_limits_are_one_line_each(made: Made) -> None:
+    text = next(p for p in made.files if p.name == "report.md").read_text()
+    last = text[text.index("## What this cannot show") :].strip().splitlines()[2:]
+    assert all(line.startswith("- ") for line in last)
+    assert any("The figure `strip`" in line for line in last)
+
+
 def test_tables_are_stored_at_full_precision(made: Made) -> None:
     names = {p.name for p in made.files}
     assert {"index.html", "report.md", "checklist.md", "confirmatory.csv", "summary.csv"} <= names
@@ -173,11 +203,21 @@ def test_a_folder_that_cannot_be_written(results: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_a_browser_sorts_and_filters(html: str, tmp_path: Path) -> None:
+def test_a_browser_sorts_and_filters(html: str, made: Made, tmp_path: Path) -> None:
     probe = """<script>
+    const table = document.querySelector('#tables table'), seen = {};
+    const column = [...table.tHead.rows[0].cells].findIndex(h => h.textContent.trim() === 'difference');
+    const read = () => [...table.tBodies[0].rows].filter(r => !r.hidden).map(
+      r => [r.cells[1].textContent.trim(), r.cells[column].textContent.trim()]);
+    const click = i => table.tHead.rows[0].cells[i].querySelector('button').click();
+    click(column); seen.up = read();
+    click(column); seen.down = read();
+    click(1); seen.names = read();
     const box = document.querySelector('input[data-for]');
-    box.value = 'joint'; box.dispatchEvent(new Event('input'));
-    document.querySelectorAll('#tables th button')[2].click();
+    box.value = 'JOINT learn'; box.dispatchEvent(new Event('input')); seen.two = read();
+    box.value = 'joint'; box.dispatchEvent(new Event('input')); seen.one = read();
+    document.body.append(Object.assign(document.createElement('pre'),
+      {id: 'seen', textContent: JSON.stringify(seen)}));
     </script></body>"""
     (tmp_path / "page.html").write_text(html.replace("</body>", probe), encoding="utf-8")
     done = subprocess.run(
@@ -187,6 +227,21 @@ def test_a_browser_sorts_and_filters(html: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert "3 of 6 rows" in done.stdout
     assert 'aria-sort="ascending"' in done.stdout
+    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)
+    assert found is not None
+    seen = json.loads(unescape(found[1]))
+    path = next(p for p in made.files if p.name == "confirmatory.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [(r["b"], float(r["difference"])) for r in csv.DictReader(file)]
+    shown = [(name, float(text.replace("\u2212", "-"))) for name, text in seen["up"]]
+    wanted = sorted(rows, key=lambda r: r[1])
+    assert [d for _, d in shown] == pytest.approx([d for _, d in wanted], abs=0.0006)
+    assert [n for n, _ in shown] == [n for n, _ in wanted]
+    assert seen["down"] == seen["up"][::-1] != seen["up"]
+    assert [n for n, _ in seen["names"]] == ["finetune"] * 3 + ["joint"] * 3
+    assert {n for n, _ in seen["one"]} == {"joint"}
+    assert len(seen["one"]) == 3
+    assert len(seen["two"]) == 1  # every word must be there, in any case
 
 
 # ------------------------------------------------------------------------------- calibration

@@ -19,14 +19,14 @@ from clbench import store
 from clbench.errors import ClbenchError, SettingError, StoreError, UnknownName
 from clbench.macro import sign_flip
 from clbench.report.analysis import Analysis, analyse
-from clbench.report.analysis_tables import all_tables, confirmatory_table
+from clbench.report.analysis_tables import all_tables, confirmatory_table, own_table
 from clbench.report.endpoints import ENDPOINTS, FINAL, KEPT, NEW, table
 from clbench.report.evidence import gather
 from clbench.report.provenance import provenance
 from clbench.report.runs import collect, hole_notes
 from clbench.report.significance import Comparison, Protocol, detectable_difference
 from clbench.report.tables import render
-from clbench.report.verdicts import audit, own_sentence, sentence
+from clbench.report.verdicts import audit, audit_own, own_sentence, sentence
 
 QUICK = Protocol(draws=2000, resamples=500)
 FOUR = {
@@ -475,8 +475,42 @@ def test_every_sentence_survives_its_audit(four: Analysis) -> None:
     assert len(rows) == len(four.comparisons) == 9
     for c, row in zip(four.comparisons, rows, strict=True):
         audit(sentence(c, QUICK), row, QUICK)
+    kept = rows_of(own_table(four))
+    assert len(kept) == len(four.own) == 4
+    assert {o.word for o in four.own} >= {"forgets", "keeps"}
+    for o, row in zip(four.own, kept, strict=True):
+        audit_own(own_sentence(o, QUICK), row, QUICK)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("change", "-0.7"), ("high", "0.1"), ("p_changed_holm", "0.2"), ("p_not_worse_holm", "0.2"),
+        ("m", "2"), ("method", "nobody"), ("smallest_p", "0.9"), ("hole", "gone"), ("seeds", "0"),
+    ],
+)  # fmt: skip
+def test_the_audit_of_forgetting_catches_a_changed_number(
+    four: Analysis, column: str, value: str
+) -> None:
+    rows = {r["method"]: r for r in rows_of(own_table(four))}
     for o in four.own:
-        assert o.method in own_sentence(o, QUICK)
+        with pytest.raises(ClbenchError, match="contradicts its numbers"):
+            audit_own(own_sentence(o, QUICK), {**rows[o.method], column: value}, QUICK)
+
+
+def test_the_audit_of_forgetting_catches_a_changed_claim(four: Analysis) -> None:
+    rows = {r["method"]: r for r in rows_of(own_table(four))}
+    texts = {o.method: own_sentence(o, QUICK) for o in four.own}
+    for name, old, new in (
+        ("finetune", " forgets (", " keeps its old structures: no loss ("),
+        ("finetune", "For these training runs, ", ""),
+        ("finetune", "0.02 Dice or more", "0.05 Dice or more"),
+        ("universal", " keeps its old structures: ", " gains on its old structures ("),
+    ):
+        wrong = texts[name].replace(old, new)
+        assert wrong != texts[name]
+        with pytest.raises(ClbenchError, match="contradicts its numbers"):
+            audit_own(wrong, rows[name], QUICK)
 
 
 @pytest.mark.parametrize(

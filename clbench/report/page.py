@@ -1,8 +1,8 @@
 """The report on disk: CSV files, a Markdown file, a checklist, and one HTML page without network.
 
 Room: row 5 (no torch). The page is `page.html.j2` filled in; styles, scripts, figures and the CSV
-files are inside it. Before anything is shown, `confirmatory.csv` is read back from the disk and
-every sentence is held against its row.
+files are inside it. Before anything is shown, `confirmatory.csv` and `forgetting.csv` are read back
+from the disk and every sentence is held against its row.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from clbench.report.provenance import cards, provenance
 from clbench.report.render import superscript
 from clbench.report.significance import Protocol
 from clbench.report.tables import EMPTY, Table, render
-from clbench.report.verdicts import audit, own_sentence, sentence
+from clbench.report.verdicts import audit, audit_own, own_sentence, sentence
 
 SYMBOLS = {
     "better": "▲", "worse": "▼", "equivalent": "≈", "inconclusive": "?", "not testable": "∅",
@@ -149,9 +149,12 @@ def write_report(
         store.write_bytes(path, render(table, "csv").encode() + b"\n")
         files.append(path)
     sentences = [sentence(c, a.protocol) for c in a.comparisons]
-    with (out / "confirmatory.csv").open(newline="", encoding="utf-8") as file:
-        for text, row in zip(sentences, csv.DictReader(file), strict=True):
-            audit(text, row, a.protocol)
+    for text, row in zip(sentences, _stored(out / "confirmatory.csv"), strict=True):
+        audit(text, row, a.protocol)
+    if a.own:
+        kept = [own_sentence(o, a.protocol) for o in a.own]
+        for text, row in zip(kept, _stored(out / "forgetting.csv"), strict=True):
+            audit_own(text, row, a.protocol)
     spoken = _spoken(a, sentences)
     texts = {
         "report.md": _markdown(a, spoken, tables, absent, command),
@@ -163,12 +166,28 @@ def write_report(
     return [out / "index.html", out / "report.md", out / "checklist.md", *files]
 
 
+def _stored(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def common_cautions(a: Analysis) -> list[str]:
+    """What holds for every verdict that has a number; said once, not under each."""
+    with_numbers = [c.cautions for c in a.comparisons if not c.hole]
+    if len(with_numbers) < 2:
+        return []
+    return [w for w in with_numbers[0] if all(w in others for others in with_numbers)]
+
+
 def _spoken(a: Analysis, sentences: Sequence[str]) -> dict[str, list[Spoken]]:
     """Heading → verdicts."""
     found: dict[str, list[Spoken]] = {e.title: [] for e in ENDPOINTS}
+    common = common_cautions(a)
     for c, text in zip(a.comparisons, sentences, strict=True):
         word = "hole" if c.verdict is None else c.verdict.word
-        found[c.endpoint.title].append(Spoken(word=word, text=text, cautions=c.cautions))
+        found[c.endpoint.title].append(
+            Spoken(word=word, text=text, cautions=tuple(w for w in c.cautions if w not in common))
+        )
     own = {"forgets": "worse", "forgets, less than the margin": "worse", "gains": "better",
            "keeps": "equivalent", "": "hole"}  # fmt: skip
     found["Does it forget?"] = [
@@ -192,6 +211,7 @@ def _markdown(
     lines = [f"# {a.evidence.title()}: report", "", f"`{command}`", "", "## Provenance", ""]
     lines += ["| fact | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in provenance(a))]
     lines += ["", "## Verdicts"]
+    lines += ["", *(f"For each of them: {w}.  " for w in common_cautions(a))]
     for heading, verdicts in spoken.items():
         lines += ["", f"### {heading}", ""]
         for v in verdicts:
@@ -225,6 +245,7 @@ def _html(
         command=command,
         provenance=provenance(a),
         spoken=spoken,
+        cautions=common_cautions(a),
         tables={
             stem: (table, base64.b64encode(render(table, "csv").encode()).decode())
             for stem, table in tables.items()
@@ -284,7 +305,7 @@ def other_tables(
         try:
             found[name] = make()
         except ClbenchError as err:  # a hole of one table must not take the report down
-            absent.append(f"The table `{name}`: {err.what}.")
+            absent.append(f"The table `{name}`: {err.brief}.")
     return found, absent
 
 
@@ -302,4 +323,4 @@ def figures_of(
         )
         for name, content in drawn.items()
     ]  # fmt: skip
-    return pictures, [f"The figure `{name}`: {why}" for name, why in missing.items()]
+    return pictures, [f"The figure `{name}`: {why}." for name, why in missing.items()]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from clbench.errors import ClbenchError
+from clbench.families import SEEDS_TO_GENERALIZE
 from clbench.report.forgetting import Own
 from clbench.report.significance import Comparison, Protocol
 
@@ -99,9 +100,9 @@ def own_sentence(o: Own, protocol: Protocol) -> str:
     interval = "no interval" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
     return (
         f"{_capital(scope)}{o.method} {claim} (change {o.interval.estimate:+.3f}, {interval}; "
-        f"adjusted p "
-        f"{p_text(o.p_changed_holm)} for a change, {p_text(o.p_not_worse_holm)} for "
-        f"a loss below the margin, m = {o.m})."
+        f"adjusted p {p_text(o.p_changed_holm)} for a change, adjusted p "
+        f"{p_text(o.p_not_worse_holm)} against a loss of {margin} Dice or more, m = {o.m}, "
+        f"{len(o.seeds)} seed{'s' if len(o.seeds) > 1 else ''})."
     )
 
 
@@ -116,6 +117,19 @@ _NUMBERS = re.compile(
 )
 
 
+def _wrong_in(text: str) -> Callable[[str, object, object], ClbenchError]:
+    def wrong(what: str, expected: object, got: object) -> ClbenchError:
+        return ClbenchError(
+            f"a sentence of the report contradicts its numbers: {what}",
+            where=text,
+            expected=expected,
+            got=got,
+            next_step="report this as a bug of clbench, with the run folders",
+        )
+
+    return wrong
+
+
 def audit(text: str, row: Mapping[str, str], protocol: Protocol) -> None:
     """Read a sentence back and hold it against its row of `confirmatory.csv`.
 
@@ -127,16 +141,7 @@ def audit(text: str, row: Mapping[str, str], protocol: Protocol) -> None:
     Raises:
         ClbenchError: a number differs from the row, or the claim does not follow from it.
     """
-
-    def wrong(what: str, expected: object, got: object) -> ClbenchError:
-        return ClbenchError(
-            f"a sentence of the report contradicts its numbers: {what}",
-            where=text,
-            expected=expected,
-            got=got,
-            next_step="report this as a bug of clbench, with the run folders",
-        )
-
+    wrong = _wrong_in(text)
     if row["a"] not in text or row["b"] not in text:
         raise wrong("other strategies", f"{row['a']} and {row['b']}", text)
     if row["hole"]:
@@ -203,3 +208,78 @@ def _claimed(text: str) -> str:
         if mark in head
     ]
     return words[0] if len(words) == 1 else f"{len(words)} claims"
+
+
+_OWN_NUMBERS = re.compile(
+    r"\(change (?P<change>[+-]\d\.\d+), (?:no interval|(?P<low>[+-]\d\.\d+) to "
+    r"(?P<high>[+-]\d\.\d+)); adjusted p (?P<p>[=<] [\d.e-]+) for a change, adjusted p "
+    r"(?P<q>[=<] [\d.e-]+) against a loss of (?P<margin>[\d.]+) Dice or more, m = (?P<m>\d+), "
+    r"(?P<seeds>\d+) seeds?\)"
+)
+_OWN_CLAIMS = {
+    "forgets, less than the margin": " forgets, but less than ",
+    "forgets": " forgets (",
+    "gains": " gains on its old structures (",
+    "keeps": " keeps its old structures: ",
+    "inconclusive": " may or may not forget: ",
+    "not testable": " cannot be tested for forgetting at this n (",
+}
+
+
+def audit_own(text: str, row: Mapping[str, str], protocol: Protocol) -> None:
+    """Read a sentence about one strategy's forgetting back; its row is of `forgetting.csv`.
+
+    Args:
+        text: the sentence.
+        row: the row, as text.
+        protocol: level and margin.
+
+    Raises:
+        ClbenchError: a number differs from the row, or the claim does not follow from it.
+    """
+    wrong = _wrong_in(text)
+    if row["method"] not in text:
+        raise wrong("another strategy", row["method"], text)
+    found = _OWN_NUMBERS.search(text)
+    if row["hole"]:
+        if NO_NUMBER not in text or found:
+            raise wrong("a number where there is a hole", NO_NUMBER, text)
+        return
+    if found is None:
+        raise wrong("its numbers are missing", "change, interval, p, m, seeds", text)
+    for name in ("change", "low", "high"):
+        value = float(row[name])
+        if (found[name] is None) != math.isnan(value) or (
+            found[name] is not None and abs(float(found[name]) - value) > 0.000501
+        ):
+            raise wrong(name, row[name], found[name])
+    for name, column in (("p", "p_changed_holm"), ("q", "p_not_worse_holm")):
+        if not _same_p(found[name], float(row[column])):
+            raise wrong(column, row[column], found[name])
+    seeds = len(row["seeds"].split())
+    if (int(found["m"]), int(found["seeds"])) != (int(row["m"]), seeds):
+        raise wrong("m or seeds", (row["m"], row["seeds"]), found[0])
+    if found["margin"] != f"{protocol.margin:g}":
+        raise wrong("the margin", protocol.margin, found["margin"])
+    expected = _own_follows(row, protocol)
+    claimed = [word for word, mark in _OWN_CLAIMS.items() if mark in text]
+    if claimed != [expected]:
+        raise wrong("the claim", expected, claimed)
+    low, high = float(row["low"]), float(row["high"])
+    agrees = {"forgets": high < 0, "gains": low > 0, "keeps": low > -protocol.margin}
+    settled = seeds >= SEEDS_TO_GENERALIZE and agrees.get(expected, False)
+    if expected != "not testable" and not settled and "or these training runs, " not in text:
+        raise wrong("the scope", "for these training runs", "no limit")
+
+
+def _own_follows(row: Mapping[str, str], protocol: Protocol) -> str:
+    """What the numbers of a row of `forgetting.csv` allow to say."""
+    p, q, change = (float(row[k]) for k in ("p_changed_holm", "p_not_worse_holm", "change"))
+    if math.isnan(p) or float(row["smallest_p"]) * int(row["m"]) > protocol.alpha:
+        return "not testable"
+    small = q <= protocol.alpha
+    if p <= protocol.alpha and change < 0:
+        return "forgets, less than the margin" if small else "forgets"
+    if p <= protocol.alpha and change > 0:
+        return "gains"
+    return "keeps" if small else "inconclusive"

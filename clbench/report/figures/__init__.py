@@ -134,7 +134,7 @@ def gallery(study: Study, kind: str = "svg") -> tuple[dict[str, bytes], dict[str
     """Every picture these runs can give, and the reason for each they cannot.
 
     Returns:
-        Name → picture, and name → reason, both in the order of `FIGURES`.
+        Name → picture, and name → reason in one line, both in the order of `FIGURES`.
     """
     pictures: dict[str, bytes] = {}
     absent: dict[str, str] = {}
@@ -142,7 +142,7 @@ def gallery(study: Study, kind: str = "svg") -> tuple[dict[str, bytes], dict[str
         try:
             pictures[name] = draw(name, study, kind)
         except ClbenchError as err:
-            absent[name] = str(err)
+            absent[name] = err.brief
     return pictures, absent
 
 
