@@ -18,6 +18,7 @@ from clbench import registry, store
 from clbench.errors import CostError, StoreError
 from clbench.metrics.cost import PARTS, forward_macs, grown
 from clbench.metrics.course_cost import method_of
+from clbench.names import need_name
 from clbench.plan import Plan
 from clbench.strategy import Lesson
 
@@ -117,6 +118,8 @@ def _write(
 
 def _checkpoint(folder: Path, record: Mapping[str, Any], step: int) -> int | None:
     """Bytes of the step's checkpoint; step 1 lies where strategies share it. None: not there."""
+    if step == 1:
+        need_name(record["shared_step1"], folder / "run.json")
     home = folder.parents[1] / "_shared" / record["shared_step1"] if step == 1 else folder
     path = home / f"step{step}.pt"
     return path.stat().st_size if path.is_file() else None

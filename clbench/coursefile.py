@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clbench.errors import SpecError, closest
+from clbench.names import need_inner
 from clbench.spec import Benchmark, Partial, Preprocessing, Source, Step
 from clbench.splits import PARTS, Draw, Split
 from clbench.taxonomy import Structure, declare, structure
 
 T = TypeVar("T")
+MAX_RANGE = 100_000
+"""Cases a range may stand for: a typing error must not fill the memory."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -34,9 +37,17 @@ def expand_ids(ids: list[Any], where: object) -> tuple[str, ...]:
     for item in ids:
         text = str(item)
         low, dash, high = text.partition("-")
-        if dash and low.isdigit() and high.isdigit():
-            if int(low) > int(high):
+        if dash and low.isdecimal() and high.isdecimal():
+            short = max(len(low), len(high)) <= 9
+            if short and int(low) > int(high):
                 raise SpecError("a range of cases runs backwards", where=where, got=text)
+            if not short or int(high) - int(low) >= MAX_RANGE:
+                raise SpecError(
+                    "a range of cases is too long",
+                    where=where,
+                    expected=f"at most {MAX_RANGE} cases",
+                    got=text,
+                )
             found += [str(i) for i in range(int(low), int(high) + 1)]
         else:
             found.append(text)
@@ -96,7 +107,7 @@ def _tables(raw: dict[str, Any], key: str, where: object) -> list[dict[str, Any]
 def _by_value(raw: dict[str, Any], key: str, where: object) -> dict[int, Any]:
     """A table with label values, which TOML keys hold as text."""
     table = _table(raw, key, where)
-    if wrong := [k for k in table if not k.isdigit()]:
+    if wrong := [k for k in table if not k.isdecimal()]:
         raise SpecError(f"a label value in {key} is not a whole number", where=where, got=wrong[0])
     return {int(k): v for k, v in table.items()}
 
@@ -164,10 +175,15 @@ def load_benchmark(path: Path) -> Benchmark:
             return _split(given, where.rpartition(", ")[2], where)
         if not isinstance(given, str):
             raise SpecError("a split is a file or a table", where=where, got=repr(given))
+        need_inner(given, f"{path}, split file")
         target = (folder / given).resolve()
         if not target.is_relative_to(folder):
             raise SpecError(
-                "a split file lies outside the benchmark's folder", where=path, got=given
+                "a split file lies outside the benchmark's folder",
+                where=path,
+                expected=f"a file below {folder}, not a link that leads out of it",
+                got=f"{given} → {target}",
+                next_step="copy the file there",
             )
         return load_split(target)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -38,6 +37,7 @@ from clbench.errors import DataError, SettingError
 from clbench.examine import score_rows
 from clbench.metrics.native import DEFAULT, implementations, measure
 from clbench.metrics.overlap import Bits, counts_of, dice_paper, pattern_pairs
+from clbench.names import need_name
 from clbench.plan import course_of, git_commit, split_hashes
 from clbench.run import Watch, alone
 from clbench.score import context_of, exam_cases, metric_rows, truth_bits
@@ -86,7 +86,8 @@ def score_predictions(
     Rows of the same step from an earlier call are replaced; other steps stay.
 
     Raises:
-        SettingError: a step the benchmark does not have, or a name that is taken or no name.
+        SettingError: a step the benchmark does not have, or a name that is taken.
+        SpecError: a name that cannot be a folder's.
         DataError: a prediction on another grid, with unknown labels, or of no test case; test
             cases without prediction, unless holes are allowed.
     """
@@ -148,13 +149,7 @@ def _check(settings: OutsideSettings, benchmark: Benchmark) -> None:
             expected=f"1 to {last}",
             got=settings.step,
         )
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", settings.name):
-        raise SettingError(
-            "the name of a method is a folder's name too",
-            where="--name",
-            expected="letters, digits and . _ + -, the first a letter or digit",
-            got=settings.name,
-        )
+    need_name(settings.name, "--name")
     if settings.name in registry.entries("strategy"):
         raise SettingError(
             "a strategy of clbench has this name",

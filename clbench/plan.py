@@ -30,6 +30,7 @@ from clbench.data.cache import default_root
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError
 from clbench.metrics.native import implementations
+from clbench.names import need_name
 from clbench.nets.weights import WeightReport, load_weights
 from clbench.settings import Profile, apply_overrides, change, load_profile, split_overrides
 from clbench.spec import Benchmark, Split
@@ -168,6 +169,7 @@ def make_plan(
         benchmark = registry.benchmark(settings.bench)
     name = settings.profile or ("quick" if settings.data is None else "paper")
     profile = apply_overrides(load_profile(name), overrides)
+    need_name(settings.strategy, "--strategy")
     if strategy is None:
         strategy = load_strategy(settings.strategy, overrides.get("strategy", {}))
     device = pick_device(settings.device)

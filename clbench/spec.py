@@ -15,9 +15,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from clbench.errors import SpecError, closest
+from clbench.names import need_case, need_name
 from clbench.splits import Draw as Draw
 from clbench.splits import Split as Split
 from clbench.taxonomy import Structure, structure
+
+MAX_LABEL = (1 << 16) - 1
+"""Largest label value: a table of all values is looked up voxel by voxel."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +68,7 @@ class Source:
     def __post_init__(self) -> None:
         """Check that every named structure exists and is in the labels."""
         where = f"source {self.name!r}"
-        _need_name(self.name, where)
+        need_name(self.name, where)
         if bool(self.labels or self.sides) == bool(self.masks):
             raise SpecError(
                 "a source needs label values, or names of mask files",
@@ -74,6 +78,8 @@ class Source:
             )
         for name in (*self.labels.values(), *self.masks.values()):
             structure(name, where)
+        for name in (*self.masks, *(c for p in self.partial for c in p.cases)):
+            need_case(name, where)
         for value, pair in self.sides.items():
             if len(pair) != 2 or structure(pair[0], where).mirror != pair[1]:
                 raise SpecError(
@@ -85,6 +91,10 @@ class Source:
         for value in (*self.labels, *self.sides, *self.ignored):
             if value <= 0:
                 raise SpecError("label values start at 1; 0 is background", where=where, got=value)
+            if value > MAX_LABEL:
+                raise SpecError(
+                    "a label value is too large", where=where, expected=f"≤ {MAX_LABEL}", got=value
+                )
         used = [*self.labels, *self.sides, *self.ignored]
         if len(set(used)) < len(used):
             raise SpecError(
@@ -148,14 +158,6 @@ class Source:
                 got=case,
             )
         return match[1]
-
-
-def _need_name(name: str, where: object) -> None:
-    """Names become folders and stand before `=` in options."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
-        raise SpecError(
-            "a name may hold letters, digits and _ . + - only", where=where, got=repr(name)
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,7 +239,7 @@ class Benchmark:
     def __post_init__(self) -> None:
         """Check that steps, sources and groups fit together."""
         where = f"benchmark {self.name!r}"
-        _need_name(self.name, where)
+        need_name(self.name, where)
         if not self.steps:
             raise SpecError("a benchmark needs at least one step", where=where)
         for what, given in (

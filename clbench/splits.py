@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from clbench.errors import SpecError
+from clbench.names import need_case
 
 PARTS = ("train", "validation", "test")
 
@@ -116,6 +117,8 @@ class Split:
     def __post_init__(self) -> None:
         """Check that no case stands in two parts."""
         where = f"split {self.name!r}"
+        for case in (*self.cases, *(self.draw.without if self.draw is not None else ())):
+            need_case(case, where)
         if self.draw is not None:
             if self.cases:
                 raise SpecError("a split lists cases or draws them, not both", where=where)

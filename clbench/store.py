@@ -77,7 +77,7 @@ _COUNT = {"gt_vox", "pred_vox"}
 
 
 def _key(row: Score) -> tuple[Any, ...]:
-    case = (0, int(row.case), "") if row.case.isdigit() else (1, 0, row.case)
+    case = (0, int(row.case), "") if row.case.isdecimal() else (1, 0, row.case)
     return (
         row.bench, row.strategy, row.seed, row.step, row.scoring, row.metric, row.eval_set, case,
         row.learned_at, row.structure,

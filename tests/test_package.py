@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Room → row; an import may only point down or stay in its row. The longest prefix counts.
 ROWS = {
     "clbench": 0,
-    "clbench.errors": 0, "clbench.spec": 0, "clbench.splits": 0, "clbench.coursefile": 0, "clbench.taxonomy": 0, "clbench.stats": 0,
+    "clbench.errors": 0, "clbench.names": 0, "clbench.spec": 0, "clbench.splits": 0, "clbench.coursefile": 0, "clbench.taxonomy": 0, "clbench.stats": 0,
     "clbench.settings": 0, "clbench.bootstrap": 0, "clbench.equivalence": 0, "clbench.families": 0,
     "clbench.intervals": 0, "clbench.effects": 0, "clbench.macro": 0, "clbench.ranks": 0,
     "clbench.store": 1, "clbench.__main__": 6, "clbench.registry": 1, "clbench.metrics.transfer": 1,

@@ -7,13 +7,11 @@ whole, or was altered, is made again.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import os
 import shutil
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from clbench.data.folders import CaseFiles
+from clbench.data.nifti import content
 from clbench.data.reading import image_digest, read_case, values_of
 from clbench.data.volumes import Volume, preprocess
 from clbench.errors import DataError, StoreError
@@ -32,7 +31,6 @@ from clbench.taxonomy import ancestors
 
 FORMAT = 2
 """Raised by any change in what an entry holds."""
-_CHUNK = 1 << 22
 
 
 def default_root() -> Path:
@@ -280,18 +278,12 @@ def _mapped(path: Path, shape: list[int], dtype: str) -> NDArray[Any]:
 
 
 def _sha256(path: Path) -> str:
-    """SHA-256 of a file, unpacked where it ends in .gz."""
+    """SHA-256 of a file, unpacked where it ends in .gz, to as far as its header reaches.
+
+    Raises:
+        DataError: damaged, or a stream that unpacks to more than its header says.
+    """
     whole = hashlib.sha256()
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                whole.update(chunk)
-    except (OSError, EOFError, zlib.error) as err:
-        raise DataError(
-            "the file is damaged",
-            where=path,
-            expected="a whole .nii or .nii.gz file",
-            got=str(err) or type(err).__name__,
-            next_step="download or convert it again, or leave the case out of the split",
-        ) from err
+    for chunk in content(path):
+        whole.update(chunk)
     return whole.hexdigest()

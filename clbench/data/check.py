@@ -95,10 +95,10 @@ def check_layout(folder: Path, layout: str) -> FolderReport:
     report.problems += [f"{c.case}: {p}" for c in cases for p in c.problems]
     for name in sorted(seen, key=natural):
         try:
-            known = "" if name.isdigit() else f"; clbench calls it {canonical(name)!r}"
+            known = "" if name.isdecimal() else f"; clbench calls it {canonical(name)!r}"
         except UnknownName:
             known = "; not in clbench's taxonomy"
-        what = "label value" if name.isdigit() else "mask"
+        what = "label value" if name.isdecimal() else "mask"
         report.remarks.append(f"{what} {name}: in {seen[name]} of {len(cases)} case(s){known}")
     return report
 

@@ -91,7 +91,7 @@ class Layout(Protocol):
 def natural(text: str) -> tuple[tuple[int, str], ...]:
     """A sort key that puts 2 before 10."""
     parts = re.findall(r"\d+|\D+", text)
-    return tuple((int(p), "") if p.isdigit() else (-1, p) for p in parts)
+    return tuple((int(p), "") if p.isdecimal() else (-1, p) for p in parts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +118,7 @@ class Pairs:
     """Sub-folders a download may wrap the data in."""
 
     def _id(self, text: str) -> str:
-        return str(int(text)) if self.strip_zeros and text.isdigit() else text
+        return str(int(text)) if self.strip_zeros and text.isdecimal() else text
 
     def _match(self, patterns: Iterable[str], path: str) -> str | None:
         for pattern in patterns:
@@ -182,7 +182,7 @@ class Pairs:
 
     def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
         """See `Layout.paths`."""
-        number: int | str = int(case) if case.isdigit() else case
+        number: int | str = int(case) if case.isdecimal() else case
         image, label = (text.format(case=number) for text in self.writes)
         return folder / image, folder / label
 
@@ -307,7 +307,12 @@ class Datalist:
             for path in files.files:
                 if not path.resolve().is_relative_to(folder.resolve()):
                     raise DataError(
-                        "the list names a file outside its folder", where=place, got=path
+                        "the list names a file outside its folder",
+                        where=place,
+                        expected=f"files below {folder}, not links that lead out of it",
+                        got=path,
+                        next_step="move the files below the list, or name the folder above both "
+                        "with --data and put the list there",
                     )
                 if not path.is_file():
                     raise DataError(

@@ -19,9 +19,10 @@ from nibabel.orientations import apply_orientation
 from numpy.typing import NDArray
 
 from clbench.data.folders import CaseFiles
-from clbench.data.reading import bits_type, open_image, same_place, voxels, whole_numbers
+from clbench.data.nifti import voxels
+from clbench.data.reading import bits_type, open_image, same_place, whole_numbers
 from clbench.errors import ClbenchError, DataError, UnknownName
-from clbench.spec import Source
+from clbench.spec import MAX_LABEL, Source
 from clbench.taxonomy import ancestors, canonical
 
 ENDINGS = (".nii.gz", ".nii")
@@ -68,13 +69,16 @@ def label_map(file: Path) -> LabelMap:
         )
     found: dict[int, list[str]] = {}
     for key, value in labels.items():
-        by_value = isinstance(value, str) and key.isdigit()  # nnU-Net v1
+        by_value = isinstance(value, str) and key.isdecimal()  # nnU-Net v1
         name, values = (value, int(key)) if by_value else (key, value)
         regions = isinstance(values, list)
         for v in values if isinstance(values, list) else [values]:
-            if not isinstance(v, int) or isinstance(v, bool) or v < 0:
+            if not isinstance(v, int) or isinstance(v, bool) or not 0 <= v <= MAX_LABEL:
                 raise DataError(
-                    "a label value is not a whole number", where=file, got=f"{name}: {values!r}"
+                    "a label value is not a whole number",
+                    where=file,
+                    expected=f"0 to {MAX_LABEL}",
+                    got=f"{name}: {values!r}",
                 )
             here = found.setdefault(v, [])
             if v == 0 or name.lower() in ("background", "ignore"):
@@ -169,7 +173,7 @@ def find_predictions(
             for path in (*(place.with_name(place.name + e) for e in ENDINGS), place)
             if path.exists()
         ]
-        if not hits and key[1].isdigit() and (own is not None or len(sources) == 1):
+        if not hits and key[1].isdecimal() and (own is not None or len(sources) == 1):
             hits = _numbered(own or folder, int(key[1]))
         if len(hits) > 1:
             raise DataError(

@@ -104,7 +104,7 @@ def domain_of(source: Source) -> Domain:
 def tumor_free(case: str) -> bool:
     """Whether a case of a source with tumors holds none: exactly 3 of any 20 numbered cases."""
     few, many = TUMOR_FREE
-    number = int(case) if case.isdigit() else int(Draws("tumor-free", case).raw(1)[0] >> 8)
+    number = int(case) if case.isdecimal() else int(Draws("tumor-free", case).raw(1)[0] >> 8)
     return (7 * number + 5) % many < few
 
 

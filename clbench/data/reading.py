@@ -7,7 +7,6 @@ structure holds the structures inside it: a tumor voxel is liver and tumor at on
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
 from clbench.data.folders import CaseFiles
+from clbench.data.nifti import voxels
+from clbench.data.place import Shape, grid
 from clbench.errors import DataError
 from clbench.postprocess import split_left_right
 from clbench.spec import Source
@@ -27,6 +27,10 @@ from clbench.taxonomy import ancestors
 
 MAX_AFFINE_GAP_VOX = 0.1
 """How far image and label may lie apart at any corner."""
+MAX_HU = 1e6
+"""Largest value of an image; metal and padding stay far below."""
+MAX_VALUE = (1 << 31) - 1
+"""Largest value of a label voxel."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,84 +133,33 @@ def _hu(path: Path) -> NDArray[Any]:
             got=f"{int((~np.isfinite(image)).sum())} such voxels",
             next_step="convert the DICOM series again, or leave the case out of the split",
         )
+    low, high = float(image.min()), float(image.max())
+    if max(-low, high) > MAX_HU:
+        raise DataError(
+            "the image holds values that are no HU",
+            where=path,
+            expected=f"-{MAX_HU:g} to {MAX_HU:g}",
+            got=f"{low:g} to {high:g}",
+            next_step="check the rescale slope and intercept of the conversion",
+        )
     return image
-
-
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise DataError(
-            "the file does not exist", where=path, next_step="check the folder given with --data"
-        )
-    try:
-        return nib.load(path)
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as err:
-        raise _damaged(path, err) from err
-
-
-def _damaged(path: Path, err: Exception) -> DataError:
-    return DataError(
-        "the file is damaged or is not NIfTI",
-        where=path,
-        expected="a whole .nii or .nii.gz file",
-        got=str(err).splitlines()[0] if str(err) else type(err).__name__,
-        next_step="download or convert it again, or leave the case out of the split "
-        "(`without` of a drawn one)",
-    )
-
-
-def voxels(path: Path) -> NDArray[Any]:
-    """The voxels of a file, as it stores them.
-
-    Raises:
-        DataError: absent, damaged, or no NIfTI.
-    """
-    try:
-        return np.asanyarray(_load(path).dataobj)
-    except (OSError, EOFError, ValueError, zlib.error) as err:
-        raise _damaged(path, err) from err
-
-
-def _grid(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """Shape and affine of a 3-D file."""
-    file = _load(path)
-    shape = tuple(int(n) for n in file.shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]  # a 4-D header around one volume
-    if len(shape) != 3 or min(shape) < 2:
-        raise DataError(
-            "the file is not one 3-D volume",
-            where=path,
-            expected="three axes of at least 2 voxels",
-            got=f"shape {tuple(file.shape)}",
-            next_step="extract one volume, or leave the case out of the split",
-        )
-    affine = np.asarray(file.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise DataError(
-            "the file has no usable position in space",
-            where=path,
-            expected="an affine that can be inverted",
-            got=affine[:3].tolist(),
-            next_step="convert the DICOM series again",
-        )
-    return (shape[0], shape[1], shape[2]), affine
 
 
 def open_image(
     path: Path,
-) -> tuple[tuple[int, int, int], NDArray[np.float64], NDArray[Any], str]:
+) -> tuple[Shape, NDArray[np.float64], NDArray[Any], str]:
     """Shape, affine, the turn to RAS, and the file's own axis codes."""
-    shape, affine = _grid(path)
+    shape, affine = grid(path)
     return shape, affine, io_orientation(affine), "".join(map(str, nib.aff2axcodes(affine)))
 
 
 def same_place(
     path: Path,
-    image_shape: tuple[int, int, int],
+    image_shape: Shape,
     image_affine: NDArray[np.float64],
 ) -> None:
     """Raise unless a label file lies on the image's grid."""
-    shape, affine = _grid(path)
+    shape, affine = grid(path)
     if shape != image_shape:
         raise DataError(
             "label and image have different shapes",
@@ -231,7 +184,7 @@ def same_place(
 def read_bits(
     files: CaseFiles,
     source: Source,
-    shape: tuple[int, int, int],
+    shape: Shape,
     affine: NDArray[np.float64],
     turn: NDArray[Any],
 ) -> tuple[NDArray[Any], dict[int, int]]:
@@ -286,7 +239,7 @@ def image_digest(path: Path) -> str:
 
 def values_of(path: Path) -> tuple[int, ...]:
     """The values a label file or mask holds, in order."""
-    shape, _ = _grid(path)
+    shape, _ = grid(path)
     return tuple(int(v) for v in np.unique(whole_numbers(voxels(path).reshape(shape), path)))
 
 
@@ -294,7 +247,7 @@ def whole_numbers(raw: NDArray[Any], path: Path) -> NDArray[Any]:
     """A label array as integers; a float file of whole numbers is read.
 
     Raises:
-        DataError: fractions, NaN or negative values.
+        DataError: fractions, NaN, negative values, or values no label has.
     """
     if raw.dtype.kind == "f":
         rounded = np.round(raw)
@@ -307,12 +260,19 @@ def whole_numbers(raw: NDArray[Any], path: Path) -> NDArray[Any]:
                 got=f"{int(wrong.sum())} voxels such as {raw[wrong].flat[0]}",
                 next_step="resample labels with nearest neighbor only",
             )
-        raw = rounded.astype(np.int64)
-    if raw.size and int(raw.min()) < 0:
+        raw = rounded
+    low, high = (raw.min(), raw.max()) if raw.size else (0, 0)
+    if low < 0:
+        raise DataError("the label holds negative values", where=path, expected="0 and up", got=low)
+    if high > MAX_VALUE:
         raise DataError(
-            "the label holds negative values", where=path, expected="0 and up", got=int(raw.min())
+            "the label holds values no label has",
+            where=path,
+            expected=f"0 to {MAX_VALUE}",
+            got=high,
+            next_step="check the rescale slope and intercept of the label",
         )
-    return raw
+    return raw.astype(np.int64) if raw.dtype.kind == "f" or raw.dtype == np.uint64 else raw
 
 
 def _counts(raw: NDArray[Any], path: Path, source: Source) -> dict[int, int]:

@@ -5,14 +5,17 @@ Room: row 2. `clbench.data.reading` reads the files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clbench.data.folders import CaseFiles
+from clbench.data.nifti import MAX_VOXELS
 from clbench.data.reading import RawCase, open_image, read_bits, spacing_of
 from clbench.errors import DataError
 from clbench.spec import Preprocessing, Source
@@ -167,12 +170,13 @@ def preprocess(raw: RawCase, source: Source, pre: Preprocessing) -> Volume:
         pre: spacing and window. The image stays in HU; the window is applied by `windowed`.
 
     Raises:
-        DataError: no voxel above the window's lower end.
+        DataError: no voxel above the window's lower end, or a grid of absurd size.
 
     Source: Liu et al., Medical Image Analysis 2024, section 5.1.3 and its code: RAS, 1.5 mm (image
     linear, label nearest), clip to [-175, 250] HU, crop to the box of voxels above the lower end.
     """
     native_mm = spacing_of(raw.affine).tolist()
+    _fits(raw.image.shape, native_mm, pre, raw.files.image)
     hu: NDArray[Any] = np.round(resample_linear(raw.image, native_mm, pre.spacing_mm))
     image = np.clip(hu, -32768, 32767).astype(np.int16)
     bits = resample_nearest(raw.bits, native_mm, pre.spacing_mm)
@@ -215,6 +219,21 @@ def preprocess(raw: RawCase, source: Source, pre: Preprocessing) -> Volume:
         where=where,
         counts=counts,
     )
+
+
+def _fits(shape: Sequence[int], native_mm: Sequence[float], pre: Preprocessing, path: Path) -> None:
+    """Raise where the model grid of a case would be absurdly large."""
+    size = [
+        resampled_length(n, a, b) for n, a, b in zip(shape, native_mm, pre.spacing_mm, strict=True)
+    ]
+    if math.prod(size) > MAX_VOXELS:
+        raise DataError(
+            "the volume is too large on the model's grid",
+            where=path,
+            expected=f"at most {MAX_VOXELS} voxels",
+            got=f"{size} voxels of {pre.spacing_mm} mm",
+            next_step="check the file's spacing, or choose a coarser --set data.spacing_mm",
+        )
 
 
 def centers(

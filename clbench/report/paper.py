@@ -14,6 +14,7 @@ from typing import Any
 
 from clbench import store
 from clbench.errors import ClbenchError, SettingError, closest
+from clbench.names import need_inner, need_name
 
 FORMATS = {"tex": "tex", "md": "md", "csv": "csv", "html": "html"}
 """Format → file ending, for every table."""
@@ -86,6 +87,10 @@ def build(plan: Path, out: Path, results: Path | None = None) -> Iterator[Made]:
     """
     listed = read_plan(plan)
     study = listed["study"]
+    for item in (*listed.get("table", []), *listed.get("figure", [])):
+        need_name(item["file"], f"{plan}, file")
+    if results is None:
+        need_inner(study["results"], f"{plan}, results")
     folder = results or Path(study["results"])
     store.make_folder(out)
     for item in listed.get("table", []):
