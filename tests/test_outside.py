@@ -21,7 +21,7 @@ from clbench import store
 from clbench.cli import app
 from clbench.data.foreign import label_map
 from clbench.data.volumes import Volume
-from clbench.errors import ClbenchError, DataError, SettingError, StoreError, UnknownName
+from clbench.errors import ClbenchError, DataError, SettingError, SpecError, StoreError, UnknownName
 from clbench.examine import read_prediction, to_native
 from clbench.metrics import native
 from clbench.outside import OutsideSettings, score_predictions
@@ -329,12 +329,12 @@ def test_a_folder_that_cannot_be_scored(
         ({"step": 3}, "does not have this step"),
         ({"step": 0}, "does not have this step"),
         ({"name": "universal"}, "a strategy of clbench has this name"),
-        ({"name": "../x"}, "folder's name"),
-        ({"name": "_shared"}, "folder's name"),
+        ({"name": "../x"}, "letters, digits"),
+        ({"name": "_shared"}, "letters, digits"),
     ],
 )
 def test_wrong_words(more: dict[str, Any], says: str, ask: Callable[..., OutsideSettings]) -> None:
-    with pytest.raises(SettingError, match=says):
+    with pytest.raises((SettingError, SpecError), match=says):
         score_predictions(ask(**more))
 
 
