@@ -12,7 +12,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,21 @@ from clbench.data.reading import spacing_of
 from clbench.data.volumes import Volume
 from clbench.errors import StoreError
 from clbench.examine import ScoreContext, Server, mean_dice, score_case, write_prediction
+from clbench.metrics.overlap import Bits
 from clbench.plan import Plan, RunSettings, make_plan, new_record
 from clbench.pruning import count_parameters
 from clbench.store import Score
 from clbench.strategy import Lesson, Memory, Predictor, Strategy
 from clbench.train import CaseKey, Material, Validate, teach
+from clbench.watches import (
+    StepWatch,
+    constant_labels,
+    enough_memory,
+    refuse_constant_labels,
+    same_scores,
+    slack_of,
+    warnings_of,
+)
 
 Watch = Callable[[dict[str, Any]], None]
 
@@ -113,7 +123,8 @@ class _Course:
             plan.catalog.step = number
             lesson = plan.lesson(number)
             self.watch({"event": "step", "lesson": lesson, "of": len(plan.benchmark.steps)})
-            self._learn(lesson)
+            with self._enough_memory(f"teaching step {number}"):
+                self._learn(lesson)
             assert self.model is not None  # noqa: S101  # set by _learn; tells the type checker
             served = plan.strategy.serve(self.model, self.memory)
             if int(self.record["steps_done"]) < number:
@@ -123,6 +134,9 @@ class _Course:
         self.record["status"] = "finished"
         self._save()
         self.watch({"event": "finished", "folder": plan.folder})
+
+    def _enough_memory(self, doing: str) -> AbstractContextManager[None]:
+        return enough_memory(doing, self.plan.profile, self.plan.catalog.preprocessing.patch_vox)
 
     def _opened(self, opened: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
         """Enter step → purpose → cases into the ledger of the record."""
@@ -142,7 +156,7 @@ class _Course:
         """Make `model` and `memory` those after the step: from a checkpoint, or by teaching."""
         plan, first = self.plan, lesson.number == 1
         strategy = plan.strategy.first_step() if first else plan.strategy
-        home = plan.shared if first else plan.folder
+        home = self._home(lesson.number)
         path = home / f"step{lesson.number}.pt"
         if first:
             with alone(plan.shared, wait=True):
@@ -161,6 +175,11 @@ class _Course:
         own = plan.folder / "events.jsonl"
         if first and not own.exists():  # the record of a run is whole in its own folder
             store.write_bytes(own, (home / "events.jsonl").read_bytes())
+        self.record["warnings"] = warnings_of(store.read_events(own))
+
+    def _home(self, number: int) -> Path:
+        """Where a step's checkpoint lies."""
+        return self.plan.shared if number == 1 else self.plan.folder
 
     def _blank(self, strategy: Strategy, lesson: Lesson) -> nn.Module:
         """A model with the shape it has in `lesson`, fresh weights."""
@@ -170,6 +189,10 @@ class _Course:
         return model
 
     def _load(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
+        self.model, self.memory = self._loaded(strategy, lesson, path)
+
+    def _loaded(self, strategy: Strategy, lesson: Lesson, path: Path) -> tuple[nn.Module, Memory]:
+        """A new model and memory as a checkpoint holds them."""
         content = checkpoint.load(path)
         bench = self.plan.benchmark
         expected = (bench.name, bench.version, list(lesson.structures))
@@ -184,7 +207,7 @@ class _Course:
             )
         model = self._blank(strategy, lesson)
         model.load_state_dict(content["model"])
-        self.model, self.memory = model.to(self.plan.device), content["memory"]
+        return model.to(self.plan.device), content["memory"]
 
     def _teach(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
         plan = self.plan
@@ -196,6 +219,9 @@ class _Course:
             model = self.model
             strategy.grow(model, plan.kit, lesson)
         model.to(plan.device)
+        refuse_constant_labels(
+            lesson, [plan.catalog.open(lesson.number, c, "train") for c in lesson.cases]
+        )
         pseudo = self._prepare(strategy, lesson)
         keys: dict[CaseKey, float] = {
             (lesson.number, c): 1.0 / len(lesson.cases) for c in lesson.cases
@@ -208,11 +234,18 @@ class _Course:
             path.parent / "events.jsonl", keep=lambda e: int(e["step"]) < lesson.number
         )
         with log as events:
+            past = [e for e in store.read_events(log.path) if e["step"] == lesson.number]
+            guard = StepWatch(lesson, clips=plan.profile.train.clip_norm is not None, past=past)
 
             def watch(event: dict[str, Any]) -> None:
                 events.write(event)
                 self.watch(event)
+                for each in guard.see(event):
+                    watch(each)
 
+            for event in constant_labels(lesson, list(volumes.values())):
+                if event not in past:
+                    watch(event)
             teach(
                 strategy,
                 model,
@@ -233,6 +266,8 @@ class _Course:
                 watch=watch,
                 validate=self._validate(strategy, lesson),
             )
+            for event in guard.end(volumes.values()):
+                watch(event)
         self.model = model
         every, nonzero = count_parameters(model)
         cost = {
@@ -287,7 +322,8 @@ class _Course:
             target, other = folder / case, folder / f"{case}.pt"
             volume = self.plan.catalog.open(lesson.number, case, "pseudo")
             if not other.exists():
-                made = dict(strategy.prepare_case(lesson, volume, old))
+                with self._enough_memory(f"preparing step {lesson.number}, case {case}"):
+                    made = dict(strategy.prepare_case(lesson, volume, old))
                 maps = made.pop("pseudo", None)
                 if maps is not None:
                     write_pseudo(target, lesson.old, maps.numpy())
@@ -345,37 +381,65 @@ class _Course:
             if (source, case) in seen:
                 continue  # two steps share a source and its test cases
             seen.add((source, case))
-            volume = plan.catalog.open(number, case, "test")
-            bits = server.predict(volume, postprocess=plan.profile.examine.postprocess)
-            self.rows += score_case(
-                bits,
-                lesson.structures,
-                volume,
-                scorings=store.SCORINGS,
-                context=ScoreContext(
-                    bench=plan.benchmark.name,
-                    bench_version=plan.benchmark.version,
-                    strategy=plan.strategy_name,
-                    seed=plan.settings.seed,
-                    step=lesson.number,
-                    learned_at={s: plan.benchmark.learned_at(s) for s in lesson.structures},
-                ),
-            )
+            bits, rows = self._score(server, lesson, number, case)
+            self.rows += rows
             if plan.settings.keep_predictions:
                 write_prediction(
                     plan.folder / "predictions" / f"step{lesson.number}" / f"{source}_{case}.npz",
                     bits,
                     lesson.structures,
-                    volume.affine,
+                    plan.catalog.open(number, case, "test").affine,
                     source=source,
                     case=case,
                 )
             self.watch({"event": "exam", "done": done, "of": len(exams), "case": case})
+        self._reexamine(lesson)
         store.write_scores(plan.folder / "scores.csv", self.rows)
         cost = self.record["cost"].setdefault(str(lesson.number), {})
         cost["examine_s"] = time.monotonic() - start
         self.record["steps_done"] = lesson.number
         self._save()
+
+    def _score(
+        self, server: Server, lesson: Lesson, number: int, case: str
+    ) -> tuple[Bits, list[Score]]:
+        """Prediction and scores of a test case of step `number`, after `lesson`."""
+        plan = self.plan
+        volume = plan.catalog.open(number, case, "test")
+        with self._enough_memory(f"examining after step {lesson.number}, case {case}"):
+            bits = server.predict(volume, postprocess=plan.profile.examine.postprocess)
+        context = ScoreContext(
+            bench=plan.benchmark.name,
+            bench_version=plan.benchmark.version,
+            strategy=plan.strategy_name,
+            seed=plan.settings.seed,
+            step=lesson.number,
+            learned_at={s: plan.benchmark.learned_at(s) for s in lesson.structures},
+        )
+        return bits, score_case(
+            bits, lesson.structures, volume, scorings=store.SCORINGS, context=context
+        )
+
+    def _reexamine(self, lesson: Lesson) -> None:
+        """Examine a case again with the model as its checkpoint holds it: scores must be equal."""
+        plan, number = self.plan, lesson.number
+        path = self._home(number) / f"step{number}.pt"
+        strategy = plan.strategy.first_step() if number == 1 else plan.strategy
+        model, memory = self._loaded(strategy, lesson, path)
+        server = self._predictor(
+            plan.strategy, plan.strategy.serve(model, memory), lesson.structures
+        )
+        source, case = plan.catalog.source(number).name, plan.catalog.splits[number - 1].test[0]
+        _, again = self._score(server, lesson, number, case)
+        before = [r for r in self.rows if (r.step, r.eval_set, r.case) == (number, source, case)]
+        gap = same_scores(
+            before,
+            again,
+            where=f"{path}, {source} case {case}",
+            slack=slack_of(plan.device),
+        )
+        found = {"case": f"{source}/{case}", "largest_difference": gap}
+        self.record.setdefault("reexamined", {})[str(number)] = found
 
 
 def _is_predictor(server: Server) -> Predictor:

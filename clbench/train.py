@@ -34,6 +34,7 @@ from clbench.strategy import (
     Strategy,
     derive_seed,
 )
+from clbench.watches import check_gradient, positives
 
 CaseKey = tuple[int, str]
 """(step whose source holds it, case id)."""
@@ -342,13 +343,18 @@ def _teach_phase(
                 with torch.no_grad():
                     old = teacher(batch.image)
             terms = strategy.losses(batch, new, old, memory)
-        total = add_terms(terms, f"{where}, cases {', '.join(batch.cases)}")
+        there = f"{where}, cases {', '.join(batch.cases)}"
+        total = add_terms(terms, there)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch
         scaler.unscale_(optimizer)
         strategy.after_backward(model, memory)
-        if train.clip_norm is not None:
-            nn.utils.clip_grad_norm_(chosen, train.clip_norm)
+        norm = float(
+            nn.utils.get_total_norm([p.grad for p in chosen if p.grad is not None])
+            if train.clip_norm is None
+            else nn.utils.clip_grad_norm_(chosen, train.clip_norm)
+        )
+        check_gradient(norm, there, scaled=scaler.is_enabled())
         scaler.step(optimizer)
         scaler.update()
         strategy.after_update(model, memory)
@@ -364,6 +370,8 @@ def _teach_phase(
                 "loss": float(total.detach()),
                 "terms": {name: float(v.detach()) for name, v in terms.items()},
                 "cases": list(batch.cases),
+                "grad_norm": norm,
+                "voxels": positives(batch.label),
             }
         )
         if iteration + 1 == updates and epoch + phase.validations >= epochs:

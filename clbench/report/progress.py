@@ -15,6 +15,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from clbench import store
+
 
 class Progress:
     """A context that turns the events of a run into one bar per stage."""
@@ -82,6 +84,12 @@ class Progress:
                 )
             case "already finished":
                 self.console.print("this run is finished; --fresh repeats it")
+            case "finished":
+                for warning in store.read_record(event["folder"]).get("warnings", ()):
+                    self.console.print(
+                        f"WARNING: {warning['message']}", style="yellow", highlight=False,
+                        markup=False,
+                    )  # fmt: skip
             case "update":
                 stage = (event["phase"], event["step"])
                 self._advance(stage, event["of"], f"loss {event['loss']:.3f}")

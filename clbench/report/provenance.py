@@ -82,7 +82,21 @@ def provenance(a: Analysis) -> list[tuple[str, str]]:
         ("clbench of this report", clbench.__version__),
         ("torch", _all(_version(r, "torch") for r in records)),
         ("hardware", _all(r.get("device") for r in records)),
+        ("warnings of the runs", _warnings(e.methods)),
     ]  # fmt: skip
+
+
+def _warnings(methods: Iterable[Method]) -> str:
+    """What the watches of the runs remarked, and how many runs were not watched."""
+    records = [(m.label, r) for m in methods for r in m.records]
+    said = [
+        f"{label}, seed {r['identity']['seed']}: {w['message']}"
+        for label, r in records
+        for w in r.get("warnings", ())
+    ]
+    if unwatched := sum("warnings" not in r for _, r in records):
+        said.append(f"not recorded for {unwatched} of {len(records)} runs")
+    return "; ".join(said) or "none"
 
 
 def _version(record: Mapping[str, Any], name: str) -> object:

@@ -1,0 +1,330 @@
+"""Numbers that watch themselves: what stops a run, what warns, and that ordinary runs do neither."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from clbench import checkpoint, store
+from clbench.data.volumes import Volume
+from clbench.errors import DataError, SettingError, TrainingError
+from clbench.plan import RunSettings, make_plan
+from clbench.report.progress import Progress
+from clbench.run import run_plan
+from clbench.settings import load_profile
+from clbench.store import Score
+from clbench.strategies.finetune import Finetune
+from clbench.strategy import Lesson
+from clbench.watches import (
+    StepWatch,
+    check_gradient,
+    constant_labels,
+    enough_memory,
+    positives,
+    refuse_constant_labels,
+    same_scores,
+    slack_of,
+    smaller,
+)
+
+LESSON = Lesson(number=2, learns=("tumor",), structures=("liver", "spleen", "tumor"), source="lits")
+
+
+def update(norm: float, *, voxels: tuple[int, ...] = (0, 0, 0), phase: str = "train") -> Any:
+    return {
+        "event": "update", "step": 2, "phase": phase, "epoch": 3, "iteration": 7,
+        "cases": ["2/5"], "grad_norm": norm, "voxels": list(voxels),
+    }  # fmt: skip
+
+
+def case(names: tuple[str, ...], counts: Mapping[int, int], hidden: tuple[str, ...] = ()) -> Volume:
+    """A case of 1000 voxels that holds each bit pattern so many times."""
+    fake = SimpleNamespace(
+        source="lits", case="0", names=names, counts=counts,
+        annotated=frozenset(names) - set(hidden), bits=np.zeros((10, 10, 10), np.uint8),
+    )  # fmt: skip
+    return cast("Volume", fake)
+
+
+# ------------------------------------------------------------------------------------- gradients
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_unless_the_scaler_skips_it(norm: float) -> None:
+    with pytest.raises(TrainingError, match="gradient is not finite") as err:
+        check_gradient(norm, "step 2, epoch 1, iteration 4, cases 2/7", scaled=False)
+    assert "cases 2/7" in str(err.value)
+    assert "train.lr" in str(err.value)
+    check_gradient(norm, "", scaled=True)
+    check_gradient(1e9, "", scaled=False)  # large is StepWatch's business
+
+
+def test_ordinary_norms_and_skips_of_the_loss_scaler_say_nothing() -> None:
+    rng = np.random.default_rng(0)
+    watch = StepWatch(LESSON, clips=False)
+    said = []
+    for i, norm in enumerate(np.exp(rng.normal(0, 1.0, 2000))):  # factor e is one sd
+        said += watch.see(update(float(norm)))
+        if i % 200 == 0:  # the scale is doubled too far, and comes down again
+            for _ in range(17):
+                said += watch.see(update(float("inf")))
+    assert said == []
+
+
+def test_a_spike_warns_once_a_phase_and_an_explosion_stops() -> None:
+    watch = StepWatch(LESSON, clips=False)
+    for _ in range(30):
+        assert watch.see(update(2.0)) == []
+    (said,) = watch.see(update(900.0))
+    assert said["event"] == "warning"
+    for part in ("step 2", "epoch 3, iteration 7", "cases 2/5", "900", "train.clip_norm=8"):
+        assert part in said["message"]
+    for _ in range(8):
+        assert watch.see(update(900.0)) == []
+    with pytest.raises(TrainingError, match="explodes: 10 updates in a row") as err:
+        watch.see(update(900.0))
+    assert "cases 2/5" in str(err.value)
+
+
+def test_a_clipped_explosion_goes_on_and_a_new_phase_starts_anew() -> None:
+    watch = StepWatch(LESSON, clips=True)
+    for norm in (2.0,) * 30:
+        watch.see(update(norm))
+    assert len([w for _ in range(40) for w in watch.see(update(900.0))]) == 1
+    for _ in range(30):  # another phase may have other norms
+        assert watch.see(update(900.0, phase="again")) == []
+
+
+def test_a_loss_scale_that_never_comes_down_far_enough_stops() -> None:
+    watch = StepWatch(LESSON, clips=True)
+    for _ in range(19):
+        watch.see(update(float("nan")))
+    with pytest.raises(TrainingError, match="not finite in 20 updates"):
+        watch.see(update(float("nan")))
+
+
+def test_a_resumed_step_is_watched_as_if_it_had_never_stopped() -> None:
+    past = [update(2.0, voxels=(0, 0, 4))] * 30
+    watch = StepWatch(LESSON, clips=False, past=past)
+    assert len(watch.see(update(900.0))) == 1
+    assert watch.end([]) == []
+
+
+# ------------------------------------------------------------------------------------ the labels
+
+
+def test_positive_voxels_are_counted_without_the_unknown() -> None:
+    label = torch.zeros((2, 3, 2, 2, 2), dtype=torch.uint8)
+    label[0, 0] = 1
+    label[1, 0, 0] = 1
+    label[:, 1] = 255
+    assert positives(label) == [12, 0, 0]
+
+
+def test_a_structure_that_no_crop_shows_is_warned_of() -> None:
+    watch = StepWatch(LESSON, clips=False)
+    watch.see(update(1.0, voxels=(5, 0, 0)))
+    held = case(("liver", "tumor"), {0: 900, 1: 90, 3: 10})
+    (said,) = watch.end([held])  # the spleen is annotated by none
+    assert "tumor" in said["message"]
+    assert "step 2" in said["message"]
+    assert "class_ratio" in said["message"]
+    watch.see(update(1.0, voxels=(0, 0, 1)))
+    assert watch.end([held]) == []
+
+
+@pytest.mark.parametrize(("counts", "value"), [({0: 900, 1: 90}, 0), ({2: 400, 3: 600}, 1)])
+def test_a_constant_label_of_a_new_structure_is_refused(
+    counts: Mapping[int, int], value: int
+) -> None:
+    with pytest.raises(DataError, match=f"label of tumor is {value}") as err:
+        refuse_constant_labels(LESSON, [case(("liver", "tumor"), counts)] * 2)
+    for part in ("step 2", "lits", "2 training cases", "data check"):
+        assert part in str(err.value)
+
+
+def test_contrast_in_one_case_is_enough_and_what_is_not_annotated_proves_nothing() -> None:
+    without, holds = ({0: 900, 1: 100}, {0: 900, 3: 100})
+    names = ("liver", "tumor")
+    refuse_constant_labels(LESSON, [case(names, without), case(names, holds)])
+    refuse_constant_labels(LESSON, [case(names, without, hidden=("tumor",))])
+    assert constant_labels(LESSON, [case(names, holds)]) == []
+
+
+def test_a_constant_label_of_an_old_structure_warns() -> None:
+    (said,) = constant_labels(LESSON, [case(("spleen", "tumor"), {0: 900, 2: 100})])
+    assert said["kind"] == "constant label"
+    for part in ("step 2", "spleen in lits", "0 in every annotated voxel", "source.partial"):
+        assert part in said["message"]
+
+
+# ------------------------------------------------------------------------------- the saved model
+
+SCORE = Score(
+    bench="b", bench_version=1, strategy="s", seed=0, step=1, eval_set="btcv", case="1",
+    structure="liver", learned_at=1, scoring="strict", metric="dice", value=0.5, gt_vox=10,
+    pred_vox=12, status="ok",
+)  # fmt: skip
+
+
+def test_scores_of_a_reloaded_model_are_compared_bit_by_bit() -> None:
+    empty = replace(SCORE, structure="spleen", value=float("nan"))
+    assert same_scores([SCORE, empty], [empty, SCORE], where="w", slack=0.0) == 0.0
+    near = replace(SCORE, value=0.5 + 2**-50)
+    with pytest.raises(TrainingError, match="does not score as the taught one") as err:
+        same_scores([SCORE], [near], where="step1.pt, btcv case 1", slack=0.0)
+    for part in ("step1.pt", "strict, dice, liver", "0.5, 12", "0.5000000000000009"):
+        assert part in str(err.value)
+    assert same_scores([SCORE], [near], where="w", slack=1e-3) == 2**-50
+    for other in ([], [replace(SCORE, value=float("nan"))], [replace(SCORE, value=0.6)]):
+        with pytest.raises(TrainingError):
+            same_scores([SCORE], other, where="w", slack=1e-3)
+
+
+def test_equal_bits_are_asked_for_where_the_device_promises_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert slack_of(torch.device("cpu")) == 0.0
+    assert slack_of(torch.device("cuda")) == 1e-3
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert slack_of(torch.device("cuda")) == 0.0
+
+
+# -------------------------------------------------------------------------------------- memory
+
+
+def test_out_of_memory_names_a_smaller_setting() -> None:
+    profile = load_profile("paper")
+    with (
+        pytest.raises(SettingError, match="the GPU is out of memory") as err,
+        enough_memory("teaching step 2", profile, (96, 96, 96)),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+    for part in ("teaching step 2", "train.batch = 2", "2.00 GiB", "--set train.batch=1"):
+        assert part in str(err.value)
+    assert "more" not in str(err.value)
+    with pytest.raises(SettingError), enough_memory("teaching", profile, (96, 96, 96)):
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
+    with pytest.raises(RuntimeError, match="shape"), enough_memory("teaching", profile, (96,) * 3):
+        raise RuntimeError("shape '[2]' is invalid")
+
+
+def test_settings_get_smaller_in_a_stated_order() -> None:
+    profile = load_profile("paper")
+    patch, said = (96, 96, 64), []
+    for change in ({}, {"batch": 1}, {"amp": "bf16"}):
+        profile = replace(profile, train=replace(profile.train, **cast("Any", change)))
+        said.append(smaller("teaching step 1", profile, patch))
+    said.append(smaller("teaching step 1", profile, (64, 64, 64)))
+    assert said == [
+        "try --set train.batch=1",
+        "try --set train.amp=bf16",
+        "try --set data.patch_vox=64,64,64",
+        "try --set backbone.size=24",
+    ]
+    wide = replace(profile, examine=replace(profile.examine, windows=8))
+    assert smaller("examining after step 1, case 4", wide, patch) == "try --set examine.windows=4"
+
+
+# ---------------------------------------------------------------------------------- a whole course
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hungry(Finetune):
+    """Asks for more memory than there is, in the losses of step 2."""
+
+    def losses(self, batch: Any, new: Any, old: Any, memory: Any) -> Any:
+        if not all(batch.new):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+        return super().losses(batch, new, old, memory)
+
+
+def planned(out: Path, cache: Path, strategy: Any, *overrides: str) -> Any:
+    settings = RunSettings(
+        bench="tumor_ext", strategy="made", profile="smoke", out=out, cache=cache,
+        overrides=("phantom.test=1", "train.epochs=1", *overrides),
+    )  # fmt: skip
+    return make_plan(settings, strategy=strategy)
+
+
+def test_a_run_is_watched_from_end_to_end(
+    cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(
+        tmp_path, cache_root, Finetune(), "data.patch_vox=16,16,16", "train.iterations=1"
+    )
+    folder = run_plan(plan)
+    record = store.read_record(folder)
+    assert record["reexamined"] == {
+        "1": {"case": "btcv/21", "largest_difference": 0.0},
+        "2": {"case": "lits/20", "largest_difference": 0.0},
+    }
+    unseen = [w["message"] for w in record["warnings"] if w["kind"] == "never sampled"]
+    assert unseen  # one small crop cannot show thirteen organs
+    events = store.read_events(folder / "events.jsonl")
+    assert all(e["grad_norm"] > 0 for e in events if e["event"] == "update")
+    out = io.StringIO()
+    Progress(Console(file=out, width=400)).watch({"event": "finished", "folder": folder})
+    assert all(f"WARNING: {message}" in out.getvalue() for message in unseen)
+
+    # another strategy shares step 1: its warnings are this run's too; then memory runs out
+    with pytest.raises(SettingError) as err:
+        run_plan(planned(tmp_path, cache_root, Hungry(), "data.patch_vox=16,16,16",
+                         "train.iterations=1"))  # fmt: skip
+    assert "teaching step 2" in str(err.value)
+    assert "train.amp=bf16" in str(err.value)
+    hungry = store.read_record(_other(folder))
+    assert [w for w in hungry["warnings"] if w["step"] == 1] == [
+        w for w in record["warnings"] if w["step"] == 1
+    ]
+
+    # a checkpoint that does not hold what was taught
+    load = checkpoint.load
+
+    def altered(path: Path) -> dict[str, Any]:
+        content = load(path)
+        if path.name == "step2.pt":
+            for tensor in content["model"].values():
+                if tensor.is_floating_point():
+                    tensor += 0.5
+        return content
+
+    monkeypatch.setattr(checkpoint, "load", altered)
+    (folder / "step2.pt").unlink()
+    store.write_record(folder, {**record, "status": "unfinished", "steps_done": 1})
+    with pytest.raises(TrainingError, match="does not score as the taught one") as broken:
+        run_plan(plan)
+    assert "lits case 20" in str(broken.value)
+    assert store.read_record(folder)["steps_done"] == 1
+
+
+def _other(folder: Path) -> Path:
+    (found,) = [p for p in folder.parent.iterdir() if p != folder]
+    return found
+
+
+def test_a_constant_label_stops_the_run_before_it_teaches(
+    cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(tmp_path, cache_root, Finetune())
+    open_ = type(plan.catalog).open
+
+    def without_spleen(catalog: Any, step: int, name: str, purpose: Any) -> Volume:
+        volume: Volume = open_(catalog, step, name, purpose)
+        bit = 1 << volume.names.index("spleen") if "spleen" in volume.names else 0
+        return replace(volume, counts={p: n for p, n in volume.counts.items() if not p & bit})
+
+    monkeypatch.setattr(type(plan.catalog), "open", without_spleen)
+    events: list[str] = []
+    with pytest.raises(DataError, match="label of spleen is 0"):
+        run_plan(plan, lambda event: events.append(event["event"]))
+    assert "update" not in events
