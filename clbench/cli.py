@@ -537,6 +537,20 @@ def report(
 
 
 @app.command()
+def verify(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
+) -> None:
+    """Check a run's files and compute its numbers again; status 1 at the first difference."""
+    from clbench.verify import verify_run
+
+    for folder in runs:
+        for line in verify_run(folder, data=data, cache=cache).lines():
+            typer.echo(line)
+
+
+@app.command()
 def doctor(
     bench: Bench = "tumor_ext",
     data: Annotated[str | None, typer.Option(help="Data folders, as for `clbench run`.")] = None,

@@ -20,6 +20,7 @@ from clbench.metrics.cost import PARTS, forward_macs, grown
 from clbench.metrics.course_cost import method_of
 from clbench.names import need_name
 from clbench.plan import Plan
+from clbench.seal import reseal
 from clbench.strategy import Lesson
 
 RECORDED = (
@@ -81,6 +82,8 @@ def recount(folder: Path) -> Path:
         )
     models = grown(method.strategy, method.kit, method.lessons)
     _write(folder, record, _counted(models, method.patch_vox))
+    reseal(folder, record)
+    store.write_record(folder, record)
     return folder / "cost.csv"
 
 

@@ -41,6 +41,7 @@ from clbench.names import need_name
 from clbench.plan import course_of, git_commit, split_hashes
 from clbench.run import Watch, alone
 from clbench.score import context_of, exam_cases, metric_rows, truth_bits
+from clbench.seal import seal
 from clbench.settings import load_profile
 from clbench.spec import Benchmark, Split
 from clbench.store import Score
@@ -136,6 +137,7 @@ def score_predictions(
         record["predictions"][str(settings.step)]["holes"] = holes
         record["steps_done"] = max(int(s) for s in record["predictions"])
         store.write_scores(path, rows)
+        seal(folder, record)
         store.write_record(folder, record)
     return folder, holes
 

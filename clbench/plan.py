@@ -211,6 +211,9 @@ def make_plan(
     if catalog.patients:
         groups.pop("phantom", None)  # has no influence on real data
     groups.pop("summary", None)
+    groups.get("examine", {}).pop("trace_every", None)  # looks on, and moves no number
+    if not groups.get("examine", True):
+        del groups["examine"]
     splits = [dataclasses.asdict(s) for s in catalog.splits]
     identity = {
         "bench": benchmark.name,
@@ -269,6 +272,7 @@ def new_record(plan: Plan) -> dict[str, Any]:
         "steps_done": 0,
         "run_id": plan.folder.name,
         "strategy": plan.strategy_name,
+        "past": plan.strategy.past,
         "identity": plan.identity,
         "with_defaults": {
             "strategy": dataclasses.asdict(plan.strategy),

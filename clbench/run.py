@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
-from clbench import checkpoint, store
+from clbench import checkpoint, past, store
 from clbench.costfile import write_costs
 from clbench.data.pseudo import PseudoMap, write_pseudo
 from clbench.data.reading import spacing_of
@@ -28,10 +28,13 @@ from clbench.data.volumes import Volume
 from clbench.errors import StoreError
 from clbench.examine import ScoreContext, Server, mean_dice, score_case, write_prediction
 from clbench.metrics.overlap import Bits
+from clbench.opened import Opened
 from clbench.plan import Plan, RunSettings, make_plan, new_record
 from clbench.pruning import count_parameters
+from clbench.seal import seal
 from clbench.store import Score
 from clbench.strategy import Lesson, Memory, Predictor, Strategy
+from clbench.tracing import Tracer
 from clbench.train import CaseKey, Material, Validate, teach
 from clbench.watches import (
     StepWatch,
@@ -112,6 +115,7 @@ class _Course:
         self.memory: Memory = {}
         self.model: nn.Module | None = None
         self.teacher: nn.Module | None = None
+        self.files = Opened(plan.catalog)
         done = int(self.record["steps_done"])
         if done:
             self.rows = [r for r in store.read_scores(plan.folder / "scores.csv") if r.step <= done]
@@ -123,7 +127,7 @@ class _Course:
             plan.catalog.step = number
             lesson = plan.lesson(number)
             self.watch({"event": "step", "lesson": lesson, "of": len(plan.benchmark.steps)})
-            with self._enough_memory(f"teaching step {number}"):
+            with self._enough_memory(f"teaching step {number}"), past.closed(self.files):
                 self._learn(lesson)
             assert self.model is not None  # noqa: S101  # set by _learn; tells the type checker
             served = plan.strategy.serve(self.model, self.memory)
@@ -132,7 +136,7 @@ class _Course:
             self.teacher = copy.deepcopy(served).eval().requires_grad_(False)
         write_costs(plan, self.record)
         self.record["status"] = "finished"
-        self._save()
+        self._save(sealed=True)
         self.watch({"event": "finished", "folder": plan.folder})
 
     def _enough_memory(self, doing: str) -> AbstractContextManager[None]:
@@ -146,8 +150,10 @@ class _Course:
                 have = ledger.setdefault(step, {}).setdefault(purpose, [])
                 ledger[step][purpose] = sorted({*have, *cases})
 
-    def _save(self) -> None:
+    def _save(self, *, sealed: bool = False) -> None:
         self._opened(self.plan.catalog.opened())
+        if sealed:
+            seal(self.plan.folder, self.record)
         store.write_record(self.plan.folder, self.record)
 
     # ------------------------------------------------------------------------------- learning
@@ -212,6 +218,7 @@ class _Course:
     def _teach(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
         plan = self.plan
         start = time.monotonic()
+        past.refuse_undeclared(strategy, lesson, self.memory)
         if lesson.number == 1 or strategy.starts_from == "scratch":
             model = self._blank(strategy, lesson)
         else:
@@ -226,7 +233,9 @@ class _Course:
         keys: dict[CaseKey, float] = {
             (lesson.number, c): 1.0 / len(lesson.cases) for c in lesson.cases
         }
-        keys.update(strategy.extra_cases(lesson, self.memory))
+        extra = strategy.extra_cases(lesson, self.memory)
+        past.refuse_lost_cases(plan.catalog, lesson, extra, self.record["ledger"])
+        keys.update(extra)
         volumes = {key: plan.catalog.open(key[0], key[1], "train") for key in keys}
         prepared_s = time.monotonic() - start
         # lines of an attempt at this step that was broken off go; those of earlier steps stay
@@ -234,17 +243,20 @@ class _Course:
             path.parent / "events.jsonl", keep=lambda e: int(e["step"]) < lesson.number
         )
         with log as events:
-            past = [e for e in store.read_events(log.path) if e["step"] == lesson.number]
-            guard = StepWatch(lesson, clips=plan.profile.train.clip_norm is not None, past=past)
+            earlier = [e for e in store.read_events(log.path) if e["step"] == lesson.number]
+            guard = StepWatch(lesson, clips=plan.profile.train.clip_norm is not None, past=earlier)
+
+            tracer = self._tracer(strategy, lesson, model, earlier)
 
             def watch(event: dict[str, Any]) -> None:
                 events.write(event)
                 self.watch(event)
                 for each in guard.see(event):
                     watch(each)
+                tracer.see(event)
 
             for event in constant_labels(lesson, list(volumes.values())):
-                if event not in past:
+                if event not in earlier:
                     watch(event)
             teach(
                 strategy,
@@ -266,6 +278,7 @@ class _Course:
                 watch=watch,
                 validate=self._validate(strategy, lesson),
             )
+            tracer.end()
             for event in guard.end(volumes.values()):
                 watch(event)
         self.model = model
@@ -294,6 +307,24 @@ class _Course:
             },
         )
         shutil.rmtree(plan.folder / "pseudo", ignore_errors=True)
+
+    def _tracer(
+        self, strategy: Strategy, lesson: Lesson, model: nn.Module, earlier: list[dict[str, Any]]
+    ) -> Tracer:
+        """Looks on while `model` is taught."""
+        examine = self.plan.profile.examine
+        return Tracer(
+            lesson,
+            every=examine.trace_every,
+            folder=self.plan.folder,
+            catalog=self.plan.catalog,
+            served=lambda: self._predictor(
+                strategy, strategy.serve(model, self.memory), lesson.structures
+            ),
+            scratch=strategy.starts_from == "scratch",
+            past=earlier,
+            postprocess=examine.postprocess,
+        )
 
     def _validate(self, strategy: Strategy, lesson: Lesson) -> Validate | None:
         """Measures a model on this step's validation cases, opened when first asked for."""

@@ -25,6 +25,7 @@ from clbench.metrics.native import DEFAULT, Found, implementations, measure, row
 from clbench.metrics.overlap import Bits
 from clbench.metrics.surface import Rows
 from clbench.run import Watch, alone
+from clbench.seal import reseal
 from clbench.settings import GROUPS, Profile, change
 from clbench.spec import Benchmark, Split
 from clbench.store import Score
@@ -108,6 +109,7 @@ def score_run(
         keep = [r for r in rows if r.scoring != "strict" or r.metric not in new]
         store.write_scores(folder / "scores.csv", [*keep, *(r for r in made if r.metric in new)])
         record["metrics"] = {**record.get("metrics", {}), **implementations(("dice", *words))}
+        reseal(folder, record)
         store.write_record(folder, record)
     return folder
 

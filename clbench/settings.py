@@ -111,6 +111,9 @@ class ExamineSettings:
     """Windows per forward pass."""
     postprocess: bool = False
     """Apply the rules of the authors' pseudo-label code to the predictions."""
+    trace_every: int = 0
+    """Updates between two looks at the validation cases of all steps so far (`trace.csv`, the
+    stability gap); 0: none. Changes no number and no run id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

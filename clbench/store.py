@@ -145,6 +145,11 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 def write_scores(path: Path, rows: Iterable[Score]) -> None:
     """Write `scores.csv`: sorted, values by `repr`, no time stamps."""
+    write_bytes(path, scores_bytes(rows))
+
+
+def scores_bytes(rows: Iterable[Score]) -> bytes:
+    """What `scores.csv` holds for these rows."""
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -153,7 +158,7 @@ def write_scores(path: Path, rows: Iterable[Score]) -> None:
         writer.writerow(
             "" if c is None else repr(float(c)) if isinstance(c, float) else c for c in cells
         )
-    write_bytes(path, out.getvalue().encode())
+    return out.getvalue().encode()
 
 
 # ----------------------------------------------------------------------------------------- reading

@@ -32,7 +32,7 @@ from clbench.errors import SettingError, TrainingError
 from clbench.settings import PhantomSettings
 from clbench.spec import Benchmark, Preprocessing, Source, Split
 
-Purpose = Literal["train", "pseudo", "validation", "test"]
+Purpose = Literal["train", "pseudo", "validation", "trace", "test"]
 
 
 @dataclass(kw_only=True)
@@ -66,7 +66,8 @@ class Catalog:
     def open(self, step: int, case: str, purpose: Purpose) -> Volume:
         """A case of the source of `step`, entered in the ledger.
 
-        While teaching it shows the annotation that `step` shows; in an examination, all it has.
+        While teaching it shows the annotation that `step` shows; to be measured on (`test`, and
+        `trace`: validation cases looked at during a step), all it has.
 
         Raises:
             TrainingError: a test case for training, or an image of an earlier step that the
@@ -81,7 +82,7 @@ class Catalog:
             self._open[whole] = self.cache.get(
                 self.files[name][case], self.source(step), self.preprocessing
             )
-        if purpose == "test":
+        if purpose in ("test", "trace"):
             return self._open[whole]
         if view not in self._open:
             self._open[view] = self._open[whole].showing(self.benchmark.shown(step))
@@ -95,6 +96,13 @@ class Catalog:
                 where=f"step {self.step}, {name} case {case}",
                 next_step="report this to the author of the strategy; the run was stopped",
             )
+        if purpose == "trace":
+            if step > self.step or case not in self.splits[step - 1].validation:
+                raise TrainingError(
+                    "a case was to be traced that is no validation case of this or an earlier step",
+                    where=f"step {self.step}, {name} case {case} of step {step}",
+                )
+            return
         split = self.splits[self.step - 1]
         allowed = split.validation if purpose == "validation" else split.train
         own = (name, case) in {(self.source(self.step).name, c) for c in allowed}

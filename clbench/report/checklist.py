@@ -7,6 +7,7 @@ Room: row 5 (no torch). Questions after Metrics Reloaded (Maier-Hein, Reinke et 
 from __future__ import annotations
 
 from clbench.report.analysis import Analysis
+from clbench.report.past_card import past_card
 
 MISSING = "**missing**"
 _EMPTY_MASKS = (
@@ -39,6 +40,9 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
         ("Unit of analysis, and n?", f"patient; {n}"),
         ("Are training and test patients disjoint?",
          "yes, by the recorded splits" if not leaks else f"**no**: {', '.join(leaks)}"),
+        ("Past images opened, per strategy?",
+         "; ".join(f"{m.label}: {', '.join(dict.fromkeys(map(past_card, m.records)))}"
+                   for m in e.methods)),
         ("Same cases for all strategies?", "yes: other splits or fingerprints are refused"),
         ("Test named, paired, two-sided, corrected?",
          f"stratified sign flip, paired by patient, two-sided, Holm, alpha {p.alpha:g}"),

@@ -14,6 +14,7 @@ from typing import Any
 import clbench
 from clbench.report.analysis import Analysis
 from clbench.report.evidence import Method
+from clbench.report.past_card import past_card
 
 MISSING = "missing"
 
@@ -113,16 +114,13 @@ def _card(method: Method) -> Iterable[tuple[str, str]]:
     declared = record.get("past") or (record.get("declares") or {}).get("past")
     if declared:
         yield "declares to need of the past", str(declared)
-    images, predicted, bytes_ = 0, 0, 0.0
+    predicted, bytes_ = 0, 0.0
     for r in method.records:
-        own = [set(cases) for cases in r["course"]["train"]]
         for step, purposes in r["ledger"].items():
-            before = set().union(*own[: int(step) - 1]) - own[int(step) - 1]
-            images = max(images, len(before & set(purposes.get("train", ()))))
             if int(step) > 1:
                 predicted = max(predicted, len(set(purposes.get("pseudo", ()))))
         bytes_ = max(bytes_, sum(_cost(r, "pseudo_bytes")))
-    yield "past images opened in training", f"{images} (ledger)" if images else "none (ledger)"
+    yield "past images opened", "; ".join(dict.fromkeys(map(past_card, method.records)))
     yield "cases with predictions of the old model", str(predicted) if predicted else "none"
     yield "stored for that, MB", f"{bytes_ / 1e6:.1f}"
     yield "test cases opened in training", _test_cases(method)

@@ -14,6 +14,7 @@ from typing import Any
 from clbench import store
 from clbench.errors import StoreError
 from clbench.metrics import transfer
+from clbench.report.past_card import past_card
 from clbench.report.render import EMPTY, Table, number, render
 from clbench.report.runs import PHANTOM, Group, Measured, collect, read_run
 from clbench.report.scale import SHARE, Scale
@@ -106,25 +107,9 @@ def run_report(folder: Path, *, scoring: str) -> list[Table]:
             ("all structures, after the last step",
              number(transfer.accuracy(run.values, run.learned_at, last, lambda s: True))),
         ),
-        notes=(_past(record),),
+        notes=(f"past images opened: {past_card(record)}",),
     )  # fmt: skip
     return [scores, kept] if last > 1 else [scores]
-
-
-def _past(record: Mapping[str, Any]) -> str:
-    """Which past data training opened, from the ledger."""
-    if record.get("external"):
-        return "past images opened in training: not known, the predictions were made elsewhere"
-    steps = record["course"]["steps"]
-    opened = 0
-    for number_, by_purpose in record["ledger"].items():
-        own = set(record["course"]["train"][int(number_) - 1])
-        for purpose in ("train", "pseudo"):
-            opened += len(set(by_purpose.get(purpose, ())) - own)
-    return (
-        f"past images opened in training: {opened or 'none'} (enforced; {len(steps)} steps, "
-        "see ledger in run.json)"
-    )
 
 
 def _title(record: Mapping[str, Any]) -> str:

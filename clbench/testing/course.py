@@ -18,12 +18,12 @@ from torch import Tensor
 from clbench import checkpoint, store
 from clbench.errors import StoreError
 from clbench.examine import ScoreContext, score_case
+from clbench.opened import Opened, files_heard
 from clbench.plan import Plan
 from clbench.run import run_plan
 from clbench.store import Score
 from clbench.testing.bed import Bed, State
 from clbench.testing.exact import dice_thrown, first_difference, same
-from clbench.testing.opened import Opened, files_heard
 from clbench.testing.rules import Broken
 
 HOARD = 32

@@ -1,6 +1,6 @@
 """Which files are opened while something goes on, and whether the catalog opened them.
 
-Room: row 5. Python tells of every file it opens (audit events), so a hook that reads past the
+Room: row 3. Python tells of every file it opens (audit events), so a hook that reads past the
 catalog is heard as well.
 """
 
@@ -62,8 +62,9 @@ class Opened:
         while frame is not None:
             code = frame.f_code
             if code is Catalog.open.__code__:
-                name = self.catalog.source(frame.f_locals["step"]).name
-                self.cases.setdefault(path, (name, frame.f_locals["case"]))
+                if path.endswith(".npy"):  # the case as the cache holds it
+                    name = self.catalog.source(frame.f_locals["step"]).name
+                    self.cases.setdefault(path, (name, frame.f_locals["case"]))
                 return
             if code is score_case.__code__:
                 return

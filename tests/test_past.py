@@ -1,0 +1,196 @@
+"""The past stays closed at every level a strategy may declare; cheats are stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
+
+import pytest
+
+from clbench import store
+from clbench.errors import TrainingError
+from clbench.past import refuse_lost_cases, refuse_undeclared
+from clbench.plan import RunSettings, make_plan
+from clbench.report.past_card import past_card
+from clbench.run import run_plan
+from clbench.strategies.finetune import Finetune
+from clbench.strategy import Draws, Lesson, Memory, Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cheat(Finetune):
+    """Step 1 is everybody's, so that it need not be taught again."""
+
+    def first_step(self) -> Strategy:
+        return Finetune()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldWeights(Cheat):
+    """Declares nothing, and starts from the old model."""
+
+    past: ClassVar[Any] = "nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OldImage(Cheat):
+    """Asks for an image of step 1."""
+
+    def extra_cases(self, step: Lesson, memory: Memory) -> Mapping[tuple[int, str], float]:
+        return {(1, step.past[1][0]): 1.0} if step.number == 2 else {}
+
+
+class OldImageNothing(OldImage):
+    """The same, declaring nothing."""
+
+    past: ClassVar[Any] = "nothing"
+    starts_from: ClassVar[Any] = "scratch"
+
+
+class OldImageWeights(OldImage):
+    """The same, declaring weights."""
+
+    past: ClassVar[Any] = "weights"
+
+
+class OldImagePredictions(OldImage):
+    """The same, declaring predictions."""
+
+    past: ClassVar[Any] = "predictions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Burglar(Cheat):
+    """Reads an image of step 1 from its file, past the catalog, and swallows every error."""
+
+    def finish(self, step: Lesson, model: Any, draws: Draws, memory: Memory) -> None:
+        if step.number == 2:
+            with contextlib.suppress(Exception):
+                Path(WANTED[0]).read_bytes()
+
+
+WANTED: list[str] = []
+
+
+@pytest.fixture
+def out(smoke_run: Path, tmp_path: Path) -> Path:
+    """A results folder in which step 1 is taught already."""
+    shared = str(store.read_record(smoke_run)["shared_step1"])
+    where = Path(smoke_run.parents[1].name) / "_shared" / shared
+    shutil.copytree(smoke_run.parents[2] / where, tmp_path / where)
+    return tmp_path
+
+
+def planned(out: Path, cache: Path, strategy: Strategy) -> Any:
+    settings = RunSettings(
+        bench="tumor_ext", strategy="cheat", profile="smoke", out=out, cache=cache
+    )
+    return make_plan(settings, strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    ("cheat", "says"),
+    [
+        (OldWeights(), "asks for the past without declaring it"),
+        (OldImageNothing(), "opened an image of an earlier step without declaring it"),
+        (OldImageWeights(), "opened an image of an earlier step without declaring it"),
+        (OldImagePredictions(), "opened an image of an earlier step without declaring it"),
+        (Burglar(), "was read past the catalog"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Strategy) else "",
+)
+def test_a_cheat_is_stopped_in_the_step_it_cheats_in(
+    cheat: Strategy, says: str, out: Path, cache_root: Path
+) -> None:
+    plan = planned(out, cache_root, cheat)
+    first = plan.catalog.files["btcv"][plan.catalog.splits[0].train[0]]
+    WANTED[:] = [str(first.files[0])]
+    events: list[str] = []
+    with pytest.raises(TrainingError, match=says) as err:
+        run_plan(plan, lambda event: events.append(event["event"]))
+    assert "step 2" in str(err.value)
+    assert "shared" in events  # step 1 itself was fine
+    assert store.read_record(plan.folder)["steps_done"] == 1
+    assert not (plan.folder / "step2.pt").exists()
+
+
+LESSON = Lesson(number=2, learns=("b",), structures=("a", "b"), source="two")
+
+
+class Asks(Strategy):
+    """Declares nothing; starts from scratch, and may ask the old model all the same."""
+
+    past: ClassVar[Any] = "nothing"
+    starts_from: ClassVar[Any] = "scratch"
+
+
+class AsksTeacher(Asks):
+    """For its output on every batch."""
+
+    def takes_teacher(self, step: Lesson) -> bool:
+        return True
+
+
+class AsksPredictions(Asks):
+    """For pseudo labels."""
+
+    def prepares(self, step: Lesson) -> bool:
+        return True
+
+
+def test_nothing_means_no_old_model_and_no_memory() -> None:
+    for cheat, words in ((AsksTeacher(), "takes_teacher"), (AsksPredictions(), "prepares")):
+        with pytest.raises(TrainingError, match="without declaring") as err:
+            refuse_undeclared(cheat, LESSON, {})
+        assert words in str(err.value)
+    memory: Memory = {"kept": 1}
+    refuse_undeclared(
+        Asks(), Lesson(number=1, learns=("a",), structures=("a",), source="one"), memory
+    )
+    assert memory
+    refuse_undeclared(Finetune(), LESSON, memory)
+    assert memory
+    refuse_undeclared(Asks(), LESSON, memory)
+    assert not memory
+
+
+def test_a_stored_case_that_was_let_go_does_not_come_back() -> None:
+    catalog = SimpleNamespace(
+        past="cases", source=lambda step: SimpleNamespace(name=("x", "y", "z")[step - 1])
+    )
+    third = Lesson(number=3, learns=("c",), structures=("a", "b", "c"), source="z")
+    ledger = {"1": {"train": ["x/1", "x/2"]}, "2": {"train": ["x/1", "y/5"]}}
+
+    def ask(*cases: tuple[int, str]) -> None:
+        refuse_lost_cases(cast("Any", catalog), third, cases, ledger)
+
+    ask((1, "1"), (2, "5"), (2, "6"))  # any case of the step before may still be stored
+    with pytest.raises(TrainingError, match="had not stored") as err:
+        ask((1, "2"))
+    assert "x/2 of step 1" in str(err.value)
+    catalog.past = "images"
+    ask((1, "2"))
+
+
+def test_the_card_says_what_was_opened() -> None:
+    record: dict[str, Any] = {
+        "course": {"train": [["x/1", "x/2"], ["y/5"]]},
+        "ledger": {
+            "1": {"train": ["x/1", "x/2"]},
+            "2": {"train": ["y/5"], "trace": ["x/9"], "validation": ["y/8"], "test": ["x/3"]},
+        },
+    }
+    assert past_card(record) == "none (enforced)"
+    record["ledger"]["2"]["train"] = ["x/2", "y/5"]
+    record["past"] = "cases"
+    assert past_card(record) == "stored cases: 1 of 2 (x/2)"
+    record["past"] = "images"
+    assert past_card(record) == "1 of 2 (x/2)"
+    record["ledger"]["2"]["train"] = ["x/1", "x/2", "y/5"]
+    assert past_card(record) == "all 2 (upper bound)"
+    assert "not known" in past_card({**record, "external": True})
