@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clbench.archive import stored_only
 from clbench.errors import StoreError
 
 CHECKPOINT_SCHEMA = 1
@@ -72,6 +73,23 @@ def save(path: Path, content: dict[str, Any]) -> None:
         part.unlink(missing_ok=True)
 
 
+def unpack(path: Path) -> Any:
+    """What `torch.save` wrote, as tensors and primitives on the CPU; nothing is run.
+
+    Raises:
+        OSError: it cannot be opened.
+        pickle.UnpicklingError: it holds more than tensors and primitives, or is damaged.
+        ValueError: damaged in another way, or an archive that unpacks to more than it holds.
+    """
+    stored_only(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError):
+        raise
+    except Exception as err:  # a parser may raise anything on a hostile file
+        raise ValueError(str(err) or type(err).__name__) from err
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
@@ -80,7 +98,7 @@ def load(path: Path) -> dict[str, Any]:
             primitives.
     """
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = unpack(path)
     except FileNotFoundError:
         raise StoreError("a checkpoint is missing", where=path) from None
     except pickle.UnpicklingError as err:
@@ -90,19 +108,20 @@ def load(path: Path) -> dict[str, Any]:
             got=str(err).splitlines()[0],
             next_step="delete the file and run again; the step is then taught anew",
         ) from err
-    except (OSError, RuntimeError, EOFError, ValueError) as err:
+    except (OSError, ValueError) as err:
         raise StoreError(
             "a checkpoint cannot be read",
             where=path,
             got=str(err).splitlines()[0] if str(err) else type(err).__name__,
             next_step="delete the file and run again; the step is then taught anew",
         ) from err
-    if content.get("schema") != CHECKPOINT_SCHEMA:
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != CHECKPOINT_SCHEMA:
         raise StoreError(
             "a checkpoint of another clbench",
             where=path,
             expected=f"schema {CHECKPOINT_SCHEMA}",
-            got=f"schema {content.get('schema')}",
+            got=f"schema {schema}",
             next_step="use the clbench that wrote it, or run again with --fresh",
         )
     return content

@@ -5,9 +5,7 @@ Room: row 2 (no torch).
 
 from __future__ import annotations
 
-import io
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clbench.archive import MAX_VOXELS, read_npz
 from clbench.errors import StoreError
 from clbench.metrics.overlap import Bits, bits_dtype
 
@@ -95,28 +94,31 @@ def read_prediction(path: Path) -> Prediction:
         StoreError: missing or damaged.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            d, h, w = (int(n) for n in file["shape"])
-            structures = tuple(str(s) for s in file["structures"])
-            dtype = bits_dtype(len(structures))
-            bits = np.zeros(d * h * w, dtype=dtype)
-            for k, name in enumerate(structures):
-                mask = np.unpackbits(file[f"mask_{name}"], count=d * h * w)
-                bits |= mask.astype(dtype) << dtype.type(k)
-            return Prediction(
-                bits=bits.reshape(d, h, w),
-                structures=structures,
-                affine=file["affine"],
-                source=str(file["source"]),
-                case=str(file["case"]),
-            )
+        file = read_npz(path, largest=MAX_VOXELS // 8)
+        d, h, w = (int(n) for n in file["shape"])
+        structures = tuple(str(s) for s in file["structures"])
+        masks = [file[f"mask_{name}"] for name in structures]
+        # before memory is taken for the shape: every mask holds its voxels
+        if not masks or any(m.shape != (-(-d * h * w // 8),) or m.dtype != np.uint8 for m in masks):
+            raise ValueError(f"masks that do not hold {d} x {h} x {w} voxels")
+        dtype = bits_dtype(len(structures))
+        bits = np.zeros(d * h * w, dtype=dtype)
+        for k, mask in enumerate(masks):
+            bits |= np.unpackbits(mask, count=d * h * w).astype(dtype) << dtype.type(k)
+        return Prediction(
+            bits=bits.reshape(d, h, w),
+            structures=structures,
+            affine=file["affine"],
+            source=str(file["source"]),
+            case=str(file["case"]),
+        )
     except FileNotFoundError:
         raise StoreError(
             "a prediction is missing",
             where=path,
             next_step="examine the run again with --fresh and --keep-predictions test",
         ) from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as err:
+    except (OSError, ValueError, KeyError, TypeError) as err:
         raise StoreError(
             "a prediction cannot be read",
             where=path,

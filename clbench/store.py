@@ -176,7 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise StoreError(
             "a file of the run is missing", where=path, next_step="run again with --fresh"
         ) from None
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise StoreError(
             "a file of the run cannot be read",
             where=path,

@@ -34,6 +34,7 @@ from clbench.strategy import (
     Strategy,
     derive_seed,
 )
+from clbench.taxonomy import DECLARED, declare
 from clbench.watches import check_gradient, positives
 
 CaseKey = tuple[int, str]
@@ -106,6 +107,12 @@ class Crops(Dataset[dict[str, Any]]):
         self.epochs, self.per_epoch, self.seed = epochs, per_epoch, seed
         self._own = [(lesson.number, c) for c in lesson.cases]
         self._orders: dict[int, list[CaseKey]] = {}
+        self._declared = tuple(DECLARED.values())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a process that was not forked, tell the taxonomy what the course declares."""
+        self.__dict__.update(state)
+        declare(self._declared, "a loader worker")
 
     def __len__(self) -> int:
         return self.epochs * self.per_epoch

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,36 @@ SHARED = Path(__file__).parents[2] / "shared"
 def _two_threads() -> None:
     """The same number of threads on every machine, so that equal runs give equal bits."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def refused_calls() -> Iterator[list[str]]:
+    """No test reaches the network: whoever tries is refused, and named in this list.
+
+    Sockets of the machine itself (loader workers talk through them) stay open.
+    """
+    calls: list[str] = []
+    connect, ask = socket.socket.connect, socket.getaddrinfo
+
+    def refuse(what: object) -> OSError:
+        calls.append(str(what))
+        return OSError(f"no network in tests: {what}")
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX:
+            raise refuse(address)
+        connect(self, address)
+
+    def guarded_ask(host: Any, *args: Any, **more: Any) -> Any:
+        if host not in (None, "localhost", socket.gethostname()):
+            raise refuse(host)
+        return ask(host, *args, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        patch.setattr(socket.socket, "connect_ex", guarded)
+        patch.setattr(socket, "getaddrinfo", guarded_ask)
+        yield calls
 
 
 @pytest.fixture(scope="session")

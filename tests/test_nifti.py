@@ -13,9 +13,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from clbench.archive import MAX_VOXELS
 from clbench.data.cache import VolumeCache
 from clbench.data.folders import CaseFiles
-from clbench.data.nifti import MAX_VOXELS, content, load, voxels
+from clbench.data.nifti import content, load, voxels
 from clbench.data.place import grid
 from clbench.data.reading import read_case, values_of
 from clbench.data.volumes import Volume, preprocess

@@ -31,7 +31,7 @@ ROWS = {
     "clbench.published": 1, "clbench.calibration": 1, "clbench.profiles": 1, "clbench.benchmarks": 1,
     "clbench.strategy": 2, "clbench.losses": 2, "clbench.one_of_k": 2, "clbench.distillation": 2, "clbench.nets": 2,
     "clbench.data": 2, "clbench.metrics": 2, "clbench.checkpoint": 2, "clbench.postprocess": 2,
-    "clbench.predictions": 2, "clbench.sliding": 2, "clbench.pooling": 2, "clbench.pruning": 2, "clbench.lottery": 2, "clbench.extent": 2,
+    "clbench.predictions": 2, "clbench.archive": 2, "clbench.sliding": 2, "clbench.pooling": 2, "clbench.pruning": 2, "clbench.lottery": 2, "clbench.extent": 2,
     "clbench.train": 3, "clbench.examine": 3, "clbench.watches": 3, "clbench.opened": 3, "clbench.past": 3, "clbench.tracing": 3,
     "clbench.plan": 4, "clbench.costfile": 4, "clbench.run": 4, "clbench.score": 4, "clbench.verify": 4, "clbench.outside": 4,
     "clbench.launch": 5, "clbench.doctor": 5, "clbench.report": 5, "clbench.testing": 5, "clbench.trial": 5, "clbench.avalanche": 5,

@@ -21,10 +21,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
+from clbench.archive import mapped, read_npz
 from clbench.data.folders import CaseFiles
 from clbench.data.nifti import content
 from clbench.data.reading import image_digest, read_case, values_of
-from clbench.data.volumes import Volume, preprocess
+from clbench.data.volumes import CENTERS_KEPT, Volume, preprocess
 from clbench.errors import DataError, StoreError
 from clbench.spec import Preprocessing, Source
 from clbench.taxonomy import ancestors
@@ -217,8 +218,7 @@ class VolumeCache:
             for name, digest in meta["sha256"].items():
                 if _digest(entry / name) != digest:
                     return None
-            with np.load(entry / "where.npz", allow_pickle=False) as file:
-                where = {int(k): file[k] for k in file.files}
+            where = {int(k): v for k, v in read_npz(entry / "where.npz", 8 * CENTERS_KEPT).items()}
             image = _mapped(entry / "image.npy", meta["shape"], "int16")
             bits = _mapped(entry / "bits.npy", meta["shape"], meta["bits"])
             return Volume(
@@ -271,7 +271,7 @@ def _three(values: Iterable[Any]) -> tuple[int, int, int]:
 
 
 def _mapped(path: Path, shape: list[int], dtype: str) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    array = mapped(path)
     if list(array.shape) != list(shape) or array.dtype != np.dtype(dtype):
         raise ValueError(f"{path} is not what its entry says")
     return array

@@ -292,7 +292,7 @@ class Datalist:
                 got=glimpse(folder),
                 next_step="point --data at the folder that holds the list",
             ) from None
-        except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as err:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
             raise DataError(
                 "the list of cases cannot be read",
                 where=place,

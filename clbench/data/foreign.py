@@ -58,7 +58,7 @@ def label_map(file: Path) -> LabelMap:
         raise DataError(
             "the file of label values does not exist", where=file, next_step="check --labels"
         ) from None
-    except (OSError, ValueError) as err:
+    except (OSError, ValueError, RecursionError) as err:
         raise DataError("the file of label values is not JSON", where=file, got=err) from err
     labels = raw.get("labels", raw) if isinstance(raw, dict) else None
     if not isinstance(labels, dict) or not labels:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import math
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -20,12 +19,9 @@ import numpy as np
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
+from clbench.archive import DEFLATE, MAX_VOXELS, memory_bytes
 from clbench.errors import DataError
 
-MAX_VOXELS = 1 << 30
-"""Voxels of the largest volume that is read or made: 512 x 512 in 4096 slices."""
-_DEFLATE = 1032
-"""Bytes one byte of a gzip stream can unpack to (RFC 1951: 258 bytes for 2 bits)."""
 _EXTENSIONS = 1 << 24
 """Bytes a header's extensions may take."""
 _TAIL = 4096
@@ -68,7 +64,7 @@ def load(path: Path) -> Any:
     except Exception as err:  # a parser may raise anything on a hostile file
         raise damaged(path, err) from err
     packed = path.suffix == ".gz"
-    holds = size * _DEFLATE if packed else size
+    holds = size * DEFLATE if packed else size
     if claimed > holds:
         raise DataError(
             "the header claims more voxels than the file can hold",
@@ -164,19 +160,11 @@ def _claimed(file: Any, path: Path) -> int:
     return int(file.dataobj.offset) + need
 
 
-def memory_bytes() -> int:
-    """Bytes of memory this machine has; where it does not say, more than any volume takes."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not every system has them
-        return 1 << 62
-
-
 def content(path: Path) -> Iterator[bytes]:
     """The file's bytes, unpacked, chunk by chunk; stops where it holds more than its header says.
 
     Raises:
-        DataError: see `load`; or damaged, or longer than its header says: a decompression bomb.
+        DataError: see `load`; or damaged, shorter than its header says, or longer (a bomb).
     """
     file = load(path)
     claimed, seen = _claimed(file, path), 0
@@ -189,6 +177,8 @@ def content(path: Path) -> Iterator[bytes]:
                 yield chunk
     except (OSError, EOFError, zlib.error) as err:
         raise damaged(path, err) from err
+    if seen < claimed:
+        raise damaged(path, EOFError(f"{seen} of {claimed} bytes"))
 
 
 def voxels(path: Path) -> NDArray[Any]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clbench.archive import mapped
 from clbench.data.reading import bits_type
 from clbench.data.volumes import UNKNOWN, Index
 from clbench.errors import StoreError
@@ -86,9 +87,14 @@ class PseudoMap:
         """
         try:
             meta = json.loads((path / "meta.json").read_text())
-            array = np.load(path / "map.npy", mmap_mode="r", allow_pickle=False)
-            return cls(meta["names"], meta["hard"], array)
-        except (OSError, ValueError, KeyError, EOFError) as err:
+            array = mapped(path / "map.npy")
+            names, hard = [str(n) for n in meta["names"]], bool(meta["hard"])
+            if array.dtype != (bits_type(len(names)) if hard else np.uint8) or (
+                array.ndim != 3 if hard else array.ndim != 4 or len(array) != len(names)
+            ):
+                raise ValueError(f"{array.dtype} {array.shape} for {len(names)} structures")
+            return cls(names, hard, array)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, RecursionError) as err:
             raise StoreError(
                 "a pseudo label cannot be read",
                 where=path,

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clbench.archive import MAX_VOXELS
 from clbench.data.folders import CaseFiles
-from clbench.data.nifti import MAX_VOXELS
 from clbench.data.reading import RawCase, open_image, read_bits, spacing_of
 from clbench.errors import DataError
 from clbench.spec import Preprocessing, Source

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
+from clbench.archive import read_npy
+from clbench.checkpoint import unpack
 from clbench.errors import SettingError
 from clbench.taxonomy import STRUCTURES, structure
 
@@ -113,20 +114,25 @@ def minilm(structures: Sequence[str], *, prompt: str, path: str | None) -> Vecto
 
 
 def clip(structures: Sequence[str], *, prompt: str, path: str | None) -> Vectors:
-    """CLIP ViT-B/32 vectors: from the file in `text.path`, or through open_clip if it is there.
+    """CLIP ViT-B/32 vectors: from the file in `text.path`; with the word `open_clip`, through it.
+
+    open_clip may fetch its weights from the network, so it must be asked for.
 
     A file of 32 or 38 rows without names is taken to be in the order of the paper's Table 2 and its
     extension; otherwise names say which row is which (`{name: vector}`).
     """
-    if path is not None:
+    if path not in (None, "open_clip"):
         return _from_file(structures, Path(path))
     try:
+        if path is None:
+            raise ImportError
         import open_clip  # type: ignore[import-not-found, unused-ignore]  # optional, heavy
     except ImportError:
         raise SettingError(
             "CLIP vectors are not shipped with clbench (their licence forbids it)",
             where="text.encoding=clip",
-            expected="--set text.path=FILE, or the package open_clip with ViT-B-32 weights at hand",
+            expected="--set text.path=FILE, or --set text.path=open_clip with that package, which "
+            "may fetch ViT-B-32 from the network",
             next_step="download txt_encoding.pth from the authors' repository "
             "(github.com/ljwztc/CLIP-Driven-Universal-Model, CC BY-NC-ND) and pass "
             "--set text.path=txt_encoding.pth, or use the default --set text.encoding=minilm",
@@ -225,18 +231,17 @@ def _read(path: Path) -> Any:
         if path.suffix == ".safetensors":
             return load_safetensors(path.read_bytes())
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+            return read_npy(path)
+        found = unpack(path)
         if isinstance(found, Mapping):
-            return {k: v.float().numpy() for k, v in found.items() if isinstance(v, torch.Tensor)}
-        return found.float().numpy()
+            return {k: _plain(v) for k, v in found.items() if isinstance(v, torch.Tensor)}
+        return _plain(found)
     except FileNotFoundError:
         raise SettingError(
             "the file of text vectors does not exist", where="text.path", got=path
         ) from None
     except (
-        OSError, ValueError, RuntimeError, EOFError, AttributeError,
-        pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError,
+        OSError, ValueError, RuntimeError, AttributeError, pickle.UnpicklingError, SafetensorError,
     ) as err:  # fmt: skip
         raise SettingError(
             "the file of text vectors cannot be read safely",
@@ -245,3 +250,10 @@ def _read(path: Path) -> Any:
             got=str(err).splitlines()[0] if str(err) else type(err).__name__,
             next_step="save the vectors again with safetensors",
         ) from err
+
+
+def _plain(tensor: torch.Tensor) -> Any:
+    """A tensor as an array; one that repeats its memory may ask for any amount of it."""
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"a tensor of shape {tuple(tensor.shape)} that is not whole")
+    return tensor.float().numpy()

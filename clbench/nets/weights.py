@@ -7,18 +7,17 @@ Room: row 2. Names are matched from their end, because files wrap them different
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clbench.checkpoint import unpack
 from clbench.errors import SettingError
 
 _WRAPS = ("module.", "backbone.", "model.", "net.")
@@ -92,15 +91,12 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return unpack(path)
     except FileNotFoundError:
         raise SettingError(
             "the file of backbone weights does not exist", where="backbone.weights", got=path
         ) from None
-    except (
-        OSError, RuntimeError, ValueError, EOFError, KeyError,
-        pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError,
-    ) as err:  # fmt: skip
+    except (OSError, ValueError, pickle.UnpicklingError, SafetensorError) as err:
         raise SettingError(
             "the file of backbone weights cannot be read safely",
             where=f"backbone.weights={path}",
