@@ -287,8 +287,8 @@ def table(
     name: Annotated[
         str,
         typer.Argument(
-            help="6, 10, 11 (the paper's), summary, learning, continual, distances, cost or "
-            "calibration."
+            help="6, 10, 11 (the paper's), summary, learning, continual, distances, cost, "
+            "calibration or fuzz."
         ),
     ],
     source: Annotated[str | None, typer.Option(help="printed, measured or both.")] = None,
@@ -373,6 +373,11 @@ def table(
 
         return calibration_table()
 
+    def fuzz() -> Table:
+        from clbench.report.fuzz import fuzz_table
+
+        return fuzz_table()
+
     make: Callable[[], Table] = one_of(
         "table",
         name,
@@ -386,6 +391,7 @@ def table(
             "distances": distances,
             "cost": cost,
             "calibration": calibration,
+            "fuzz": fuzz,
         },
     )
     show(make(), format_)
