@@ -88,7 +88,7 @@ def feature_mse(new: Tensor, old: Tensor) -> Tensor:
 def normalized_entropy(logits: Tensor) -> Tensor:
     """(B, C, …) logits → (B, …) entropy of the softmax divided by ln C: 0 certain, 1 flat.
 
-    Source: Douillard et al., CVPR 2021, uncertainty-based pseudo-labeling. Differs: their code
+    Source: Douillard et al., CVPR 2021, section 3.3 (pseudo labels by entropy). Differs: their code
     divides once more, by C and by the logarithm of the number of classes.
     """
     p = logits.float().softmax(dim=1)
@@ -120,7 +120,7 @@ def median_thresholds(histogram: Tensor, *, floor: float) -> Tensor:
         histogram: (C, bins), see `entropy_histogram`.
         floor: smallest threshold; also that of a channel that never wins.
 
-    Source: Douillard et al., CVPR 2021, uncertainty-based pseudo-labeling.
+    Source: Douillard et al., CVPR 2021, section 3.3 (pseudo labels by entropy).
     """
     bins = histogram.shape[1]
     half = histogram.sum(dim=1, keepdim=True).double() / 2
@@ -172,7 +172,7 @@ def entropy_gate(old: Tensor, thresholds: Tensor, *, scale: float = 1.0) -> tupl
         (B, …) int64 winning channel, and (B, …) bool: entropy strictly below that channel's
         threshold.
 
-    Source: Douillard et al., CVPR 2021, uncertainty-based pseudo-labeling.
+    Source: Douillard et al., CVPR 2021, section 3.3 (pseudo labels by entropy).
     """
     winner = old.detach().argmax(dim=1)
     sure = normalized_entropy(old.detach()) * scale < thresholds.to(old.device)[winner]
@@ -205,7 +205,7 @@ def gated_ce(
     Returns:
         Scalar: mean over all voxels whose labels say anything, those left out counting 0.
 
-    Source: Douillard et al., CVPR 2021, uncertainty-based pseudo-labeling.
+    Source: Douillard et al., CVPR 2021, section 3.3 (pseudo labels by entropy).
     """
     says = ~allowed.all(dim=1)
     open_ = says & allowed[:, 0] & (allowed.sum(dim=1) > 1)

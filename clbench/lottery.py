@@ -116,9 +116,13 @@ def hold(decoder: nn.Module, memory: Memory) -> None:
     apply_masks(decoder, _read(memory, "prune/mask/"))
 
 
-def end(memory: Memory) -> None:
-    """After a step: what pruning needed goes; the average of a finished decoder stays."""
-    for key in [k for k in memory if k.startswith("prune/") or k == "ema/updates"]:
+def end(model: nn.Module, memory: Memory) -> None:
+    """After a step: the decoder's average becomes its weights, and what was remembered goes.
+
+    So a copy of the decoder starts from what was served.
+    """
+    averaged(model, memory)
+    for key in [k for k in memory if k.startswith(("prune/", "ema/"))]:
         del memory[key]
 
 

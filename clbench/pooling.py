@@ -32,9 +32,9 @@ def local_pod(
         scales: cells per axis.
         pooled_axes: 1: the means keep a plane in 3-D (a strip in 2-D); 2: a strip in 3-D.
 
-    Source: Douillard et al., CVPR 2021, Local POD (2-D, squared maps as in their code);
-    `pooled_axes=1` in 3-D is the authors' CT code. Differs: each axis has its own cell
-    size, where the codes take the last axis's for all; equal for cubes.
+    Source: Douillard et al., CVPR 2021, section 3.2, Local POD (2-D, squared maps as in their
+    code); `pooled_axes=1` in 3-D is the authors' CT code. Differs: each axis has its own cell size,
+    where the codes take the last axis's for all; equal for cubes.
     """
     # pooling is linear, so the difference is pooled once instead of each map
     difference = new.float().square() - old.detach().float().square()
@@ -76,7 +76,8 @@ def pod(
         learned: classes learned in this step.
         pooled_axes: see `local_pod`.
 
-    Source: Douillard et al., CVPR 2021, Local POD; factors and growing weight from their code.
+    Source: Douillard et al., CVPR 2021, section 3.2, Local POD; factors and growing weight from
+    their code.
     """
     growth = math.sqrt(current / learned)
     terms = [

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,7 @@ class _Course:
     def _teach(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
         plan = self.plan
         start = time.monotonic()
+        lesson = replace(lesson, voxels=plan.catalog.voxels(lesson.number))
         past.refuse_undeclared(strategy, lesson, self.memory)
         if lesson.number == 1 or strategy.starts_from == "scratch":
             model = self._blank(strategy, lesson)

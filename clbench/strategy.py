@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -87,6 +87,8 @@ class Lesson:
     """This step's validation cases; see `Phase.validations`."""
     past: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """Training cases of each earlier step; a strategy may name them only if `past` allows."""
+    voxels: int = 0
+    """Voxels of this step's training cases together, model grid; known while the step is taught."""
 
     @property
     def old(self) -> tuple[str, ...]:
@@ -155,6 +157,26 @@ class Predictor(Protocol):
     def logits(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
         """The same before `decode`: (C, stop - start, H, W) logits."""
         ...
+
+
+def labelled_on_line(batch: Batch, probabilities: Tensor) -> Batch:
+    """The batch with soft pseudo labels that the old model makes of these very crops.
+
+    The same numbers as `pseudo_labels` stores, up to the rounding of the blending, where one window
+    holds the whole volume and the crop is not augmented. Otherwise the two differ on purpose:
+    stored labels are of the volume as it is, blended over overlapping windows, and turn with their
+    crop; on line the teacher sees what its student sees, the crop turned and shifted, without what
+    lies around it. Nothing is predicted for padding, nor for a case without any annotation.
+
+    Args:
+        batch: without pseudo labels.
+        probabilities: (B, K_old, D, H, W), the old model's; a constant.
+    """
+    inside = (batch.label != UNKNOWN).any(dim=1, keepdim=True)
+    soft = (probabilities.detach().float() * 254.0).round().to(torch.uint8)
+    pseudo = torch.full_like(batch.label, UNKNOWN)
+    pseudo[:, batch.old_index] = torch.where(inside, soft, UNKNOWN)
+    return replace(batch, pseudo=pseudo)
 
 
 def pseudo_labels(

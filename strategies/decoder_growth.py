@@ -1,8 +1,8 @@
 """Decoder growth: the encoder is frozen after step 1, and every step adds a decoder of its own.
 
-Source: Ji et al., ICCV 2023, and their released code (2025). Differs: backbone and loss are the
-profile's, sigmoid outputs; no architecture search; `body_range` stands for a body-part regression
-network; the average warms up instead of starting late.
+Source: Ji et al., ICCV 2023, and their released code (2025). Differs: the profile's backbone;
+sigmoids, not a softmax with background; no deep supervision, no architecture search; `body_range`
+stands for a body-part regression network; the average warms up instead of starting late.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class DecoderGrowth(contract.Strategy):
     past: ClassVar[Literal["weights"]] = "weights"
     unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
     start: Literal["random", "copy"] = "random"
-    """A new decoder's weights: fresh, or the previous decoder's."""
+    """A new decoder's weights: fresh, or the previous decoder's as it was served."""
     prune: bool = False
     """Prune each decoder after it was trained (needs validation cases)."""
     tolerance: float = 0.02
@@ -63,9 +63,7 @@ class DecoderGrowth(contract.Strategy):
         """Only to learn where along the body structures are."""
         return self.body_range
 
-    def prepare_case(
-        self, step: Lesson, volume: Any, old: contract.Predictor | None
-    ) -> Mapping[str, Tensor]:
+    def prepare_case(self, step: Lesson, volume: Any, old: Any) -> Mapping[str, Tensor]:
         """Slices of each new structure, as shares of the body's height."""
         return extent.levels(volume, step.learns) if self.body_range else {}
 
@@ -76,7 +74,10 @@ class DecoderGrowth(contract.Strategy):
     def losses(
         self, batch: Batch, new: Output, old: Output | None, memory: Memory
     ) -> dict[str, Tensor]:
-        """Dice and binary cross-entropy of the new structures, from their annotation."""
+        """Dice and binary cross-entropy of the new structures, from their annotation.
+
+        Source: Ji et al., ICCV 2023, and their code. Differs: see the head of this file.
+        """
         target, known = targets(batch, unlabelled=self.unlabelled)
         k = batch.new_index
         return dice_bce(new.logits[:, k], target[:, k], known[:, k])
@@ -101,8 +102,8 @@ class DecoderGrowth(contract.Strategy):
             lottery.average(grown.newest(), memory, len(grown.decoders), decay=self.ema)
 
     def finish(self, step: Lesson, model: nn.Module, draws: Any, memory: Memory) -> None:
-        """Forget what pruning needed: the zeros stay in the weights."""
-        lottery.end(memory)
+        """The average becomes the decoder's weights; pruned weights stay zero."""
+        lottery.end(model, memory)
 
     def serve(self, model: nn.Module, memory: Memory) -> nn.Module:
         """The model, or a copy with every decoder's average."""

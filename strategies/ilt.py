@@ -58,7 +58,11 @@ class Ilt(SoftmaxFinetune):
     ) -> dict[str, Tensor]:
         """Cross-entropy and Dice on the new labels; distillation of outputs and of features.
 
-        Source: Michieli and Zanuttigh, 2019. Differs: see the head of this file.
+        Source: Michieli and Zanuttigh, ICCV Workshops 2019, the sum of cross-entropy and the
+        distillations on the output layer (L'_D) and on the intermediate feature space (L''_D).
+        Differs: both at once by default, weighed by 100 as in the public code of Cermelli et al.;
+        L'_D as a mean over channels, on every voxel (`where`); L''_D at the bottleneck; Dice beside
+        the cross-entropy.
         """
         terms = super().losses(batch, new, old, memory)
         if old is None:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from clbench.distillation import feature_mse, kd_sigmoid
-from clbench.losses import dice
+from clbench.losses import dice, targets
 from clbench.nets.heads import Segmenter
 from clbench.strategy import UNKNOWN, Batch, Group, Kit, Lesson, Memory, Output
+from clbench.taxonomy import structure
 
 from .lwf_ct import LwfCt
 
@@ -30,8 +31,12 @@ class IltCt(LwfCt):
 
     past: ClassVar[Literal["predictions", "weights"]] = "weights"
     legacy_shifted_dice: bool = False
-    """Softmax head: the Dice of a structure takes the target of the next one (none for the last),
-    as the authors' index is off by one."""
+    """Softmax head: the Dice of a new structure takes the target of the next id of the paper's
+    Table 2, as the authors' index is off by one (`y[:, 1:]` of labels that hold no background). The
+    next structure's label or pseudo label where there is one; otherwise 255, which their files
+    hold for what nobody annotated and their Dice takes for a number: such a structure, like the
+    liver tumor, is pulled towards the whole patch. What their files know of later steps is not had.
+    """
     legacy_fresh_classifier: bool = False
     """Start every step with a fresh output layer, at 100 times the learning rate: the authors'
     loader drops every weight with "out" in its name."""
@@ -82,7 +87,9 @@ class IltCt(LwfCt):
     ) -> dict[str, Tensor]:
         """Supervised terms, the bottleneck's distance, and old logits for the sigmoid head.
 
-        Source: the authors' CT code. Differs: see the head of this file.
+        Source: paper, section 5.3, with the Dice of eq. 3 and 4; the authors' CT code, ILT (after
+        the distillation on the intermediate feature space of Michieli and Zanuttigh, 2019).
+        Differs: see the head of this file.
         """
         if old is None:
             return super().losses(batch, new, old, memory)
@@ -97,10 +104,14 @@ class IltCt(LwfCt):
         return terms
 
     def _shifted(self, batch: Batch, new: Output) -> Tensor:
-        """The Dice of each new structure against the next one's target."""
-        present = (batch.label == 1).float()
-        target = torch.cat([present[:, 1:], torch.zeros_like(present[:, :1])], dim=1)
-        inside = (batch.label != UNKNOWN).any(dim=1, keepdim=True).expand_as(target)
-        k, structures = batch.new_index, new.logits[:, 1:]
+        """The Dice of each new structure against the target of the next template id."""
+        target, known = targets(batch)
+        target = torch.where(known, target, float(UNKNOWN))
+        k, ids = batch.new_index, [structure(name).template_id for name in batch.structures]
+        shifted = torch.full_like(target[:, k], float(UNKNOWN))
+        for place, own in enumerate(ids[i] for i in k):
+            if own is not None and own + 1 in ids:
+                shifted[:, place] = target[:, ids.index(own + 1)]
+        inside = known.any(dim=1, keepdim=True).expand_as(shifted)
         slices = self.legacy_slice_dice
-        return dice(structures[:, k], target[:, k], inside[:, k], slicewise=slices)
+        return dice(new.logits[:, 1:][:, k], shifted, inside, slicewise=slices)

@@ -44,7 +44,10 @@ class Lwf(SoftmaxFinetune):
     ) -> dict[str, Tensor]:
         """Cross-entropy and Dice on the new labels; distillation over the old channels.
 
-        Source: Li and Hoiem, section 3. Differs: see the head of this file.
+        Source: Li and Hoiem, ECCV 2016, section 3, losses of the new task and of the old tasks'
+        recorded responses. Differs: the mean over voxels and channels, weighed by 100, as in the
+        public code of Cermelli et al. (theirs: a sum, weighed by 1, at temperature 2); background
+        is one of the old channels; Dice beside the cross-entropy.
         """
         terms = super().losses(batch, new, old, memory)
         if old is not None:

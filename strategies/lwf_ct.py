@@ -88,7 +88,8 @@ class LwfCt(SoftmaxFinetune):
     ) -> dict[str, Tensor]:
         """Cross-entropy on labels and pseudo labels; Dice of new and of old structures apart.
 
-        Source: the authors' CT code. Differs: see the head of this file.
+        Source: paper, section 5.3 ("pseudo labeling (LwF)"), with the Dice of eq. 3 and 4; the
+        authors' CT code, LwF. Differs: see the head of this file.
         """
         if not any(batch.new) or all(batch.new):
             return self.first_step().losses(batch, new, old, memory)

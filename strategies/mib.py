@@ -44,7 +44,10 @@ class Mib(SoftmaxFinetune):
     ) -> dict[str, Tensor]:
         """Unbiased cross-entropy and Dice on the new labels; unbiased distillation.
 
-        Source: Cermelli et al., section 3.2.
+        Source: Cermelli et al., CVPR 2020, section 3.2, revisited cross-entropy, revisited
+        distillation and initialization of the classifier. Differs: which channels a voxel may be
+        follows from its own labels; Dice beside the cross-entropy; the distillation is a mean over
+        channels weighed by 10, as in their public code.
         """
         terms = super().losses(batch, new, old, memory)
         if old is not None:

@@ -17,13 +17,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from clbench.distillation import (
-    BINS,
-    entropy_histogram,
-    gated_ce,
-    legacy_thresholds,
-    median_thresholds,
-)
+from clbench import distillation
+from clbench.distillation import BINS, entropy_histogram, gated_ce
 from clbench.one_of_k import allowed_channels
 from clbench.pooling import logits_for_pod, pod
 from clbench.strategy import Batch, Lesson, Memory, Output, Predictor
@@ -87,13 +82,18 @@ class Plop(SoftmaxFinetune):
         """One threshold per old channel: its median over all training cases."""
         if per_case:
             total = torch.stack([c["entropy"] for c in per_case.values()]).sum(dim=0)
-            rule = legacy_thresholds if self.legacy_median else median_thresholds
+            median, legacy = distillation.median_thresholds, distillation.legacy_thresholds
+            rule = legacy if self.legacy_median else median
             memory[THRESHOLDS] = rule(total, floor=self.floor)
 
     def losses(
         self, batch: Batch, new: Output, old: Output | None, memory: Memory
     ) -> dict[str, Tensor]:
-        """Entropy-gated cross-entropy and Dice on the new labels; POD on features and logits."""
+        """Entropy-gated cross-entropy and Dice on the new labels; POD on features and logits.
+
+        Source: Douillard et al., CVPR 2021, sections 3.2 (Local POD) and 3.3 (pseudo labels by
+        entropy, adaptive factor). Differs: see the head of this file and `legacy_median`.
+        """
         if old is None:
             return super().losses(batch, new, old, memory)
         batch = self.seen(batch)

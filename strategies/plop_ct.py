@@ -5,9 +5,10 @@ and pooled distillation of encoder, bottleneck and decoder maps; neither the fin
 logits are compared, and no pseudo label is weighed by its certainty. `plop` is the published
 method.
 
-Source: paper, section 5.3 and Tables 10 and 11; the authors' CT code. Differs: as `lwf_ct`. One
-defect of that code cannot be had: their label map also holds structures of later steps, which
-clbench never shows to a strategy.
+Source: paper, section 5.3 and Tables 10 and 11; the authors' CT code. Differs: as `lwf_ct`. For
+one defect of that code there is no option: its label map takes every channel of a file, so where a
+file also annotates structures of later steps, these enter the cross-entropy before they are taught.
+In clbench labels of later steps never reach a strategy, so no option of one could use them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class PlopCt(LwfCt):
     ) -> dict[str, Tensor]:
         """Cross-entropy and Dice on labels and pseudo labels; POD over three planes per cell.
 
-        Source: the authors' CT code. Differs: see the head of this file.
+        Source: paper, section 5.3, with the Dice of eq. 3 and 4; the authors' CT code, PLOP (after
+        the Local POD of Douillard et al., CVPR 2021, section 3.2). Differs: see the head of this
+        file.
         """
         if old is None:
             return super().losses(batch, new, old, memory)

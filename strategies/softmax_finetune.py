@@ -81,7 +81,9 @@ class SoftmaxFinetune(Strategy):
     ) -> dict[str, Tensor]:
         """Cross-entropy over the channels the labels allow, and Dice.
 
-        Source: the authors' CT code, softmax branch. Differs: see `clbench.one_of_k`.
+        Source: the authors' CT code, softmax branch: cross-entropy beside the Dice of the paper's
+        eq. 3 and 4. Differs: means over what is annotated; the channels a voxel may be follow from
+        its labels (`clbench.one_of_k`); Dice over the whole patch (`legacy_slice_dice`).
         """
         batch = self.seen(batch)
         allowed = allowed_channels(batch, unlabelled=self.unlabelled)

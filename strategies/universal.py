@@ -2,9 +2,10 @@
 
 Before a step, the model of the previous step predicts every new training case; these predictions
 stand in for the missing annotation of the old structures. `pseudo=hard` thresholds and cleans them
-up, as the authors ran it; `pseudo=soft` keeps probabilities, as the paper writes it. An old
-structure that the new data annotates is taught from the annotation (`annotated_old=pseudo` is the
-paper's Eq. 5 to the letter). Nothing is frozen.
+up, as the authors ran it; `pseudo=soft` keeps probabilities, as the paper writes it: a byte per
+voxel and structure, or, where a step would need more than `soft_limit_mib`, computed on line from
+the crops themselves. An old structure that the new data annotates is taught from the annotation
+(`annotated_old=pseudo` is the paper's Eq. 5 to the letter). Nothing is frozen.
 
 Source: paper, section 3.2 (heads), section 3.3 and eq. 5 (new steps).
 """
@@ -19,7 +20,15 @@ from torch import Tensor
 
 from clbench.losses import dice_bce, targets
 from clbench.postprocess import clean
-from clbench.strategy import Batch, Lesson, Memory, Output, Predictor, pseudo_labels
+from clbench.strategy import (
+    Batch,
+    Lesson,
+    Memory,
+    Output,
+    Predictor,
+    labelled_on_line,
+    pseudo_labels,
+)
 
 from .finetune import Finetune
 
@@ -35,14 +44,23 @@ class Universal(Finetune):
     unlabelled: Literal["ignore", "background"] = "ignore"
     pseudo: Literal["hard", "soft"] = "hard"
     """Pseudo labels: thresholded, or probabilities."""
+    soft_limit_mib: int = 16384
+    """Soft pseudo labels of a step that take more space than this are not stored: the old model
+    runs in the loop, once per batch, and labels the crops (how that differs:
+    `clbench.strategy.labelled_on_line`)."""
     postprocess: bool = True
     """Clean hard pseudo labels by the rules of the authors' code."""
     annotated_old: Literal["annotation", "pseudo"] = "annotation"
     """What teaches an old structure that the new data annotates."""
 
+    def takes_teacher(self, step: Lesson) -> bool:
+        """Where soft pseudo labels are too large to store."""
+        bytes_ = len(step.old) * step.voxels
+        return self.pseudo == "soft" and bytes_ > self.soft_limit_mib * 2**20
+
     def prepares(self, step: Lesson) -> bool:
-        """From step 2 on."""
-        return bool(step.old)
+        """From step 2 on, unless the pseudo labels are computed on line."""
+        return bool(step.old) and not self.takes_teacher(step)
 
     def prepare_case(
         self, step: Lesson, volume: Volume, old: Predictor | None
@@ -58,7 +76,12 @@ class Universal(Finetune):
     ) -> dict[str, Tensor]:
         """Dice and binary cross-entropy, pseudo labels filling in for the old structures.
 
-        Source: paper, eq. 5. Differs: see `annotated_old` and `legacy_slice_dice`.
+        Source: paper, section 3.3, eq. 5 (pseudo labels of the old structures beside the annotation
+        of the new), in the loss of eq. 3 and 4. Differs: see `annotated_old` and
+        `legacy_slice_dice`; a mean over known (case, structure) pairs where eq. 4 writes a sum.
         """
+        if old is not None:
+            names = tuple(batch.structures[k] for k in batch.old_index)
+            batch = labelled_on_line(batch, self.decode(old.logits.float(), names))
         target, known = targets(batch, annotated_old=self.annotated_old, unlabelled=self.unlabelled)
         return dice_bce(new.logits, target, known, slicewise=self.legacy_slice_dice)

@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from clbench.data.crops import crop, draw_center
 from clbench.data.layouts import CaseFiles
 from clbench.data.pseudo import PseudoMap
 from clbench.data.volumes import Volume, centers
+from clbench.nets.heads import ConvHead, Segmenter
 from clbench.settings import DataSettings
+from clbench.sliding import Server
 from clbench.spec import Source
+from clbench.strategy import Batch, labelled_on_line, pseudo_labels
+from clbench.testing.tiny import tiny_backbone
 
 PLAIN = DataSettings(rotate90=0.0, shift_intensity=0.0)
 LITS = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
@@ -188,3 +193,30 @@ def test_the_shift_is_one_number_within_its_range() -> None:
         shifts.append(float(delta.flat[0]))
     assert np.mean(np.array(shifts) != 0) == pytest.approx(0.2, abs=0.08)
     assert max(map(abs, shifts)) <= 0.1
+
+
+def test_labels_made_on_line_equal_those_stored() -> None:
+    """One window holds the volume and nothing is augmented: the same but for one rounding."""
+    torch.manual_seed(0)
+    v, names = volume((12, 16, 16)), ("spleen", "aorta")
+    backbone = tiny_backbone()
+    model = Segmenter(backbone, ConvHead(backbone.final_channels, background=False))
+    model.add(names)
+    model.eval().requires_grad_(False)
+    server = Server(model, lambda logits, _: logits.sigmoid(), names, patch_vox=(16, 16, 16))
+    stored = PseudoMap(names, False, pseudo_labels(server, v, hard=False).numpy())
+    structures = (*names, "liver_tumor")
+    image, label, pseudo = crop(
+        v, structures, patch_vox=(16, 16, 16), data=PLAIN, seed=0, pseudo=stored
+    )
+    batch = Batch(
+        image=torch.from_numpy(image)[None], label=torch.from_numpy(label)[None], pseudo=None,
+        structures=structures, new=(False, False, True), cases=("2/0",),
+    )  # fmt: skip
+    found = labelled_on_line(batch, model(batch.image).logits.sigmoid()).pseudo
+    assert found is not None
+    assert pseudo is not None
+    assert np.ptp(pseudo[:2, 2:14]) > 10  # it has something to say
+    assert np.abs(found[0].numpy().astype(int) - pseudo.astype(int)).max() <= 1
+    assert (found[0, :, :2] == 255).all()  # padding
+    assert (found[0, 2] == 255).all()

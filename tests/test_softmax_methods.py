@@ -156,15 +156,26 @@ def authors_batch(y: list[Any]) -> Batch:
     )
 
 
-def test_the_shifted_dice_is_taught_by_the_next_structure() -> None:
-    batch = voxels([[0, 1, 0], [0, 0, 1]], new=(False, True, False))
-    logits = torch.zeros(1, 4, 2, 1, 1)
-    logits[0, 2] = torch.tensor([9.0, -9.0]).view(2, 1, 1)  # the spleen is found where it is
+def test_the_shifted_dice_is_taught_by_the_next_template_id() -> None:
+    order = ("pancreas", "liver_tumor", "stomach", "aorta")  # ids 11, 27, 7, 8: not by channel
+    batch = voxels(
+        [[0, 0, 1, 255], [0, 0, 0, 255], [0, 1, 0, 255]],
+        pseudo=[[255, 255, 255, 0], [255, 255, 255, 254], [255, 255, 255, 0]],
+        structures=order, new=(False, True, True, False),
+    )  # fmt: skip
+    logits = torch.zeros(1, 5, 3, 1, 1)
+    logits[0, 2], logits[0, 3] = (
+        torch.tensor(v).view(3, 1, 1) for v in ([-9.0, -9, 9], [9.0, -9, -9])
+    )
     out = Output(logits=logits, features={"bottleneck": torch.zeros(1, 1, 1, 1, 1)})
     right = IltCt().losses(batch, out, out, {})["dice_new"]
+    assert right.item() == pytest.approx(1 / 3, abs=1e-3)  # 1 - 2 · 1 / (1 + 1 + 1), both found
     shifted = IltCt(legacy_shifted_dice=True).losses(batch, out, out, {})["dice_new"]
-    assert right.item() < 0.35  # 2 · 1 / (1 + 1 + 1)
-    assert shifted.item() > 0.99
+    # the stomach is taught the aorta's voxel, which it missed; of pancreas_tumor (28) nothing is
+    # known, so the liver tumor is taught 255 in all three voxels
+    p = torch.tensor([-9.0, -9, 9]).sigmoid().sum().item()
+    want = (1 - 2 * 255 * p / (p + 3 * 255 + 1) + 1) / 2
+    assert shifted.item() == pytest.approx(want, abs=1e-3)
 
 
 def test_pod_takes_the_nine_maps_of_the_authors() -> None:

@@ -88,6 +88,11 @@ class Catalog:
             self._open[view] = self._open[whole].showing(self.benchmark.shown(step))
         return self._open[view]
 
+    def voxels(self, step: int) -> int:
+        """Voxels of the training cases of a step together, model grid; they are opened."""
+        cases = self.splits[step - 1].train
+        return sum(self.open(step, case, "train").image.size for case in cases)
+
     def _guard(self, step: int, name: str, case: str, purpose: Purpose) -> None:
         tests = {(self.source(i).name, c) for i, s in enumerate(self.splits, 1) for c in s.test}
         if (name, case) in tests:

@@ -75,6 +75,7 @@ class Bed:
         self.before = self.traits()
         self._starts: dict[int, State] = {}
         self._ends: dict[int, State] = {}
+        self._voxels: dict[int, int] = {}
 
     def traits(self) -> dict[str, Any]:
         """Everything the strategy object and its classes hold that is not code."""
@@ -118,8 +119,13 @@ class Bed:
     # ----------------------------------------------------------------------------------- models
 
     def lesson(self, number: int) -> Lesson:
-        """A step of the tiny course."""
-        return self.rig.lesson(number)
+        """A step of the tiny course, as it is while it is taught."""
+        if number not in self._voxels:
+            catalog, step = self.rig.catalog, self.rig.catalog.step
+            catalog.step = number
+            self._voxels[number] = catalog.voxels(number)
+            catalog.step = step
+        return replace(self.rig.lesson(number), voxels=self._voxels[number])
 
     def blank(self, number: int) -> nn.Module:
         """A fresh model with the shape it has in a step, as a run makes one for a checkpoint."""

@@ -6,6 +6,7 @@ Room: row 5 (torch).
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -71,6 +72,21 @@ class _Probe:
         terms = strategy.losses(relabel(self.batch, label), self.new, self.old, memory)
         return {k: v.float() for k, v in terms.items() if k not in strategy.penalties}
 
+    def teacher_labels(self, label: Tensor, channels: list[int]) -> bool:
+        """Whether all that teaches these channels of the second case is the old model's answer.
+
+        Then another answer pulls every voxel of theirs elsewhere; what pulled all of them to
+        background would go on doing so.
+        """
+        if self.old is None:
+            return False
+        kept, grads = self.old, []
+        for sign in (1.0, -1.0):
+            self.old = replace(kept, logits=sign * 30.0 * torch.ones_like(kept.logits))
+            grads.append(self.at(label)[1][1, channels])
+        self.old = kept
+        return bool((grads[0] <= 0).all() and (grads[0] < 0).any() and (grads[1] >= 0).all())
+
     def filled(self, channels: list[int], value: int) -> Tensor:
         """The full label with one value in these structures of the second case."""
         label = self.batch.label.clone()
@@ -118,7 +134,9 @@ def _old_ones_as_declared(probe: _Probe, where: str) -> None:
             got=f"{float(as_is):.7g} twice",
             next_step="declare unlabelled = 'background', or leave these voxels out",
         )
-    if grad.shape[1] == len(probe.batch.structures) and bool(grad[1, old].any()):
+    if grad.shape[1] != len(probe.batch.structures) or not bool(grad[1, old].any()):
+        return
+    if not probe.teacher_labels(probe.filled(old, UNKNOWN), old):
         raise Broken(
             "there is supervised gradient where nothing is known",
             where=f"{where}, in their channels",
