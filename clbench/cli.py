@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clbench.errors import ClbenchError, SettingError
+from clbench.errors import ClbenchError, SettingError, unknown_name
 
 if TYPE_CHECKING:
     from clbench.report.render import Table
@@ -49,12 +49,17 @@ def parse_seeds(text: str) -> list[int]:
                 "seeds are whole numbers or ranges",
                 where="--seeds",
                 expected="0-2 or 0,1,2",
-                got=text,
+                got=text or "nothing",
+            )
+        if dash and int(high) < int(low):
+            raise SettingError(
+                "a range of seeds runs backwards",
+                where="--seeds",
+                expected=f"{high}-{low}",
+                got=part.strip(),
             )
         found += range(int(low), int(high or low) + 1)
-    if not found:
-        raise SettingError("a range of seeds runs backwards", where="--seeds", got=text)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def parse_splits(words: list[str]) -> dict[str, Split]:
@@ -71,7 +76,11 @@ def parse_splits(words: list[str]) -> dict[str, Split]:
         if target.endswith(".toml"):
             path = Path(target)
         else:
-            path = Path(str(resources.files("clbench.benchmarks.splits") / f"{target}.toml"))
+            home = resources.files("clbench.benchmarks.splits")
+            shipped = [p.name[:-5] for p in home.iterdir() if p.name.endswith(".toml")]
+            if target not in shipped:
+                raise unknown_name("split", target, shipped, f"--split {word}")
+            path = Path(str(home / f"{target}.toml"))
         found[source] = load_split(path)
     return found
 
@@ -116,6 +125,8 @@ def run(
         {"strict": ["strict"], "paper": ["paper"], "both": ["strict", "paper"]},
     )
     keep = one_of("--keep-predictions", keep_predictions, {"test": True, "none": False})
+    numbers = [seed] if seeds is None else parse_seeds(seeds)
+    splits = parse_splits(split or [])
     typer.echo(
         "Data: "
         + (
@@ -129,7 +140,7 @@ def run(
     from clbench.report.tables import run_report
     from clbench.run import run_course
 
-    for number in parse_seeds(seeds) if seeds else [seed]:
+    for number in numbers:
         with Progress() as progress:
             folder = run_course(
                 RunSettings(
@@ -138,7 +149,7 @@ def run(
                     seed=number,
                     profile=profile,
                     data=data,
-                    splits=parse_splits(split or []),
+                    splits=splits,
                     out=out,
                     overrides=tuple(set_ or ()),
                     device=device,
@@ -317,7 +328,7 @@ def table(
     scale = PERCENT if percent else SHARE
     one_of("--scoring", scoring, {"strict": 1, "paper": 1})
     one_of("--format", format_, dict.fromkeys(FORMATS))
-    wanted = parse_seeds(seeds) if seeds else None
+    wanted = None if seeds is None else parse_seeds(seeds)
     bench = None if bench is None else registry.name_of(bench)
 
     def paper(which: int) -> Table:

@@ -6,7 +6,7 @@ Room: row 0 (no torch).
 from __future__ import annotations
 
 import tomllib
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SpecError("file not found", where=path, next_step="check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as err:
         raise SpecError(f"not a valid TOML file: {err}", where=path) from err
+    except OSError as err:
+        raise SpecError(
+            "not a file that can be read", where=path, expected="a TOML file", got=err.strerror
+        ) from err
 
 
 def expand_ids(ids: list[Any], where: object) -> tuple[str, ...]:
@@ -75,6 +79,18 @@ def _make(kind: type[T], values: dict[str, Any], where: object) -> T:
         plain, words = _PLAIN.get(known[key], (object, ""))
         if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
             raise SpecError(f"{key} must be {words}", where=where, got=repr(value))
+    needed = [
+        f.name
+        for f in fields(kind)  # type: ignore[arg-type]  # dataclasses
+        if f.default is MISSING and f.default_factory is MISSING
+    ]
+    if lacking := [name for name in needed if name not in values]:
+        raise SpecError(
+            f"an incomplete {kind.__name__.lower()}: {', '.join(lacking)} missing",
+            where=where,
+            expected=f"at least {', '.join(needed)}",
+            got=", ".join(values) or "nothing",
+        )
     try:
         return kind(**values)
     except TypeError as err:

@@ -107,6 +107,11 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+_LISTED = dict.fromkeys(
+    ("benchmark", "strategy", "backbone", "encoding", "profile"), "see `clbench list`"
+)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], where: object = None) -> UnknownName:
     """The error for a name nobody knows: did-you-mean first, then the whole list."""
     names = sorted(known)
@@ -116,5 +121,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: object = Non
         where=where,
         expected=f"one of: {', '.join(names)}" if names else f"a {kind}; none is installed",
         got=name,
-        next_step=f"did you mean {guess!r}?" if guess else "see `clbench list`",
+        next_step=f"did you mean {guess!r}?" if guess else _LISTED.get(kind),
     )

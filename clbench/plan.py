@@ -31,6 +31,7 @@ from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError
 from clbench.metrics.native import implementations
 from clbench.names import need_name
+from clbench.nets.backbones import Backbone
 from clbench.nets.weights import WeightReport, load_weights
 from clbench.settings import Profile, apply_overrides, change, load_profile, split_overrides
 from clbench.spec import Benchmark, Split
@@ -69,6 +70,18 @@ class RunSettings:
     """Store the test predictions."""
     cache: Path | None = None
     """Where preprocessed volumes and the phantom are kept."""
+
+    def __post_init__(self) -> None:
+        least = {"seed": 0, "workers": 0, "threads": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise SettingError(
+                    "a setting is out of range",
+                    where=f"--{name}",
+                    expected=f"a whole number of at least {low}",
+                    got=value,
+                )
 
 
 @dataclass(kw_only=True)
@@ -175,9 +188,14 @@ def make_plan(
     device = pick_device(settings.device)
     make_backbone = registry.load("backbone", profile.backbone.name)
     encoder = registry.load("encoding", profile.text.encoding)
+    preprocessing = profile.preprocessing(benchmark.preprocessing)
+    with torch.random.fork_rng(devices=[]):
+        trial = make_backbone(profile.backbone.size)
+    if isinstance(trial, Backbone):  # before anything is written, not in the first update
+        trial.check(preprocessing.patch_vox, train=True)
     catalog = build_catalog(
         benchmark,
-        profile.preprocessing(benchmark.preprocessing),
+        preprocessing,
         data=settings.data,
         cache_root=settings.cache or default_root(),
         phantom=profile.phantom,
@@ -193,7 +211,8 @@ def make_plan(
 
     weights = profile.backbone.weights
     mark = _file_hash(weights)
-    report = load_weights(make_backbone(profile.backbone.size), Path(weights)) if weights else None
+    report = load_weights(trial, Path(weights)) if weights else None
+    del trial
 
     def backbone() -> nn.Module:
         made: nn.Module = make_backbone(profile.backbone.size)

@@ -244,15 +244,24 @@ DEFAULT_RULES = (
 """What the authors' pseudo-label code applies."""
 
 
+def known(rules: Sequence[str], where: object = None) -> None:
+    """Refuse a rule nobody knows.
+
+    Raises:
+        UnknownName: with the closest known name.
+    """
+    for rule in rules:
+        if rule not in RULES:
+            raise unknown_name("post-processing rule", rule, RULES, where)
+
+
 def apply_rules(masks: Masks, rules: Sequence[str] = DEFAULT_RULES) -> None:
     """Apply the named rules to `masks`, replacing entries; the order is that of `RULES`.
 
     Raises:
         UnknownName: a rule nobody knows.
     """
-    for rule in rules:
-        if rule not in RULES:
-            raise unknown_name("post-processing rule", rule, RULES)
+    known(rules)
     for name, rule_of in RULES.items():
         if name in rules:
             rule_of(masks)

@@ -8,9 +8,10 @@ hyperparameters of the strategy.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from typing import Any, Literal, TypeVar, Union
@@ -155,6 +156,39 @@ class Profile:
         return dataclasses.replace(plan, **changes)
 
 
+_POSITIVE = (lambda v: v > 0, "above 0")
+_COUNT = (lambda v: v >= 1, "at least 1")
+_NATURAL = (lambda v: v >= 0, "at least 0")
+_SHARE = (lambda v: 0 <= v <= 1, "from 0 to 1")
+_WEIGHTS = (lambda v: min(v) >= 0 < sum(v), "weights of at least 0, not all 0")
+BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "data.spacing_mm": (lambda v: min(v) > 0, "three lengths above 0"),
+    "data.patch_vox": (lambda v: min(v) >= 1, "three sizes of at least 1"),
+    "data.window_hu": (lambda v: v[0] < v[1], "the lower end, then the upper"),
+    "data.posneg": _WEIGHTS,
+    "data.class_ratio": _WEIGHTS,
+    "data.rotate90": _SHARE,
+    "data.shift_intensity": _SHARE,
+    "data.shift_range": _NATURAL,
+    "backbone.size": _COUNT,
+    "train.epochs": _COUNT,
+    "train.iterations": _COUNT,
+    "train.batch": _COUNT,
+    "train.lr": _POSITIVE,
+    "train.weight_decay": _NATURAL,
+    "train.beta2": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "train.warmup": _NATURAL,
+    "train.clip_norm": _POSITIVE,
+    "train.prior": (lambda v: 0 < v < 1, "between 0 and 1"),
+    "examine.overlap": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
+    "examine.windows": _COUNT,
+    "phantom.train": _COUNT,
+    "phantom.validation": _NATURAL,
+    "phantom.test": _COUNT,
+    "phantom.spacing_mm": _POSITIVE,
+}
+"""Setting → what its value must be, and in words. None is never asked."""
+
 GROUPS: dict[str, type[Any]] = {
     "data": DataSettings,
     "backbone": BackboneSettings,
@@ -215,7 +249,7 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
             number = kind(value) if isinstance(value, str) else value
         except ValueError:
             raise wrong from None
-        if kind is int and number != int(number):
+        if not math.isfinite(number) or (kind is int and number != int(number)):
             raise wrong
         return kind(number)
     if kind is str and isinstance(value, str):
@@ -251,7 +285,13 @@ def change(target: T, values: Mapping[str, Any], where: str) -> T:
                 got=f"{where}.{name}",
                 next_step=f"did you mean {where}.{guess}?" if guess else None,
             )
-        done[name] = coerce(value, hints[name], f"{where}.{name}")
+        made = coerce(value, hints[name], f"{where}.{name}")
+        fits, words = BOUNDS.get(f"{where}.{name}", (None, ""))
+        if fits is not None and made is not None and not fits(made):
+            raise SettingError(
+                "a setting is out of range", where=f"{where}.{name}", expected=words, got=made
+            )
+        done[name] = made
     return dataclasses.replace(target, **done)  # type: ignore[type-var]  # dataclasses only
 
 

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from clbench import strategy as contract
 from clbench.losses import dice_bce, targets
 from clbench.one_of_k import allowed_channels, mean_ce
-from clbench.postprocess import clean
+from clbench.postprocess import DEFAULT_RULES, clean, known
 from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Predictor, pseudo_labels
 
 from .finetune import Finetune
@@ -40,17 +42,18 @@ class LwfCt(SoftmaxFinetune):
     head: Literal["softmax", "sigmoid"] = "softmax"
     """Output layer with background, as in the tables, or the Universal Model's heads."""
     postprocess: bool = True
-    """Clean pseudo labels by the rules of the authors' code."""
+    """Clean pseudo labels."""
+    rules: tuple[str, ...] = DEFAULT_RULES
+    """By which rules of `clbench.postprocess`; as it is, those of the authors' code."""
 
-    def first_step(self) -> SoftmaxFinetune | Finetune:
+    def __post_init__(self) -> None:
+        known(self.rules, "strategy.rules")
+
+    def first_step(self) -> contract.Strategy:
         """Plain training with this head."""
         if self.head == "sigmoid":
             return Finetune(legacy_slice_dice=self.legacy_slice_dice)
-        return SoftmaxFinetune(
-            dice=self.dice,
-            classifier_lr=self.classifier_lr,
-            legacy_slice_dice=self.legacy_slice_dice,
-        )
+        return super().first_step()
 
     def build(self, kit: Kit, step: Lesson) -> nn.Module:
         """As the plain strategy."""
@@ -80,8 +83,8 @@ class LwfCt(SoftmaxFinetune):
         """The old model's hard labels for one training case, as (K_old, D, H, W) uint8."""
         if old is None:
             return {}
-        rules = clean if self.postprocess else None
-        return {"pseudo": pseudo_labels(old, volume, hard=True, clean=rules)}
+        tidy = partial(clean, rules=self.rules) if self.postprocess else None
+        return {"pseudo": pseudo_labels(old, volume, hard=True, clean=tidy)}
 
     def losses(
         self, batch: Batch, new: Output, old: Output | None, memory: Memory

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
 from clbench.losses import dice_bce, targets
-from clbench.postprocess import clean
+from clbench.postprocess import DEFAULT_RULES, clean, known
 from clbench.strategy import (
     Batch,
     Lesson,
@@ -49,9 +50,14 @@ class Universal(Finetune):
     runs in the loop, once per batch, and labels the crops (how that differs:
     `clbench.strategy.labelled_on_line`)."""
     postprocess: bool = True
-    """Clean hard pseudo labels by the rules of the authors' code."""
+    """Clean hard pseudo labels."""
+    rules: tuple[str, ...] = DEFAULT_RULES
+    """By which rules of `clbench.postprocess`; as it is, those of the authors' code."""
     annotated_old: Literal["annotation", "pseudo"] = "annotation"
     """What teaches an old structure that the new data annotates."""
+
+    def __post_init__(self) -> None:
+        known(self.rules, "strategy.rules")
 
     def takes_teacher(self, step: Lesson) -> bool:
         """Where soft pseudo labels are too large to store."""
@@ -68,8 +74,9 @@ class Universal(Finetune):
         """The old model's view of one training case, as (K_old, D, H, W) uint8."""
         if old is None:
             return {}
-        rules = clean if self.pseudo == "hard" and self.postprocess else None
-        return {"pseudo": pseudo_labels(old, volume, hard=self.pseudo == "hard", clean=rules)}
+        hard = self.pseudo == "hard"
+        tidy = partial(clean, rules=self.rules) if hard and self.postprocess else None
+        return {"pseudo": pseudo_labels(old, volume, hard=hard, clean=tidy)}
 
     def losses(
         self, batch: Batch, new: Output, old: Output | None, memory: Memory

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from clbench import store
-from clbench.cli import app, parse_seeds
-from clbench.errors import SettingError
+from clbench.cli import app, parse_seeds, parse_splits
+from clbench.errors import SettingError, UnknownName
 
 
 def run_cli(*words: str) -> subprocess.CompletedProcess[str]:
@@ -23,13 +23,14 @@ def run_cli(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("text", "seeds"), [("0", [0]), ("0-2", [0, 1, 2]), ("0,5", [0, 5]), ("0-1,7", [0, 1, 7])]
+    ("text", "seeds"),
+    [("0", [0]), ("0-2", [0, 1, 2]), ("0,5", [0, 5]), ("0-1,7", [0, 1, 7]), ("1,0-2", [1, 0, 2])],
 )
 def test_seeds(text: str, seeds: list[int]) -> None:
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "a", "2-", "-1", "3-1", "0-b"])
+@pytest.mark.parametrize("text", ["", "a", "2-", "-1", "3-1", "0-2,5-3", "0-b", "²"])
 def test_wrong_seeds(text: str) -> None:
     with pytest.raises(SettingError, match="seed"):
         parse_seeds(text)
@@ -65,12 +66,21 @@ def test_an_error_is_one_message_without_traceback(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_split_that_does_not_come_with_clbench_lists_those_that_do() -> None:
+    with pytest.raises(UnknownName, match="btcv_publi") as err:
+        parse_splits(["btcv=btcv_publi"])
+    assert "did you mean 'btcv_public'" in str(err.value)
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ["run", "--bench", "tumor_ext", "--strategy", "universal", "--scoring", "lenient"],
         ["run", "--bench", "tumor_ext", "--strategy", "universal", "--keep-predictions", "all"],
         ["run", "--bench", "tumor_ext", "--strategy", "universal", "--split", "btcv"],
+        ["run", "--bench", "tumor_ext", "--strategy", "universal", "--seeds", "2-0"],
+        ["run", "--bench", "tumor_ext", "--strategy", "universal", "--seeds", ""],
+        ["table", "10", "--seeds", ""],
         ["table", "9"],
         ["table", "10", "--source", "paper"],
         ["table", "10", "--format", "docx"],

@@ -47,10 +47,12 @@ def test_a_users_own_file_is_read_and_mistakes_are_named(tmp_path: Path) -> None
     with pytest.raises(SpecError, match="not a valid TOML"):
         load_benchmark(path)
     path.write_text(BENCH.replace("version = 1\n", ""))
-    with pytest.raises(SpecError, match="incomplete Benchmark"):
+    with pytest.raises(SpecError, match="an incomplete benchmark: version missing"):
         load_benchmark(path)
     with pytest.raises(SpecError, match="file not found"):
         load_benchmark(tmp_path / "absent.toml")
+    with pytest.raises(SpecError, match="not a file that can be read"):
+        load_benchmark(tmp_path)
 
 
 @pytest.fixture

@@ -227,7 +227,7 @@ def test_errors_survive_pickling_and_show_all_their_parts() -> None:
         assert part in str(err)
 
 
-def test_a_wheel_works_from_any_folder(tmp_path: Path) -> None:
+def test_a_wheel_works_from_any_folder(tmp_path: Path, cache_root: Path) -> None:
     """Built from the checkout, installed alone, asked from elsewhere."""
     source = tmp_path / "source"
     ignore = shutil.ignore_patterns(".*", "*.egg-info", "build", "dist", "tests", "__pycache__")
@@ -248,10 +248,14 @@ def test_a_wheel_works_from_any_folder(tmp_path: Path) -> None:
         "clbench/data/anatomy.csv", "clbench/py.typed",
     ):  # fmt: skip
         assert needed in names
-    for words in (["list"], ["table", "10", "--source", "printed"]):
+    run = ["run", "--bench", "tumor_ext", "--strategy", "universal", "--profile", "smoke",
+           "--cache", str(cache_root), "--set", "train.epochs=1", "--set", "train.iterations=1",
+           "--keep-predictions", "none"]  # fmt: skip
+    for words in (["list"], ["table", "10", "--source", "printed"], run):
         code = (
-            "import clbench; from clbench.cli import app\n"
+            "import clbench, clbench.strategies as s; from clbench.cli import app\n"
             f"assert clbench.__file__.startswith({str(tmp_path)!r}), clbench.__file__\n"
+            f"assert s.__file__.startswith({str(tmp_path)!r}), s.__file__\n"
             f"app({words!r}, standalone_mode=False)\n"
         )
         done = subprocess.run(
@@ -260,3 +264,4 @@ def test_a_wheel_works_from_any_folder(tmp_path: Path) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert "universal" in done.stdout or "0.466" in done.stdout
+    assert len(list(tmp_path.glob("results/tumor_ext/universal/*/scores.csv"))) == 1

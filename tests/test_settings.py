@@ -1,13 +1,20 @@
 """Settings: typed, overridable by name, with errors that help."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
 from clbench.errors import SettingError, UnknownName
 from clbench.plan import sparse
 from clbench.registry import benchmark
-from clbench.settings import apply_overrides, load_profile, profile_names, split_overrides
+from clbench.settings import (
+    BOUNDS,
+    GROUPS,
+    apply_overrides,
+    load_profile,
+    profile_names,
+    split_overrides,
+)
 
 
 def changed(word: str) -> object:
@@ -44,12 +51,31 @@ def test_words_of_the_command_line_get_their_type(word: str, value: object) -> N
         ("data.spacing_mm=1,2", "3 values"),
         ("text.prompt=v9", "v1, v2, v3"),
         ("epochs=5", "group.name=value"),
+        ("train.lr=-1", "above 0"),
+        ("train.lr=nan", "a number"),
+        ("train.lr=inf", "a number"),
+        ("train.epochs=0", "at least 1"),
+        ("train.iterations=0", "at least 1"),
+        ("train.batch=0", "at least 1"),
+        ("train.prior=1", "between 0 and 1"),
+        ("data.spacing_mm=0,1,1", "above 0"),
+        ("data.patch_vox=0,8,8", "at least 1"),
+        ("data.window_hu=250,-175", "the lower end"),
+        ("data.posneg=0,0", "not all 0"),
+        ("data.rotate90=2", "from 0 to 1"),
+        ("examine.overlap=1", "below 1"),
+        ("examine.windows=0", "at least 1"),
+        ("phantom.test=0", "at least 1"),
     ],
 )
 def test_a_wrong_setting_says_what_is_right(word: str, says: str) -> None:
     with pytest.raises(SettingError) as err:
         changed(word)
     assert says in str(err.value)
+
+
+def test_every_bound_is_of_a_setting() -> None:
+    assert set(BOUNDS) <= {f"{g}.{f.name}" for g, kind in GROUPS.items() for f in fields(kind)}
 
 
 def test_profiles_load_and_paper_is_the_papers() -> None:

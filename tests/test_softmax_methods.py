@@ -6,13 +6,15 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
 from clbench import checkpoint, registry, store
+from clbench.errors import UnknownName
 from clbench.nets.backbones import small_unet
 from clbench.one_of_k import allowed_channels, decode_channels, marginal_ce, mean_ce
 from clbench.plan import RunSettings
@@ -22,6 +24,7 @@ from clbench.strategies.ilt_ct import IltCt
 from clbench.strategies.lwf_ct import LwfCt
 from clbench.strategies.plop_ct import LEFT_OUT
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
+from clbench.strategies.universal import Universal
 from clbench.strategy import Batch, Kit, Lesson, Output, Strategy
 
 GOLDEN: dict[str, Any] = json.loads(
@@ -277,6 +280,21 @@ def test_options_change_what_is_declared(made: Ilt | IltCt) -> None:
     assert {t for t in terms if t in ("features", "distill")} == set(made.penalties)
     assert made.keeps_old_logits
     assert not IltCt(legacy_fresh_classifier=True).keeps_old_logits
+
+
+@pytest.mark.parametrize("kind", [Universal, LwfCt])
+def test_each_rule_for_pseudo_labels_can_be_left_out(kind: Any) -> None:
+    """Two pieces of a liver: the largest stays, unless that rule is left out, or all are."""
+    mask = torch.zeros(1, 8, 8, 8)
+    mask[0, :2, :2, :2], mask[0, 6, 6, 6] = 1.0, 1.0
+    old: Any = SimpleNamespace(structures=("liver",), probabilities=lambda v: [(0, 8, mask)])
+    for made, pieces in (
+        (kind(), 8), (kind(rules=("largest_lesions",)), 9), (kind(postprocess=False), 9),
+    ):  # fmt: skip
+        found = made.prepare_case(lesson(2), cast(Any, None), old)["pseudo"]
+        assert (found == 254).sum() == pieces
+    with pytest.raises(UnknownName, match="largest_component"):
+        kind(rules=("largest_componet",))
 
 
 def test_all_start_alike() -> None:

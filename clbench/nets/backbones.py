@@ -60,8 +60,17 @@ class Backbone(nn.Module):
 
     def encode(self, image: Tensor) -> Maps:
         """The encoder's maps alone; checks the size."""
-        shape = tuple(image.shape[2:])
-        if any(n % self.stride for n in shape) or (self.training and min(shape) < self.smallest):
+        self.check(tuple(image.shape[2:]), train=self.training)
+        found: Maps = self.encoder(image)
+        return found
+
+    def check(self, shape: tuple[int, ...], *, train: bool) -> None:
+        """Refuse a patch the network cannot work on, or cannot be trained on.
+
+        Raises:
+            SettingError: with the next size that it can.
+        """
+        if any(n % self.stride for n in shape) or (train and min(shape) < self.smallest):
             raise SettingError(
                 "the network cannot work on patches of this size",
                 where="data.patch_vox",
@@ -69,8 +78,6 @@ class Backbone(nn.Module):
                 got=" x ".join(map(str, shape)),
                 next_step=f"--set data.patch_vox={','.join(str(self._fit(n)) for n in shape)}",
             )
-        found: Maps = self.encoder(image)
-        return found
 
     def _fit(self, size: int) -> int:
         return max(-(-size // self.stride) * self.stride, self.smallest)
