@@ -81,6 +81,8 @@ def parse_splits(words: list[str]) -> dict[str, Split]:
             if target not in shipped:
                 raise unknown_name("split", target, shipped, f"--split {word}")
             path = Path(str(home / f"{target}.toml"))
+        if source in found:
+            raise SettingError("two splits are given for one", where=f"--split {word}")
         found[source] = load_split(path)
     return found
 
@@ -89,7 +91,7 @@ def parse_splits(words: list[str]) -> dict[str, Split]:
 def run(
     bench: Bench,
     strategy: Annotated[str, typer.Option(help="Strategy.")],
-    seed: Annotated[int, typer.Option(help="One seed.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="One seed; default 0.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Several seeds: 0-2 or 0,1,2.")] = None,
     profile: Annotated[
         str | None, typer.Option(help="Default: quick on the phantom, paper on real data.")
@@ -125,7 +127,11 @@ def run(
         {"strict": ["strict"], "paper": ["paper"], "both": ["strict", "paper"]},
     )
     keep = one_of("--keep-predictions", keep_predictions, {"test": True, "none": False})
-    numbers = [seed] if seeds is None else parse_seeds(seeds)
+    if seed is not None and seeds is not None:
+        raise SettingError(
+            "--seed and --seeds are given both", expected="one of them", got=f"{seed} and {seeds}"
+        )
+    numbers = [seed or 0] if seeds is None else parse_seeds(seeds)
     splits = parse_splits(split or [])
     typer.echo(
         "Data: "

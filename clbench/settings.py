@@ -337,7 +337,11 @@ def split_overrides(words: list[str]) -> dict[str, dict[str, str]]:
                 expected=", ".join([*GROUPS, "strategy"]),
                 next_step=f"did you mean {guess}.{name}?" if guess else None,
             )
-        found.setdefault(group, {})[name] = value
+        if name in found.setdefault(group, {}):
+            raise SettingError(
+                "a setting is given twice", where=f"--set {word}", got=found[group][name]
+            )
+        found[group][name] = value
     return found
 
 

@@ -80,6 +80,7 @@ def test_a_split_that_does_not_come_with_clbench_lists_those_that_do() -> None:
         ["run", "--bench", "tumor_ext", "--strategy", "universal", "--split", "btcv"],
         ["run", "--bench", "tumor_ext", "--strategy", "universal", "--seeds", "2-0"],
         ["run", "--bench", "tumor_ext", "--strategy", "universal", "--seeds", ""],
+        ["run", "--bench", "tumor_ext", "--strategy", "universal", "--seeds", "0-2", "--seed", "1"],
         ["table", "10", "--seeds", ""],
         ["table", "9"],
         ["table", "10", "--source", "paper"],

@@ -74,6 +74,11 @@ def test_a_wrong_setting_says_what_is_right(word: str, says: str) -> None:
     assert says in str(err.value)
 
 
+def test_a_setting_given_twice_is_refused() -> None:
+    with pytest.raises(SettingError, match="twice"):
+        split_overrides(["train.lr=1e-3", "train.epochs=2", "train.lr=1e-4"])
+
+
 def test_every_bound_is_of_a_setting() -> None:
     assert set(BOUNDS) <= {f"{g}.{f.name}" for g, kind in GROUPS.items() for f in fields(kind)}
 
