@@ -155,6 +155,19 @@ def test_a_strategy_stays_small() -> None:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 120, path.name
 
 
+def test_every_loss_names_its_source() -> None:
+    from clbench import distillation, losses, one_of_k, pooling
+
+    made = [registry.load("strategy", name) for name in registry.entries("strategy")]
+    shared = (
+        losses.dice, losses.bce, one_of_k.marginal_ce, one_of_k.sigmoid_dice, pooling.local_pod,
+        pooling.pod, *(getattr(distillation, n) for n in
+        ("kd_softmax", "kd_unbiased", "kd_sigmoid", "feature_mse", "gated_ce")),
+    )  # fmt: skip
+    for loss in (*(kind.losses for kind in made if kind.__module__.startswith("clbench")), *shared):
+        assert "Source: " in (loss.__doc__ or ""), f"{loss.__module__}.{loss.__qualname__}"
+
+
 def test_the_folders_refuse_to_load_under_a_second_name() -> None:
     for folder in ("strategies", "benchmarks"):
         done = subprocess.run(
