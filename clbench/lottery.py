@@ -116,12 +116,10 @@ def hold(decoder: nn.Module, memory: Memory) -> None:
     apply_masks(decoder, _read(memory, "prune/mask/"))
 
 
-def end(model: nn.Module, memory: Memory) -> None:
-    """After a step: the decoder's average becomes its weights, and what was remembered goes.
-
-    So a copy of the decoder starts from what was served.
-    """
-    averaged(model, memory)
+def end(memory: Memory, model: nn.Module | None = None) -> None:
+    """After a step: the average becomes the weights of `model`; what was remembered goes."""
+    if model is not None:
+        averaged(model, memory)
     for key in [k for k in memory if k.startswith(("prune/", "ema/"))]:
         del memory[key]
 

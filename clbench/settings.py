@@ -214,6 +214,8 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
             return None
         return coerce(value, next(a for a in args if a is not type(None)), where)
     if origin is Literal:
+        if isinstance(value, str):  # a word of the command line may stand for a number
+            value = next((a for a in args if str(a) == value), value)
         if value not in args:
             guess = closest(str(value), [str(a) for a in args])
             raise SettingError(

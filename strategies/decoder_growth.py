@@ -102,8 +102,8 @@ class DecoderGrowth(contract.Strategy):
             lottery.average(grown.newest(), memory, len(grown.decoders), decay=self.ema)
 
     def finish(self, step: Lesson, model: nn.Module, draws: Any, memory: Memory) -> None:
-        """The average becomes the decoder's weights; pruned weights stay zero."""
-        lottery.end(model, memory)
+        """The average becomes the decoder's weights (a copy starts there); zeros stay zero."""
+        lottery.end(memory, model)
 
     def serve(self, model: nn.Module, memory: Memory) -> nn.Module:
         """The model, or a copy with every decoder's average."""

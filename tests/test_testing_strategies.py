@@ -22,7 +22,6 @@ from clbench.data.volumes import Volume
 from clbench.errors import SettingError, UnknownName
 from clbench.losses import dice_bce, targets
 from clbench.nets.heads import ConvHead, Segmenter
-from clbench.strategies.universal import Universal
 from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Predictor, Strategy
 from clbench.testing import check_strategy
 from clbench.testing.strategies import RULES
@@ -667,32 +666,3 @@ def test_the_command_refuses_a_wrong_word(
     done = CliRunner().invoke(app, ["check", "strategy", *words])
     assert isinstance(done.exception, kind)
     assert says in str(done.exception)
-
-
-class Stubborn(Universal):
-    """Labels on line, and calls what no one annotated background all the same."""
-
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
-        terms = super().losses(batch, new, old, memory)
-        outside = (batch.label == 255) & (batch.label != 255).any(1, keepdim=True)
-        return {**terms, "leak": (new.logits.sigmoid() * outside).mean()}
-
-
-def test_a_teacher_that_labels_the_crops_is_no_background(kit_cache: Path) -> None:
-    rule = "unknown voxels are treated as declared"
-    report = check_strategy(Universal(pseudo="soft", soft_limit_mib=0), cache=kit_cache)
-    assert report.ok, report
-    assert {"the teacher is used", rule} <= {f.rule for f in report.findings if f.status == "pass"}
-    broken = check_strategy(Stubborn(pseudo="soft", soft_limit_mib=0), only=[rule], cache=kit_cache)
-    assert broken.failed == (rule,), broken
-
-
-def test_soft_labels_are_stored_up_to_a_size() -> None:
-    step = Lesson(number=2, learns=("b",), structures=("a", "b"), source="x", voxels=2**20)
-    for limit, on_line in ((0, True), (1, False)):
-        made = Universal(pseudo="soft", soft_limit_mib=limit)
-        assert made.takes_teacher(step) is on_line
-        assert made.prepares(step) is not on_line
-    assert not Universal(soft_limit_mib=0).takes_teacher(step)  # hard labels need the whole volume

@@ -26,6 +26,9 @@ OVERRIDES = (
 def tiny_course() -> Benchmark:
     """Three steps of three, one and two structures; sources with gaps, of which one comes twice."""
     split = Split(name="none", train=("1",), test=("2",))  # the phantom draws its own
+    with_tumor = Split(  # one that is still there at 22 mm, to validate on
+        name="tumors", train=("2000", "2001"), validation=("2010",), test=("2003",)
+    )
     return Benchmark(
         name="kit",
         version=1,
@@ -49,7 +52,8 @@ def tiny_course() -> Benchmark:
         steps=(
             Step(name="organs", source="first", split=split,
                  learns=("spleen", "liver", "left_kidney")),
-            Step(name="tumor", source="second", split=split, learns=("liver_tumor",)),
+            Step(name="tumor", source="second", split=split, learns=("liver_tumor",),
+                 phantom_split=with_tumor),
             Step(name="more", source="first", split=split, learns=("colon", "right_kidney")),
         ),
     )  # fmt: skip

@@ -146,12 +146,20 @@ def _old_ones_as_declared(probe: _Probe, where: str) -> None:
 
 
 def _become_background(probe: _Probe, old: list[int], where: str) -> None:
-    """Some term that looks at old labels takes 255 for 0; others may leave such structures out."""
+    """Some term that looks at old labels takes 255 for 0; others may leave such structures out.
+
+    Where no term looks at them at all, the gradient says what their voxels become.
+    """
     as_is, as_zero, as_known = (
         probe.terms(label)
         for label in (probe.filled(old, UNKNOWN), probe.filled(old, 0), probe.batch.label)
     )
     looks = [name for name in as_zero if not torch.equal(as_zero[name], as_known[name])]
+    if not looks:
+        _, grad = probe.at(probe.filled(old, UNKNOWN))
+        own = grad.shape[1] == len(probe.batch.structures)  # a channel each, or background first
+        if bool((grad[1, old] > 0).any() if own else (grad[1, 0] < 0).any()):
+            return
     if not any(torch.allclose(as_is[name], as_zero[name], 1e-5) for name in looks):
         raise Broken(
             "old structures without annotation do not count as background",

@@ -1,0 +1,72 @@
+"""What is refused before anything is written; and a command that waits for a shared step 1."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from clbench import store
+from clbench.errors import SettingError
+from clbench.plan import RunSettings
+from clbench.run import run_course
+
+
+def settings(out: Path, cache: Path, **more: Any) -> RunSettings:
+    made = RunSettings(
+        bench="tumor_ext", strategy="finetune", profile="smoke", out=out, cache=cache
+    )
+    return replace(made, **more)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"overrides": ("data.patch_vox=20,16,16",)}, "data.patch_vox=24,16,16"),
+        ({"overrides": ("train.lr=0",)}, "above 0"),
+        ({"seed": -1}, "--seed"),
+        ({"threads": 0}, "--threads"),
+        ({"workers": -1}, "--workers"),
+    ],
+)
+def test_what_cannot_be_is_refused_first(
+    more: dict[str, Any], says: str, cache_root: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError) as err:
+        run_course(settings(tmp_path / "out", cache_root, **more))
+    assert says in str(err.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_command_waits_for_the_step_another_one_teaches(
+    smoke_run: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    """The lock of the shared folder is held while its checkpoint comes into being."""
+    name = store.read_record(smoke_run)["shared_step1"]
+    made, here = smoke_run.parents[1] / "_shared" / name, tmp_path / "tumor_ext" / "_shared" / name
+    here.mkdir(parents=True)
+    begun, events, folders = threading.Event(), list[dict[str, Any]](), list[Path]()
+
+    def watch(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "step":
+            begun.set()
+
+    thread = threading.Thread(
+        target=lambda: folders.append(run_course(settings(tmp_path, cache_root), watch))
+    )
+    with FileLock(here / ".lock"):
+        thread.start()
+        assert begun.wait(60)
+        for file in made.iterdir():
+            if file.name != ".lock":
+                shutil.copy(file, here)
+    thread.join(60)
+    assert len(folders) == 1
+    assert {e["step"] for e in events if e["event"] == "update"} == {2}
+    assert store.read_record(folders[0])["cost"]["1"]["train"]["shared"] is True
