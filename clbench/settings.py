@@ -175,6 +175,7 @@ BOUNDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.iterations": _COUNT,
     "train.batch": _COUNT,
     "train.lr": _POSITIVE,
+    "train.generator_lr": _NATURAL,
     "train.weight_decay": _NATURAL,
     "train.beta2": (lambda v: 0 <= v < 1, "at least 0 and below 1"),
     "train.warmup": _NATURAL,
