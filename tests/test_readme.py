@@ -29,7 +29,8 @@ def test_its_numbers_are_made_by_the_tool(monkeypatch: pytest.MonkeyPatch) -> No
 def test_its_strategy_runs_and_resists(
     smoke_run: Path, smoke_out: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = [block for block in blocks if "class Anchored" in block]
     module = types.ModuleType("readme_example")
     monkeypatch.setitem(sys.modules, "readme_example", module)
     exec(compile(code, "README.md", "exec"), module.__dict__)  # noqa: S102  # our own page

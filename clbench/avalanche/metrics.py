@@ -1,0 +1,364 @@
+"""clbench's scores as Avalanche metrics: whole volumes, the file's own grid, Avalanche's names.
+
+Room: row 5 (torch, Avalanche). When an experience was evaluated, its cases are predicted by
+sliding window and scored by the code that scores a run (scoring `strict`), whatever mini-batches
+Avalanche's loop held. All metrics of one evaluator share one prediction per case. They also put
+the random state back after an evaluation, since Avalanche's loaders draw from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from clbench.avalanche.importing import load
+from clbench.avalanche.network import Network
+from clbench.avalanche.streams import Experience, Scenario
+from clbench.data.reading import spacing_of
+from clbench.errors import SettingError, TrainingError
+from clbench.examine import ScoreContext, Server
+from clbench.metrics import transfer
+from clbench.metrics.native import measure
+from clbench.score import metric_rows, native_rows, truth_bits
+from clbench.store import Score
+from clbench.strategy import Output
+
+_PluginMetric: Any = load("avalanche.evaluation.metric_definitions").PluginMetric
+_results = load("avalanche.evaluation.metric_results")
+_names = load("avalanche.evaluation.metric_utils")
+
+Word = Literal["dice", "nsd"]
+
+
+def dice_metrics(
+    *, experience: bool = True, stream: bool = True, structures: bool = False
+) -> list[VolumeMetric]:
+    """Dice on the file's own grid.
+
+    Args:
+        experience: `Dice_Exp`: mean over the structures that the experience teaches, each the mean
+            over the test cases that hold it.
+        stream: `Dice_Stream`: mean over all structures that the model answers for.
+        structures: `ClassDice_Exp`: each structure by name.
+
+    Returns:
+        Metrics for `EvaluationPlugin`. A score that does not exist is nan: that of an experience
+        whose structures the model does not answer for yet, or of a structure no case holds.
+    """
+    return _scores("dice", "Dice", experience=experience, stream=stream, structures=structures)
+
+
+def surface_dice_metrics(
+    *, experience: bool = True, stream: bool = True, structures: bool = False
+) -> list[VolumeMetric]:
+    """Surface Dice (NSD) at each structure's own tolerance; see `dice_metrics`.
+
+    Named `SurfaceDice_Exp`, `SurfaceDice_Stream`, `ClassSurfaceDice_Exp`.
+    """
+    return _scores("nsd", "SurfaceDice", experience=experience, stream=stream,
+                   structures=structures)  # fmt: skip
+
+
+def forgetting_metrics(*, experience: bool = True, stream: bool = True) -> list[VolumeMetric]:
+    """Forgetting of Dice, under the names of Avalanche's own forgetting metrics.
+
+    Args:
+        experience: `ExperienceForgetting`: mean over the structures of an earlier experience.
+        stream: `StreamForgetting`: mean over the structures of all earlier experiences.
+
+    Returns:
+        Metrics for `EvaluationPlugin`; they need an evaluation after every experience.
+
+    Source: forgetting of Avalanche 0.6, first minus last, which clbench calls
+        `forgetting_first_last`.
+    Differs: structures weigh the same in a stream, not experiences, as everywhere in clbench.
+    """
+    return _changes("Forgetting", 1.0, experience=experience, stream=stream)
+
+
+def bwt_metrics(*, experience: bool = True, stream: bool = True) -> list[VolumeMetric]:
+    """Backward transfer of Dice (`ExperienceBWT`, `StreamBWT`): minus `forgetting_metrics`."""
+    return _changes("BWT", -1.0, experience=experience, stream=stream)
+
+
+def _scores(
+    word: Word, label: str, *, experience: bool, stream: bool, structures: bool
+) -> list[VolumeMetric]:
+    found: list[VolumeMetric] = []
+    if experience:
+        found.append(ExperienceScore(word, f"{label}_Exp"))
+    if structures:
+        found.append(StructureScore(word, f"Class{label}_Exp"))
+    if stream:
+        found.append(StreamScore(word, f"{label}_Stream"))
+    return found
+
+
+def _changes(label: str, sign: float, *, experience: bool, stream: bool) -> list[VolumeMetric]:
+    found: list[VolumeMetric] = []
+    if experience:
+        found.append(ExperienceChange(f"Experience{label}", sign))
+    if stream:
+        found.append(StreamChange(f"Stream{label}", sign))
+    return found
+
+
+# ------------------------------------------------------------------------------------ the metrics
+
+
+class VolumeMetric(_PluginMetric):  # type: ignore[misc]  # Avalanche has no types
+    """A metric of whole volumes. The first of an evaluator measures for all of them."""
+
+    def __init__(self, word: Word, name: str) -> None:
+        super().__init__()
+        self.word, self.name = word, name
+        self.found: dict[int, dict[str, float]] = {}
+        """Experience → structure → its mean score, in this evaluation."""
+        self._random: list[Tensor] = []
+
+    def __str__(self) -> str:
+        return self.name
+
+    def reset(self) -> None:
+        """Forget the scores of the last evaluation."""
+        self.found = {}
+
+    def result(self) -> dict[int, dict[str, float]]:
+        """Experience → structure → mean score, of the last evaluation."""
+        return self.found
+
+    def before_eval(self, strategy: Any) -> None:
+        """Begin an evaluation."""
+        self.reset()
+        if _together(self, strategy)[0] is self:
+            self._random = _random_state()
+
+    def after_eval_exp(self, strategy: Any) -> list[Any]:
+        """Measure the experience, if this metric is the first, and say what is new."""
+        group = _together(self, strategy)
+        if group[0] is self:
+            scores = _examine(strategy, sorted({m.word for m in group}))
+            for metric in group:
+                metric.found[strategy.experience.current_experience] = scores[metric.word]
+        return list(self.of_experience(strategy))
+
+    def after_eval(self, strategy: Any) -> list[Any]:
+        """Say what is known of the stream, and leave the random state as it was."""
+        values = list(self.of_stream(strategy))
+        if self._random:
+            _restore(self._random)
+            self._random = []
+        return values
+
+    def of_experience(self, strategy: Any) -> Iterable[Any]:
+        """Values to emit after an experience."""
+        return ()
+
+    def of_stream(self, strategy: Any) -> Iterable[Any]:
+        """Values to emit after the last one."""
+        return ()
+
+    def _value(self, strategy: Any, value: float, *, experience: bool, end: str = "") -> Any:
+        name = _names.get_metric_name(self, strategy, add_experience=experience)
+        return _results.MetricValue(self, name + end, value, strategy.clock.train_iterations)
+
+    def _of(self, experience: Any) -> dict[str, float]:
+        """The scores of an experience's structures; nan where the model does not answer."""
+        have = self.found[experience.current_experience]
+        return {name: have.get(name, float("nan")) for name in experience.structures}
+
+
+class ExperienceScore(VolumeMetric):
+    """Mean over the structures of an experience."""
+
+    def of_experience(self, strategy: Any) -> Iterable[Any]:
+        """One value."""
+        score = transfer.mean(self._of(strategy.experience).values())
+        yield self._value(strategy, score, experience=True)
+
+
+class StructureScore(VolumeMetric):
+    """Each structure by its name, as Avalanche's class accuracy ends with the class."""
+
+    def of_experience(self, strategy: Any) -> Iterable[Any]:
+        """One value per structure."""
+        for name, score in self._of(strategy.experience).items():
+            yield self._value(strategy, score, experience=True, end=f"/{name}")
+
+
+class StreamScore(VolumeMetric):
+    """Mean over the structures of all evaluated experiences that the model answers for."""
+
+    def of_stream(self, strategy: Any) -> Iterable[Any]:
+        """One value."""
+        score = transfer.mean(v for scores in self.found.values() for v in scores.values())
+        yield self._value(strategy, score, experience=False)
+
+
+class _Change(VolumeMetric):
+    """What became of the Dice of structures taught earlier, against that right after their own."""
+
+    def __init__(self, name: str, sign: float) -> None:
+        super().__init__("dice", name)
+        self.sign = sign
+        self.time = 0
+        """Experiences trained on so far."""
+        self.taught: dict[int, int] = {}
+        """Experience → when it was trained on, from 1."""
+        self.scores: dict[str, dict[tuple[int, str], float]] = {}
+        """Stream → (time, structure) → mean score."""
+
+    def before_training_exp(self, strategy: Any) -> None:
+        """Count experiences."""
+        self.time += 1
+        self.taught[strategy.experience.current_experience] = self.time
+
+    def _changes(self, strategy: Any, experience: int) -> dict[str, float]:
+        """Structure → change, of an experience taught earlier and examined right then; else {}.
+
+        The last evaluation of a time stands, as where training evaluates in between.
+        """
+        stream = self.scores.setdefault(strategy.experience.origin_stream.name, {})
+        now = self.found[experience]
+        stream.update({(self.time, name): score for name, score in now.items()})
+        own = self.taught.get(experience, self.time)
+        known = {name: own for name in now if own < self.time and (own, name) in stream}
+        lost = transfer.forgetting_first_last(stream, known, self.time)
+        return {name: self.sign * value for name, value in lost.items()}
+
+
+class ExperienceChange(_Change):
+    """Mean over the structures of one earlier experience."""
+
+    def of_experience(self, strategy: Any) -> Iterable[Any]:
+        """One value, or none for the experience just taught and those not taught yet."""
+        found = self._changes(strategy, strategy.experience.current_experience)
+        if found:
+            yield self._value(strategy, transfer.mean(found.values()), experience=True)
+
+
+class StreamChange(_Change):
+    """Mean over the structures of all earlier experiences."""
+
+    def of_stream(self, strategy: Any) -> Iterable[Any]:
+        """One value, or none while there is only one experience."""
+        found = [v for e in self.found for v in self._changes(strategy, e).values()]
+        if found:
+            yield self._value(strategy, transfer.mean(found), experience=False)
+
+
+# ---------------------------------------------------------------------------------------- measuring
+
+
+class _Answers(nn.Module):
+    """Any model of logits, in the form that clbench's sliding window asks for."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Output:
+        answer = self.model(image)
+        return answer if isinstance(answer, Output) else Output(logits=answer)
+
+
+def _sigmoid(logits: Tensor, structures: tuple[str, ...]) -> Tensor:
+    return torch.sigmoid(logits)
+
+
+def _together(metric: VolumeMetric, strategy: Any) -> list[VolumeMetric]:
+    """The metrics of the evaluator that this one is in, in order; itself where it is in none."""
+    evaluator = getattr(strategy, "evaluator", None)
+    group = [m for m in getattr(evaluator, "metrics", ()) if isinstance(m, VolumeMetric)]
+    return group if metric in group else [metric]
+
+
+def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Metric → structure → mean over the experience's cases that hold it.
+
+    Only structures that the experience teaches and the model answers for.
+    """
+    experience = strategy.experience
+    if not isinstance(experience, Experience):
+        raise SettingError(
+            "clbench's metrics measure whole volumes, which this experience does not have",
+            where="EvaluationPlugin",
+            expected="an experience of clbench.avalanche.scenario(…)",
+            got=type(experience).__name__,
+        )
+    scenario: Scenario = experience.benchmark
+    plan, last = scenario.plan, scenario.n_experiences
+
+    def serve(structures: tuple[str, ...]) -> Server:
+        return Server(
+            _Answers(strategy.model),
+            _sigmoid,
+            structures,
+            patch_vox=plan.catalog.preprocessing.patch_vox,
+            overlap=plan.profile.examine.overlap,
+            windows=plan.profile.examine.windows,
+            device=strategy.device,
+        )
+
+    if isinstance(strategy.model, Network):
+        known = strategy.model.structures
+    else:
+        _, _, logits = next(serve(()).logits(experience.volume(experience.cases[0])))
+        known = scenario.structures[: len(logits)]
+        if len(logits) > scenario.n_classes:
+            raise TrainingError(
+                "the model answers for more structures than the course has",
+                where=type(strategy.model).__name__,
+                expected=f"at most {scenario.n_classes} channels",
+                got=len(logits),
+            )
+    wanted = [name for name in experience.structures if name in known]
+    if not wanted:
+        return {word: {} for word in words}
+    server = serve(known)
+    context = ScoreContext(
+        bench=plan.benchmark.name,
+        bench_version=plan.benchmark.version,
+        strategy=type(strategy).__name__,
+        seed=plan.settings.seed,
+        step=last,
+        learned_at={name: plan.benchmark.learned_at(name) for name in wanted},
+    )
+    rows: list[Score] = []
+    for case in experience.cases:
+        volume = experience.volume(case)
+        bits = server.predict(volume, postprocess=plan.profile.examine.postprocess)
+        found = measure(
+            native_rows(bits, volume),
+            volume.native_bits(),
+            spacing_of(volume.native_affine).tolist(),
+            {name: (known.index(name), bit) for name, bit in truth_bits(volume, wanted)},
+            words,
+        )
+        rows += metric_rows(found, wanted, volume, words, context)
+    sources = [plan.catalog.source(n).name for n in range(1, last + 1)]
+    return {
+        word: {
+            name: cell.value
+            for (_, name), cell in transfer.cells(
+                rows, sources, scoring="strict", metric=word
+            ).items()
+        }
+        for word in words
+    }
+
+
+def _random_state() -> list[Tensor]:
+    """States of torch's global generators: the CPU's, then every GPU's in use."""
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch
+    gpus = torch.cuda.get_rng_state_all() if used else []
+    return [torch.get_rng_state(), *gpus]
+
+
+def _restore(states: Sequence[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if len(states) > 1:
+        torch.cuda.set_rng_state_all(states[1:])
