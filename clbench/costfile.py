@@ -25,7 +25,8 @@ from clbench.strategy import Lesson
 
 RECORDED = (
     "parameters", "trainable_parameters", "nonzero_parameters", "prepare_s", "train_s",
-    "examine_s", "peak_rss_bytes", "pseudo_bytes",
+    "predict_s", "predict_case_s", "examine_s", "peak_rss_bytes", "peak_cuda_bytes",
+    "examine_peak_rss_bytes", "examine_peak_cuda_bytes", "pseudo_bytes",
 )  # fmt: skip
 """What `run.json` holds per step."""
 COLUMNS = (
@@ -55,10 +56,16 @@ def recount(folder: Path) -> Path:
     """Write `cost.csv` of a finished run anew, from its record; return its path.
 
     Raises:
-        StoreError: no finished run, or one of another benchmark version.
+        StoreError: no finished run, another benchmark version, or predictions made elsewhere.
         CostError: an operator cannot be counted.
     """
     record = store.read_record(folder)
+    if record.get("external"):
+        raise StoreError(
+            "the predictions of this run were made elsewhere: there is no model to count",
+            where=folder,
+            next_step="count a method of clbench: clbench cost --bench … --strategy …",
+        )
     settings, identity = record["settings"], record["identity"]
     if record["status"] != "finished":
         raise StoreError(

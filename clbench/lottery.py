@@ -8,7 +8,7 @@ before this level's pruning), `ema/<decoder>/…`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from clbench.errors import TrainingError
 from clbench.nets.growth import GrowingDecoders
-from clbench.pruning import SPARSITIES, apply_masks, magnitude_masks, steps_of
+from clbench.pruning import (
+    SPARSITIES,
+    apply_masks,
+    left_after,
+    magnitude_masks,
+    prunable,
+    steps_of,
+)
 from clbench.strategy import Memory, Phase, PhaseResult
 
 MEASURED = 10
@@ -104,6 +111,12 @@ def enter(phase: Phase, newest: Sequence[nn.Module], memory: Memory) -> None:
 def _take_back(newest: Sequence[nn.Module], memory: Memory) -> None:
     for i, part in enumerate(newest):
         part.load_state_dict(_read(memory, f"prune/stored/{i}/"))
+
+
+def most(decoders: Iterable[nn.Module]) -> int:
+    """Weights that are set to zero when every decoder passes every level."""
+    sizes = [sum(w.numel() for w in prunable(d).values()) for d in decoders]
+    return sum(n - left_after(n, SPARSITIES) for n in sizes)
 
 
 def only_newest(memory: Memory) -> bool:

@@ -72,6 +72,13 @@ def apply_masks(module: nn.Module, masks: Mapping[str, Tensor]) -> None:
                 weight.mul_(masks[name].to(weight.device))
 
 
+def left_after(weights: int, percentages: Sequence[float]) -> int:
+    """How many of so many weights are left when every pruning step is taken."""
+    for fraction in steps_of(percentages):
+        weights -= round(fraction * weights)
+    return weights
+
+
 def count_parameters(module: nn.Module) -> tuple[int, int]:
     """All parameters, and those that are not zero."""
     every = list(module.parameters())

@@ -8,7 +8,6 @@ terms), `step<t>.pt` (checkpoints) and `predictions/` (packed bits).
 from __future__ import annotations
 
 import copy
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from clbench.data.reading import spacing_of
 from clbench.data.volumes import Volume
 from clbench.errors import StoreError
 from clbench.examine import ScoreContext, Server, mean_dice, score_case, write_prediction
+from clbench.metrics.meter import Meter
 from clbench.metrics.overlap import Bits
 from clbench.opened import Opened
 from clbench.plan import Plan, RunSettings, make_plan, new_record
@@ -217,7 +217,7 @@ class _Course:
         return model.to(self.plan.device), content["memory"]
 
     def _teach(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
-        plan = self.plan
+        plan, meter = self.plan, Meter(self.plan.device)
         start = time.monotonic()
         lesson = replace(lesson, voxels=plan.catalog.voxels(lesson.number))
         past.refuse_undeclared(strategy, lesson, self.memory)
@@ -291,7 +291,7 @@ class _Course:
             "parameters": every,
             "nonzero_parameters": nonzero,
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            **meter.peaks(),
             "pseudo_bytes": sum(m.nbytes for m in pseudo.values()),
             "opened": plan.catalog.opened().get(str(lesson.number), {}),
         }
@@ -401,7 +401,7 @@ class _Course:
         )
 
     def _examine(self, lesson: Lesson, served: nn.Module) -> None:
-        plan, start = self.plan, time.monotonic()
+        plan, start, meter = self.plan, time.monotonic(), Meter(self.plan.device)
         server = self._predictor(plan.strategy, served, lesson.structures)
         exams = [
             (number, case)
@@ -414,7 +414,7 @@ class _Course:
             if (source, case) in seen:
                 continue  # two steps share a source and its test cases
             seen.add((source, case))
-            bits, rows = self._score(server, lesson, number, case)
+            bits, rows = self._score(server, lesson, number, case, meter)
             self.rows += rows
             if plan.settings.keep_predictions:
                 write_prediction(
@@ -429,18 +429,18 @@ class _Course:
         self._reexamine(lesson)
         store.write_scores(plan.folder / "scores.csv", self.rows)
         cost = self.record["cost"].setdefault(str(lesson.number), {})
-        cost["examine_s"] = time.monotonic() - start
+        cost.update(meter.inference(), examine_s=time.monotonic() - start)
         self.record["steps_done"] = lesson.number
         self._save()
 
     def _score(
-        self, server: Server, lesson: Lesson, number: int, case: str
+        self, server: Server, lesson: Lesson, number: int, case: str, meter: Meter
     ) -> tuple[Bits, list[Score]]:
         """Prediction and scores of a test case of step `number`, after `lesson`."""
         plan = self.plan
         volume = plan.catalog.open(number, case, "test")
         with self._enough_memory(f"examining after step {lesson.number}, case {case}"):
-            bits = server.predict(volume, postprocess=plan.profile.examine.postprocess)
+            bits = meter.timed(server.predict, volume, postprocess=plan.profile.examine.postprocess)
         context = ScoreContext(
             bench=plan.benchmark.name,
             bench_version=plan.benchmark.version,
@@ -463,7 +463,7 @@ class _Course:
             plan.strategy, plan.strategy.serve(model, memory), lesson.structures
         )
         source, case = plan.catalog.source(number).name, plan.catalog.splits[number - 1].test[0]
-        _, again = self._score(server, lesson, number, case)
+        _, again = self._score(server, lesson, number, case, Meter(plan.device))
         before = [r for r in self.rows if (r.step, r.eval_set, r.case) == (number, source, case)]
         gap = same_scores(
             before,

@@ -337,6 +337,10 @@ class Strategy:
         """The model to examine, and the teacher of the next step."""
         return model
 
+    def prunes(self, model: nn.Module) -> int:
+        """How many weights of a model it sets to zero at the most, for what a method costs."""
+        return 0
+
     def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
         """(B, C, D, H, W) logits → (B, K, D, H, W) probabilities; above 0.5 is foreground."""
         return torch.sigmoid(logits)

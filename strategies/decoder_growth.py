@@ -71,15 +71,12 @@ class DecoderGrowth(contract.Strategy):
         """The range of each new structure."""
         extent.remember(per_case.values(), memory)
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
-        """Dice and binary cross-entropy of the new structures, from their annotation.
+    def losses(self, batch: Batch, new: Output, old: Any, memory: Memory) -> dict[str, Tensor]:
+        """Dice and binary cross-entropy of the new structures.
 
         Source: Ji et al., ICCV 2023, and their code. Differs: see the head of this file.
         """
-        target, known = targets(batch, unlabelled=self.unlabelled)
-        k = batch.new_index
+        k, (target, known) = batch.new_index, targets(batch, unlabelled=self.unlabelled)
         return dice_bce(new.logits[:, k], target[:, k], known[:, k])
 
     def next_phase(
@@ -94,12 +91,15 @@ class DecoderGrowth(contract.Strategy):
         """Prune, rewind or roll back the newest decoder; the average starts anew."""
         lottery.enter(phase, cast(GrowingDecoders, model).newest(), memory)
 
-    def after_update(self, model: nn.Module, memory: Memory) -> None:
+    def after_update(self, model: Any, memory: Memory) -> None:
         """Keep pruned weights at zero; move the average."""
-        grown = cast(GrowingDecoders, model)
-        lottery.hold(grown.decoders[-1], memory)
+        lottery.hold(model.decoders[-1], memory)
         if self.ema:
-            lottery.average(grown.newest(), memory, len(grown.decoders), decay=self.ema)
+            lottery.average(model.newest(), memory, len(model.decoders), decay=self.ema)
+
+    def prunes(self, model: Any) -> int:
+        """What goes when every decoder passes every level."""
+        return lottery.most(model.decoders) if self.prune else 0
 
     def finish(self, step: Lesson, model: nn.Module, draws: Any, memory: Memory) -> None:
         """The average becomes the decoder's weights (a copy starts there); zeros stay zero."""

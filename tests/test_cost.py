@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import mmap
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from clbench import costfile, registry, store
+from clbench import costfile, pruning, registry, store
 from clbench.cli import app
 from clbench.errors import ClbenchError, CostError, SettingError, StoreError
-from clbench.metrics import counting
-from clbench.metrics.cost import PARTS, forward_macs, needs_old_model
+from clbench.metrics import counting, meter
+from clbench.metrics.cost import PARTS, forward_macs, grown, needs_old_model
 from clbench.metrics.counting import OTHER, Scope, count
 from clbench.metrics.course_cost import course_costs, method_of
+from clbench.metrics.meter import Meter
 from clbench.metrics.printed_flops import (
     PAPER_DECODER_GFLOPS,
     PAPER_HEAD_GFLOPS,
@@ -31,7 +33,9 @@ from clbench.metrics.printed_flops import (
     printed_figures,
 )
 from clbench.nets.heads import SIZES, WIDTH, dynamic_head, dynamic_head_plain
-from clbench.report.costs import COLUMNS, read_costs
+from clbench.report.cost_tables import growth_table, step_table
+from clbench.report.costs import COLUMNS, cost_table, read_costs
+from clbench.report.render import EMPTY
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "flops.json").read_text())
 PATCH = (96, 96, 96)
@@ -299,6 +303,37 @@ def test_growth_to_many_structures_is_what_such_a_model_costs(name: str) -> None
     assert sum(forward_macs(model, method.patch_vox).values()) == expected.forward_macs
 
 
+def test_what_pruning_may_leave_is_what_it_leaves_when_it_goes_all_the_way() -> None:
+    """Every level accepted, on real masks, against the count made without pruning anything."""
+    words = {"bench": "tumor_ext", "strategy": "decoder_growth", "profile": "smoke"}
+    small = ("backbone.size=8", "data.patch_vox=16,16,16")
+    pruned = ("strategy.prune=true", *small)
+    found = course_costs(**words, overrides=pruned)  # type: ignore[arg-type]
+    method = method_of(**words, overrides=pruned)
+    (_, _, _), (_, model, _) = grown(method.strategy, method.kit, method.lessons)
+    for decoder in model.get_submodule("decoders").children():
+        masks: dict[str, Tensor] = {}
+        for fraction in pruning.steps_of(pruning.SPARSITIES):
+            masks = pruning.magnitude_masks(decoder, masks, fraction)
+        pruning.apply_masks(decoder, masks)
+    last = found.steps[-1]
+    assert pruning.count_parameters(model)[1] == last.fewest_nonzero_parameters
+    assert last.fewest_nonzero_parameters < last.nonzero_parameters
+    assert found.growth is not None
+    assert found.growth.per_step.fewest_parameters < 0.01 * found.growth.per_step.parameters
+    assert found.growth.step_each.fewest_parameters < found.growth.one_step.parameters
+    plain = course_costs(**words, overrides=small)  # type: ignore[arg-type]
+    assert plain.steps[-1].fewest_nonzero_parameters == plain.steps[-1].nonzero_parameters
+    assert plain.growth is not None
+    assert plain.growth.step_each.fewest_parameters == plain.growth.step_each.parameters
+    table = growth_table(found)
+    assert "left by pruning, at the least" in table.columns
+    assert f"{found.growth.step_each.fewest_parameters:,}" in table.rows[-1]
+    assert "left by pruning, at the least" not in growth_table(plain).columns
+    shown = dict(zip(step_table(found).columns, step_table(found).rows[-1], strict=True))
+    assert " to " in shown["not zero, 10⁶"]
+
+
 def test_settings_reach_the_count() -> None:
     small = course_costs(bench="tumor_ext", strategy="universal_onehot", profile="smoke")
     built = course_costs(
@@ -348,7 +383,7 @@ def test_the_command_gives_whole_numbers_as_csv() -> None:
     assert [r["step"] for r in rows] == ["1", "2"]
     parts = [int(rows[1][f"{p}_macs"]) for p in PARTS]
     assert int(rows[1]["forward_macs"]) == sum(parts)
-    assert "one more structure,17,221184" in growth
+    assert "one more structure,17,17,221184" in growth
 
 
 @pytest.mark.parametrize(
@@ -381,11 +416,62 @@ def test_a_run_leaves_its_costs(smoke_run: Path) -> None:
         assert float(row["train_s"]) == train["train_s"]
         assert float(row["examine_s"]) > 0
         assert int(row["peak_rss_bytes"]) > 0
+        assert int(row["examine_peak_rss_bytes"]) > 0
+        assert 0 < float(row["predict_case_s"]) <= float(row["predict_s"])
+        assert float(row["predict_s"]) < float(row["examine_s"])
+        assert row["peak_cuda_bytes"] == ""  # no GPU did the work
         assert int(row["checkpoint_bytes"]) > 4 * step.parameters
     assert int(rows[1]["pseudo_bytes"]) > 0
     assert "uncounted" not in record
     read = read_costs(smoke_run, record)
-    assert {name for name, *_ in COLUMNS} <= set(read[2])
+    assert {name for name, *_ in COLUMNS if "cuda" not in name} <= set(read[2])
+    table = cost_table(results=smoke_run.parents[2], bench="tumor_ext")
+    (line,) = [r for r in table.rows if r[:2] == ("universal", "2")]
+    shown = dict(zip(table.columns, line, strict=True))
+    assert float(shown["old model, MB"]) == round(read[2]["teacher_bytes"] / 1e6, 1) > 0
+    assert float(shown["checkpoint, MB"]) == round(read[2]["checkpoint_bytes"] / 1e6, 1) > 0
+    assert EMPTY not in line
+    assert not [c for c in table.columns if "GPU" in c]
+
+
+def test_a_phase_does_not_inherit_the_peak_of_the_one_before() -> None:
+    size = 96 << 20
+    first = Meter()
+    held = mmap.mmap(-1, size)  # not from the heap, which may have that much to spare
+    for page in range(0, size, mmap.PAGESIZE):
+        held[page] = 1
+    high = first.peaks()["peak_rss_bytes"]
+    assert high >= size
+    held.close()
+    second = Meter("cpu").peaks("examine_")["examine_peak_rss_bytes"]
+    if not meter.forget_peak():
+        pytest.skip("this system cannot start the peak of resident memory anew")
+    assert second < high - size // 2
+    assert "peak_cuda_bytes" not in first.peaks()
+
+
+def test_on_a_gpu_the_peak_is_what_torch_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, torch.device]] = []
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda d: asked.append(("reset", d))
+    )  # fmt: skip
+    monkeypatch.setattr(
+        torch.cuda, "max_memory_allocated", lambda d: asked.append(("peak", d)) or 123
+    )  # fmt: skip
+    here = Meter("cuda:1")
+    assert here.peaks()["peak_cuda_bytes"] == here.inference()["examine_peak_cuda_bytes"] == 123
+    assert [word for word, _ in asked] == ["reset", "peak", "peak"]
+    assert {d.index for _, d in asked} == {1}
+
+
+def test_the_first_case_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Meter()
+    ticks = iter([0, 10, 20, 21, 30, 33])
+    monkeypatch.setattr(meter.time, "monotonic", lambda: next(ticks))
+    assert [here.timed(lambda x: 2 * x, i) for i in range(3)] == [0, 2, 4]
+    found = here.inference()
+    assert (found["predict_s"], found["predict_case_s"]) == (14, 2)  # 10, 1 and 3 seconds
+    assert "predict_case_s" not in Meter().inference()
 
 
 def copied(run: Path, to: Path) -> Path:
@@ -408,6 +494,7 @@ def test_costs_of_a_finished_run_can_be_counted_anew(smoke_run: Path, tmp_path: 
     [
         (lambda r: r.update(status="unfinished"), "not finished"),
         (lambda r: r["identity"].update(bench_version=0), "has changed since"),
+        (lambda r: (r.update(external=True), r.pop("settings")), "made elsewhere"),
     ],
 )
 def test_runs_that_cannot_be_counted_anew(

@@ -152,7 +152,7 @@ def test_cost_against_score(tmp_path: Path) -> None:
     assert costs[2]["train_s"] == 60.0  # from run.json
     svg = draw("cost", Study(results=tmp_path, bench="tumor_ext"))
     assert b"finetune." in svg  # in the small print: nothing was counted
-    assert b"parameters, 2 to 2 " in svg
+    assert b"parameters, 2 million" in svg
     (folders[0] / "cost.csv").write_text("step,forward_macs\n1,many\n")
     with pytest.raises(StoreError, match="cannot be read"):
         draw("cost", Study(results=tmp_path, bench="tumor_ext"))

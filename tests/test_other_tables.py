@@ -17,7 +17,7 @@ from clbench.cli import app
 from clbench.errors import StoreError
 from clbench.intervals import wilson
 from clbench.metrics import transfer
-from clbench.report.costs import cost_table
+from clbench.report.costs import MACS, cost_table
 from clbench.report.detection_table import distances, table6
 from clbench.report.evidence import gather
 from clbench.report.learning import learning_table, measures
@@ -194,18 +194,29 @@ def test_costs_of_the_record_and_of_the_file(tmp_path: Path) -> None:
     )
     table = cost_table(results=tmp_path, bench="tumor_ext")
     assert [r[:3] for r in table.rows] == [("universal", "1", "1"), ("universal", "2", "1")]
-    assert table.rows[0][6] == "1.0"  # 60 s of training
-    assert table.rows[0][5] == EMPTY
+    at = {name: i for i, name in enumerate(table.columns)}
+    assert table.rows[0][at["training, min"]] == "1.0"  # 60 s of training
+    assert table.rows[0][at[MACS]] == EMPTY
     assert any("clbench cost" in n for n in table.notes)
     (folders[0] / "cost.csv").write_text("step,forward_macs\n1,5e9\n2,7e9\n")
-    assert [r[5] for r in cost_table(results=tmp_path, bench="tumor_ext").rows] == ["5.00", "7.00"]
+    assert [r[at[MACS]] for r in cost_table(results=tmp_path, bench="tumor_ext").rows] == [
+        "5.00",
+        "7.00",
+    ]
+    record = store.read_record(folders[0])
+    store.write_record(
+        folders[0], {**record, "uncounted": "the operator x cannot be counted\n  got: x"}
+    )
+    assert "operations not counted, universal: the operator x cannot be counted" in (
+        cost_table(results=tmp_path, bench="tumor_ext").notes
+    )
     (folders[0] / "cost.csv").write_text("forward_macs\n5e9\n")
     with pytest.raises(StoreError, match="costs of a run") as err:
         cost_table(results=tmp_path, bench="tumor_ext")
     assert "cost.csv" in str(err.value)
 
 
-@pytest.mark.parametrize("name", ["6", "learning", "distances", "cost"])
+@pytest.mark.parametrize("name", ["6", "learning", "continual", "distances", "cost"])
 def test_every_table_in_every_format(tmp_path: Path, name: str) -> None:
     make_runs(tmp_path, {"universal": Method(seeds=(0,)), "joint": Method(seeds=(0,))},
               patients={"btcv": 3, "lits": 3})  # fmt: skip

@@ -46,7 +46,7 @@ FOREIGN = {
               "clbench.train", "clbench.examine", "clbench.watches", "clbench.plan",
               "clbench.run",
               "clbench.strategies", "clbench.metrics.overlap", "clbench.metrics.counting",
-              "clbench.metrics.cost", "clbench.metrics.course_cost", "clbench.metrics.printed_flops",
+              "clbench.metrics.cost", "clbench.metrics.meter", "clbench.metrics.course_cost", "clbench.metrics.printed_flops",
               "clbench.costfile", "clbench.avalanche",
               "clbench.testing"),
     "monai": ("clbench.data", "clbench.nets", "clbench.examine", "clbench.sliding"),

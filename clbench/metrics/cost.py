@@ -26,7 +26,7 @@ GENERATE = "generate"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepCost:
-    """The model after a step, as it is built: nothing trained, nothing pruned."""
+    """The model after a step, as it is built: nothing trained."""
 
     step: int
     """1-based."""
@@ -37,7 +37,9 @@ class StepCost:
     trainable_parameters: int
     """Those this step trains, in its first phase."""
     nonzero_parameters: int
-    """Those not zero at the start; pruning changes this, and a run records it."""
+    """Those not zero, nothing pruned."""
+    fewest_nonzero_parameters: int
+    """The same if the strategy prunes as far as it may; how far it gets, a run records."""
     macs: dict[str, int]
     """Part → multiply-adds of one forward pass of one patch; parts as in `PARTS`."""
     teacher_bytes: int
@@ -126,6 +128,7 @@ def step_cost(
         parameters=every,
         trainable_parameters=sum(trained.values()),
         nonzero_parameters=nonzero,
+        fewest_nonzero_parameters=nonzero - strategy.prunes(model),
         macs=forward_macs(model, patch_vox),
         teacher_bytes=stored,
     )

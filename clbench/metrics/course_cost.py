@@ -29,6 +29,8 @@ class Size:
 
     parameters: int
     forward_macs: int
+    fewest_parameters: int
+    """Without those that pruning sets to zero at the most; all of them where nothing prunes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,7 +181,11 @@ def _grown(
         )
         strategy.grow(model, kit, last)
     every, _ = count_parameters(model)
-    return Size(parameters=every, forward_macs=sum(forward_macs(model, patch).values()))
+    return Size(
+        parameters=every,
+        forward_macs=sum(forward_macs(model, patch).values()),
+        fewest_parameters=every - strategy.prunes(model),
+    )
 
 
 def growth_of(
@@ -230,12 +236,18 @@ def growth_of(
 
 def _plus(*sizes: Size) -> Size:
     return Size(
-        parameters=sum(s.parameters for s in sizes), forward_macs=sum(s.forward_macs for s in sizes)
+        parameters=sum(s.parameters for s in sizes),
+        forward_macs=sum(s.forward_macs for s in sizes),
+        fewest_parameters=sum(s.fewest_parameters for s in sizes),
     )
 
 
 def _times(size: Size, n: int) -> Size:
-    return Size(parameters=size.parameters * n, forward_macs=size.forward_macs * n)
+    return Size(
+        parameters=size.parameters * n,
+        forward_macs=size.forward_macs * n,
+        fewest_parameters=size.fewest_parameters * n,
+    )
 
 
 def _minus(a: Size, b: Size) -> Size:

@@ -20,10 +20,14 @@ CONVENTION = (
     "activation and elementwise arithmetic count zero"
 )
 AS_BUILT = (
-    "as built: what pruning takes away is in the cost of a run; trained: in the first phase of the "
-    "step; old model: kept because the step asks for its answers"
+    "as built; trained: in the first phase of the step; not zero, from the fewest if pruning goes "
+    "as far as it may: how far it goes, the cost of a run says; old model: kept because the step "
+    "asks for its answers"
 )
-LONG = ("step", "structures", "parameters", "trainable_parameters", "nonzero_parameters")
+LONG = (
+    "step", "structures", "parameters", "trainable_parameters", "nonzero_parameters",
+    "fewest_nonzero_parameters",
+)  # fmt: skip
 
 
 def step_table(costs: Costs) -> Table:
@@ -44,7 +48,8 @@ def step_table(costs: Costs) -> Table:
         rows=tuple(
             (
                 str(s.step), str(s.structures), _millions(s.parameters),
-                _millions(s.trainable_parameters), _millions(s.nonzero_parameters),
+                _millions(s.trainable_parameters),
+                _from(s.fewest_nonzero_parameters, s.nonzero_parameters),
                 _billions(s.forward_macs), *(_billions(s.macs[p]) for p in shown),
                 f"{s.teacher_bytes / 1e6:.1f}",
             )
@@ -88,12 +93,17 @@ def growth_table(costs: Costs) -> Table:
         "in two; carried on to more structures because these lie on a line"
     )
     title = f"{costs.bench}, {costs.strategy}: growth"
+    prunes = any(s.fewest_parameters != s.parameters for _, s in sizes)
     return Table(
         title=title,
-        columns=("what", "parameters", "10⁹ MACs", "GFLOPs (2 per MAC)"),
+        columns=(
+            "what", "parameters", *(("left by pruning, at the least",) if prunes else ()),
+            "10⁹ MACs", "GFLOPs (2 per MAC)",
+        ),
         rows=tuple(
             (
-                what, f"{s.parameters:,}", f"{s.forward_macs / 1e9:,.4f}",
+                what, f"{s.parameters:,}", *((f"{s.fewest_parameters:,}",) if prunes else ()),
+                f"{s.forward_macs / 1e9:,.4f}",
                 f"{2 * s.forward_macs / 1e9:,.4f}",
             )
             for what, s in sizes
@@ -101,8 +111,11 @@ def growth_table(costs: Costs) -> Table:
         notes=costs.notes or (measured,),
         long=Table(
             title=title,
-            columns=("what", "parameters", "forward_macs"),
-            rows=tuple((what, str(s.parameters), str(s.forward_macs)) for what, s in sizes),
+            columns=("what", "parameters", "fewest_parameters", "forward_macs"),
+            rows=tuple(
+                (what, str(s.parameters), str(s.fewest_parameters), str(s.forward_macs))
+                for what, s in sizes
+            ),
         ),
     )  # fmt: skip
 
@@ -150,6 +163,11 @@ def _small(gflops: float) -> str:
 
 def _millions(n: int) -> str:
     return f"{n / 1e6:.3f}"
+
+
+def _from(fewest: int, most: int) -> str:
+    """One number, or two where pruning decides."""
+    return _millions(most) if fewest == most else f"{_millions(fewest)} to {_millions(most)}"
 
 
 def _billions(n: int) -> str:

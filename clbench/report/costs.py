@@ -18,15 +18,23 @@ from clbench.report.runs import PHANTOM, Group, collect, hole_notes
 
 Cost = Mapping[str, float]
 """Name of a quantity → value; the names are those of `cost.csv` and `run.json`."""
+MACS = "forward, 10⁹ MACs"
 COLUMNS = (
     ("parameters", "parameters, 10⁶", 1e6, 2),
     ("trainable_parameters", "trained, 10⁶", 1e6, 2),
-    ("forward_macs", "forward, 10⁹ MACs", 1e9, 2),
+    ("nonzero_parameters", "not zero, 10⁶", 1e6, 2),
+    ("forward_macs", MACS, 1e9, 2),
     ("train_s", "training, min", 60.0, 1),
     ("prepare_s", "preparing, min", 60.0, 1),
+    ("predict_case_s", "inference, s per case", 1.0, 1),
     ("examine_s", "examination, min", 60.0, 1),
-    ("peak_rss_bytes", "peak memory, GB", 1e9, 2),
+    ("peak_rss_bytes", "training, peak RSS, GB", 1e9, 2),
+    ("peak_cuda_bytes", "training, peak GPU, GB", 1e9, 2),
+    ("examine_peak_rss_bytes", "examination, peak RSS, GB", 1e9, 2),
+    ("examine_peak_cuda_bytes", "examination, peak GPU, GB", 1e9, 2),
+    ("teacher_bytes", "old model, MB", 1e6, 1),
     ("pseudo_bytes", "pseudo labels, MB", 1e6, 1),
+    ("checkpoint_bytes", "checkpoint, MB", 1e6, 1),
 )
 """Quantity, header, unit, digits."""
 
@@ -76,18 +84,34 @@ def cost_table(*, results: Path, bench: str) -> Table:
     devices = sorted({str(r.record.get("device", "unknown")) for g in groups for r in g.runs})
     notes = [
         "means over seeds; a step that strategies share was trained once and is entered in each",
-        "MACs: multiply-adds of one forward patch, counted once each",
+        "MACs: multiply-adds of one forward patch, counted once each; not zero: what pruning left",
+        "inference: sliding window and clean-up, median of test cases; examination: all of it",
+        "peak RSS: resident memory of the process; peak GPU: memory torch allocated",
+        "old model, pseudo labels: what training keeps of the past; checkpoint: weights and memory",
         f"on: {', '.join(devices)}" if devices else "no finished run",
     ]
     if len(devices) > 1:
         notes.append("times from different devices are not comparable")
-    if rows and all(row[5] == EMPTY for row in rows):
+    notes += dict.fromkeys(
+        f"operations not counted, {g.label}: {r.record['uncounted'].splitlines()[0]}"
+        for g in groups
+        for r in g.runs
+        if r.record.get("uncounted")
+    )
+    heads = [header for _, header, *_ in COLUMNS]
+    if rows and all(row[3 + heads.index(MACS)] == EMPTY for row in rows):
         notes.append("operations are not recorded: clbench cost RUN counts them without training")
+    # a device without a GPU has no column for it
+    shown = [
+        i for i, h in enumerate(heads) if "GPU" not in h or any(r[3 + i] != EMPTY for r in rows)
+    ]
     return Table(
         title=f"{bench}: cost per step" + (f" on the {PHANTOM}" if phantom else ""),
-        columns=("strategy", "step", "seeds", *(header for _, header, *_ in COLUMNS)),
-        rows=tuple(rows),
+        columns=("strategy", "step", "seeds", *(heads[i] for i in shown)),
+        rows=tuple((*row[:3], *(row[3 + i] for i in shown)) for row in rows),
         keys=3,
+        narrow=6,
+        block=9,
         notes=(*notes, *hole_notes(groups)),
     )
 

@@ -6,6 +6,7 @@ Room: row 5 (matplotlib). Reads what the runs recorded; counts nothing itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -18,6 +19,8 @@ from clbench.report.figures import Study, style
 from clbench.report.runs import collect
 
 DRAWS = 2000
+VISIBLE = 1.02
+"""Growth of operations from which on an arrow can be seen."""
 LARGEST_PT = 26
 """Diameter of the largest bubble."""
 
@@ -49,6 +52,7 @@ def cost(study: Study) -> Figure:
     smallest, largest = min(sizes), max(sizes)
     figure = style.new(style.COLUMN_IN, 3.0)
     ax = figure.subplots()
+    seen: list[float] = []
     for m in shown:
         steps, pen = costs[m.label], pens[m.label]
         value = crossed_interval(table(e, m, FINAL, m.seeds), draws=DRAWS)
@@ -57,7 +61,8 @@ def cost(study: Study) -> Figure:
         y = value.estimate
         bars = [[0.0 if math.isnan(value.low) else y - value.low],
                 [0.0 if math.isnan(value.high) else value.high - y]]  # fmt: skip
-        if 1 in steps and steps[1]["forward_macs"] != last["forward_macs"]:
+        seen += [x, steps.get(1, last)["forward_macs"] / 1e9]
+        if 1 in steps and last["forward_macs"] > VISIBLE * steps[1]["forward_macs"]:
             ax.annotate(
                 "", xy=(x, y), xytext=(steps[1]["forward_macs"] / 1e9, y),
                 arrowprops={"arrowstyle": "-|>", "color": pen.color, "linewidth": 0.8,
@@ -69,19 +74,22 @@ def cost(study: Study) -> Figure:
         ax.scatter(x, y, s=area, facecolors="none", edgecolors=pen.color, linewidth=0.8)
         ax.plot(x, y, **pen.line(), markersize=3.5)
     ax.set_xscale("log")
+    low, high = _limits(seen)
+    ax.set_xlim(low, high)
+    ax.set_xticks(_ticks(low, high))
     ax.xaxis.set_major_formatter(lambda v, at: f"{v:g}")
-    ax.xaxis.set_minor_formatter(lambda v, at: f"{v:g}")
-    ax.tick_params(axis="x", which="minor", labelsize=5)
-    ax.margins(x=0.18, y=0.18)
+    ax.xaxis.set_minor_formatter(lambda v, at: "")
+    ax.margins(y=0.18)
     ax.set_xlabel("operations of one forward patch, 10⁹ MACs")
     ax.set_ylabel(f"mean Dice after step {e.last} ({e.scoring})")
     ax.grid(True, linewidth=0.3, color="#d9d9d9")
     ax.set_axisbelow(True)
+    millions = dict.fromkeys(f"{n / 1e6:.3g}" for n in (smallest, largest))
     words = (
         f"MACs: multiply-adds, counted once each, after step {e.last}. Arrows: growth since "
-        f"step 1. Area of a bubble: parameters, {smallest / 1e6:.3g} to {largest / 1e6:.3g} "
-        "million. Bars: 95 % over patients and seeds (crossed bootstrap)."
-    )
+        f"step 1, where it is above {VISIBLE - 1:.0%}. Area of a bubble: parameters, "
+        f"{' to '.join(millions)} million. Bars: 95 % over patients and seeds (crossed bootstrap)."
+    ).replace("%.", " %.")
     if missing:
         words += " Not shown, because scores or operations are missing: "
         words += ", ".join(m.label for m in missing) + "."
@@ -98,3 +106,16 @@ def _counted(costs: dict[int, Cost]) -> dict[int, Cost]:
 def _area(parameters: float, largest: float) -> float:
     """Area of a bubble in square points."""
     return LARGEST_PT**2 * parameters / largest
+
+
+def _limits(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of a logarithmic axis: room for the bubbles, and never less than a factor of 8."""
+    low, high = min(values), max(values)
+    room = max(1.5, math.sqrt(8 * low / high))
+    return low / room, high * room
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of every decade in between."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [m * 10.0**k for k in decades for m in (1, 2, 5) if low <= m * 10.0**k <= high]
