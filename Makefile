@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint perf readme paper wheel clean
+.PHONY: help demo test lint perf torture readme paper wheel clean
 
 help:
 	@echo "make demo    install into .venv, run tumor_ext with the Universal Model on the phantom"
 	@echo "make test    install into .venv, run all tests"
 	@echo "make lint    ruff, mypy --strict"
 	@echo "make perf    benchmark scripts (ratios, no pass or fail)"
+	@echo "make torture kill runs at random moments, 100 times; they must end as undisturbed ones (MINUTES=30)"
 	@echo "make readme  write the phantom tables of README.md anew from results/reference"
 	@echo "make paper   build the tables and figures of paper_figs/paper.toml (RESULTS=folder of runs)"
 	@echo "make wheel   build dist/clbench-*.whl"
@@ -37,6 +38,9 @@ lint: $(STAMP)
 
 perf: $(STAMP)
 	for script in tests/perf/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+torture: $(STAMP)
+	$(BIN)/python tests/torture.py --minutes $(or $(MINUTES),30) --out results/calibration/torture.csv
 
 readme: $(STAMP)
 	$(BIN)/clbench readme README.md

@@ -1,6 +1,7 @@
 """One atomic file: tensors and primitives, nothing that runs code when it is read.
 
-Room: row 2. Written under a temporary name, flushed, renamed; read with `weights_only=True`.
+Room: row 2. Written under a temporary name, flushed, renamed; read with `weights_only=True`. A
+checksum over all it holds lies inside, for torch does not notice an altered bit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from clbench.archive import stored_only
 from clbench.errors import StoreError
+from clbench.store import sync_folder
 
 CHECKPOINT_SCHEMA = 1
 """Raised when the content of a checkpoint changes."""
@@ -47,8 +49,37 @@ def digest(model: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
+def _sum(value: Any, found: Any) -> None:
+    """Take a value into a checksum: structure, types and bits."""
+    if isinstance(value, Tensor):
+        found.update(f"{tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, dict):
+        found.update(f"dict {len(value)}".encode())
+        for key, item in value.items():
+            found.update(repr(key).encode())
+            _sum(item, found)
+    elif isinstance(value, list | tuple):
+        found.update(f"list {len(value)}".encode())
+        for item in value:
+            _sum(item, found)
+    else:
+        found.update(repr(value).encode())
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    found = hashlib.sha256()
+    _sum({k: v for k, v in content.items() if k != "sha256"}, found)
+    return found.hexdigest()
+
+
+def save(path: Path, content: dict[str, Any], *, previous: Path | None = None) -> None:
     """Write `content` so that `path` holds either the old or the new file, never a part of one.
+
+    Args:
+        path: target.
+        content: tensors, primitives, and dicts, lists and tuples of them.
+        previous: where the old file goes when the new one is whole; None: it goes.
 
     Raises:
         TypeError: content holds something that is neither tensor nor primitive (the caller's bug).
@@ -56,13 +87,18 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """
     _check(content, "checkpoint")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    whole = {"schema": CHECKPOINT_SCHEMA, **content}
+    whole["sha256"] = _checksum(whole)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
-            torch.save({"schema": CHECKPOINT_SCHEMA, **content}, file)
+            torch.save(whole, file)
             file.flush()
             os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
         part.replace(path)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as err:  # torch reports a full disk as RuntimeError
         raise StoreError(
             f"a checkpoint could not be written: {err}",
@@ -94,8 +130,8 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        StoreError: missing, damaged, of another schema, or holding objects other than tensors and
-            primitives.
+        StoreError: missing, damaged, altered, of another schema, or holding objects other than
+            tensors and primitives.
     """
     try:
         content: dict[str, Any] = unpack(path)
@@ -123,5 +159,14 @@ def load(path: Path) -> dict[str, Any]:
             expected=f"schema {CHECKPOINT_SCHEMA}",
             got=f"schema {schema}",
             next_step="use the clbench that wrote it, or run again with --fresh",
+        )
+    said = content.pop("sha256", None)  # None: written before there was one
+    if said is not None and said != (found := _checksum(content)):
+        raise StoreError(
+            "a checkpoint was altered",
+            where=path,
+            expected=f"checksum {said[:16]}",
+            got=found[:16],
+            next_step="delete the file and run again; the step is then taught anew",
         )
     return content

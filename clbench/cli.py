@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clbench.errors import ClbenchError, SettingError, unknown_name
+from clbench.stop import STATUS, Stopped
 
 if TYPE_CHECKING:
     from clbench.report.render import Table
@@ -119,6 +120,12 @@ def run(
     cache: Annotated[
         Path | None, typer.Option(help="Where preprocessed volumes and the phantom are kept.")
     ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between savings within a step; 0: every update.")
+    ] = 300.0,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="On CUDA: operators that repeat to the bit.")
+    ] = False,
 ) -> None:
     """Run a strategy on a benchmark: train each step, examine, record, print the scores."""
     scorings = one_of(
@@ -164,6 +171,8 @@ def run(
                     fresh=fresh,
                     keep_predictions=keep,
                     cache=cache,
+                    checkpoint_s=checkpoint_every,
+                    deterministic=deterministic,
                 ),
                 progress.watch,
             )
@@ -305,7 +314,7 @@ def table(
         str,
         typer.Argument(
             help="6, 10, 11 (the paper's), summary, learning, continual, distances, cost, "
-            "calibration or fuzz."
+            "calibration, fuzz or torture."
         ),
     ],
     source: Annotated[str | None, typer.Option(help="printed, measured or both.")] = None,
@@ -395,6 +404,11 @@ def table(
 
         return fuzz_table()
 
+    def torture() -> Table:
+        from clbench.report.torture import torture_table
+
+        return torture_table()
+
     make: Callable[[], Table] = one_of(
         "table",
         name,
@@ -409,6 +423,7 @@ def table(
             "cost": cost,
             "calibration": calibration,
             "fuzz": fuzz,
+            "torture": torture,
         },
     )
     show(make(), format_)
@@ -677,9 +692,15 @@ def show(table: Table, format_: str) -> None:
 
 
 def main() -> None:
-    """Entry point: a `ClbenchError` is printed without traceback and ends with status 1."""
+    """Entry point: a `ClbenchError` is printed without traceback and ends with status 1.
+
+    A run that was stopped by a signal and can go on ends with `clbench.stop.STATUS`.
+    """
     try:
         app()
+    except Stopped as err:
+        typer.echo(f"clbench: {err}", err=True)
+        sys.exit(STATUS)
     except ClbenchError as err:
         typer.echo(f"clbench: {err}", err=True)
         sys.exit(1)

@@ -70,6 +70,10 @@ class RunSettings:
     """Store the test predictions."""
     cache: Path | None = None
     """Where preprocessed volumes and the phantom are kept."""
+    checkpoint_s: float = 300.0
+    """Seconds between two savings within a step; 0: after every update."""
+    deterministic: bool = False
+    """On CUDA, operators that repeat to the bit, where there are any."""
 
     def __post_init__(self) -> None:
         least = {"seed": 0, "workers": 0, "threads": 1}

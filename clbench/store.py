@@ -6,12 +6,14 @@ an equal run id, and equal runs give equal bytes of `scores.csv`.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +109,22 @@ def make_folder(folder: Path) -> None:
         ) from err
 
 
+def sync_folder(folder: Path) -> None:
+    """Let a rename in the folder outlast a power cut, where the file system can do that."""
+    with contextlib.suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process was writing; call it only while the folder is held alone."""
+    for part in folder.rglob(".*.part"):
+        shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: temporary name, fsync, rename.
 
@@ -120,6 +138,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        sync_folder(path.parent)
     except OSError as err:
         raise StoreError(
             "a file of the run could not be written",
@@ -328,10 +347,16 @@ class EventLog:
     Args:
         path: the file.
         keep: which lines of an earlier, broken-off attempt stay.
+        size: instead, how many bytes of it stay, as `flushed` said.
     """
 
-    def __init__(self, path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
+    def __init__(
+        self, path: Path, keep: Callable[[Mapping[str, Any]], bool], *, size: int | None = None
+    ) -> None:
         self.path = path
+        if size is not None:
+            os.truncate(path, size)
+            return
         kept = [e for e in read_events(path) if keep(e)] if path.exists() else []
         write_bytes(path, "".join(map(_line, kept)).encode())
 
@@ -347,6 +372,27 @@ class EventLog:
     ) -> None:
         self._file.close()
 
+    def flushed(self) -> int:
+        """Bytes of the log, all of them on the disk.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+        except OSError as err:
+            raise self._full(err) from err
+
+    def _full(self, err: OSError) -> StoreError:
+        return StoreError(
+            "the event log could not be written",
+            where=self.path,
+            got=err.strerror,
+            next_step="free some disk space and run the same command again",
+        )
+
     def write(self, event: Mapping[str, Any]) -> None:
         """Append one event.
 
@@ -357,12 +403,7 @@ class EventLog:
             self._file.write(_line(event))
             self._file.flush()
         except OSError as err:
-            raise StoreError(
-                "the event log could not be written",
-                where=self.path,
-                got=err.strerror,
-                next_step="free some disk space and run the same command again",
-            ) from err
+            raise self._full(err) from err
 
 
 def _line(event: Mapping[str, Any]) -> str:

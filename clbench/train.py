@@ -1,7 +1,8 @@
 """One step of teaching: phases, epochs, updates. Read it top to bottom.
 
-Room: row 3. A crop is a pure function of (seed, step, phase, epoch, index); nothing in a loader or
-worker has a state worth saving, and the number of workers changes nothing.
+Room: row 3. A crop is a pure function of (seed, step, phase, epoch, index), and the random state of
+an update one of its number: nothing in a loader or worker has a state worth saving, the number of
+workers changes nothing, and a stopped step goes on to the bit (`clbench.resume`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from clbench.data.pseudo import PseudoMap
 from clbench.data.volumes import Volume
 from clbench.errors import TrainingError
 from clbench.nets.heads import UniversalHead
+from clbench.resume import Keeper, Place, reseed
 from clbench.settings import DataSettings, TrainSettings
+from clbench.stop import leave_to_parent
 from clbench.strategy import (
     Batch,
     Draws,
@@ -195,6 +198,7 @@ def teach(
     workers: int = 0,
     watch: Watch = lambda event: None,
     validate: Validate | None = None,
+    keeper: Keeper | None = None,
 ) -> None:
     """Teach one step: change `model` and `memory` in place.
 
@@ -212,23 +216,32 @@ def teach(
         workers: loader processes.
         watch: called with one event per update and per validation.
         validate: measures the served model; None: there are no validation cases.
+        keeper: saves the place between two updates, and knows where a stopped attempt was.
 
     Raises:
         TrainingError: a loss that is not finite, a broken promise, or a phase that must be
             validated where there are no validation cases.
+        Stopped: the keeper was asked to stop; everything is saved.
     """
     model.to(device)
     if teacher is not None:
         teacher.to(device).eval().requires_grad_(False)
-    history: list[PhaseResult] = []
-    while (phase := strategy.next_phase(lesson, memory, tuple(history))) is not None:
-        strategy.enter_phase(phase, model, memory)
+    at = None if keeper is None else keeper.restore(model, memory)
+    history: list[PhaseResult] = [] if at is None else list(at.history)
+    while (
+        phase := at.phase if at else strategy.next_phase(lesson, memory, tuple(history))
+    ) is not None:
+        if at is None:
+            reseed(seed, lesson.number, phase.name, "enter")
+            strategy.enter_phase(phase, model, memory)
         measured = _teach_phase(
-            strategy, model, teacher, lesson, memory, material, phase,
+            strategy, model, teacher, lesson, memory, material, phase, tuple(history), at,
             train=train, seed=seed, device=device, workers=workers, watch=watch,
-            validate=validate,
+            validate=validate, keeper=keeper,
         )  # fmt: skip
         history.append(PhaseResult(phase=phase, validation=measured))
+        at = None
+    reseed(seed, lesson.number, "finish")
     draws = _draws(lesson, material, train=train, seed=seed, device=device, workers=workers)
     strategy.finish(lesson, model, draws, memory)
 
@@ -250,8 +263,9 @@ def _draws(
             epochs=1, per_epoch=count * train.batch, seed=seed,
         )  # fmt: skip
         for raw in DataLoader(
-            crops, batch_size=train.batch, num_workers=workers, collate_fn=collate
-        ):
+            crops, batch_size=train.batch, num_workers=workers, collate_fn=collate,
+            worker_init_fn=leave_to_parent,
+        ):  # fmt: skip
             yield to_batch(raw, lesson, device)
 
     return draws
@@ -297,6 +311,8 @@ def _teach_phase(
     memory: Memory,
     material: Material,
     phase: Phase,
+    history: tuple[PhaseResult, ...],
+    at: Place | None,
     *,
     train: TrainSettings,
     seed: int,
@@ -304,9 +320,10 @@ def _teach_phase(
     workers: int,
     watch: Watch,
     validate: Validate | None,
+    keeper: Keeper | None,
 ) -> tuple[float, ...]:
     # 1. What is trained: the parameters of the strategy's groups; all others are frozen.
-    groups = strategy.groups(model, lesson, memory)
+    groups = at.groups if at else strategy.groups(model, lesson, memory)
     chosen = [p for g in groups for p in g.parameters]
     freeze(model, chosen)
     optimizer = torch.optim.AdamW(
@@ -319,6 +336,12 @@ def _teach_phase(
     amp = torch.bfloat16 if train.amp == "bf16" else torch.float16
     autocast = device.type == "cuda" and train.amp != "off"
     scaler = torch.amp.GradScaler("cuda", enabled=autocast and train.amp == "fp16")
+    done, measured = 0, list[float]()
+    if at is not None:  # a stopped attempt goes on after its last saved update
+        done, measured = at.updates, list(at.measured)
+        optimizer.load_state_dict(dict(at.optimizer))
+        if at.scaler:
+            scaler.load_state_dict(dict(at.scaler))
 
     # 2. What is seen: crops numbered from 0, in order.
     updates = phase_length(phase, lesson, train)
@@ -327,12 +350,13 @@ def _teach_phase(
         lesson, phase, material, epochs=epochs, per_epoch=updates * train.batch, seed=seed
     )
     loader = DataLoader(
-        crops, batch_size=train.batch, shuffle=False, num_workers=workers, collate_fn=collate
-    )
+        crops, batch_size=train.batch, sampler=range(done * train.batch, len(crops)),
+        num_workers=workers, collate_fn=collate, worker_init_fn=leave_to_parent,
+    )  # fmt: skip
 
     # 3. The updates.
-    measured: list[float] = []
-    for number, raw in enumerate(loader):
+    for number, raw in enumerate(loader, done):
+        reseed(seed, lesson.number, phase.name, "update", number)
         epoch, iteration = divmod(number, updates)
         where = f"step {lesson.number}, phase {phase.name}, epoch {epoch}, iteration {iteration}"
         rate = phase.lr * (
@@ -372,7 +396,7 @@ def _teach_phase(
                 "phase": phase.name,
                 "epoch": epoch,
                 "iteration": iteration,
-                "of": len(loader),
+                "of": epochs * updates,
                 "lr": rate,
                 "loss": float(total.detach()),
                 "terms": {name: float(v.detach()) for name, v in terms.items()},
@@ -392,6 +416,12 @@ def _teach_phase(
                     "dice": measured[-1],
                 }
             )
+        if keeper is not None:
+            place = Place(
+                phase=phase, history=history, updates=number + 1, measured=tuple(measured),
+                groups=groups, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
+            )  # fmt: skip
+            keeper.offer(model, memory, place)
     return tuple(measured)
 
 

@@ -5,6 +5,7 @@ Room: row 2. Hard labels take one bit per structure and voxel, soft ones one byt
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -64,6 +65,22 @@ def write_pseudo(path: Path, names: Sequence[str], array: NDArray[np.uint8]) -> 
         ) from err
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of what `write_pseudo` wrote.
+
+    Raises:
+        StoreError: it is not there.
+    """
+    whole = hashlib.sha256()
+    try:
+        for name in ("meta.json", "map.npy"):
+            with (path / name).open("rb") as file:
+                whole.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as err:
+        raise StoreError("a pseudo label cannot be read", where=path, got=err.strerror) from err
+    return whole.hexdigest()
 
 
 class PseudoMap:

@@ -82,6 +82,14 @@ class Progress:
                 self.console.print(
                     f"{self.lesson}: already taught, shared by strategies that start alike"
                 )
+            case "going on":
+                self.console.print(
+                    f"{self.lesson}: going on in phase {event['phase']}, after update "
+                    f"{event['updates']}",
+                    highlight=False,
+                )
+            case "passed over":
+                self.console.print(f"warning: {event['what']}", style="yellow", highlight=False)
             case "already finished":
                 self.console.print("this run is finished; --fresh repeats it")
             case "finished":

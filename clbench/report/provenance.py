@@ -84,6 +84,7 @@ def provenance(a: Analysis) -> list[tuple[str, str]]:
         ("torch", _all(_version(r, "torch") for r in records)),
         ("hardware", _all(r.get("device") for r in records)),
         ("warnings of the runs", _warnings(e.methods)),
+        ("went on elsewhere", _elsewhere(records)),
     ]  # fmt: skip
 
 
@@ -98,6 +99,19 @@ def _warnings(methods: Iterable[Method]) -> str:
     if unwatched := sum("warnings" not in r for _, r in records):
         said.append(f"not recorded for {unwatched} of {len(records)} runs")
     return "; ".join(said) or "none"
+
+
+def _elsewhere(records: Iterable[Mapping[str, Any]]) -> str:
+    """Runs that were stopped on one machine and went on on another, or on other threads."""
+    return (
+        "; ".join(
+            f"{r['run_id']}, step {m['step']}: "
+            + ", ".join(f"{k} {then} → {now}" for k, (then, now) in sorted(m["differs"].items()))
+            for r in records
+            for m in r.get("resumed_elsewhere", ())
+        )
+        or "none"
+    )
 
 
 def _version(record: Mapping[str, Any], name: str) -> object:
