@@ -318,8 +318,8 @@ def test_a_constant_label_stops_the_run_before_it_teaches(
     plan = planned(tmp_path, cache_root, Finetune())
     open_ = type(plan.catalog).open
 
-    def without_spleen(catalog: Any, step: int, name: str, purpose: Any) -> Volume:
-        volume: Volume = open_(catalog, step, name, purpose)
+    def without_spleen(catalog: Any, step: int, case: str, purpose: Any) -> Volume:
+        volume: Volume = open_(catalog, step, case, purpose)
         bit = 1 << volume.names.index("spleen") if "spleen" in volume.names else 0
         return replace(volume, counts={p: n for p, n in volume.counts.items() if not p & bit})
 
