@@ -209,6 +209,8 @@ def _constant(
 def refuse_constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> None:
     """Refuse to teach a structure whose label says the same in every annotated voxel.
 
+    One that a single training case does not hold is no fault of the labels, and only warned of.
+
     Args:
         lesson: the step.
         volumes: its own training cases, as it shows them.
@@ -217,6 +219,8 @@ def refuse_constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> None:
         DataError: names the structure and its source.
     """
     for name, value, where in _constant(lesson.learns, volumes):
+        if len(volumes) == 1 and not value:
+            continue  # one patient may lack an organ: see `constant_labels`
         raise DataError(
             f"the label of {name} is {value} in every annotated voxel: nothing to learn",
             where=f"step {lesson.number}, {where}",
@@ -228,7 +232,7 @@ def refuse_constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> None:
 
 
 def constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> list[Event]:
-    """Warnings about structures of earlier steps that the training set would unlearn.
+    """Warnings about structures the training set would unlearn, or its one case cannot teach.
 
     Args:
         lesson: the step.
@@ -243,6 +247,15 @@ def constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> list[Event]:
             "declare that these cases do not annotate it ([[source.partial]])",
         )
         for _, value, where in _constant(lesson.old, volumes)
+    ] + [
+        warning(
+            lesson.number,
+            "constant label",
+            f"step {lesson.number}, {where}: the one training case does not hold the structure, so "
+            "nothing teaches it; name more training cases (--split)",
+        )
+        for _, value, where in _constant(lesson.learns, volumes)
+        if len(volumes) == 1 and not value
     ]
 
 

@@ -491,16 +491,19 @@ class LooksBack(Snoops):
 
 
 class Drops(Honest):
-    """Dropout from the global random state."""
+    """Drops more features the longer it is taught; a run that goes on starts counting anew."""
 
     def build(self, kit: Kit, step: Lesson) -> nn.Module:
         model = super().build(kit, step)
-        model.backbone.register_forward_hook(
-            lambda m, args, maps: {
-                **maps,
-                "final": functional.dropout(maps["final"], 0.5, m.training),
-            }
-        )
+        model.backbone.seen = 0  # no checkpoint holds it
+
+        def drop(module: Any, args: Any, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+            if not module.training:
+                return maps
+            module.seen += 1
+            return {**maps, "final": maps["final"] / module.seen}
+
+        model.backbone.register_forward_hook(drop)
         return model
 
 

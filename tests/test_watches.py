@@ -160,6 +160,17 @@ def test_contrast_in_one_case_is_enough_and_what_is_not_annotated_proves_nothing
     assert constant_labels(LESSON, [case(names, holds)]) == []
 
 
+def test_what_the_one_training_case_lacks_warns() -> None:
+    only = [case(("liver", "tumor"), {0: 900, 1: 100})]
+    refuse_constant_labels(LESSON, only)
+    (said,) = constant_labels(LESSON, only)
+    assert "tumor" in said["message"]
+    assert "the one training case does not hold" in said["message"]
+    full = [case(("liver", "tumor"), {2: 1000})]
+    with pytest.raises(DataError, match="label of tumor is 1"):
+        refuse_constant_labels(LESSON, full)
+
+
 def test_a_constant_label_of_an_old_structure_warns() -> None:
     (said,) = constant_labels(LESSON, [case(("spleen", "tumor"), {0: 900, 2: 100})])
     assert said["kind"] == "constant label"

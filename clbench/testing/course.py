@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clbench import checkpoint, store
-from clbench.errors import StoreError
+from clbench.errors import StoreError, TrainingError
 from clbench.examine import ScoreContext, score_case
 from clbench.opened import Opened, files_heard
 from clbench.plan import Plan
@@ -44,7 +44,12 @@ class Course:
                 except _Stop:
                     self.plan = bed.plan(out)
                     self.opened.catalog = self.plan.catalog
-            run_plan(self.plan, lambda event: self._watch(event, None))
+            try:
+                run_plan(self.plan, lambda event: self._watch(event, None))
+            except TrainingError:
+                if not self.opened.strangers:
+                    raise
+                # stopped at a file read past the catalog; a rule says what sort of file it was
 
     def _watch(self, event: Mapping[str, Any], stop: int | None) -> None:
         if event["event"] != "update":
