@@ -121,7 +121,10 @@ class Plan:
 
 
 def load_strategy(name: str, overrides: Mapping[str, Any]) -> Strategy:
-    """The registered strategy with its hyperparameters changed."""
+    """The registered strategy, or that of `module:Class`, with its hyperparameters changed."""
+    if ":" in name:
+        found: Strategy = registry.load("resolver", "module")(name, overrides)
+        return found
     made: Strategy = change(registry.load("strategy", name)(), overrides, "strategy")
     return made
 
@@ -186,7 +189,8 @@ def make_plan(
         benchmark = registry.benchmark(settings.bench)
     name = settings.profile or ("quick" if settings.data is None else "paper")
     profile = apply_overrides(load_profile(name), overrides)
-    need_name(settings.strategy, "--strategy")
+    called = settings.strategy.replace(":", ".")  # `module:Class`, as a folder may be called
+    need_name(called, "--strategy")
     if strategy is None:
         strategy = load_strategy(settings.strategy, overrides.get("strategy", {}))
     device = pick_device(settings.device)
@@ -260,13 +264,13 @@ def make_plan(
         benchmark=benchmark,
         profile=profile,
         strategy=strategy,
-        strategy_name=settings.strategy,
+        strategy_name=called,
         catalog=catalog,
         kit=kit,
         text_record=dict(vectors.record),
         weights=report,
         device=device,
-        folder=base / settings.strategy / store.run_id(identity),
+        folder=base / called / store.run_id(identity),
         shared=base / "_shared" / store.run_id(first),
         identity=identity,
     )

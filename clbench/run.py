@@ -102,6 +102,9 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
     """
     settings = plan.settings
     watch({"event": "plan", "plan": plan})
+    if plan.strategy.resumes == "step":
+        watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
+               "step: stopped there, it starts that step anew"})  # fmt: skip
     record = store.read_record(plan.folder) if (plan.folder / "run.json").exists() else None
     if record is not None and record["status"] == "finished" and not settings.fresh:
         watch({"event": "already finished", "folder": plan.folder})
@@ -411,6 +414,7 @@ class _Course:
             pseudo=prepared.maps,
             patch_vox=catalog.preprocessing.patch_vox,
             data=self.plan.profile.data,
+            validation=lambda case: catalog.open(lesson.number, case, "validation"),
         )
 
     def _validate(self, strategy: Strategy, lesson: Lesson) -> Validate | None:

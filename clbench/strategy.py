@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from clbench.data.volumes import Volume
+    from clbench.session import Desk, Session
 
 UNKNOWN = 255
 """Label value of a voxel whose structure is not annotated (and pseudo value of no prediction)."""
@@ -265,6 +266,8 @@ class Strategy:
     """Growth alone changes no old logit."""
     penalties: ClassVar[tuple[str, ...]] = ()
     """Names of the loss terms that hold on to the past."""
+    resumes: ClassVar[Literal["update", "step"]] = "update"
+    """Where a stopped run can go on: after any update, or at the start of the step alone."""
 
     def first_step(self) -> Strategy:
         """The plain strategy whose step 1 this one's equals: trained once and shared."""
@@ -298,7 +301,10 @@ class Strategy:
         """A fold over the prepared cases, before training."""
 
     def extra_cases(self, step: Lesson, memory: Memory) -> Mapping[tuple[int, str], float]:
-        """(past step, case) → weight. This step's own cases weigh 1 together."""
+        """(past step, case) → weight. This step's own cases weigh 1 together.
+
+        A case of weight 0 is opened for the strategy's session, and not drawn by the loop.
+        """
         return {}
 
     def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
@@ -308,6 +314,13 @@ class Strategy:
         frozen parameters works in evaluation mode.
         """
         return [Group(parameters=list(model.parameters()))]
+
+    def session(self, desk: Desk) -> Session | None:
+        """A companion for one phase, where hooks are not enough (`clbench.session`).
+
+        It sees the optimizer, and may replace the batches and add to the loss.
+        """
+        return None
 
     def losses(
         self, batch: Batch, new: Output, old: Output | None, memory: Memory

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from clbench import stop
 from clbench.data.crops import crop
 from clbench.data.pseudo import PseudoMap
 from clbench.data.volumes import Volume
 from clbench.errors import TrainingError
 from clbench.nets.heads import UniversalHead
 from clbench.resume import Keeper, Place, reseed
+from clbench.session import Desk, Draw, Session
 from clbench.settings import DataSettings, TrainSettings
 from clbench.stop import leave_to_parent
 from clbench.strategy import (
@@ -31,7 +33,6 @@ from clbench.strategy import (
     Group,
     Lesson,
     Memory,
-    Output,
     Phase,
     PhaseResult,
     Strategy,
@@ -60,6 +61,8 @@ class Material:
     """Offline pseudo labels, where there are any."""
     patch_vox: tuple[int, int, int]
     data: DataSettings
+    validation: Callable[[str], Volume] | None = None
+    """Opens a validation case of this step, for sessions that ask for one."""
 
 
 def learning_rate(epoch: int, *, epochs: int, warmup: int, base: float) -> float:
@@ -80,8 +83,9 @@ def draw_cases(
     """`count` cases for one epoch.
 
     Without past cases every case comes once before any comes twice; with them, cases are drawn by
-    weight, with replacement.
+    weight, with replacement. Cases of weight 0 are as if they were not there.
     """
+    weights = {key: weight for key, weight in weights.items() if weight > 0}
     rng = np.random.Generator(np.random.PCG64(seed))
     if set(weights) == set(own):
         order: list[CaseKey] = []
@@ -354,8 +358,19 @@ def _teach_phase(
         num_workers=workers, collate_fn=collate, worker_init_fn=leave_to_parent,
     )  # fmt: skip
 
-    # 3. The updates.
-    for number, raw in enumerate(loader, done):
+    # 3. Who takes part: the strategy's hooks, or a session of its own around them.
+    desk = Desk(
+        strategy=strategy, model=model, optimizer=optimizer, lesson=lesson, phase=phase,
+        teacher=teacher if strategy.takes_teacher(lesson) else None, memory=memory,
+        epochs=epochs, updates=updates, batch=train.batch, seed=seed, device=device,
+        draw=draw_from(lesson, phase, material, seed=seed), validation=material.validation,
+        done=done,
+    )  # fmt: skip
+    session = strategy.session(desk) or Session(desk)
+    batches = session.batches(to_batch(raw, lesson, device) for raw in loader)
+
+    # 4. The updates.
+    for number, batch in enumerate(batches, done):
         reseed(seed, lesson.number, phase.name, "update", number)
         epoch, iteration = divmod(number, updates)
         where = f"step {lesson.number}, phase {phase.name}, epoch {epoch}, iteration {iteration}"
@@ -366,29 +381,24 @@ def _teach_phase(
         )
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        batch = to_batch(raw, lesson, device)
+        optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype=amp, enabled=autocast):
-            new: Output = model(batch.image)
-            old: Output | None = None
-            if teacher is not None and strategy.takes_teacher(lesson):
-                with torch.no_grad():
-                    old = teacher(batch.image)
-            terms = strategy.losses(batch, new, old, memory)
+            terms = session.terms(batch)
         there = f"{where}, cases {', '.join(batch.cases)}"
         total = add_terms(terms, there)
-        optimizer.zero_grad(set_to_none=True)
         scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch
         scaler.unscale_(optimizer)
-        strategy.after_backward(model, memory)
+        session.after_backward()
         norm = float(
             nn.utils.get_total_norm([p.grad for p in chosen if p.grad is not None])
             if train.clip_norm is None
             else nn.utils.clip_grad_norm_(chosen, train.clip_norm)
         )
         check_gradient(norm, there, scaled=scaler.is_enabled())
+        session.before_update()
         scaler.step(optimizer)
         scaler.update()
-        strategy.after_update(model, memory)
+        session.after_update()
         watch(
             {
                 "event": "update",
@@ -416,13 +426,31 @@ def _teach_phase(
                     "dice": measured[-1],
                 }
             )
-        if keeper is not None:
+        if strategy.resumes == "step":
+            stop.check(f"{where}; this step starts anew")
+        elif keeper is not None:
             place = Place(
                 phase=phase, history=history, updates=number + 1, measured=tuple(measured),
                 groups=groups, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
             )  # fmt: skip
             keeper.offer(model, memory, place)
     return tuple(measured)
+
+
+def draw_from(lesson: Lesson, phase: Phase, material: Material, *, seed: int) -> Draw:
+    """Crops for a session, cut as the loop cuts its own, numbered by places of their own."""
+
+    def draw(case: Volume | CaseKey, place: Sequence[object]) -> tuple[Tensor, Tensor]:
+        image, label, _ = crop(
+            case if isinstance(case, Volume) else material.volumes[case],
+            lesson.structures,
+            patch_vox=material.patch_vox,
+            data=material.data,
+            seed=derive_seed(seed, lesson.number, phase.name, *place),
+        )
+        return torch.from_numpy(image), torch.from_numpy(label)
+
+    return draw
 
 
 def _measure(validate: Validate | None, served: nn.Module, lesson: Lesson, where: str) -> float:

@@ -29,7 +29,7 @@ ROWS = {
     "clbench.store": 1, "clbench.seal": 1, "clbench.__main__": 6, "clbench.registry": 1, "clbench.metrics.transfer": 1,
     "clbench.metrics.continual": 1, "clbench.metrics.trace": 1,
     "clbench.published": 1, "clbench.calibration": 1, "clbench.profiles": 1, "clbench.benchmarks": 1,
-    "clbench.strategy": 2, "clbench.losses": 2, "clbench.one_of_k": 2, "clbench.distillation": 2, "clbench.nets": 2,
+    "clbench.strategy": 2, "clbench.session": 2, "clbench.losses": 2, "clbench.one_of_k": 2, "clbench.distillation": 2, "clbench.nets": 2,
     "clbench.data": 2, "clbench.metrics": 2, "clbench.checkpoint": 2, "clbench.postprocess": 2,
     "clbench.predictions": 2, "clbench.archive": 2, "clbench.sliding": 2, "clbench.pooling": 2, "clbench.pruning": 2, "clbench.lottery": 2, "clbench.extent": 2,
     "clbench.train": 3, "clbench.examine": 3, "clbench.watches": 3, "clbench.opened": 3, "clbench.past": 3, "clbench.tracing": 3,
@@ -41,7 +41,7 @@ ROWS = {
 }  # fmt: skip
 # Heavy or foreign libraries, and the only rooms that may import them anywhere in the file.
 FOREIGN = {
-    "torch": ("clbench.strategy", "clbench.losses", "clbench.one_of_k", "clbench.distillation",
+    "torch": ("clbench.strategy", "clbench.session", "clbench.losses", "clbench.one_of_k", "clbench.distillation",
               "clbench.pooling", "clbench.pruning", "clbench.lottery", "clbench.extent", "clbench.trial", "clbench.nets",
               "clbench.data", "clbench.checkpoint", "clbench.postprocess", "clbench.sliding",
               "clbench.train", "clbench.examine", "clbench.watches", "clbench.resume",

@@ -56,7 +56,7 @@ class Course:
         close = resume.Keeper.close
 
         def closing(self: resume.Keeper) -> None:
-            last.append(checkpoint.load(self.path))
+            last.append(checkpoint.load(self.path) if self.path.exists() else {})
             close(self)
 
         with pytest.MonkeyPatch.context() as patch:
@@ -96,9 +96,12 @@ def assert_equal(a: Path, b: Path, last_a: list[Any], last_b: list[Any]) -> None
     for step in ("step2.pt", "step3.pt"):
         one, other = checkpoint.load(a / step), checkpoint.load(b / step)
         assert same(one, other), f"{step}: {first_difference(one, other)}"
-    optimizers = [last[-1]["optimizer"] for last in (last_a, last_b)]
-    assert optimizers[0]["state"]
-    assert same(*optimizers)
+    if made(a.parent.name).resumes == "update":
+        optimizers = [last[-1]["optimizer"] for last in (last_a, last_b)]
+        assert optimizers[0]["state"]
+        assert same(*optimizers)
+    else:
+        assert not any(last_a + last_b)  # nothing is kept within a step
     for name in ("scores.csv", "events.jsonl"):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
     kinds = [json.loads((f / "run.json").read_text())["ledger"] for f in (a, b)]
@@ -118,7 +121,8 @@ def test_every_strategy_goes_on_to_the_bit(name: str, course: Course) -> None:
     course.broken(name, "parts", at(update(3, 1, phase), crash), Crash, workers=2)
     events: list[dict[str, Any]] = []
     parts, last_parts = course.run(name, "parts", events.append)
-    assert [e["updates"] for e in events if e["event"] == "going on"] == [1]
+    midway = [1] if made(name).resumes == "update" else []
+    assert [e["updates"] for e in events if e["event"] == "going on"] == midway
     assert_equal(whole, parts, last, last_parts)
 
 
@@ -158,7 +162,8 @@ def test_damaged_places_fall_back_and_the_log_is_cut(course: Course) -> None:
     parts, last_parts = course.run(name, out, events.append)
     (warning,) = (e["what"] for e in events if e["event"] == "passed over")
     assert "step3.pt" in warning
-    assert [e["updates"] for e in events if e["event"] == "going on"] == [1]
+    midway = [1] if made(name).resumes == "update" else []
+    assert [e["updates"] for e in events if e["event"] == "going on"] == midway
     assert_equal(whole, parts, last, last_parts)
 
 

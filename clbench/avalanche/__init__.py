@@ -1,8 +1,9 @@
 """The bridge to Avalanche, both ways; importing it imports neither torch nor Avalanche.
 
 Room: row 5. `importing` is the one door through which Avalanche comes in, when it is needed. Out:
-`streams`, `network` and `metrics`, a course for Avalanche's own strategies. No module has the name
-of a function it holds: once imported, it would stand in the function's place.
+`streams`, `network` and `metrics`, a course for Avalanche's own strategies. In: `plugins`,
+`session` and `keeping`, Avalanche's plugins in our loop. No module has the name of a function it
+holds: once imported, it would stand in the function's place.
 """
 
 from __future__ import annotations

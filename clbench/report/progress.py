@@ -90,6 +90,8 @@ class Progress:
                 )
             case "passed over":
                 self.console.print(f"warning: {event['what']}", style="yellow", highlight=False)
+            case "note":
+                self.console.print(f"note: {event['what']}", highlight=False)
             case "already finished":
                 self.console.print("this run is finished; --fresh repeats it")
             case "finished":

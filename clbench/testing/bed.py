@@ -22,11 +22,12 @@ from clbench.data.volumes import Volume
 from clbench.errors import TrainingError
 from clbench.examine import mean_dice
 from clbench.plan import Plan, RunSettings, make_plan
+from clbench.session import Desk, Session
 from clbench.sliding import Server
 from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Phase, Strategy
 from clbench.testing.exact import dice_thrown
 from clbench.testing.tiny import OVERRIDES, tiny_backbone, tiny_course
-from clbench.train import CaseKey, Crops, Material, collate, freeze, teach, to_batch
+from clbench.train import CaseKey, Crops, Material, collate, draw_from, freeze, teach, to_batch
 
 T = TypeVar("T")
 
@@ -214,6 +215,7 @@ class Bed:
             pseudo=state.pseudo,
             patch_vox=catalog.preprocessing.patch_vox,
             data=self.rig.profile.data,
+            validation=lambda case: catalog.open(number, case, "validation"),
         )
 
     def test_cases(self) -> set[tuple[str, str]]:
@@ -255,6 +257,19 @@ class Bed:
         )
         raw = collate([crops[2 * index], crops[2 * index + 1]])
         return to_batch(raw, state.lesson, torch.device("cpu"))
+
+    def terms(self, state: State, batch: Batch) -> dict[str, Tensor]:
+        """The loss terms of a batch, with those of the strategy's session where it has one."""
+        desk = Desk(
+            strategy=state.strategy, model=state.model, lesson=state.lesson, phase=Phase(),
+            teacher=state.teacher if state.strategy.takes_teacher(state.lesson) else None,
+            optimizer=torch.optim.AdamW(p for p in state.model.parameters() if p.requires_grad),
+            memory=state.memory, epochs=1, updates=1, batch=len(batch.cases), seed=0,
+            device=torch.device("cpu"),
+            draw=draw_from(state.lesson, Phase(), self.material(state), seed=0),
+        )  # fmt: skip
+        session = state.strategy.session(desk) or Session(desk)
+        return session.terms(next(session.batches(iter([batch]))))
 
     def enter(self, state: State) -> list[Group]:
         """Enter the first phase: the groups, everything else frozen."""

@@ -112,9 +112,7 @@ def declared_penalties_bite(bed: Bed) -> None:
         state = bed.start(number)
         bed.enter(state)
         perturb(state.model)
-        batch = bed.crops(state)
-        new, old = bed.answers(state, batch)
-        terms = state.strategy.losses(batch, new, old, state.memory)
+        terms = bed.terms(state, bed.crops(state))
         weights = [p for p in state.model.parameters() if p.requires_grad]
         for name in state.strategy.penalties:
             where = f"losses, step {number}, weights moved by a fixed perturbation"

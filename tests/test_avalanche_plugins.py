@@ -1,0 +1,462 @@
+"""Avalanche's plugins in our loop: Avalanche itself, three steps of the tiny course."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from clbench import checkpoint, registry, store
+from clbench.avalanche.importing import load
+from clbench.avalanche.keeping import KEY, pack, stored, unpack
+from clbench.errors import AvalancheError, ClbenchError, UnknownName
+from clbench.plan import load_strategy
+from clbench.run import run_plan
+from clbench.strategies.agem import Agem
+from clbench.strategies.ewc import Ewc
+from clbench.strategies.finetune import Finetune
+from clbench.strategies.mas import Mas
+from clbench.strategies.replay import Replay
+from clbench.strategy import Phase, Strategy
+from clbench.testing.batches import perturb
+from clbench.testing.bed import Bed, State
+from clbench.testing.exact import calm, same
+from clbench.train import draw_from
+
+OWN: tuple[Strategy, ...] = (Ewc(), Mas(), Replay(), Agem())
+
+
+@pytest.fixture(scope="module")
+def beds(tmp_path_factory: pytest.TempPathFactory, cache_root: Path) -> Any:
+    """Strategy → its test bed; each step is taught once."""
+    made: dict[Strategy, Bed] = {}
+
+    def bed(strategy: Strategy) -> Bed:
+        if strategy not in made:
+            folder = tmp_path_factory.mktemp("bed")
+            name = type(strategy).__name__.lower()
+            made[strategy] = Bed(strategy, name=name, folder=folder, cache=cache_root)
+        return made[strategy]
+
+    with calm():
+        yield bed
+
+
+def user(name: str, **overrides: str) -> Strategy:
+    return load_strategy(f"avalanche_users:{name}", overrides)
+
+
+def plugin_of(bed: Bed, state: State) -> Any:
+    """Plugin and clock as they lie in memory."""
+    home = load("avalanche.training.plugins").EWCPlugin.__module__
+    return unpack(
+        state.memory, home=home, device=torch.device("cpu"), dataset=lambda keys: list(keys)
+    )
+
+
+# ------------------------------------------------------------------------------------ hooks in order
+
+
+def test_the_hooks_come_in_the_order_of_avalanches_own_template(beds: Any) -> None:
+    strategy = user("Recorder", zero_penalty="allowed")
+    from avalanche_users import CALLS, HOOKS, Recorder
+
+    bed = beds(strategy)
+    CALLS.clear()
+    bed.end(1)
+    ours = list(CALLS)
+    assert set(ours) == set(HOOKS)
+
+    data = load("avalanche.benchmarks.utils.data").AvalancheDataset
+    attribute = load("avalanche.benchmarks.utils.data_attribute").DataAttribute
+    experience = load("avalanche.benchmarks.scenarios.dataset_scenario").DatasetExperience
+    training = load("avalanche.training.supervised")
+
+    def samples(count: int) -> Any:
+        tasks = attribute([0] * count, "targets_task_labels", use_in_getitem=True)
+        pairs = [(torch.ones(2), torch.ones(1)) for _ in range(count)]
+        made = experience(dataset=data([pairs], data_attributes=[tasks]), current_experience=0)
+        made.task_labels, made.origin_stream = [0], type("Stream", (), {"name": "train"})
+        return made
+
+    model = torch.nn.Linear(2, 1)
+    naive = training.Naive(
+        model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        criterion=lambda out, y: (out - y).pow(2).mean() + 1.0, train_mb_size=1, train_epochs=1,
+        eval_mb_size=1, plugins=[Recorder()],
+        evaluator=load("avalanche.training.plugins").EvaluationPlugin(),
+    )  # fmt: skip
+    CALLS.clear()
+    naive.train(samples(2))
+    naive.eval(samples(1))
+    assert ours == CALLS
+
+
+# --------------------------------------------------------------------------------- nothing but itself
+
+
+@pytest.mark.parametrize("strategy", OWN, ids=lambda s: type(s).__name__)
+def test_step_1_is_fine_tuning_to_the_bit(beds: Any, strategy: Strategy) -> None:
+    ours, plain = beds(strategy).end(1), beds(Finetune()).end(1)
+    assert same(dict(ours.model.state_dict()), dict(plain.model.state_dict()))
+
+
+@pytest.mark.parametrize("strategy", OWN, ids=lambda s: type(s).__name__)
+def test_settings_of_fine_tuning_are_those_of_fine_tuning(strategy: Strategy) -> None:
+    plain = dataclasses.asdict(Finetune())
+    assert plain == {name: getattr(strategy, name) for name in plain}
+
+
+@pytest.mark.parametrize("strategy", OWN, ids=lambda s: type(s).__name__)
+def test_later_steps_are_not(beds: Any, strategy: Strategy) -> None:
+    ours, plain = beds(strategy).end(3), beds(Finetune()).end(3)
+    assert not same(dict(ours.model.state_dict()), dict(plain.model.state_dict()))
+
+
+def test_evaluation_and_a_plugin_that_looks_on_leave_training_as_it_is(beds: Any) -> None:
+    bed = beds(user("Recorder", zero_penalty="allowed"))
+    for number in (1, 2, 3):
+        ours, plain = bed.end(number), beds(Finetune()).end(number)
+        assert same(dict(ours.model.state_dict()), dict(plain.model.state_dict()))
+        assert ours.model.training
+    left = []
+    for each in (bed, beds(Finetune())):
+        torch.manual_seed(5)
+        each.teach(each.start(1))
+        left.append(torch.get_rng_state())
+    assert torch.equal(*left), "the loop's random numbers are not touched"
+    from avalanche_users import CALLS
+
+    assert CALLS.count("after_eval") >= 2
+
+
+# ---------------------------------------------------------------------------------------- penalties
+
+
+def crops(bed: Bed, state: State) -> list[tuple[Tensor, Tensor]]:
+    """What a plugin saw in after_training_exp: one crop of every training case."""
+    draw = draw_from(state.lesson, Phase(), bed.material(state), seed=0)
+    number = state.lesson.number
+    return [
+        draw((number, case), ("plugin", "end", i, f"{number}/{case}"))
+        for i, case in enumerate(state.lesson.cases, 1)
+    ]
+
+
+def penalty_after(bed: Bed) -> tuple[State, Tensor]:
+    """The state at the start of step 2 with its weights moved, and the penalty there."""
+    state = bed.start(2)
+    bed.enter(state)
+    perturb(state.model)
+    return state, bed.terms(state, bed.crops(state))["penalty"]
+
+
+@pytest.mark.parametrize("mode", ["separate", "online"])
+def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(beds: Any, mode: str) -> None:
+    decay = None if mode == "separate" else 0.5
+    bed = beds(Ewc(ewc_lambda=1e3, mode=mode, decay_factor=decay))  # type: ignore[arg-type]
+    after_1 = bed.end(1)
+    module = load("clbench.avalanche.session")
+    data = load("avalanche.benchmarks.utils.data").AvalancheDataset
+    attribute = load("avalanche.benchmarks.utils.data_attribute").DataAttribute
+    experience = load("avalanche.benchmarks.scenarios.dataset_scenario").DatasetExperience
+    plugins, training = load("avalanche.training.plugins"), load("avalanche.training.supervised")
+
+    def step(state: State) -> Any:
+        pairs = crops(bed, state)
+        tasks = attribute([0] * len(pairs), "targets_task_labels", use_in_getitem=True)
+        made = experience(dataset=data([pairs], data_attributes=[tasks]), current_experience=0)
+        made.task_labels, made.origin_stream = [0], type("Stream", (), {"name": "train"})
+        return made
+
+    class Spy(plugins.clock.SupervisedPlugin):  # type: ignore[misc, name-defined]
+        penalty = 0.0
+
+        def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+            self.penalty = float(strategy.loss) - float(strategy.criterion())
+
+    def naive(state: State, epochs: int, *more: Any) -> Any:
+        def loss(out: Tensor, y: Tensor) -> Tensor:
+            conductor.desk = _Desk(state)
+            return conductor.loss_of(out, y)
+
+        model = module.Logits(state.model)
+        return training.Naive(
+            model=model, optimizer=torch.optim.SGD(model.parameters(), lr=1e-9), criterion=loss,
+            train_mb_size=1, train_epochs=epochs, plugins=list(more),
+            evaluator=plugins.EvaluationPlugin(),
+        )  # fmt: skip
+
+    conductor = object.__new__(module.Conductor)
+    reference, spy = plugins.EWCPlugin(1e3, mode, decay), Spy()
+    naive(after_1, 0, reference).train(step(after_1))
+    state, ours = penalty_after(bed)
+    two = naive(state, 1, reference, spy)
+    two.clock.train_exp_counter = 1
+    two.train(step(state))
+    assert float(ours) > 0.01
+    assert float(ours) == pytest.approx(spy.penalty, rel=1e-4, abs=1e-6)
+
+
+class _Desk:
+    def __init__(self, state: State) -> None:
+        self.strategy, self.lesson, self.memory = state.strategy, state.lesson, state.memory
+
+
+def test_fisher_and_penalty_of_ewc_by_hand(beds: Any) -> None:
+    bed = beds(Ewc(ewc_lambda=1e3))
+    after_1 = bed.end(1)
+    old = {name: p.detach().clone() for name, p in after_1.model.named_parameters()}
+    fisher = {name: torch.zeros_like(p) for name, p in old.items()}
+    pairs = crops(bed, after_1)
+    for image, label in pairs:
+        after_1.model.zero_grad()
+        batch = bed.crops(after_1)
+        batch = type(batch)(
+            image=image[None], label=label[None], pseudo=None, structures=batch.structures,
+            new=batch.new, cases=("one",),
+        )  # fmt: skip
+        after_1.model.eval()
+        losses = Finetune().losses(batch, after_1.model(batch.image), None, {})
+        torch.stack(list(losses.values())).sum().backward()
+        for name, p in after_1.model.named_parameters():
+            fisher[name] += (torch.zeros_like(p) if p.grad is None else p.grad).pow(2) / len(pairs)
+    state, ours = penalty_after(bed)
+    new = dict(state.model.named_parameters())
+    expected = 1e3 * sum((fisher[n] * (new[n].detach() - old[n]).pow(2)).sum() for n in old)
+    assert float(ours) == pytest.approx(float(expected), rel=1e-4)
+    grown = [p for name, p in new.items() if name not in old]
+    assert grown, "step 2 brings parameters of its own"
+    grads = torch.autograd.grad(ours, grown, allow_unused=True, retain_graph=True)
+    assert all(g is None or not g.any() for g in grads), "nothing holds what is new"
+
+
+def test_the_importance_of_mas_by_hand(beds: Any) -> None:
+    bed = beds(Mas())
+    after_1 = bed.end(1)
+    expected = {n: torch.zeros_like(p) for n, p in after_1.model.named_parameters()}
+    pairs = crops(bed, after_1)
+    for image, _ in pairs:
+        after_1.model.zero_grad()
+        logits = after_1.model(image[None]).logits
+        (logits.pow(2).sum() / logits[:, 0].numel()).backward()
+        for name, p in after_1.model.named_parameters():
+            expected[name] += (torch.zeros_like(p) if p.grad is None else p.grad.abs()) / len(pairs)
+    plugin, _ = plugin_of(bed, after_1)
+    assert {k.removeprefix("model.") for k in plugin.importance} == set(expected)
+    for name, found in plugin.importance.items():
+        torch.testing.assert_close(found.data, expected[name.removeprefix("model.")])
+    _, penalty = penalty_after(bed)
+    assert float(penalty) > 0
+
+
+# --------------------------------------------------------------------------------------- stored cases
+
+
+def test_replay_stores_cases_by_id_and_every_batch_holds_some(beds: Any) -> None:
+    bed = beds(Replay())
+    assert stored(bed.end(1).memory) == [(1, case) for case in sorted(bed.lesson(1).cases)]
+    state = bed.start(2)
+    assert set(state.strategy.extra_cases(state.lesson, state.memory).values()) == {0.0}
+    assert {step for step, _ in stored(bed.end(2).memory)} == {1, 2}
+    assert not any(isinstance(v, Tensor) and v.numel() > 8 for v in bed.end(2).memory.values())
+
+
+def test_a_run_of_replay_books_the_cases_and_says_first_how_it_resumes(
+    beds: Any, tmp_path: Path
+) -> None:
+
+    bed = beds(Replay())
+    events: list[dict[str, Any]] = []
+    folder = run_plan(bed.plan("booked"), events.append)
+    kinds = [e["event"] for e in events]
+    assert kinds.index("note") < kinds.index("step")
+    (word,) = [e["what"] for e in events if e["event"] == "note"]
+    assert "cannot go on in the middle of a step" in word
+    record = store.read_record(folder)
+    past = {f"first/{case}" for case in bed.lesson(1).cases}
+    assert past <= set(record["ledger"]["2"]["train"])
+    assert record["past"] == "cases"
+    updates = [e for e in events if e["event"] == "update" and e["step"] == 2]
+    for event in updates:
+        assert sorted(case.split("/")[0] for case in event["cases"]) == ["1", "2"]
+    assert checkpoint.load(folder / "step3.pt")["memory"][KEY]
+    assert {r.strategy for r in store.read_scores(folder / "scores.csv")} == {"replay"}
+
+
+def test_agem_takes_out_what_points_against_kept_cases(beds: Any) -> None:
+    bed = beds(Agem())
+    state = bed.start(2)
+    bed.enter(state)
+    seen: list[Tensor] = []
+    module = load("clbench.avalanche.session")
+    made: list[Any] = []
+
+    class Spied(module.PluginSession):  # type: ignore[misc, name-defined]
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PluginSession", Spied)
+        bed.terms(state, bed.crops(state))
+    (session,) = made
+    reference = session.conductor.plugins[0].reference_gradients
+    place = 0
+    for p in state.model.parameters():
+        p.grad = -reference[place : place + p.numel()].view_as(p).clone() + 0.01
+        place += p.numel()
+        seen.append(p.grad.flatten())
+    assert float(torch.cat(seen) @ reference) < 0
+    session.after_backward()
+    now = torch.cat([p.grad.flatten() for p in state.model.parameters() if p.grad is not None])
+    assert float(now @ reference) == pytest.approx(0.0, abs=1e-3 * float(reference @ reference))
+
+
+# ------------------------------------------------------------------------------- a user's own plugin
+
+
+def test_a_users_plugin_keeps_its_model_over_three_steps(beds: Any) -> None:
+    strategy = user("Teacher", weight="2.5")
+    assert strategy.weight == 2.5  # type: ignore[attr-defined]
+    assert type(strategy).__name__ == "avalanche_users:Teacher"
+    bed = beds(strategy)
+    state, penalty = penalty_after(bed)
+    assert float(penalty) > 0
+    plugin, clock = unpack(
+        bed.end(3).memory, home="avalanche_users", device=torch.device("cpu"), dataset=list
+    )
+    assert plugin.notes == {"steps": [0, 1, 2], "loud": False}
+    assert clock.train_exp_counter == 3
+    assert clock.train_iterations == 6
+    mine = {k.removeprefix("model."): v for k, v in plugin.model.state_dict().items()}
+    assert same(mine, dict(bed.end(3).model.state_dict()))
+    image = bed.crops(state).image
+    with torch.no_grad():
+        assert torch.equal(plugin.model(image), bed.end(3).model.eval()(image).logits)
+
+
+def test_a_plugin_of_avalanche_by_its_full_name_is_the_registered_one(beds: Any) -> None:
+    named = load_strategy("avalanche.training.plugins:EWCPlugin", {"ewc_lambda": "1.0"})
+    ours, theirs = beds(Ewc()).end(2), beds(named).end(2)
+    assert same(dict(ours.model.state_dict()), dict(theirs.model.state_dict()))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("Silent", "penalty is exactly 0"),
+        ("Hasty", "stops training early"),
+        ("Scheduler", "changes the learning rate"),
+        ("Unsaved", r"plugin\[0\].stream"),
+        ("Empty", "gives no batch"),
+        ("Si", "SynapticIntelligencePlugin is refused: it keeps a view"),
+    ],
+)
+def test_what_would_go_wrong_in_silence_is_said(beds: Any, name: str, says: str) -> None:
+    bed = beds(user(name))
+    with pytest.raises(AvalancheError, match=says) as err:
+        bed.end(2)
+    assert err.value.fields()
+
+
+def test_a_penalty_may_stay_zero_where_that_is_said(beds: Any) -> None:
+    beds(user("Silent", zero_penalty="allowed")).end(2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["LwFPlugin", "EarlyStoppingPlugin", "LRSchedulerPlugin", "RWalkPlugin", "GEMPlugin", "MIRPlugin",
+     "LFLPlugin"],
+)  # fmt: skip
+def test_plugins_known_to_be_wrong_here_are_refused_before_anything_runs(name: str) -> None:
+    with pytest.raises(AvalancheError, match=f"{name} is refused: "):
+        load_strategy(f"avalanche.training.plugins:{name}", {})
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "kind", "says"),
+    [
+        ("no_such_module:X", {}, UnknownName, "No module named"),
+        (".relative:X", {}, UnknownName, "there is no strategy"),
+        ("avalanche_users:Missing", {}, UnknownName, "Missing"),
+        ("avalanche_users:NotAPlugin", {}, AvalancheError, "no plugin of Avalanche"),
+        ("avalanche_users:Needs", {}, AvalancheError, "needs the argument 'weight'"),
+        ("avalanche_users:Teacher", {"weigth": "1"}, ClbenchError, "did you mean strategy.weight"),
+    ],
+)
+def test_a_wrong_name_or_argument_is_explained(
+    spec: str, overrides: dict[str, str], kind: type[Exception], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
+        load_strategy(spec, overrides)
+
+
+def test_a_strategy_of_clbench_may_be_named_by_module_too() -> None:
+    made = load_strategy("clbench.strategies.finetune:Finetune", {"unlabelled": "ignore"})
+    assert made == Finetune(unlabelled="ignore")
+    assert user("Needs", weight="3").weight == 3  # type: ignore[attr-defined]
+    assert "ewc" in registry.entries("strategy")
+
+
+def test_a_strategy_named_by_module_has_a_folder_of_its_own(
+    cache_root: Path, tmp_path: Path
+) -> None:
+    strategy = user("Teacher")
+    bed = Bed(strategy, name="avalanche_users:Teacher", folder=tmp_path, cache=cache_root)
+    assert bed.plan("named").folder.parent.name == "avalanche_users.Teacher"
+    assert bed.plan("named").strategy_name == "avalanche_users.Teacher"
+
+
+# ------------------------------------------------------------------------------------------ keeping
+
+
+def test_state_comes_back_as_it_was() -> None:
+    from collections import OrderedDict, defaultdict
+
+    import numpy as np
+
+    shared = torch.arange(3.0)
+    module = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.ReLU())
+    value = {
+        "a": [1, 2.5, None, True, "x", float("inf")], 3: (shared, shared), "s": {2, 1},
+        "d": defaultdict(dict, {0: {"k": shared}}), "o": OrderedDict(z=1, a=2),
+        "n": np.arange(4), "t": torch.float16, "v": torch.device("cpu"), "m": module,
+        "f": torch.zeros, "c": torch.nn.ReLU, "p": torch.nn.Parameter(torch.ones(2)),
+    }  # fmt: skip
+    packed = pack(value, home="tests")
+    again = unpack(copy.deepcopy(packed), home="tests", device=torch.device("cpu"), dataset=list)
+    assert list(again) == list(value)
+    assert again[3][0] is again[3][1] is again["d"][0]["k"]
+    assert same({k: again[k] for k in ("a", 3, "o")}, {k: value[k] for k in ("a", 3, "o")})
+    assert again["d"]["new"] == {}
+    assert same(again["n"], value["n"])
+    assert (again["s"], again["t"], again["v"]) == ({1, 2}, torch.float16, torch.device("cpu"))
+    assert again["f"] is torch.zeros
+    assert again["c"] is torch.nn.ReLU
+    assert isinstance(again["p"], torch.nn.Parameter)
+    image = torch.rand(1, 1, 2, 2, 2)
+    assert torch.equal(again["m"](image), module(image))
+    assert same(pack(value, home="tests"), packed)
+
+
+@pytest.mark.parametrize(
+    "value", [lambda: 0, Path("x"), iter([1]), torch.Generator(), {"deep": [open]}]
+)
+def test_what_is_more_than_its_attributes_is_refused_by_name(value: object) -> None:
+    with pytest.raises(AvalancheError, match="no checkpoint can hold"):
+        pack([value], home="tests")
+
+
+@pytest.mark.parametrize(
+    "name", ["os:system", "subprocess:Popen", "clbench.run:shutil", "torch:load"]
+)
+def test_a_checkpoint_cannot_name_what_is_not_for_plugins(name: str) -> None:
+    tree = f'{{"as": 0, "object": "{name}", "dict": []}}'
+    with pytest.raises(AvalancheError, match="names a class"):
+        unpack({KEY: tree}, home="tests", device=torch.device("cpu"), dataset=list)
