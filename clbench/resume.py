@@ -180,6 +180,17 @@ class Keeper:
         shutil.rmtree(self.path.parent, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class Exam:
+    """An examined case."""
+
+    rows: Sequence[store.Score]
+    seconds: float
+    """All of it."""
+    predict_s: float
+    """Of them, inference."""
+
+
 class Exams:
     """The finished cases of an examination, kept until the scores of the step are written.
 
@@ -191,22 +202,29 @@ class Exams:
     def __init__(self, folder: Path, mark: str) -> None:
         self.folder, self.mark = folder, mark
 
-    def get(self, name: str) -> tuple[list[store.Score], float] | None:
-        """Rows and seconds of a finished case; None where it is to be examined."""
+    def get(self, name: str) -> Exam | None:
+        """A finished case; None where it is to be examined."""
         path = self.folder / f"{name}.json"
         try:
             content = store.read_json(path)
             if content["model"] != self.mark or content["sha256"] != _sealed(content["rows"]):
                 return None
-            return [store.Score(**row) for row in content["rows"]], float(content["seconds"])
+            return Exam(
+                [store.Score(**row) for row in content["rows"]],
+                float(content["seconds"]),
+                float(content["predict_s"]),
+            )
         except (StoreError, KeyError, TypeError, ValueError):
             return None
 
-    def put(self, name: str, rows: Sequence[store.Score], seconds: float) -> None:
+    def put(self, name: str, exam: Exam) -> None:
         """Keep a finished case."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [dataclasses.asdict(row) for row in rows]
-        content = {"model": self.mark, "seconds": seconds, "rows": kept, "sha256": _sealed(kept)}
+        kept = [dataclasses.asdict(row) for row in exam.rows]
+        content = {
+            "model": self.mark, "seconds": exam.seconds, "predict_s": exam.predict_s,
+            "rows": kept, "sha256": _sealed(kept),
+        }  # fmt: skip
         store.write_json(self.folder / f"{name}.json", content)
 
     def close(self) -> None:

@@ -476,12 +476,13 @@ class _Course:
                     write_prediction(
                         drawn, bits, lesson.structures, affine, source=source, case=case
                     )
-                found = rows, time.monotonic() - start
-                kept.put(name, *found)
+                found = resume.Exam(rows, time.monotonic() - start, meter.laps_s[-1])
+                kept.put(name, found)
             else:
+                meter.laps_s.append(found.predict_s)
                 self._opened({str(lesson.number): {"test": [f"{source}/{case}"]}})
-            self.rows += found[0]
-            spent_s += found[1]
+            self.rows += found.rows
+            spent_s += found.seconds
             self.watch({"event": "exam", "done": done, "of": len(exams), "case": case})
             stop.check(f"examination after step {lesson.number}, {source} case {case}")
         start = time.monotonic()

@@ -132,6 +132,8 @@ def test_stopped_in_step_1_pseudo_labels_and_examination(course: Course) -> None
     out = "stations"
     course.broken(name, out, at(update(1, 1), crash), Crash)
     course.broken(name, out, at({"event": "exam"}, crash), Crash)
+    (kept,) = course.folder.glob(f"{out}/kit/{name}/*/exam/step1/*.json")
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"predict_s": 1000.0}))
     course.broken(name, out, at({"event": "pseudo"}, lambda: stop.ask("SIGINT")), stop.Stopped)
     (kept,) = course.folder.glob(f"{out}/kit/{name}/*/pseudo/step2/*/map.npy")
     content = bytearray(kept.read_bytes())
@@ -145,6 +147,7 @@ def test_stopped_in_step_1_pseudo_labels_and_examination(course: Course) -> None
     assert record["starts"] == 5
     assert record["resumed_elsewhere"] == []
     assert all(s["examine_s"] > 0 and s["train"]["train_s"] > 0 for s in record["cost"].values())
+    assert record["cost"]["1"]["predict_s"] > 1000  # cases finished before the stop count, too
 
 
 def test_damaged_places_fall_back_and_the_log_is_cut(course: Course) -> None:
@@ -270,8 +273,8 @@ def test_parts_of_killed_processes_are_swept(tmp_path: Path) -> None:
 
 def test_finished_cases_of_another_model_or_damaged_are_examined_anew(tmp_path: Path) -> None:
     exams = resume.Exams(tmp_path / "exam", "model a")
-    exams.put("btcv_1", [], 2.0)
-    assert exams.get("btcv_1") == ([], 2.0)
+    exams.put("btcv_1", resume.Exam([], 2.0, 1.5))
+    assert exams.get("btcv_1") == resume.Exam([], 2.0, 1.5)
     assert resume.Exams(tmp_path / "exam", "model b").get("btcv_1") is None
     assert exams.get("btcv_2") is None
     path = tmp_path / "exam" / "btcv_1.json"
