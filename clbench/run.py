@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from clbench.data.reading import spacing_of
 from clbench.data.volumes import Volume
 from clbench.errors import StoreError
 from clbench.examine import ScoreContext, Server, mean_dice, score_case, write_prediction
+from clbench.headroom import enough_memory, try_update, try_windows
 from clbench.metrics.meter import Meter
 from clbench.metrics.overlap import Bits
 from clbench.opened import Opened
@@ -41,7 +43,6 @@ from clbench.train import CaseKey, Material, Validate, teach
 from clbench.watches import (
     StepWatch,
     constant_labels,
-    enough_memory,
     refuse_constant_labels,
     same_scores,
     slack_of,
@@ -149,7 +150,7 @@ class _Course:
             plan.catalog.step = number
             lesson = plan.lesson(number)
             self.watch({"event": "step", "lesson": lesson, "of": len(plan.benchmark.steps)})
-            with self._enough_memory(f"teaching step {number}"), past.closed(self.files):
+            with past.closed(self.files):
                 self._learn(lesson)
             assert self.model is not None  # noqa: S101  # set by _learn; tells the type checker
             served = plan.strategy.serve(self.model, self.memory)
@@ -162,9 +163,6 @@ class _Course:
             shutil.rmtree(plan.folder / left, ignore_errors=True)
         self._save(sealed=True)
         self.watch({"event": "finished", "folder": plan.folder})
-
-    def _enough_memory(self, doing: str) -> AbstractContextManager[None]:
-        return enough_memory(doing, self.plan.profile, self.plan.catalog.preprocessing.patch_vox)
 
     def _mark(self, step: int, host: Mapping[str, Any]) -> None:
         """Say in the record that a step was worked on elsewhere than where the run began."""
@@ -257,8 +255,8 @@ class _Course:
         keeper = Keeper(path, every_s=plan.settings.checkpoint_s, watch=self.watch)
         if keeper.found and not (log.exists() and log.stat().st_size >= keeper.found["events"]):
             keeper.forget("its event log was cut short")
-        teacher = "none" if self.teacher is None else checkpoint.digest(self.teacher)
-        if keeper.found and keeper.found["teacher"] != teacher:
+        taught_by = "none" if self.teacher is None else checkpoint.digest(self.teacher)
+        if keeper.found and keeper.found["teacher"] != taught_by:
             keeper.forget("the model it started from is another one now")
         before = keeper.found or {}
         hosts = list(before.get("hosts", ()))
@@ -296,7 +294,7 @@ class _Course:
                     **{k: max(before.get(k, 0), v) for k, v in meter.peaks().items()},
                     "opened": catalog.opened().get(str(lesson.number), {}),
                     "hosts": hosts,
-                    "teacher": teacher,
+                    "teacher": taught_by,
                     "events": events.flushed(),
                 }
 
@@ -320,21 +318,29 @@ class _Course:
                 for event in constant_labels(lesson, list(material.volumes.values())):
                     if event not in earlier:
                         watch(event)
-                teach(
-                    strategy,
-                    model,
-                    copy.deepcopy(self.teacher) if strategy.takes_teacher(lesson) else None,
-                    lesson,
-                    self.memory,
-                    material,
-                    train=plan.profile.train,
-                    seed=plan.settings.seed,
-                    device=plan.device,
-                    workers=plan.settings.workers,
-                    watch=watch,
-                    validate=self._validate(strategy, lesson),
-                    keeper=keeper,
+                teacher = copy.deepcopy(self.teacher) if strategy.takes_teacher(lesson) else None
+                profile, patch = plan.profile, catalog.preprocessing.patch_vox
+                update = partial(
+                    try_update, strategy, model, teacher, lesson, self.memory, profile, patch
                 )
+                with enough_memory(
+                    f"teaching step {lesson.number}", profile, patch, attempt=update
+                ):
+                    teach(
+                        strategy,
+                        model,
+                        teacher,
+                        lesson,
+                        self.memory,
+                        material,
+                        train=profile.train,
+                        seed=plan.settings.seed,
+                        device=plan.device,
+                        workers=plan.settings.workers,
+                        watch=watch,
+                        validate=self._validate(strategy, lesson),
+                        keeper=keeper,
+                    )
                 tracer.end()
                 for event in guard.end(material.volumes.values()):
                     watch(event)
@@ -383,7 +389,7 @@ class _Course:
         if self.teacher is not None and strategy.prepares(lesson):
             old = self._predictor(strategy, self.teacher, lesson.old)
             mark = checkpoint.digest(self.teacher)
-        with self._enough_memory(f"preparing step {lesson.number}"):
+        with self._windows_fit(f"preparing step {lesson.number}", old):
             return prepare(
                 strategy,
                 lesson,
@@ -450,6 +456,12 @@ class _Course:
             ranges=ranges,
         )
 
+    def _windows_fit(self, doing: str, server: Server | None) -> AbstractContextManager[None]:
+        """An error where sliding windows need more memory than there is."""
+        profile, patch = self.plan.profile, self.plan.catalog.preprocessing.patch_vox
+        attempt = None if server is None else partial(try_windows, server.model, profile, patch)
+        return enough_memory(doing, profile, patch, teaching=False, attempt=attempt)
+
     def _examine(self, lesson: Lesson, served: nn.Module) -> None:
         """Score every test case of the course; cases a stopped attempt finished are kept."""
         plan, catalog, spent_s = self.plan, self.plan.catalog, 0.0
@@ -501,7 +513,7 @@ class _Course:
         """Prediction and scores of a test case of step `number`, after `lesson`."""
         plan = self.plan
         volume = plan.catalog.open(number, case, "test")
-        with self._enough_memory(f"examining after step {lesson.number}, case {case}"):
+        with self._windows_fit(f"examining after step {lesson.number}, case {case}", server):
             bits = meter.timed(server.predict, volume, postprocess=plan.profile.examine.postprocess)
         context = ScoreContext(
             bench=plan.benchmark.name,

@@ -22,6 +22,7 @@ from clbench.data.crops import crop
 from clbench.data.pseudo import PseudoMap
 from clbench.data.volumes import Volume
 from clbench.errors import TrainingError
+from clbench.headroom import noted
 from clbench.nets.heads import UniversalHead
 from clbench.resume import Keeper, Place, reseed
 from clbench.session import Desk, Draw, Session
@@ -381,12 +382,13 @@ def _teach_phase(
         )
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype=amp, enabled=autocast):
-            terms = session.terms(batch)
         there = f"{where}, cases {', '.join(batch.cases)}"
-        total = add_terms(terms, there)
-        scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch
+        optimizer.zero_grad(set_to_none=True)
+        with noted(there):
+            with torch.autocast(device.type, dtype=amp, enabled=autocast):
+                terms = session.terms(batch)
+            total = add_terms(terms, there)
+            scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch
         scaler.unscale_(optimizer)
         session.after_backward()
         norm = float(
@@ -396,7 +398,8 @@ def _teach_phase(
         )
         check_gradient(norm, there, scaled=scaler.is_enabled())
         session.before_update()
-        scaler.step(optimizer)
+        with noted(there):
+            scaler.step(optimizer)
         scaler.update()
         session.after_update()
         watch(

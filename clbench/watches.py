@@ -1,4 +1,4 @@
-"""Numbers that watch themselves: gradients, what is sampled, constant labels, saved models, memory.
+"""Numbers that watch themselves: gradients, what is sampled, constant labels, saved models.
 
 Room: row 3 (torch). Nothing here changes a number of a run. A watch stops it with an error, or
 warns; a warning is an event of `events.jsonl`, stands in `run.json`, and is shown at the end. The
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
@@ -19,8 +18,7 @@ import torch
 from torch import Tensor
 
 from clbench.data.volumes import Volume
-from clbench.errors import DataError, SettingError, TrainingError
-from clbench.settings import Profile
+from clbench.errors import DataError, TrainingError
 from clbench.store import Score
 from clbench.strategy import Lesson
 
@@ -307,70 +305,6 @@ def same_scores(
             "(clbench check strategy NAME); if it does, check this machine's memory and disk",
         )
     return largest
-
-
-# -------------------------------------------------------------------------------------- of memory
-
-
-@contextmanager
-def enough_memory(doing: str, profile: Profile, patch_vox: Sequence[int]) -> Iterator[None]:
-    """Turn a GPU that is out of memory into an error that names a smaller setting.
-
-    Args:
-        doing: what goes on, with its step.
-        profile: the settings in force.
-        patch_vox: training patch and sliding window.
-
-    Raises:
-        SettingError: out of memory inside.
-    """
-    try:
-        yield
-    except RuntimeError as err:  # torch.OutOfMemoryError is one; cuBLAS raises the plain one
-        text = str(err)
-        if not isinstance(err, torch.OutOfMemoryError) and (
-            "CUDA out of memory" not in text and "ALLOC_FAILED" not in text
-        ):
-            raise
-        raise SettingError(
-            "the GPU is out of memory",
-            where=doing,
-            expected=_in_use(profile, patch_vox),
-            got=text.splitlines()[0] if text else type(err).__name__,
-            next_step=f"{smaller(doing, profile, patch_vox)}; or free the GPU of other processes",
-        ) from err
-
-
-def _in_use(profile: Profile, patch_vox: Sequence[int]) -> str:
-    patch = "x".join(map(str, patch_vox))
-    return (
-        f"room for train.batch = {profile.train.batch}, data.patch_vox = {patch}, "
-        f"train.amp = {profile.train.amp}, examine.windows = {profile.examine.windows}, "
-        f"backbone.size = {profile.backbone.size}"
-    )
-
-
-def smaller(doing: str, profile: Profile, patch_vox: Sequence[int]) -> str:
-    """The next smaller setting, as words of the command line.
-
-    Windows and batch are halved, for what a forward pass holds grows in proportion to them; then
-    mixed precision; then the longest side of the patch goes down to a multiple of 32 (what five
-    halvings need), not below 64; then the network.
-    """
-    if doing.startswith("teaching"):
-        if profile.train.batch > 1:
-            return f"try --set train.batch={profile.train.batch // 2}"
-        if profile.train.amp == "off":
-            return "try --set train.amp=bf16"
-    elif profile.examine.windows > 1:
-        return f"try --set examine.windows={profile.examine.windows // 2}"
-    longest = max(patch_vox)
-    if longest > 64:
-        less = max(64, (longest - 1) // 32 * 32)
-        return "try --set data.patch_vox=" + ",".join(str(min(n, less)) for n in patch_vox)
-    if profile.backbone.size >= 24:
-        return f"try --set backbone.size={profile.backbone.size // 2}"
-    return "take a GPU with more memory, or --device cpu"
 
 
 def warnings_of(events: Iterable[Mapping[str, Any]]) -> list[Event]:

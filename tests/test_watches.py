@@ -20,7 +20,6 @@ from clbench.errors import DataError, SettingError, TrainingError
 from clbench.plan import RunSettings, make_plan
 from clbench.report.progress import Progress
 from clbench.run import run_plan
-from clbench.settings import load_profile
 from clbench.store import Score
 from clbench.strategies.finetune import Finetune
 from clbench.strategy import Lesson
@@ -28,12 +27,10 @@ from clbench.watches import (
     StepWatch,
     check_gradient,
     constant_labels,
-    enough_memory,
     positives,
     refuse_constant_labels,
     same_scores,
     slack_of,
-    smaller,
 )
 
 LESSON = Lesson(number=2, learns=("tumor",), structures=("liver", "spleen", "tumor"), source="lits")
@@ -208,42 +205,6 @@ def test_equal_bits_are_asked_for_where_the_device_promises_them(
     assert slack_of(torch.device("cuda")) == 1e-3
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert slack_of(torch.device("cuda")) == 0.0
-
-
-# -------------------------------------------------------------------------------------- memory
-
-
-def test_out_of_memory_names_a_smaller_setting() -> None:
-    profile = load_profile("paper")
-    with (
-        pytest.raises(SettingError, match="the GPU is out of memory") as err,
-        enough_memory("teaching step 2", profile, (96, 96, 96)),
-    ):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-    for part in ("teaching step 2", "train.batch = 2", "2.00 GiB", "--set train.batch=1"):
-        assert part in str(err.value)
-    assert "more" not in str(err.value)
-    with pytest.raises(SettingError), enough_memory("teaching", profile, (96, 96, 96)):
-        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
-    with pytest.raises(RuntimeError, match="shape"), enough_memory("teaching", profile, (96,) * 3):
-        raise RuntimeError("shape '[2]' is invalid")
-
-
-def test_settings_get_smaller_in_a_stated_order() -> None:
-    profile = load_profile("paper")
-    patch, said = (96, 96, 64), []
-    for change in ({}, {"batch": 1}, {"amp": "bf16"}):
-        profile = replace(profile, train=replace(profile.train, **cast("Any", change)))
-        said.append(smaller("teaching step 1", profile, patch))
-    said.append(smaller("teaching step 1", profile, (64, 64, 64)))
-    assert said == [
-        "try --set train.batch=1",
-        "try --set train.amp=bf16",
-        "try --set data.patch_vox=64,64,64",
-        "try --set backbone.size=24",
-    ]
-    wide = replace(profile, examine=replace(profile.examine, windows=8))
-    assert smaller("examining after step 1, case 4", wide, patch) == "try --set examine.windows=4"
 
 
 # ---------------------------------------------------------------------------------- a whole course
