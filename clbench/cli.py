@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clbench.errors import ClbenchError, SettingError, unknown_name
+from clbench.errors import ClbenchError, SettingError, StoreError, unknown_name
 from clbench.stop import STATUS, Stopped
 
 if TYPE_CHECKING:
@@ -37,7 +37,21 @@ check_app = typer.Typer(
 app.add_typer(check_app, name="check")
 
 Bench = Annotated[str, typer.Option(help="Benchmark, or path of a TOML file.")]
-Results = Annotated[Path, typer.Option(help="Folder of results.")]
+RESULTS = Path("results")
+
+
+def existing(results: Path) -> Path:
+    """A results folder somebody named must be there; the default one may still be missing."""
+    if results != RESULTS and not results.is_dir():
+        raise StoreError(
+            "there is no such folder of results",
+            where=results,
+            next_step="name the --out of `clbench run`, as seen from this folder",
+        )
+    return results
+
+
+Results = Annotated[Path, typer.Option(help="Folder of results.", callback=existing)]
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -108,7 +122,7 @@ def run(
         list[str] | None,
         typer.Option(help="SOURCE=FILE.toml or STEP=FILE.toml: your own cases."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("results"),
+    out: Annotated[Path, typer.Option(help="Where run folders go.")] = RESULTS,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="group.name=value, any number of times.")
     ] = None,
@@ -223,7 +237,7 @@ def score(
     ] = None,
     data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
     split: Annotated[list[str] | None, typer.Option(help="As in clbench run.")] = None,
-    out: Annotated[Path, typer.Option(help="Where run folders go.")] = Path("results"),
+    out: Annotated[Path, typer.Option(help="Where run folders go.")] = RESULTS,
     cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
 ) -> None:
     """More metrics for finished runs, or a run folder from predictions made by any tool."""
@@ -321,7 +335,7 @@ def table(
     bench: Annotated[
         str | None, typer.Option(help="Benchmark; default the table's own (summary: tumor_ext).")
     ] = None,
-    results: Results = Path("results"),
+    results: Results = RESULTS,
     scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
     seeds: Annotated[
         str | None, typer.Option(help="Seeds every strategy must have, or its row is a hole.")
@@ -485,7 +499,7 @@ def cost(
 def figure(
     name: Annotated[str, typer.Argument(help="Which one, or all; see `clbench figure list`.")],
     bench: Bench = "tumor_ext",
-    results: Results = Path("results"),
+    results: Results = RESULTS,
     out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("figures"),
     ref: Annotated[str, typer.Option(help="Reference strategy.")] = "universal",
     scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
@@ -549,7 +563,7 @@ def paper(
 def report(
     bench: Bench,
     ref: Annotated[str, typer.Option(help="Strategy that all others are compared with.")],
-    results: Results = Path("results"),
+    results: Results = RESULTS,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
     scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
     margin: Annotated[
@@ -592,7 +606,7 @@ def verify(
 def doctor(
     bench: Bench = "tumor_ext",
     data: Annotated[str | None, typer.Option(help="Data folders, as for `clbench run`.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of results.")] = Path("results"),
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = RESULTS,
     cache: Annotated[Path | None, typer.Option(help="Cache folder.")] = None,
 ) -> None:
     """Look at Python, packages, devices, data, caches, runs, disk and plugins."""

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from clbench import store
 from clbench.cli import app, parse_seeds, parse_splits
-from clbench.errors import SettingError, UnknownName
+from clbench.errors import SettingError, StoreError, UnknownName
 
 
 def run_cli(*words: str) -> subprocess.CompletedProcess[str]:
@@ -92,6 +92,16 @@ def test_a_wrong_choice_lists_the_right_ones(words: list[str]) -> None:
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, SettingError)
     assert done.exception.expected or "SOURCE=FILE" in done.exception.what
+
+
+@pytest.mark.parametrize(
+    "words", [["table", "10"], ["table", "summary", "--bench", "tumor_ext"], ["figure", "heatmap"]]
+)
+def test_a_named_results_folder_must_be_there(words: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [*words, "--results", str(tmp_path / "nope")])
+    assert isinstance(done.exception, StoreError)
+    assert "no such folder of results" in str(done.exception)
+    assert str(tmp_path / "nope") in str(done.exception)
 
 
 def test_run_prints_the_phantom_scores_forgetting_and_place(
