@@ -150,6 +150,12 @@ def test_stopped_in_step_1_pseudo_labels_and_examination(course: Course) -> None
     assert record["cost"]["1"]["predict_s"] > 1000  # cases finished before the stop count, too
 
 
+def test_preprocessing_stops_between_two_cases(course: Course) -> None:
+    asked = at({"event": "step"}, lambda: stop.ask("SIGTERM"))
+    with pytest.raises(stop.Stopped, match="preprocessing for step 1, case"):
+        course.run("finetune", "early", asked)
+
+
 def test_damaged_places_fall_back_and_the_log_is_cut(course: Course) -> None:
     name, out = "finetune", "damaged"
     whole, last = course.whole(name)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from clbench import stop
 from clbench.data.cache import VolumeCache
 from clbench.data.layouts import find_cases, find_layout, resolve_data
 from clbench.data.phantom import fingerprint, make_phantom
@@ -90,8 +91,11 @@ class Catalog:
 
     def voxels(self, step: int) -> int:
         """Voxels of the training cases of a step together, model grid; they are opened."""
-        cases = self.splits[step - 1].train
-        return sum(self.open(step, case, "train").image.size for case in cases)
+        total = 0
+        for case in self.splits[step - 1].train:
+            total += self.open(step, case, "train").image.size  # preprocessed where it is not yet
+            stop.check(f"preprocessing for step {step}, case {case}")
+        return total
 
     def _guard(self, step: int, name: str, case: str, purpose: Purpose) -> None:
         tests = {(self.source(i).name, c) for i, s in enumerate(self.splits, 1) for c in s.test}
