@@ -5,8 +5,9 @@ structure's own channel. From step 2 on it is the lower bound of this family: ol
 the new data does not annotate count as background.
 
 Source: the lower bound of class-incremental segmentation (Cermelli et al., CVPR 2020, "FT"); losses
-of step 1 as in the authors' CT baselines (paper, section 5.3). Differs: where a structure is not
-annotated, the cross-entropy leaves it open (`clbench.one_of_k`).
+of step 1, and the output layer's rate there (a hundred times the base), as in the authors' CT
+baselines (paper, section 5.3), so that all softmax methods share one step 1. Differs: where a
+structure is not annotated, the cross-entropy leaves it open (`clbench.one_of_k`).
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class SoftmaxFinetune(Strategy):
     used, the structure is treated like those without one."""
     dice: bool = True
     """Add the Dice of the annotated structures to the cross-entropy (2-D originals have none)."""
-    classifier_lr: float = 1.0
-    """Factor on the learning rate of the output layer in step 1; the authors' is 100."""
+    classifier_lr: float = 100.0
+    """Factor on the learning rate of the output layer in step 1, as in the authors' CT code."""
     legacy_slice_dice: bool = False
     """Dice per slice along axis 0, as the authors' code computes it."""
     legacy_exclusive: bool = False
