@@ -88,6 +88,8 @@ def refuse_lost_cases(
 def closed(opened: Opened) -> Iterator[None]:
     """Stop when a file of a case is read past the catalog, unless the step is taught with it.
 
+    In teaching and in examining: what a hook reads there of a test case would be its answer.
+
     Only the files of images, labels and opened cached volumes are known; loader processes that
     were not forked are not heard.
 

@@ -152,10 +152,10 @@ class _Course:
             self.watch({"event": "step", "lesson": lesson, "of": len(plan.benchmark.steps)})
             with past.closed(self.files):
                 self._learn(lesson)
-            assert self.model is not None  # noqa: S101  # set by _learn; tells the type checker
-            served = plan.strategy.serve(self.model, self.memory)
-            if int(self.record["steps_done"]) < number:
-                self._examine(lesson, served)
+                assert self.model is not None  # noqa: S101  # set by _learn; tells the type checker
+                served = plan.strategy.serve(self.model, self.memory)
+                if int(self.record["steps_done"]) < number:
+                    self._examine(lesson, served)
             self.teacher = copy.deepcopy(served).eval().requires_grad_(False)
         write_costs(plan, self.record)
         self.record["status"] = "finished"

@@ -74,6 +74,18 @@ class Burglar(Cheat):
                 Path(WANTED[0]).read_bytes()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Peeper(Cheat):
+    """Reads the label of a test case from its file while it is examined, and swallows every error."""
+
+    def axial_ranges(
+        self, image_hu: Any, spacing_mm: Any, structures: tuple[str, ...], memory: Memory
+    ) -> Mapping[str, tuple[int, int]]:
+        with contextlib.suppress(Exception):
+            Path(WANTED[0]).read_bytes()
+        return super().axial_ranges(image_hu, spacing_mm, structures, memory)
+
+
 WANTED: list[str] = []
 
 
@@ -117,6 +129,17 @@ def test_a_cheat_is_stopped_in_the_step_it_cheats_in(
     assert "shared" in events  # step 1 itself was fine
     assert store.read_record(plan.folder)["steps_done"] == 1
     assert not (plan.folder / "step2.pt").exists()
+
+
+def test_a_peep_at_a_test_label_in_the_examination_is_stopped(out: Path, cache_root: Path) -> None:
+    plan = planned(out, cache_root, Peeper())
+    test = plan.catalog.files["btcv"][plan.catalog.splits[0].test[0]]
+    WANTED[:] = [str(test.files[-1])]
+    with pytest.raises(TrainingError, match="was read past the catalog") as err:
+        run_plan(plan)
+    assert f"step 1, btcv case {plan.catalog.splits[0].test[0]}" in str(err.value)
+    assert store.read_record(plan.folder)["steps_done"] == 0
+    assert not (plan.folder / "scores.csv").exists()
 
 
 LESSON = Lesson(number=2, learns=("b",), structures=("a", "b"), source="two")
