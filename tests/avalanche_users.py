@@ -22,9 +22,17 @@ class Recorder(SupervisedPlugin):
             assert strategy.is_training
             assert strategy.mb_x.shape[0] == strategy.mb_y.shape[0] == strategy.train_mb_size
             assert strategy.mb_task_id.tolist() == [0] * strategy.train_mb_size
+            trained = {id(p) for g in strategy.optimizer.param_groups for p in g["params"]}
+            assert trained
+            assert trained <= {id(p) for p in strategy.model.parameters()}
+            done = CALLS[::-1][: CALLS[::-1].index("before_training_exp")].count("before_update")
+            done -= name == "after_update"  # the clock ticks after it
+            assert strategy.clock.train_exp_iterations == done
         if name == "before_backward":
             assert strategy.mb_output.shape[0] == strategy.train_mb_size
             assert float(strategy.loss) > 0
+            with torch.no_grad():
+                assert torch.equal(strategy.model(strategy.mb_x), strategy.mb_output)
 
 
 def _hook(name):

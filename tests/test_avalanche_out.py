@@ -377,8 +377,8 @@ def test_every_logger_shows_the_metrics(
     guest = strategy(
         net,
         evaluator=evaluator(
-            bridge.dice_metrics(structures=True), bridge.forgetting_metrics(),
-            loggers=[TextLogger(text), InteractiveLogger(), board],
+            bridge.dice_metrics(structures=True), bridge.surface_dice_metrics(),
+            bridge.forgetting_metrics(), loggers=[TextLogger(text), InteractiveLogger(), board],
         ),
     )  # fmt: skip
     for experience in course.train_stream[:2]:
@@ -388,7 +388,8 @@ def test_every_logger_shows_the_metrics(
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     printed = capsys.readouterr().out
-    assert len(found) == 2 + 4 + 1 + 2  # experiences, structures, stream, two of forgetting
+    # experiences, structures, stream; of surface Dice experiences and stream; two of forgetting
+    assert len(found) == 2 + 4 + 1 + 2 + 1 + 2
     for name, value in found.items():
         line = f"\t{name} = {value:.4f}\n"
         assert line in text.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from clbench.avalanche.importing import load
 from clbench.avalanche.keeping import KEY, pack, stored, unpack
 from clbench.errors import AvalancheError, ClbenchError, UnknownName
 from clbench.plan import load_strategy
+from clbench.report.past_card import past_card
 from clbench.run import run_plan
 from clbench.strategies.agem import Agem
 from clbench.strategies.ewc import Ewc
@@ -268,9 +270,8 @@ def test_replay_stores_cases_by_id_and_every_batch_holds_some(beds: Any) -> None
 
 
 def test_a_run_of_replay_books_the_cases_and_says_first_how_it_resumes(
-    beds: Any, tmp_path: Path
+    beds: Any,
 ) -> None:
-
     bed = beds(Replay())
     events: list[dict[str, Any]] = []
     folder = run_plan(bed.plan("booked"), events.append)
@@ -282,6 +283,12 @@ def test_a_run_of_replay_books_the_cases_and_says_first_how_it_resumes(
     past = {f"first/{case}" for case in bed.lesson(1).cases}
     assert past <= set(record["ledger"]["2"]["train"])
     assert record["past"] == "cases"
+    assert past_card(record).startswith("stored cases: ")
+    assert all(case in past_card(record) for case in past)
+    with (folder / "cost.csv").open(newline="") as file:
+        costs = list(csv.DictReader(file))
+    assert [row["step"] for row in costs] == ["1", "2", "3"]
+    assert all(int(row["forward_macs"]) > 0 and float(row["train_s"]) > 0 for row in costs)
     updates = [e for e in events if e["event"] == "update" and e["step"] == 2]
     for event in updates:
         assert sorted(case.split("/")[0] for case in event["cases"]) == ["1", "2"]
