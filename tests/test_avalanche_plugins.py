@@ -379,7 +379,7 @@ def test_a_penalty_may_stay_zero_where_that_is_said(beds: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     ["LwFPlugin", "EarlyStoppingPlugin", "LRSchedulerPlugin", "RWalkPlugin", "GEMPlugin", "MIRPlugin",
-     "LFLPlugin"],
+     "LFLPlugin", "FeatureDistillationPlugin"],
 )  # fmt: skip
 def test_plugins_known_to_be_wrong_here_are_refused_before_anything_runs(name: str) -> None:
     with pytest.raises(AvalancheError, match=f"{name} is refused: "):

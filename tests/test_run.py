@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,10 +178,16 @@ def test_the_past_and_the_test_cases_stay_closed(
 def test_two_processes_do_not_share_a_run(
     smoke_run: Path, cache_root: Path, tmp_path: Path
 ) -> None:
-    from filelock import FileLock
-
-    with FileLock(smoke_run / ".lock"), pytest.raises(StoreError, match="another process"):
-        run_course(settings(smoke_run.parents[2], cache_root, fresh=True))
+    code = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]): print(flush=True), input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(smoke_run / ".lock")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        assert other.stdout.readline() == "\n"  # it has the lock
+        with pytest.raises(StoreError, match="another process"):
+            run_course(settings(smoke_run.parents[2], cache_root, fresh=True))
+        other.communicate("\n")
     assert (smoke_run / "scores.csv").exists()
 
 
