@@ -284,7 +284,8 @@ def _runs(results: Path) -> _Said:
         try:
             record = store.read_record(folder)
         except ClbenchError as err:
-            yield "note", f"damaged run: {err}"
+            # it stops every table, and the run itself
+            yield "STOP", f"damaged run: {err}"
             continue
         if record["status"] == "finished":
             finished += 1
