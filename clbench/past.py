@@ -126,5 +126,9 @@ def closed(opened: Opened) -> Iterator[None]:
         refuse()
 
     with files_heard(hear):
-        yield
+        try:
+            yield
+        except Exception:
+            refuse()  # the next reader may have taken the refusal for damage of its own file
+            raise
     refuse()
