@@ -131,7 +131,8 @@ def test_measured_tables_and_the_summary_start_without_torch_or_matplotlib(tmp_p
     tumor(tmp_path, {"universal": Method(), **CT})
     code = (
         "import sys; from clbench.cli import app\n"
-        f"for n in ('10', 'summary'):\n  app(['table', n, '--results', {str(tmp_path)!r}], standalone_mode=False)\n"
+        f"for n in ('6', '10', 'summary', 'learning', 'continual', 'distances', 'cost', 'calibration'):\n"
+        f"  app(['table', n, '--results', {str(tmp_path)!r}], standalone_mode=False)\n"
         "heavy = {'torch', 'monai', 'matplotlib', 'nibabel'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

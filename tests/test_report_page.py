@@ -14,13 +14,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from synthetic_runs import Method, make_runs
+from synthetic_runs import THREE_STEPS, Method, make_runs
 from typer.testing import CliRunner
 
 from clbench.cli import app
 from clbench.errors import ClbenchError, StoreError
 from clbench.report import page
-from clbench.report.calibration import calibration_table, rates
+from clbench.report.calibration import CLAIM, calibration_table, rates
 from clbench.report.page import Made, make_report
 from clbench.report.significance import Protocol
 
@@ -67,8 +67,12 @@ def test_the_sections_are_there_and_the_last_says_what_cannot_be_shown(html: str
     assert headings[0] == "Provenance"
     assert {"Verdicts", "Tables", "Figures"} <= set(headings)
     assert headings[-1].lower() == "what this cannot show"
-    last = html[html.index(headings[-1]) :]
-    assert "13.1" in last or "13 %" in last or "training run" in last  # the calibration's lesson
+    last = html[html.rindex(headings[-1]) :]
+    claims = [r for r in rates() if r.question == CLAIM]
+    for seeds in (1, 3, 5):  # the calibration's lesson, however many seeds this report has
+        said = [f"{r.rate:.1%} at {r.seed_sd:g}" for r in claims if r.seeds == seeds]
+        assert [s.split()[-1] for s in said] == ["0", "0.01", "0.02"]
+        assert f"with {seeds} seed(s) in {', '.join(said)}" in last
 
 
 def test_every_figure_the_runs_allow_is_embedded(html: str) -> None:
@@ -154,6 +158,41 @@ def test_tables_are_stored_at_full_precision(made: Made) -> None:
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6  # three endpoints, two other strategies
+
+
+def test_every_table_is_on_the_page_and_on_disk(made: Made, html: str) -> None:
+    stems = {p.stem for p in made.files if p.suffix == ".csv"}
+    assert stems == {p.stem for p in made.files if p.suffix == ".tex"}
+    assert stems == {
+        "confirmatory", "forgetting", "structures", "eval_sets", "ranking", "summary", "learning",
+        "continual", "distances", "detection", "cost", "table10", "calibration",
+    }  # fmt: skip
+    assert all(f'id="{stem}"' in html for stem in stems)
+
+
+def test_without_a_tumor_there_is_no_table_of_detection(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(seeds=(0,))}, bench="body_ext", steps=THREE_STEPS)
+    tables, absent = page.other_tables(
+        tmp_path, bench="body_ext", ref="universal", scoring="strict"
+    )
+    assert "summary" in tables
+    assert "detection" not in tables
+    assert not [words for words in absent if "detection" in words]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX is installed")
+def test_every_table_compiles_as_latex(made: Made, tmp_path: Path) -> None:
+    inputs = "".join(rf"\input{{{p}}}\clearpage " for p in made.files if p.suffix == ".tex")
+    (tmp_path / "page.tex").write_text(
+        r"\documentclass{article}\usepackage[utf8]{inputenc}\usepackage[T1]{fontenc}"
+        r"\usepackage{booktabs,multirow,graphicx}\usepackage[table]{xcolor}"
+        rf"\begin{{document}}{inputs}\end{{document}}"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"], cwd=tmp_path,
+        capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
 
 
 def test_the_checklist_answers_or_says_missing(made: Made) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from clbench.families import SEEDS_TO_GENERALIZE, largest_family, pairs_needed
 from clbench.report.analysis import Analysis
-from clbench.report.calibration import CLAIM, OUTSIDE, SETTLED, rate
+from clbench.report.calibration import CLAIM, OUTSIDE, SETTLED, rate, rates
 from clbench.report.endpoints import ENDPOINTS
 
 
@@ -50,15 +50,18 @@ def _seeds(a: Analysis) -> Iterator[str]:
             f"Training anew. With {_list(few)} seed(s) per comparison, a verdict holds for these "
             "training runs; a bootstrap over so few seeds is too narrow on the seeds' side."
         )
-    for seeds in counts or [1]:
-        known = {sd: rate(CLAIM, seeds=seeds, seed_sd=sd) for sd in (0.0, 0.01, 0.02)}
-        if all(known.values()):
-            said = ", ".join(f"{r.rate:.1%} at {sd:g}" for sd, r in known.items() if r)
-            yield (
-                f"How a training run's own luck looks: in simulated studies without any true "
-                f"difference, {seeds} seed(s) and a run-to-run effect (sd, Dice), `better` or "
-                f"`worse` was claimed in {said}."
-            )
+    claims = [r for r in rates() if r.question == CLAIM]
+    said = "; ".join(
+        f"with {seeds} seed(s) in "
+        + ", ".join(f"{r.rate:.1%} at {r.seed_sd:g}" for r in claims if r.seeds == seeds)
+        for seeds in sorted({r.seeds for r in claims})
+    )
+    yield (
+        "How a training run's own luck looks: in simulated studies without any true difference "
+        f"`better` or `worse` was claimed, by number of seeds and run-to-run effect (sd, Dice), "
+        f"{said}."
+    )
+    for seeds in counts:
         settled = rate(SETTLED, seeds=seeds, seed_sd=0.02)
         if settled:
             yield (

@@ -1,4 +1,4 @@
-"""The report on disk: CSV files, a Markdown file, a checklist, and one HTML page without network.
+"""The report on disk: tables as CSV and LaTeX, Markdown, a checklist, one page without network.
 
 Room: row 5 (no torch). The page is `page.html.j2` filled in; styles, scripts, figures and the CSV
 files are inside it. Before anything is shown, `confirmatory.csv` and `forgetting.csv` are read back
@@ -145,9 +145,10 @@ def write_report(
     tables = {**all_tables(a), **(extra or {}), "calibration": calibration_table()}
     files = []
     for stem, table in tables.items():
-        path = out / f"{stem}.csv"
-        store.write_bytes(path, render(table, "csv").encode() + b"\n")
-        files.append(path)
+        for format_ in ("csv", "tex"):
+            path = out / f"{stem}.{format_}"
+            store.write_bytes(path, render(table, format_).encode() + b"\n")
+            files.append(path)
     sentences = [sentence(c, a.protocol) for c in a.comparisons]
     for text, row in zip(sentences, _stored(out / "confirmatory.csv"), strict=True):
         audit(text, row, a.protocol)
@@ -282,10 +283,11 @@ def other_tables(
     from clbench.report import tables
     from clbench.report.continual_table import continual_table
     from clbench.report.costs import cost_table
-    from clbench.report.detection_table import distances
+    from clbench.report.detection_table import TUMORS, distances, table6
     from clbench.report.evidence import gather
     from clbench.report.learning import learning_table
     from clbench.report.paper_tables import BENCH, paper_table
+    from clbench.report.runs import collect
 
     makers: dict[str, Callable[[], Table]] = {
         "summary": lambda: tables.summary(results=results, bench=bench, scoring=scoring),
@@ -294,6 +296,11 @@ def other_tables(
         "distances": lambda: distances(results=results, bench=bench),
         "cost": lambda: cost_table(results=results, bench=bench),
     }
+    taught = {
+        c for g in collect(results, bench=bench, scoring=scoring) for c in g.runs[0].learned_at
+    }
+    if taught & {f"{t}_tumor" for t in TUMORS}:
+        makers["detection"] = lambda: table6(source="measured", results=results, bench=bench)
     for number, own in BENCH.items():
         if own == bench:
             makers[f"table{number}"] = lambda number=number: paper_table(  # type: ignore[misc]

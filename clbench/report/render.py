@@ -201,7 +201,8 @@ _TEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}",
     "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "Δ": r"$\Delta$",
-    "→": r"$\to$", "†": r"$^{\dagger}$", "¹": "$^{1}$", "²": "$^{2}$", "³": "$^{3}$", EMPTY: "--",
+    "→": r"$\to$", "†": r"$^{\dagger}$", EMPTY: "--",
+    **{c: f"$^{{{n}}}$" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
 }  # fmt: skip
 
 
