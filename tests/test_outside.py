@@ -136,6 +136,18 @@ def test_it_joins_the_tables_of_native_runs(
     assert row["strategy"] == "other_tool"
     evidence = gather(results, bench="tumor_ext", ref="universal")
     assert [m.label for m in evidence.methods] == ["universal", "other_tool"]
+    page, where = tmp_path / "page", ["--bench", "tumor_ext", "--results", str(results)]
+    said = CliRunner().invoke(app, ["report", *where, "--ref", "universal", "--out", str(page)])
+    assert said.exit_code == 0, said.exception
+    assert any("other_tool" in line and "universal" in line for line in said.stdout.splitlines())
+    html = (page / "index.html").read_text(encoding="utf-8")
+    for figure in ("heatmap", "forgetting", "forest", "patients", "plane"):
+        assert f'<figure id="figure-{figure}">' in html, figure
+    said = CliRunner().invoke(
+        app, ["table", "10", *where, "--source", "measured", "--format", "csv"]
+    )
+    rows = {line.split(",")[0] for line in said.stdout.splitlines()}
+    assert rows >= {"universal [minilm]", "other_tool"}
     assert "not known" in run_report(folder, scoring="strict")[1].notes[0]
     assert run_report(folder, scoring="paper")  # resampled to the grid of the paper's scoring
     with pytest.raises(StoreError, match="made elsewhere"):
