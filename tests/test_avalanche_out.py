@@ -112,6 +112,25 @@ def test_streams_and_experiences_have_avalanches_names(course: Any) -> None:
         _ = second.train().current_experience  # hidden from strategies, as ever in Avalanche
 
 
+def test_data_on_disk_gives_the_samples_that_the_phantom_gives(
+    course: Any, native: Plan, cache_root: Path
+) -> None:
+    folders = {
+        name: Path(next(iter(cases.values())).files[0]).parents[1]
+        for name, cases in native.catalog.files.items()
+    }
+    there = bridge.scenario(
+        tiny_course(), data=",".join(f"{n}={p}" for n, p in folders.items()), profile="smoke",
+        splits=dict(zip(("organs", "tumor", "more"), native.catalog.splits, strict=True)),
+        overrides=SLOW, cache=cache_root,
+    )  # fmt: skip
+    for number in range(3):
+        mine, theirs = there.train_stream[number], course.train_stream[number]
+        assert mine.cases == theirs.cases
+        for a, b in zip(mine.dataset[0], theirs.dataset[0], strict=True):
+            assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+
+
 def test_an_experience_holds_its_cases_and_no_other(course: Any) -> None:
     first, third = course.test_stream[0], course.test_stream[2]
     assert len(first.cases) == 2
