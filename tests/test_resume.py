@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torture
 from torture import OURS, PRUNED, made
 
 from clbench import checkpoint, resume, stop, store
@@ -300,6 +303,27 @@ def test_what_is_trained_must_be_in_the_model(tmp_path: Path) -> None:
     )  # fmt: skip
     with pytest.raises(TrainingError, match="not in its model"):
         resume.Keeper(tmp_path / "step1.pt", every_s=0).offer(torch.nn.Linear(1, 1), {}, place)
+
+
+def test_the_kill_benchmark_sees_every_kind_of_half_written_file(
+    smoke_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(smoke_run, folder)
+    np.save(folder / "map.npy", np.zeros(999))
+    assert torture.whole(folder) == []
+    cut = []
+    for pattern in ("step2.pt", "run.json", "scores.csv", "cost.csv", "*.npz", "map.npy"):
+        path = next(folder.rglob(pattern))
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2 - 1])
+        cut.append(str(path.relative_to(folder)))
+    log = folder / "events.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*lines[:-1], lines[-1][:5]]))  # what a crash may leave
+    assert {found.split(":")[0] for found in torture.whole(folder)} == set(cut)
+    log.write_text("".join([lines[0][:5], "\n", *lines[1:]]))
+    assert len(torture.whole(folder)) == len(cut) + 1
 
 
 def test_killed_a_few_times_nothing_is_lost(tmp_path: Path, cache_root: Path) -> None:

@@ -30,6 +30,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from clbench import checkpoint, prepare, registry, resume, run, store, train
@@ -175,8 +176,16 @@ def whole(folder: Path) -> list[str]:
                 json.loads(path.read_text())
             elif path.name == "scores.csv":
                 store.read_scores(path)
+            elif path.suffix == ".csv" and not path.read_bytes().endswith(b"\n"):
+                raise ValueError("cut short")
             elif path.suffix == ".npz":
                 read_prediction(path)
+            elif path.suffix == ".npy":
+                np.load(path, allow_pickle=False)
+            elif path.suffix == ".jsonl":  # written line by line: the last one may be cut
+                lines = path.read_text(encoding="utf-8").splitlines()
+                if len(store.read_events(path)) < len(lines) - 1:
+                    raise ValueError("damaged before its last line")
         except Exception as err:
             found.append(f"{path.relative_to(folder)}: {err}")
     return found
