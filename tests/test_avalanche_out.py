@@ -31,7 +31,7 @@ from clbench.train import Crops, Material
 # Masks of an untaught network that teaching empties slowly: scores that differ from 0 and change.
 SLOW = (
     *(word for word in OVERRIDES if not word.startswith(("train.lr=", "train.prior="))),
-    "train.lr=6.5e-6",
+    "train.lr=7.5e-5",
     "train.prior=0.5",
 )
 

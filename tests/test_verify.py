@@ -217,8 +217,18 @@ def test_data_that_is_not_there_leaves_the_scores_unchecked(run: Path, tmp_path:
         verify_run(run, data=str(tmp_path / "nowhere"))
 
 
-def test_a_run_from_before_checksums_and_without_predictions_passes() -> None:
-    folder = store.find_runs(REFERENCE)[0]
+def test_the_reference_runs_are_whole() -> None:
+    for folder in store.find_runs(REFERENCE):
+        said = "\n".join(verify_run(folder).unchecked)
+        assert "keeps no predictions" in said
+
+
+def test_a_run_from_before_checksums_and_without_predictions_passes(tmp_path: Path) -> None:
+    folder = tmp_path / "tumor_ext" / "finetune" / "old"
+    shutil.copytree(store.find_runs(REFERENCE)[0], folder)
+    record = json.loads((folder / "run.json").read_text())
+    del record["files"], record["record_sha256"]
+    (folder / "run.json").write_text(json.dumps(record))
     said = "\n".join(verify_run(folder).unchecked)
     assert "the run recorded none" in said
     assert "keeps no predictions" in said
