@@ -28,9 +28,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/clbench run --bench tumor_ext --strategy universal
 
-# two processes of one thread each: most tests are too small to share out among threads
+# two processes of one thread each: most tests are too small to share out among threads; by file,
+# so that no fixture of a module is made twice
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
