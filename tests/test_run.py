@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from clbench import registry, store
-from clbench.errors import SettingError, StoreError, TrainingError, UnknownName
-from clbench.plan import RunSettings
-from clbench.run import run_course
+from clbench.errors import DataError, SettingError, StoreError, TrainingError, UnknownName
+from clbench.plan import RunSettings, make_plan
+from clbench.run import run_course, run_plan
 from clbench.strategies.finetune import Finetune
 from clbench.strategy import Lesson, Memory
 
@@ -189,6 +189,31 @@ def test_two_processes_do_not_share_a_run(
             run_course(settings(smoke_run.parents[2], cache_root, fresh=True))
         other.communicate("\n")
     assert (smoke_run / "scores.csv").exists()
+
+
+def test_an_image_that_vanishes_while_a_run_goes_on_stops_it_by_name(
+    cache_root: Path, tmp_path: Path
+) -> None:
+    drawn = make_plan(settings(tmp_path / "drawn", cache_root)).catalog
+    for name, cases in drawn.files.items():
+        shutil.copytree(Path(next(iter(cases.values())).files[0]).parents[1], tmp_path / name)
+    there = settings(
+        tmp_path / "out", tmp_path / "cache", strategy="finetune",
+        data=f"btcv={tmp_path / 'btcv'},lits={tmp_path / 'lits'}",
+        splits=dict(zip(("btcv", "lits"), drawn.splits, strict=True)),
+    )  # fmt: skip
+    plan = make_plan(there)
+    case = drawn.splits[1].train[0]
+    image = Path(plan.catalog.files["lits"][case].files[0])
+    with pytest.raises(DataError, match="No such file or directory") as err:
+        run_plan(
+            plan, lambda e: image.rename(tmp_path / "away") if e["event"] == "exam" and e["done"] == 1
+            else None,
+        )  # fmt: skip
+    assert str(image) in str(err.value)
+    assert store.read_record(plan.folder)["steps_done"] == 1  # what was done is kept
+    (tmp_path / "away").rename(image)
+    assert store.read_record(run_course(there))["status"] == "finished"
 
 
 @pytest.mark.parametrize(
