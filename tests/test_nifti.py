@@ -120,6 +120,13 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
                       + bytes(packed(np.zeros((20, 20, 20), np.int16)))[74:], "holds more"),
     "extensions": (changed(108, "f", 1e9), "absurd size"),
     "shear 0.9": (placed(x=[2, 0.9 * 3, 0, 0]), "axes at right angles"),
+    "axes of no name": (
+        placed(
+            x=[1.0951, -2.0677, -1.8980, 0], y=[0.7776, 2.1351, -2.3404, 0],
+            z=[1.4819, 0.4077, 2.6306, 0],
+        ),
+        "an axis 62 degrees away",
+    ),
     "shear 2 degrees": (placed(x=[2, 0.035 * 3, 0, 0]), "axes at right angles"),
     "no orientation": (unplaced, "which side of the patient"),
     "two orientations": (told_twice, "in two ways"),

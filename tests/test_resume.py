@@ -20,7 +20,7 @@ import torch
 import torture
 from torture import OURS, PRUNED, made
 
-from clbench import checkpoint, resume, stop, store
+from clbench import checkpoint, resume, run, stop, store
 from clbench.errors import StoreError
 from clbench.run import run_plan
 from clbench.strategy import Phase
@@ -127,6 +127,25 @@ def test_every_strategy_goes_on_to_the_bit(name: str, course: Course) -> None:
     midway = [1] if made(name).resumes == "update" else []
     assert [e["updates"] for e in events if e["event"] == "going on"] == midway
     assert_equal(whole, parts, last, last_parts)
+
+
+def test_a_plugin_counts_alike_after_a_stop_behind_the_last_update(course: Course) -> None:
+    def killed(model: torch.nn.Module) -> tuple[int, int]:
+        raise Crash
+
+    whole, last = course.whole("ewc")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "count_parameters", killed)  # all updates are saved, the step is not
+        course.broken("ewc", "late", lambda event: None, Crash)
+    parts, last_parts = course.run("ewc", "late")
+    assert_equal(whole, parts, last, last_parts)
+    first = [
+        checkpoint.load(
+            f.parents[1] / "_shared" / store.read_record(f)["shared_step1"] / "step1.pt"
+        )
+        for f in (whole, parts)
+    ]
+    assert same(*first), first_difference(*first)
 
 
 def test_stopped_in_step_1_pseudo_labels_and_examination(course: Course) -> None:

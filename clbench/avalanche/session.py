@@ -240,6 +240,8 @@ class PluginSession(Session):
             with self._moment("epoch ends", epoch):
                 c._after_training_epoch()
             self._judge(epoch)
+        # a phase that was stopped after its last update went through none of these epochs
+        c.clock.train_exp_epochs, c.clock.train_epoch_iterations = d.epochs, d.updates
         with self._moment("end"), warnings.catch_warnings(record=True) as heard:
             c._after_training_exp()
             c._after_training()

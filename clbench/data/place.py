@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import aff2axcodes
+from nibabel.orientations import aff2axcodes, io_orientation
 from numpy.typing import NDArray
 
 from clbench.data.nifti import damaged, header, load
@@ -22,6 +22,8 @@ MIN_SPACING_MM = 1e-3
 MAX_SHEAR = 0.02
 """Largest cosine between two axes of a grid, one degree: resampling takes axes as upright, and
 rounding in headers gives a thousandth of it."""
+MIN_COSINE = 0.5
+"""Of the angle between an axis of the grid and the axis of the body it is called after."""
 MAX_PLACE_MM = 1e6
 """Largest entry of an affine."""
 
@@ -129,4 +131,13 @@ def _usable(affine: NDArray[np.float64], shape: tuple[int, ...], path: Path) -> 
             "axes at right angles",
             f"axes {np.degrees(np.arccos(min(shear, 1.0))):.0f} degrees apart",
             "resample the volume to an upright grid (the gantry was tilted)",
+        )
+    names = io_orientation(affine)[:, 0].astype(int)
+    steepest = float(np.abs(unit[names, range(3)]).min())
+    if steepest < MIN_COSINE:
+        raise wrong(
+            f"axes within {np.degrees(np.arccos(MIN_COSINE)):.0f} degrees of the body's, so that "
+            "which is which is plain",
+            f"an axis {np.degrees(np.arccos(steepest)):.0f} degrees away",
+            "resample the volume to an upright grid",
         )
