@@ -282,8 +282,8 @@ class _SmallDecoder(nn.Module):
     def __init__(self, widths: list[int]) -> None:
         super().__init__()
         self.narrow = nn.ModuleList(nn.Conv3d(b, a, 1) for a, b in itertools.pairwise(widths))
-        # one convolution to a level: a second one costs a third of an update's time, and within a
-        # few hundred updates small organs are learned later with it than without
+        # one convolution to a level: with a second one an update takes longer, and within a few
+        # hundred updates small organs are learned later
         self.blocks = nn.ModuleList(_convolutions(a, a, 1) for a in widths[:-1])
 
     def forward(self, maps: Mapping[str, Tensor]) -> Maps:
