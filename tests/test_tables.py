@@ -148,11 +148,39 @@ def test_variants_of_a_strategy_are_told_apart(make: Make, tmp_path: Path) -> No
     assert labels == {"universal (pseudo=hard)", "universal (pseudo=soft)"}
 
 
+def test_each_loss_is_set_beside_the_lower_bounds_on_the_seeds_they_share(
+    make: Make, tmp_path: Path
+) -> None:
+    def run(strategy: str, seed: int, lost: float) -> None:
+        make(strategy, seed, [score(1, "spleen", 0.9), score(1, "liver", 0.9),
+                              score(2, "spleen", 0.9 - lost), score(2, "liver", 0.9 - lost),
+                              score(2, "liver_tumor", 0.2, "7")])  # fmt: skip
+
+    def notes() -> list[str]:
+        found = summary(results=tmp_path, bench="tumor_ext", scoring="strict").notes
+        return [n for n in found if "finetune" in n]
+
+    run("lwf_ct", 0, 0.1)
+    assert notes() == []  # nothing to set it beside
+    run("finetune", 0, 0.8)
+    run("finetune", 1, 0.4)
+    run("lwf_ct", 1, 0.2)
+    run("lwf_ct", 2, 0.9)  # finetune has no seed 2
+    run("ilt", 1, 0.2)
+    run("plop", 3, 0.0)
+    run("universal", 0, -0.08)
+    assert notes() == [
+        "lost less than half of what finetune lost, same seeds: universal (-10%), lwf_ct (25%).",
+        "lost half or more of what finetune lost, same seeds: ilt (50%).",
+        "no seed in common with finetune, or no score: plop.",
+    ]
+
+
 def test_an_unfinished_run_is_left_out_and_mentioned(make: Make, tmp_path: Path) -> None:
     make()
     make(seed=1, status="unfinished")
     table = summary(results=tmp_path, bench="tumor_ext", scoring="strict")
-    assert cell(table, "universal", "seeds") == "0"
+    assert cell(table, "universal", "seeds") == "0 (one seed)"
     assert any("1 unfinished" in note for note in table.notes)
 
 

@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+LOWER_BOUND = "finetune"
+"""Label of the strategy whose loss the others are set beside."""
+
+
 def run_report(folder: Path, *, scoring: str) -> list[Table]:
     """What one run ends with: the score of every structure after each step, and the forgetting."""
     run = read_run(folder, scoring)
@@ -129,7 +133,7 @@ def summary(*, results: Path, bench: str, scoring: str, scale: Scale = SHARE) ->
             where=results / bench,
             next_step=f"clbench run --bench {bench} --strategy universal",
         )
-    rows = []
+    rows, lost = [], {}
     for g in groups:
         last, at = g.runs[0].last, g.runs[0].learned_at
         first = [c for c, s in at.items() if s == 1]
@@ -139,14 +143,16 @@ def summary(*, results: Path, bench: str, scoring: str, scale: Scale = SHARE) ->
             ((r.values[1, c], c, r.record["identity"]["seed"]) for r in g.runs for c in first),
             key=lambda x: x[0],
         )
+        seeds = [str(r.seed) for r in g.runs]
+        lost[g.label] = {r.seed: a - b for r, a, b in zip(g.runs, begin, end, strict=True)}
         rows.append(
             (
                 g.label,
-                ", ".join(str(r.record["identity"]["seed"]) for r in g.runs),
+                ", ".join(seeds) if len(seeds) > 1 else f"{seeds[0]} (one seed)",
                 over_seeds(begin),
                 f"{scale.number(lowest[0])} ({lowest[1]}, seed {lowest[2]})",
                 over_seeds(end),
-                over_seeds([a - b for a, b in zip(begin, end, strict=True)]),
+                over_seeds(list(lost[g.label].values())),
                 over_seeds([transfer.learning_accuracy(r.values, at) for r in g.runs]),
                 over_seeds([transfer.accuracy(r.values, at, last, lambda s: True) for r in g.runs]),
             )
@@ -160,6 +166,7 @@ def summary(*, results: Path, bench: str, scoring: str, scale: Scale = SHARE) ->
     notes = [
         f"{scale.unit} ({scoring} scoring), class means over test cases ({cases}); {over}.",
         f"profile {record['identity']['profile']['name']}, data {record['data_fingerprint']}.",
+        *_beside_the_lower_bound(lost),
     ]
     if unfinished := sum(g.unfinished for g in groups):
         notes.append(f"left out: {unfinished} unfinished run(s)")
@@ -172,3 +179,33 @@ def summary(*, results: Path, bench: str, scoring: str, scale: Scale = SHARE) ->
         rows=tuple(rows),
         notes=tuple(notes),
     )  # fmt: skip
+
+
+def _beside_the_lower_bound(lost: Mapping[str, Mapping[int, float]]) -> list[str]:
+    """Which strategies lost less than half of what the lower bound lost, on the seeds they share.
+
+    Args:
+        lost: label → seed → loss of the structures of step 1.
+    """
+    bound = lost.get(LOWER_BOUND, {})
+    shares, without = {}, []
+    for label, own in lost.items():
+        if label == LOWER_BOUND:
+            continue
+        seeds = own.keys() & bound.keys()
+        below = sum(bound[s] for s in seeds)
+        share = sum(own[s] for s in seeds) / below if below > 0 else math.nan
+        if math.isnan(share):
+            without.append(label)
+        else:
+            shares[label] = share
+    if not shares:
+        return []
+    notes = []
+    for word, half in (("less than half", True), ("half or more", False)):
+        chosen = sorted((v, k) for k, v in shares.items() if (v < 0.5) is half)
+        named = ", ".join(f"{k} ({v:.0%})" for v, k in chosen)
+        notes.append(f"lost {word} of what {LOWER_BOUND} lost, same seeds: {named or 'none'}.")
+    if without:
+        notes.append(f"no seed in common with {LOWER_BOUND}, or no score: {', '.join(without)}.")
+    return notes
