@@ -7,6 +7,7 @@ before this level's pruning), `ema/<decoder>/…`.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
@@ -132,7 +133,7 @@ def hold(decoder: nn.Module, memory: Memory) -> None:
 def end(memory: Memory, model: nn.Module | None = None) -> None:
     """After a step: the average becomes the weights of `model`; what was remembered goes."""
     if model is not None:
-        averaged(model, memory)
+        _take_averages(model, memory)
     for key in [k for k in memory if k.startswith(("prune/", "ema/"))]:
         del memory[key]
 
@@ -153,13 +154,18 @@ def average(parts: Sequence[nn.Module], memory: Memory, number: int, *, decay: f
 
 
 def averaged(model: nn.Module, memory: Memory) -> nn.Module:
-    """`model`, changed in place: every decoder with an average takes it."""
+    """A copy of `model` in which every decoder with an average is that average."""
+    copied = copy.deepcopy(model)
+    _take_averages(copied, memory)
+    return copied
+
+
+def _take_averages(model: nn.Module, memory: Memory) -> None:
     grown = cast(GrowingDecoders, model)
     for number, parts in enumerate(zip(grown.decoders, grown.heads, strict=True), 1):
         for i, part in enumerate(parts):
             if kept := _read(memory, f"ema/{number}/{i}/"):
                 part.load_state_dict(kept)
-    return model
 
 
 def _read(memory: Memory, prefix: str) -> dict[str, Any]:

@@ -1,34 +1,33 @@
 """Decoder growth: the encoder is frozen after step 1, and every step adds a decoder of its own.
 
-Source: Ji et al., ICCV 2023, and their released code (2025). Differs: the profile's backbone;
-sigmoids, not a softmax with background; no deep supervision, no architecture search; `body_range`
-stands for a body-part regression network; the average warms up instead of starting late.
+Source: Ji et al., ICCV 2023; their released code (2025). Differs: the profile's backbone; sigmoids
+without background; no deep supervision, no architecture search; `classifier_lr`, `body_range`.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 from torch import Tensor, nn
 
-from clbench import extent, lottery
-from clbench import strategy as contract
+from clbench import extent, lottery, strategy
 from clbench.losses import dice_bce, targets
 from clbench.nets.growth import GrowingDecoders, one_winner
 from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Phase, PhaseResult
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderGrowth(contract.Strategy):
+class DecoderGrowth(strategy.Strategy):
     """One frozen encoder, a new decoder per step: forgets nothing, and grows."""
 
     past: ClassVar[Literal["weights"]] = "weights"
     unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
     start: Literal["random", "copy"] = "random"
     """A new decoder's weights: fresh, or the previous decoder's as it was served."""
+    classifier_lr: float = 100.0
+    """Factor on the learning rate of a new output layer: that of the CT baselines' first step."""
     prune: bool = False
     """Prune each decoder after it was trained (needs validation cases)."""
     tolerance: float = 0.02
@@ -36,9 +35,9 @@ class DecoderGrowth(contract.Strategy):
     attempts: int = 8
     """Retrainings of one epoch that a pruning step may take."""
     ema: float = 0.0
-    """Decay of the served decoder's running average; 0: the weights as they are. Theirs: 0.99."""
+    """Decay of the served decoder's running average, which warms up; 0: none. Theirs: 0.99."""
     body_range: bool = False
-    """Limit each structure to where along the body it was annotated in training."""
+    """Limit each structure to where along the body it was annotated (theirs: a network tells)."""
     exclusive: bool = False
     """Where decoders disagree, the more probable structure has the voxel (old ones may lose it)."""
 
@@ -55,9 +54,10 @@ class DecoderGrowth(contract.Strategy):
 
     def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
         """All in step 1 until pruning, then the newest decoder; the encoder never learns again."""
-        first = step.number == 1 and not lottery.only_newest(memory)
-        parts = [model] if first else cast(GrowingDecoders, model).newest()
-        return [Group(parameters=[p for part in parts for p in part.parameters()])]
+        decoder, output = (list(m.parameters()) for m in cast(GrowingDecoders, model).newest())
+        if step.number == 1 and not lottery.only_newest(memory):
+            decoder = [*cast(Any, model).backbone.parameters(), *decoder]
+        return [Group(parameters=decoder), Group(parameters=output, lr=self.classifier_lr)]
 
     def prepares(self, step: Lesson) -> bool:
         """Only to learn where along the body structures are."""
@@ -107,7 +107,7 @@ class DecoderGrowth(contract.Strategy):
 
     def serve(self, model: nn.Module, memory: Memory) -> nn.Module:
         """The model, or a copy with every decoder's average."""
-        return lottery.averaged(copy.deepcopy(model), memory) if self.ema else model
+        return lottery.averaged(model, memory) if self.ema else model
 
     def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
         """(B, K, D, H, W) logits → probabilities."""

@@ -181,11 +181,23 @@ def test_the_encoder_feels_nothing_after_step_1() -> None:
     assert not model.backbone.encoder.training
 
 
+def test_a_new_output_layer_has_a_rate_of_its_own() -> None:
+    made, memory = DecoderGrowth(classifier_lr=7.0), Memory()
+    model: Any = made.build(kit(), lesson(1))
+    for number in (1, 2):
+        if number == 2:
+            made.grow(model, kit(), lesson(2))
+        rest, output = made.groups(model, lesson(number), memory)
+        assert (rest.lr, output.lr) == (1.0, 7.0)
+        assert [id(p) for p in output.parameters] == [id(p) for p in model.heads[-1].parameters()]
+
+
 def test_the_encoder_of_step_1_rests_once_pruning_begins() -> None:
     made, memory = DecoderGrowth(prune=True), Memory()
     model: Any = made.build(kit(), lesson(1))
     made.enter_phase(Phase(), model, memory)
-    assert len(made.groups(model, lesson(1), memory)[0].parameters) == len(list(model.parameters()))
+    taught = [p for group in made.groups(model, lesson(1), memory) for p in group.parameters]
+    assert {id(p) for p in taught} == {id(p) for p in model.parameters()}
     made.enter_phase(Phase(name="prune 0.0"), model, memory)
     before = {n: p.clone() for n, p in model.backbone.named_parameters()}
     train(made, model, 1, memory)

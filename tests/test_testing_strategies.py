@@ -595,6 +595,26 @@ def test_every_registered_strategy_is_honest(name: str, kit_cache: Path) -> None
     assert report.ok, report
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("universal", {"unlabelled": "background", "pseudo": "soft"}),
+        ("universal_onehot", {"as_built": True}),
+        ("lwf_ct", {"unlabelled": "background", "legacy_exclusive": True}),
+        ("ilt_ct", {"head": "sigmoid", "legacy_slice_dice": True}),
+        ("ilt_ct", {"legacy_shifted_dice": True, "legacy_fresh_classifier": True}),
+        ("plop", {"legacy_median": True, "pooled_axes": 2}),
+        ("decoder_growth", {"start": "copy", "ema": 0.9, "body_range": True, "exclusive": True}),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "-".join(v),
+)
+def test_options_leave_a_strategy_honest(
+    name: str, options: dict[str, object], kit_cache: Path
+) -> None:
+    report = check_strategy(registry.load("strategy", name)(**options), cache=kit_cache)
+    assert report.ok, report
+
+
 def test_old_labels_may_be_left_unused(kit_cache: Path) -> None:
     """`ignore` does not oblige anyone to learn from the old structures that are annotated."""
 
