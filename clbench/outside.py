@@ -39,7 +39,8 @@ from clbench.metrics.native import DEFAULT, implementations, measure
 from clbench.metrics.overlap import Bits, counts_of, dice_paper, pattern_pairs
 from clbench.names import need_name
 from clbench.plan import course_of, git_commit, split_hashes
-from clbench.run import Watch, alone
+from clbench.resume import Watch
+from clbench.run import alone
 from clbench.score import context_of, exam_cases, metric_rows, truth_bits
 from clbench.seal import seal
 from clbench.settings import load_profile

@@ -24,7 +24,8 @@ from clbench.examine import Prediction, ScoreContext, read_prediction, score_row
 from clbench.metrics.native import DEFAULT, Found, implementations, measure, row_names
 from clbench.metrics.overlap import Bits
 from clbench.metrics.surface import Rows
-from clbench.run import Watch, alone
+from clbench.resume import Watch
+from clbench.run import alone
 from clbench.seal import reseal
 from clbench.settings import GROUPS, Profile, change
 from clbench.spec import Benchmark, Split

@@ -24,7 +24,7 @@ from clbench.data.volumes import Volume
 from clbench.errors import TrainingError
 from clbench.headroom import noted
 from clbench.nets.heads import UniversalHead
-from clbench.resume import Keeper, Place, reseed
+from clbench.resume import Keeper, Place, Watch, reseed
 from clbench.session import Desk, Draw, Session
 from clbench.settings import DataSettings, TrainSettings
 from clbench.stop import leave_to_parent
@@ -44,7 +44,6 @@ from clbench.watches import check_gradient, positives
 
 CaseKey = tuple[int, str]
 """(step whose source holds it, case id)."""
-Watch = Callable[[dict[str, Any]], None]
 """Receives one event per update and per validation; never changes the run."""
 Validate = Callable[[nn.Module], float]
 """Mean Dice of the model on this step's validation cases; draws no random number."""

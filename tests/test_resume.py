@@ -20,7 +20,7 @@ import torch
 import torture
 from torture import OURS, PRUNED, made
 
-from clbench import checkpoint, resume, run, stop, store
+from clbench import checkpoint, resume, stop, store, teaching
 from clbench.errors import StoreError
 from clbench.run import run_plan
 from clbench.strategy import Phase
@@ -135,7 +135,9 @@ def test_a_plugin_counts_alike_after_a_stop_behind_the_last_update(course: Cours
 
     whole, last = course.whole("ewc")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "count_parameters", killed)  # all updates are saved, the step is not
+        patch.setattr(
+            teaching, "count_parameters", killed
+        )  # all updates are saved, the step is not
         course.broken("ewc", "late", lambda event: None, Crash)
     parts, last_parts = course.run("ewc", "late")
     assert_equal(whole, parts, last, last_parts)

@@ -33,7 +33,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from clbench import checkpoint, prepare, registry, resume, run, store, train
+from clbench import (
+    checkpoint,
+    examination,
+    prepare,
+    registry,
+    resume,
+    run,
+    store,
+    teaching,
+    train,
+)
 from clbench.predictions import read_prediction
 from clbench.strategies.decoder_growth import DecoderGrowth
 from clbench.strategy import Lesson, Memory, Phase, PhaseResult, Strategy
@@ -122,13 +132,14 @@ def put_up_boards() -> None:
         return lambda *args: phase
 
     for owner, name in (
-        (checkpoint, "save"), (store, "write_bytes"), (run, "write_prediction"),
+        (checkpoint, "save"), (store, "write_bytes"), (examination, "write_prediction"),
         (prepare, "write_pseudo"),
     ):  # fmt: skip
         setattr(owner, name, watched(getattr(owner, name), always("write")))
     run._Course._examine = watched(run._Course._examine, always("examine"))  # type: ignore[method-assign]
-    run.prepare = watched(
-        run.prepare, lambda strategy, lesson, *_: "pseudo" if strategy.prepares(lesson) else None
+    teaching.prepare = watched(
+        teaching.prepare,
+        lambda strategy, lesson, *_: "pseudo" if strategy.prepares(lesson) else None,
     )  # type: ignore[assignment]
     # an update begins when its crops are put on the device
     taught = train._teach_phase
