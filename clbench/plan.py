@@ -151,14 +151,16 @@ def pick_device(name: str) -> torch.device:
 
 
 def _describe(strategy: Strategy) -> dict[str, Any]:
-    return {"class": type(strategy).__name__, **sparse(strategy)}
+    """What a run id knows of a strategy."""
+    own = {"version": strategy.version} if strategy.version != 1 else {}
+    return {"class": type(strategy).__name__, **own, **sparse(strategy)}
 
 
 def sparse(settings: Any) -> dict[str, Any]:
     """The fields of a dataclass that differ from their defaults, groups likewise.
 
     So a setting that a later version adds, with a default that changes nothing, changes no run id.
-    A default that changes moves numbers, and raises `numerics`.
+    A default that changes moves numbers, and raises `numerics`, or the version of its strategy.
     """
     found: dict[str, Any] = {}
     for f in dataclasses.fields(settings):
@@ -302,7 +304,7 @@ def new_record(plan: Plan) -> dict[str, Any]:
         "past": plan.strategy.past,
         "identity": plan.identity,
         "with_defaults": {
-            "strategy": dataclasses.asdict(plan.strategy),
+            "strategy": {"version": plan.strategy.version, **dataclasses.asdict(plan.strategy)},
             "profile": dataclasses.asdict(plan.profile),
         },
         "patients": plan.catalog.patients,

@@ -256,6 +256,9 @@ class Strategy:
     Subclasses are frozen dataclasses; their fields are hyperparameters (`--set strategy.x=…`).
     """
 
+    version: ClassVar[int] = 1
+    """Raised when the same settings give other numbers: older runs are left, and not gone on with
+    or reused. (A default that changes is no new setting to them.)"""
     past: ClassVar[Literal["nothing", "weights", "predictions", "cases", "images"]] = "weights"
     """What it needs of earlier steps; the runner opens nothing more."""
     starts_from: ClassVar[Literal["previous", "scratch"]] = "previous"

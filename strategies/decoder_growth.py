@@ -6,7 +6,7 @@ without background; no deep supervision, no architecture search; `classifier_lr`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from clbench import extent, lottery, strategy
 from clbench.losses import dice_bce, targets
 from clbench.nets.growth import GrowingDecoders, one_winner
-from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Phase, PhaseResult
+from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Phase
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderGrowth(strategy.Strategy):
     """One frozen encoder, a new decoder per step: forgets nothing, and grows."""
 
+    version: ClassVar[int] = 2  # its output layers learned at the rate of the rest
     past: ClassVar[Literal["weights"]] = "weights"
     unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
     start: Literal["random", "copy"] = "random"
@@ -79,9 +80,7 @@ class DecoderGrowth(strategy.Strategy):
         k, (target, known) = batch.new_index, targets(batch, unlabelled=self.unlabelled)
         return dice_bce(new.logits[:, k], target[:, k], known[:, k])
 
-    def next_phase(
-        self, step: Lesson, memory: Memory, history: Sequence[PhaseResult]
-    ) -> Phase | None:
+    def next_phase(self, step: Lesson, memory: Memory, history: Any) -> Phase | None:
         """Train; with `prune`, then prune as far as validation allows, and recover."""
         if self.prune:
             return lottery.next_phase(history, tolerance=self.tolerance, attempts=self.attempts)

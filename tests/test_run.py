@@ -16,7 +16,7 @@ import torch
 
 from clbench import registry, store
 from clbench.errors import DataError, SettingError, StoreError, TrainingError, UnknownName
-from clbench.plan import RunSettings, make_plan
+from clbench.plan import RunSettings, make_plan, new_record
 from clbench.run import run_course, run_plan
 from clbench.strategies.finetune import Finetune
 from clbench.strategy import Lesson, Memory
@@ -189,6 +189,25 @@ def test_two_processes_do_not_share_a_run(
             run_course(settings(smoke_run.parents[2], cache_root, fresh=True))
         other.communicate("\n")
     assert (smoke_run / "scores.csv").exists()
+
+
+def test_a_new_version_of_a_strategy_is_another_run_with_another_first_step(
+    cache_root: Path, tmp_path: Path
+) -> None:
+    class Finetune2(Finetune):
+        version: ClassVar[int] = 2
+
+        def first_step(self) -> Finetune:
+            return self
+
+    Finetune2.__name__ = "Finetune"
+    there = settings(tmp_path, cache_root, strategy="finetune")
+    old, new = make_plan(there), make_plan(there, strategy=Finetune2())
+    assert old.identity["strategy"] == {"class": "Finetune"}  # as before there were versions
+    assert new.identity["strategy"] == {"class": "Finetune", "version": 2}
+    assert new.folder != old.folder
+    assert new.shared != old.shared
+    assert new_record(new)["with_defaults"]["strategy"]["version"] == 2
 
 
 def test_an_image_that_vanishes_while_a_run_goes_on_stops_it_by_name(

@@ -148,6 +148,13 @@ def test_variants_of_a_strategy_are_told_apart(make: Make, tmp_path: Path) -> No
     assert labels == {"universal (pseudo=hard)", "universal (pseudo=soft)"}
 
 
+def test_versions_of_a_strategy_are_told_apart(make: Make, tmp_path: Path) -> None:
+    make()
+    make(hyper={"version": 2})
+    labels = {r[0] for r in summary(results=tmp_path, bench="tumor_ext", scoring="strict").rows}
+    assert labels == {"universal (version=1)", "universal (version=2)"}
+
+
 def test_each_loss_is_set_beside_the_lower_bounds_on_the_seeds_they_share(
     make: Make, tmp_path: Path
 ) -> None:

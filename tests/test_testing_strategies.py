@@ -82,10 +82,17 @@ class OnePenalty(Honest):
     penalties: ClassVar[Any] = "kd"
 
 
+class Named(Honest):
+    """Counts its versions in words."""
+
+    version: ClassVar[Any] = "v2"
+
+
 @dataclass(kw_only=True, unsafe_hash=True)
 class Loose:
     """A dataclass that is not frozen."""
 
+    version: ClassVar[int] = 1
     past: ClassVar[Any] = "weights"
     starts_from: ClassVar[Any] = "previous"
     unlabelled: Literal["ignore", "background"] = "ignore"
@@ -510,6 +517,7 @@ class Drops(Honest):
 BROKEN: dict[type, str] = {
     Thawed: "declarations are legal",
     OnePenalty: "declarations are legal",
+    Named: "declarations are legal",
     NoModel: "builds",
     Shrinks: "builds",
     OneAtATime: "grows in any order",

@@ -298,9 +298,9 @@ def _differs(one: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str
 
 
 def _option(record: Mapping[str, Any], key: str) -> Any:
-    """A hyperparameter of a run's strategy; a run older than the option has none."""
+    """A hyperparameter or the version of a run's strategy; a run older than it has none, or 1."""
     found = record.get("with_defaults", record["identity"])["strategy"]
-    return found.get(key)
+    return found.get(key, 1 if key == "version" else None)
 
 
 def same_seeds(groups: Iterable[Group]) -> bool:

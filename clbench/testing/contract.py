@@ -52,6 +52,14 @@ def declarations_are_legal(bed: Bed) -> None:
                 expected=f"one of {', '.join(words)}",
                 got=getattr(strategy, name),
             )
+    version = strategy.version
+    if not isinstance(version, int) or version < 1:
+        raise Broken(
+            "version is not a whole number from 1 on",
+            where=f"{type(strategy).__qualname__}.version",
+            expected="1, and one more whenever the same settings give other numbers",
+            got=repr(version),
+        )
     if not isinstance(strategy.keeps_old_logits, bool):
         raise Broken("keeps_old_logits is not a bool", got=strategy.keeps_old_logits)
     terms = strategy.penalties
