@@ -603,6 +603,18 @@ def verify(
 
 
 @app.command()
+def excerpt(
+    results: Annotated[Path, typer.Argument(help="Folder of results: the --out of runs.")],
+    to: Annotated[Path, typer.Argument(help="Folder that gets them; runs it holds already stay.")],
+) -> None:
+    """Copy finished runs as record and tables alone, without weights: small enough to publish."""
+    from clbench import excerpt as room
+
+    for folder in room.excerpt(existing(results), to):
+        typer.echo(folder)
+
+
+@app.command()
 def doctor(
     bench: Bench = "tumor_ext",
     data: Annotated[str | None, typer.Option(help="Data folders, as for `clbench run`.")] = None,

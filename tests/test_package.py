@@ -26,7 +26,7 @@ ROWS = {
     "clbench.errors": 0, "clbench.names": 0, "clbench.spec": 0, "clbench.splits": 0, "clbench.coursefile": 0, "clbench.taxonomy": 0, "clbench.stats": 0,
     "clbench.settings": 0, "clbench.bootstrap": 0, "clbench.equivalence": 0, "clbench.families": 0,
     "clbench.intervals": 0, "clbench.effects": 0, "clbench.macro": 0, "clbench.ranks": 0,
-    "clbench.store": 1, "clbench.seal": 1, "clbench.__main__": 6, "clbench.registry": 1, "clbench.metrics.transfer": 1,
+    "clbench.store": 1, "clbench.seal": 1, "clbench.excerpt": 1, "clbench.__main__": 6, "clbench.registry": 1, "clbench.metrics.transfer": 1,
     "clbench.metrics.continual": 1, "clbench.metrics.trace": 1,
     "clbench.published": 1, "clbench.calibration": 1, "clbench.profiles": 1, "clbench.benchmarks": 1,
     "clbench.strategy": 2, "clbench.session": 2, "clbench.losses": 2, "clbench.one_of_k": 2, "clbench.distillation": 2, "clbench.nets": 2,

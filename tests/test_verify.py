@@ -14,8 +14,10 @@ from typer.testing import CliRunner
 from clbench import store
 from clbench.cli import app
 from clbench.errors import ClbenchError, StoreError
+from clbench.excerpt import excerpt
 from clbench.metrics.overlap import Counts, dice
 from clbench.predictions import read_prediction, write_prediction
+from clbench.report.tables import summary
 from clbench.score import score_run
 from clbench.seal import seal
 from clbench.verify import verify_run, word_of
@@ -221,6 +223,43 @@ def test_the_reference_runs_are_whole() -> None:
     for folder in store.find_runs(REFERENCE):
         said = "\n".join(verify_run(folder).unchecked)
         assert "keeps no predictions" in said
+
+
+def test_an_excerpt_holds_the_tables_says_so_and_verifies(run: Path, tmp_path: Path) -> None:
+    results, to = run.parents[2], tmp_path / "excerpt"
+    result = CliRunner().invoke(app, ["excerpt", str(results), str(to)])
+    assert result.exit_code == 0, result.output
+    (made,) = store.find_runs(to)
+    assert result.output.split() == [str(made)]
+    tables_of_run = {p.name for p in run.glob("*.csv")}
+    assert {p.name for p in made.iterdir()} == {"run.json", "scores.csv", *tables_of_run}
+    assert (made / "scores.csv").read_bytes() == (run / "scores.csv").read_bytes()
+    record = store.read_record(made)
+    assert "sealed anew" in record["excerpt"]
+    assert set(record["files"]) == {p.name for p in made.glob("*.csv")}
+    assert any("scores.csv" in line for line in verify_run(made).lines())
+    tables = [summary(results=r, bench="tumor_ext", scoring="strict") for r in (results, to)]
+    assert tables[0] == tables[1]
+    assert excerpt(results, to) == []  # there already
+    assert excerpt(to, tmp_path / "again") == [tmp_path / "again" / made.relative_to(to)]
+
+
+def test_an_excerpt_is_made_of_whole_and_finished_runs_alone(run: Path, tmp_path: Path) -> None:
+    results, to = run.parents[2], tmp_path / "excerpt"
+    (made,) = excerpt(results, to)
+    alter(made, a_digit)
+    with pytest.raises(StoreError, match="another run of this name") as err:
+        excerpt(results, to)
+    assert str(made) in str(err.value)
+    record = store.read_record(run)
+    store.write_record(run, {**record, "status": "unfinished"})
+    with pytest.raises(StoreError, match="no finished runs"):
+        excerpt(results, tmp_path / "other")
+    store.write_record(run, record)
+    alter(run, a_digit)
+    with pytest.raises(StoreError, match=r"scores\.csv"):
+        excerpt(results, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_run_from_before_checksums_and_without_predictions_passes(tmp_path: Path) -> None:
