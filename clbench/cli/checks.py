@@ -1,0 +1,124 @@
+"""Commands that check: runs, data, this machine, strategies and benchmarks.
+
+Room: row 6.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from clbench.cli.words import RESULTS, Bench, app, check_app, data_app, existing
+from clbench.errors import SettingError
+
+if TYPE_CHECKING:
+    from clbench.testing import Report
+
+
+@app.command()
+def verify(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
+) -> None:
+    """Check a run's files and compute its numbers again; status 1 at the first difference."""
+    from clbench.verify import verify_run
+
+    for folder in runs:
+        for line in verify_run(folder, data=data, cache=cache).lines():
+            typer.echo(line)
+
+
+@app.command()
+def excerpt(
+    results: Annotated[Path, typer.Argument(help="Folder of results: the --out of runs.")],
+    to: Annotated[Path, typer.Argument(help="Folder that gets them; runs it holds already stay.")],
+) -> None:
+    """Copy finished runs as record and tables alone, without weights: small enough to publish."""
+    from clbench import excerpt as room
+
+    for folder in room.excerpt(existing(results), to):
+        typer.echo(folder)
+
+
+@app.command()
+def doctor(
+    bench: Bench = "tumor_ext",
+    data: Annotated[str | None, typer.Option(help="Data folders, as for `clbench run`.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of results.")] = RESULTS,
+    cache: Annotated[Path | None, typer.Option(help="Cache folder.")] = None,
+) -> None:
+    """Look at Python, packages, devices, data, caches, runs, disk and plugins."""
+    from clbench.doctor import examine, lines
+
+    found = examine(bench=bench, data=data, results=out, cache=cache)
+    for line in lines(found):
+        typer.echo(line)
+    if any(f.level == "STOP" for f in found):
+        raise typer.Exit(1)
+
+
+@data_app.command()
+def check(
+    path: Annotated[str, typer.Argument(help="A folder, or SOURCE=PATH,… as after --data.")],
+    bench: Bench = "tumor_ext",
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Without a benchmark: list the label values or masks of a layout."),
+    ] = None,
+) -> None:
+    """Read a data folder: per case what is there, what is annotated, and every problem."""
+    from clbench import registry
+    from clbench.data.check import check_data, check_layout, split_remarks
+
+    if layout is not None:
+        report = check_layout(Path(path).expanduser(), layout)
+    else:
+        course = registry.benchmark(bench)
+        report = check_data(path, [course.reads(s.name) for s in course.sources])
+        report.remarks += split_remarks(course, report)
+    for line in report.lines():
+        typer.echo(line)
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@check_app.command("strategy")
+def check_strategy(
+    name: Annotated[str, typer.Argument(help="Registered strategy.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="strategy.name=value, any number of times.")
+    ] = None,
+) -> None:
+    """Try every rule of the contract on a strategy: a tiny course on the CPU, in seconds."""
+    from clbench.settings import split_overrides
+    from clbench.testing import check_strategy as check_it
+
+    groups = split_overrides(set_ or [])
+    if others := sorted(set(groups) - {"strategy"}):
+        raise SettingError(
+            "a check takes hyperparameters of the strategy only",
+            where="--set",
+            expected="strategy.name=value",
+            got=", ".join(others),
+        )
+    _tell(check_it(name, overrides=groups.get("strategy", {})))
+
+
+@check_app.command("benchmark")
+def check_benchmark(
+    name: Annotated[str, typer.Argument(help="Registered benchmark, or path of a TOML file.")],
+) -> None:
+    """Try every rule on a benchmark, and two steps of it on the phantom where it can."""
+    from clbench.testing import check_benchmark as check_it
+
+    _tell(check_it(name))
+
+
+def _tell(report: Report) -> None:
+    for line in report.lines():
+        typer.echo(line)
+    if not report.ok:
+        raise typer.Exit(1)

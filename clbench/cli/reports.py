@@ -1,0 +1,115 @@
+"""Commands that write figures, reports, the paper's set, and the tables of a README.
+
+Room: row 6.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clbench.cli.words import RESULTS, Bench, Results, app, one_of
+from clbench.errors import ClbenchError
+
+
+@app.command()
+def figure(
+    name: Annotated[str, typer.Argument(help="Which one, or all; see `clbench figure list`.")],
+    bench: Bench = "tumor_ext",
+    results: Results = RESULTS,
+    out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("figures"),
+    ref: Annotated[str, typer.Option(help="Reference strategy.")] = "universal",
+    scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
+    step: Annotated[int | None, typer.Option(help="strip: after which step; default last.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="strip: where the images are; default as the runs say.")
+    ] = None,
+    cache: Annotated[Path | None, typer.Option(help="strip: the runs' cache.")] = None,
+) -> None:
+    """Figures of a benchmark's runs, each as PDF (vectors) and PNG (300 dpi)."""
+    from clbench import registry
+    from clbench.report.figures import FIGURES, Study, save
+
+    if name == "list":
+        for known, (_, words) in FIGURES.items():
+            typer.echo(f"  {known:<20} {words}")
+        return
+    one_of("--scoring", scoring, {"strict": 1, "paper": 1})
+    study = Study(
+        results=results,
+        bench=registry.name_of(bench),
+        ref=ref,
+        scoring=scoring,
+        step=step,
+        data=data,
+        cache=cache,
+    )
+    failed: list[ClbenchError] = []
+    for one in FIGURES if name == "all" else [name]:
+        try:
+            for path in save(one, study, out):
+                typer.echo(path)
+        except ClbenchError as err:
+            if name != "all":
+                raise
+            typer.echo(f"{one}: {err}", err=True)
+            failed.append(err)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def paper(
+    plan: Annotated[Path, typer.Argument(help="TOML file that lists tables and figures.")],
+    results: Annotated[
+        Path | None, typer.Option(help="Folder of runs; default the plan's.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the files go.")] = Path("paper_figs/out"),
+) -> None:
+    """Every table and figure of a plan; what the runs cannot give is a hole with its reason."""
+    from clbench.report.paper import build
+
+    for made in build(plan, out, results):
+        if made.hole:
+            typer.echo(f"{made.file}: HOLE, {made.hole}")
+        else:
+            typer.echo(f"{made.file}: {', '.join(str(p) for p in made.paths)}")
+
+
+@app.command()
+def report(
+    bench: Bench,
+    ref: Annotated[str, typer.Option(help="Strategy that all others are compared with.")],
+    results: Results = RESULTS,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
+    scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
+    margin: Annotated[
+        float, typer.Option(help="Half-width of equivalent, Dice; declare it before looking.")
+    ] = 0.02,
+    alpha: Annotated[float, typer.Option(help="Level of every family of tests.")] = 0.05,
+) -> None:
+    """Test a strategy against the others: verdicts, tables, figures, one page without network."""
+    one_of("--scoring", scoring, {"strict": 1, "paper": 1})
+    from clbench.report.page import make_report
+    from clbench.report.significance import Protocol
+
+    made = make_report(
+        results,
+        bench=bench,
+        ref=ref,
+        out=out,
+        scoring=scoring,
+        protocol=Protocol(margin=margin, alpha=alpha),
+    )
+    for line in made.lines:
+        typer.echo(line)
+
+
+@app.command(hidden=True)
+def readme(path: Path) -> None:
+    """Write the blocks of a Markdown file anew that name the clbench command they come from."""
+    from clbench.report.readme import rewrite
+
+    path.write_text(rewrite(path.read_text(encoding="utf-8"), app), encoding="utf-8")

@@ -1,0 +1,234 @@
+"""Commands that make runs and scores, and the list of what can be run.
+
+Room: row 6.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clbench.cli.words import RESULTS, Bench, app, one_of, parse_seeds, parse_splits, show
+from clbench.errors import SettingError
+
+
+@app.command()
+def run(
+    bench: Bench,
+    strategy: Annotated[str, typer.Option(help="Strategy.")],
+    seed: Annotated[int | None, typer.Option(help="One seed; default 0.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Several seeds: 0-2 or 0,1,2.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Default: quick on the phantom, paper on real data.")
+    ] = None,
+    scoring: Annotated[
+        str, typer.Option(help="Which scores to print: strict, paper or both. Both are recorded.")
+    ] = "strict",
+    data: Annotated[
+        str | None,
+        typer.Option(help="btcv=PATH,lits=PATH or one folder. Default: the embedded phantom."),
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="SOURCE=FILE.toml or STEP=FILE.toml: your own cases."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders go.")] = RESULTS,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="group.name=value, any number of times.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default all.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Repeat a finished run.")] = False,
+    keep_predictions: Annotated[str, typer.Option(help="test or none.")] = "test",
+    cache: Annotated[
+        Path | None, typer.Option(help="Where preprocessed volumes and the phantom are kept.")
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between savings within a step; 0: every update.")
+    ] = 300.0,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="On CUDA: operators that repeat to the bit.")
+    ] = False,
+) -> None:
+    """Run a strategy on a benchmark: train each step, examine, record, print the scores."""
+    scorings = one_of(
+        "--scoring",
+        scoring,
+        {"strict": ["strict"], "paper": ["paper"], "both": ["strict", "paper"]},
+    )
+    keep = one_of("--keep-predictions", keep_predictions, {"test": True, "none": False})
+    if seed is not None and seeds is not None:
+        raise SettingError(
+            "--seed and --seeds are given both", expected="one of them", got=f"{seed} and {seeds}"
+        )
+    numbers = [seed or 0] if seeds is None else parse_seeds(seeds)
+    splits = parse_splits(split or [])
+    typer.echo(
+        "Data: "
+        + (
+            data
+            if data
+            else f"the embedded PHANTOM, not patients (real data: --data {_folders(bench)})"
+        )
+    )
+    from clbench.plan import RunSettings
+    from clbench.report.progress import Progress
+    from clbench.report.tables import run_report
+    from clbench.run import run_course
+
+    for number in numbers:
+        with Progress() as progress:
+            folder = run_course(
+                RunSettings(
+                    bench=bench,
+                    strategy=strategy,
+                    seed=number,
+                    profile=profile,
+                    data=data,
+                    splits=splits,
+                    out=out,
+                    overrides=tuple(set_ or ()),
+                    device=device,
+                    workers=workers,
+                    threads=threads,
+                    fresh=fresh,
+                    keep_predictions=keep,
+                    cache=cache,
+                    checkpoint_s=checkpoint_every,
+                    deterministic=deterministic,
+                ),
+                progress.watch,
+            )
+        for which in scorings:
+            for table in run_report(folder, scoring=which):
+                show(table, "terminal")
+        typer.echo(f"Results: {folder}")
+
+
+def _folders(bench: str) -> str:
+    """What `--data` names in a benchmark: `btcv=PATH,lits=PATH`."""
+    from clbench import registry
+
+    return ",".join(f"{s.name}=PATH" for s in registry.benchmark(bench).sources)
+
+
+@app.command()
+def score(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of finished runs.")
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            help="nsd, nsd_sweep, nsd_1.5mm, hd95_mm, volume_error_ml, lesion, patient, "
+            "patient_50vox; default nsd,hd95_mm,volume_error_ml,lesion,patient."
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Instead of RUN: a folder of NIfTI masks of any tool.")
+    ] = None,
+    bench: Annotated[str | None, typer.Option(help="With --predictions: benchmark.")] = None,
+    step: Annotated[int | None, typer.Option(help="With --predictions: 1-based step.")] = None,
+    name: Annotated[str | None, typer.Option(help="With --predictions: the method.")] = None,
+    seed: Annotated[int, typer.Option(help="With --predictions: its training run.")] = 0,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON of label values (nnU-Net's dataset.json). Default: dataset.json in the "
+            "folder, else the benchmark's values of each source."
+        ),
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave holes for cases without prediction.")
+    ] = False,
+    profile: Annotated[
+        str | None, typer.Option(help="With --predictions: whose phantom; as in clbench run.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="As in clbench run.")] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders go.")] = RESULTS,
+    cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
+) -> None:
+    """More metrics for finished runs, or a run folder from predictions made by any tool."""
+    from clbench.metrics.native import DEFAULT, parse_words
+    from clbench.outside import OutsideSettings, score_predictions
+    from clbench.report.progress import Progress
+    from clbench.report.scored import score_report
+    from clbench.score import score_run
+
+    words = DEFAULT if metrics is None else parse_words(metrics)
+    if bool(runs) == (predictions is not None):
+        raise SettingError(
+            "clbench score needs run folders, or --predictions",
+            expected="clbench score RUN, or clbench score --bench B --step N --predictions DIR "
+            "--name METHOD",
+            got="both" if runs else "neither",
+        )
+    folders = []
+    for folder in runs or ():
+        with Progress() as progress:
+            folders.append(
+                score_run(folder, words=words, data=data, cache=cache, watch=progress.watch)
+            )
+    if predictions is not None:
+        if bench is None or step is None or name is None:
+            raise SettingError(
+                "--predictions needs to know what they are",
+                expected="--bench, --step and --name",
+                got=", ".join(
+                    f"--{k} {v}"
+                    for k, v in {"bench": bench, "step": step, "name": name}.items()
+                    if v is not None
+                )
+                or "none of them",
+            )
+        with Progress() as progress:
+            folder, holes = score_predictions(
+                OutsideSettings(
+                    bench=bench,
+                    step=step,
+                    predictions=predictions,
+                    name=name,
+                    seed=seed,
+                    words=words,
+                    labels=labels,
+                    profile=profile,
+                    data=data,
+                    splits=parse_splits(split or []),
+                    out=out,
+                    cache=cache,
+                    allow_missing=allow_missing,
+                ),
+                progress.watch,
+            )
+        folders.append(folder)
+        if holes:
+            typer.echo(f"Holes, without prediction after step {step}: {', '.join(holes)}")
+    for folder in folders:
+        for made in score_report(folder):
+            show(made, "terminal")
+            typer.echo("")
+        typer.echo(f"Results: {folder}")
+
+
+@app.command("list")
+def list_() -> None:
+    """Benchmarks, strategies, backbones, encodings and profiles, one line each."""
+    from clbench import registry
+    from clbench.settings import load_profile, profile_names
+
+    for title, kind in (
+        ("Benchmarks", "benchmark"),
+        ("Strategies", "strategy"),
+        ("Backbones", "backbone"),
+        ("Encodings", "encoding"),
+    ):
+        typer.echo(title)
+        for name in registry.entries(kind):
+            typer.echo(f"  {name:<17} {registry.summary(kind, name)}")
+    typer.echo("Profiles")
+    for name in profile_names():
+        typer.echo(f"  {name:<17} {load_profile(name).summary}")
