@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from clbench.avalanche.cases import Experience, Shelf, dataset
 from clbench.avalanche.importing import load
 from clbench.avalanche.keeping import KEY, pack, unpack
 from clbench.avalanche.plugins import REFUSED_ON_CPU, Plugged, find_plugin, refuse
-from clbench.data.volumes import Volume
 from clbench.errors import AvalancheError
 from clbench.session import Desk, Session
 from clbench.strategy import Batch, Output, derive_seed
@@ -31,10 +30,6 @@ from clbench.train import CaseKey
 _core = load("avalanche.core")
 _templates = load("avalanche.training.templates")
 _plugins = load("avalanche.training.plugins")
-_data = load("avalanche.benchmarks.utils.data")
-_attribute = load("avalanche.benchmarks.utils.data_attribute")
-_dataset = load("avalanche.benchmarks.scenarios.dataset_scenario")
-_generic = load("avalanche.benchmarks.scenarios.generic_scenario")
 
 
 class Logits(nn.Module):
@@ -52,71 +47,6 @@ class Logits(nn.Module):
         """(B, 1, D, H, W) → (B, C, D, H, W) logits."""
         answer: Output = self.model(image)
         return answer.logits
-
-
-class Shelf:
-    """Where every crop of a plugin comes from: a function of when it was asked for."""
-
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
-        self.place: tuple[object, ...] = ()
-        self.drawn: list[str] = []
-
-    def at(self, *place: object) -> None:
-        """Crops asked for from now on belong to this moment."""
-        self.place, self.drawn = place, []
-
-    def crop(self, case: CaseKey | Volume, name: str) -> tuple[Tensor, Tensor]:
-        """Image and label of a new crop of a case."""
-        self.drawn.append(name)
-        return self.desk.draw(case, ("plugin", *self.place, len(self.drawn), name))
-
-
-class Cases(Dataset[tuple[Tensor, Tensor]]):
-    """Cases as samples (image (1, *patch), label (K, *patch)): a new crop at every access."""
-
-    def __init__(self, shelf: Shelf, keys: Sequence[CaseKey | Volume], names: Sequence[str]):
-        self.shelf, self.keys, self.names = shelf, list(keys), list(names)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.shelf.crop(self.keys[index], self.names[index])
-
-
-def dataset(shelf: Shelf, keys: Sequence[CaseKey | Volume], names: Sequence[str]) -> Any:
-    """Cases as an Avalanche data set; every subset of it knows its cases by name.
-
-    A mini-batch is (image, label, task), and the task is 0 throughout.
-    """
-    if not keys:
-        return _data.AvalancheDataset([])
-    # a buffer that is balanced over classes has one class per step: a case shows many structures
-    steps = [key[0] - 1 if isinstance(key, tuple) else 0 for key in keys]
-    return _data.AvalancheDataset(
-        [Cases(shelf, keys, names)],
-        data_attributes=[
-            _attribute.DataAttribute(list(names), "case_keys"),
-            _attribute.DataAttribute(steps, "targets"),
-            _attribute.DataAttribute([0] * len(keys), "targets_task_labels", use_in_getitem=True),
-        ],
-    )
-
-
-class Experience(_dataset.DatasetExperience):  # type: ignore[misc, name-defined]  # untyped
-    """A step; classes are channels, in the order in which the course teaches them."""
-
-    def __init__(self, data: Any, desk: Desk, stream: str) -> None:
-        number = desk.lesson.number - 1
-        super().__init__(dataset=data, current_experience=number)
-        self.origin_stream = _generic.EagerCLStream(stream, [self], set_stream_info=False)
-        known, old = len(desk.lesson.structures), len(desk.lesson.old)
-        self.structures = desk.lesson.structures
-        self.classes_in_this_experience = list(range(old, known))
-        self.classes_seen_so_far = list(range(known))
-        self.previous_classes = list(range(old))
-        self.task_labels, self.task_label = [0], 0
 
 
 class Conductor(_templates.SupervisedTemplate):  # type: ignore[misc, name-defined]  # untyped
