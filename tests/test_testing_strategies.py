@@ -22,6 +22,8 @@ from clbench.data.volumes import Volume
 from clbench.errors import SettingError, UnknownName
 from clbench.losses import dice_bce, targets
 from clbench.nets.heads import ConvHead, Segmenter
+from clbench.one_of_k import allowed_channels, mean_ce
+from clbench.strategies.softmax_finetune import SoftmaxFinetune
 from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Predictor, Strategy
 from clbench.testing import check_strategy
 from clbench.testing.strategies import RULES
@@ -367,6 +369,70 @@ class AllBackground(Honest):
         return {**dice_bce(new.logits, target, inside), **self.kd(new, old)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class SecretSoftmax(SoftmaxFinetune):
+    """A softmax that declares `ignore`: its Dice does, its cross-entropy takes 255 for background."""
+
+    unlabelled: Literal["ignore", "background"] = "ignore"
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        every = range(len(batch.structures))
+        ce = mean_ce(new.logits, allowed_channels(batch, unlabelled="background"))
+        return {"ce": ce, **self.dice_of(batch, new, allowed_channels(batch), every)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiceOfNothing(Honest):
+    """Declares `background`; only its Dice says so, which has no gradient where a target is empty."""
+
+    unlabelled: Literal["ignore", "background"] = "background"
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        target, known = targets(batch, unlabelled="background")
+        bce = dice_bce(new.logits, *targets(batch))["bce"]
+        dice = dice_bce(new.logits, target, known)["dice"]
+        return {"bce": bce, "dice": dice, **self.kd(new, old)}
+
+
+class Undeclared(Honest):
+    """Declares no penalty and has one."""
+
+    penalties: ClassVar[Any] = ()
+
+
+class Restarts(Honest):
+    """Says it starts from the previous model, and draws every weight anew."""
+
+    keeps_old_logits: ClassVar[bool] = False
+
+    def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
+        super().grow(model, kit, step)
+        with kit.fresh(step.number, "anew"), torch.no_grad():
+            for p in model.parameters():
+                p.normal_()
+
+
+class RestartsLater(Honest):
+    """The same, once the step begins."""
+
+    def enter_phase(self, phase: Any, model: nn.Module, memory: Memory) -> None:
+        rng = torch.Generator().manual_seed(len(list(model.parameters())))
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randn(p.shape, generator=rng))
+
+
+class Guesses(Honest):
+    """Says by chance how many weights pruning may leave out."""
+
+    def prunes(self, model: nn.Module) -> int:
+        return random.randrange(1000)
+
+
 class Thaws(Honest):
     """Switches on what it declared frozen."""
 
@@ -547,6 +613,12 @@ BROKEN: dict[type, str] = {
     Padder: "unknown voxels are treated as declared",
     NoBackground: "unknown voxels are treated as declared",
     AllBackground: "unknown voxels are treated as declared",
+    SecretSoftmax: "unknown voxels are treated as declared",
+    DiceOfNothing: "unknown voxels are treated as declared",
+    Undeclared: "unknown voxels are treated as declared",
+    Restarts: "starts from what it declares",
+    RestartsLater: "starts from what it declares",
+    Guesses: "hooks repeat to the bit",
     Thaws: "gradient stays in the declared groups",
     TrainsConstants: "gradient stays in the declared groups",
     Nudges: "gradient stays in the declared groups",

@@ -167,8 +167,36 @@ def grows_in_any_order(bed: Bed) -> None:
             )
 
 
+def starts_from_what_it_declares(bed: Bed) -> None:
+    """One that says 'previous' and begins anew has forgotten all, whatever it shows afterwards."""
+    if bed.strategy.starts_from == "scratch":
+        return  # then the runner makes the model
+    model = bed.blank(1)
+    perturb(model)
+    before = copy.deepcopy(model.state_dict())
+    bed.strategy.grow(model, bed.rig.kit, bed.lesson(2))
+    _nothing_kept(before, model, "grow, step 2")
+    state = bed.start(2)
+    before = copy.deepcopy(state.model.state_dict())
+    bed.enter(state)
+    _nothing_kept(before, state.model, "enter_phase, step 2")
+
+
+def _nothing_kept(before: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
+    now = model.state_dict()
+    common = [n for n, v in before.items() if n in now and v.numel() > 1]
+    if not any(same(before[n], now[n]) for n in common):
+        raise Broken(
+            "no weight of the previous model is left, although starts_from is 'previous'",
+            where=where,
+            expected="the model after the previous step, grown",
+            got=f"{len(common)} tensors, all of them others",
+            next_step="leave old weights alone, or declare starts_from = 'scratch'",
+        )
+
+
 def growth_keeps_old_logits_as_declared(bed: Bed) -> None:
-    """Else an old structure is forgotten, or kept, before the first update, and nobody sees it."""
+    """Else old structures are lost or kept (to rounding, 1e-5) before any update, and unseen."""
     image = torch.rand(2, 1, PATCH, PATCH, PATCH, generator=torch.Generator().manual_seed(1))
     moved = []
     for number in (2, 3):

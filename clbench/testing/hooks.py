@@ -96,6 +96,18 @@ def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
             groups=[([place.get(id(p), "?") for p in g.parameters], g.lr) for g in groups],
         )
 
+    def answers(state: State) -> dict[str, Any]:
+        strategy, lesson = state.strategy, state.lesson
+        logits = bed.answers(state, bed.crops(state))[0].logits.detach()
+        return traces(
+            state,
+            decode=strategy.decode(logits, lesson.structures),
+            takes_teacher=strategy.takes_teacher(lesson),
+            prepares=strategy.prepares(lesson),
+            prunes=strategy.prunes(state.model),
+            first_step=repr(strategy.first_step()),
+        )
+
     def losses(state: State) -> dict[str, Any]:
         state.model.train()
         perturb(state.model)  # a penalty must have something to say
@@ -143,6 +155,7 @@ def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
         yield "prepare_case", prepare_case
         yield "prepare", prepare
     yield "extra_cases, next_phase, enter_phase or groups", plans
+    yield "decode, takes_teacher, prepares, prunes or first_step", answers
     yield "losses", losses
     yield "after_backward or after_update", updates
     yield "finish", finish

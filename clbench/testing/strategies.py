@@ -32,6 +32,7 @@ RULES: tuple[Rule[Bed], ...] = (
     Rule(check=contract.declarations_are_legal),
     Rule(check=contract.builds, needs=(contract.declarations_are_legal,)),
     Rule(check=contract.grows_in_any_order, needs=BASE),
+    Rule(check=contract.starts_from_what_it_declares, needs=TAUGHT),
     Rule(check=contract.growth_keeps_old_logits_as_declared, needs=TAUGHT[:3]),
     Rule(check=contract.another_seed_gives_other_weights, needs=BASE),
     Rule(check=contract.decodes_to_probabilities, needs=TAUGHT[:3]),

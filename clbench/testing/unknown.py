@@ -67,6 +67,46 @@ class _Probe:
         """Every term that is no penalty, with this label."""
         return {name: value.detach() for name, value in self._terms(label).items()}
 
+    def pushed_down(self, structures: list[int], term: str | None = None) -> bool | None:
+        """Whether an unannotated structure is pushed down where no other structure is.
+
+        Args:
+            structures: those with 255 in the second case.
+            term: of this term; None: of the whole supervised loss.
+
+        Returns:
+            None where channels are neither one per structure nor background and those.
+        """
+        label = self.filled(structures, UNKNOWN)
+        first = self.new.logits.shape[1] - len(self.batch.structures)
+        if first not in (0, 1):
+            return None
+        others = [k for k in range(len(self.batch.structures)) if k not in structures]
+        nowhere = (label[1, others] == 0).all(dim=0)
+        terms = self._terms(label)
+        loss = torch.stack([torch.zeros(()), *(v for k, v in terms.items() if term in (None, k))])
+        if not loss.requires_grad:
+            return False
+        (grad,) = torch.autograd.grad(loss.sum(), self.new.logits, allow_unused=True)
+        channels = [first + k for k in structures]
+        return grad is not None and bool((grad[1, channels][:, nowhere] > 0).any())
+
+    def takes_for_background(self, structures: list[int]) -> list[str]:
+        """Terms to which 255 in these structures is 0, and which push them down there."""
+        as_is, as_zero, as_known = (
+            self.terms(label)
+            for label in (
+                self.filled(structures, UNKNOWN), self.filled(structures, 0), self.batch.label
+            )
+        )  # fmt: skip
+        return [
+            name
+            for name in as_zero
+            if torch.equal(as_is[name], as_zero[name])
+            and not torch.equal(as_zero[name], as_known[name])
+            and self.pushed_down(structures, name)
+        ]
+
     def _terms(self, label: Tensor) -> dict[str, Tensor]:
         strategy, memory = self.state.strategy, copy.deepcopy(self.state.memory)
         terms = strategy.losses(relabel(self.batch, label), self.new, self.old, memory)
@@ -101,12 +141,12 @@ def _new_ones_stay_unknown(probe: _Probe, where: str) -> None:
         return
     (as_is, grad), (as_zero, _) = (probe.at(probe.filled(new, v)) for v in (UNKNOWN, 0))
     name = probe.batch.structures[new[0]]
-    if torch.equal(as_is, as_zero):
+    if torch.equal(as_is, as_zero) or probe.takes_for_background(new):
         raise Broken(
             "a new structure that a case does not annotate counts as background",
             where=f"{where}; {name} with 255 in one case",
             expected="another loss than with 0",
-            got=f"{float(as_is):.7g} twice",
+            got=_which(probe, new, as_is),
             next_step="'background' speaks of old structures only",
         )
     if grad.shape[1] == len(probe.batch.structures) and bool(grad[1, new].any()):
@@ -126,12 +166,13 @@ def _old_ones_as_declared(probe: _Probe, where: str) -> None:
         return
     (as_is, grad), (as_zero, _) = (probe.at(probe.filled(old, v)) for v in (UNKNOWN, 0))
     as_known, _ = probe.at(probe.batch.label)  # equal to both: no old label is used at all
-    if torch.equal(as_is, as_zero) and not torch.equal(as_zero, as_known):
+    whole = torch.equal(as_is, as_zero) and not torch.equal(as_zero, as_known)
+    if whole or probe.takes_for_background(old):
         raise Broken(
             "old structures without annotation count as background",
             where=where,
             expected="another loss than with 0: 'ignore' is declared",
-            got=f"{float(as_is):.7g} twice",
+            got=_which(probe, old, as_is),
             next_step="declare unlabelled = 'background', or leave these voxels out",
         )
     if grad.shape[1] != len(probe.batch.structures) or not bool(grad[1, old].any()):
@@ -145,22 +186,28 @@ def _old_ones_as_declared(probe: _Probe, where: str) -> None:
         )
 
 
+def _which(probe: _Probe, structures: list[int], loss: Tensor) -> str:
+    """Terms that take 255 for 0, or the loss that is the same with both."""
+    named = probe.takes_for_background(structures)
+    return f"the same {', '.join(named)}" if named else f"{float(loss):.7g} twice"
+
+
 def _become_background(probe: _Probe, old: list[int], where: str) -> None:
     """Some term that looks at old labels takes 255 for 0; others may leave such structures out.
 
-    Where no term looks at them at all, the gradient says what their voxels become.
+    And they are pushed down where nothing else is, whatever the terms are made of: a Dice whose
+    target is empty has no gradient, so alone it makes nothing background.
     """
     as_is, as_zero, as_known = (
         probe.terms(label)
         for label in (probe.filled(old, UNKNOWN), probe.filled(old, 0), probe.batch.label)
     )
     looks = [name for name in as_zero if not torch.equal(as_zero[name], as_known[name])]
-    if not looks:
-        _, grad = probe.at(probe.filled(old, UNKNOWN))
-        own = grad.shape[1] == len(probe.batch.structures)  # a channel each, or background first
-        if bool((grad[1, old] > 0).any() if own else (grad[1, 0] < 0).any()):
-            return
-    if not any(torch.allclose(as_is[name], as_zero[name], 1e-5) for name in looks):
+    pushed = probe.pushed_down(old)
+    if pushed and not looks:
+        return
+    alike = any(torch.allclose(as_is[name], as_zero[name], 1e-5) for name in looks)
+    if not alike or pushed is False:
         raise Broken(
             "old structures without annotation do not count as background",
             where=where,
