@@ -39,6 +39,9 @@ class SoftmaxFinetune(Strategy):
     """Factor on the learning rate of the output layer in step 1, as in the authors' CT code."""
     legacy_slice_dice: bool = False
     """Dice per slice along axis 0, as the authors' code computes it."""
+    legacy_unannotated_background: bool = False
+    """A new structure that a case does not annotate is background in it, as the authors taught the
+    organs that BTCV's cases 61 to 80 lack."""
     legacy_exclusive: bool = False
     """A structure is its own channel alone: a tumor in the liver is no liver, as the authors ran
     it."""
@@ -49,6 +52,7 @@ class SoftmaxFinetune(Strategy):
             dice=self.dice,
             classifier_lr=self.classifier_lr,
             legacy_slice_dice=self.legacy_slice_dice,
+            legacy_unannotated_background=self.legacy_unannotated_background,
         )
 
     def build(self, kit: Kit, step: Lesson) -> nn.Module:
@@ -92,11 +96,13 @@ class SoftmaxFinetune(Strategy):
         return {"ce": mean_ce(new.logits, allowed), **self.dice_of(batch, new, allowed, every)}
 
     def seen(self, batch: Batch) -> Batch:
-        """The batch without old annotation, where `annotated_old` says so."""
-        if self.annotated_old == "annotation":
-            return batch
-        label = batch.label.clone()
-        label[:, batch.old_index] = UNKNOWN
+        """The batch with the labels that options leave of it."""
+        label, inside = batch.label.clone(), (batch.label != UNKNOWN).any(dim=1, keepdim=True)
+        if self.annotated_old == "pseudo":
+            label[:, batch.old_index] = UNKNOWN
+        if self.legacy_unannotated_background:
+            new = label[:, batch.new_index]
+            label[:, batch.new_index] = new.masked_fill(inside & (new == UNKNOWN), 0)
         return replace(batch, label=label)
 
     def dice_of(

@@ -253,6 +253,22 @@ def test_options_of_all_softmax_methods(made: Any) -> None:
             assert terms[name] == pytest.approx(want.item(), abs=1e-6)
 
 
+def test_what_a_case_does_not_annotate_is_background_as_the_authors_taught_it() -> None:
+    """The organs that BTCV's cases 61 to 80 lack; padding stays unknown, old structures, too."""
+    first = batch_of(LABELS, new=(True, True, True, True))
+    first.label[1, 3] = 255
+    zero = replace(first, label=first.label.clone())
+    zero.label[1, 3] = torch.where(LABELS[1] == 255, 255, 0)
+    for made in (SoftmaxFinetune, LwfCt, IltCt, PlopCt):
+        legacy = made(legacy_unannotated_background=True).first_step()
+        found = [s.losses(b, NEW, None, {})["ce"].item()
+                 for s, b in ((legacy, first), (legacy, zero), (made().first_step(), first))]  # fmt: skip
+        assert found[0] == found[1] != found[2]
+    old = batch_of(LABELS, old_known=False)
+    legacy, plain = (LwfCt(legacy_unannotated_background=b) for b in (True, False))
+    assert terms_of(legacy, old) == terms_of(plain, old)
+
+
 def test_the_output_layer_has_its_own_rate_in_step_1_alone() -> None:
     kit = Kit(
         backbone=lambda: small_unet(8), encode=lambda names: torch.zeros(len(names), 8), seed=0
