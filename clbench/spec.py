@@ -277,6 +277,9 @@ class Benchmark:
                         f"the step learns {name!r}, which its source does not annotate",
                         where=here,
                         expected=f"one of {', '.join(known[step.source].structures)}",
+                        got=name,
+                        next_step=f"take it from `learns`, or give source {step.source!r} its "
+                        "label value or mask",
                     )
                 learned[name] = step.name
             if step.shows is not None:

@@ -71,8 +71,11 @@ def test_groups_are_those_printed_in_table_11() -> None:
 def test_raw_values_of_jhh() -> None:
     source = JHH.source("jhh")
     assert len(source.labels) + len(source.sides) + len(source.ignored) == 24
-    assert source.labels[12] == "liver"
-    assert source.labels[10] == "left_kidney"
+    numbers = {value: taxonomy.structure(name).template_id for value, name in source.labels.items()}
+    assert numbers == {  # value in the file → number in the paper's Table 2 and its extension
+        1: 8, 4: 33, 5: 25, 6: 18, 7: 14, 8: 4, 9: 9, 10: 3, 11: 2, 12: 6, 13: 11, 14: 34, 15: 35,
+        16: 19, 18: 1, 19: 7, 20: 10, 21: 36, 22: 37, 24: 38,
+    }  # fmt: skip
     assert source.sides[2] == ("left_adrenal_gland", "right_adrenal_gland")
     assert not JHH.reads("jhh").sides  # no step teaches the adrenals
     assert set(JHH.structures(3)) <= set(JHH.reads("jhh").structures)
@@ -220,16 +223,21 @@ def test_a_record_names_the_patient_behind_each_scan(tmp_path: Path, lay_out: An
 
 def test_totalsegmentator_draws_abdomens_alone(tmp_path: Path, lay_out: Any) -> None:
     source = TOTALSEG.source("totalseg")
-    second = ("gall_bladder", "intestine", "postcava")
+    second = {"gall_bladder": "gallbladder", "intestine": "small_bowel",
+              "postcava": "inferior_vena_cava"}  # fmt: skip
     values = {stem: i for i, stem in enumerate(source.masks, 1) if stem not in second}
-    names = {stem: (value,) for stem, value in values.items()}
+    first_names = {stem: (value,) for stem, value in values.items()}
+    other_names = {new: (values[old],) for new, old in second.items()} | {
+        stem: value for stem, value in first_names.items() if stem not in second.values()
+    }
     for i in range(16):
+        names = other_names if i % 2 else first_names  # both kinds of names, side by side
         image, label = scan(i, values)
         if i % 4 == 3:
             label[label == values["liver"]] = 0  # a chest, say: the mask is there, and empty
         lay_out(tmp_path, "totalsegmentator", f"s{i:04d}", image, label, masks=names)
     (tmp_path / "meta.csv").write_text("image_id;split\n")
-    lay_out(tmp_path, "totalsegmentator", "s0864", *scan(99, {}), masks=names)
+    lay_out(tmp_path, "totalsegmentator", "s0864", *scan(99, {}), masks=first_names)
     (tmp_path / "s0864" / "segmentations" / "liver.nii.gz").write_bytes(b"damaged")
     steps = tuple(
         replace(
@@ -241,8 +249,15 @@ def test_totalsegmentator_draws_abdomens_alone(tmp_path: Path, lay_out: Any) -> 
     used = [set(s.cases) for s in catalog.splits]
     assert sum(map(len, used)) == len(set.union(*used)) == 12  # all that hold a liver
     assert not {"s0003", "s0007", "s0011", "s0015", "s0864"} & set.union(*used)
-    volume = catalog.open(1, catalog.splits[0].train[0], "train")
-    assert (volume.labels(TOTALSEG.steps[0].learns, EVERYWHERE) != 255).all()
+    kinds = set()
+    for number, split in enumerate(catalog.splits, 1):
+        catalog.step = number
+        for case in split.train:
+            volume = catalog.open(number, case, "train")
+            shown = volume.labels(TOTALSEG.steps[number - 1].learns, EVERYWHERE)
+            assert (shown != 255).all()
+            kinds.add(int(case[1:]) % 2)
+    assert kinds == {0, 1}
 
 
 # ------------------------------------------------------------------------- courses users write

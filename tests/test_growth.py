@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -316,6 +318,30 @@ def test_a_range_is_learned_as_a_share_of_the_body_and_moves_with_it() -> None:
     # 0.401 to 0.599, widened by a quarter of 0.198
     assert (low, high) == (10 + 35, 10 + 65)
     assert extent.ranges(image, ("liver",), memory) == {}
+
+
+def test_the_range_of_a_tumor_is_its_extremes_widened_by_their_spread() -> None:
+    image = np.full((4, 4, 20), -1000, np.int16)
+    image[1:3, 1:3, 4:14] = 40  # ten slices of body
+
+    def labels(names: Sequence[str], at: Any) -> np.ndarray:
+        shown = np.zeros((len(names), 4, 4, 20), np.uint8)
+        shown[names.index("liver_tumor"), 1, 1, [6, 7, 11]] = 1
+        shown[names.index("spleen")] = 255  # nobody looked for it
+        return shown
+
+    volume: Any = SimpleNamespace(image=image, labels=labels)
+    found = extent.levels(volume, ["liver", "spleen", "liver_tumor"])
+    assert set(found) == {"liver_tumor"}
+    torch.testing.assert_close(found["liver_tumor"], torch.tensor([0.25, 0.35, 0.75]))
+    memory = Memory()
+    extent.remember([found], memory)
+    spread = float(np.std([0.25, 0.35, 0.75]))
+    want = [0.25 - spread, 0.75 + spread]
+    assert memory[extent.KEY + "liver_tumor"] == pytest.approx(want, abs=1e-6)
+    assert extent.ranges(image, ("liver_tumor",), memory) == {
+        "liver_tumor": (math.floor(4 + 10 * want[0]), math.ceil(4 + 10 * want[1]))
+    }
 
 
 # ------------------------------------------------------------------------------ whole courses

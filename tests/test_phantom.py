@@ -14,7 +14,7 @@ import pytest
 from clbench import registry
 from clbench.data import phantom as room
 from clbench.data.anatomy import tissues
-from clbench.data.layouts import LAYOUTS
+from clbench.data.layouts import LAYOUTS, find_cases
 from clbench.data.phantom import fingerprint, make_case, make_phantom, tumor_free
 from clbench.data.reading import read_case
 from clbench.data.volumes import Volume, preprocess
@@ -124,6 +124,32 @@ def test_about_one_in_seven_has_no_tumor() -> None:
     split = BENCH.steps[1].phantom_split
     for part in (split.train, split.test):
         assert 0 < sum(tumor_free(c) for c in part) < len(part) / 2
+
+
+@pytest.mark.parametrize("name", ["body_ext", "body_ext_totalseg"])
+def test_the_courses_of_the_body_find_all_they_teach(name: str, root: Path) -> None:
+    """Vessels of a few voxels included, in every case, at the grid `quick` trains on."""
+    bench = registry.benchmark(name)
+    source = bench.reads(bench.sources[0].name)
+    cases = {source.name: ("1", "2", "3") if name == "body_ext" else ("s0001", "s0002", "s0003")}
+    pre = Preprocessing(spacing_mm=(5.0, 5.0, 5.0))
+    made = make_phantom(root, [source], cases, PhantomSettings())
+    taught = bench.structures(3)
+    thick = set()
+    for files in find_cases(made[source.name], source).values():
+        volume = preprocess(read_case(files, source), source, pre)
+        label = volume.labels(taught, (slice(None),) * 3)
+        counts = dict(zip(taught, (label == 1).sum(axis=(1, 2, 3)).tolist(), strict=True))
+        counts.pop("gall_bladder")  # a few bodies have none, as among patients
+        assert min(counts.values()) > 0, counts
+        axes = np.linalg.norm(volume.native_affine[:3, :3], axis=0)
+        thick.add(round(float(axes.max()), 1))
+        if name == "body_ext":  # arterial: the aorta outshines the vein beside it
+            aorta, vein = (volume.image[label[taught.index(n)] == 1].mean()
+                           for n in ("aorta", "postcava"))  # fmt: skip
+            assert aorta > vein + 30
+    if name == "body_ext":
+        assert min(thick) > 5.2  # the others have slices of 5 and 4 mm
 
 
 def test_subjects_and_sources_differ(volumes: list[Volume]) -> None:

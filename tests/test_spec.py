@@ -58,8 +58,13 @@ def test_steps_that_learn_the_same_structure_are_refused() -> None:
 
 def test_a_step_cannot_learn_what_its_source_does_not_annotate() -> None:
     bench = small()
-    with pytest.raises(SpecError, match="source does not annotate"):
+    with pytest.raises(SpecError, match="source does not annotate") as err:
         replace(bench, steps=(replace(bench.steps[0], learns=("aorta",)),))
+    fields = dict(err.value.fields())
+    assert fields["got"] == "aorta"
+    assert "spleen" in str(fields["expected"])
+    assert "`learns`" in str(err.value)
+    assert "one" in str(fields["where"])
 
 
 def test_unknown_structure_and_source_get_did_you_mean() -> None:

@@ -147,6 +147,18 @@ class Plain(Strategy):
         return {"mse": value * float("nan") if self.bad else value}
 
 
+class Counting(Toy):
+    """A teacher that counts, and says how it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[bool, bool]] = []
+
+    def forward(self, image: Tensor) -> Output:
+        self.asked.append((torch.is_grad_enabled(), self.training))
+        return super().forward(image)
+
+
 class FakeVolume:
     """Stands where a preprocessed case stands: `crop` is replaced in these tests."""
 
@@ -189,6 +201,28 @@ def run(
         device=torch.device("cpu"), workers=workers, watch=events.append,
     )  # fmt: skip
     return model, events
+
+
+def test_a_teacher_is_frozen_and_asked_once_per_batch_without_gradient(
+    lesson_and_material: tuple[Lesson, Material],
+) -> None:
+    lesson, material = lesson_and_material
+    second = replace(lesson, number=2, learns=(), structures=("spleen",))
+    material = replace(
+        material, volumes={(2, c): v for (_, c), v in material.volumes.items()},
+        weights={(2, c): w for (_, c), w in material.weights.items()},
+    )  # fmt: skip
+    teacher, events = Counting().train(), []
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    teach(
+        Plain(), Toy(), teacher, second, {}, material, train=TRAIN, seed=7,
+        device=torch.device("cpu"), watch=events.append,
+    )  # fmt: skip
+    updates = sum(e["event"] == "update" for e in events)
+    assert updates > 0
+    assert teacher.asked == [(False, False)] * updates
+    assert all(not p.requires_grad and p.grad is None for p in teacher.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
 
 
 def test_phases_groups_and_events(lesson_and_material: tuple[Lesson, Material]) -> None:
