@@ -1,7 +1,8 @@
 """Decoder growth: the encoder is frozen after step 1, and every step adds a decoder of its own.
 
-Source: Ji et al., ICCV 2023; their released code (2025). Differs: the profile's backbone; sigmoids
-without background; no deep supervision, no architecture search; `classifier_lr`, `body_range`.
+Source: Ji et al., ICCV 2023; their released code (2025). Differs: the encoder learns in step 1, not
+from a large base data set; the profile's backbone; sigmoids without background; no distillation,
+deep supervision, architecture search or features of older decoders; `classifier_lr`, `body_range`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The cross-entropy lets an unannotated voxel be background or any structure not annotated; the
 distillation counts the new structures as background, as the old model did; new channels start as
 equal shares of background, so that growth changes no old structure's logit or probability (only
-background's logit, which is why `keeps_old_logits` is not claimed).
+background's logit, which is why `keeps_old_logits` is not claimed then).
 
 Source: Cermelli et al., CVPR 2020. Differs: 3-D; Dice is added as in step 1 (`dice=false` takes it
 out).
@@ -27,13 +27,18 @@ class Mib(SoftmaxFinetune):
     """MiB: cross-entropy and distillation that model the background's shift."""
 
     unlabelled: Literal["ignore", "background"] = "ignore"
-    splits_background: ClassVar[bool] = True
-    keeps_old_logits: ClassVar[bool] = False
     penalties: ClassVar[tuple[str, ...]] = ("distill",)
+    splits_background: bool = True  # type: ignore[misc]  # an option here, a fact elsewhere
+    """Start new channels as equal shares of background; false: as every other method does."""
     weight: float = 10.0
     """Weight of the distillation, a mean over channels and voxels."""
     alpha: float = 1.0
     """Sharpens the old model's logits."""
+
+    @property
+    def keeps_old_logits(self) -> bool:  # type: ignore[override]  # an option decides
+        """Background's logit moves where it is shared out."""
+        return not self.splits_background
 
     def takes_teacher(self, step: Lesson) -> bool:
         """From step 2 on."""

@@ -683,6 +683,7 @@ def test_every_registered_strategy_is_honest(name: str, kit_cache: Path) -> None
         ("lwf_ct", {"unlabelled": "background", "legacy_exclusive": True}),
         ("ilt_ct", {"head": "sigmoid", "legacy_slice_dice": True}),
         ("ilt_ct", {"legacy_shifted_dice": True, "legacy_fresh_classifier": True}),
+        ("mib", {"splits_background": False}),
         ("plop", {"legacy_median": True, "pooled_axes": 2}),
         ("decoder_growth", {"start": "copy", "ema": 0.9, "body_range": True, "exclusive": True}),
     ],

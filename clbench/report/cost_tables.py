@@ -137,7 +137,7 @@ def printed_table(p: Printed) -> Table:
         f"so a new structure costs {per_structure:.4f} GFLOPs and a new decoder "
         f"{p.decoder_gflops:.2f}: a ratio of {p.decoder_gflops / per_structure:,.0f}, where the "
         f"printed figures give {p.printed_decoder_gflops / p.printed_head_gflops:,.0f}; neither "
-        "says what pruning a decoder saves"
+        "says what pruning a decoder saves; of Ji et al. the paper reports cost alone, no Dice"
     )
     return Table(
         title="the paper's two figures, counted anew (Swin UNETR 48, one patch of 96 x 96 x 96)",
