@@ -176,8 +176,12 @@ def test_each_loss_is_set_beside_the_lower_bounds_on_the_seeds_they_share(
     run("ilt", 1, 0.2)
     run("plop", 3, 0.0)
     run("universal", 0, -0.08)
+    run("mib", 0, -0.0001)
     assert notes() == [
-        "lost less than half of what finetune lost, same seeds: universal (-10%), lwf_ct (25%).",
+        (
+            "lost less than half of what finetune lost, same seeds: universal (-10%), "
+            "mib (0%), lwf_ct (25%)."
+        ),
         "lost half or more of what finetune lost, same seeds: ilt (50%).",
         "no seed in common with finetune, or no score: plop.",
     ]

@@ -22,7 +22,7 @@ from clbench.score import score_run
 from clbench.seal import seal
 from clbench.verify import verify_run, word_of
 
-REFERENCE = Path(__file__).parents[1] / "results" / "reference"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 @pytest.fixture
@@ -219,10 +219,29 @@ def test_data_that_is_not_there_leaves_the_scores_unchecked(run: Path, tmp_path:
         verify_run(run, data=str(tmp_path / "nowhere"))
 
 
-def test_the_reference_runs_are_whole() -> None:
-    for folder in store.find_runs(REFERENCE):
+@pytest.mark.parametrize("name", ["reference", "ablation", "settling"])
+def test_the_runs_behind_the_readme_are_whole(name: str) -> None:
+    folders = store.find_runs(RESULTS / name)
+    assert folders
+    for folder in folders:
         said = "\n".join(verify_run(folder).unchecked)
         assert "keeps no predictions" in said
+
+
+def test_decoder_growth_forgot_exactly_nothing() -> None:
+    folders = list(RESULTS.glob("reference/*/decoder_growth/*"))
+    assert {f.parents[1].name for f in folders} == {"tumor_ext", "body_ext"}
+    for folder in folders:
+        first: dict[tuple[str, ...], float] = {}
+        later = 0
+        for row in store.read_scores(folder / "scores.csv"):
+            what = (row.eval_set, row.case, row.structure, row.scoring, row.metric)
+            if what in first:
+                assert row.value == first[what] or first[what] != first[what], (folder, row)
+                later += 1
+            else:
+                first[what] = row.value
+        assert later > 100
 
 
 def test_an_excerpt_holds_the_tables_says_so_and_verifies(run: Path, tmp_path: Path) -> None:
@@ -264,7 +283,7 @@ def test_an_excerpt_is_made_of_whole_and_finished_runs_alone(run: Path, tmp_path
 
 def test_a_run_from_before_checksums_and_without_predictions_passes(tmp_path: Path) -> None:
     folder = tmp_path / "tumor_ext" / "finetune" / "old"
-    shutil.copytree(store.find_runs(REFERENCE)[0], folder)
+    shutil.copytree(store.find_runs(RESULTS / "reference")[0], folder)
     record = json.loads((folder / "run.json").read_text())
     del record["files"], record["record_sha256"]
     (folder / "run.json").write_text(json.dumps(record))

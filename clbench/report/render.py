@@ -60,7 +60,7 @@ class Table:
 
 def number(value: float, digits: int = 3) -> str:
     """A score as text; the dash where there is none."""
-    return EMPTY if math.isnan(value) else f"{value:.{digits}f}"
+    return EMPTY if math.isnan(value) else f"{value:z.{digits}f}"
 
 
 def signed(value: float, digits: int = 3) -> str:

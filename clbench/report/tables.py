@@ -204,7 +204,7 @@ def _beside_the_lower_bound(lost: Mapping[str, Mapping[int, float]]) -> list[str
     notes = []
     for word, half in (("less than half", True), ("half or more", False)):
         chosen = sorted((v, k) for k, v in shares.items() if (v < 0.5) is half)
-        named = ", ".join(f"{k} ({v:.0%})" for v, k in chosen)
+        named = ", ".join(f"{k} ({v:z.0%})" for v, k in chosen)
         notes.append(f"lost {word} of what {LOWER_BOUND} lost, same seeds: {named or 'none'}.")
     if without:
         notes.append(f"no seed in common with {LOWER_BOUND}, or no score: {', '.join(without)}.")
