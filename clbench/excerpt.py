@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clbench import store
 from clbench.errors import StoreError
-from clbench.seal import check_files, check_record, seal
+from clbench.seal import check_files, check_record, seal, sha256
 
 KEPT = ".csv"
 """Files that come along: scores, cost, traces."""
@@ -45,9 +45,9 @@ def excerpt(results: Path, to: Path) -> list[Path]:
             for error in check_files(folder, record):
                 raise error
         there = to / folder.relative_to(results)
-        if not there.exists():
+        if not (there / "run.json").exists():  # written last: without it, nothing counts
             fresh.append(folder)
-        elif (there / "scores.csv").read_bytes() != (folder / "scores.csv").read_bytes():
+        elif sha256(there / "scores.csv") != sha256(folder / "scores.csv"):
             raise StoreError(
                 "another run of this name is there already",
                 where=there,

@@ -29,7 +29,7 @@ class Mib(SoftmaxFinetune):
     unlabelled: Literal["ignore", "background"] = "ignore"
     penalties: ClassVar[tuple[str, ...]] = ("distill",)
     splits_background: bool = True  # type: ignore[misc]  # an option here, a fact elsewhere
-    """Start new channels as equal shares of background; false: as every other method does."""
+    """Start new channels as equal shares of background; false: as torch initialises."""
     weight: float = 10.0
     """Weight of the distillation, a mean over channels and voxels."""
     alpha: float = 1.0

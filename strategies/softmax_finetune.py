@@ -40,8 +40,8 @@ class SoftmaxFinetune(Strategy):
     legacy_slice_dice: bool = False
     """Dice per slice along axis 0, as the authors' code computes it."""
     legacy_unannotated_background: bool = False
-    """A new structure that a case does not annotate is background in it, as the authors taught the
-    organs that BTCV's cases 61 to 80 lack."""
+    """Softmax head: a new structure that a case does not annotate is background in it, as the
+    authors taught the organs that BTCV's cases 61 to 80 lack."""
     legacy_exclusive: bool = False
     """A structure is its own channel alone: a tumor in the liver is no liver, as the authors ran
     it."""

@@ -260,6 +260,8 @@ def test_an_excerpt_holds_the_tables_says_so_and_verifies(run: Path, tmp_path: P
     tables = [summary(results=r, bench="tumor_ext", scoring="strict") for r in (results, to)]
     assert tables[0] == tables[1]
     assert excerpt(results, to) == []  # there already
+    (made / "run.json").unlink()  # a copy that was broken off is made again
+    assert excerpt(results, to) == [made]
     assert excerpt(to, tmp_path / "again") == [tmp_path / "again" / made.relative_to(to)]
 
 

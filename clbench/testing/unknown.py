@@ -6,6 +6,7 @@ Room: row 5 (torch).
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -57,7 +58,11 @@ class _Probe:
 
     def at(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """(loss, gradient (B, C, D, H, W)) with this label."""
-        loss = torch.stack([torch.zeros(()), *self._terms(label).values()]).sum()
+        return self._sum(self._terms(label).values())
+
+    def _sum(self, terms: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Their sum, and its gradient in the logits."""
+        loss = torch.stack([torch.zeros(()), *terms]).sum()
         if not loss.requires_grad:
             return loss, torch.zeros_like(self.new.logits)
         (grad,) = torch.autograd.grad(loss, self.new.logits, allow_unused=True)
@@ -83,13 +88,9 @@ class _Probe:
             return None
         others = [k for k in range(len(self.batch.structures)) if k not in structures]
         nowhere = (label[1, others] == 0).all(dim=0)
-        terms = self._terms(label)
-        loss = torch.stack([torch.zeros(()), *(v for k, v in terms.items() if term in (None, k))])
-        if not loss.requires_grad:
-            return False
-        (grad,) = torch.autograd.grad(loss.sum(), self.new.logits, allow_unused=True)
+        _, grad = self._sum(v for k, v in self._terms(label).items() if term in (None, k))
         channels = [first + k for k in structures]
-        return grad is not None and bool((grad[1, channels][:, nowhere] > 0).any())
+        return bool((grad[1, channels][:, nowhere] > 0).any())
 
     def takes_for_background(self, structures: list[int]) -> list[str]:
         """Terms to which 255 in these structures is 0, and which push them down there."""
