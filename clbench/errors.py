@@ -1,6 +1,6 @@
 """Errors that help: each says what went wrong, where, what was expected and found, what to do.
 
-Room: row 0 (no torch). Every deliberate failure of clbench is a `ClbenchError`; the command line
+Every deliberate failure of clbench is a `ClbenchError`; the command line
 prints it without a traceback and exits with status 1.
 """
 

@@ -15,9 +15,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from clbench.losses import dice_bce, targets
 from clbench.nets.heads import Segmenter, UniversalHead
 from clbench.strategy import Batch, Kit, Lesson, Memory, Output, Strategy
+from clbench.strategy.losses import dice_bce, targets
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clbench.distillation import feature_mse, kd_softmax
 from clbench.nets.heads import Segmenter
 from clbench.strategy import Batch, Group, Lesson, Memory, Output
+from clbench.strategy.distillation import feature_mse, kd_softmax
 
 from .softmax_finetune import SoftmaxFinetune
 

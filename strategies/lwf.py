@@ -16,8 +16,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from clbench.distillation import kd_softmax
 from clbench.strategy import Batch, Lesson, Memory, Output
+from clbench.strategy.distillation import kd_softmax
 
 from .softmax_finetune import SoftmaxFinetune
 

@@ -16,8 +16,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from clbench.distillation import kd_unbiased
 from clbench.strategy import Batch, Lesson, Memory, Output
+from clbench.strategy.distillation import kd_unbiased
 
 from .softmax_finetune import SoftmaxFinetune
 

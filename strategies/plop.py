@@ -17,16 +17,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from clbench import distillation
-from clbench.distillation import BINS, entropy_histogram, gated_ce
-from clbench.one_of_k import allowed_channels
-from clbench.pooling import logits_for_pod, pod
-from clbench.strategy import Batch, Lesson, Memory, Output, Predictor
+from clbench.strategy import Batch, Lesson, Memory, Output, Predictor, distillation
+from clbench.strategy.distillation import BINS, entropy_histogram, gated_ce, logits_for_pod, pod
+from clbench.strategy.partial_labels import allowed_channels
 
 from .softmax_finetune import SoftmaxFinetune
 
 if TYPE_CHECKING:
-    from clbench.data.volumes import Volume
+    from clbench.data.volume import Volume
 
 THRESHOLDS = "plop_thresholds"  # where memory keeps this step's (C_old,) entropy thresholds
 

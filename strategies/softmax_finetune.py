@@ -7,7 +7,7 @@ the new data does not annotate count as background.
 Source: the lower bound of class-incremental segmentation (Cermelli et al., CVPR 2020, "FT"); losses
 of step 1, and the output layer's rate there (a hundred times the base), as in the authors' CT
 baselines (paper, section 5.3), so that all softmax methods share one step 1. Differs: where a
-structure is not annotated, the cross-entropy leaves it open (`clbench.one_of_k`).
+structure is not annotated, the cross-entropy leaves it open (`clbench.strategy.partial_labels`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from clbench.nets.heads import ConvHead, Segmenter
-from clbench.one_of_k import allowed_channels, decode_channels, mean_ce, sigmoid_dice
 from clbench.strategy import UNKNOWN, Batch, Group, Kit, Lesson, Memory, Output, Strategy
+from clbench.strategy.partial_labels import allowed_channels, decode_channels, mean_ce, sigmoid_dice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class SoftmaxFinetune(Strategy):
 
         Source: the authors' CT code, softmax branch: cross-entropy beside the Dice of the paper's
         eq. 3 and 4. Differs: means over what is annotated; the channels a voxel may be follow from
-        its labels (`clbench.one_of_k`); Dice over the whole patch (`legacy_slice_dice`).
+        its labels (`partial_labels`); Dice over the whole patch (`legacy_slice_dice`).
         """
         batch = self.seen(batch)
         allowed = allowed_channels(batch, unlabelled=self.unlabelled)

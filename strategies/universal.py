@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
-from clbench.losses import dice_bce, targets
-from clbench.postprocess import DEFAULT_RULES, clean, known
+from clbench.data.postprocess import DEFAULT_RULES, clean, known
 from clbench.strategy import (
     Batch,
     Lesson,
@@ -30,11 +29,12 @@ from clbench.strategy import (
     labelled_on_line,
     pseudo_labels,
 )
+from clbench.strategy.losses import dice_bce, targets
 
 from .finetune import Finetune
 
 if TYPE_CHECKING:
-    from clbench.data.volumes import Volume
+    from clbench.data.volume import Volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,11 @@ class Universal(Finetune):
     soft_limit_mib: int = 16384
     """Soft pseudo labels of a step that take more space than this are not stored: the old model
     runs in the loop, once per batch, and labels the crops (how that differs:
-    `clbench.strategy.labelled_on_line`)."""
+    `clbench.strategy.teacher_labels.labelled_on_line`)."""
     postprocess: bool = True
     """Clean hard pseudo labels."""
     rules: tuple[str, ...] = DEFAULT_RULES
-    """By which rules of `clbench.postprocess`; as it is, those of the authors' code."""
+    """By which rules of `clbench.data.postprocess`; as it is, those of the authors' code."""
     annotated_old: Literal["annotation", "pseudo"] = "annotation"
     """What teaches an old structure that the new data annotates."""
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.nets.heads import UniversalHead
-from clbench.nets.text import onehot
+from clbench.nets.text_encodings import onehot
 from clbench.strategy import Kit, Lesson, Strategy
 
 from .universal import Universal

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from clbench.nets.heads import Segmenter
-from clbench.nets.shared_head import SharedHead
+from clbench.nets.heads import Segmenter, SharedHead
 from clbench.strategy import Kit, Lesson, Strategy
 
 from .universal import Universal

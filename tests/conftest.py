@@ -66,8 +66,8 @@ def smoke_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smoke_run(cache_root: Path, smoke_out: Path) -> Path:
     """The run folder of `universal` on `tumor_ext`, profile `smoke`, seed 0."""
-    from clbench.plan import RunSettings
-    from clbench.run import run_course
+    from clbench.run.course import run_course
+    from clbench.run.plan import RunSettings
 
     return run_course(
         RunSettings(

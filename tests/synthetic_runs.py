@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from clbench import store
-from clbench.store import Score
+from clbench.store import run_folder
+from clbench.store.run_folder import Score
 
 ORGANS = ("spleen", "right_kidney", "liver", "pancreas")
 STEPS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -161,8 +161,8 @@ def _write(
     train = [[f"{s}/{i}{k}" for k in range(3)] for i, (_, s, _) in enumerate(steps, 1)]
     learned = [c for _, _, names in steps for c in names]
     record = {
-        "schema": store.SCHEMA, "status": "finished", "steps_done": len(steps), "patients": not phantom,
-        "strategy": name, "run_id": store.run_id(identity), "identity": identity,
+        "schema": run_folder.SCHEMA, "status": "finished", "steps_done": len(steps), "patients": not phantom,
+        "strategy": name, "run_id": run_folder.run_id(identity), "identity": identity,
         "metrics": {"dice": {"version": 1}},
         "data_fingerprint": "synthetic-1", "text_encoding": {"encoding": "minilm"},
         "course": {
@@ -188,6 +188,6 @@ def _write(
     }  # fmt: skip
     folder = results / bench / name / str(record["run_id"])
     folder.mkdir(parents=True)
-    store.write_record(folder, record)
-    store.write_scores(folder / "scores.csv", rows)
+    run_folder.write_record(folder, record)
+    run_folder.write_scores(folder / "scores.csv", rows)
     return folder

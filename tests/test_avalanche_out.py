@@ -18,15 +18,16 @@ from torch import nn
 from torch.optim import SGD
 
 from clbench import avalanche as bridge
-from clbench import checkpoint, registry, store
 from clbench.errors import SettingError, TrainingError
-from clbench.metrics import transfer
-from clbench.plan import Plan, RunSettings, make_plan
-from clbench.run import run_plan
-from clbench.score import score_run
-from clbench.strategy import Phase
-from clbench.testing.tiny import OVERRIDES, tiny_course
-from clbench.train import Crops, Material
+from clbench.evaluation.metrics import continual
+from clbench.run.course import run_plan
+from clbench.run.plan import Plan, RunSettings, make_plan
+from clbench.run.rescore import score_run
+from clbench.spec import registry
+from clbench.store import checkpoint, run_folder
+from clbench.strategy.contract import Phase
+from clbench.testing.fixtures import OVERRIDES, tiny_course
+from clbench.training.batches import Crops, Material
 
 # Masks of an untaught network that teaching empties slowly: scores that differ from 0 and change.
 SLOW = (
@@ -269,7 +270,7 @@ def test_scores_are_those_of_a_run_for_the_same_weights(
 ) -> None:
     monkeypatch.setattr(registry, "benchmark", lambda name: tiny_course())
     score_run(native.folder, words=("nsd",))
-    rows = store.read_scores(native.folder / "scores.csv")
+    rows = run_folder.read_scores(native.folder / "scores.csv")
     sources = [native.catalog.source(n).name for n in (1, 2, 3)]
     taught = {s: native.benchmark.learned_at(s) for s in course.structures}
     net = bridge.model(course)
@@ -284,7 +285,7 @@ def test_scores_are_those_of_a_run_for_the_same_weights(
         found = guest.eval(course.test_stream)
         known = {s: n for s, n in taught.items() if n <= number}
         for word, label in (("dice", "Dice"), ("nsd", "SurfaceDice")):
-            cells = transfer.cells(rows, sources, scoring="strict", metric=word)
+            cells = continual.cells(rows, sources, scoring="strict", metric=word)
             r = {k: c.value for k, c in cells.items()}
             for name, own in taught.items():
                 key = f"Class{label}_Exp/eval_phase/test_stream/Task000/Exp{own - 1:03}/{name}"
@@ -292,22 +293,22 @@ def test_scores_are_those_of_a_run_for_the_same_weights(
                 assert found[key] == value or (math.isnan(found[key]) and math.isnan(value))
             for own in (1, 2, 3):
                 key = f"{label}_Exp/eval_phase/test_stream/Task000/Exp{own - 1:03}"
-                value = transfer.accuracy(r, taught, number, own.__eq__)
+                value = continual.accuracy(r, taught, number, own.__eq__)
                 assert found[key] == value or (math.isnan(found[key]) and math.isnan(value))
             key = f"{label}_Stream/eval_phase/test_stream/Task000"
-            whole = transfer.accuracy(r, known, number, lambda s: True)
+            whole = continual.accuracy(r, known, number, lambda s: True)
             assert found[key] == whole
             assert whole > 0 or word == "nsd" or number > 1  # else nothing was compared
-        r = {k: c.value for k, c in transfer.cells(rows, sources, scoring="strict").items()}
-        lost = transfer.forgetting_first_last(r, known, number)
+        r = {k: c.value for k, c in continual.cells(rows, sources, scoring="strict").items()}
+        lost = continual.forgetting_first_last(r, known, number)
         for label, sign in (("Forgetting", 1), ("BWT", -1)):
             key = f"Stream{label}/eval_phase/test_stream/Task000"
             assert (key in found) == (number > 1)
             if number > 1:
-                assert found[key] == transfer.mean(sign * v for v in lost.values())
+                assert found[key] == continual.mean(sign * v for v in lost.values())
                 key = f"Experience{label}/eval_phase/test_stream/Task000/Exp000"
                 first = [sign * v for s, v in lost.items() if taught[s] == 1]
-                assert found[key] == transfer.mean(first)
+                assert found[key] == continual.mean(first)
     assert any(v != 0 for v in lost.values())
 
 

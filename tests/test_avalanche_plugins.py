@@ -12,23 +12,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from clbench import checkpoint, registry, store
-from clbench.avalanche.importing import load
-from clbench.avalanche.keeping import KEY, pack, stored, unpack
+from clbench.avalanche.lazy_import import load
+from clbench.avalanche.plugin_state import KEY, pack, stored, unpack
 from clbench.errors import AvalancheError, ClbenchError, UnknownName
-from clbench.plan import load_strategy
-from clbench.report.past_card import past_card
-from clbench.run import run_plan
-from clbench.strategies.agem import Agem
-from clbench.strategies.ewc import Ewc
+from clbench.report.results import past_card
+from clbench.run.course import run_plan
+from clbench.run.plan import load_strategy
+from clbench.spec import registry
+from clbench.store import checkpoint, run_folder
+from clbench.strategies.avalanche_plugins.agem import Agem
+from clbench.strategies.avalanche_plugins.ewc import Ewc
+from clbench.strategies.avalanche_plugins.mas import Mas
+from clbench.strategies.avalanche_plugins.replay import Replay
 from clbench.strategies.finetune import Finetune
-from clbench.strategies.mas import Mas
-from clbench.strategies.replay import Replay
-from clbench.strategy import Phase, Strategy
-from clbench.testing.batches import perturb
-from clbench.testing.bed import Bed, State
-from clbench.testing.exact import calm, same
-from clbench.train import draw_from
+from clbench.strategy.contract import Phase, Strategy
+from clbench.testing.fixtures import calm, perturb, same
+from clbench.testing.harness import Bed, State
+from clbench.training.batches import draw_from
 
 OWN: tuple[Strategy, ...] = (Ewc(), Mas(), Replay(), Agem())
 
@@ -163,7 +163,7 @@ def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(beds: Any, mode: st
     decay = None if mode == "separate" else 0.5
     bed = beds(Ewc(ewc_lambda=1e3, mode=mode, decay_factor=decay))  # type: ignore[arg-type]
     after_1 = bed.end(1)
-    module = load("clbench.avalanche.session")
+    module = load("clbench.avalanche.plugin_session")
     data = load("avalanche.benchmarks.utils.data").AvalancheDataset
     attribute = load("avalanche.benchmarks.utils.data_attribute").DataAttribute
     experience = load("avalanche.benchmarks.scenarios.dataset_scenario").DatasetExperience
@@ -279,7 +279,7 @@ def test_a_run_of_replay_books_the_cases_and_says_first_how_it_resumes(
     assert kinds.index("note") < kinds.index("step")
     (word,) = [e["what"] for e in events if e["event"] == "note"]
     assert "cannot go on in the middle of a step" in word
-    record = store.read_record(folder)
+    record = run_folder.read_record(folder)
     past = {f"first/{case}" for case in bed.lesson(1).cases}
     assert past <= set(record["ledger"]["2"]["train"])
     assert record["past"] == "cases"
@@ -293,7 +293,7 @@ def test_a_run_of_replay_books_the_cases_and_says_first_how_it_resumes(
     for event in updates:
         assert sorted(case.split("/")[0] for case in event["cases"]) == ["1", "2"]
     assert checkpoint.load(folder / "step3.pt")["memory"][KEY]
-    assert {r.strategy for r in store.read_scores(folder / "scores.csv")} == {"replay"}
+    assert {r.strategy for r in run_folder.read_scores(folder / "scores.csv")} == {"replay"}
 
 
 def test_agem_takes_out_what_points_against_kept_cases(beds: Any) -> None:
@@ -301,7 +301,7 @@ def test_agem_takes_out_what_points_against_kept_cases(beds: Any) -> None:
     state = bed.start(2)
     bed.enter(state)
     seen: list[Tensor] = []
-    module = load("clbench.avalanche.session")
+    module = load("clbench.avalanche.plugin_session")
     made: list[Any] = []
 
     class Spied(module.PluginSession):  # type: ignore[misc, name-defined]
@@ -461,7 +461,7 @@ def test_what_is_more_than_its_attributes_is_refused_by_name(value: object) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["os:system", "subprocess:Popen", "clbench.run:shutil", "torch:load"]
+    "name", ["os:system", "subprocess:Popen", "clbench.run.course:shutil", "torch:load"]
 )
 def test_a_checkpoint_cannot_name_what_is_not_for_plugins(name: str) -> None:
     tree = f'{{"as": 0, "object": "{name}", "dict": []}}'

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clbench.bootstrap import (
+from clbench.errors import DataError, SettingError
+from clbench.statistics.bootstrap import (
     FEW_SEEDS,
     LOST,
     ONE_RUN,
@@ -21,8 +22,7 @@ from clbench.bootstrap import (
     resampled,
     seed_means,
 )
-from clbench.errors import DataError, SettingError
-from clbench.macro import macro_mean, strata
+from clbench.statistics.class_macro import macro_mean, strata
 
 
 def test_every_resample_counted_out() -> None:

@@ -13,12 +13,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from clbench.data import cache as room
+from clbench.data import cache as cache_module
+from clbench.data import volume
 from clbench.data.cache import VolumeCache, default_root
 from clbench.data.layouts import CaseFiles, find_cases
-from clbench.data.volumes import Volume
+from clbench.data.volume import Volume
 from clbench.errors import DataError, StoreError
-from clbench.spec import Preprocessing, Source
+from clbench.spec.benchmark import Preprocessing, Source
 
 SOURCE = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
 PRE = Preprocessing(spacing_mm=(2.0, 2.0, 2.0))
@@ -39,13 +40,13 @@ def files(tmp_path: Path) -> CaseFiles:
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Cases that were really preprocessed."""
     calls: list[str] = []
-    real = room.preprocess
+    real = volume.preprocess
 
     def counted(raw: Any, source: Any, pre: Any) -> Volume:
         calls.append(raw.files.case)
         return real(raw, source, pre)
 
-    monkeypatch.setattr(room, "preprocess", counted)
+    monkeypatch.setattr(cache_module, "preprocess", counted)
     return calls
 
 
@@ -131,13 +132,13 @@ def test_a_hash_is_remembered_until_the_file_changes(
     files: CaseFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = VolumeCache(tmp_path / "c").content_hash(files)
-    monkeypatch.setattr(room, "_sha256", lambda path: "x" * 64)
+    monkeypatch.setattr(cache_module, "_sha256", lambda path: "x" * 64)
     assert VolumeCache(tmp_path / "c").content_hash(files) == before
     monkeypatch.undo()
     for note in (tmp_path / "c" / "hashes").iterdir():  # an altered note is not believed
         note.write_text(note.read_text()[:-1] + "x")
     assert VolumeCache(tmp_path / "c").content_hash(files) == before
-    monkeypatch.setattr(room, "_sha256", lambda path: "x" * 64)
+    monkeypatch.setattr(cache_module, "_sha256", lambda path: "x" * 64)
     os.utime(files.image, ns=(1, 1))
     assert VolumeCache(tmp_path / "c").content_hash(files) != before
 

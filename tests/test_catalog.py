@@ -10,7 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from clbench import registry
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.data.layouts import LAYOUTS
 from clbench.errors import (
@@ -21,8 +20,10 @@ from clbench.errors import (
     TrainingError,
     UnknownName,
 )
-from clbench.settings import load_profile
-from clbench.spec import Benchmark, Draw, Split
+from clbench.spec import registry
+from clbench.spec.benchmark import Benchmark
+from clbench.spec.settings import load_profile
+from clbench.spec.splits import Draw, Split
 
 BENCH = registry.benchmark("tumor_ext")
 SMOKE = load_profile("smoke")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from clbench import registry
-from clbench.cli import app
+from clbench.cli.options import app
 from clbench.data.check import check_data, check_folder, check_layout, split_remarks
 from clbench.data.layouts import LAYOUTS
 from clbench.errors import DataError, UnknownName
-from clbench.spec import Draw, Split
+from clbench.spec import registry
+from clbench.spec.splits import Draw, Split
 
 SOURCES = registry.benchmark("tumor_ext").sources
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clbench import checkpoint
 from clbench.errors import StoreError
+from clbench.store import checkpoint
 
 CONTENT = {"model": {"w": torch.arange(3.0)}, "memory": {"n": 1, "names": ["a"], "x": 0.5}}
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from clbench import store
-from clbench.cli import app, parse_seeds, parse_splits
+from clbench.cli.options import app, parse_seeds, parse_splits
 from clbench.errors import SettingError, StoreError, UnknownName
+from clbench.store import run_folder
 
 
 def run_cli(*words: str) -> subprocess.CompletedProcess[str]:
@@ -132,7 +132,7 @@ def test_several_seeds_are_several_runs(cache_root: Path, smoke_out: Path, smoke
     assert done.exit_code == 0, done.output
     seeds = {
         json.loads((f / "run.json").read_text())["identity"]["seed"]
-        for f in store.find_runs(smoke_out)
+        for f in run_folder.find_runs(smoke_out)
         if f.parent.name == "universal"
     }
     assert seeds >= {0, 1}

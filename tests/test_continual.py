@@ -12,10 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clbench.errors import StoreError
-from clbench.metrics import transfer
-from clbench.metrics.continual import NAMES, ONE_STEP, Quantity, continual, domain
-from clbench.metrics.trace import TraceRow, curves, read_trace, stability_gap, write_trace
-from clbench.store import Score
+from clbench.evaluation.metrics import continual
+from clbench.evaluation.metrics.continual import NAMES, ONE_STEP, Quantity, course_metrics, domain
+from clbench.evaluation.metrics.stability_gap import (
+    TraceRow,
+    curves,
+    read_trace,
+    stability_gap,
+    write_trace,
+)
+from clbench.store.run_folder import Score
 
 AT = {"spleen": 1, "liver": 1, "pancreas": 2, "liver_tumor": 3}
 R = {
@@ -27,7 +33,7 @@ JOINT = {(2, "pancreas"): 0.9, **{(3, c): 0.8 for c in AT}}
 
 
 def test_three_steps_by_hand() -> None:
-    found = continual(R, AT, 3, joint=JOINT)
+    found = course_metrics(R, AT, 3, joint=JOINT)
     assert set(found) == set(NAMES)
     wanted = {
         "old": (0.4 + 0.7 + 0.5) / 3,
@@ -57,7 +63,7 @@ def test_with_two_steps_the_definitions_meet(v: list[float]) -> None:
     at = {"spleen": 1, "liver": 1, "liver_tumor": 2}
     r = dict(zip([(1, "spleen"), (1, "liver"), (2, "spleen"), (2, "liver"), (2, "liver_tumor")], v,
                  strict=True))  # fmt: skip
-    found = {k: q.value for k, q in continual(r, at, 2).items()}
+    found = {k: q.value for k, q in course_metrics(r, at, 2).items()}
     assert found["bwt"] == pytest.approx(found["bwt_all_pairs"])
     assert found["forgetting"] == pytest.approx(-found["bwt"])
     assert found["forgetting_first_last"] == pytest.approx(-found["bwt"])
@@ -66,7 +72,7 @@ def test_with_two_steps_the_definitions_meet(v: list[float]) -> None:
     assert low - 1e-12 <= found["harmonic"] <= high + 1e-12
     assert found["learning"] == found["new"] == v[4]
     assert found["all"] == pytest.approx((2 * found["old"] + found["new"]) / 3)
-    same = continual(r, at, 2, joint=r)  # a run is neither better nor worse than itself
+    same = course_metrics(r, at, 2, joint=r)  # a run is neither better nor worse than itself
     assert same["intransigence"].value == same["delta_joint"].value == 0
     if found["all"] > 0:
         assert same["relative_joint"].value == pytest.approx(1)
@@ -79,28 +85,32 @@ def test_forgetting_is_ordered_at_any_number_of_steps(last: int, random: object)
     r = {(t, c): random.random() for c, s in at.items() for t in range(s, last + 1)}  # type: ignore[attr-defined]
     first, best, any_ = (
         f(r, at, last)
-        for f in (transfer.forgetting_first_last, transfer.forgetting, transfer.forgetting_mammoth)
+        for f in (
+            continual.forgetting_first_last,
+            continual.forgetting,
+            continual.forgetting_mammoth,
+        )
     )
     assert all(first[c] <= best[c] <= any_[c] and any_[c] >= 0 for c in names[:-1])
     assert all(any_[c] == max(0.0, best[c]) for c in names[:-1])
 
 
 def test_what_does_not_exist_says_why() -> None:
-    found = continual({(1, "spleen"): 0.8}, {"spleen": 1}, 1)
+    found = course_metrics({(1, "spleen"): 0.8}, {"spleen": 1}, 1)
     assert found["all"].value == found["average_incremental"].value == 0.8
     assert found["bwt"].reason == found["old"].reason == ONE_STEP
     assert "no run of joint" in found["intransigence"].reason
 
     holed = {k: v for k, v in R.items() if k != (2, "liver")}
-    found = continual(holed, AT, 3, joint=JOINT)
+    found = course_metrics(holed, AT, 3, joint=JOINT)
     assert found["bwt"].value == pytest.approx(-0.5 / 3)  # does not need step 2
     for name in ("forgetting", "forgetting_mammoth", "bwt_all_pairs", "average_incremental"):
         assert found[name].reason == "liver has no score after step 2", name
-    found = continual(R, AT, 3, joint={(3, "liver"): 0.8})
+    found = course_metrics(R, AT, 3, joint={(3, "liver"): 0.8})
     assert found["delta_joint"].reason.startswith("joint training: spleen has no score")
     assert found["delta_joint"].reason.endswith("(and 2 more)")
     assert found["intransigence"].reason.startswith("joint training: pancreas")
-    zero = continual(R, AT, 3, joint=dict.fromkeys(JOINT, 0.0))
+    zero = course_metrics(R, AT, 3, joint=dict.fromkeys(JOINT, 0.0))
     assert zero["relative_joint"].reason == "joint training scores 0"
     with pytest.raises(ValueError, match="reason"):
         Quantity(value=math.nan)
@@ -129,7 +139,7 @@ def test_the_liver_on_a_source_that_is_taught_later() -> None:
         row(eval_set="lits", case="20", value=0.1, metric="hd95_mm"),
         row(eval_set="btcv", step=2, structure="liver_tumor", learned_at=2),
     ]
-    cells = transfer.domain_transfer(rows, sources, scoring="strict")
+    cells = continual.domain_transfer(rows, sources, scoring="strict")
     assert set(cells) == {("liver", "lits")}
     assert cells["liver", "lits"].value == pytest.approx(1 / 3)
     assert (cells["liver", "lits"].cases, cells["liver", "lits"].missed) == (3, 1)
@@ -144,7 +154,7 @@ def test_nsd_stands_for_each_structures_own_tolerance() -> None:
         row(metric="nsd_1mm", value=0.3, structure="aorta"),
         row(metric="nsd_2mm", value=0.4, structure="aorta"),
     ]  # fmt: skip
-    found = transfer.cells(rows, ("btcv",), scoring="strict", metric="nsd")
+    found = continual.cells(rows, ("btcv",), scoring="strict", metric="nsd")
     assert {c: cell.value for (_, c), cell in found.items()} == {"liver": 0.2, "aorta": 0.3}
 
 

@@ -11,16 +11,15 @@ import pytest
 from synthetic_runs import THREE_STEPS, Method, make_runs
 from typer.testing import CliRunner
 
-from clbench import store
-from clbench.cli import app
+from clbench.cli.options import app
 from clbench.errors import StoreError
-from clbench.metrics import transfer
-from clbench.metrics.continual import NAMES
-from clbench.metrics.trace import TraceRow, write_trace
-from clbench.report.continual_table import continual_table
-from clbench.report.render import EMPTY, Table, render
-from clbench.report.runs import read_run
-from clbench.report.scale import PERCENT, SHARE
+from clbench.evaluation.metrics import continual
+from clbench.evaluation.metrics.continual import NAMES
+from clbench.evaluation.metrics.stability_gap import TraceRow, write_trace
+from clbench.report.results import read_run
+from clbench.report.tables.continual import continual_table
+from clbench.report.tables.render import EMPTY, PERCENT, SHARE, Table, render
+from clbench.store import run_folder
 
 FEW = {"btcv": 4, "lits": 4}
 
@@ -35,11 +34,11 @@ def test_every_measure_of_every_strategy(tmp_path: Path) -> None:
     table = continual_table(results=tmp_path, bench="tumor_ext")
     assert {r[0] for r in table.rows} >= set(NAMES.values())
     bwt = [
-        transfer.mean(transfer.backward_transfer(r.values, r.learned_at, 2).values())
-        for f in store.find_runs(tmp_path)
+        continual.mean(continual.backward_transfer(r.values, r.learned_at, 2).values())
+        for f in run_folder.find_runs(tmp_path)
         if (r := read_run(f, "strict")).record["strategy"] == "universal"
     ]
-    text = f"{transfer.mean(bwt):.3f} ± {transfer.spread(bwt):.3f}"
+    text = f"{continual.mean(bwt):.3f} ± {continual.spread(bwt):.3f}"
     assert cell(table, NAMES["bwt"], "universal") == text
     assert cell(table, NAMES["delta_joint"], "joint") == "0.000 ± 0.000"
     assert cell(table, NAMES["forward"], "universal") == EMPTY
@@ -49,7 +48,7 @@ def test_every_measure_of_every_strategy(tmp_path: Path) -> None:
     assert "stability gap: n/a, no trace.csv" in notes
     assert "bwt,backward transfer (GEM: last row),universal,0,-0" in render(table, "csv")
     percent = continual_table(results=tmp_path, bench="tumor_ext", scale=PERCENT)
-    want = f"{100 * transfer.mean(bwt):.1f} ± {100 * transfer.spread(bwt):.1f}"
+    want = f"{100 * continual.mean(bwt):.1f} ± {100 * continual.spread(bwt):.1f}"
     assert cell(percent, NAMES["bwt"], "universal") == want
     assert percent.title.endswith("Dice, %")
     assert render(percent, "csv") == render(table, "csv")  # what is kept has one unit
@@ -87,9 +86,9 @@ def test_the_liver_on_lits_after_step_1(tmp_path: Path) -> None:
         if (r.eval_set, r.structure, r.step) == ("lits", "liver", 1)
         and not math.isnan(v := 0.1 * (1 + int(r.case) % 10))
         else r
-        for r in store.read_scores(folder / "scores.csv")
+        for r in run_folder.read_scores(folder / "scores.csv")
     ]
-    store.write_scores(folder / "scores.csv", rows)
+    run_folder.write_scores(folder / "scores.csv", rows)
     table = continual_table(results=tmp_path, bench="tumor_ext")
     assert cell(table, "domain transfer: liver on lits, after step 1", "universal") == "0.250"
 
@@ -98,7 +97,7 @@ def test_the_stability_gap_of_traced_runs(tmp_path: Path) -> None:
     make_runs(
         tmp_path, {"universal": Method(seeds=(0,)), "lwf_ct": Method(seeds=(0,))}, patients=FEW
     )
-    folder = next(f for f in store.find_runs(tmp_path) if f.parent.name == "universal")
+    folder = next(f for f in run_folder.find_runs(tmp_path) if f.parent.name == "universal")
     rows = [
         TraceRow(step=2, update=u, eval_set="btcv", case="7", structure=c, learned_at=at, value=v,
                  status="ok")

@@ -15,26 +15,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clbench import checkpoint, registry
-from clbench.data.volumes import Volume
+from clbench.data.volume import Volume
 from clbench.errors import StoreError
-from clbench.examine import read_prediction
+from clbench.evaluation.predictions import read_prediction
 from clbench.nets.heads import ConvHead, Segmenter
-from clbench.plan import RunSettings
-from clbench.run import run_course
-from clbench.strategy import (
+from clbench.nets.output import Output
+from clbench.run.course import run_course
+from clbench.run.plan import RunSettings
+from clbench.spec import registry
+from clbench.store import checkpoint
+from clbench.strategy.contract import (
     Batch,
     Draws,
     Kit,
     Lesson,
     Memory,
-    Output,
     Phase,
     PhaseResult,
     Predictor,
     Strategy,
-    pseudo_labels,
 )
+from clbench.strategy.teacher_labels import pseudo_labels
 
 
 @dataclass(frozen=True, kw_only=True)

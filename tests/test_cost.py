@@ -18,24 +18,27 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from clbench import costfile, pruning, registry, store
-from clbench.cli import app
+from clbench.cli.options import app
 from clbench.errors import ClbenchError, CostError, SettingError, StoreError
-from clbench.metrics import counting, meter
-from clbench.metrics.cost import PARTS, forward_macs, grown, needs_old_model
-from clbench.metrics.counting import OTHER, Scope, count
-from clbench.metrics.course_cost import course_costs, method_of
-from clbench.metrics.meter import Meter
-from clbench.metrics.printed_flops import (
+from clbench.evaluation.cost import meter, multiply_adds
+from clbench.evaluation.cost.course import course_costs, method_of
+from clbench.evaluation.cost.meter import Meter
+from clbench.evaluation.cost.model import PARTS, forward_macs, grown, needs_old_model
+from clbench.evaluation.cost.multiply_adds import OTHER, Scope, count
+from clbench.evaluation.cost.paper_figures import (
     PAPER_DECODER_GFLOPS,
     PAPER_HEAD_GFLOPS,
     Printed,
     printed_figures,
 )
+from clbench.nets import output
 from clbench.nets.heads import SIZES, WIDTH, dynamic_head, dynamic_head_plain
-from clbench.report.cost_tables import growth_table, step_table
-from clbench.report.costs import COLUMNS, cost_table, read_costs
-from clbench.report.render import EMPTY
+from clbench.report.tables.costs import COLUMNS, cost_table, growth_table, read_costs, step_table
+from clbench.report.tables.render import EMPTY
+from clbench.run import cost_table as cost_file
+from clbench.spec import registry
+from clbench.store import run_folder
+from clbench.strategies.decoder_growth import pruning
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "flops.json").read_text())
 PATCH = (96, 96, 96)
@@ -181,10 +184,10 @@ def test_a_network_that_cannot_run_is_an_error() -> None:
 
 
 def test_counted_operators_are_not_listed_as_zero() -> None:
-    names = counting._ZERO.split()
+    names = multiply_adds._ZERO.split()
     assert len(names) == len(set(names))
     assert not [n for n in names if not hasattr(torch.ops.aten, n)]
-    assert not counting.NO_PRODUCT & set(counting.MACS)
+    assert not multiply_adds.NO_PRODUCT & set(multiply_adds.MACS)
 
 
 def test_counting_leaves_the_model_as_it_is() -> None:
@@ -317,7 +320,7 @@ def test_what_pruning_may_leave_is_what_it_leaves_when_it_goes_all_the_way() -> 
             masks = pruning.magnitude_masks(decoder, masks, fraction)
         pruning.apply_masks(decoder, masks)
     last = found.steps[-1]
-    assert pruning.count_parameters(model)[1] == last.fewest_nonzero_parameters
+    assert output.count_parameters(model)[1] == last.fewest_nonzero_parameters
     assert last.fewest_nonzero_parameters < last.nonzero_parameters
     assert found.growth is not None
     assert found.growth.per_step.fewest_parameters < 0.01 * found.growth.per_step.parameters
@@ -403,7 +406,7 @@ def test_bad_words_are_refused(words: list[str], expected: str) -> None:
 
 
 def test_a_run_leaves_its_costs(smoke_run: Path) -> None:
-    record = store.read_record(smoke_run)
+    record = run_folder.read_record(smoke_run)
     rows = list(csv.DictReader((smoke_run / "cost.csv").open()))
     assert [r["step"] for r in rows] == ["1", "2"]
     counted = course_costs(bench="tumor_ext", strategy="universal", profile="smoke").steps
@@ -501,30 +504,30 @@ def test_runs_that_cannot_be_counted_anew(
     smoke_run: Path, tmp_path: Path, change: Any, expected: str
 ) -> None:
     run = copied(smoke_run, tmp_path)
-    record = store.read_record(run)
+    record = run_folder.read_record(run)
     change(record)
-    store.write_record(run, record)
+    run_folder.write_record(run, record)
     with pytest.raises(StoreError, match=expected):
-        costfile.recount(run)
+        cost_file.recount(run)
 
 
 def test_a_network_that_cannot_be_counted_costs_a_run_its_macs_only(
     cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from clbench.plan import RunSettings
-    from clbench.run import run_course
+    from clbench.run.course import run_course
+    from clbench.run.plan import RunSettings
 
     def refuse(*_: Any) -> Any:
         raise CostError("the operator aten.mystery cannot be counted")
 
-    monkeypatch.setattr(costfile, "forward_macs", refuse)
+    monkeypatch.setattr(cost_file, "forward_macs", refuse)
     folder = run_course(
         RunSettings(
             bench="tumor_ext", strategy="finetune", profile="smoke", out=tmp_path, cache=cache_root,
             overrides=("train.epochs=1", "train.iterations=1"), keep_predictions=False,
         )
     )  # fmt: skip
-    record = store.read_record(folder)
+    record = run_folder.read_record(folder)
     assert record["status"] == "finished"
     assert "mystery" in record["uncounted"]
     rows = list(csv.DictReader((folder / "cost.csv").open()))

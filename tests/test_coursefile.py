@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from clbench import registry, taxonomy
-from clbench.coursefile import load_benchmark, load_split
 from clbench.errors import ClbenchError, SpecError
-from clbench.taxonomy import ancestors, structure
+from clbench.spec import registry, taxonomy
+from clbench.spec.taxonomy import ancestors, structure
+from clbench.spec.toml import load_benchmark, load_split
 
 BENCH = """
 name = "mine"

@@ -15,14 +15,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from clbench import registry, store, taxonomy
-from clbench.cli import app, parse_splits
+from clbench.cli.options import app, parse_splits
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError, SpecError, StoreError
-from clbench.plan import RunSettings, course_of, make_plan, new_record
-from clbench.run import run_course
-from clbench.settings import PhantomSettings, load_profile
-from clbench.spec import Split
+from clbench.run.course import run_course
+from clbench.run.plan import RunSettings, make_plan
+from clbench.run.record import course_of, new_record
+from clbench.spec import registry, taxonomy
+from clbench.spec.settings import PhantomSettings, load_profile
+from clbench.spec.splits import Split
+from clbench.store import run_folder
 
 ROOT = Path(__file__).parents[1]
 JHH = registry.benchmark("body_ext")
@@ -92,14 +94,14 @@ def test_three_steps_on_the_phantom(
             overrides=TINY,
         )
     )  # fmt: skip
-    rows = [r for r in store.read_scores(folder / "scores.csv") if r.metric == "dice"]
+    rows = [r for r in run_folder.read_scores(folder / "scores.csv") if r.metric == "dice"]
     for step in (1, 2, 3):
         got = {r.structure for r in rows if r.step == step}
         assert got == set(bench.structures(step))
     # what a step hides from teaching, the examination sees: every structure in every test case
     assert not [r for r in rows if r.status == "not_annotated"]
     assert len({r.case for r in rows}) == 3
-    ledger = store.read_record(folder)["ledger"]
+    ledger = run_folder.read_record(folder)["ledger"]
     trained = {case for by in ledger.values() for case in by.get("train", [])}
     tested = {case for by in ledger.values() for case in by["test"]}
     assert not trained & tested
@@ -112,9 +114,9 @@ def test_jhh_and_its_stand_in_never_share_a_table(smoke_out: Path, cache_root: P
             bench=bench.name, strategy="finetune", profile="smoke", out=smoke_out, cache=cache_root,
             overrides=TINY,
         )  # fmt: skip
-        records.append(store.read_record(run_course(settings)))
+        records.append(run_folder.read_record(run_course(settings)))
     with pytest.raises(StoreError, match="one table") as err:
-        store.refuse_mixture(records)
+        run_folder.refuse_mixture(records)
     assert "bench" in str(err.value)
 
 
@@ -314,7 +316,7 @@ def test_a_course_over_two_layouts_in_any_order(cache_root: Path, tmp_path: Path
     folder = run_course(settings)
     rows = {
         (r.eval_set, r.structure): r
-        for r in store.read_scores(folder / "scores.csv")
+        for r in run_folder.read_scores(folder / "scores.csv")
         if r.step == 4 and r.metric == "dice" and r.scoring == "strict"
     }
     assert rows["ward", "liver"].status != "not_annotated"  # annotated in several sources
@@ -332,8 +334,8 @@ def test_a_course_over_two_layouts_in_any_order(cache_root: Path, tmp_path: Path
     changed = make_plan(settings)
     assert changed.folder != folder
     with pytest.raises(StoreError, match="different course"):
-        store.refuse_mixture(
-            [store.read_record(folder), json.loads(json.dumps(new_record(changed)))]
+        run_folder.refuse_mixture(
+            [run_folder.read_record(folder), json.loads(json.dumps(new_record(changed)))]
         )
 
 
@@ -358,7 +360,7 @@ def test_the_readmes_course_runs(cache_root: Path, tmp_path: Path) -> None:
             cache=cache_root, overrides=TINY,
         )
     )  # fmt: skip
-    assert store.read_record(folder)["status"] == "finished"
+    assert run_folder.read_record(folder)["status"] == "finished"
 
 
 OWN = """
@@ -418,7 +420,7 @@ def test_a_structure_of_ones_own_is_taught(own: Path, cache_root: Path) -> None:
         )
         rows = {
             (r.case, r.structure): r
-            for r in store.read_scores(folder / "scores.csv")
+            for r in run_folder.read_scores(folder / "scores.csv")
             if r.step == 2 and r.metric == "dice" and r.scoring == "strict"
         }
         assert rows["4", "liver"].gt_vox == 8**3  # the cyst is liver too

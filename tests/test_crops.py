@@ -11,14 +11,15 @@ import torch
 
 from clbench.data.crops import crop, draw_center
 from clbench.data.layouts import CaseFiles
-from clbench.data.pseudo import PseudoMap
-from clbench.data.volumes import Volume, centers
+from clbench.data.pseudo_labels import PseudoMap
+from clbench.data.volume import Volume, centers
+from clbench.evaluation.sliding_window import Server
 from clbench.nets.heads import ConvHead, Segmenter
-from clbench.settings import DataSettings
-from clbench.sliding import Server
-from clbench.spec import Source
-from clbench.strategy import Batch, labelled_on_line, pseudo_labels
-from clbench.testing.tiny import tiny_backbone
+from clbench.spec.benchmark import Source
+from clbench.spec.settings import DataSettings
+from clbench.strategy.contract import Batch
+from clbench.strategy.teacher_labels import labelled_on_line, pseudo_labels
+from clbench.testing.fixtures import tiny_backbone
 
 PLAIN = DataSettings(rotate90=0.0, shift_intensity=0.0)
 LITS = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clbench.distillation import (
+from clbench.strategy.distillation import (
     entropy_gate,
     entropy_histogram,
     feature_mse,
@@ -21,11 +21,13 @@ from clbench.distillation import (
     kd_softmax,
     kd_unbiased,
     legacy_thresholds,
+    local_pod,
+    logits_for_pod,
     median_thresholds,
     normalized_entropy,
+    pod,
 )
-from clbench.one_of_k import marginal_ce
-from clbench.pooling import local_pod, logits_for_pod, pod
+from clbench.strategy.partial_labels import marginal_ce
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent / "golden" / "distillation.json").read_text()

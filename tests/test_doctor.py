@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from clbench import doctor, registry
-from clbench.cli import app
-from clbench.doctor import Finding
+from clbench.cli import doctor
+from clbench.cli.doctor import Finding
+from clbench.cli.options import app
+from clbench.spec import registry
 
 HEALTHY: dict[str, Any] = {"torch": {"ok": ["CPU, 2 threads, torch 2"]}}
 

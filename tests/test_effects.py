@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from clbench.effects import (
+from clbench.errors import SettingError
+from clbench.statistics.intervals import (
     cliffs_delta,
     cohen_dz,
     detectable_effect,
     interquartile_mean,
     rank_biserial,
 )
-from clbench.errors import SettingError
-from clbench.stats import wilcoxon
+from clbench.statistics.paired_tests import wilcoxon
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent / "golden" / "stats.json").read_text(encoding="utf-8")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clbench.equivalence import bayes_signed_rank, tost
 from clbench.errors import DataError, SettingError
+from clbench.statistics.equivalence import bayes_signed_rank, tost
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent / "golden" / "stats.json").read_text(encoding="utf-8")

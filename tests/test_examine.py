@@ -21,19 +21,12 @@ from monai.inferers import sliding_window_inference
 from monai.inferers.utils import _get_scan_interval
 from torch import Tensor, nn
 
-from clbench import examine
 from clbench.errors import SettingError, StoreError, TrainingError
-from clbench.examine import (
-    ScoreContext,
-    Server,
-    mean_dice,
-    read_prediction,
-    score_case,
-    to_native,
-    write_prediction,
-)
-from clbench.sliding import importance_map, sliding_slabs, window_starts
-from clbench.strategy import Output
+from clbench.evaluation import scoring as scoring_module
+from clbench.evaluation.predictions import read_prediction, write_prediction
+from clbench.evaluation.scoring import ScoreContext, mean_dice, score_case, to_native
+from clbench.evaluation.sliding_window import Server, importance_map, sliding_slabs, window_starts
+from clbench.nets.output import Output
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "postprocess.json").read_text())
 
@@ -552,11 +545,11 @@ def test_scores_equal_plain_counting(seed: int, slab: int) -> None:
     )
     pred = rng.integers(0, 8, model).astype(np.uint16)
     order = ("liver_tumor", "spleen", "liver")  # not the order of the truth
-    before, examine.NATIVE_SLAB_VOX = examine.NATIVE_SLAB_VOX, slab
+    before, scoring_module.NATIVE_SLAB_VOX = scoring_module.NATIVE_SLAB_VOX, slab
     try:
         found = scores(pred, order, case)
     finally:
-        examine.NATIVE_SLAB_VOX = before
+        scoring_module.NATIVE_SLAB_VOX = before
     back = np.zeros(native, np.uint16)
     for i in np.ndindex(native):
         where = tuple(int(a[n]) for a, n in zip(axes, i, strict=True))

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from clbench.errors import DataError
-from clbench.families import benjamini_hochberg, holm, largest_family, pairs_needed, verdict
+from clbench.statistics.corrections import (
+    benjamini_hochberg,
+    holm,
+    largest_family,
+    pairs_needed,
+    verdict,
+)
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent / "golden" / "stats.json").read_text(encoding="utf-8")

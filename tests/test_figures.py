@@ -14,12 +14,10 @@ import pytest
 from synthetic_runs import THREE_STEPS, Method, make_runs
 from typer.testing import CliRunner
 
-from clbench import store
-from clbench.cli import app
+from clbench.cli.options import app
 from clbench.errors import ClbenchError, StoreError, UnknownName
-from clbench.metrics.overlap import bits_dtype
-from clbench.predictions import write_prediction
-from clbench.report.costs import read_costs
+from clbench.evaluation.metrics.overlap import bits_dtype
+from clbench.evaluation.predictions import write_prediction
 from clbench.report.figures import FIGURES, Study, draw, save
 from clbench.report.figures import strip as strip_room
 from clbench.report.figures.heatmap import mean_of
@@ -27,7 +25,9 @@ from clbench.report.figures.paired import per_patient
 from clbench.report.figures.slices import axial, best_slice, outline, slice_dice
 from clbench.report.figures.strip import Shown, choose
 from clbench.report.figures.style import pens
-from clbench.report.runs import collect
+from clbench.report.results import collect
+from clbench.report.tables.costs import read_costs
+from clbench.store import run_folder
 
 METHODS = {
     "universal": Method(kept=-0.02),
@@ -147,7 +147,7 @@ def test_cost_against_score(tmp_path: Path) -> None:
     for i, folder in enumerate(folders[:6]):  # finetune has none
         lines = [f"{s},{(1 + i // 3) * 1e9 * s:.0f},{1e6 * s:.0f}" for s in (1, 2)]
         (folder / "cost.csv").write_text("\n".join(["step,forward_macs,parameters", *lines]) + "\n")
-    costs = read_costs(folders[3], store.read_record(folders[3]))
+    costs = read_costs(folders[3], run_folder.read_record(folders[3]))
     assert (costs[2]["forward_macs"], costs[2]["parameters"]) == (4e9, 2e6)
     assert costs[2]["train_s"] == 60.0  # from run.json
     svg = draw("cost", Study(results=tmp_path, bench="tumor_ext"))

@@ -25,12 +25,12 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from test_nifti import CODES, LITS, PLACE, body, packed
 
 from clbench.data.cache import VolumeCache
-from clbench.data.folders import CaseFiles
+from clbench.data.labels import read_case, spacing_of
+from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import content, voxels
-from clbench.data.reading import read_case, spacing_of
-from clbench.data.volumes import Volume, preprocess
+from clbench.data.volume import Volume, preprocess
 from clbench.errors import DataError
-from clbench.spec import Preprocessing
+from clbench.spec.benchmark import Preprocessing
 
 INPUTS = int(os.environ.get("CLBENCH_FUZZ", "25"))
 PRE = Preprocessing(spacing_mm=(2.0, 3.0, 4.0))

@@ -15,27 +15,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clbench import checkpoint, extent, lottery, registry, store
 from clbench.errors import TrainingError
 from clbench.nets.backbones import small_unet, swin_unetr
-from clbench.nets.growth import GrowingDecoders, one_winner
-from clbench.nets.heads import UniversalHead
-from clbench.nets.shared_head import SharedHead
-from clbench.plan import RunSettings
-from clbench.pruning import (
+from clbench.nets.growing_decoders import GrowingDecoders, one_winner
+from clbench.nets.heads import SharedHead, UniversalHead
+from clbench.nets.output import count_parameters
+from clbench.run.course import run_course
+from clbench.run.plan import RunSettings
+from clbench.spec import registry
+from clbench.store import checkpoint, run_folder
+from clbench.strategies.decoder_growth import axial_range, pruning
+from clbench.strategies.decoder_growth.method import DecoderGrowth
+from clbench.strategies.decoder_growth.pruning import (
     SPARSITIES,
     apply_masks,
-    count_parameters,
     magnitude_masks,
     prunable,
     steps_of,
 )
-from clbench.run import run_course
-from clbench.strategies.decoder_growth import DecoderGrowth
 from clbench.strategies.universal_onehot import UniversalOnehot
 from clbench.strategies.universal_v1 import UniversalV1
-from clbench.strategy import Batch, Kit, Lesson, Memory, Phase, PhaseResult
-from clbench.train import freeze
+from clbench.strategy.contract import Batch, Kit, Lesson, Memory, Phase, PhaseResult
+from clbench.training.loop import freeze
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "growth.json").read_text())
 PARTS = (("liver", "spleen"), ("stomach",), ("aorta", "pancreas", "liver_tumor"))
@@ -257,13 +258,13 @@ def result(name: str, *dice: float) -> PhaseResult:
     ],
 )
 def test_what_follows_in_the_lottery(history: list[PhaseResult], then: str | None) -> None:
-    phase = lottery.next_phase(history, tolerance=0.02, attempts=2)
+    phase = pruning.next_phase(history, tolerance=0.02, attempts=2)
     assert (None if phase is None else phase.name) == then
 
 
 def test_pruning_needs_something_to_be_judged_by() -> None:
     with pytest.raises(TrainingError, match="cannot be judged") as err:
-        lottery.next_phase([result("train", math.nan)], tolerance=0.02, attempts=2)
+        pruning.next_phase([result("train", math.nan)], tolerance=0.02, attempts=2)
     assert "validation" in str(err.value)
 
 
@@ -277,30 +278,30 @@ def test_pruning_rewinds_survivors_and_can_be_taken_back() -> None:
     decoder, memory = nn.Sequential(nn.Conv3d(4, 25, 1), nn.Conv3d(25, 4, 1)), Memory()
     head = nn.Linear(4, 2)
     outputs, newest = head.weight.detach().clone(), [decoder, head]
-    lottery.enter(Phase(), newest, memory)
-    assert not lottery.only_newest(memory)
-    lottery.enter(Phase(name="prune 0.0"), newest, memory)
-    assert lottery.only_newest(memory)
+    pruning.enter(Phase(), newest, memory)
+    assert not pruning.only_newest(memory)
+    pruning.enter(Phase(name="prune 0.0"), newest, memory)
+    assert pruning.only_newest(memory)
     assert sparsity(decoder) == pytest.approx(0.8)
     first = {n: w.detach().clone() for n, w in prunable(decoder).items()}
     with torch.no_grad():  # an epoch of retraining
         for w in [*decoder.parameters(), head.weight]:
             w.add_(1.0)
-    lottery.hold(decoder, memory)
+    pruning.hold(decoder, memory)
     assert sparsity(decoder) == pytest.approx(0.8)
-    lottery.enter(Phase(name="prune 0.1"), newest, memory)  # tried again
+    pruning.enter(Phase(name="prune 0.1"), newest, memory)  # tried again
     assert torch.equal(head.weight, outputs)
     assert all(torch.equal(w, first[n]) for n, w in prunable(decoder).items())
-    lottery.enter(Phase(name="prune 1.0"), newest, memory)
+    pruning.enter(Phase(name="prune 1.0"), newest, memory)
     assert sparsity(decoder) == pytest.approx(0.82)
-    lottery.enter(Phase(name="recover, rolled back"), newest, memory)
+    pruning.enter(Phase(name="recover, rolled back"), newest, memory)
     assert all(torch.equal(w, first[n]) for n, w in prunable(decoder).items())
     with torch.no_grad():
         for w in decoder.parameters():
             w.add_(1.0)
-    lottery.hold(decoder, memory)
+    pruning.hold(decoder, memory)
     assert sparsity(decoder) == pytest.approx(0.8)
-    lottery.end(memory)
+    pruning.end(memory)
     assert not [k for k in memory if k.startswith("prune")]
 
 
@@ -310,14 +311,14 @@ def test_pruning_rewinds_survivors_and_can_be_taken_back() -> None:
 def test_a_range_is_learned_as_a_share_of_the_body_and_moves_with_it() -> None:
     memory = Memory()
     places = torch.arange(40, 61) / 100
-    extent.remember([{"spleen": places[:10]}, {"spleen": places[10:]}], memory)
+    axial_range.remember([{"spleen": places[:10]}, {"spleen": places[10:]}], memory)
     image = np.full((3, 3, 120), -1000, dtype=np.int16)
     image[1, 1, 10:110] = 40  # a body of 100 slices
-    assert extent.body(image) == (10, 110)
-    low, high = extent.ranges(image, ("spleen", "liver"), memory)["spleen"]
+    assert axial_range.body(image) == (10, 110)
+    low, high = axial_range.ranges(image, ("spleen", "liver"), memory)["spleen"]
     # 0.401 to 0.599, widened by a quarter of 0.198
     assert (low, high) == (10 + 35, 10 + 65)
-    assert extent.ranges(image, ("liver",), memory) == {}
+    assert axial_range.ranges(image, ("liver",), memory) == {}
 
 
 def test_the_range_of_a_tumor_is_its_extremes_widened_by_their_spread() -> None:
@@ -331,15 +332,15 @@ def test_the_range_of_a_tumor_is_its_extremes_widened_by_their_spread() -> None:
         return shown
 
     volume: Any = SimpleNamespace(image=image, labels=labels)
-    found = extent.levels(volume, ["liver", "spleen", "liver_tumor"])
+    found = axial_range.levels(volume, ["liver", "spleen", "liver_tumor"])
     assert set(found) == {"liver_tumor"}
     torch.testing.assert_close(found["liver_tumor"], torch.tensor([0.25, 0.35, 0.75]))
     memory = Memory()
-    extent.remember([found], memory)
+    axial_range.remember([found], memory)
     spread = float(np.std([0.25, 0.35, 0.75]))
     want = [0.25 - spread, 0.75 + spread]
-    assert memory[extent.KEY + "liver_tumor"] == pytest.approx(want, abs=1e-6)
-    assert extent.ranges(image, ("liver_tumor",), memory) == {
+    assert memory[axial_range.KEY + "liver_tumor"] == pytest.approx(want, abs=1e-6)
+    assert axial_range.ranges(image, ("liver_tumor",), memory) == {
         "liver_tumor": (math.floor(4 + 10 * want[0]), math.ceil(4 + 10 * want[1]))
     }
 
@@ -360,7 +361,7 @@ def course(out: Path, cache: Path, strategy: str, *overrides: str) -> Path:
 
 def test_decoder_growth_forgets_exactly_nothing(tmp_path: Path, cache_root: Path) -> None:
     folder = course(tmp_path, cache_root, "decoder_growth", "strategy.body_range=true")
-    rows = [r for r in store.read_scores(folder / "scores.csv") if r.learned_at == 1]
+    rows = [r for r in run_folder.read_scores(folder / "scores.csv") if r.learned_at == 1]
     after = {
         step: {(r.eval_set, r.case, r.structure, r.scoring, r.metric): repr(r.value)
                for r in rows if r.step == step}
@@ -369,7 +370,7 @@ def test_decoder_growth_forgets_exactly_nothing(tmp_path: Path, cache_root: Path
     assert after[1]
     assert after[1] == after[2]
     memory = checkpoint.load(folder / "step2.pt")["memory"]
-    assert len([k for k in memory if k.startswith(extent.KEY)]) == 14
+    assert len([k for k in memory if k.startswith(axial_range.KEY)]) == 14
 
 
 def test_a_pruned_course_holds_real_zeros(tmp_path: Path, cache_root: Path) -> None:
@@ -385,9 +386,9 @@ def test_a_pruned_course_holds_real_zeros(tmp_path: Path, cache_root: Path) -> N
         ])  # fmt: skip
         left = weights.count_nonzero().item() / weights.numel()
         assert left == pytest.approx(0.002, abs=2e-4)
-    phases = [e["phase"] for e in store.read_events(folder / "events.jsonl") if e["step"] == 2]
+    phases = [e["phase"] for e in run_folder.read_events(folder / "events.jsonl") if e["step"] == 2]
     assert list(dict.fromkeys(phases))[-1] == "recover"
-    cost = store.read_record(folder)["cost"]["2"]["train"]
+    cost = run_folder.read_record(folder)["cost"]["2"]["train"]
     gone = sum(int((w == 0).sum()) for n, w in state.items() if n.startswith("decoders."))
     assert cost["parameters"] - cost["nonzero_parameters"] >= gone > 0
 
@@ -395,8 +396,8 @@ def test_a_pruned_course_holds_real_zeros(tmp_path: Path, cache_root: Path) -> N
 @pytest.mark.parametrize("name", ["universal_onehot", "universal_v1"])
 def test_the_variants_run_a_course(name: str, tmp_path: Path, cache_root: Path) -> None:
     folder = course(tmp_path, cache_root, name, "phantom.train=2")
-    assert store.read_record(folder)["status"] == "finished"
-    events = store.read_events(folder / "events.jsonl")
+    assert run_folder.read_record(folder)["status"] == "finished"
+    events = run_folder.read_events(folder / "events.jsonl")
     assert {e["step"] for e in events if e["event"] == "update"} == {1, 2}
 
 

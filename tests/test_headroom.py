@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from clbench.errors import SettingError
-from clbench.headroom import enough_memory, smaller
-from clbench.run import run_plan
-from clbench.settings import load_profile
+from clbench.nets.output import Output
+from clbench.run.course import run_plan
+from clbench.spec.settings import load_profile
 from clbench.strategies.finetune import Finetune
-from clbench.strategy import Batch, Memory, Output
-from clbench.testing.bed import Bed
+from clbench.strategy.contract import Batch, Memory
+from clbench.testing.harness import Bed
+from clbench.training.gpu_memory import enough_memory, smaller
 
 PATCH = (96, 96, 64)
 

@@ -13,13 +13,7 @@ from torch import nn
 
 from clbench.errors import TrainingError
 from clbench.nets import heads
-from clbench.nets.heads import (
-    ConvHead,
-    Segmenter,
-    UniversalHead,
-    dynamic_head,
-    dynamic_head_plain,
-)
+from clbench.nets.heads import ConvHead, Segmenter, UniversalHead, dynamic_head, dynamic_head_plain
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "heads.json").read_text())
 

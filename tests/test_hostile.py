@@ -19,17 +19,17 @@ import torch
 from numpy.lib import format as npy
 from test_nifti import LITS, body, packed, put
 
-from clbench import checkpoint, store
-from clbench.archive import read_npy, read_npz
 from clbench.data.cache import VolumeCache, _digest, _sealed
-from clbench.data.folders import CaseFiles
-from clbench.data.pseudo import PseudoMap, write_pseudo
+from clbench.data.layouts import CaseFiles
+from clbench.data.pseudo_labels import PseudoMap, write_pseudo
 from clbench.errors import SettingError, StoreError
+from clbench.evaluation.predictions import read_prediction, write_prediction
 from clbench.nets.backbones import small_unet
-from clbench.nets.text import clip
-from clbench.nets.weights import load_weights
-from clbench.predictions import read_prediction, write_prediction
-from clbench.spec import Preprocessing
+from clbench.nets.pretrained import load_weights
+from clbench.nets.text_encodings import clip
+from clbench.spec.benchmark import Preprocessing
+from clbench.store import checkpoint, run_folder
+from clbench.store.arrays import read_npy, read_npz
 
 MEMORY = 64 << 20
 
@@ -258,7 +258,7 @@ def test_any_damage_of_a_prediction_is_told(tmp_path: Path) -> None:
 def test_json_that_is_no_record(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(StoreError):
-        store.read_record(tmp_path)
+        run_folder.read_record(tmp_path)
     write_pseudo(tmp_path / "7", ["liver"], np.zeros((1, 2, 2, 2), np.uint8))
     (tmp_path / "7" / "meta.json").write_text(text)
     with pytest.raises(StoreError):
@@ -269,7 +269,7 @@ def test_nothing_of_a_run_asked_for_the_network(smoke_run: Path, refused_calls: 
     """From course to table on the phantom; the whole suite runs behind this door."""
     from typer.testing import CliRunner
 
-    from clbench.cli import app
+    from clbench.cli.options import app
 
     assert (smoke_run / "scores.csv").exists()
     for words in (["list"], ["table", "10", "--source", "printed"]):

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from clbench.errors import DataError, SettingError
-from clbench.intervals import (
+from clbench.statistics.intervals import (
     clopper_pearson,
     hodges_lehmann,
     probability_of_improvement,
     t_interval,
     wilson,
 )
-from clbench.stats import wilcoxon
+from clbench.statistics.paired_tests import wilcoxon
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent / "golden" / "stats.json").read_text(encoding="utf-8")

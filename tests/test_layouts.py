@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clbench import registry
+from clbench.data.labels import read_case
 from clbench.data.layouts import LAYOUTS, find_cases, find_layout, resolve_data
-from clbench.data.reading import read_case
 from clbench.errors import DataError, UnknownName
-from clbench.spec import Source
+from clbench.spec import registry
+from clbench.spec.benchmark import Source
 
 SOURCES = registry.benchmark("tumor_ext").sources
 

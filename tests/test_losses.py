@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from clbench.errors import TrainingError
-from clbench.losses import dice_bce, targets
-from clbench.strategy import Batch
+from clbench.strategy.contract import Batch
+from clbench.strategy.losses import dice_bce, targets
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "losses.json").read_text())
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from clbench.errors import DataError, SettingError
-from clbench.macro import (
+from clbench.statistics.class_macro import (
     by_patient,
     equivalence_flip,
     macro_mean,
@@ -23,7 +23,7 @@ from clbench.macro import (
     sign_flip,
     strata,
 )
-from clbench.stats import ALL_ZERO, NO_PAIRS, TOO_SMALL
+from clbench.statistics.paired_tests import ALL_ZERO, NO_PAIRS, TOO_SMALL
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent / "golden" / "stats.json").read_text(encoding="utf-8")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from synthetic_runs import Method, make_runs
 
-from clbench.families import holm
-from clbench.report.marks import Contest, best_and_second, compare, mark, printed_marks
-from clbench.report.paper_lines import columns10, printed_lines
-from clbench.report.runs import Group, collect
-from clbench.stats import wilcoxon
+from clbench.report.paper.columns import columns10, printed_lines
+from clbench.report.paper.marks import Contest, best_and_second, compare, mark, printed_marks
+from clbench.report.results import Group, collect
+from clbench.statistics.corrections import holm
+from clbench.statistics.paired_tests import wilcoxon
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "printed_marks.json").read_text())
 

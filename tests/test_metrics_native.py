@@ -18,9 +18,16 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from clbench.errors import SettingError
-from clbench.metrics import detection, native, overlap, surface
-from clbench.metrics.native import measure, parse_words, row_names
-from clbench.taxonomy import STRUCTURES, structure
+from clbench.evaluation.metrics import (
+    case,
+    detection,
+    overlap,
+)
+from clbench.evaluation.metrics import (
+    surface as surface,
+)
+from clbench.evaluation.metrics.case import measure, parse_words, row_names
+from clbench.spec.taxonomy import STRUCTURES, structure
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "segmentation.json").read_text())
 CASES = GOLDEN["segmentation_metrics"]["cases"]
@@ -39,13 +46,13 @@ def boxes(ranges: list[list[int]]) -> NDArray[np.uint8]:
 
 def one(
     pred: NDArray[Any], truth: NDArray[Any], spacing: Any = SPACING, words: Any = WORDS
-) -> native.Found:
+) -> case.Found:
     return measure(
         lambda a, b: pred[a:b], truth, spacing, {"liver_tumor": (0, 0)}, words
     )["liver_tumor"]  # fmt: skip
 
 
-def golden(name: str) -> native.Found:
+def golden(name: str) -> case.Found:
     case = CASES[name]["input"]
     return one(boxes(case["pred"]), boxes(case["gt"]))
 
@@ -218,8 +225,8 @@ def test_a_tolerance_of_whole_voxels_survives_rounded_spacings() -> None:
 def test_the_prediction_is_read_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     pred, truth = blobs(1, (11, 6, 7), 1), blobs(2, (11, 6, 7), 1)
     whole = one(pred, truth)
-    for room in (surface, native):
-        monkeypatch.setattr(room, "_SLAB_VOX", 50)
+    for module in (surface, case):
+        monkeypatch.setattr(module, "_SLAB_VOX", 50)
     assert one(pred, truth) == whole
 
 
@@ -242,4 +249,4 @@ def test_words_and_the_rows_they_make() -> None:
             parse_words(text)
     with pytest.raises(ValueError, match="empty surface"):
         surface.distances(np.zeros(0, np.int64), np.zeros(1, np.int64), (2, 2, 2), (1, 1, 1))
-    assert native.implementations(("nsd_2mm", "patient", "dice"))["nsd"]["version"] == 1
+    assert case.implementations(("nsd_2mm", "patient", "dice"))["nsd"]["version"] == 1

@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 from monai.metrics import DiceMetric
 
 from clbench.errors import SettingError
-from clbench.metrics import overlap
-from clbench.metrics.overlap import Counts, bits_dtype, counts_of, dice, dice_paper, pattern_pairs
+from clbench.evaluation.metrics import overlap as overlap_module
+from clbench.evaluation.metrics.overlap import (
+    Counts,
+    bits_dtype,
+    counts_of,
+    dice,
+    dice_paper,
+    pattern_pairs,
+)
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "postprocess.json").read_text())
 EDGES = {  # prediction, truth → status, exact Dice, the paper's Dice
@@ -101,12 +108,12 @@ def test_one_pass_equals_mask_by_mask(
     p_masks, p_bits = draw(p_count)
     t_masks, t_bits = draw(t_count)
     wanted = [(i, j) for i in range(p_count) for j in range(t_count)]
-    before = overlap._SLAB_VOX
-    overlap._SLAB_VOX = slab
+    before = overlap_module._SLAB_VOX
+    overlap_module._SLAB_VOX = slab
     try:
         pairs = pattern_pairs(p_bits, t_bits)
     finally:
-        overlap._SLAB_VOX = before
+        overlap_module._SLAB_VOX = before
     assert int(pairs[2].sum()) == p_bits.size
     for (i, j), found in zip(wanted, counts_of(pairs, wanted), strict=True):
         assert found.both_vox == np.count_nonzero(p_masks[i] & t_masks[j])

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from clbench.coursefile import expand_ids, load_benchmark, load_split
-from clbench.data.foreign import label_map
+from clbench.data.external_masks import label_map
 from clbench.data.layouts import LAYOUTS
 from clbench.errors import ClbenchError, DataError, SpecError
-from clbench.names import need_case, need_inner, need_name
-from clbench.plan import RunSettings, make_plan
-from clbench.report.paper import build
-from clbench.spec import Partial, Source
-from clbench.splits import Draw, Split
+from clbench.report.paper.build import build
+from clbench.run.plan import RunSettings, make_plan
+from clbench.spec.benchmark import Partial, Source
+from clbench.spec.names import need_case, need_inner, need_name
+from clbench.spec.splits import Draw, Split
+from clbench.spec.toml import expand_ids, load_benchmark, load_split
 
 OUTSIDE = [
     "../../x", "/abs", "a/b", "a\\b", "..", ".", "", ".hidden", " 5", "5 ", "a\0b", "a\nb",

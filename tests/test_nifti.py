@@ -13,15 +13,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from clbench.archive import MAX_VOXELS
 from clbench.data.cache import VolumeCache
-from clbench.data.folders import CaseFiles
-from clbench.data.nifti import content, load, voxels
-from clbench.data.place import grid
-from clbench.data.reading import read_case, values_of
-from clbench.data.volumes import Volume, preprocess
+from clbench.data.labels import read_case, values_of
+from clbench.data.layouts import CaseFiles
+from clbench.data.nifti import content, grid, load, voxels
+from clbench.data.volume import Volume, preprocess
 from clbench.errors import DataError
-from clbench.spec import Preprocessing, Source
+from clbench.spec.benchmark import Preprocessing, Source
+from clbench.store.arrays import MAX_VOXELS
 
 LITS = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
 PLACE = np.diag([2.0, 3.0, 4.0, 1.0])

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from clbench.nets.backbones import small_unet
-from clbench.strategies.decoder_growth import DecoderGrowth
+from clbench.nets.output import Output
+from clbench.strategies.decoder_growth.method import DecoderGrowth
 from clbench.strategies.lwf import Lwf
 from clbench.strategies.universal import Universal
-from clbench.strategy import Batch, Kit, Lesson, Memory, Output, Phase
-from clbench.testing import check_strategy
+from clbench.strategy.contract import Batch, Kit, Lesson, Memory, Phase
+from clbench.testing.strategy_check import check_strategy
 
 RULE = "unknown voxels are treated as declared"
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clbench.effects import detectable_effect
-from clbench.equivalence import bayes_signed_rank, tost
-from clbench.families import benjamini_hochberg, holm
-from clbench.intervals import clopper_pearson, wilson
-from clbench.ranks import nemenyi, wilcoxon_holm
-from clbench.stats import mcnemar
+from clbench.statistics.corrections import benjamini_hochberg, holm
+from clbench.statistics.equivalence import bayes_signed_rank, tost
+from clbench.statistics.intervals import clopper_pearson, detectable_effect, wilson
+from clbench.statistics.paired_tests import mcnemar
+from clbench.statistics.ranking import nemenyi, wilcoxon_holm
 
 WHY = "is not installed (pip install clbench[stats])"
 SEEDS = range(5)

@@ -12,17 +12,17 @@ import pytest
 from synthetic_runs import THREE_STEPS, Method, make_runs
 from typer.testing import CliRunner
 
-from clbench import store
-from clbench.cli import app
+from clbench.cli.options import app
 from clbench.errors import StoreError
-from clbench.intervals import wilson
-from clbench.metrics import transfer
-from clbench.report.costs import MACS, cost_table
-from clbench.report.detection_table import distances, table6
+from clbench.evaluation.metrics import continual
 from clbench.report.evidence import gather
-from clbench.report.learning import learning_table, measures
-from clbench.report.render import EMPTY, FORMATS, Table, render
-from clbench.report.runs import collect
+from clbench.report.paper.detection import distances, table6
+from clbench.report.results import collect
+from clbench.report.tables.continual import learning_table, measures
+from clbench.report.tables.costs import MACS, cost_table
+from clbench.report.tables.render import EMPTY, FORMATS, Table, render
+from clbench.statistics.intervals import wilson
+from clbench.store import run_folder
 
 SHARED = Path(__file__).parents[2] / "shared" / "paper"
 
@@ -48,10 +48,10 @@ def test_measures_by_hand(tmp_path: Path) -> None:
     assert found["New"].value == pytest.approx(g.value(2, ["liver_tumor"])[0])
     assert found["All"].value == pytest.approx(g.value(2, [*old, "liver_tumor"])[0])
     bwt = [
-        transfer.mean(transfer.backward_transfer(r.values, r.learned_at, 2).values())
+        continual.mean(continual.backward_transfer(r.values, r.learned_at, 2).values())
         for r in g.runs
     ]
-    assert found["BWT"].value == pytest.approx(transfer.mean(bwt))
+    assert found["BWT"].value == pytest.approx(continual.mean(bwt))
     assert found["BWT"].low < found["BWT"].value < found["BWT"].high
     assert found["Forgetting"].value == pytest.approx(-found["BWT"].value)
     new = j.value(2, ["liver_tumor"])[0] - g.value(2, ["liver_tumor"])[0]
@@ -73,9 +73,9 @@ def test_forgetting_takes_the_best_earlier_step(tmp_path: Path) -> None:
     found = measures(e, e.reference)
     (g,) = collect(tmp_path, bench="body_ext", scoring="strict")
     by_hand = [
-        transfer.mean(transfer.forgetting(r.values, r.learned_at, 3).values()) for r in g.runs
+        continual.mean(continual.forgetting(r.values, r.learned_at, 3).values()) for r in g.runs
     ]
-    assert found["Forgetting"].value == pytest.approx(transfer.mean(by_hand))
+    assert found["Forgetting"].value == pytest.approx(continual.mean(by_hand))
     assert math.isnan(found["Forgetting"].low)  # no interval: a maximum of means
     assert found["Intransigence"].why == "no run of joint"
     assert any("no run of joint" in n for n in learning_table(e).notes)
@@ -94,7 +94,7 @@ def test_a_hole_is_a_hole(tmp_path: Path) -> None:
 
 def add(folder: Path, metric: str, values: dict[str, float], structure: str) -> None:
     """Rows of another metric beside the Dice rows of a structure after step 2."""
-    rows = store.read_scores(folder / "scores.csv")
+    rows = run_folder.read_scores(folder / "scores.csv")
     home = "lits" if structure == "liver_tumor" else "btcv"
     more = [
         replace(r, metric=metric, value=values[r.case])
@@ -105,7 +105,7 @@ def add(folder: Path, metric: str, values: dict[str, float], structure: str) -> 
         and r.eval_set == home
         and r.metric == "dice"
     ]
-    store.write_scores(folder / "scores.csv", [*rows, *more])
+    run_folder.write_scores(folder / "scores.csv", [*rows, *more])
 
 
 def test_the_printed_half_of_table_6() -> None:
@@ -203,8 +203,8 @@ def test_costs_of_the_record_and_of_the_file(tmp_path: Path) -> None:
         "5.00",
         "7.00",
     ]
-    record = store.read_record(folders[0])
-    store.write_record(
+    record = run_folder.read_record(folders[0])
+    run_folder.write_record(
         folders[0], {**record, "uncounted": "the operator x cannot be counted\n  got: x"}
     )
     assert "operations not counted, universal: the operator x cannot be counted" in (

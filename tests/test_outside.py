@@ -17,19 +17,22 @@ from nibabel.orientations import apply_orientation, io_orientation, ornt_transfo
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from clbench import store
-from clbench.cli import app
-from clbench.data.foreign import label_map
-from clbench.data.volumes import Volume
+from clbench.cli.options import app
+from clbench.data.catalog import exam_cases
+from clbench.data.external_masks import label_map
+from clbench.data.volume import Volume
 from clbench.errors import ClbenchError, DataError, SettingError, SpecError, StoreError, UnknownName
-from clbench.examine import read_prediction, to_native
-from clbench.metrics import native
-from clbench.outside import OutsideSettings, score_predictions
+from clbench.evaluation.metrics import case as case_module
+from clbench.evaluation.predictions import read_prediction
+from clbench.evaluation.scoring import to_native
 from clbench.report.evidence import gather
-from clbench.report.runs import collect
-from clbench.report.tables import run_report, summary
-from clbench.score import exam_cases, recorded_catalog, score_run
-from clbench.store import Score
+from clbench.report.results import collect
+from clbench.report.tables.summary import run_report, summary
+from clbench.run.external import OutsideSettings, score_predictions
+from clbench.run.record import recorded_catalog
+from clbench.run.rescore import score_run
+from clbench.store import run_folder
+from clbench.store.run_folder import Score
 
 
 def save(path: Path, array: NDArray[Any], volume: Volume) -> None:
@@ -43,7 +46,7 @@ def save(path: Path, array: NDArray[Any], volume: Volume) -> None:
 
 @pytest.fixture(scope="module")
 def volumes(smoke_run: Path) -> dict[tuple[str, str], Volume]:
-    catalog = recorded_catalog(store.read_record(smoke_run), data=None, cache=None)
+    catalog = recorded_catalog(run_folder.read_record(smoke_run), data=None, cache=None)
     return {(s, c): catalog.open(n, c, "test") for n, s, c in exam_cases(catalog)}
 
 
@@ -105,17 +108,17 @@ def test_strict_scores_equal_native_scoring_bit_for_bit(
     twin = tmp_path / "native" / smoke_run.name
     shutil.copytree(smoke_run, twin)
     score_run(twin)
-    ours = numbers(store.read_scores(twin / "scores.csv"))
+    ours = numbers(run_folder.read_scores(twin / "scores.csv"))
     for step in (2, 1):  # in any order
         folder, holes = score_predictions(
-            ask(step=step, predictions=exported / f"step{step}", words=native.DEFAULT)
+            ask(step=step, predictions=exported / f"step{step}", words=case_module.DEFAULT)
         )
         assert holes == []
-    theirs = numbers(store.read_scores(folder / "scores.csv"))
+    theirs = numbers(run_folder.read_scores(folder / "scores.csv"))
     assert theirs == ours
     assert len({key[0] for key in theirs}) == 2
     before = (folder / "scores.csv").read_bytes()
-    score_predictions(ask(step=1, predictions=exported / "step1", words=native.DEFAULT))
+    score_predictions(ask(step=1, predictions=exported / "step1", words=case_module.DEFAULT))
     assert (folder / "scores.csv").read_bytes() == before
 
 
@@ -158,11 +161,11 @@ def test_label_maps_of_the_benchmark_are_read_as_they_are(
     ask: Callable[..., OutsideSettings], truths: Path
 ) -> None:
     folder, _ = score_predictions(ask())
-    rows = [r for r in store.read_scores(folder / "scores.csv") if r.status == "ok"]
+    rows = [r for r in run_folder.read_scores(folder / "scores.csv") if r.status == "ok"]
     assert {r.value for r in rows if r.scoring == "strict" and r.metric == "dice"} == {1.0}
     assert {r.value for r in rows if r.metric == "hd95_mm"} == {0.0}
     assert min(r.value for r in rows if r.scoring == "paper") > 0.9  # the 1 in its denominator
-    record = store.read_record(folder)
+    record = run_folder.read_record(folder)
     assert record["external"] is True
     assert record["predictions"]["2"] == {"folder": str(truths), "labels": None, "holes": []}
 
@@ -192,7 +195,7 @@ def test_an_nnunet_folder_as_it_is(
     (folder / "plans.json").write_text("{}")
     (folder / "predict_from_raw_data_args.json").write_text("{}")
     out, _ = score_predictions(ask(predictions=folder))
-    rows = [r for r in store.read_scores(out / "scores.csv") if r.status == "ok"]
+    rows = [r for r in run_folder.read_scores(out / "scores.csv") if r.status == "ok"]
     assert {r.value for r in rows if r.scoring == "strict" and r.metric == "dice"} == {1.0}
 
 
@@ -277,7 +280,7 @@ def test_a_missing_case_is_refused_or_a_hole(
     assert "--allow-missing" in str(err.value)
     folder, holes = score_predictions(ask(predictions=broken, allow_missing=True))
     assert holes == ["lits/20"]
-    assert store.read_record(folder)["predictions"]["2"]["holes"] == ["lits/20"]
+    assert run_folder.read_record(folder)["predictions"]["2"]["holes"] == ["lits/20"]
     (group,) = collect(ask().out, bench="tumor_ext", scoring="strict")
     run = group.runs[0]
     assert "1 of 2 test cases missing (lits/20)" in run.holes[2, "liver_tumor"]
@@ -366,5 +369,5 @@ def test_the_command(truths: Path, cache_root: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "other_tool, seed 3" in done.output
     assert "2/2 = 1.000" in done.output  # both tumors found
-    (folder,) = store.find_runs(tmp_path)
-    assert {r.seed for r in store.read_scores(folder / "scores.csv")} == {3}
+    (folder,) = run_folder.find_runs(tmp_path)
+    assert {r.seed for r in run_folder.read_scores(folder / "scores.csv")} == {3}

@@ -11,11 +11,11 @@ import pytest
 from synthetic_runs import Method, make_runs
 from typer.testing import CliRunner
 
-from clbench.cli import app
+from clbench.cli.options import app
 from clbench.errors import SettingError
 from clbench.report.figures import FIGURES
-from clbench.report.paper import build, read_plan
-from clbench.report.paper_tables import BENCH
+from clbench.report.paper.build import build, read_plan
+from clbench.report.paper.table import BENCH
 
 ROOT = Path(__file__).parents[1]
 PLAN = ROOT / "paper_figs" / "paper.toml"

@@ -14,13 +14,13 @@ import pytest
 from synthetic_runs import Method, make_runs
 from typer.testing import CliRunner
 
-from clbench import store
-from clbench.cli import app
+from clbench.cli.options import app
 from clbench.errors import SettingError, StoreError
-from clbench.report.paper_tables import paper_table
-from clbench.report.printed import printed10, printed11
-from clbench.report.render import EMPTY, FORMATS, Table, render
-from clbench.report.runs import collect
+from clbench.report.paper.columns import printed10, printed11
+from clbench.report.paper.table import paper_table
+from clbench.report.results import collect
+from clbench.report.tables.render import EMPTY, FORMATS, Table, render
+from clbench.store import run_folder
 
 SHARED = Path(__file__).parents[2] / "shared" / "paper"
 ORGANS = (
@@ -46,11 +46,11 @@ def body(results: Path, methods: dict[str, Method], bench: str = "body_ext", **m
         **more,
     )  # fmt: skip
     for folder in folders:
-        record = store.read_record(folder)
+        record = run_folder.read_record(folder)
         record["course"]["groups"] = {
             "JHH_organ": ["spleen", "liver"], "JHH_gastro": ["colon"], "JHH_cardiac": ["aorta", "postcava"],
         }  # fmt: skip
-        store.write_record(folder, record)
+        run_folder.write_record(folder, record)
 
 
 def line(table: Table, label: str) -> dict[str, str]:
@@ -113,12 +113,12 @@ def test_printed_means_follow_from_printed_cells_but_for_one() -> None:
     assert any("0.768" in n and "0.767" in n for n in paper_table(10, source="printed").notes)
 
 
-def test_printed_tables_start_without_numpy_scipy_matplotlib_or_torch(tmp_path: Path) -> None:
+def test_printed_tables_start_without_scipy_pandas_matplotlib_or_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from clbench.cli import app\n"
         "for n in ('10', '11'):\n  for f in ('terminal', 'md', 'csv', 'tex', 'html'):\n"
         "    app(['table', n, '--source', 'printed', '--format', f], standalone_mode=False)\n"
-        "heavy = {'torch', 'scipy', 'pandas', 'monai', 'matplotlib', 'numpy'} & set(sys.modules)\n"
+        "heavy = {'torch', 'scipy', 'pandas', 'monai', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run(
@@ -149,7 +149,7 @@ def test_a_measured_cell_by_hand(tmp_path: Path) -> None:
     row = line(table, "universal [minilm]")
     per_seed = []
     for folder in folders:
-        rows = store.read_scores(folder / "scores.csv")
+        rows = run_folder.read_scores(folder / "scores.csv")
         values = [r.value for r in rows if r.structure == "aorta" and r.step == 2 and r.eval_set == "btcv"
                   and r.scoring == "strict"]  # fmt: skip
         per_seed.append(sum(values) / len(values))
@@ -337,9 +337,9 @@ def test_another_benchmark_has_a_table_of_its_own(tmp_path: Path) -> None:
 
 
 def change(folder: Path, **identity: Any) -> None:
-    record = store.read_record(folder)
+    record = run_folder.read_record(folder)
     record["identity"].update(identity)
-    store.write_record(folder, record)
+    run_folder.write_record(folder, record)
 
 
 @pytest.mark.parametrize(

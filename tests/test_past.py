@@ -12,14 +12,14 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
-from clbench import store
 from clbench.errors import TrainingError
-from clbench.past import refuse_lost_cases, refuse_undeclared
-from clbench.plan import RunSettings, make_plan
-from clbench.report.past_card import past_card
-from clbench.run import run_plan
+from clbench.report.results import past_card
+from clbench.run.course import run_plan
+from clbench.run.plan import RunSettings, make_plan
+from clbench.store import run_folder
 from clbench.strategies.finetune import Finetune
-from clbench.strategy import Draws, Lesson, Memory, Strategy
+from clbench.strategy.contract import Draws, Lesson, Memory, Strategy
+from clbench.training.past_data import refuse_lost_cases, refuse_undeclared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ WANTED: list[str] = []
 @pytest.fixture
 def out(smoke_run: Path, tmp_path: Path) -> Path:
     """A results folder in which step 1 is taught already."""
-    shared = str(store.read_record(smoke_run)["shared_step1"])
+    shared = str(run_folder.read_record(smoke_run)["shared_step1"])
     where = Path(smoke_run.parents[1].name) / "_shared" / shared
     shutil.copytree(smoke_run.parents[2] / where, tmp_path / where)
     return tmp_path
@@ -127,7 +127,7 @@ def test_a_cheat_is_stopped_in_the_step_it_cheats_in(
         run_plan(plan, lambda event: events.append(event["event"]))
     assert "step 2" in str(err.value)
     assert "shared" in events  # step 1 itself was fine
-    assert store.read_record(plan.folder)["steps_done"] == 1
+    assert run_folder.read_record(plan.folder)["steps_done"] == 1
     assert not (plan.folder / "step2.pt").exists()
 
 
@@ -138,7 +138,7 @@ def test_a_peep_at_a_test_label_in_the_examination_is_stopped(out: Path, cache_r
     with pytest.raises(TrainingError, match="was read past the catalog") as err:
         run_plan(plan)
     assert f"step 1, btcv case {plan.catalog.splits[0].test[0]}" in str(err.value)
-    assert store.read_record(plan.folder)["steps_done"] == 0
+    assert run_folder.read_record(plan.folder)["steps_done"] == 0
     assert not (plan.folder / "scores.csv").exists()
 
 

@@ -11,16 +11,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from clbench import registry
-from clbench.data import phantom as room
-from clbench.data.anatomy import tissues
+from clbench.data.labels import read_case
 from clbench.data.layouts import LAYOUTS, find_cases
-from clbench.data.phantom import fingerprint, make_case, make_phantom, tumor_free
-from clbench.data.reading import read_case
-from clbench.data.volumes import Volume, preprocess
+from clbench.data.phantom import generate as room
+from clbench.data.phantom.anatomy import tissues
+from clbench.data.phantom.generate import fingerprint, make_case, make_phantom, tumor_free
+from clbench.data.volume import Volume, preprocess
 from clbench.errors import DataError, StoreError
-from clbench.settings import PhantomSettings
-from clbench.spec import Preprocessing, Source
+from clbench.spec import registry
+from clbench.spec.benchmark import Preprocessing, Source
+from clbench.spec.settings import PhantomSettings
 
 BENCH = registry.benchmark("tumor_ext")
 BTCV, LITS = BENCH.sources

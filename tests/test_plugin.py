@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clbench.testing.strategies import RULES
+from clbench.testing.strategy_check import RULES
 
 PLUGIN = Path(__file__).parent / "plugin"
 

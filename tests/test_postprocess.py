@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from clbench.errors import DataError, UnknownName
-from clbench.postprocess import (
+from clbench.data.postprocess import (
     DEFAULT_RULES,
     LESIONS,
     RULES,
@@ -24,7 +23,8 @@ from clbench.postprocess import (
     largest_components,
     split_left_right,
 )
-from clbench.taxonomy import STRUCTURES
+from clbench.errors import DataError, UnknownName
+from clbench.spec.taxonomy import STRUCTURES
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "postprocess.json").read_text())
 CUBE = np.ones((5, 5, 5), bool)

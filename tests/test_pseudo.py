@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clbench.data.pseudo import PseudoMap, write_pseudo
+from clbench.data.pseudo_labels import PseudoMap, write_pseudo
 from clbench.errors import StoreError
 
 NAMES = ["spleen", "liver", "aorta"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from clbench.errors import DataError
-from clbench.ranks import (
+from clbench.statistics.ranking import (
     block_ranks,
     cliques,
     critical_difference,

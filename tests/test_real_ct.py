@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from clbench import registry, store
-from clbench.cli import app
+from clbench.cli.options import app
 from clbench.data.cache import VolumeCache
 from clbench.data.check import check_layout
+from clbench.data.labels import read_case
 from clbench.data.layouts import LAYOUTS, CaseFiles, find_cases
-from clbench.data.reading import read_case
 from clbench.errors import DataError
-from clbench.spec import Preprocessing, Source
+from clbench.spec import registry
+from clbench.spec.benchmark import Preprocessing, Source
+from clbench.store import run_folder
 
 BTCV_VALUES = range(1, 14)  # label_ids.json agrees with BTCV up to 13
 LIVER = 6
@@ -84,9 +85,9 @@ def test_from_check_to_table(laid_out: Path, tmp_path: Path) -> None:
     assert run.exit_code == 0, run.output
     assert "PHANTOM" not in run.output.upper()
 
-    (folder,) = store.find_runs(tmp_path / "out")
-    assert store.read_record(folder)["patients"] is True
-    rows = store.read_scores(folder / "scores.csv")
+    (folder,) = run_folder.find_runs(tmp_path / "out")
+    assert run_folder.read_record(folder)["patients"] is True
+    rows = run_folder.read_scores(folder / "scores.csv")
     last = {
         (r.eval_set, r.structure): r
         for r in rows

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from clbench import store
 from clbench.errors import SettingError
-from clbench.plan import RunSettings
-from clbench.run import run_course
+from clbench.run.course import run_course
+from clbench.run.plan import RunSettings
+from clbench.store import run_folder
 
 
 def settings(out: Path, cache: Path, **more: Any) -> RunSettings:
@@ -47,7 +47,7 @@ def test_a_command_waits_for_the_step_another_one_teaches(
     smoke_run: Path, cache_root: Path, tmp_path: Path
 ) -> None:
     """The lock of the shared folder is held while its checkpoint comes into being."""
-    name = store.read_record(smoke_run)["shared_step1"]
+    name = run_folder.read_record(smoke_run)["shared_step1"]
     made, here = smoke_run.parents[1] / "_shared" / name, tmp_path / "tumor_ext" / "_shared" / name
     here.mkdir(parents=True)
     begun, events, folders = threading.Event(), list[dict[str, Any]](), list[Path]()
@@ -69,4 +69,4 @@ def test_a_command_waits_for_the_step_another_one_teaches(
     thread.join(60)
     assert len(folders) == 1
     assert {e["step"] for e in events if e["event"] == "update"} == {2}
-    assert store.read_record(folders[0])["cost"]["1"]["train"]["shared"] is True
+    assert run_folder.read_record(folders[0])["cost"]["1"]["train"]["shared"] is True

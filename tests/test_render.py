@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from clbench.report.render import EMPTY, FORMATS, Table, html_fragment, number, render, signed
+from clbench.report.tables.render import (
+    EMPTY,
+    FORMATS,
+    Table,
+    html_fragment,
+    number,
+    render,
+    signed,
+)
 
 WIDE = Table(
     title="A & B", columns=("k", "a_b", "c", "d"), rows=(("x|y", "1.0", "2.0 ± 0.1", EMPTY),),
@@ -146,7 +154,7 @@ PAGE = (
 
 @pytest.mark.skipif(LATEX is None, reason="no LaTeX here; the structure is tested above")
 def test_latex_compiles(tmp_path: Path) -> None:
-    from clbench.report.paper_tables import paper_table
+    from clbench.report.paper.table import paper_table
 
     body = "\n".join(
         render(t, "tex")

@@ -17,12 +17,13 @@ import pytest
 from synthetic_runs import THREE_STEPS, Method, make_runs
 from typer.testing import CliRunner
 
-from clbench.cli import app
+from clbench.cli.options import app
 from clbench.errors import ClbenchError, StoreError
-from clbench.report import page
-from clbench.report.calibration import CLAIM, calibration_table, rates
-from clbench.report.page import Made, make_report
-from clbench.report.significance import Protocol
+from clbench.report.page import page
+from clbench.report.page.calibration import CLAIM, calibration_table, rates
+from clbench.report.page.page import Made, make_report
+from clbench.report.significance import sentences
+from clbench.report.significance.confirmatory import Protocol
 
 QUICK = Protocol(draws=2000, resamples=400)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -111,7 +112,7 @@ def test_a_hole_keeps_the_strategy_s_name(tmp_path: Path) -> None:
 def test_a_sentence_against_its_numbers_stops_the_report(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = page.sentence
+    right = sentences.sentence
     monkeypatch.setattr(
         page, "sentence", lambda c, p: right(c, p).replace("is better than", "is worse than")
     )
@@ -126,9 +127,11 @@ def test_a_sentence_against_its_numbers_stops_the_report(
 def test_a_sentence_about_forgetting_against_its_numbers_stops_the_report(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = page.own_sentence
+    right = sentences.own_sentence
     monkeypatch.setattr(
-        page, "own_sentence", lambda o, p: right(o, p).replace(" forgets (", " gains on its old (")
+        page,
+        "own_sentence",
+        lambda o, p: right(o, p).replace(" forgets (", " gains on its old ("),
     )
     with pytest.raises(ClbenchError, match="contradicts its numbers"):
         make_report(
@@ -222,8 +225,8 @@ def test_one_strategy_alone_has_nothing_to_be_compared_with(tmp_path: Path) -> N
 def test_nothing_of_it_loads_torch(results: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from clbench.report.page import make_report\n"
-        "from clbench.report.significance import Protocol\n"
+        "from clbench.report.page.page import make_report\n"
+        "from clbench.report.significance.confirmatory import Protocol\n"
         f"make_report(Path({str(results)!r}), bench='tumor_ext', ref='universal', "
         f"out=Path({str(tmp_path)!r}), scoring='strict', protocol=Protocol(draws=500, resamples=50))\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"

@@ -20,12 +20,15 @@ import torch
 import torture
 from torture import OURS, PRUNED, made
 
-from clbench import checkpoint, resume, stop, store, teaching
+from clbench import signals
 from clbench.errors import StoreError
-from clbench.run import run_plan
-from clbench.strategy import Phase
-from clbench.testing.bed import Bed
-from clbench.testing.exact import first_difference, same
+from clbench.run import examine, teach
+from clbench.run.course import run_plan
+from clbench.store import checkpoint, files, run_folder
+from clbench.strategy.contract import Phase
+from clbench.testing.fixtures import first_difference, same
+from clbench.testing.harness import Bed
+from clbench.training import resume
 
 Watch = Callable[[dict[str, Any]], None]
 
@@ -118,7 +121,7 @@ def test_every_strategy_goes_on_to_the_bit(name: str, course: Course) -> None:
     # a signal in step 2; it goes on with two loader workers, and is killed in step 3; and again
     # without workers
     course.broken(
-        name, "parts", at(update(2, 0), lambda: stop.ask("SIGTERM")), stop.Stopped
+        name, "parts", at(update(2, 0), lambda: signals.ask("SIGTERM")), signals.Stopped
     )  # fmt: skip
     phase = "prune 1.0" if name == PRUNED else "train"
     course.broken(name, "parts", at(update(3, 1, phase), crash), Crash, workers=2)
@@ -135,15 +138,13 @@ def test_a_plugin_counts_alike_after_a_stop_behind_the_last_update(course: Cours
 
     whole, last = course.whole("ewc")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            teaching, "count_parameters", killed
-        )  # all updates are saved, the step is not
+        patch.setattr(teach, "count_parameters", killed)  # all updates are saved, the step is not
         course.broken("ewc", "late", lambda event: None, Crash)
     parts, last_parts = course.run("ewc", "late")
     assert_equal(whole, parts, last, last_parts)
     first = [
         checkpoint.load(
-            f.parents[1] / "_shared" / store.read_record(f)["shared_step1"] / "step1.pt"
+            f.parents[1] / "_shared" / run_folder.read_record(f)["shared_step1"] / "step1.pt"
         )
         for f in (whole, parts)
     ]
@@ -158,16 +159,18 @@ def test_stopped_in_step_1_pseudo_labels_and_examination(course: Course) -> None
     course.broken(name, out, at({"event": "exam"}, crash), Crash)
     (kept,) = course.folder.glob(f"{out}/kit/{name}/*/exam/step1/*.json")
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"predict_s": 1000.0}))
-    course.broken(name, out, at({"event": "pseudo"}, lambda: stop.ask("SIGINT")), stop.Stopped)
+    course.broken(
+        name, out, at({"event": "pseudo"}, lambda: signals.ask("SIGINT")), signals.Stopped
+    )
     (kept,) = course.folder.glob(f"{out}/kit/{name}/*/pseudo/step2/*/map.npy")
     content = bytearray(kept.read_bytes())
     content[-1] ^= 1  # an altered map is made again
     kept.write_bytes(content)
     asked: list[str] = []
-    course.broken(name, out, at({"event": "exam"}, lambda: stop.ask("SIGUSR1")), stop.Stopped)
+    course.broken(name, out, at({"event": "exam"}, lambda: signals.ask("SIGUSR1")), signals.Stopped)
     parts, last_parts = course.run(name, out, lambda e: asked.append(e["event"]))
     assert_equal(whole, parts, last, last_parts)
-    record = store.read_record(parts)
+    record = run_folder.read_record(parts)
     assert record["starts"] == 5
     assert record["resumed_elsewhere"] == []
     assert all(s["examine_s"] > 0 and s["train"]["train_s"] > 0 for s in record["cost"].values())
@@ -175,8 +178,8 @@ def test_stopped_in_step_1_pseudo_labels_and_examination(course: Course) -> None
 
 
 def test_preprocessing_stops_between_two_cases(course: Course) -> None:
-    asked = at({"event": "step"}, lambda: stop.ask("SIGTERM"))
-    with pytest.raises(stop.Stopped, match="preprocessing for step 1, case"):
+    asked = at({"event": "step"}, lambda: signals.ask("SIGTERM"))
+    with pytest.raises(signals.Stopped, match="preprocessing for step 1, case"):
         course.run("finetune", "early", asked)
 
 
@@ -217,32 +220,32 @@ def test_a_full_disk_in_the_middle_of_a_step(course: Course) -> None:
 def test_another_thread_count_is_marked_and_the_recorded_one_restored(course: Course) -> None:
     name, out = "finetune", "threads"
     before = torch.get_num_threads()
-    course.broken(name, out, at(update(2, 0), lambda: stop.ask("SIGTERM")), stop.Stopped)
+    course.broken(name, out, at(update(2, 0), lambda: signals.ask("SIGTERM")), signals.Stopped)
     torch.set_num_threads(before + 1)
     seen: list[int] = []
     watch = at({"event": "update"}, lambda: seen.append(torch.get_num_threads()))
     try:
-        course.broken(name, out, at(update(2, 1), lambda: stop.ask("x")), stop.Stopped)
+        course.broken(name, out, at(update(2, 1), lambda: signals.ask("x")), signals.Stopped)
         parts, _ = course.run(name, out, watch, threads=before + 1)
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
     assert seen[-1] == before + 1
-    marks = store.read_record(parts)["resumed_elsewhere"]
+    marks = run_folder.read_record(parts)["resumed_elsewhere"]
     assert {"step": 2, "differs": {"threads": [before, before + 1]}} in marks
 
 
 def test_signals_ask_and_a_second_interrupt_stops_at_once() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    for number in stop.SIGNALS:
-        with stop.listening():
-            stop.check()
+    for number in signals.SIGNALS:
+        with signals.listening():
+            signals.check()
             os.kill(os.getpid(), number)
-            assert stop.asked() == signal.Signals(number).name
-            with pytest.raises(stop.Stopped, match="is saved"):
-                stop.check("step 2")
-    assert stop.asked() is None
-    with stop.listening(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
+            assert signals.asked() == signal.Signals(number).name
+            with pytest.raises(signals.Stopped, match="is saved"):
+                signals.check("step 2")
+    assert signals.asked() is None
+    with signals.listening(), pytest.raises(KeyboardInterrupt):  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -254,13 +257,13 @@ def test_a_stopped_run_has_an_exit_status_of_its_own(
     from clbench import cli
 
     def stopped() -> None:
-        stop.ask("SIGTERM")
-        stop.check("step 2, after update 7")
+        signals.ask("SIGTERM")
+        signals.check("step 2, after update 7")
 
     monkeypatch.setattr(cli, "app", stopped)
-    with stop.listening(), pytest.raises(SystemExit) as end:
+    with signals.listening(), pytest.raises(SystemExit) as end:
         cli.main()
-    assert end.value.code == stop.STATUS == 75
+    assert end.value.code == signals.STATUS == 75
     assert "after update 7" in capsys.readouterr().err
 
 
@@ -297,15 +300,15 @@ def test_parts_of_killed_processes_are_swept(tmp_path: Path) -> None:
     (tmp_path / "pseudo" / ".1.99.part").mkdir(parents=True)
     (tmp_path / ".step2.pt.99.part").write_bytes(b"half")
     (tmp_path / "step1.pt").write_bytes(b"whole")
-    store.sweep(tmp_path)
+    files.sweep(tmp_path)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["pseudo", "step1.pt"]
 
 
 def test_finished_cases_of_another_model_or_damaged_are_examined_anew(tmp_path: Path) -> None:
-    exams = resume.Exams(tmp_path / "exam", "model a")
-    exams.put("btcv_1", resume.Exam([], 2.0, 1.5))
-    assert exams.get("btcv_1") == resume.Exam([], 2.0, 1.5)
-    assert resume.Exams(tmp_path / "exam", "model b").get("btcv_1") is None
+    exams = examine.Exams(tmp_path / "exam", "model a")
+    exams.put("btcv_1", examine.Exam([], 2.0, 1.5))
+    assert exams.get("btcv_1") == examine.Exam([], 2.0, 1.5)
+    assert examine.Exams(tmp_path / "exam", "model b").get("btcv_1") is None
     assert exams.get("btcv_2") is None
     path = tmp_path / "exam" / "btcv_1.json"
     path.write_text(path.read_text().replace('"rows": []', '"rows": [{}]'))
@@ -316,7 +319,7 @@ def test_finished_cases_of_another_model_or_damaged_are_examined_anew(tmp_path: 
 
 def test_what_is_trained_must_be_in_the_model(tmp_path: Path) -> None:
     from clbench.errors import TrainingError
-    from clbench.strategy import Group
+    from clbench.strategy.contract import Group
 
     place = resume.Place(
         phase=Phase(), history=(), updates=1, measured=(), optimizer={}, scaler={},
@@ -366,7 +369,7 @@ def test_killed_a_few_times_nothing_is_lost(tmp_path: Path, cache_root: Path) ->
 
 
 def test_the_report_says_which_runs_went_on_elsewhere() -> None:
-    from clbench.report.provenance import _elsewhere
+    from clbench.report.page.provenance import _elsewhere
 
     mark = {"step": 2, "differs": {"threads": [2, 3]}}
     records = [{"run_id": "a"}, {"run_id": "b", "resumed_elsewhere": [mark]}]

@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from clbench import registry, store
 from clbench.errors import DataError, SettingError, StoreError, TrainingError, UnknownName
-from clbench.plan import RunSettings, make_plan, new_record
-from clbench.run import run_course, run_plan
+from clbench.run.course import run_course, run_plan
+from clbench.run.plan import RunSettings, make_plan
+from clbench.run.record import new_record
+from clbench.spec import registry
+from clbench.store import run_folder
 from clbench.strategies.finetune import Finetune
-from clbench.strategy import Lesson, Memory
+from clbench.strategy.contract import Lesson, Memory
 
 
 def settings(out: Path, cache: Path, **more: Any) -> RunSettings:
@@ -45,7 +47,7 @@ def test_a_run_leaves_the_whole_record(smoke_run: Path) -> None:
 
 
 def test_every_learned_structure_is_scored_on_every_test_case(smoke_run: Path) -> None:
-    rows = store.read_scores(smoke_run / "scores.csv")
+    rows = run_folder.read_scores(smoke_run / "scores.csv")
     strict = [r for r in rows if r.scoring == "strict" and r.metric == "dice"]
     first = [r for r in strict if r.step == 1]
     assert {r.structure for r in first} == set(registry.benchmark("tumor_ext").structures(1))
@@ -125,7 +127,7 @@ def test_strategies_that_start_alike_share_step_1(
     folder = run_course(settings(smoke_out, cache_root, strategy="finetune"), events.append)
     assert "shared" in [e["event"] for e in events]
     assert {e["step"] for e in events if e["event"] == "update"} == {2}
-    marks = [store.read_record(f)["shared_step1"] for f in (folder, smoke_run)]
+    marks = [run_folder.read_record(f)["shared_step1"] for f in (folder, smoke_run)]
     assert marks[0] == marks[1]
 
 
@@ -230,9 +232,9 @@ def test_an_image_that_vanishes_while_a_run_goes_on_stops_it_by_name(
             else None,
         )  # fmt: skip
     assert str(image) in str(err.value)
-    assert store.read_record(plan.folder)["steps_done"] == 1  # what was done is kept
+    assert run_folder.read_record(plan.folder)["steps_done"] == 1  # what was done is kept
     (tmp_path / "away").rename(image)
-    assert store.read_record(run_course(there))["status"] == "finished"
+    assert run_folder.read_record(run_course(there))["status"] == "finished"
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,17 @@ import pytest
 from scipy import ndimage
 from typer.testing import CliRunner
 
-from clbench import store
-from clbench.cli import app
-from clbench.data.reading import spacing_of
+from clbench.cli.options import app
+from clbench.data.catalog import exam_cases
+from clbench.data.labels import spacing_of
 from clbench.errors import StoreError
-from clbench.examine import read_prediction, to_native, write_prediction
-from clbench.metrics import native
-from clbench.report.scored import score_report
-from clbench.score import exam_cases, recorded_catalog, score_run
+from clbench.evaluation.metrics import case as case_module
+from clbench.evaluation.predictions import read_prediction, write_prediction
+from clbench.evaluation.scoring import to_native
+from clbench.report.tables.rescored import score_report
+from clbench.run.record import recorded_catalog
+from clbench.run.rescore import score_run
+from clbench.store import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def scored(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the smoke run, scored once with everything."""
     folder = tmp_path_factory.mktemp("scored") / "tumor_ext" / "universal" / smoke_run.name
     shutil.copytree(smoke_run, folder)
-    return score_run(folder, words=(*native.DEFAULT, "nsd_3mm", "patient_50vox"))
+    return score_run(folder, words=(*case_module.DEFAULT, "nsd_3mm", "patient_50vox"))
 
 
 @pytest.fixture
@@ -47,14 +50,14 @@ def change_record(folder: Path, change: Callable[[dict[str, Any]], None]) -> Non
 
 
 def test_rows_are_added_and_nothing_else_moves(smoke_run: Path, scored: Path) -> None:
-    before = store.read_scores(smoke_run / "scores.csv")
-    after = store.read_scores(scored / "scores.csv")
+    before = run_folder.read_scores(smoke_run / "scores.csv")
+    after = run_folder.read_scores(scored / "scores.csv")
     kept = [r for r in after if r.metric in ("dice", "dice_ceiling")]
     assert list(map(repr, kept)) == list(map(repr, before))
     new = [r for r in after if r.metric not in ("dice", "dice_ceiling")]
     assert {r.scoring for r in new} == {"strict"}
     assert {r.metric for r in new} == {
-        "nsd_1mm", "nsd_2mm", "nsd_3mm", "hd95_mm", "volume_error_ml", *native.LESION_ROWS,
+        "nsd_1mm", "nsd_2mm", "nsd_3mm", "hd95_mm", "volume_error_ml", *case_module.LESION_ROWS,
         "patient_positive", "patient_positive_50vox",
     }  # fmt: skip
     assert {r.structure for r in new if r.metric.startswith(("lesion", "patient"))} == {
@@ -70,7 +73,7 @@ def test_rows_are_added_and_nothing_else_moves(smoke_run: Path, scored: Path) ->
         if r.status == "not_annotated":
             assert math.isnan(r.value)
     assert sum(r.metric == "hd95_mm" for r in new) == len(dice)
-    record = store.read_record(scored)
+    record = run_folder.read_record(scored)
     assert record["metrics"]["nsd"]["version"] == 1
     assert {"dice", "nsd", "hd95", "volume", "lesion", "patient"} == set(record["metrics"])
     assert "26-connected" in record["metrics"]["lesion"]["implementation"]
@@ -79,18 +82,18 @@ def test_rows_are_added_and_nothing_else_moves(smoke_run: Path, scored: Path) ->
 def test_twice_gives_the_same_bytes_and_a_changed_row_is_mended(scored: Path) -> None:
     path = scored / "scores.csv"
     once, record = path.read_bytes(), (scored / "run.json").read_bytes()
-    rows = store.read_scores(path)
+    rows = run_folder.read_scores(path)
     spoiled = [replace(r, value=0.123) if r.metric == "hd95_mm" else r for r in rows]
-    store.write_scores(path, spoiled)
+    run_folder.write_scores(path, spoiled)
     score_run(scored, words=("hd95_mm",))
     assert path.read_bytes() == once
     assert (scored / "run.json").read_bytes() == record
 
 
 def test_values_are_those_of_scipy_on_the_files_grid(scored: Path) -> None:
-    record = store.read_record(scored)
+    record = run_folder.read_record(scored)
     catalog = recorded_catalog(record, data=None, cache=None)
-    rows = store.read_scores(scored / "scores.csv")
+    rows = run_folder.read_scores(scored / "scores.csv")
     number, source, case = next(e for e in exam_cases(catalog) if e[1] == "lits")
     volume = catalog.open(number, case, "test")
     pred = read_prediction(scored / "predictions" / "step2" / f"{source}_{case}.npz")

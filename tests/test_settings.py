@@ -5,9 +5,9 @@ from dataclasses import dataclass, fields, replace
 import pytest
 
 from clbench.errors import SettingError, UnknownName
-from clbench.plan import sparse
-from clbench.registry import benchmark
-from clbench.settings import (
+from clbench.run.plan import sparse
+from clbench.spec.registry import benchmark
+from clbench.spec.settings import (
     BOUNDS,
     GROUPS,
     apply_overrides,

@@ -15,18 +15,18 @@ import pytest
 from scipy import stats as scipy_stats
 from synthetic_runs import ORGANS, THREE_STEPS, Method, make_runs
 
-from clbench import store
 from clbench.errors import ClbenchError, SettingError, StoreError, UnknownName
-from clbench.macro import sign_flip
-from clbench.report.analysis import Analysis, analyse
-from clbench.report.analysis_tables import all_tables, confirmatory_table, own_table
-from clbench.report.endpoints import ENDPOINTS, FINAL, KEPT, NEW, table
 from clbench.report.evidence import gather
-from clbench.report.provenance import provenance
-from clbench.report.runs import collect, hole_notes
-from clbench.report.significance import Comparison, Protocol, detectable_difference
-from clbench.report.tables import render
-from clbench.report.verdicts import audit, audit_own, own_sentence, sentence
+from clbench.report.page.provenance import provenance
+from clbench.report.results import collect, hole_notes
+from clbench.report.significance.analysis import Analysis, analyse
+from clbench.report.significance.confirmatory import Comparison, Protocol, detectable_difference
+from clbench.report.significance.endpoints import ENDPOINTS, FINAL, KEPT, NEW, table
+from clbench.report.significance.sentences import audit, audit_own, own_sentence, sentence
+from clbench.report.significance.tables import all_tables, confirmatory_table, own_table
+from clbench.report.tables.render import render
+from clbench.statistics.class_macro import sign_flip
+from clbench.store import run_folder
 
 QUICK = Protocol(draws=2000, resamples=500)
 FOUR = {
@@ -177,11 +177,11 @@ def test_one_name_with_other_scores_is_no_shared_first_step(tmp_path: Path) -> N
     """The name of a checkpoint is believed only as far as the scores after step 1 bear it out."""
     make_runs(tmp_path, {"a": Method(), "b": Method(kept=-0.1)}, patients={"btcv": 8, "lits": 8})
     path = sorted((tmp_path / "tumor_ext" / "b").glob("*/scores.csv"))[1]
-    rows = store.read_scores(path)
+    rows = run_folder.read_scores(path)
     at = next(i for i, r in enumerate(rows) if r.step == 1 and r.status == "ok"
               and r.scoring == "strict")  # fmt: skip
     rows[at] = replace(rows[at], value=rows[at].value + 0.01)
-    store.write_scores(path, rows)
+    run_folder.write_scores(path, rows)
     found = run(tmp_path, ref="a")
     final = of(found, "final", "b")
     assert not final.first_shared
@@ -207,7 +207,7 @@ def test_rankings_and_stability(four: Analysis) -> None:
 
 
 def test_the_detectable_difference_is_the_closed_form_for_one_set() -> None:
-    from clbench.effects import detectable_effect
+    from clbench.statistics.intervals import detectable_effect
 
     d = np.random.default_rng(0).normal(0.01, 0.05, 14)
     found = detectable_difference({"a": d[None, :, None]}, alpha=0.025)
@@ -227,9 +227,9 @@ def test_three_steps_and_a_structure_nobody_has(tmp_path: Path) -> None:
             replace(r, value=math.nan, status="both_empty", gt_vox=0)
             if r.structure == "colon"
             else r
-            for r in store.read_scores(path)
+            for r in run_folder.read_scores(path)
         ]
-        store.write_scores(path, rows)
+        run_folder.write_scores(path, rows)
     found = run(tmp_path, bench="body_ext", ref="a")
     final, kept, new = (of(found, e, "b") for e in ("final", "kept", "new"))
     assert (final.classes, final.classes_absent) == (7, ("colon",))
@@ -437,12 +437,12 @@ def test_scores_of_another_run_are_refused(tmp_path: Path) -> None:
 def test_a_number_that_is_not_one_is_a_hole(tmp_path: Path) -> None:
     make_runs(tmp_path, FOUR)
     path = next((tmp_path / "tumor_ext" / "joint").rglob("scores.csv"))
-    rows = store.read_scores(path)
+    rows = run_folder.read_scores(path)
     at = next(
         i for i, r in enumerate(rows) if r.status == "ok" and r.step == 2 and r.scoring == "strict"
     )
     rows[at] = replace(rows[at], value=math.nan)
-    store.write_scores(path, rows)
+    run_folder.write_scores(path, rows)
     assert of(run(tmp_path), "final", "joint").hole
 
 

@@ -13,19 +13,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from clbench import checkpoint, registry, store
 from clbench.errors import UnknownName
 from clbench.nets.backbones import small_unet
-from clbench.one_of_k import allowed_channels, decode_channels, marginal_ce, mean_ce
-from clbench.plan import RunSettings
-from clbench.run import run_course
+from clbench.nets.output import Output
+from clbench.run.course import run_course
+from clbench.run.plan import RunSettings
+from clbench.spec import registry
+from clbench.store import checkpoint, run_folder
 from clbench.strategies.ilt import Ilt
-from clbench.strategies.ilt_ct import IltCt
-from clbench.strategies.lwf_ct import LwfCt
-from clbench.strategies.plop_ct import LEFT_OUT
+from clbench.strategies.paper_baselines.ilt_ct import IltCt
+from clbench.strategies.paper_baselines.lwf_ct import LwfCt
+from clbench.strategies.paper_baselines.plop_ct import LEFT_OUT
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
 from clbench.strategies.universal import Universal
-from clbench.strategy import Batch, Kit, Lesson, Output, Strategy
+from clbench.strategy.contract import Batch, Kit, Lesson, Strategy
+from clbench.strategy.partial_labels import allowed_channels, decode_channels, marginal_ce, mean_ce
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent / "golden" / "distillation.json").read_text()
@@ -313,10 +315,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, cache_root: Path) -> dict[str
 
 
 def test_courses_end_scored_and_share_their_first_step(runs: dict[str, Path]) -> None:
-    first = {store.read_record(folder)["shared_step1"] for folder in runs.values()}
+    first = {run_folder.read_record(folder)["shared_step1"] for folder in runs.values()}
     assert len(first) == 1
     for folder in runs.values():
-        rows = store.read_scores(folder / "scores.csv")
+        rows = run_folder.read_scores(folder / "scores.csv")
         strict = [r for r in rows if (r.scoring, r.metric) == ("strict", "dice")]
         assert {r.structure for r in strict if r.step == 2} == set(
             registry.benchmark("tumor_ext").structures(2)
@@ -326,7 +328,7 @@ def test_courses_end_scored_and_share_their_first_step(runs: dict[str, Path]) ->
 def test_courses_log_their_penalties(runs: dict[str, Path]) -> None:
     for name, folder in runs.items():
         made = registry.load("strategy", name)()
-        events = [e for e in store.read_events(folder / "events.jsonl") if e.get("step") == 2]
+        events = [e for e in run_folder.read_events(folder / "events.jsonl") if e.get("step") == 2]
         updates = [e for e in events if e["event"] == "update"]
         assert updates
         for penalty in made.penalties:

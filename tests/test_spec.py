@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from clbench import registry
 from clbench.errors import SpecError, UnknownName
-from clbench.spec import Benchmark, Partial, Preprocessing, Source, Split, Step
+from clbench.spec import registry
+from clbench.spec.benchmark import Benchmark, Partial, Preprocessing, Source, Step
+from clbench.spec.splits import Split
 
 SPLIT = Split(name="s", train=("1",), validation=(), test=("2",))
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clbench.errors import SpecError
-from clbench.spec import Source
-from clbench.splits import Draw, Split
+from clbench.spec.benchmark import Source
+from clbench.spec.splits import Draw, Split
 
 SOURCE = Source(
     name="a", title="A", layout="nnunet", labels={1: "spleen", 2: "liver"},

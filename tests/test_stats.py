@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from clbench.errors import DataError
-from clbench.stats import (
+from clbench.statistics.paired_tests import (
     ALL_EQUAL,
     ALL_ZERO,
     NO_PAIRS,

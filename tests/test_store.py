@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from clbench import store
 from clbench.errors import StoreError
-from clbench.store import EventLog, Score
+from clbench.store import run_folder
+from clbench.store.run_folder import EventLog, Score
 
 ROW = Score(
     bench="b", bench_version=1, strategy="s", seed=0, step=1, eval_set="btcv", case="2",
@@ -26,10 +26,10 @@ EMPTY = replace(
 
 def test_scores_come_back_to_the_bit_and_in_one_order(tmp_path: Path) -> None:
     rows = [replace(ROW, case=c) for c in ("10", "2", "x")] + [EMPTY]
-    store.write_scores(tmp_path / "a.csv", rows)
-    store.write_scores(tmp_path / "b.csv", reversed(rows))
+    run_folder.write_scores(tmp_path / "a.csv", rows)
+    run_folder.write_scores(tmp_path / "b.csv", reversed(rows))
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
-    back = store.read_scores(tmp_path / "a.csv")
+    back = run_folder.read_scores(tmp_path / "a.csv")
     assert [r.case for r in back] == ["2", "2", "10", "x"]  # numbers in order of number
     assert back[0] == ROW
     assert math.isnan(back[1].value)
@@ -48,17 +48,17 @@ def test_scores_come_back_to_the_bit_and_in_one_order(tmp_path: Path) -> None:
 )
 def test_damaged_scores_are_refused(old: str, new: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "scores.csv"
-    store.write_scores(path, [ROW])
+    run_folder.write_scores(path, [ROW])
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(StoreError) as err:
-        store.read_scores(path)
+        run_folder.read_scores(path)
     assert says in str(err.value)
     assert str(path) in str(err.value)
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "scores.csv"
-    store.write_scores(path, [ROW])
+    run_folder.write_scores(path, [ROW])
     before = path.read_bytes()
 
     def full(descriptor: int) -> None:
@@ -66,7 +66,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StoreError, match="could not be written") as err:
-        store.write_scores(path, [ROW, EMPTY])
+        run_folder.write_scores(path, [ROW, EMPTY])
     assert "No space left" in str(err.value)
     assert "disk space" in str(err.value)
     assert path.read_bytes() == before
@@ -74,19 +74,19 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_run_id_depends_on_content_not_on_order() -> None:
-    assert store.run_id({"a": 1, "b": [2]}) == store.run_id({"b": [2], "a": 1})
-    assert store.run_id({"a": 1}) != store.run_id({"a": 2})
+    assert run_folder.run_id({"a": 1, "b": [2]}) == run_folder.run_id({"b": [2], "a": 1})
+    assert run_folder.run_id({"a": 1}) != run_folder.run_id({"a": 2})
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
-    store.write_record(tmp_path, {"schema": 999})
+    run_folder.write_record(tmp_path, {"schema": 999})
     with pytest.raises(StoreError, match="another version"):
-        store.read_record(tmp_path)
+        run_folder.read_record(tmp_path)
     (tmp_path / "run.json").write_text('{"schema": ')
     with pytest.raises(StoreError, match="cannot be read"):
-        store.read_record(tmp_path)
+        run_folder.read_record(tmp_path)
     with pytest.raises(StoreError, match="missing"):
-        store.read_record(tmp_path / "absent")
+        run_folder.read_record(tmp_path / "absent")
 
 
 def record(**identity: Any) -> dict[str, Any]:
@@ -111,9 +111,9 @@ def record(**identity: Any) -> dict[str, Any]:
     "key", ["bench", "bench_version", "numerics", "data_fingerprint", "splits", "profile"]
 )
 def test_mixtures_are_refused(key: str) -> None:
-    store.refuse_mixture([record(), record(seed=1), record(strategy="t")])
+    run_folder.refuse_mixture([record(), record(seed=1), record(strategy="t")])
     with pytest.raises(StoreError, match="one table") as err:
-        store.refuse_mixture([record(), record(**{key: {"other": 1}})])
+        run_folder.refuse_mixture([record(), record(**{key: {"other": 1}})])
     assert key in str(err.value)
 
 
@@ -122,25 +122,25 @@ def test_text_encodings_and_weights_are_methods_of_one_table() -> None:
         backbone = {"name": name, "weights": weights}
         return record(profile={"text": {"encoding": encoding}, "backbone": backbone})
 
-    store.refuse_mixture([profile("clip", None), profile("onehot", "ssl.pt")])
+    run_folder.refuse_mixture([profile("clip", None), profile("onehot", "ssl.pt")])
     only = record(profile={"backbone": {"weights": "ssl.pt"}})  # the rest as the default is
-    store.refuse_mixture([record(), only])
+    run_folder.refuse_mixture([record(), only])
     with pytest.raises(StoreError, match="one table"):
-        store.refuse_mixture([profile("clip", None), profile("clip", None, "segresnet")])
+        run_folder.refuse_mixture([profile("clip", None), profile("clip", None, "segresnet")])
 
 
 def test_phantom_and_patients_never_mix() -> None:
     with pytest.raises(StoreError, match="one table") as err:
-        store.refuse_mixture([record(), {**record(), "patients": True}])
+        run_folder.refuse_mixture([record(), {**record(), "patients": True}])
     assert "phantom and patients" in str(err.value)
 
 
 def test_runs_are_found_and_shared_steps_are_not_runs(tmp_path: Path) -> None:
     for place in ("b/s/1", "b/t/2", "c/s/3", "b/_shared/4"):
         (tmp_path / place).mkdir(parents=True)
-        store.write_record(tmp_path / place, {"schema": 1})
-    assert [p.name for p in store.find_runs(tmp_path)] == ["1", "2", "3"]
-    assert [p.name for p in store.find_runs(tmp_path, bench="c")] == ["3"]
+        run_folder.write_record(tmp_path / place, {"schema": 1})
+    assert [p.name for p in run_folder.find_runs(tmp_path)] == ["1", "2", "3"]
+    assert [p.name for p in run_folder.find_runs(tmp_path, bench="c")] == ["3"]
 
 
 def test_an_event_log_drops_what_a_broken_attempt_left(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_an_event_log_drops_what_a_broken_attempt_left(tmp_path: Path) -> None:
         log.write({"step": 2, "loss": 0.25})
     with path.open("a") as file:
         file.write('{"step": 2, "lo')  # cut off by a crash
-    assert [e["step"] for e in store.read_events(path)] == [1, 2]
+    assert [e["step"] for e in run_folder.read_events(path)] == [1, 2]
     with EventLog(path, keep=lambda e: e["step"] < 2) as log:
         log.write({"step": 2, "loss": 0.125})
     assert [json.loads(x) for x in path.read_text().splitlines()] == [

@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from clbench.distillation import entropy_histogram, gated_ce, legacy_thresholds
 from clbench.nets.backbones import small_unet
-from clbench.nets.growth import one_winner
-from clbench.one_of_k import allowed_channels, sigmoid_dice
-from clbench.pooling import pod
-from clbench.strategies.decoder_growth import DecoderGrowth
+from clbench.nets.growing_decoders import one_winner
+from clbench.nets.output import Output
+from clbench.strategies.decoder_growth.method import DecoderGrowth
 from clbench.strategies.ilt import Ilt
-from clbench.strategies.ilt_ct import IltCt
 from clbench.strategies.lwf import Lwf
-from clbench.strategies.lwf_ct import LwfCt
 from clbench.strategies.mib import Mib
+from clbench.strategies.paper_baselines.ilt_ct import IltCt
+from clbench.strategies.paper_baselines.lwf_ct import LwfCt
+from clbench.strategies.paper_baselines.plop_ct import PlopCt
 from clbench.strategies.plop import THRESHOLDS, Plop
-from clbench.strategies.plop_ct import PlopCt
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
 from clbench.strategies.universal import Universal
-from clbench.strategy import Batch, Kit, Lesson, Memory, Output, Strategy
+from clbench.strategy.contract import Batch, Kit, Lesson, Memory, Strategy
+from clbench.strategy.distillation import entropy_histogram, gated_ce, legacy_thresholds, pod
+from clbench.strategy.partial_labels import allowed_channels, sigmoid_dice
 
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parent / "golden" / "distillation.json").read_text()

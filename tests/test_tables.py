@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from clbench import store
 from clbench.errors import StoreError
-from clbench.metrics import transfer
-from clbench.report.render import EMPTY, Table
-from clbench.report.scale import SHARE
-from clbench.report.tables import run_report, summary
-from clbench.store import Score
+from clbench.evaluation.metrics import continual
+from clbench.report.tables.render import EMPTY, SHARE, Table
+from clbench.report.tables.summary import run_report, summary
+from clbench.store import run_folder
+from clbench.store.run_folder import Score
 
 STEPS = [
     {"name": "organs", "source": "btcv", "learns": ["spleen", "liver"]},
@@ -63,8 +62,8 @@ def make(tmp_path: Path) -> Make:
             "strategy": {"class": strategy, **more.pop("hyper", {})},
         }  # fmt: skip
         record = {
-            "schema": store.SCHEMA, "status": "finished", "patients": False, "strategy": strategy,
-            "run_id": store.run_id(identity), "identity": identity, "data_fingerprint": "d",
+            "schema": run_folder.SCHEMA, "status": "finished", "patients": False, "strategy": strategy,
+            "run_id": run_folder.run_id(identity), "identity": identity, "data_fingerprint": "d",
             "text_encoding": {"encoding": "minilm"},
             "course": {
                 "steps": STEPS,
@@ -78,8 +77,8 @@ def make(tmp_path: Path) -> Make:
         }  # fmt: skip
         folder = tmp_path / "tumor_ext" / strategy / str(record["run_id"])
         folder.mkdir(parents=True)
-        store.write_record(folder, record)
-        store.write_scores(folder / "scores.csv", rows)
+        run_folder.write_record(folder, record)
+        run_folder.write_scores(folder / "scores.csv", rows)
         return folder
 
     return run
@@ -219,10 +218,10 @@ def test_a_report_of_a_real_run(smoke_run: Path) -> None:
     scores, kept = run_report(smoke_run, scoring="strict")
     assert len(scores.rows) == 14 + len(record["course"]["groups"])
     assert "none" in kept.notes[0]
-    rows = store.read_scores(smoke_run / "scores.csv")
+    rows = run_folder.read_scores(smoke_run / "scores.csv")
     values = [r.value for r in rows if r.step == 2 and r.structure == "liver" and r.eval_set == "btcv"
               and r.scoring == "strict" and r.metric == "dice"]  # fmt: skip
-    assert cell(scores, "liver", "after step 2") == f"{transfer.mean(values):.3f}"
+    assert cell(scores, "liver", "after step 2") == f"{continual.mean(values):.3f}"
 
 
 def test_a_strip_of_a_real_run(smoke_run: Path, smoke_out: Path, cache_root: Path) -> None:
@@ -230,11 +229,11 @@ def test_a_strip_of_a_real_run(smoke_run: Path, smoke_out: Path, cache_root: Pat
     from clbench.report.figures.strip import Shown, open_volumes
 
     study = Study(results=smoke_out, bench="tumor_ext", cache=cache_root)
-    record = store.read_record(smoke_run)
+    record = run_folder.read_record(smoke_run)
     case = record["course"]["test"][0][0].split("/")[1]
     (volume,) = open_volumes(study, record, [Shown(eval_set="btcv", case=case, word="", score=0)])
     assert (volume.source, volume.case) == ("btcv", case)
     with pytest.raises(StoreError, match="not those of the run"):
         open_volumes(study, {**record, "data_fingerprint": "other"}, [])
-    if not any(f.parent.name != "universal" for f in store.find_runs(smoke_out)):
+    if not any(f.parent.name != "universal" for f in run_folder.find_runs(smoke_out)):
         assert draw("strip", study).startswith(b"<?xml")

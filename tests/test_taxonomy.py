@@ -3,7 +3,7 @@
 import pytest
 
 from clbench.errors import UnknownName
-from clbench.taxonomy import STRUCTURES, ancestors, canonical, structure, with_descendants
+from clbench.spec.taxonomy import STRUCTURES, ancestors, canonical, structure, with_descendants
 
 
 def test_the_papers_template_is_complete_and_in_order() -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from clbench import registry, store
-from clbench.cli import app
+from clbench.cli.options import app
 from clbench.errors import UnknownName
-from clbench.plan import Plan
-from clbench.run import run_plan
-from clbench.testing import Report, check_benchmark
-from clbench.testing.benchmarks import RULES
+from clbench.run.course import run_plan
+from clbench.run.plan import Plan
+from clbench.spec import registry
+from clbench.store import run_folder
+from clbench.testing.benchmark_check import RULES, check_benchmark
+from clbench.testing.report import Report
 
 COURSE = """
 name = "course"
@@ -182,11 +183,13 @@ def test_a_course_that_cannot_be_run_is_caught(
 ) -> None:
     def run(plan: Plan) -> Path:
         folder = run_plan(plan)
-        rows = store.read_scores(folder / "scores.csv")
-        store.write_scores(folder / "scores.csv", [r for r in rows if r.structure != "pancreas"])
+        rows = run_folder.read_scores(folder / "scores.csv")
+        run_folder.write_scores(
+            folder / "scores.csv", [r for r in rows if r.structure != "pancreas"]
+        )
         return folder
 
-    monkeypatch.setattr("clbench.testing.footing.run_plan", run)
+    monkeypatch.setattr("clbench.testing.benchmark_check.run_plan", run)
     report = check({})
     assert report.failed == ("two steps run on the phantom",)
     assert "pancreas" in str(report)

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from clbench import registry
-from clbench.cli import app
-from clbench.data.volumes import Volume
+from clbench.cli.options import app
+from clbench.data.volume import Volume
 from clbench.errors import SettingError, UnknownName
-from clbench.losses import dice_bce, targets
 from clbench.nets.heads import ConvHead, Segmenter
-from clbench.one_of_k import allowed_channels, mean_ce
+from clbench.nets.output import Output
+from clbench.spec import registry
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
-from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Predictor, Strategy
-from clbench.testing import check_strategy
-from clbench.testing.strategies import RULES
+from clbench.strategy.contract import Batch, Group, Kit, Lesson, Memory, Predictor, Strategy
+from clbench.strategy.losses import dice_bce, targets
+from clbench.strategy.partial_labels import allowed_channels, mean_ce
+from clbench.testing.strategy_check import RULES, check_strategy
 
 # ------------------------------------------------------------------------- an honest strategy
 
@@ -737,7 +737,7 @@ def test_the_global_random_state_is_left_as_it_was(kit_cache: Path) -> None:
 
 
 def test_the_command_prints_every_rule(monkeypatch: pytest.MonkeyPatch, kit_cache: Path) -> None:
-    monkeypatch.setattr("clbench.testing.strategies.RULES", RULES[:3])
+    monkeypatch.setattr("clbench.testing.strategy_check.RULES", RULES[:3])
     words = ["check", "strategy", "universal", "--set", "strategy.pseudo=soft"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output

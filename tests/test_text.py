@@ -14,10 +14,19 @@ import torch
 from safetensors.numpy import save_file
 
 from clbench.errors import SettingError
-from clbench.nets import text
+from clbench.nets import text_encodings
 from clbench.nets.make_minilm import tokens
-from clbench.nets.text import CLIP_NORM, PROMPTS, Vectors, clip, fit, minilm, onehot, random
-from clbench.taxonomy import STRUCTURES
+from clbench.nets.text_encodings import (
+    CLIP_NORM,
+    PROMPTS,
+    Vectors,
+    clip,
+    fit,
+    minilm,
+    onehot,
+    random,
+)
+from clbench.spec.taxonomy import STRUCTURES
 
 ALL = tuple(STRUCTURES)
 
@@ -154,4 +163,4 @@ def test_no_network_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr("socket.socket.connect", refuse)
-    text.minilm(["liver"], prompt="v3", path=None)
+    text_encodings.minilm(["liver"], prompt="v3", path=None)

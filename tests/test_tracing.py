@@ -11,14 +11,20 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from clbench import store
 from clbench.errors import TrainingError
-from clbench.metrics.trace import TraceRow, curves, read_trace, stability_gap, write_trace
-from clbench.plan import RunSettings, make_plan
-from clbench.report.continual_table import continual_table
-from clbench.run import run_course
-from clbench.strategy import Lesson
-from clbench.tracing import Tracer
+from clbench.evaluation.metrics.stability_gap import (
+    TraceRow,
+    curves,
+    read_trace,
+    stability_gap,
+    write_trace,
+)
+from clbench.evaluation.trace import Tracer
+from clbench.report.tables.continual import continual_table
+from clbench.run.course import run_course
+from clbench.run.plan import RunSettings, make_plan
+from clbench.store import run_folder
+from clbench.strategy.contract import Lesson
 
 EVERY = 3
 
@@ -36,7 +42,7 @@ def traced(
 ) -> tuple[Path, bytes]:
     """The smoke run again, traced, stopped once in step 2; and the trace it left at the stop."""
     out = tmp_path_factory.mktemp("traced")
-    shared = str(store.read_record(smoke_run)["shared_step1"])
+    shared = str(run_folder.read_record(smoke_run)["shared_step1"])
     where = Path(smoke_run.parents[1].name) / "_shared" / shared
     shutil.copytree(smoke_run.parents[2] / where, out / where)
 
@@ -59,12 +65,12 @@ def test_a_traced_run_has_the_bits_and_the_name_of_an_untraced_one(
 ) -> None:
     folder, _ = traced
     assert folder.name == smoke_run.name
-    record, other = store.read_record(folder), store.read_record(smoke_run)
+    record, other = run_folder.read_record(folder), run_folder.read_record(smoke_run)
     assert record["shared_step1"] == other["shared_step1"]
     assert (folder / "scores.csv").read_bytes() == (smoke_run / "scores.csv").read_bytes()
     assert (folder / "step2.pt").read_bytes() == (smoke_run / "step2.pt").read_bytes()
     ours, theirs = (
-        [e for e in store.read_events(f / "events.jsonl") if e["event"] == "update"]
+        [e for e in run_folder.read_events(f / "events.jsonl") if e["event"] == "update"]
         for f in (folder, smoke_run)
     )
     assert ours == theirs
@@ -75,7 +81,7 @@ def test_it_looks_at_validation_cases_of_all_steps_at_set_moments(
     traced: tuple[Path, bytes],
 ) -> None:
     folder, half = traced
-    record = store.read_record(folder)
+    record = run_folder.read_record(folder)
     tests = [c for cases in record["course"]["test"] for c in cases]
     rows = read_trace(folder / "trace.csv", tests)
     assert {r.step for r in rows} == {2}
@@ -89,7 +95,7 @@ def test_it_looks_at_validation_cases_of_all_steps_at_set_moments(
 
 
 def test_looking_is_not_training_on_past_images(traced: tuple[Path, bytes]) -> None:
-    from clbench.report.tables import run_report
+    from clbench.report.tables.summary import run_report
 
     notes = [n for table in run_report(traced[0], scoring="strict") for n in table.notes]
     assert any(n == "past images opened: none (enforced)" for n in notes)

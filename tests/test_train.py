@@ -15,29 +15,21 @@ from torch import Tensor, nn
 
 from clbench.errors import TrainingError
 from clbench.nets.heads import UniversalHead
-from clbench.settings import DataSettings, TrainSettings
-from clbench.strategy import (
+from clbench.nets.output import Output
+from clbench.reproducibility import derive_seed
+from clbench.spec.settings import DataSettings, TrainSettings
+from clbench.strategy.contract import (
     Batch,
     Draws,
     Group,
     Lesson,
     Memory,
-    Output,
     Phase,
     PhaseResult,
     Strategy,
-    derive_seed,
 )
-from clbench.train import (
-    Material,
-    add_terms,
-    collate,
-    draw_cases,
-    freeze,
-    learning_rate,
-    rates,
-    teach,
-)
+from clbench.training.batches import Material, collate, draw_cases
+from clbench.training.loop import add_terms, freeze, learning_rate, rates, teach
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "lr_schedule.json").read_text())
 OWN = [(1, str(i)) for i in range(5)]
@@ -171,9 +163,9 @@ def fake_crop(volume: object, structures: Sequence[str], **more: object) -> tupl
 
 @pytest.fixture
 def lesson_and_material(monkeypatch: pytest.MonkeyPatch) -> tuple[Lesson, Material]:
-    import clbench.train as room
+    from clbench.training import batches
 
-    monkeypatch.setattr(room, "crop", fake_crop)
+    monkeypatch.setattr(batches, "crop", fake_crop)
     lesson = Lesson(
         number=1, learns=("spleen",), structures=("spleen",), source="x", cases=("a", "b", "c")
     )

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clbench.metrics import transfer
-from clbench.store import Score
+from clbench.evaluation.metrics import continual
+from clbench.store.run_folder import Score
 
 AT = {"a": 1, "b": 1, "c": 2, "d": 3}
 R = {
@@ -20,43 +20,43 @@ R = {
 
 
 def test_by_hand() -> None:
-    assert transfer.backward_transfer(R, AT, 3) == pytest.approx({"a": -0.4, "b": 0.0, "c": -0.2})
-    assert transfer.forgetting(R, AT, 3) == pytest.approx({"a": 0.5, "b": 0.0, "c": 0.2})
-    assert transfer.backward_transfer_all_pairs(R, AT, 3) == pytest.approx(
+    assert continual.backward_transfer(R, AT, 3) == pytest.approx({"a": -0.4, "b": 0.0, "c": -0.2})
+    assert continual.forgetting(R, AT, 3) == pytest.approx({"a": 0.5, "b": 0.0, "c": 0.2})
+    assert continual.backward_transfer_all_pairs(R, AT, 3) == pytest.approx(
         ((0.1) + (-0.1) + (-0.4) + 0.0 + (-0.2)) / 5
     )
-    assert transfer.learning_accuracy(R, AT) == pytest.approx(0.5)
-    assert transfer.learning_accuracy(R, AT, first=1) == pytest.approx((0.8 + 0.6 + 0.7 + 0.3) / 4)
-    assert transfer.accuracy(R, AT, 3, lambda s: s < 3) == pytest.approx(0.5)
-    assert transfer.average_incremental(R, AT, 3) == pytest.approx((0.7 + 0.7 + 0.45) / 3)
+    assert continual.learning_accuracy(R, AT) == pytest.approx(0.5)
+    assert continual.learning_accuracy(R, AT, first=1) == pytest.approx((0.8 + 0.6 + 0.7 + 0.3) / 4)
+    assert continual.accuracy(R, AT, 3, lambda s: s < 3) == pytest.approx(0.5)
+    assert continual.average_incremental(R, AT, 3) == pytest.approx((0.7 + 0.7 + 0.45) / 3)
     joint = {(2, "c"): 0.9, (3, "d"): 0.2}
-    assert transfer.intransigence(R, joint, AT) == pytest.approx({"c": 0.2, "d": -0.1})
-    assert transfer.harmonic(0.5, 0.3) == pytest.approx(0.375)
-    assert transfer.harmonic(0.0, 0.0) == 0.0
+    assert continual.intransigence(R, joint, AT) == pytest.approx({"c": 0.2, "d": -0.1})
+    assert continual.harmonic(0.5, 0.3) == pytest.approx(0.375)
+    assert continual.harmonic(0.0, 0.0) == 0.0
 
 
 @given(st.lists(st.floats(0, 1), min_size=4, max_size=4))
 def test_with_two_steps_forgetting_is_minus_backward_transfer(v: list[float]) -> None:
     at = {"a": 1, "b": 1, "c": 2}
     r = {(1, "a"): v[0], (1, "b"): v[1], (2, "a"): v[2], (2, "b"): v[3], (2, "c"): 0.5}
-    gone, bwt = transfer.forgetting(r, at, 2), transfer.backward_transfer(r, at, 2)
+    gone, bwt = continual.forgetting(r, at, 2), continual.backward_transfer(r, at, 2)
     assert all(gone[c] == pytest.approx(-bwt[c]) for c in gone)
-    assert transfer.backward_transfer_all_pairs(r, at, 2) == pytest.approx(
-        transfer.mean(bwt.values())
+    assert continual.backward_transfer_all_pairs(r, at, 2) == pytest.approx(
+        continual.mean(bwt.values())
     )
 
 
 def test_a_hole_is_never_a_partial_mean() -> None:
     holed = {k: v for k, v in R.items() if k != (3, "b")}
-    assert math.isnan(transfer.accuracy(holed, AT, 3, lambda s: True))
-    assert math.isnan(transfer.forgetting(holed, AT, 3)["b"])
-    assert math.isnan(transfer.mean([]))
-    assert math.isnan(transfer.spread([0.5]))
+    assert math.isnan(continual.accuracy(holed, AT, 3, lambda s: True))
+    assert math.isnan(continual.forgetting(holed, AT, 3)["b"])
+    assert math.isnan(continual.mean([]))
+    assert math.isnan(continual.spread([0.5]))
 
 
 def test_with_one_step_nothing_can_be_forgotten() -> None:
-    assert transfer.forgetting({(1, "a"): 0.5}, {"a": 1}, 1) == {}
-    assert math.isnan(transfer.learning_accuracy({(1, "a"): 0.5}, {"a": 1}))
+    assert continual.forgetting({(1, "a"): 0.5}, {"a": 1}, 1) == {}
+    assert math.isnan(continual.learning_accuracy({(1, "a"): 0.5}, {"a": 1}))
 
 
 def test_scans_of_one_patient_count_once() -> None:
@@ -71,7 +71,7 @@ def test_scans_of_one_patient_count_once() -> None:
         for case, value in values.items()
     ]  # fmt: skip
     patient_of = {f"x/{c}": c[0] for c in values if "_" in c}
-    (cell,) = transfer.cells(rows, ["x"], scoring="strict", patient_of=patient_of).values()
+    (cell,) = continual.cells(rows, ["x"], scoring="strict", patient_of=patient_of).values()
     assert cell.value == pytest.approx(0.6)
     assert cell.cases == 3
-    assert transfer.per_patient({"q": 0.9}, "x", patient_of) == {"q": 0.9}
+    assert continual.per_patient({"q": 0.9}, "x", patient_of) == {"q": 0.9}

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from clbench import store
-from clbench.cli import app
+from clbench.cli.options import app
 from clbench.errors import ClbenchError, StoreError
-from clbench.excerpt import excerpt
-from clbench.metrics.overlap import Counts, dice
-from clbench.predictions import read_prediction, write_prediction
-from clbench.report.tables import summary
-from clbench.score import score_run
-from clbench.seal import seal
-from clbench.verify import verify_run, word_of
+from clbench.evaluation.metrics.overlap import Counts, dice
+from clbench.evaluation.predictions import read_prediction, write_prediction
+from clbench.report.tables.summary import summary
+from clbench.run.rescore import score_run
+from clbench.run.verify import verify_run, word_of
+from clbench.store import run_folder
+from clbench.store.checksums import seal
+from clbench.store.publish import excerpt
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 def run(smoke_run: Path, tmp_path: Path) -> Path:
     """A finished run of one's own, with the step it shares."""
     home = tmp_path / "results" / smoke_run.parents[1].name
-    shared = str(store.read_record(smoke_run)["shared_step1"])
+    shared = str(run_folder.read_record(smoke_run)["shared_step1"])
     shutil.copytree(smoke_run.parents[1] / "_shared" / shared, home / "_shared" / shared)
     shutil.copytree(smoke_run, home / smoke_run.parent.name / smoke_run.name)
     return home / smoke_run.parent.name / smoke_run.name
@@ -37,9 +37,9 @@ def run(smoke_run: Path, tmp_path: Path) -> Path:
 
 def unseal(run: Path) -> None:
     """As runs were before they recorded checksums."""
-    record = store.read_record(run)
+    record = run_folder.read_record(run)
     del record["files"], record["record_sha256"]
-    store.write_record(run, record)
+    run_folder.write_record(run, record)
 
 
 def alter(run: Path, change: Callable[[list[str], dict[str, int]], bool]) -> int:
@@ -83,7 +83,7 @@ def test_an_honest_run_passes_and_says_what_was_checked(run: Path) -> None:
     found = verify_run(run)
     said = "\n".join(found.lines())
     files = len(json.loads((run / "run.json").read_text())["files"])
-    rows = len(store.read_scores(run / "scores.csv"))
+    rows = len(run_folder.read_scores(run / "scores.csv"))
     for part in (
         f"checksums of run.json and {files} files",
         f"{rows} rows",
@@ -98,7 +98,7 @@ def test_an_honest_run_passes_and_says_what_was_checked(run: Path) -> None:
 
 def test_further_scores_are_sealed_and_verified_too(run: Path) -> None:
     score_run(run, words=("volume_error_ml",))
-    rows = len(store.read_scores(run / "scores.csv"))
+    rows = len(run_folder.read_scores(run / "scores.csv"))
     assert f"{rows} scores against 8 predictions" in "\n".join(verify_run(run).checked)
 
 
@@ -139,13 +139,13 @@ def test_a_row_that_contradicts_the_record_or_itself_is_named(
 def test_a_missing_and_a_doubled_row_are_named(run: Path) -> None:
     unseal(run)
     path = run / "scores.csv"
-    rows = store.read_scores(path)
+    rows = run_folder.read_scores(path)
     gone = next(r for r in rows if r.metric == "dice" and r.step == 2)
-    store.write_scores(path, [r for r in rows if r is not gone])
+    run_folder.write_scores(path, [r for r in rows if r is not gone])
     said = refused(run)
     assert "row of the scores is missing" in said
     assert f"step 2, {gone.eval_set}/{gone.case}, {gone.structure}" in said
-    store.write_scores(path, [*rows, gone])
+    run_folder.write_scores(path, [*rows, gone])
     assert "one such row" in refused(run)
 
 
@@ -184,24 +184,24 @@ def test_a_file_that_was_added_and_a_record_that_was_edited(run: Path) -> None:
     (run / "extra.csv").write_text("a\n")
     assert "does not list" in refused(run)
     (run / "extra.csv").unlink()
-    record = store.read_record(run)
+    record = run_folder.read_record(run)
     record["identity"]["seed"] = 7
-    store.write_record(run, record)
+    run_folder.write_record(run, record)
     assert "record was changed" in refused(run)
 
 
 def test_a_cost_that_the_record_does_not_hold(run: Path) -> None:
     unseal(run)
-    record = store.read_record(run)
+    record = run_folder.read_record(run)
     record["cost"]["2"]["examine_s"] = 1e6
-    store.write_record(run, record)
+    run_folder.write_record(run, record)
     assert "line 3, column examine_s" in refused(run)
 
 
 def test_another_schema_and_the_exit_status(run: Path) -> None:
-    record = store.read_record(run)
+    record = run_folder.read_record(run)
     assert CliRunner().invoke(app, ["verify", str(run)]).exit_code == 0
-    store.write_record(run, {**record, "schema": 0})
+    run_folder.write_record(run, {**record, "schema": 0})
     assert "schema 0" in refused(run)
     failed = CliRunner().invoke(app, ["verify", str(run)])
     assert failed.exit_code == 1
@@ -209,10 +209,10 @@ def test_another_schema_and_the_exit_status(run: Path) -> None:
 
 
 def test_data_that_is_not_there_leaves_the_scores_unchecked(run: Path, tmp_path: Path) -> None:
-    record = store.read_record(run)
+    record = run_folder.read_record(run)
     record["settings"]["data"] = str(tmp_path / "vanished")
     seal(run, record)
-    store.write_record(run, record)
+    run_folder.write_record(run, record)
     found = verify_run(run)
     assert any("no data to compare with" in line for line in found.unchecked)
     with pytest.raises(ClbenchError):
@@ -221,7 +221,7 @@ def test_data_that_is_not_there_leaves_the_scores_unchecked(run: Path, tmp_path:
 
 @pytest.mark.parametrize("name", ["reference", "ablation", "settling"])
 def test_the_runs_behind_the_readme_are_whole(name: str) -> None:
-    folders = store.find_runs(RESULTS / name)
+    folders = run_folder.find_runs(RESULTS / name)
     assert folders
     for folder in folders:
         said = "\n".join(verify_run(folder).unchecked)
@@ -234,7 +234,7 @@ def test_decoder_growth_forgot_exactly_nothing() -> None:
     for folder in folders:
         first: dict[tuple[str, ...], float] = {}
         later = 0
-        for row in store.read_scores(folder / "scores.csv"):
+        for row in run_folder.read_scores(folder / "scores.csv"):
             what = (row.eval_set, row.case, row.structure, row.scoring, row.metric)
             if what in first:
                 assert row.value == first[what] or first[what] != first[what], (folder, row)
@@ -248,12 +248,12 @@ def test_an_excerpt_holds_the_tables_says_so_and_verifies(run: Path, tmp_path: P
     results, to = run.parents[2], tmp_path / "excerpt"
     result = CliRunner().invoke(app, ["excerpt", str(results), str(to)])
     assert result.exit_code == 0, result.output
-    (made,) = store.find_runs(to)
+    (made,) = run_folder.find_runs(to)
     assert result.output.split() == [str(made)]
     tables_of_run = {p.name for p in run.glob("*.csv")}
     assert {p.name for p in made.iterdir()} == {"run.json", "scores.csv", *tables_of_run}
     assert (made / "scores.csv").read_bytes() == (run / "scores.csv").read_bytes()
-    record = store.read_record(made)
+    record = run_folder.read_record(made)
     assert "sealed anew" in record["excerpt"]
     assert set(record["files"]) == {p.name for p in made.glob("*.csv")}
     assert any("scores.csv" in line for line in verify_run(made).lines())
@@ -272,11 +272,11 @@ def test_an_excerpt_is_made_of_whole_and_finished_runs_alone(run: Path, tmp_path
     with pytest.raises(StoreError, match="another run of this name") as err:
         excerpt(results, to)
     assert str(made) in str(err.value)
-    record = store.read_record(run)
-    store.write_record(run, {**record, "status": "unfinished"})
+    record = run_folder.read_record(run)
+    run_folder.write_record(run, {**record, "status": "unfinished"})
     with pytest.raises(StoreError, match="no finished runs"):
         excerpt(results, tmp_path / "other")
-    store.write_record(run, record)
+    run_folder.write_record(run, record)
     alter(run, a_digit)
     with pytest.raises(StoreError, match=r"scores\.csv"):
         excerpt(results, tmp_path / "other")
@@ -285,7 +285,7 @@ def test_an_excerpt_is_made_of_whole_and_finished_runs_alone(run: Path, tmp_path
 
 def test_a_run_from_before_checksums_and_without_predictions_passes(tmp_path: Path) -> None:
     folder = tmp_path / "tumor_ext" / "finetune" / "old"
-    shutil.copytree(store.find_runs(RESULTS / "reference")[0], folder)
+    shutil.copytree(run_folder.find_runs(RESULTS / "reference")[0], folder)
     record = json.loads((folder / "run.json").read_text())
     del record["files"], record["record_sha256"]
     (folder / "run.json").write_text(json.dumps(record))

@@ -18,18 +18,12 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import CropForeground, Orientation, Spacing
 
+from clbench.data.labels import read_case
 from clbench.data.layouts import CaseFiles
-from clbench.data.reading import read_case
-from clbench.data.volumes import (
-    Volume,
-    centers,
-    preprocess,
-    resample_linear,
-    resampled_length,
-)
+from clbench.data.volume import Volume, centers, preprocess, resample_linear, resampled_length
 from clbench.errors import DataError
-from clbench.examine import to_native
-from clbench.spec import Partial, Preprocessing, Source
+from clbench.evaluation.scoring import to_native
+from clbench.spec.benchmark import Partial, Preprocessing, Source
 
 LITS = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
 PRE = Preprocessing(spacing_mm=(2.0, 2.0, 2.0))

@@ -14,23 +14,22 @@ import pytest
 import torch
 from rich.console import Console
 
-from clbench import checkpoint, store
-from clbench.data.volumes import Volume
+from clbench.cli.progress import Progress
+from clbench.data.volume import Volume
 from clbench.errors import DataError, SettingError, TrainingError
-from clbench.plan import RunSettings, make_plan
-from clbench.report.progress import Progress
-from clbench.run import run_plan
-from clbench.store import Score
+from clbench.run.course import run_plan
+from clbench.run.examine import same_scores, slack_of
+from clbench.run.plan import RunSettings, make_plan
+from clbench.store import checkpoint, run_folder
+from clbench.store.run_folder import Score
 from clbench.strategies.finetune import Finetune
-from clbench.strategy import Lesson
-from clbench.watches import (
+from clbench.strategy.contract import Lesson
+from clbench.training.monitors import (
     StepWatch,
     check_gradient,
     constant_labels,
     positives,
     refuse_constant_labels,
-    same_scores,
-    slack_of,
 )
 
 LESSON = Lesson(number=2, learns=("tumor",), structures=("liver", "spleen", "tumor"), source="lits")
@@ -235,14 +234,14 @@ def test_a_run_is_watched_from_end_to_end(
         tmp_path, cache_root, Finetune(), "data.patch_vox=16,16,16", "train.iterations=1"
     )
     folder = run_plan(plan)
-    record = store.read_record(folder)
+    record = run_folder.read_record(folder)
     assert record["reexamined"] == {
         "1": {"case": "btcv/21", "largest_difference": 0.0},
         "2": {"case": "lits/20", "largest_difference": 0.0},
     }
     unseen = [w["message"] for w in record["warnings"] if w["kind"] == "never sampled"]
     assert unseen  # one small crop cannot show thirteen organs
-    events = store.read_events(folder / "events.jsonl")
+    events = run_folder.read_events(folder / "events.jsonl")
     assert all(e["grad_norm"] > 0 for e in events if e["event"] == "update")
     out = io.StringIO()
     Progress(Console(file=out, width=400)).watch({"event": "finished", "folder": folder})
@@ -254,7 +253,7 @@ def test_a_run_is_watched_from_end_to_end(
                          "train.iterations=1"))  # fmt: skip
     assert "teaching step 2" in str(err.value)
     assert "train.amp=bf16" in str(err.value)
-    hungry = store.read_record(_other(folder))
+    hungry = run_folder.read_record(_other(folder))
     assert [w for w in hungry["warnings"] if w["step"] == 1] == [
         w for w in record["warnings"] if w["step"] == 1
     ]
@@ -272,11 +271,11 @@ def test_a_run_is_watched_from_end_to_end(
 
     monkeypatch.setattr(checkpoint, "load", altered)
     (folder / "step2.pt").unlink()
-    store.write_record(folder, {**record, "status": "unfinished", "steps_done": 1})
+    run_folder.write_record(folder, {**record, "status": "unfinished", "steps_done": 1})
     with pytest.raises(TrainingError, match="does not score as the taught one") as broken:
         run_plan(plan)
     assert "lits case 20" in str(broken.value)
-    assert store.read_record(folder)["steps_done"] == 1
+    assert run_folder.read_record(folder)["steps_done"] == 1
 
 
 def _other(folder: Path) -> Path:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from clbench.errors import SettingError
 from clbench.nets.backbones import small_unet, swin_unetr
-from clbench.nets.weights import load_weights
+from clbench.nets.pretrained import load_weights
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ import torch
 from test_nifti import body, packed, put
 from torch.utils.data import DataLoader
 
-from clbench import taxonomy
-from clbench.data.folders import CaseFiles
-from clbench.data.reading import read_case
-from clbench.data.volumes import preprocess
-from clbench.settings import DataSettings
-from clbench.spec import Preprocessing, Source
-from clbench.strategy import Lesson, Phase
-from clbench.taxonomy import Structure, declare
-from clbench.train import Crops, Material, collate
+from clbench.data.labels import read_case
+from clbench.data.layouts import CaseFiles
+from clbench.data.volume import preprocess
+from clbench.spec import taxonomy
+from clbench.spec.benchmark import Preprocessing, Source
+from clbench.spec.settings import DataSettings
+from clbench.spec.taxonomy import Structure, declare
+from clbench.strategy.contract import Lesson, Phase
+from clbench.training.batches import Crops, Material, collate
 
 
 def test_declared_structures_reach_spawned_workers(
@@ -26,7 +26,7 @@ def test_declared_structures_reach_spawned_workers(
 ) -> None:
     """Sampling by class asks what kind of structure each is; the worker must know the cyst."""
     monkeypatch.setattr(taxonomy, "DECLARED", {})
-    monkeypatch.setattr("clbench.train.DECLARED", taxonomy.DECLARED)
+    monkeypatch.setattr("clbench.training.batches.DECLARED", taxonomy.DECLARED)
     declare([Structure(name="liver_bleb", prompt="bleb", kind="cyst", parent="liver")])
     source = Source(name="a", title="", layout="lits", labels={1: "liver", 2: "liver_bleb"})
     image, label = body()

@@ -33,21 +33,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from clbench import (
-    checkpoint,
-    examination,
-    prepare,
-    registry,
-    resume,
-    run,
-    store,
-    teaching,
-    train,
-)
-from clbench.predictions import read_prediction
-from clbench.strategies.decoder_growth import DecoderGrowth
-from clbench.strategy import Lesson, Memory, Phase, PhaseResult, Strategy
-from clbench.testing.bed import Bed
+from clbench import reproducibility
+from clbench.evaluation.predictions import read_prediction
+from clbench.run import course, examine
+from clbench.spec import registry
+from clbench.store import checkpoint, files, run_folder
+from clbench.strategies.decoder_growth.method import DecoderGrowth
+from clbench.strategy.contract import Lesson, Memory, Phase, PhaseResult, Strategy
+from clbench.testing.harness import Bed
+from clbench.training import loop, pseudo_labelling
 
 PHASES = ("start", "train", "prune", "pseudo", "examine", "write")
 AIMED = PHASES[1:]
@@ -132,18 +126,18 @@ def put_up_boards() -> None:
         return lambda *args: phase
 
     for owner, name in (
-        (checkpoint, "save"), (store, "write_bytes"), (examination, "write_prediction"),
-        (prepare, "write_pseudo"),
+        (checkpoint, "save"), (files, "write_bytes"), (examine, "write_prediction"),
+        (pseudo_labelling, "write_pseudo"),
     ):  # fmt: skip
         setattr(owner, name, watched(getattr(owner, name), always("write")))
-    run._Course._examine = watched(run._Course._examine, always("examine"))  # type: ignore[method-assign]
-    teaching.prepare = watched(
-        teaching.prepare,
+    course._Course._examine = watched(course._Course._examine, always("examine"))  # type: ignore[method-assign]
+    pseudo_labelling.prepare = watched(
+        pseudo_labelling.prepare,
         lambda strategy, lesson, *_: "pseudo" if strategy.prepares(lesson) else None,
     )  # type: ignore[assignment]
     # an update begins when its crops are put on the device
-    taught = train._teach_phase
-    train._teach_phase = watched(taught, lambda *a: "train" if a[6].name == "train" else "prune")  # type: ignore[assignment]
+    taught = loop._teach_phase
+    loop._teach_phase = watched(taught, lambda *a: "train" if a[6].name == "train" else "prune")  # type: ignore[assignment]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +161,7 @@ class Subject:
             plan.settings = dataclasses.replace(
                 plan.settings, checkpoint_s=0, workers=self.workers, threads=1
             )
-            run.run_plan(plan)
+            course.run_plan(plan)
             os._exit(0)
         except BaseException:
             traceback.print_exc()
@@ -186,7 +180,7 @@ def whole(folder: Path) -> list[str]:
             elif path.suffix == ".json":
                 json.loads(path.read_text())
             elif path.name == "scores.csv":
-                store.read_scores(path)
+                run_folder.read_scores(path)
             elif path.suffix == ".csv" and not path.read_bytes().endswith(b"\n"):
                 raise ValueError("cut short")
             elif path.suffix == ".npz":
@@ -195,7 +189,7 @@ def whole(folder: Path) -> list[str]:
                 np.load(path, allow_pickle=False)
             elif path.suffix == ".jsonl":  # written line by line: the last one may be cut
                 lines = path.read_text(encoding="utf-8").splitlines()
-                if len(store.read_events(path)) < len(lines) - 1:
+                if len(run_folder.read_events(path)) < len(lines) - 1:
                     raise ValueError("damaged before its last line")
         except Exception as err:
             found.append(f"{path.relative_to(folder)}: {err}")
@@ -342,7 +336,7 @@ def main() -> int:
         "half_written": tally.half_written,
         "seed": asked.seed,
         "minutes": round((time.monotonic() - start) / 60, 1),
-        "host": resume.host(torch.device("cpu")),
+        "host": reproducibility.host(torch.device("cpu")),
     }
     print(json.dumps(found, indent=1))
     if asked.out:

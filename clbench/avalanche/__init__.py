@@ -1,9 +1,9 @@
 """The bridge to Avalanche, both ways; importing it imports neither torch nor Avalanche.
 
-Room: row 5. `importing` is the one door through which Avalanche comes in, when it is needed. Out:
-`streams`, `network` and `metrics`, a course for Avalanche's own strategies. In: `plugins`,
-`session` and `keeping`, Avalanche's plugins in our loop. No module has the name of a function it
-holds: once imported, it would stand in the function's place.
+Avalanche is imported by `lazy_import` alone, when it is needed. `scenario_streams`, `network` and
+`metrics` offer a course to Avalanche's own strategies; `supported`, `plugin_session` and
+`plugin_state` run Avalanche's plugins in our loop. No module has the name of a function it holds:
+once imported, it would stand in the function's place.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 from typing import Any
 
 OFFERS: dict[str, str] = {
-    "scenario": "streams",
+    "scenario": "scenario_streams",
     "model": "network",
     "Criterion": "network",
     "criterion": "network",

@@ -1,6 +1,6 @@
 """Cases of a course as Avalanche sees them: crops from a shelf, a data set, an experience.
 
-Room: row 5 (torch, Avalanche). Which crop a plugin gets depends on when it asks alone, so a step
+Which crop a plugin gets depends on when it asks alone, so a step
 that is repeated shows it the same ones.
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clbench.avalanche.importing import load
-from clbench.data.volumes import Volume
-from clbench.session import Desk
-from clbench.train import CaseKey
+from clbench.avalanche.lazy_import import load
+from clbench.data.volume import Volume
+from clbench.strategy.contract import Desk
+from clbench.training.batches import CaseKey
 
 _data = load("avalanche.benchmarks.utils.data")
 _attribute = load("avalanche.benchmarks.utils.data_attribute")

@@ -1,6 +1,6 @@
 """clbench's scores as Avalanche metrics: whole volumes, the file's own grid, Avalanche's names.
 
-Room: row 5 (torch, Avalanche). When an experience was evaluated, its cases are predicted by
+When an experience was evaluated, its cases are predicted by
 sliding window and scored by the code that scores a run (scoring `strict`), whatever mini-batches
 Avalanche's loop held. All metrics of one evaluator share one prediction per case. They also put
 the random state back after an evaluation, since Avalanche's loaders draw from it.
@@ -14,17 +14,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clbench.avalanche.importing import load
+from clbench.avalanche.lazy_import import load
 from clbench.avalanche.network import Network
-from clbench.avalanche.streams import Experience, Scenario
-from clbench.data.reading import spacing_of
+from clbench.avalanche.scenario_streams import Experience, Scenario
+from clbench.data.labels import spacing_of
 from clbench.errors import SettingError, TrainingError
-from clbench.examine import ScoreContext, Server
-from clbench.metrics import transfer
-from clbench.metrics.native import measure
-from clbench.score import metric_rows, native_rows, truth_bits
-from clbench.store import Score
-from clbench.strategy import Output
+from clbench.evaluation.metrics import continual
+from clbench.evaluation.metrics.case import measure
+from clbench.evaluation.scoring import ScoreContext, metric_rows, native_rows, truth_bits
+from clbench.evaluation.sliding_window import Server
+from clbench.nets.output import Output
+from clbench.store.run_folder import Score
 
 _PluginMetric: Any = load("avalanche.evaluation.metric_definitions").PluginMetric
 _results = load("avalanche.evaluation.metric_results")
@@ -176,7 +176,7 @@ class ExperienceScore(VolumeMetric):
 
     def of_experience(self, strategy: Any) -> Iterable[Any]:
         """One value."""
-        score = transfer.mean(self._of(strategy.experience).values())
+        score = continual.mean(self._of(strategy.experience).values())
         yield self._value(strategy, score, experience=True)
 
 
@@ -194,7 +194,7 @@ class StreamScore(VolumeMetric):
 
     def of_stream(self, strategy: Any) -> Iterable[Any]:
         """One value."""
-        score = transfer.mean(v for scores in self.found.values() for v in scores.values())
+        score = continual.mean(v for scores in self.found.values() for v in scores.values())
         yield self._value(strategy, score, experience=False)
 
 
@@ -226,7 +226,7 @@ class _Change(VolumeMetric):
         stream.update({(self.time, name): score for name, score in now.items()})
         own = self.taught.get(experience, self.time)
         known = {name: own for name in now if own < self.time and (own, name) in stream}
-        lost = transfer.forgetting_first_last(stream, known, self.time)
+        lost = continual.forgetting_first_last(stream, known, self.time)
         return {name: self.sign * value for name, value in lost.items()}
 
 
@@ -237,7 +237,7 @@ class ExperienceChange(_Change):
         """One value, or none for the experience just taught and those not taught yet."""
         found = self._changes(strategy, strategy.experience.current_experience)
         if found:
-            yield self._value(strategy, transfer.mean(found.values()), experience=True)
+            yield self._value(strategy, continual.mean(found.values()), experience=True)
 
 
 class StreamChange(_Change):
@@ -247,7 +247,7 @@ class StreamChange(_Change):
         """One value, or none while there is only one experience."""
         found = [v for e in self.found for v in self._changes(strategy, e).values()]
         if found:
-            yield self._value(strategy, transfer.mean(found), experience=False)
+            yield self._value(strategy, continual.mean(found), experience=False)
 
 
 # ---------------------------------------------------------------------------------------- measuring
@@ -343,7 +343,7 @@ def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]
     return {
         word: {
             name: cell.value
-            for (_, name), cell in transfer.cells(
+            for (_, name), cell in continual.cells(
                 rows, sources, scoring="strict", metric=word
             ).items()
         }

@@ -1,7 +1,4 @@
-"""What an Avalanche strategy trains on a course: a network that grows, and a loss that knows 255.
-
-Room: row 5 (torch, Avalanche).
-"""
+"""What an Avalanche strategy trains on a course: a network that grows, a loss that knows 255."""
 
 from __future__ import annotations
 
@@ -12,14 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clbench.avalanche.importing import load
-from clbench.avalanche.streams import Scenario
+from clbench.avalanche.lazy_import import load
+from clbench.avalanche.scenario_streams import Scenario
 from clbench.errors import SettingError, TrainingError
-from clbench.losses import dice_bce, targets
 from clbench.nets.heads import ConvHead, Segmenter, UniversalHead
-from clbench.settings import TrainSettings
-from clbench.strategy import Batch, Group, Kit, Lesson
-from clbench.train import add_terms, rates
+from clbench.spec.settings import TrainSettings
+from clbench.strategy.contract import Batch, Group, Kit, Lesson
+from clbench.strategy.losses import dice_bce, targets
+from clbench.training.loop import add_terms, rates
 
 _DynamicModule: Any = load("avalanche.models.dynamic_modules").DynamicModule
 
@@ -141,7 +138,7 @@ class Criterion(nn.Module):
         unlabelled: what a voxel is for a structure that its case does not annotate: `ignore` leaves
             it out of the loss; `background` is what fine-tuning does without thinking of the past.
 
-    Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4; see `clbench.losses`.
+    Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4; see `clbench.strategy.losses`.
     Differs: from the strategy `finetune` in that `background` also holds for a structure of this
         very step, since a batch does not say which structures are new.
     """

@@ -1,6 +1,6 @@
 """The command line: parse, call, print. Nothing else.
 
-Room: row 6. Heavy imports happen inside the commands, so that `clbench list` and the printed tables
+Heavy imports happen inside the commands, so that `clbench list` and the printed tables
 start without torch. `clbench --help` lists the commands in the order of the imports below.
 """
 
@@ -10,13 +10,13 @@ import sys
 
 import typer
 
-from clbench.cli.words import app, parse_seeds, parse_splits
+from clbench.cli.options import app, parse_seeds, parse_splits
 from clbench.errors import ClbenchError
-from clbench.stop import STATUS, Stopped
+from clbench.signals import STATUS, Stopped
 
 # commands register in this order
 # isort: off
-from clbench.cli import runs, tables, reports, checks  # noqa: F401
+from clbench.cli import checks, reports, runs, tables  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main", "parse_seeds", "parse_splits"]
@@ -25,7 +25,7 @@ __all__ = ["app", "main", "parse_seeds", "parse_splits"]
 def main() -> None:
     """Entry point: a `ClbenchError` is printed without traceback and ends with status 1.
 
-    A run that was stopped by a signal and can go on ends with `clbench.stop.STATUS`.
+    A run that was stopped by a signal and can go on ends with `clbench.signals.STATUS`.
     """
     try:
         app()

@@ -1,7 +1,4 @@
-"""Commands that check: runs, data, this machine, strategies and benchmarks.
-
-Room: row 6.
-"""
+"""Commands that check: runs, data, this machine, strategies and benchmarks."""
 
 from __future__ import annotations
 
@@ -10,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clbench.cli.words import RESULTS, Bench, app, check_app, data_app, existing
+from clbench.cli.options import RESULTS, Bench, app, check_app, data_app, existing
 from clbench.errors import SettingError
 
 if TYPE_CHECKING:
-    from clbench.testing import Report
+    from clbench.testing.report import Report
 
 
 @app.command()
@@ -24,7 +21,7 @@ def verify(
     cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
 ) -> None:
     """Check a run's files and compute its numbers again; status 1 at the first difference."""
-    from clbench.verify import verify_run
+    from clbench.run.verify import verify_run
 
     for folder in runs:
         for line in verify_run(folder, data=data, cache=cache).lines():
@@ -37,7 +34,7 @@ def excerpt(
     to: Annotated[Path, typer.Argument(help="Folder that gets them; runs it holds already stay.")],
 ) -> None:
     """Copy finished runs as record and tables alone, without weights: small enough to publish."""
-    from clbench import excerpt as room
+    from clbench.store import publish as room
 
     for folder in room.excerpt(existing(results), to):
         typer.echo(folder)
@@ -51,7 +48,7 @@ def doctor(
     cache: Annotated[Path | None, typer.Option(help="Cache folder.")] = None,
 ) -> None:
     """Look at Python, packages, devices, data, caches, runs, disk and plugins."""
-    from clbench.doctor import examine, lines
+    from clbench.cli.doctor import examine, lines
 
     found = examine(bench=bench, data=data, results=out, cache=cache)
     for line in lines(found):
@@ -70,8 +67,8 @@ def check(
     ] = None,
 ) -> None:
     """Read a data folder: per case what is there, what is annotated, and every problem."""
-    from clbench import registry
     from clbench.data.check import check_data, check_layout, split_remarks
+    from clbench.spec import registry
 
     if layout is not None:
         report = check_layout(Path(path).expanduser(), layout)
@@ -93,8 +90,8 @@ def check_strategy(
     ] = None,
 ) -> None:
     """Try every rule of the contract on a strategy: a tiny course on the CPU, in seconds."""
-    from clbench.settings import split_overrides
-    from clbench.testing import check_strategy as check_it
+    from clbench.spec.settings import split_overrides
+    from clbench.testing.strategy_check import check_strategy as check_it
 
     groups = split_overrides(set_ or [])
     if others := sorted(set(groups) - {"strategy"}):
@@ -112,7 +109,7 @@ def check_benchmark(
     name: Annotated[str, typer.Argument(help="Registered benchmark, or path of a TOML file.")],
 ) -> None:
     """Try every rule on a benchmark, and two steps of it on the phantom where it can."""
-    from clbench.testing import check_benchmark as check_it
+    from clbench.testing.benchmark_check import check_benchmark as check_it
 
     _tell(check_it(name))
 

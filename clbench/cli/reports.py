@@ -1,16 +1,16 @@
-"""Commands that write figures, reports, the paper's set, and the tables of a README.
-
-Room: row 6.
-"""
+"""Commands that write figures, reports, the paper's set, and the tables of a README."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.testing import CliRunner
 
-from clbench.cli.words import RESULTS, Bench, Results, app, one_of
+from clbench.cli.options import RESULTS, Bench, Results, app, one_of
 from clbench.errors import ClbenchError
 
 
@@ -29,8 +29,8 @@ def figure(
     cache: Annotated[Path | None, typer.Option(help="strip: the runs' cache.")] = None,
 ) -> None:
     """Figures of a benchmark's runs, each as PDF (vectors) and PNG (300 dpi)."""
-    from clbench import registry
     from clbench.report.figures import FIGURES, Study, save
+    from clbench.spec import registry
 
     if name == "list":
         for known, (_, words) in FIGURES.items():
@@ -69,7 +69,7 @@ def paper(
     out: Annotated[Path, typer.Option(help="Where the files go.")] = Path("paper_figs/out"),
 ) -> None:
     """Every table and figure of a plan; what the runs cannot give is a hole with its reason."""
-    from clbench.report.paper import build
+    from clbench.report.paper.build import build
 
     for made in build(plan, out, results):
         if made.hole:
@@ -92,8 +92,8 @@ def report(
 ) -> None:
     """Test a strategy against the others: verdicts, tables, figures, one page without network."""
     one_of("--scoring", scoring, {"strict": 1, "paper": 1})
-    from clbench.report.page import make_report
-    from clbench.report.significance import Protocol
+    from clbench.report.page.page import make_report
+    from clbench.report.significance.confirmatory import Protocol
 
     made = make_report(
         results,
@@ -110,6 +110,32 @@ def report(
 @app.command(hidden=True)
 def readme(path: Path) -> None:
     """Write the blocks of a Markdown file anew that name the clbench command they come from."""
-    from clbench.report.readme import rewrite
-
     path.write_text(rewrite(path.read_text(encoding="utf-8"), app), encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------------
+# Blocks of a Markdown file that name the command they come from, written anew by running it.
+#
+# A block reads `<!-- $ clbench table summary … -->`, the output, `<!-- end -->`. So no number in a
+# README is typed by hand, and a test can tell a stale one.
+
+
+_BLOCK = re.compile(r"(<!-- \$ clbench (?P<words>[^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def rewrite(text: str, app: typer.Typer) -> str:
+    """`text` with every block's content replaced by what its command prints now.
+
+    Raises:
+        ClbenchError: a command fails; names it.
+    """
+
+    def fresh(match: re.Match[str]) -> str:
+        result = CliRunner().invoke(app, shlex.split(match["words"]))
+        if result.exit_code != 0:
+            raise ClbenchError(
+                "a command of the README fails", where=match["words"], got=result.exception
+            )
+        return f"{match[1]}\n{result.stdout.strip()}\n\n{match[3]}"
+
+    return _BLOCK.sub(fresh, text)

@@ -1,7 +1,4 @@
-"""Commands that make runs and scores, and the list of what can be run.
-
-Room: row 6.
-"""
+"""Commands that make runs and scores, and the list of what can be run."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clbench.cli.words import RESULTS, Bench, app, one_of, parse_seeds, parse_splits, show
+from clbench.cli.options import RESULTS, Bench, app, one_of, parse_seeds, parse_splits, show
 from clbench.errors import SettingError
 
 
@@ -74,10 +71,10 @@ def run(
             else f"the embedded PHANTOM, not patients (real data: --data {_folders(bench)})"
         )
     )
-    from clbench.plan import RunSettings
-    from clbench.report.progress import Progress
-    from clbench.report.tables import run_report
-    from clbench.run import run_course
+    from clbench.cli.progress import Progress
+    from clbench.report.tables.summary import run_report
+    from clbench.run.course import run_course
+    from clbench.run.plan import RunSettings
 
     for number in numbers:
         with Progress() as progress:
@@ -110,7 +107,7 @@ def run(
 
 def _folders(bench: str) -> str:
     """What `--data` names in a benchmark: `btcv=PATH,lits=PATH`."""
-    from clbench import registry
+    from clbench.spec import registry
 
     return ",".join(f"{s.name}=PATH" for s in registry.benchmark(bench).sources)
 
@@ -153,11 +150,11 @@ def score(
     cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
 ) -> None:
     """More metrics for finished runs, or a run folder from predictions made by any tool."""
-    from clbench.metrics.native import DEFAULT, parse_words
-    from clbench.outside import OutsideSettings, score_predictions
-    from clbench.report.progress import Progress
-    from clbench.report.scored import score_report
-    from clbench.score import score_run
+    from clbench.cli.progress import Progress
+    from clbench.evaluation.metrics.case import DEFAULT, parse_words
+    from clbench.report.tables.rescored import score_report
+    from clbench.run.external import OutsideSettings, score_predictions
+    from clbench.run.rescore import score_run
 
     words = DEFAULT if metrics is None else parse_words(metrics)
     if bool(runs) == (predictions is not None):
@@ -217,8 +214,8 @@ def score(
 @app.command("list")
 def list_() -> None:
     """Benchmarks, strategies, backbones, encodings and profiles, one line each."""
-    from clbench import registry
-    from clbench.settings import load_profile, profile_names
+    from clbench.spec import registry
+    from clbench.spec.settings import load_profile, profile_names
 
     for title, kind in (
         ("Benchmarks", "benchmark"),

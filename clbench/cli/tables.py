@@ -1,7 +1,4 @@
-"""Commands that print tables: of runs, of the paper, of cost.
-
-Room: row 6.
-"""
+"""Commands that print tables: of runs, of the paper, of cost."""
 
 from __future__ import annotations
 
@@ -11,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clbench.cli.words import RESULTS, Results, app, one_of, parse_seeds, show
+from clbench.cli.options import RESULTS, Results, app, one_of, parse_seeds, show
 from clbench.errors import SettingError
 
 if TYPE_CHECKING:
-    from clbench.report.render import Table
+    from clbench.report.tables.render import Table
 
 
 @app.command()
@@ -46,9 +43,8 @@ def table(
     ] = "terminal",
 ) -> None:
     """The paper's tables, printed and measured, side by side; and a summary of all runs."""
-    from clbench import registry
-    from clbench.report.render import FORMATS
-    from clbench.report.scale import PERCENT, SHARE
+    from clbench.report.tables.render import FORMATS, PERCENT, SHARE
+    from clbench.spec import registry
 
     scale = PERCENT if percent else SHARE
     one_of("--scoring", scoring, {"strict": 1, "paper": 1})
@@ -57,7 +53,7 @@ def table(
     bench = None if bench is None else registry.name_of(bench)
 
     def paper(which: int) -> Table:
-        from clbench.report.paper_tables import BENCH, paper_table
+        from clbench.report.paper.table import BENCH, paper_table
 
         own = bench in (None, BENCH[which])
         source_ = source or ("both" if own else "measured")
@@ -70,52 +66,52 @@ def table(
     own = bench or "tumor_ext"
 
     def six() -> Table:
-        from clbench.report.detection_table import table6
+        from clbench.report.paper.detection import table6
 
         source_ = source or "both"
         one_of("--source", source_, {"printed": 1, "measured": 1, "both": 1})
         return table6(source=source_, results=results, bench=own)
 
     def summary() -> Table:
-        from clbench.report import tables
+        from clbench.report.tables import summary as summary_module
 
-        return tables.summary(results=results, bench=own, scoring=scoring, scale=scale)
+        return summary_module.summary(results=results, bench=own, scoring=scoring, scale=scale)
 
     def learning() -> Table:
         from clbench.report.evidence import gather
-        from clbench.report.learning import learning_table
+        from clbench.report.tables.continual import learning_table
 
         return learning_table(gather(results, bench=own, ref=ref, scoring=scoring), scale)
 
     def continual() -> Table:
-        from clbench.report.continual_table import continual_table
+        from clbench.report.tables.continual import continual_table
 
         return continual_table(
             results=results, bench=own, scoring=scoring, metric=metric, scale=scale
         )
 
     def distances() -> Table:
-        from clbench.report import detection_table
+        from clbench.report.paper import detection
 
-        return detection_table.distances(results=results, bench=own)
+        return detection.distances(results=results, bench=own)
 
     def cost() -> Table:
-        from clbench.report.costs import cost_table
+        from clbench.report.tables.costs import cost_table
 
         return cost_table(results=results, bench=own)
 
     def calibration() -> Table:
-        from clbench.report.calibration import calibration_table
+        from clbench.report.page.calibration import calibration_table
 
         return calibration_table()
 
     def fuzz() -> Table:
-        from clbench.report.fuzz import fuzz_table
+        from clbench.report.page.calibration import fuzz_table
 
         return fuzz_table()
 
     def torture() -> Table:
-        from clbench.report.torture import torture_table
+        from clbench.report.page.calibration import torture_table
 
         return torture_table()
 
@@ -159,11 +155,11 @@ def cost(
     ] = "terminal",
 ) -> None:
     """Parameters and operations of every step, without training; the paper's figures explained."""
-    from clbench.report.render import FORMATS
+    from clbench.report.tables.render import FORMATS
 
     one_of("--format", format_, dict.fromkeys(FORMATS))
     if runs:
-        from clbench.costfile import recount
+        from clbench.run.cost_table import recount
 
         if bench or strategy:
             raise SettingError("clbench cost takes runs, or a benchmark and a strategy", got="both")
@@ -175,17 +171,17 @@ def cost(
             "clbench cost needs a benchmark and a strategy, or runs",
             expected="clbench cost --bench B --strategy S, or clbench cost RUN",
         )
-    from clbench.metrics.course_cost import course_costs
-    from clbench.report import cost_tables
+    from clbench.evaluation.cost.course import course_costs
+    from clbench.report.tables import costs
 
     found = course_costs(
         bench=bench, strategy=strategy, profile=profile, overrides=set_ or (), target=structures
     )
-    made = [cost_tables.step_table(found), cost_tables.growth_table(found)]
+    made = [costs.step_table(found), costs.growth_table(found)]
     if format_ != "csv":  # the figures are of the paper's setting, not of this method
-        from clbench.metrics.printed_flops import printed_figures
+        from clbench.evaluation.cost.paper_figures import printed_figures
 
-        made.append(cost_tables.printed_table(printed_figures()))
+        made.append(costs.printed_table(printed_figures()))
     for each in made:
         show(each, format_)
         typer.echo("")

@@ -1,6 +1,6 @@
 """Preprocessed volumes on disk, keyed by content; safe when two runs start at once.
 
-Room: row 2. One folder per entry: `image.npy` and `bits.npy` (memory-mapped, uncompressed: a random
+One folder per entry: `image.npy` and `bits.npy` (memory-mapped, uncompressed: a random
 96³ crop costs 4 ms), `where.npz`, `meta.json`. Every file carries a checksum: an entry that is not
 whole, or was altered, is made again.
 """
@@ -21,14 +21,14 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from clbench.archive import mapped, read_npz
-from clbench.data.folders import CaseFiles
+from clbench.data.labels import image_digest, read_case, values_of
+from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import content
-from clbench.data.reading import image_digest, read_case, values_of
-from clbench.data.volumes import CENTERS_KEPT, Volume, preprocess
+from clbench.data.volume import CENTERS_KEPT, Volume, preprocess
 from clbench.errors import DataError, StoreError
-from clbench.spec import Preprocessing, Source
-from clbench.taxonomy import ancestors
+from clbench.spec.benchmark import Preprocessing, Source
+from clbench.spec.taxonomy import ancestors
+from clbench.store.arrays import mapped, read_npz
 
 FORMAT = 2
 """Raised by any change in what an entry holds."""

@@ -1,6 +1,6 @@
 """`clbench data check`: read every case of a folder and say what is there, and every problem.
 
-Room: row 2. It reads with the readers of a run, so what passes here can be trained on; unlike a run
+It reads with the readers of a run, so what passes here can be trained on; unlike a run
 it does not stop at the first problem. With a benchmark it says what each case annotates; with the
 bare name of a layout, which label values or masks there are, to write a benchmark from.
 """
@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from clbench.data.folders import CaseFiles, natural
-from clbench.data.layouts import find_cases, find_layout, resolve_data
-from clbench.data.reading import RawCase, read_case, read_unnamed, spacing_of
+from clbench.data.labels import RawCase, read_case, read_unnamed, spacing_of
+from clbench.data.layouts import CaseFiles, find_cases, find_layout, natural, resolve_data
 from clbench.errors import ClbenchError, DataError, SpecError, UnknownName
-from clbench.spec import Benchmark, Source
-from clbench.taxonomy import canonical
+from clbench.spec.benchmark import Benchmark, Source
+from clbench.spec.taxonomy import canonical
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

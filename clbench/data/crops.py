@@ -1,6 +1,6 @@
 """One training crop: a pure function of volume, settings and seed. No state, no global randomness.
 
-Room: row 2. So the number of loader workers changes nothing, and a stopped run goes on to the bit.
+So the number of loader workers changes nothing, and a stopped run goes on to the bit.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.data.pseudo import PseudoMap
-from clbench.data.volumes import UNKNOWN, Volume
-from clbench.settings import DataSettings
-from clbench.taxonomy import structure
+from clbench.data.pseudo_labels import PseudoMap
+from clbench.data.volume import UNKNOWN, Volume
+from clbench.spec.settings import DataSettings
+from clbench.spec.taxonomy import structure
 
 
 def crop(

@@ -1,20 +1,366 @@
 """How public data sets lie on disk: folder in, cases out. Nothing is read but file names.
 
-Room: row 2. A layout knows names only; what label values mean is the benchmark's business
-(`clbench.spec.Source`).
+A layout knows names only; what label values mean is the benchmark's business
+(`clbench.spec.benchmark.Source`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
-from clbench.data.folders import CaseFiles as CaseFiles
-from clbench.data.folders import Datalist, Layout, Masks, Pairs, need_folder
 from clbench.errors import DataError, unknown_name
-from clbench.spec import Source
+from clbench.spec.benchmark import Source
 
 _NII = r"\.nii(\.gz)?"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaseFiles:
+    """Where one case lies."""
+
+    case: str
+    """Case id, unique within its source."""
+    image: Path
+    """NIfTI image in HU."""
+    label: Path | tuple[tuple[str, Path], ...]
+    """One label map, or (structure, binary mask) pairs."""
+
+    def named(self, source: Source) -> CaseFiles:
+        """These files with their masks called by structure; masks no structure uses are left out.
+
+        Raises:
+            DataError: two masks of one case stand for the same structure.
+        """
+        if isinstance(self.label, Path):
+            return self
+        pairs = [(source.masks[stem], path) for stem, path in self.label if stem in source.masks]
+        if len({name for name, _ in pairs}) < len(pairs):
+            raise DataError(
+                "two masks of a case stand for the same structure",
+                where=self.image.parent,
+                got=", ".join(f"{path.name} = {name}" for name, path in pairs),
+                next_step="move one of them elsewhere",
+            )
+        return replace(self, label=tuple(pairs))
+
+    def annotated(self, source: Source) -> tuple[str, ...]:
+        """The structures this case annotates: what the source says, and a mask exists for."""
+        says = source.annotated(self.case)
+        if isinstance(self.label, Path):
+            return says
+        return tuple(s for s in says if s in dict(self.label))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Image first, then every label file."""
+        if isinstance(self.label, Path):
+            return (self.image, self.label)
+        return (self.image, *(path for _, path in self.label))
+
+
+class Layout(Protocol):
+    """A way to lay out a data set."""
+
+    @property
+    def name(self) -> str:
+        """Name in a benchmark's `layout`."""
+        ...
+
+    def find(self, folder: Path) -> dict[str, CaseFiles]:
+        """Every case below `folder`, in numerical order of ids.
+
+        Raises:
+            DataError: no such folder, nothing in it, or an image without label (or the reverse).
+        """
+        ...
+
+    def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
+        """Where a writer puts image and label of a case.
+
+        A label without suffix is a folder that takes a mask per structure.
+        """
+        ...
+
+    def index(self, cases: Iterable[str]) -> dict[str, str]:
+        """What else a writer must leave: file name → text, such as a list of the cases."""
+        ...
+
+
+def natural(text: str) -> tuple[tuple[int, str], ...]:
+    """A sort key that puts 2 before 10."""
+    parts = re.findall(r"\d+|\D+", text)
+    return tuple((int(p), "") if p.isdecimal() else (-1, p) for p in parts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """Layouts in which an image and a label map are told by their names.
+
+    `image` and `label` are regular expressions on the path relative to the data folder, with the
+    case number in the group `case`.
+    """
+
+    name: str
+    """Name in a benchmark's `layout`."""
+    image: tuple[str, ...]
+    """Patterns of images."""
+    label: tuple[str, ...]
+    """Patterns of label maps."""
+    writes: tuple[str, str]
+    """Where a writer puts image and label; `{case}` is the number."""
+    describes: str
+    """The patterns in words, for errors."""
+    strip_zeros: bool = True
+    """Whether 0001 and 1 are the same case."""
+    nested: tuple[str, ...] = field(default=())
+    """Sub-folders a download may wrap the data in."""
+
+    def _id(self, text: str) -> str:
+        return str(int(text)) if self.strip_zeros and text.isdecimal() else text
+
+    def _match(self, patterns: Iterable[str], path: str) -> str | None:
+        for pattern in patterns:
+            if found := re.fullmatch(pattern, path, flags=re.IGNORECASE):
+                return self._id(found["case"])
+        return None
+
+    def _files(self, folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+        images: dict[str, Path] = {}
+        labels: dict[str, Path] = {}
+        for path in sorted(folder.rglob("*")):
+            inside = path.relative_to(folder).as_posix()
+            # macOS leaves a ._ companion beside every file it copies to a foreign disk
+            if path.name.startswith(".") or not inside.lower().endswith((".nii", ".nii.gz")):
+                continue
+            for wrap in self.nested:
+                if inside.startswith(f"{wrap}/"):
+                    inside = inside[len(wrap) + 1 :]
+            for found, patterns in ((labels, self.label), (images, self.image)):
+                case = self._match(patterns, inside)
+                if case is None:
+                    continue
+                if case in found:
+                    raise DataError(
+                        f"two files claim to be case {case}",
+                        where=folder,
+                        expected="one image and one label per case",
+                        got=f"{found[case]} and {path}",
+                        next_step="move one of them elsewhere",
+                    )
+                found[case] = path
+                break
+        return images, labels
+
+    def find(self, folder: Path) -> dict[str, CaseFiles]:
+        """See `Layout.find`."""
+        need_folder(folder)
+        images, labels = self._files(folder)
+        if not images and not labels:
+            raise DataError(
+                f"no case of the layout {self.name!r} in this folder",
+                where=folder,
+                expected=self.describes,
+                got=glimpse(folder),
+                next_step="point --data at the folder that holds these names",
+            )
+        for what, have, need in (("label", images, labels), ("image", labels, images)):
+            if alone := sorted(have.keys() - need.keys(), key=natural):
+                other = "an image" if what == "label" else "a label"
+                raise DataError(
+                    f"{len(alone)} case(s) have {other} but no {what}",
+                    where=have[alone[0]],
+                    expected=self.describes,
+                    got=f"no {what} for case {', '.join(alone[:20])}",
+                    next_step=f"add the {what} file, or move {other} without {what} elsewhere",
+                )
+        return {
+            case: CaseFiles(case=case, image=images[case], label=labels[case])
+            for case in sorted(images, key=natural)
+        }
+
+    def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
+        """See `Layout.paths`."""
+        number: int | str = int(case) if case.isdecimal() else case
+        image, label = (text.format(case=number) for text in self.writes)
+        return folder / image, folder / label
+
+    def index(self, cases: Iterable[str]) -> dict[str, str]:
+        """See `Layout.index`."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Masks:
+    """Layouts with a folder per case: the image, and a binary mask per structure.
+
+    A structure without mask is not annotated in that case.
+    """
+
+    name: str
+    """Name in a benchmark's `layout`."""
+    case: str
+    """Pattern of a case's folder."""
+    image: str = "ct.nii.gz"
+    """The image within it."""
+    masks: str = "segmentations"
+    """The folder of masks within it."""
+
+    def find(self, folder: Path) -> dict[str, CaseFiles]:
+        """See `Layout.find`. Masks carry the stems of their files; `CaseFiles.named` maps them."""
+        need_folder(folder)
+        found: dict[str, CaseFiles] = {}
+        for place in sorted(folder.rglob(self.image), key=lambda p: natural(p.parent.name)):
+            case = place.parent
+            if not re.fullmatch(self.case, case.name) or case.name.startswith("."):
+                continue
+            masks = tuple(
+                (p.name.removesuffix(".gz").removesuffix(".nii"), p)
+                for p in sorted((case / self.masks).glob("*.nii*"))
+                if not p.name.startswith(".")
+            )
+            if not masks:
+                raise DataError(
+                    "a case has an image but no mask",
+                    where=case,
+                    expected=f"{self.masks}/<structure>.nii.gz beside {self.image}",
+                    next_step="add the masks, or move the case elsewhere",
+                )
+            if case.name in found:
+                raise DataError(
+                    f"two folders claim to be case {case.name}",
+                    where=folder,
+                    got=f"{found[case.name].image.parent} and {case}",
+                    next_step="move one of them elsewhere",
+                )
+            found[case.name] = CaseFiles(case=case.name, image=place, label=masks)
+        if not found:
+            raise DataError(
+                f"no case of the layout {self.name!r} in this folder",
+                where=folder,
+                expected=f"{self.paths(Path(), '1')[0]} + "
+                f"{self.paths(Path(), '1')[1]}/<structure>.nii.gz",
+                got=glimpse(folder),
+                next_step="point --data at the folder that holds these names",
+            )
+        return found
+
+    def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
+        """See `Layout.paths`."""
+        return folder / case / self.image, folder / case / self.masks
+
+    def index(self, cases: Iterable[str]) -> dict[str, str]:
+        """See `Layout.index`."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Datalist:
+    """The Medical Segmentation Decathlon and MONAI: a JSON file lists pairs of image and label.
+
+    The data "folder" is the one that holds `dataset.json`, or a list of another name itself.
+    """
+
+    name: str
+    """Name in a benchmark's `layout`."""
+    file: str = "dataset.json"
+    """The list."""
+    parts: tuple[str, ...] = ("training", "validation")
+    """Keys of the list whose entries carry labels."""
+
+    def find(self, folder: Path) -> dict[str, CaseFiles]:
+        """See `Layout.find`. A case is named after its label file."""
+        place = folder / self.file
+        if folder.suffix == ".json" and folder.is_file():  # a list of any name
+            folder, place = folder.parent, folder
+        need_folder(folder)
+        try:
+            listed = json.loads(place.read_text(encoding="utf-8"))
+            entries = [
+                e
+                for part in self.parts
+                for e in listed.get(part, [])
+                if part == "training" or (isinstance(e, dict) and "label" in e)
+            ]
+            pairs = [(Path(e["image"]), Path(e["label"])) for e in entries]
+        except FileNotFoundError:
+            raise DataError(
+                f"no case of the layout {self.name!r} in this folder",
+                where=folder,
+                expected=f"{self.file} with a list 'training' of image and label",
+                got=glimpse(folder),
+                next_step="point --data at the folder that holds the list",
+            ) from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
+            raise DataError(
+                "the list of cases cannot be read",
+                where=place,
+                expected='JSON: {"training": [{"image": "…", "label": "…"}]}',
+                got=str(err) or type(err).__name__,
+                next_step="repair the file or download it again",
+            ) from err
+        found: dict[str, CaseFiles] = {}
+        for image, label in sorted(pairs, key=lambda p: natural(p[1].name)):
+            case = label.name.removesuffix(".gz").removesuffix(".nii")
+            files = CaseFiles(case=case, image=folder / image, label=folder / label)
+            for path in files.files:
+                if not path.resolve().is_relative_to(folder.resolve()):
+                    raise DataError(
+                        "the list names a file outside its folder",
+                        where=place,
+                        expected=f"files below {folder}, not links that lead out of it",
+                        got=path,
+                        next_step="move the files below the list, or name the folder above both "
+                        "with --data and put the list there",
+                    )
+                if not path.is_file():
+                    raise DataError(
+                        "the list names a file that is not there",
+                        where=place,
+                        expected=path,
+                        next_step="add the file, or take its entry out of the list",
+                    )
+            if case in found:
+                raise DataError(f"two entries claim to be case {case}", where=place)
+            found[case] = files
+        if not found:
+            raise DataError("the list of cases is empty", where=place)
+        return found
+
+    def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
+        """See `Layout.paths`."""
+        return folder / f"imagesTr/{case}.nii.gz", folder / f"labelsTr/{case}.nii.gz"
+
+    def index(self, cases: Iterable[str]) -> dict[str, str]:
+        """See `Layout.index`."""
+        pairs = [dict(zip(("image", "label"), self._relative(c), strict=True)) for c in cases]
+        return {self.file: json.dumps({"training": pairs}, indent=1)}
+
+    def _relative(self, case: str) -> tuple[str, str]:
+        image, label = self.paths(Path(), case)
+        return f"./{image.as_posix()}", f"./{label.as_posix()}"
+
+
+def need_folder(folder: Path) -> None:
+    """Raise unless the folder is there."""
+    if not folder.is_dir():
+        raise DataError(
+            "the data folder does not exist" if not folder.exists() else "this is not a folder",
+            where=folder,
+            next_step="check the path given with --data",
+        )
+
+
+def glimpse(folder: Path) -> str:
+    """A few names, so that a wrong path is seen at once."""
+    names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
+    return ", ".join(names[:8]) + (" …" if len(names) > 8 else "") if names else "an empty folder"
+
+
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (

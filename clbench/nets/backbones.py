@@ -1,6 +1,6 @@
 """Backbones by name: an image in, named feature maps out, encoder and decoder apart.
 
-Room: row 2. Every backbone is an `encoder` (image → maps, finest first, `bottleneck` last) and a
+Every backbone is an `encoder` (image → maps, finest first, `bottleneck` last) and a
 `decoder` (those maps → dec…, `final`), so that a method may freeze the one and copy the other.
 """
 

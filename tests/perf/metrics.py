@@ -20,7 +20,7 @@ import torch
 from monai.metrics import DiceMetric, HausdorffDistanceMetric, SurfaceDiceMetric
 from numpy.typing import NDArray
 
-from clbench.metrics import overlap, surface
+from clbench.evaluation.metrics import overlap, surface
 
 SPACING_MM = (1.5, 1.5, 1.5)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clbench.sliding import sliding_slabs
+from clbench.evaluation.sliding_window import sliding_slabs
 
 
 def network(classes: int) -> nn.Module:

@@ -1,6 +1,6 @@
 """Figures of a report: each a function from the runs to one picture, in vectors or pixels.
 
-Room: row 5 (no torch); matplotlib is imported here and below, and nowhere else. `draw` makes the
+matplotlib is imported here and below, and nowhere else. `draw` makes the
 bytes of one picture; equal runs give equal bytes.
 """
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from clbench.report.evidence import Evidence
-    from clbench.report.exploratory import ClassTest
-    from clbench.report.ranking import SetRanking, Stable
-    from clbench.report.significance import Comparison, Protocol
+    from clbench.report.significance.confirmatory import Comparison, Protocol
+    from clbench.report.significance.exploratory import ClassTest
+    from clbench.report.significance.ranking import SetRanking, Stable
 
 FIGURES: Mapping[str, tuple[str, str]] = {
     "heatmap": ("heatmap", "score of every structure after every step, and its change"),
@@ -68,35 +68,35 @@ class Study:
     @cached_property
     def protocol(self) -> Protocol:
         """What was decided before looking."""
-        from clbench.report.significance import Protocol
+        from clbench.report.significance.confirmatory import Protocol
 
         return Protocol()
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """The confirmatory tests."""
-        from clbench.report.significance import confirm
+        from clbench.report.significance.confirmatory import confirm
 
         return confirm(self.evidence, self.protocol)
 
     @cached_property
     def classes(self) -> list[ClassTest]:
         """The tests of single structures."""
-        from clbench.report.exploratory import by_class
+        from clbench.report.significance.exploratory import by_class
 
         return by_class(self.evidence, self.protocol)
 
     @cached_property
     def rankings(self) -> list[SetRanking]:
         """Rankings per eval set."""
-        from clbench.report.ranking import rankings
+        from clbench.report.significance.ranking import rankings
 
         return rankings(self.evidence, self.protocol)
 
     @cached_property
     def stable(self) -> Stable:
         """Ranking stability."""
-        from clbench.report.ranking import stable
+        from clbench.report.significance.ranking import stable
 
         return stable(self.evidence, self.protocol)
 
@@ -159,7 +159,7 @@ def save(name: str, study: Study, out: Path) -> list[Path]:
         UnknownName: no such figure.
         StoreError: the runs cannot give it, or the folder cannot be written.
     """
-    from clbench import store
+    from clbench.store import files
 
     if name not in FIGURES:
         raise unknown_name("figure", name, FIGURES)
@@ -168,10 +168,10 @@ def save(name: str, study: Study, out: Path) -> list[Path]:
     with style.look():
         figure = _maker(name)(study)
         content = {kind: style.to_bytes(figure, kind) for kind in ("pdf", "png")}
-    store.make_folder(out)
+    files.make_folder(out)
     written = []
     for kind, data in content.items():
         path = out / f"{study.bench}_{name}.{kind}"
-        store.write_bytes(path, data)
+        files.write_bytes(path, data)
         written.append(path)
     return written

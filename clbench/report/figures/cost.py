@@ -1,6 +1,6 @@
 """Operations against score, bubbles for parameters: what a method costs for what it reaches.
 
-Room: row 5 (matplotlib). Reads what the runs recorded; counts nothing itself.
+Reads what the runs recorded; counts nothing itself.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from clbench.bootstrap import crossed_interval
-from clbench.report.costs import Cost, read_costs
-from clbench.report.endpoints import FINAL, hole, table
 from clbench.report.evidence import Method
 from clbench.report.figures import Study, style
-from clbench.report.runs import collect
+from clbench.report.results import collect
+from clbench.report.significance.endpoints import FINAL, hole, table
+from clbench.report.tables.costs import Cost, read_costs
+from clbench.statistics.bootstrap import crossed_interval
 
 DRAWS = 2000
 VISIBLE = 1.02

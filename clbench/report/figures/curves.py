@@ -1,16 +1,13 @@
-"""Forgetting over the steps: the structures of each step, followed to the end.
-
-Room: row 5 (matplotlib).
-"""
+"""Forgetting over the steps: the structures of each step, followed to the end."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from clbench.bootstrap import crossed_interval, seed_means
 from clbench.report.figures import Study, style
-from clbench.report.learning import cells_at
+from clbench.report.tables.continual import cells_at
+from clbench.statistics.bootstrap import crossed_interval, seed_means
 
 DRAWS = 2000
 

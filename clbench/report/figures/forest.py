@@ -1,7 +1,4 @@
-"""Paired differences from the reference after the last step, structure by structure.
-
-Room: row 5 (matplotlib).
-"""
+"""Paired differences from the reference after the last step, structure by structure."""
 
 from __future__ import annotations
 
@@ -11,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
-from clbench.report.endpoints import FINAL
 from clbench.report.evidence import Evidence
 from clbench.report.figures import Study, style
+from clbench.report.significance.endpoints import FINAL
 
 ACROSS = 3
 

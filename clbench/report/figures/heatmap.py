@@ -1,7 +1,4 @@
-"""The whole result on one page: every structure after every step, and what changed since its own.
-
-Room: row 5 (matplotlib).
-"""
+"""The whole result in one figure: every structure after every step, and how it changed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Every patient as a line: old structures at their own step and after the last.
-
-Room: row 5 (matplotlib).
-"""
+"""Every patient as a line: old structures at their own step and after the last."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Stability against plasticity: what is kept against what is learned.
-
-Room: row 5 (matplotlib).
-"""
+"""Stability against plasticity: what is kept against what is learned."""
 
 from __future__ import annotations
 
@@ -9,9 +6,9 @@ import math
 
 from matplotlib.figure import Figure
 
-from clbench.bootstrap import crossed_interval
-from clbench.report.endpoints import KEPT, NEW, hole, table
 from clbench.report.figures import Study, style
+from clbench.report.significance.endpoints import KEPT, NEW, hole, table
+from clbench.statistics.bootstrap import crossed_interval
 
 DRAWS = 2000
 

@@ -1,7 +1,4 @@
-"""Rankings: average ranks with bars over those that do not differ, and how stable the order is.
-
-Room: row 5 (matplotlib).
-"""
+"""Rankings: average ranks with bars over those that do not differ, and how stable the order is."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clbench.report.figures import Study, style
-from clbench.report.ranking import SetRanking
+from clbench.report.significance.ranking import SetRanking
 
 
 def critical_difference(study: Study) -> Figure:

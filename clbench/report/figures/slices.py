@@ -1,7 +1,4 @@
-"""One axial slice with masks on it: which slice, how it is turned, colors, numbers, outlines.
-
-Room: row 5 (matplotlib; no torch).
-"""
+"""One axial slice with masks on it: which slice, how it is turned, colors, numbers, outlines."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ from matplotlib.colors import to_rgba
 from numpy.typing import NDArray
 
 from clbench.report.figures import style
-from clbench.taxonomy import STRUCTURES
+from clbench.spec.taxonomy import STRUCTURES
 
 if TYPE_CHECKING:
-    from clbench.data.volumes import Volume
+    from clbench.data.volume import Volume
 
 
 def best_slice(masks: Mapping[str, NDArray[np.bool_]], newest: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """What the masks look like: CT, truth and each strategy, for the median and the worst case.
 
-Room: row 5 (matplotlib; no torch). Images come from the cache of preprocessed volumes, predictions
+Images come from the cache of preprocessed volumes, predictions
 from the run folders. Which cases and which slice are shown follows a rule, printed below.
 """
 
@@ -30,7 +30,7 @@ from clbench.report.figures.slices import (
 )
 
 if TYPE_CHECKING:
-    from clbench.data.volumes import Volume
+    from clbench.data.volume import Volume
 
 Masks = dict[str, NDArray[np.bool_]]
 ACROSS = 5
@@ -107,11 +107,11 @@ def open_volumes(study: Study, record: Mapping[str, Any], shown: Sequence[Shown]
     Raises:
         StoreError: the data at hand are not those of the run.
     """
-    from clbench import registry
     from clbench.data.cache import default_root
     from clbench.data.catalog import build_catalog
-    from clbench.settings import apply_overrides, load_profile, split_overrides
-    from clbench.spec import Split
+    from clbench.spec import registry
+    from clbench.spec.settings import apply_overrides, load_profile, split_overrides
+    from clbench.spec.splits import Split
 
     settings = record["settings"]
     benchmark = registry.benchmark(settings["bench"])
@@ -163,8 +163,8 @@ def strip(study: Study) -> Figure:
 
     Source: the form of the paper's Fig. 6, with cases chosen by rule.
     """
-    from clbench.predictions import read_prediction
-    from clbench.report.runs import collect
+    from clbench.evaluation.predictions import read_prediction
+    from clbench.report.results import collect
 
     e = study.evidence
     step = study.step or e.last

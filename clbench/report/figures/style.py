@@ -1,6 +1,6 @@
 """How figures look: sizes of a journal column, colors safe for the color-blind, equal bytes.
 
-Room: row 5 (matplotlib). A strategy is told by color, marker and line at once, so that a figure
+A strategy is told by color, marker and line at once, so that a figure
 survives a gray print.
 """
 
@@ -22,8 +22,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from clbench.report.evidence import Evidence
-from clbench.report.runs import PHANTOM
-from clbench.taxonomy import STRUCTURES
+from clbench.report.results import PHANTOM
+from clbench.spec.taxonomy import STRUCTURES
 
 COLUMN_IN, PAGE_IN = 3.54, 7.48
 """Width of one and of two columns (90 and 190 mm)."""

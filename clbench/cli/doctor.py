@@ -1,0 +1,344 @@
+"""`clbench doctor`: what was searched and found on this machine, and what would stop a run.
+
+Torch and every plugin are tried in a process of their own, so that even one
+that crashes the interpreter is named.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion, Version
+
+import clbench
+from clbench.errors import ClbenchError
+from clbench.spec import registry
+from clbench.store import files, run_folder
+
+NEED_BYTES = 1 << 30
+"""Free space below which a run is not started: checkpoints and predictions of a small course."""
+PROBE_S = 120
+"""Seconds a plugin may take to import."""
+
+_PROBE = """
+import json, sys
+def say(**found): print(json.dumps(found), flush=True)
+def tried(name, work):
+    say(trying=name)
+    try: say(name=name, ok=work())
+    except BaseException as err:
+        say(name=name, failed=f"{type(err).__name__}: {err}")
+        if name == "torch": sys.exit()  # without it no plugin can be told good or bad
+def devices():
+    import torch
+    found = [f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"]
+    for i in range(torch.cuda.device_count()):
+        p = torch.cuda.get_device_properties(i)
+        found.append(f"cuda:{i} {p.name}, {p.total_memory / 2**30:.0f} GiB")
+    return found
+tried("torch", devices)
+from clbench.spec import registry
+for kind, name in json.loads(sys.argv[1]):
+    make = registry.benchmark if kind == "benchmark" else lambda n: registry.load(kind, n)
+    tried(f"{kind} {name}", lambda: str(make(name)) and None)
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    section: str
+    """What was looked at."""
+    level: Literal["ok", "note", "STOP"]
+    """`STOP`: a run would fail."""
+    text: str
+    """What was found, and what to do."""
+
+
+def examine(*, bench: str, data: str | None, results: Path, cache: Path | None) -> list[Finding]:
+    """Look at everything a run needs.
+
+    Args:
+        bench: benchmark whose data is looked for.
+        data: what would stand after `--data`; None: the phantom.
+        results: what would stand after `--out`.
+        cache: what would stand after `--cache`.
+    """
+    found: list[Finding] = []
+    probed = _probe()
+    for section, look in (
+        ("Python", _python),
+        ("Packages", _packages),
+        ("Devices", lambda: _devices(probed)),
+        ("Plugins", lambda: _plugins(probed)),
+        ("Data", lambda: _data(bench, data)),
+        ("Cache", lambda: _cache(cache)),
+        ("Runs", lambda: _runs(results)),
+        ("Disk", lambda: _disk(results, cache)),
+    ):
+        found += _looked(section, look)
+    return found
+
+
+_Said = Iterator[tuple[Literal["ok", "note", "STOP"], str]]
+
+
+def _looked(section: str, look: Callable[[], _Said]) -> list[Finding]:
+    """The findings of one section; one that fails is a finding itself."""
+    found = []
+    try:
+        for level, text in look():
+            found.append(Finding(section=section, level=level, text=text))  # kept up to a failure
+    except Exception as err:  # a doctor must not fall ill
+        text = str(err) if isinstance(err, ClbenchError) else f"{type(err).__name__}: {err}"
+        found.append(Finding(section=section, level="STOP", text=text))
+    return found
+
+
+def _python() -> _Said:
+    wants = str(metadata.metadata("clbench")["Requires-Python"] or "")
+    good = not wants or Requirement(f"python{wants}").specifier.contains(
+        platform.python_version(), prereleases=True
+    )
+    text = f"{platform.python_version()} at {sys.executable}, clbench {clbench.__version__} at "
+    text += str(Path(clbench.__file__).parent)
+    yield (
+        ("ok", text) if good else ("STOP", f"{text}; needs {wants}: install clbench into another")
+    )
+
+
+def _packages() -> _Said:
+    pins = _pins()
+    for word in metadata.requires("clbench") or []:
+        need = Requirement(word)
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        asked = f'"{need.name}{need.specifier}"'
+        try:
+            have = metadata.version(need.name)
+        except metadata.PackageNotFoundError:
+            yield "STOP", f"{need.name} is not installed: python -m pip install {asked}"
+            continue
+        if not need.specifier.contains(have, prereleases=True):
+            yield "STOP", f"{need.name} {have} does not fit: python -m pip install {asked}"
+        elif (pin := pins.get(need.name.lower())) and _public(have) != _public(pin):
+            yield "note", f"{need.name} {have} fits {need.specifier}, but tests ran with {pin}"
+        else:
+            yield "ok", f"{need.name} {have}"
+
+
+def _public(version: str) -> str:
+    """2.13.0+cpu and 2.13.0 are the same release."""
+    try:
+        return Version(version).public
+    except InvalidVersion:
+        return version
+
+
+def _pins() -> dict[str, str]:
+    """Package → version of the tested environment, where clbench runs from a checkout."""
+    path = Path(clbench.__file__).parents[1] / "constraints.txt"
+    if not path.is_file():
+        return {}
+    lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
+    return {n.lower(): v for n, equal, v in (line.partition("==") for line in lines) if equal}
+
+
+def _probe() -> dict[str, dict[str, Any]]:
+    """Thing tried → what became of it, from a process that may die of it."""
+    things, found = [], {}
+    for kind in registry.GROUPS:
+        try:
+            things += [(kind, name) for name in registry.entries(kind)]
+        except ClbenchError as err:
+            found[f"{kind} names"] = {"failed": str(err)}
+    while True:
+        words = [sys.executable, "-c", _PROBE, json.dumps(things)]
+        try:
+            done = subprocess.run(  # noqa: S603  # our own program
+                words, capture_output=True, text=True, check=False, timeout=PROBE_S
+            )
+            out, end = done.stdout, f"the process died with status {done.returncode}"
+        except subprocess.TimeoutExpired as err:
+            out = err.stdout.decode() if isinstance(err.stdout, bytes) else err.stdout or ""
+            end = f"did not import within {PROBE_S} s"
+        trying = ""
+        for line in out.splitlines():
+            try:
+                said = json.loads(line)
+            except ValueError:
+                continue  # a plugin that prints
+            trying = said.get("trying", "")
+            if "name" in said:
+                found[said["name"]] = said
+        if not trying:
+            return found
+        found[trying] = {"failed": end}
+        things = [(k, n) for k, n in things if f"{k} {n}" not in found]
+        if trying == "torch" or not things:
+            return found
+
+
+def _devices(probed: dict[str, dict[str, Any]]) -> _Said:
+    torch = probed.get("torch", {"failed": "not tried"})
+    if "failed" in torch:
+        yield "STOP", f"torch cannot be imported ({torch['failed']}): install it again"
+        return
+    for line in torch["ok"]:
+        yield "ok", line
+    if len(torch["ok"]) == 1:
+        yield "note", "no GPU is visible; runs use the CPU (profile quick: minutes; paper: weeks)"
+
+
+def _plugins(probed: dict[str, dict[str, Any]]) -> _Said:
+    torch_works = "ok" in probed.get("torch", {})
+    for kind in registry.GROUPS:
+        if (clash := probed.get(f"{kind} names")) is not None:
+            yield "STOP", clash["failed"]
+            continue
+        good: dict[str, list[str]] = {}
+        for name, entry in registry.entries(kind).items():
+            owner = "unknown package"
+            if entry.dist is not None:
+                owner = f"{entry.dist.name} {entry.dist.version}"
+            said = probed.get(f"{kind} {name}")
+            if said is not None and "failed" in said:
+                why = str(said["failed"]).splitlines()[0]
+                yield (
+                    "STOP",
+                    f"{kind} {name!r} of {owner} is broken ({why}): repair or uninstall {owner}",
+                )
+            elif said is None:
+                reason = "not tried" if torch_works else "not tried, because torch is broken"
+                yield "note", f"{kind} {name!r} of {owner}: {reason}"
+            else:
+                good.setdefault(owner, []).append(name)
+        for owner, names in good.items():
+            yield "ok", f"{kind}: {', '.join(names)} ({owner})"
+
+
+def _data(bench: str, data: str | None) -> _Said:
+    from clbench.data.layouts import find_cases, resolve_data
+
+    course = registry.benchmark(bench)
+    if data is None:
+        yield "ok", f"{bench}: no --data given; the embedded phantom would be used, not patients"
+        return
+    steps = {step.source: step for step in course.steps}
+    for name, folder in resolve_data(data, [course.source(n) for n in steps]).items():
+        source = course.source(name)
+        try:
+            have = find_cases(folder, source)
+        except ClbenchError as err:
+            yield "STOP", f"{name} at {folder}: {err}"
+            continue
+        split = steps[name].split
+        absent = [c for c in split.cases if c not in have]
+        text = f"{name} at {folder}: {len(have)} case(s) in the layout {source.layout!r}"
+        some = ", ".join(absent[:8]) + (" …" if len(absent) > 8 else "")
+        if absent and split.draw is None:
+            text += f"; {len(absent)} of the split {split.name} are missing ({some})"
+            yield "STOP", f"{text}: add them, or choose yours with --split {name}=FILE.toml"
+        else:
+            yield "ok", f"{text}; read every voxel with `clbench data check {folder}`"
+
+
+def _cache(named: Path | None) -> _Said:
+    from clbench.data.cache import default_root
+
+    root = named or default_root()
+    if not root.is_dir():
+        yield "ok", f"{root}: not there yet; made when first needed"
+        return
+    volumes = root / "volumes"
+    entries = [p for p in volumes.glob("*") if (p / "meta.json").is_file()]
+    size = sum(f.stat().st_size for p in entries for f in p.iterdir())
+    phantoms = [p for p in (root / "phantom").glob("phantom-*") if p.is_dir()]
+    yield (
+        "ok",
+        f"{root}: {len(entries)} prepared volume(s), {_size(size)}; {len(phantoms)} phantom(s)",
+    )
+    if parts := [p for p in root.rglob("*") if p.name.endswith((".part", ".partial"))]:
+        yield (
+            "note",
+            f"{len(parts)} half-made item(s) of a process that was killed: delete {parts[0]}",
+        )
+
+
+def _runs(results: Path) -> _Said:
+    if not results.is_dir():
+        yield "ok", f"{results}: no results folder yet"
+        return
+    folders, finished = run_folder.find_runs(results), 0
+    for folder in folders:
+        try:
+            record = run_folder.read_record(folder)
+        except ClbenchError as err:
+            # it stops every table, and the run itself
+            yield "STOP", f"damaged run: {err}"
+            continue
+        if record["status"] == "finished":
+            finished += 1
+            continue
+        words = " ".join(map(str, record.get("command", []))) or "the same command"
+        steps = len(record.get("course", {}).get("steps", [])) or "?"
+        yield (
+            "note",
+            f"unfinished, {record['steps_done']} of {steps} steps: {folder}; go on with: {words}",
+        )
+    yield "ok", f"{results}: {len(folders)} run(s), {finished} finished"
+
+
+def _disk(results: Path, cache: Path | None) -> _Said:
+    from clbench.data.cache import default_root
+
+    for what, option, folder in (
+        ("results", "--out", results),
+        ("cache", "--cache", cache or default_root()),
+    ):
+        place = folder.absolute()
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        text = f"{what} at {folder}: {_size(free)} free"
+        try:
+            if place.is_dir():
+                files.make_folder(place)
+            else:
+                raise NotADirectoryError(place)
+        except (ClbenchError, OSError):
+            yield "STOP", f"{text}, but {place} cannot be written: name another with {option}"
+            continue
+        if free < NEED_BYTES:
+            yield "STOP", f"{text}; a run needs {_size(NEED_BYTES)}: free some, or use {option}"
+        else:
+            yield "ok", text
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 1 << 29 else f"{count / 2**20:.1f} MiB"
+
+
+def lines(findings: list[Finding]) -> Iterator[str]:
+    """The report for a terminal: section by section, and a verdict."""
+    section = ""
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            yield section
+        first, *rest = finding.text.splitlines()
+        yield f"  {finding.level:<5} {first}"
+        yield from (f"        {line}" for line in rest)
+    stops = sum(f.level == "STOP" for f in findings)
+    yield f"{stops} thing(s) would stop a run" if stops else "nothing stops a run"

@@ -1,0 +1,109 @@
+"""The command line's applications, and the words that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clbench.errors import SettingError, StoreError, unknown_name
+
+if TYPE_CHECKING:
+    from clbench.report.tables.render import Table
+    from clbench.spec.splits import Split
+
+
+app = typer.Typer(
+    name="clbench",
+    help="Continual-learning benchmarks for 3-D medical segmentation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at data folders.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+check_app = typer.Typer(
+    help="Is a strategy or a benchmark honest? Rule by rule; status 1 where one fails.",
+    no_args_is_help=True,
+)
+app.add_typer(check_app, name="check")
+
+Bench = Annotated[str, typer.Option(help="Benchmark, or path of a TOML file.")]
+RESULTS = Path("results")
+
+
+def existing(results: Path) -> Path:
+    """A results folder somebody named must be there; the default one may still be missing."""
+    if results != RESULTS and not results.is_dir():
+        raise StoreError(
+            "there is no such folder of results",
+            where=results,
+            next_step="name the --out of `clbench run`, as seen from this folder",
+        )
+    return results
+
+
+Results = Annotated[Path, typer.Option(help="Folder of results.", callback=existing)]
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-2,5` → [0, 1, 2, 5]."""
+    found: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()):
+            raise SettingError(
+                "seeds are whole numbers or ranges",
+                where="--seeds",
+                expected="0-2 or 0,1,2",
+                got=text or "nothing",
+            )
+        if dash and int(high) < int(low):
+            raise SettingError(
+                "a range of seeds runs backwards",
+                where="--seeds",
+                expected=f"{high}-{low}",
+                got=part.strip(),
+            )
+        found += range(int(low), int(high or low) + 1)
+    return list(dict.fromkeys(found))
+
+
+def parse_splits(words: list[str]) -> dict[str, Split]:
+    """`btcv=FILE.toml` or `btcv=NAME` (a split that comes with clbench) → source → split."""
+    from importlib import resources
+
+    from clbench.spec.toml import load_split
+
+    found = {}
+    for word in words:
+        source, equals, target = word.partition("=")
+        if not equals:
+            raise SettingError("--split needs SOURCE=FILE", got=word)
+        if target.endswith(".toml"):
+            path = Path(target)
+        else:
+            home = resources.files("clbench.benchmarks.splits")
+            shipped = [p.name[:-5] for p in home.iterdir() if p.name.endswith(".toml")]
+            if target not in shipped:
+                raise unknown_name("split", target, shipped, f"--split {word}")
+            path = Path(str(home / f"{target}.toml"))
+        if source in found:
+            raise SettingError("two splits are given for one", where=f"--split {word}")
+        found[source] = load_split(path)
+    return found
+
+
+def one_of(option: str, value: str, choices: dict[str, Any]) -> Any:
+    """The choice called `value`, or an error that lists them."""
+    if value not in choices:
+        raise SettingError("unknown value", where=option, expected=", ".join(choices), got=value)
+    return choices[value]
+
+
+def show(table: Table, format_: str) -> None:
+    """Print a table."""
+    from clbench.report.tables.render import render
+
+    typer.echo(render(table, format_))

@@ -1,0 +1,302 @@
+"""The files of one case: read, checked against each other, turned to RAS.
+
+Labels become a bit pattern per voxel (bit i = structure i of the source), in which a
+structure holds the structures inside it: a tumor voxel is liver and tumor at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from numpy.typing import NDArray
+
+from clbench.data.layouts import CaseFiles
+from clbench.data.nifti import Shape, grid, voxels
+from clbench.data.postprocess import split_left_right
+from clbench.errors import DataError
+from clbench.spec.benchmark import Source
+from clbench.spec.taxonomy import ancestors
+
+MAX_AFFINE_GAP_VOX = 0.1
+"""How far image and label may lie apart at any corner."""
+MAX_HU = 1e6
+"""Largest value of an image; metal and padding stay far below."""
+MAX_VALUE = (1 << 31) - 1
+"""Largest value of a label voxel."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawCase:
+    """A case as its files say, turned to RAS without resampling."""
+
+    files: CaseFiles
+    """Where it was read from."""
+    image: NDArray[Any]
+    """(D, H, W) HU."""
+    bits: NDArray[Any]
+    """(D, H, W) bit pattern over the source's structures."""
+    affine: NDArray[np.float64]
+    """(4, 4) voxel → RAS mm."""
+    file_axes: str
+    """Axis codes of the file, e.g. LPS."""
+    counts: Mapping[int, int]
+    """Raw label value → voxels (of one label map; empty for binary masks)."""
+
+
+def bits_type(structures: int) -> np.dtype[Any]:
+    """The smallest unsigned type with a bit per structure."""
+    for kind, room in ((np.uint8, 8), (np.uint16, 16), (np.uint32, 32), (np.uint64, 64)):
+        if structures <= room:
+            return np.dtype(kind)
+    raise DataError(
+        "a source has more structures than a bit pattern can hold", expected="≤ 64", got=structures
+    )
+
+
+def pattern_of(name: str, names: Sequence[str]) -> int:
+    """The bits of a voxel of `name`: its own, and those of the structures that contain it."""
+    inside = {name, *ancestors(name)}
+    return sum(1 << i for i, n in enumerate(names) if n in inside)
+
+
+def spacing_of(affine: NDArray[Any]) -> NDArray[np.float64]:
+    """(3,) voxel size in mm."""
+    return np.asarray(np.linalg.norm(affine[:3, :3], axis=0), dtype=np.float64)
+
+
+def read_case(files: CaseFiles, source: Source) -> RawCase:
+    """Read image and label, check them against each other, turn both to RAS.
+
+    Raises:
+        DataError: anything that makes the pair unusable; names the file.
+    """
+    shape, affine, turn, axes = open_image(files.image)
+    image = _hu(files.image)
+    bits, counts = read_bits(files, source, shape, affine, turn)
+    return RawCase(
+        files=files,
+        image=np.ascontiguousarray(apply_orientation(image.reshape(shape), turn)),
+        bits=bits,
+        affine=affine @ inv_ornt_aff(turn, shape),
+        file_axes=axes,
+        counts=counts,
+    )
+
+
+def read_unnamed(files: CaseFiles) -> tuple[RawCase, dict[str, int]]:
+    """A case of which nobody has said what its labels mean: no bits, but what occurs.
+
+    Returns:
+        The case, and label value or mask name → voxels.
+
+    Raises:
+        DataError: see `read_case`.
+    """
+    shape, affine, turn, axes = open_image(files.image)
+    image = _hu(files.image)
+    found: dict[str, int] = {}
+    one = isinstance(files.label, Path)
+    for name, path in [("", files.label)] if isinstance(files.label, Path) else files.label:
+        same_place(path, shape, affine)
+        raw = whole_numbers(voxels(path).reshape(shape), path)
+        if one:
+            values, counts = np.unique(raw, return_counts=True)
+            found = {str(v): int(n) for v, n in zip(values, counts, strict=True) if v}
+        else:
+            found[name] = int(np.count_nonzero(raw))
+    case = RawCase(
+        files=files,
+        image=np.ascontiguousarray(apply_orientation(image.reshape(shape), turn)),
+        bits=np.zeros((0, 0, 0), dtype=np.uint8),
+        affine=affine @ inv_ornt_aff(turn, shape),
+        file_axes=axes,
+        counts={},
+    )
+    return case, found
+
+
+def _hu(path: Path) -> NDArray[Any]:
+    image = voxels(path)
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise DataError(
+            "the image holds NaN or infinite voxels",
+            where=path,
+            expected="HU",
+            got=f"{int((~np.isfinite(image)).sum())} such voxels",
+            next_step="convert the DICOM series again, or leave the case out of the split",
+        )
+    low, high = float(image.min()), float(image.max())
+    if max(-low, high) > MAX_HU:
+        raise DataError(
+            "the image holds values that are no HU",
+            where=path,
+            expected=f"-{MAX_HU:g} to {MAX_HU:g}",
+            got=f"{low:g} to {high:g}",
+            next_step="check the rescale slope and intercept of the conversion",
+        )
+    return image
+
+
+def open_image(
+    path: Path,
+) -> tuple[Shape, NDArray[np.float64], NDArray[Any], str]:
+    """Shape, affine, the turn to RAS, and the file's own axis codes."""
+    shape, affine = grid(path)
+    return shape, affine, io_orientation(affine), "".join(map(str, nib.aff2axcodes(affine)))
+
+
+def same_place(
+    path: Path,
+    image_shape: Shape,
+    image_affine: NDArray[np.float64],
+) -> None:
+    """Raise unless a label file lies on the image's grid."""
+    shape, affine = grid(path)
+    if shape != image_shape:
+        raise DataError(
+            "label and image have different shapes",
+            where=path,
+            expected=image_shape,
+            got=shape,
+            next_step="resample the label to the image, or leave the case out of the split",
+        )
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
+    corners = np.vstack([corners, np.ones(corners.shape[1])])
+    gap = float(np.abs(np.linalg.inv(image_affine) @ affine @ corners - corners).max())
+    if gap > MAX_AFFINE_GAP_VOX:
+        raise DataError(
+            "label and image lie in different places",
+            where=path,
+            expected=f"affines that agree to {MAX_AFFINE_GAP_VOX} voxel",
+            got=f"{gap:.2f} voxels apart at a corner",
+            next_step="one of the two headers is wrong; copy the affine of the right one",
+        )
+
+
+def read_bits(
+    files: CaseFiles,
+    source: Source,
+    shape: Shape,
+    affine: NDArray[np.float64],
+    turn: NDArray[Any],
+) -> tuple[NDArray[Any], dict[int, int]]:
+    """Label files → bit pattern in RAS, and the voxels per raw value."""
+    names = source.structures
+    kind = bits_type(len(names))
+    counts: dict[int, int] = {}
+    pairs: dict[int, tuple[str, str]] = {}
+    if isinstance(files.label, Path):
+        same_place(files.label, shape, affine)
+        raw = whole_numbers(voxels(files.label).reshape(shape), files.label)
+        counts = _counts(raw, files.label, source)
+        table = np.zeros(max(counts, default=0) + 1, dtype=kind)
+        for value in counts:
+            if value in source.labels:
+                table[value] = pattern_of(source.labels[value], names)
+        bits = table[raw]
+        own = set(files.annotated(source))  # an unpaired organ is no matter where none is annotated
+        pairs = {v: source.sides[v] for v in counts if own & set(source.sides.get(v, ()))}
+    else:
+        bits = np.zeros(shape, dtype=kind)
+        for name, path in files.label:
+            same_place(path, shape, affine)
+            mask = whole_numbers(voxels(path).reshape(shape), path) != 0
+            bits[mask] |= kind.type(pattern_of(name, names))
+    bits = np.ascontiguousarray(apply_orientation(bits, turn))
+    for value, pair in pairs.items():
+        both = np.ascontiguousarray(apply_orientation(raw == value, turn))
+        where = f"{files.label}, value {value} ({' and '.join(pair)})"
+        help_ = (
+            "repair the label, leave the case out of the split, or name the case in a "
+            f"[[source.partial]] of {source.name!r} that annotates neither"
+        )
+        for name, mask in zip(pair, split_left_right(both, where, help_), strict=True):
+            bits[mask] |= kind.type(pattern_of(name, names))
+    return bits, counts
+
+
+def image_digest(path: Path) -> str:
+    """SHA-256 over the voxels in RAS, whatever packing, number type and orientation a file has.
+
+    Raises:
+        DataError: the file is damaged or not one 3-D volume.
+    """
+    shape, _, turn, _ = open_image(path)
+    image = apply_orientation(voxels(path).reshape(shape), turn)
+    whole = hashlib.sha256(str(image.shape).encode())
+    for plane in image:  # a plane at a time: a whole volume in float32 may take half a gigabyte
+        whole.update(np.ascontiguousarray(plane, dtype=np.float32).tobytes())
+    return whole.hexdigest()
+
+
+def values_of(path: Path) -> tuple[int, ...]:
+    """The values a label file or mask holds, in order."""
+    shape, _ = grid(path)
+    return tuple(int(v) for v in np.unique(whole_numbers(voxels(path).reshape(shape), path)))
+
+
+def whole_numbers(raw: NDArray[Any], path: Path) -> NDArray[Any]:
+    """A label array as integers; a float file of whole numbers is read.
+
+    Raises:
+        DataError: fractions, NaN, negative values, or values no label has.
+    """
+    if raw.dtype.kind == "f":
+        rounded = np.round(raw)
+        wrong = ~(raw == rounded)  # NaN is unequal to itself
+        if wrong.any():
+            raise DataError(
+                "the label holds values that are not whole numbers",
+                where=path,
+                expected="one whole number per structure",
+                got=f"{int(wrong.sum())} voxels such as {raw[wrong].flat[0]}",
+                next_step="resample labels with nearest neighbor only",
+            )
+        raw = rounded
+    low, high = (raw.min(), raw.max()) if raw.size else (0, 0)
+    if low < 0:
+        raise DataError("the label holds negative values", where=path, expected="0 and up", got=low)
+    if high > MAX_VALUE:
+        raise DataError(
+            "the label holds values no label has",
+            where=path,
+            expected=f"0 to {MAX_VALUE}",
+            got=high,
+            next_step="check the rescale slope and intercept of the label",
+        )
+    return raw.astype(np.int64) if raw.dtype.kind == "f" or raw.dtype == np.uint64 else raw
+
+
+def _counts(raw: NDArray[Any], path: Path, source: Source) -> dict[int, int]:
+    """Raw value → voxels.
+
+    Raises:
+        DataError: a value the source does not define.
+    """
+    if int(raw.max(initial=0)) < 1 << 16:
+        number = np.bincount(raw.ravel())
+        counts = {int(v): int(number[v]) for v in np.flatnonzero(number)}
+    else:
+        counts = {int(v): int(n) for v, n in zip(*np.unique(raw, return_counts=True), strict=True)}
+    known = {*source.labels, *source.sides, *source.ignored}
+    unknown = {v: n for v, n in counts.items() if v and v not in known}
+    if unknown:
+        raise DataError(
+            "the label holds values the source does not define",
+            where=path,
+            expected=", ".join(
+                [f"{v} {name}" for v, name in sorted(source.labels.items())]
+                + [f"{v} {' and '.join(pair)}" for v, pair in sorted(source.sides.items())]
+                + [f"{v} (ignored)" for v in sorted(source.ignored)]
+            ),
+            got=", ".join(f"{v} ({n} voxels)" for v, n in sorted(unknown.items())[:20]),
+            next_step="add the value to the source's labels or to `ignored`, or clear it",
+        )
+    return counts

@@ -1,0 +1,457 @@
+"""The embedded phantom: procedural abdominal CTs, written as NIfTI in the layout of each source.
+
+It stands in for patients where no data is named: a benchmark's sources become folders of CTs that
+the ordinary readers read. The bodies come from `clbench.data.phantom.body`; here they become
+images (phase, partial volume, noise) and label maps, once, under a name that holds everything they
+depend on.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from clbench.data.layouts import find_layout
+from clbench.data.phantom import body
+from clbench.data.phantom.anatomy import ORDER, tissues
+from clbench.data.phantom.body import Canvas, Draws, Floats, draw_subject, fill
+from clbench.errors import DataError, StoreError
+from clbench.spec.benchmark import Source
+from clbench.spec.settings import PhantomSettings
+from clbench.spec.taxonomy import ancestors, with_descendants
+
+PHANTOM_VERSION = 2
+"""Raised by any change that moves a voxel; phantoms of two versions never share a folder."""
+
+FIELD_MM = (346.0, 244.0, 250.0)
+"""Field of view: width, depth, height."""
+SUPERSAMPLE_FROM_MM = 3.5
+"""From this spacing on each voxel is the mean of 2 x 2 x 2 points, finer ones are one point."""
+TUMOR_CONTRAST_HU = (28.0, 42.0)
+"""How far a tumor lies below its liver, drawn per case."""
+TUMOR_FREE = (3, 20)
+"""That many of so many cases of a source with tumors hold none."""
+BLUR = 0.06
+"""Share of the noise that each in-plane neighbour lends: the scanner's texture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Domain:
+    """How the scanner and protocol of one source differ from another's."""
+
+    spacing_mm: tuple[float, float, float]
+    """Voxel size at `PhantomSettings.spacing_mm` = 5: width, depth, slice."""
+    enhancement: float
+    """1 = portal venous phase, 0 = no contrast medium: every HU lies that far between the two."""
+    noise_hu: float
+    """Standard deviation of the noise."""
+    orientations: tuple[str, ...]
+    """Axis codes the files are stored with, one drawn per case."""
+    arterial_hu: float = 0.0
+    """What arteries gain and veins lose in the arterial phase."""
+
+
+DOMAINS: Mapping[str, Domain] = {
+    "btcv": Domain(
+        spacing_mm=(4.5, 4.5, 5.0), enhancement=1.0, noise_hu=9.0, orientations=("LAS",)
+    ),
+    "lits": Domain(
+        spacing_mm=(5.0, 5.0, 4.0), enhancement=0.7, noise_hu=13.0, orientations=("RAS", "LPS")
+    ),
+    "jhh": Domain(
+        spacing_mm=(4.6, 4.6, 5.6),
+        enhancement=0.85,
+        noise_hu=11.0,
+        orientations=("LPS",),
+        arterial_hu=70.0,
+    ),
+}
+"""Per layout; a source of any other layout draws its own."""
+ARTERIES = (
+    "aorta", "celiac_trunk", "superior_mesenteric_artery", "left_iliac_artery",
+    "right_iliac_artery",
+)  # fmt: skip
+VEINS = ("postcava", "portal_and_splenic_vein")
+
+
+def domain_of(source: Source) -> Domain:
+    """The acquisition that a source's cases share."""
+    if source.layout in DOMAINS:
+        return DOMAINS[source.layout]
+    draws = Draws(PHANTOM_VERSION, source.name, "domain")
+    plane = draws.uniform(4.2, 5.0)
+    return Domain(
+        spacing_mm=(plane, plane, draws.uniform(3.5, 5.0)),
+        enhancement=draws.uniform(0.6, 1.0),
+        noise_hu=draws.uniform(8.0, 14.0),
+        orientations=("RAS", "LPS"),
+        arterial_hu=draws.uniform(0.0, 60.0),
+    )
+
+
+def tumor_free(case: str) -> bool:
+    """Whether a case of a source with tumors holds none: exactly 3 of any 20 numbered cases."""
+    few, many = TUMOR_FREE
+    number = int(case) if case.isdecimal() else int(Draws("tumor-free", case).raw(1)[0] >> 8)
+    return (7 * number + 5) % many < few
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhantomCase:
+    """One CT in memory; arrays are indexed to the patient's left, to the back, up (LPS)."""
+
+    image: npt.NDArray[np.int16]
+    """HU, shape (X, Y, Z)."""
+    label: npt.NDArray[np.uint8]
+    """Label values of the source, shape (X, Y, Z)."""
+    affine: Floats
+    """Voxel → RAS mm, shape (4, 4)."""
+
+
+def make_case(source: Source, case: str, spacing_mm: float) -> PhantomCase:
+    """One case of a source; it depends on nothing but these arguments and the version.
+
+    Args:
+        source: decides domain, label values and which structures the case annotates.
+        case: case id.
+        spacing_mm: see `PhantomSettings.spacing_mm`.
+    """
+    key = f"{PHANTOM_VERSION}/{source.name}/{case}"
+    domain, draws = domain_of(source), Draws(key, "grid")
+    plane, slices = draws.uniforms(0.96, 1.04, 2).tolist()
+    spacing = [
+        base * jitter * spacing_mm / 5.0
+        for base, jitter in zip(domain.spacing_mm, (plane, plane, slices), strict=True)
+    ]
+    factor = 2 if spacing_mm >= SUPERSAMPLE_FROM_MM else 1
+    axes, counts = [], []
+    for size, step, start in zip(
+        FIELD_MM, spacing, (-0.5 * FIELD_MM[0], -0.5 * FIELD_MM[1], 0.0), strict=True
+    ):
+        count = int(size / step)
+        slack = 0.5 * (size - count * step)
+        fine = np.arange(count * factor, dtype=np.float64)
+        axes.append(start + slack + (fine + 0.5) * (step / factor))
+        counts.append(count)
+    has_tumors = "liver_tumor" in source.structures and not tumor_free(case)
+    subject = draw_subject(key, tumors=has_tumors)
+    canvas = fill(subject, (axes[0], axes[1], axes[2]))
+    image = _image(canvas, key, domain, factor)
+    label = _label(canvas, source, case, factor)
+    origin = [axis[0] + 0.5 * (factor - 1) * (axis[1] - axis[0]) for axis in axes]
+    affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
+    affine[:3, 3] = [-origin[0], -origin[1], origin[2]]
+    return PhantomCase(image=image, label=label, affine=affine)
+
+
+def _blocks(fine: npt.NDArray[Any], factor: int) -> list[npt.NDArray[Any]]:
+    """The points of each voxel: `factor`³ arrays of the voxel grid's shape."""
+    steps = range(factor)
+    return [fine[i::factor, j::factor, k::factor] for i in steps for j in steps for k in steps]
+
+
+def tissue_hu(key: str, domain: Domain) -> dict[str, float]:
+    """Mean HU of every tissue of one subject."""
+    found = {}
+    for name, row in tissues().items():
+        mean = row.hu_native + domain.enhancement * (row.hu_pv - row.hu_native)
+        found[name] = mean + body.VARIATION * row.hu_sd * Draws(key, "hu", name).normal()
+    for name in ARTERIES[1:]:
+        found[name] = found["aorta"]  # one blood
+    for names, sign in ((ARTERIES, 1.0), (VEINS, -0.5)):
+        for name in names:
+            found[name] += sign * domain.arterial_hu
+    for inner, outer in (("right_kidney", "left_kidney"), ("right_lung", "left_lung")):
+        found[outer] = found[inner]  # both sides of one body enhance alike
+    found["left_kidney_medulla"] = found["right_kidney_medulla"]
+    contrast = Draws(key, "contrast").uniform(*TUMOR_CONTRAST_HU)
+    found["liver_tumor"] = found["liver"] - contrast
+    return found
+
+
+def _image(canvas: Canvas, key: str, domain: Domain, factor: int) -> npt.NDArray[np.int16]:
+    means = tissue_hu(key, domain)
+    hu = np.array([means[name] for name in canvas.names])[canvas.tissue]
+    texture = np.array([tissues()[name].texture_hu for name in canvas.names])[canvas.tissue]
+    hu += texture * canvas.rough[1]
+    parts = _blocks(hu, factor)
+    mean = np.zeros(parts[0].shape)
+    for part in parts:
+        mean += part
+    mean /= len(parts)
+    mean += domain.noise_hu * _noise(Draws(key, "noise"), mean.shape)
+    np.maximum(mean, -1024.0, out=mean)
+    return np.rint(mean).astype(np.int16)
+
+
+def _noise(draws: Draws, shape: tuple[int, ...]) -> Floats:
+    """White noise, slightly blurred in plane, of sd 1: each deviate is four 16-bit uniform ones."""
+    quarters = draws.raw(int(np.prod(shape))).view(np.uint16).reshape(-1, 4)
+    total = quarters[:, 0].astype(np.float64)
+    for i in (1, 2, 3):
+        total += quarters[:, i]
+    white = (total.reshape(shape) / 65536.0 - 2.0) * np.sqrt(3.0)
+    for axis in (0, 1):
+        white = (1.0 - 2.0 * BLUR) * white + BLUR * (
+            np.roll(white, 1, axis) + np.roll(white, -1, axis)
+        )
+    out: Floats = white / ((1.0 - 2.0 * BLUR) * (1.0 - 2.0 * BLUR) + 2.0 * BLUR * BLUR)
+    return out
+
+
+def label_values(source: Source) -> dict[str, int]:
+    """Structure → value in a label map; for sources with masks, numbers of our own."""
+    if source.masks:
+        return {name: i for i, name in enumerate(source.structures, 1)}
+    both = [(name, value) for value, pair in source.sides.items() for name in pair]
+    return dict(both + [(name, value) for value, name in sorted(source.labels.items())[::-1]])
+
+
+def _label(canvas: Canvas, source: Source, case: str, factor: int) -> npt.NDArray[np.uint8]:
+    """Label values: the structure that fills most of a voxel, if structures fill half of it."""
+    annotated = source.annotated(case)
+    values = label_values(source)
+    shape = tuple(n // factor for n in canvas.tissue.shape)
+    best, filled = np.zeros(shape, dtype=np.uint8), np.zeros(shape, dtype=np.uint8)
+    label = np.zeros(shape, dtype=np.uint8)
+    parts: dict[str, list[int]] = {}
+    for code, name in enumerate(canvas.names):
+        if name in tissues() and tissues()[name].part_of:
+            parts.setdefault(tissues()[name].part_of, []).append(code)
+    tissue = _blocks(canvas.tissue, factor)
+    for structure in [name for name in parts if name in (*ORDER, "liver_tumor")]:
+        member = np.zeros(len(canvas.names), dtype=np.uint8)
+        member[parts[structure]] = 1
+        count = np.zeros(shape, dtype=np.uint8)
+        for block in tissue:
+            count += member[block]
+        filled += count
+        wins = count > best
+        best[wins] = count[wins]
+        shown = next((n for n in (structure, *ancestors(structure)) if n in annotated), None)
+        label[wins] = values[shown] if shown else 0
+    label[2 * filled.astype(np.int64) < factor**3] = 0
+    return label
+
+
+# ----------------------------------------------------------------------------------------- on disk
+
+
+def fingerprint(
+    sources: Sequence[Source], cases: Mapping[str, Sequence[str]], settings: PhantomSettings
+) -> str:
+    """A text that changes with the version, the settings, the table, the sources or the cases."""
+    table = {name: asdict(row) for name, row in tissues().items()}
+    knobs = {
+        "phantom.ORDER": ORDER,
+        "phantom.PHANTOM_VERSION": PHANTOM_VERSION,
+        "phantom.FIELD_MM": FIELD_MM,
+        "phantom.SUPERSAMPLE_FROM_MM": SUPERSAMPLE_FROM_MM,
+        "phantom.TUMOR_CONTRAST_HU": TUMOR_CONTRAST_HU,
+        "phantom.TUMOR_FREE": TUMOR_FREE,
+        "phantom.BLUR": BLUR,
+        "phantom.ARTERIES": ARTERIES,
+        "phantom.VEINS": VEINS,
+        "body.ORDER": ORDER,
+        "body.VARIATION": body.VARIATION,
+        "body.WARP_MM": body.WARP_MM,
+        "body.WARP_LATTICE_MM": body.WARP_LATTICE_MM,
+        "body.ROUGH_LATTICE_MM": body.ROUGH_LATTICE_MM,
+        "body.GALL_BLADDER_ABSENT": body.GALL_BLADDER_ABSENT,
+        "body.TUMOR_DIAMETER_MM": body.TUMOR_DIAMETER_MM,
+        "body.TUMOR_DIAMETER_SPREAD": body.TUMOR_DIAMETER_SPREAD,
+        "body.TUMOR_DIAMETER_LIMITS_MM": body.TUMOR_DIAMETER_LIMITS_MM,
+        "body.TUMOR_COUNTS": body.TUMOR_COUNTS,
+        "body.CAVITY_MM": body.CAVITY_MM,
+    }
+    content = {
+        "version": PHANTOM_VERSION,
+        "spacing_mm": settings.spacing_mm,
+        "knobs": knobs,
+        "domains": {name: asdict(domain) for name, domain in DOMAINS.items()},
+        "table": table,
+        "sources": [
+            {
+                "name": source.name,
+                "layout": source.layout,
+                "labels": sorted(label_values(source).items()),
+                "masks": sorted(source.masks.items()),
+                "cases": [[case, source.annotated(case)] for case in cases.get(source.name, ())],
+            }
+            for source in sources
+        ],
+    }
+    text = json.dumps(content, sort_keys=True)
+    return f"phantom-{PHANTOM_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+CHECKSUMS = "checksums.json"
+"""Beside the sources: file → SHA-256."""
+
+
+def make_phantom(
+    root: Path,
+    sources: Sequence[Source],
+    cases: Mapping[str, Sequence[str]],
+    settings: PhantomSettings,
+    needed: Sequence[str] = (),
+) -> dict[str, Path]:
+    """Write the phantom of a benchmark once and say where it lies.
+
+    Two processes may ask at the same time: one writes, the other waits. A folder appears under its
+    final name only when it is complete; one that was damaged or altered since is mended.
+
+    Args:
+        root: where phantoms are kept; this one lies in `root / fingerprint(…)`.
+        sources: the sources of the benchmark.
+        cases: source → case ids to make. A case does not depend on which others are made.
+        settings: voxel size.
+        needed: structures that a course teaches; others a source names may be absent here.
+
+    Returns:
+        Source → folder in that source's layout.
+
+    Raises:
+        DataError: the phantom does not have a needed structure.
+        StoreError: the folder cannot be written.
+    """
+    wanted = [source for source in sources if cases.get(source.name)]
+    _check(needed)
+    target = root / fingerprint(sources, cases, settings)
+    folders = {source.name: target / source.name for source in wanted}
+    if _whole(target):
+        return folders
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{target.name}.lock"):
+            if _whole(target):
+                return folders
+            partial = root / f".{target.name}.partial"
+            shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+            try:
+                jobs = [(source, case) for source in wanted for case in cases[source.name]]
+                with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+                    list(
+                        pool.map(
+                            lambda job: _write(partial, job[0], job[1], settings.spacing_mm), jobs
+                        )
+                    )
+                for source in wanted:
+                    index = find_layout(source.layout).index(cases[source.name])
+                    for name, text in index.items():
+                        _put(partial / source.name / name, text.encode())
+                _seal(partial)
+                if target.is_dir():  # damaged: mended under the eyes of whoever reads in it
+                    for file in [*_files(partial), partial / CHECKSUMS]:
+                        place = target / file.relative_to(partial)
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        file.replace(place)
+                else:
+                    partial.replace(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as err:
+        raise StoreError(
+            f"the phantom cannot be written: {err.strerror or err}",
+            where=root,
+            next_step="free some space or choose another cache folder",
+        ) from err
+    return folders
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(folder: Path) -> None:
+    found = {p.relative_to(folder).as_posix(): _digest(p) for p in _files(folder)}
+    _put(folder / CHECKSUMS, json.dumps(found, indent=1).encode())
+
+
+def _whole(folder: Path) -> bool:
+    """Whether every file of a phantom is there and as it was written."""
+    try:
+        listed = json.loads((folder / CHECKSUMS).read_text())
+        return bool(listed) and all(_digest(folder / n) == d for n, d in listed.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def known_structures() -> frozenset[str]:
+    """Every structure the phantom has."""
+    return frozenset(
+        row.part_of for row in tissues().values() if row.part_of in (*ORDER, "liver_tumor")
+    )
+
+
+def _check(needed: Sequence[str]) -> None:
+    for name in needed:
+        if name not in known_structures():
+            raise DataError(
+                f"the phantom has no {name!r}",
+                expected=f"structures among {', '.join(sorted(known_structures()))}",
+                got=name,
+                next_step="give real data with --data, or draw it in data/phantom/anatomy.py",
+            )
+
+
+def _write(folder: Path, source: Source, case: str, spacing_mm: float) -> None:
+    made = make_case(source, case, spacing_mm)
+    codes = domain_of(source).orientations
+    draws = Draws(PHANTOM_VERSION, source.name, case, "orientation")
+    stored = codes[int(draws.uniform(0, len(codes)))]
+    image, label = find_layout(source.layout).paths(folder / source.name, case)
+    arrays: dict[Path, npt.NDArray[Any]] = {image: made.image}
+    if label.suffix:
+        arrays[label] = made.label
+    else:  # a folder of masks; of two names for one structure the first
+        stems = {name: stem for stem, name in reversed(list(source.masks.items()))}
+        values = label_values(source)
+        for name in source.annotated(case):
+            inside = [values[n] for n in with_descendants(name, source.structures)]
+            if name in known_structures():
+                mask = np.isin(made.label, inside).astype(np.uint8)
+                arrays[label / f"{stems[name]}.nii.gz"] = mask
+    for path, array in arrays.items():
+        file = _oriented(nib.Nifti1Image(array, made.affine), stored)
+        file.header.set_xyzt_units("mm")
+        file.set_sform(file.affine, 1)
+        file.set_qform(file.affine, 1)
+        content = file.to_bytes()
+        if path.suffix == ".gz":
+            content = gzip.compress(content, compresslevel=1, mtime=0)
+        _put(path, content)
+
+
+def _put(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _oriented(image: nib.Nifti1Image, codes: str) -> nib.Nifti1Image:
+    orientation = nib.orientations
+    now = orientation.io_orientation(image.affine)
+    return image.as_reoriented(
+        orientation.ornt_transform(now, orientation.axcodes2ornt(tuple(codes)))
+    )

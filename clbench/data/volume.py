@@ -1,0 +1,257 @@
+"""One case on the model grid: resample, crop, look up labels; and the way back to the file's grid.
+
+`clbench.data.labels` reads the files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clbench.data.labels import RawCase, open_image, read_bits, spacing_of
+from clbench.data.layouts import CaseFiles
+from clbench.errors import DataError
+from clbench.spec.benchmark import Preprocessing, Source
+from clbench.store.arrays import MAX_VOXELS
+
+Index = tuple[slice, slice, slice]
+UNKNOWN = 255
+"""Label value of a voxel whose structure is not annotated."""
+CENTERS_KEPT = 50_000
+"""Voxels remembered per bit pattern for crop centers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Volume:
+    """A case on the model grid; arrays may be memory-mapped and are read-only."""
+
+    source: str
+    """Name of its source."""
+    case: str
+    """Case id."""
+    image: NDArray[np.int16]
+    """(D, H, W) HU, RAS, cropped to the box of HU above the window's lower end."""
+    bits: NDArray[Any]
+    """(D, H, W) smallest of uint8/16/32/64: bit i set = the voxel belongs to `names[i]`."""
+    names: tuple[str, ...]
+    """The source's structures."""
+    annotated: frozenset[str]
+    """The structures this case annotates."""
+    affine: NDArray[np.float64]
+    """(4, 4) model voxel → RAS mm."""
+    native_affine: NDArray[np.float64]
+    """(4, 4) of the file's grid, turned to RAS."""
+    native_shape: tuple[int, int, int]
+    """Shape of that grid."""
+    start: tuple[int, int, int]
+    """Model voxels cut off before the first one kept."""
+    window_hu: tuple[float, float]
+    """HU range mapped to [0, 1]."""
+    files: CaseFiles
+    """Where it was read from."""
+    table: Source
+    """Meaning of the label values."""
+    where: Mapping[int, NDArray[Any]]
+    """Bit pattern → flat indices (at most `CENTERS_KEPT`, drawn once); 0 = unlabelled, not air."""
+    counts: Mapping[int, int]
+    """Bit pattern → exact number of voxels."""
+
+    def windowed(self, index: Index) -> NDArray[np.float32]:
+        """(d, h, w) float32 in [0, 1]."""
+        low, high = self.window_hu
+        hu = self.image[index].astype(np.float32)
+        out: NDArray[np.float32] = np.clip((hu - np.float32(low)) / np.float32(high - low), 0, 1)
+        return out
+
+    def labels(self, structures: Sequence[str], index: Index) -> NDArray[np.uint8]:
+        """(K, d, h, w) uint8: 0, 1, or 255 where this case does not annotate the structure."""
+        bits = self.bits[index]
+        out = np.full((len(structures), *bits.shape), UNKNOWN, dtype=np.uint8)
+        one = bits.dtype.type(1)
+        for k, name in enumerate(structures):
+            if name in self.annotated and name in self.names:
+                out[k] = (bits >> bits.dtype.type(self.names.index(name))) & one
+        return out
+
+    def showing(self, structures: Iterable[str]) -> Volume:
+        """This case as a step shows it: what it does not teach is not annotated.
+
+        Hidden structures leave the crop centers too, so that not even sampling knows them.
+        """
+        shown = self.annotated & frozenset(structures)
+        if shown == self.annotated:
+            return self
+        mask = sum(1 << i for i, name in enumerate(self.names) if name in shown)
+        bits = self.bits & self.bits.dtype.type(mask)
+        where, counts = centers(bits, self.image > self.window_hu[0])
+        return replace(self, annotated=shown, where=where, counts=counts)
+
+    def native_axes(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Per native axis the nearest model index of each voxel, -1 outside the cropped grid."""
+        native = spacing_of(self.native_affine)
+        model = spacing_of(self.affine)
+        found = []
+        for axis in range(3):
+            full = resampled_length(self.native_shape[axis], native[axis], model[axis])
+            at = np.arange(self.native_shape[axis]) * (native[axis] / model[axis])
+            # the last native voxel may lie up to half a model voxel beyond the last model voxel
+            index = np.minimum(_nearest(at), full - 1) - self.start[axis]
+            index[(index < 0) | (index >= self.image.shape[axis])] = -1
+            found.append(index)
+        return found[0], found[1], found[2]
+
+    def native_bits(self) -> NDArray[Any]:
+        """The truth on the file's grid turned to RAS, read again; same bits as `bits`."""
+        shape, affine, turn, _ = open_image(self.files.image)
+        bits, _ = read_bits(self.files, self.table, shape, affine, turn)
+        return bits
+
+
+def resampled_length(length: int, native_mm: float, model_mm: float) -> int:
+    """Voxels along an axis after resampling: first centers coincide, extent rounded (as MONAI)."""
+    return int(np.round((length - 1) * native_mm / model_mm)) + 1
+
+
+def _nearest(at: NDArray[Any]) -> NDArray[np.int64]:
+    # a quotient such as 0.3/0.1 must not fall on the other side of a tie by one rounding error
+    return np.floor(np.round(at, 6) + 0.5).astype(np.int64)
+
+
+def resample_linear(
+    image: NDArray[Any], native_mm: Sequence[float], model_mm: Sequence[float]
+) -> NDArray[np.float32]:
+    """Trilinear resampling, one axis after the other; first voxel centers coincide.
+
+    Equal to MONAI's `Spacing(mode="bilinear")` (a test holds it), without its grid of coordinates,
+    which takes 24 bytes per output voxel.
+    """
+    out = np.asarray(image, dtype=np.float32)
+    for axis in range(3):
+        length = out.shape[axis]
+        count = resampled_length(length, native_mm[axis], model_mm[axis])
+        at = np.minimum(np.arange(count) * (model_mm[axis] / native_mm[axis]), length - 1)
+        low = np.minimum(np.floor(at).astype(np.int64), length - 1)
+        high = np.minimum(low + 1, length - 1)
+        shape = [1, 1, 1]
+        shape[axis] = count
+        part = (at - low).astype(np.float32).reshape(shape)
+        if not part.any():
+            out = np.take(out, low, axis=axis)
+            continue
+        first = np.take(out, low, axis=axis)
+        out = first + (np.take(out, high, axis=axis) - first) * part
+    return out
+
+
+def resample_nearest(
+    bits: NDArray[Any], native_mm: Sequence[float], model_mm: Sequence[float]
+) -> NDArray[Any]:
+    """Nearest-neighbor resampling on the grid of `resample_linear`."""
+    for axis in range(3):
+        length = bits.shape[axis]
+        count = resampled_length(length, native_mm[axis], model_mm[axis])
+        at = np.arange(count) * (model_mm[axis] / native_mm[axis])
+        bits = np.take(bits, np.minimum(_nearest(at), length - 1), axis=axis)
+    return bits
+
+
+def preprocess(raw: RawCase, source: Source, pre: Preprocessing) -> Volume:
+    """Resample, crop to the foreground, and remember where each bit pattern lies.
+
+    Args:
+        raw: the case in RAS.
+        source: its source.
+        pre: spacing and window. The image stays in HU; the window is applied by `windowed`.
+
+    Raises:
+        DataError: no voxel above the window's lower end, or a grid of absurd size.
+
+    Source: Liu et al., Medical Image Analysis 2024, section 5.1.3 and its code: RAS, 1.5 mm (image
+    linear, label nearest), clip to [-175, 250] HU, crop to the box of voxels above the lower end.
+    """
+    native_mm = spacing_of(raw.affine).tolist()
+    _fits(raw.image.shape, native_mm, pre, raw.files.image)
+    hu: NDArray[Any] = np.round(resample_linear(raw.image, native_mm, pre.spacing_mm))
+    image = np.clip(hu, -32768, 32767).astype(np.int16)
+    bits = resample_nearest(raw.bits, native_mm, pre.spacing_mm)
+    tissue = image > pre.window_hu[0]
+    box = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        hit = np.flatnonzero(tissue.any(axis=others))
+        if hit.size == 0:
+            raise DataError(
+                f"the image has no voxel above {pre.window_hu[0]:g} HU",
+                where=raw.files.image,
+                expected="a CT in Hounsfield units",
+                got=f"values from {raw.image.min()} to {raw.image.max()}",
+                next_step="check the rescale slope and intercept of the conversion",
+            )
+        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
+    index = (box[0], box[1], box[2])
+    image, bits = np.ascontiguousarray(image[index]), np.ascontiguousarray(bits[index])
+    tissue = tissue[index]
+    affine = raw.affine.copy()
+    affine[:3, :3] *= np.asarray(pre.spacing_mm) / np.asarray(native_mm)
+    start = (box[0].start, box[1].start, box[2].start)
+    affine[:3, 3] += affine[:3, :3] @ np.array(start)
+    where, counts = centers(bits, tissue)
+    return Volume(
+        source=source.name,
+        case=raw.files.case,
+        image=image,
+        bits=bits,
+        names=source.structures,
+        annotated=frozenset(raw.files.annotated(source)),
+        affine=affine,
+        native_affine=raw.affine,
+        native_shape=(raw.image.shape[0], raw.image.shape[1], raw.image.shape[2]),
+        start=start,
+        window_hu=pre.window_hu,
+        files=raw.files,
+        table=source,
+        where=where,
+        counts=counts,
+    )
+
+
+def _fits(shape: Sequence[int], native_mm: Sequence[float], pre: Preprocessing, path: Path) -> None:
+    """Raise where the model grid of a case would be absurdly large."""
+    size = [
+        resampled_length(n, a, b) for n, a, b in zip(shape, native_mm, pre.spacing_mm, strict=True)
+    ]
+    if math.prod(size) > MAX_VOXELS:
+        raise DataError(
+            "the volume is too large on the model's grid",
+            where=path,
+            expected=f"at most {MAX_VOXELS} voxels",
+            got=f"{size} voxels of {pre.spacing_mm} mm",
+            next_step="check the file's spacing, or choose a coarser --set data.spacing_mm",
+        )
+
+
+def centers(
+    bits: NDArray[Any], tissue: NDArray[np.bool_]
+) -> tuple[dict[int, NDArray[Any]], dict[int, int]]:
+    """Where each bit pattern lies (a subsample) and how often (exactly); 0 = unlabelled tissue."""
+    where: dict[int, NDArray[Any]] = {}
+    counts: dict[int, int] = {}
+    flat = bits.ravel()
+    kind = np.int32 if flat.size < 2**31 else np.int64
+    for pattern in np.unique(flat):
+        hit = (flat == pattern) if pattern else (flat == 0) & tissue.ravel()
+        index = np.flatnonzero(hit)
+        if index.size == 0:
+            continue
+        counts[int(pattern)] = int(index.size)
+        if index.size > CENTERS_KEPT:
+            rng = np.random.Generator(np.random.PCG64(int(pattern)))
+            index = np.sort(rng.choice(index, CENTERS_KEPT, replace=False))
+        where[int(pattern)] = index.astype(kind)
+    return where, counts

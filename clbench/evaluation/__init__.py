@@ -1,0 +1,1 @@
+"""Evaluation of one model: sliding window, scores of a case, stored predictions, metrics, cost."""

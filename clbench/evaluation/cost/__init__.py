@@ -1,0 +1,1 @@
+"""Cost: multiply-adds, parameters, memory and time of models and courses."""

@@ -1,0 +1,254 @@
+"""What a strategy costs on a benchmark before anything is trained, and how the cost grows.
+
+Needs a benchmark's structures and a network, no image and no weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clbench.errors import SettingError
+from clbench.evaluation.cost.model import StepCost, forward_macs, grown, lessons_of, step_cost
+from clbench.nets.output import count_parameters
+from clbench.nets.text_encodings import LENGTH
+from clbench.spec import registry
+from clbench.spec.settings import apply_overrides, change, load_profile, split_overrides
+from clbench.spec.taxonomy import STRUCTURES
+from clbench.strategy.contract import Kit, Lesson, Strategy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """Parameters and multiply-adds of one patch, or a difference of them."""
+
+    parameters: int
+    forward_macs: int
+    fewest_parameters: int
+    """Without those that pruning sets to zero at the most; all of them where nothing prunes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Growth:
+    """What more structures cost, from models grown beyond the course, and where that leads.
+
+    `one_step` and `step_each` have the target number of structures: all further ones in one step,
+    and each in a step of its own. What lies between is a line: twice the structures or steps cost
+    twice as much (checked before it is claimed).
+    """
+
+    per_class: Size
+    """One more structure in a step that there is anyway."""
+    per_step: Size
+    """One more step, its structures not counted."""
+    target: int
+    """Structures it is carried on to."""
+    one_step: Size
+    step_each: Size
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Costs:
+    """A strategy on a benchmark."""
+
+    bench: str
+    bench_version: int
+    strategy: str
+    profile: str
+    backbone: str
+    """Name and size."""
+    patch_vox: tuple[int, int, int]
+    steps: tuple[StepCost, ...]
+    growth: Growth | None
+    """None where it could not be measured or is no line; `notes` says why."""
+    notes: tuple[str, ...] = ()
+
+
+def blank_kit(backbone: Any, size: int, prior: float | None) -> Kit:
+    """A kit whose text vectors are zeros: what they say changes no cost."""
+
+    def encode(names: Sequence[str]) -> Tensor:
+        return torch.zeros(len(names), LENGTH)
+
+    return Kit(backbone=lambda: backbone(size), encode=encode, seed=0, prior=prior)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """What is needed to build a strategy's models for a course, and nothing else."""
+
+    bench: str
+    bench_version: int
+    strategy: Strategy
+    kit: Kit
+    lessons: list[Lesson]
+    backbone: str
+    patch_vox: tuple[int, int, int]
+
+
+def method_of(*, bench: str, strategy: str, profile: str, overrides: Sequence[str]) -> Method:
+    """Resolve names and settings; see `course_costs`.
+
+    Raises:
+        ClbenchError: anything the user can act on.
+    """
+    groups = split_overrides(list(overrides))
+    benchmark = registry.benchmark(bench)
+    settings = apply_overrides(load_profile(profile), groups)
+    net = settings.backbone
+    return Method(
+        bench=benchmark.name,
+        bench_version=benchmark.version,
+        strategy=change(
+            registry.load("strategy", strategy)(), groups.get("strategy", {}), "strategy"
+        ),
+        kit=blank_kit(registry.load("backbone", net.name), net.size, settings.train.prior),
+        lessons=lessons_of(benchmark),
+        backbone=f"{net.name} {net.size}",
+        patch_vox=settings.preprocessing(benchmark.preprocessing).patch_vox,
+    )
+
+
+def course_costs(
+    *,
+    bench: str,
+    strategy: str,
+    profile: str = "quick",
+    overrides: Sequence[str] = (),
+    target: int = 143,
+) -> Costs:
+    """Cost of every step of a course, and its growth. Trains nothing, opens no image.
+
+    Args:
+        bench: registered benchmark, or path of a TOML file.
+        strategy: registered strategy.
+        profile: registered profile.
+        overrides: `group.name=value` words.
+        target: structures to carry the growth on to; 143 is what Ji et al. (ICCV 2023) reach.
+
+    Raises:
+        ClbenchError: anything the user can act on.
+    """
+    m = method_of(bench=bench, strategy=strategy, profile=profile, overrides=overrides)
+    known = len(m.lessons[-1].structures)
+    if target < known:
+        raise SettingError(
+            "the growth cannot be carried on to fewer structures than the course has",
+            where="--structures",
+            expected=f"at least {known}",
+            got=target,
+        )
+    steps: list[StepCost] = []
+    last: nn.Module | None = None
+    for lesson, model, stored in grown(m.strategy, m.kit, m.lessons):
+        steps.append(step_cost(m.strategy, lesson, model, stored, m.patch_vox))
+        last = model
+    assert last is not None  # noqa: S101  # a course has a step; tells the type checker
+    growth, notes = growth_of(m.strategy, m.kit, last, m.lessons[-1], m.patch_vox, target)
+    return Costs(
+        bench=m.bench,
+        bench_version=m.bench_version,
+        strategy=strategy,
+        profile=profile,
+        backbone=m.backbone,
+        patch_vox=m.patch_vox,
+        steps=tuple(steps),
+        growth=growth,
+        notes=notes,
+    )
+
+
+# ----------------------------------------------------------------------------------------- growth
+
+
+def _grown(
+    strategy: Strategy, kit: Kit, model: nn.Module, last: Lesson, patch: Sequence[int],
+    *more: Sequence[str],
+) -> Size:  # fmt: skip
+    """A copy of the model after the course and further steps that learn `more`."""
+    model = copy.deepcopy(model)
+    for names in more:
+        last = Lesson(
+            number=last.number + 1,
+            learns=tuple(names),
+            structures=(*last.structures, *names),
+            source=last.source,
+        )
+        strategy.grow(model, kit, last)
+    every, _ = count_parameters(model)
+    return Size(
+        parameters=every,
+        forward_macs=sum(forward_macs(model, patch).values()),
+        fewest_parameters=every - strategy.prunes(model),
+    )
+
+
+def growth_of(
+    strategy: Strategy,
+    kit: Kit,
+    model: nn.Module,
+    last: Lesson,
+    patch: Sequence[int],
+    target: int,
+) -> tuple[Growth | None, tuple[str, ...]]:
+    """Growth from models with one and two more structures, in one step and in two.
+
+    Args:
+        strategy: grows the models.
+        kit: what it grows them from.
+        model: the model after the course; it stays as it is.
+        last: the last lesson of the course.
+        patch: what is counted on.
+        target: structures to carry it on to.
+
+    Returns:
+        The growth, or None with the reason.
+    """
+    learned = last.structures
+    spare = [name for name in STRUCTURES if name not in learned][:2]
+    if len(spare) < 2:  # one of each would not tell steps from structures
+        return None, ("growth is not measured: the course already learns all structures",)
+    a, b = spare
+    here, one, two, twice = (
+        _grown(strategy, kit, model, last, patch, *more)
+        for more in ([], [[a]], [[a, b]], [[a], [b]])
+    )
+    per_class, per_step = _minus(two, one), _minus(twice, two)
+    if _plus(here, per_class, per_step) != one:
+        return None, ("growth is not carried on: the cost is no line in structures and steps",)
+    more = target - len(learned)
+    return (
+        Growth(
+            per_class=per_class,
+            per_step=per_step,
+            target=target,
+            one_step=_plus(here, _times(per_class, more), _times(per_step, min(more, 1))),
+            step_each=_plus(here, _times(per_class, more), _times(per_step, more)),
+        ),
+        (),
+    )
+
+
+def _plus(*sizes: Size) -> Size:
+    return Size(
+        parameters=sum(s.parameters for s in sizes),
+        forward_macs=sum(s.forward_macs for s in sizes),
+        fewest_parameters=sum(s.fewest_parameters for s in sizes),
+    )
+
+
+def _times(size: Size, n: int) -> Size:
+    return Size(
+        parameters=size.parameters * n,
+        forward_macs=size.forward_macs * n,
+        fewest_parameters=size.fewest_parameters * n,
+    )
+
+
+def _minus(a: Size, b: Size) -> Size:
+    return _plus(a, _times(b, -1))

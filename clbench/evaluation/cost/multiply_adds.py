@@ -1,0 +1,239 @@
+"""Multiply-adds of a forward pass, counted where torch hands every operator to a device.
+
+Below the modules: functional convolutions, products inside an autograd
+function and attention count like layers do. What is neither counted nor known to be no product is
+an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+from clbench.errors import ClbenchError, CostError
+
+aten = torch.ops.aten
+Formula = Callable[..., int]
+"""(operator's arguments, `out_val` = its result) → operations."""
+Scope = nn.Module | tuple[nn.Module, str]
+"""A module, or a method of one by name: what runs inside belongs to it."""
+OTHER = "other"
+"""The scope of what runs in none."""
+_CPU_ATTENTION = ("_scaled_dot_product_flash_attention_for_cpu",)
+_PORTABLE_ATTENTION = ("_scaled_dot_product_fused_attention_overrideable",)
+
+
+def _half(flops: Formula) -> Formula:
+    """Torch's formulas count two operations per multiply-add."""
+
+    @wraps(flops)
+    def macs(*args: Any, out_val: Any = None, **kwargs: Any) -> int:
+        twice: int = flops(*args, **kwargs, out_val=out_val)
+        return twice // 2
+
+    return macs
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    flops: Any = sdpa_flop_count  # untyped in torch
+    return int(flops(query.shape, key.shape, value.shape)) // 2
+
+
+def _matrix_vector(matrix: Any, vector: Any, *_: Any, **__: Any) -> int:
+    return int(math.prod(matrix.shape))
+
+
+def _added_matrix_vector(bias: Any, matrix: Any, vector: Any, *_: Any, **__: Any) -> int:
+    return int(math.prod(matrix.shape))
+
+
+def _batched_sum(bias: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
+    return int(math.prod(a.shape) * b.shape[-1])
+
+
+MACS: dict[Any, Formula] = {
+    **{op: _half(formula) for op, formula in flop_registry.items()},
+    **{getattr(aten, n): _attention for n in (*_CPU_ATTENTION, *_PORTABLE_ATTENTION)},
+    aten.mv: _matrix_vector,
+    aten.dot: _matrix_vector,
+    aten.vdot: _matrix_vector,
+    aten.addmv: _added_matrix_vector,
+    aten.addbmm: _batched_sum,
+}
+"""Operator → multiply-adds: convolutions (transposed ones at the resolution of their input, where
+their products are formed), matrix products, attention.
+
+Differs: padding is multiplied like any voxel, and a bias is no multiply-add, as in the closed
+formula `output voxels x kernel x channels in / groups x channels out`.
+"""
+
+# Operators that are no product of two tensors summed over an axis. Convention, stated with every
+# number: normalization, activation, pooling, interpolation and elementwise arithmetic count zero.
+# So a matrix product written as `(a * b).sum()` is not seen: neither operator is one.
+_ZERO = """
+    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
+    _batch_norm_no_update native_group_norm native_layer_norm _fused_rms_norm
+    relu relu_ leaky_relu leaky_relu_ gelu gelu_ silu silu_ elu elu_ hardtanh hardtanh_ sigmoid
+    sigmoid_ tanh tanh_ softplus _softmax _safe_softmax _log_softmax _prelu_kernel mish mish_
+    hardswish hardswish_ hardsigmoid hardsigmoid_ log_sigmoid_forward native_dropout
+    add add_ sub sub_ rsub mul mul_ div div_ neg neg_ abs abs_ exp exp_ log log_ log1p sqrt sqrt_
+    rsqrt rsqrt_ reciprocal reciprocal_ pow pow_ square sin cos erf sign floor ceil round clamp
+    clamp_ clamp_min clamp_min_ clamp_max clamp_max_ maximum minimum remainder floor_divide
+    addcmul addcmul_ addcdiv addcdiv_ lerp lerp_ fmod trunc
+    sum mean var std amax amin max min argmax argmin var_mean cumsum prod all any logsumexp norm
+    linalg_vector_norm
+    eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or
+    bitwise_not bitwise_xor isnan isinf isfinite where masked_fill masked_fill_
+    _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d avg_pool2d
+    avg_pool3d max_pool2d_with_indices max_pool3d_with_indices
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d
+    _upsample_nearest_exact3d upsample_bilinear2d upsample_trilinear3d upsample_linear1d
+    upsample_bicubic2d grid_sampler_2d grid_sampler_3d
+    cat stack clone copy_ _to_copy contiguous repeat repeat_interleave constant_pad_nd
+    reflection_pad3d replication_pad3d roll flip index index_put index_put_ _unsafe_index
+    index_select gather scatter scatter_ scatter_add index_add embedding slice_scatter
+    select_scatter masked_select nonzero sort topk tril triu one_hot
+    empty empty_like empty_strided new_empty new_empty_strided zeros zeros_like new_zeros ones
+    ones_like new_ones full full_like new_full fill_ zero_ arange linspace scalar_tensor eye
+    rand randn rand_like randn_like bernoulli bernoulli_ normal_ uniform_ lift_fresh
+    lift_fresh_copy unsafe_split unsafe_chunk resize_ set_ _unsafe_view _reshape_copy
+    pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im
+    _local_scalar_dense item is_same_size _assert_async _assert_tensor_metadata
+"""
+NO_PRODUCT = frozenset(getattr(aten, n) for n in _ZERO.split() if hasattr(aten, n))
+"""Operators that count zero. Views count zero without being listed."""
+
+
+class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
+    """Adds up operations by scope while it is entered; use it under `torch.no_grad()`.
+
+    Args:
+        formulas: operator → operations.
+    """
+
+    def __init__(self, formulas: Mapping[Any, Formula] = MACS) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch
+        self.formulas = formulas
+        self.by_scope: Counter[str] = Counter()
+        self.stack: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # fmt: skip
+        """One operator.
+
+        Raises:
+            CostError: it has no formula, and is not known to be no product.
+        """
+        kwargs = kwargs or {}
+        packet = getattr(func, "_overloadpacket", func)
+        formula = self.formulas.get(packet)
+        if formula is None and packet not in NO_PRODUCT and not getattr(func, "is_view", False):
+            with self:  # a composite operator is counted by its parts
+                parts = func.decompose(*args, **kwargs) if hasattr(func, "decompose") else None
+            if parts is not None and parts is not NotImplemented:
+                return parts
+            raise CostError(
+                f"the operator {packet} cannot be counted",
+                where=f"a forward pass, in {self.stack[-1] if self.stack else OTHER}",
+                expected="an operator of clbench.evaluation.cost.multiply_adds: MACS or NO_PRODUCT",
+                got=func,
+                next_step="enter its formula in MACS, or its name in NO_PRODUCT if it forms no "
+                "products of tensors; a zero by default would be a wrong number",
+            )
+        out = func(*args, **kwargs)
+        if formula is not None:
+            here = self.stack[-1] if self.stack else OTHER
+            self.by_scope[here] += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+def count(
+    model: nn.Module,
+    inputs: Sequence[Any],
+    scopes: Callable[[nn.Module], Mapping[str, Sequence[Scope]]] = lambda model: {},
+    *,
+    formulas: Mapping[Any, Formula] = MACS,
+) -> dict[str, int]:
+    """Operations of one forward pass in evaluation mode: scope → number, `other` for the rest.
+
+    Nothing is computed: a copy of the model runs on tensors without values. A model that looks at
+    values runs once on the CPU instead.
+
+    Args:
+        model: any module; it stays as it is.
+        inputs: shapes of the tensors it takes.
+        scopes: model → name → modules and methods; the innermost one counts.
+        formulas: operator → operations.
+
+    Raises:
+        CostError: an operator cannot be counted, or the model cannot be run.
+    """
+    failed: Exception | None = None
+    for device in ("meta", "cpu"):
+        twin = copy.deepcopy(model).eval().to(device)
+        counter = MacCounter(formulas)
+        try:
+            with torch.no_grad(), _marked(counter, scopes(twin)), counter:
+                twin(*(torch.zeros(*shape, device=device) for shape in inputs))
+        except ClbenchError:
+            raise
+        except Exception as err:  # whatever a network does without values; it is in the error below
+            failed = err
+            continue
+        return dict(counter.by_scope)
+    raise CostError(
+        "the model could not be run once to count its operations",
+        where=type(model).__name__,
+        got=failed,
+        next_step="try the patch size: --set data.patch_vox=…",
+    ) from failed
+
+
+@contextmanager
+def _marked(counter: MacCounter, scopes: Mapping[str, Sequence[Scope]]) -> Iterator[None]:
+    """Tell the counter which scope runs."""
+    hooks, methods = [], []
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: counter.stack.append(name)
+
+    def leave(*_: Any) -> None:
+        counter.stack.pop()
+
+    def wrapped(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counter.stack.append(name)
+            try:
+                return method(*args, **kwargs)
+            finally:
+                counter.stack.pop()
+
+        return call
+
+    try:
+        for name, members in scopes.items():
+            for member in members:
+                if isinstance(member, tuple):
+                    owner, method = member
+                    setattr(owner, method, wrapped(name, getattr(owner, method)))
+                    methods.append(member)
+                else:
+                    hooks.append(member.register_forward_pre_hook(enter(name)))
+                    hooks.append(member.register_forward_hook(leave, always_call=True))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for owner, method in methods:
+            delattr(owner, method)

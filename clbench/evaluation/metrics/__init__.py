@@ -1,0 +1,1 @@
+"""Metrics: of one case, and of a whole course."""

@@ -1,0 +1,427 @@
+"""What was kept and what was learned: forgetting, backward transfer and their kin.
+
+Everything starts from R[t][c], the mean score of structure c after step t
+on the test cases of the source that taught it. Structures weigh the same (class macro). A mean over
+an incomplete set is NaN, never a partial mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from clbench.store.run_folder import Score
+
+Matrix = Mapping[tuple[int, str], float]
+"""(1-based step, structure) → R."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One entry of R."""
+
+    value: float
+    """Mean over the patients that count; NaN where there is none. A patient with several cases
+    counts once, with their mean."""
+    cases: int
+    """How many cases count."""
+    missed: int
+    """Of these, cases in which the structure was missed completely."""
+
+
+def cells(
+    rows: Iterable[Score],
+    sources: Sequence[str],
+    *,
+    scoring: str,
+    metric: str = "dice",
+    patient_of: Mapping[str, str] = {},
+) -> dict[tuple[int, str], Cell]:
+    """R of one run, each structure on the test cases of the source that taught it.
+
+    Args:
+        rows: scores of one run.
+        sources: name of the source of each step.
+        scoring: `strict` or `paper`.
+        metric: which score; `nsd` is the surface Dice at each structure's own tolerance.
+        patient_of: "source/case" → patient; a case that is absent is a patient.
+
+    Returns:
+        (step, structure) → cell. A case counts where its score is a number, that is where its truth
+        holds the structure (false alarms on an empty truth are counted by status, not by Dice).
+    """
+    found: dict[tuple[int, str], list[Score]] = {}
+    for r in rows:
+        if r.scoring == scoring and r.measures(metric) and r.eval_set == sources[r.learned_at - 1]:
+            found.setdefault((r.step, r.structure), []).append(r)
+    return {key: _cell(values, patient_of) for key, values in found.items()}
+
+
+def _cell(rows: Sequence[Score], patient_of: Mapping[str, str]) -> Cell:
+    by_case = {r.case: r.value for r in rows}
+    means = per_patient(by_case, rows[0].eval_set, patient_of)
+    return Cell(
+        value=mean(v for v in means.values() if not math.isnan(v)),
+        cases=sum(not math.isnan(v) for v in by_case.values()),
+        missed=sum(r.status == "fn_only" for r in rows),
+    )
+
+
+def per_patient(
+    values: Mapping[str, float], source: str, patient_of: Mapping[str, str]
+) -> dict[str, float]:
+    """Patient → mean over those of the patient's cases that have a number; NaN where none has.
+
+    Args:
+        values: case → score; NaN where the truth is empty.
+        source: where the cases come from.
+        patient_of: "source/case" → patient; a case that is absent is a patient.
+    """
+    found: dict[str, list[float]] = {}
+    for case, value in values.items():
+        mine = found.setdefault(patient_of.get(f"{source}/{case}", case), [])
+        if not math.isnan(value):
+            mine.append(value)
+    return {patient: mean(mine) for patient, mine in found.items()}
+
+
+def mean(values: Iterable[float]) -> float:
+    """Plain mean; NaN for nothing, and where any value is NaN."""
+    have = list(values)
+    return math.fsum(have) / len(have) if have else math.nan
+
+
+def _best(values: Iterable[float]) -> float:
+    """Largest value; NaN where any is NaN, since the missing one may be the largest."""
+    have = list(values)
+    return math.nan if any(math.isnan(v) for v in have) else max(have)
+
+
+def spread(values: Sequence[float]) -> float:
+    """Sample standard deviation; NaN below two values."""
+    if len(values) < 2:
+        return math.nan
+    m = mean(values)
+    return math.sqrt(math.fsum((v - m) ** 2 for v in values) / (len(values) - 1))
+
+
+def accuracy(
+    r: Matrix, learned_at: Mapping[str, int], step: int, which: Callable[[int], bool]
+) -> float:
+    """Mean R after `step` over the structures whose step fulfils `which`.
+
+    Source: old, new and all of class-incremental segmentation (Cermelli et al., CVPR 2020).
+    """
+    return mean(r.get((step, c), math.nan) for c, s in learned_at.items() if which(s))
+
+
+def backward_transfer(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
+    """Per structure learned before the last step: R after the last minus R after its own.
+
+    Source: Lopez-Paz and Ranzato, NeurIPS 2017 (GEM), by class. Below 0 is forgetting.
+    """
+    return {
+        c: r.get((last, c), math.nan) - r.get((s, c), math.nan)
+        for c, s in learned_at.items()
+        if s < last
+    }
+
+
+def backward_transfer_all_pairs(r: Matrix, learned_at: Mapping[str, int], last: int) -> float:
+    """Mean of R[t] - R[own step] over every later step t and structure.
+
+    Source: Díaz-Rodríguez et al., 2018. Equals the mean of `backward_transfer` for two steps only.
+    """
+    return mean(
+        r.get((t, c), math.nan) - r.get((s, c), math.nan)
+        for t in range(2, last + 1)
+        for c, s in learned_at.items()
+        if s < t
+    )
+
+
+def forgetting(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
+    """Per structure learned before the last step: its best R so far minus R after the last step.
+
+    Source: Chaudhry et al., ECCV 2018. The best is taken over the steps before the last, so a gain
+    in the last step shows as a negative value.
+    Differs: not at all; others call other things forgetting, see the next two functions.
+    """
+    return {
+        c: _best(r.get((t, c), math.nan) for t in range(s, last)) - r.get((last, c), math.nan)
+        for c, s in learned_at.items()
+        if s < last
+    }
+
+
+def forgetting_first_last(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
+    """Per structure learned before the last step: R after its own step minus R after the last.
+
+    Source: the forgetting metric of Avalanche 0.6; minus `backward_transfer`, structure by
+    structure.
+    Differs: from Chaudhry's where a later step beat the structure's own.
+    """
+    return {c: -v for c, v in backward_transfer(r, learned_at, last).items()}
+
+
+def forgetting_mammoth(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
+    """Per structure learned before the last step: its best R of all steps minus R after the last.
+
+    Source: the forgetting metric of the mammoth library.
+    Differs: from Chaudhry's in that the last step competes too, so a gain shows as 0.
+    """
+    return {
+        c: _best(r.get((t, c), math.nan) for t in range(s, last + 1)) - r.get((last, c), math.nan)
+        for c, s in learned_at.items()
+        if s < last
+    }
+
+
+def learning_accuracy(r: Matrix, learned_at: Mapping[str, int], *, first: int = 2) -> float:
+    """Mean R of each structure right after the step that taught it, from step `first` on.
+
+    Source: Riemer et al., ICLR 2019. From step 2 on it is the plasticity of the method.
+    """
+    return mean(r.get((s, c), math.nan) for c, s in learned_at.items() if s >= first)
+
+
+def average_incremental(r: Matrix, learned_at: Mapping[str, int], last: int) -> float:
+    """Mean over the steps of the mean R of all structures learned so far.
+
+    Source: Rebuffi et al., CVPR 2017 (iCaRL).
+    """
+    return mean(accuracy(r, learned_at, t, t.__ge__) for t in range(1, last + 1))
+
+
+def intransigence(
+    r: Matrix, joint: Matrix, learned_at: Mapping[str, int], *, first: int = 2
+) -> dict[str, float]:
+    """Per structure: R of a joint model of steps 1 to its own, minus R right after its own step.
+
+    Source: Chaudhry et al., ECCV 2018.
+    """
+    return {
+        c: joint.get((s, c), math.nan) - r.get((s, c), math.nan)
+        for c, s in learned_at.items()
+        if s >= first
+    }
+
+
+def relative_to_joint(
+    r: Matrix, joint: Matrix, learned_at: Mapping[str, int], last: int
+) -> dict[str, float]:
+    """Per structure: R after the last step minus R of the joint model of all steps.
+
+    Source: the gap to joint training that class-incremental segmentation prints (Cermelli et al.,
+    CVPR 2020).
+    Differs: a difference; a ratio explodes on tumors.
+    """
+    return {c: r.get((last, c), math.nan) - joint.get((last, c), math.nan) for c in learned_at}
+
+
+def domain_transfer(
+    rows: Iterable[Score],
+    sources: Sequence[str],
+    *,
+    scoring: str,
+    metric: str = "dice",
+    patient_of: Mapping[str, str] = {},
+) -> dict[tuple[str, str], Cell]:
+    """How a structure does on a source that is only taught later: (structure, source) → cell.
+
+    Scores are those after the step right before the source is first taught: with BTCV before LiTS,
+    the liver learned on BTCV and looked for on LiTS after step 1.
+
+    Source: forward transfer (Lopez-Paz and Ranzato, NeurIPS 2017), of the domain.
+    Differs: forward transfer itself asks for the score of a structure before it is taught, when
+        a model that grows by classes has no output for it.
+    """
+    first = {name: sources.index(name) + 1 for name in sources}
+    found: dict[tuple[str, str], list[Score]] = {}
+    for row in rows:
+        taught = first.get(row.eval_set, 0)
+        if (
+            row.scoring == scoring
+            and row.measures(metric)
+            and row.status != "not_annotated"
+            and row.step == taught - 1
+            and row.eval_set != sources[row.learned_at - 1]
+        ):
+            found.setdefault((row.structure, row.eval_set), []).append(row)
+    return {key: _cell(values, patient_of) for key, values in found.items()}
+
+
+def harmonic(old: float, new: float) -> float:
+    """2 old new / (old + new); 0 where both are 0."""
+    return 0.0 if old + new == 0 else 2 * old * new / (old + new)
+
+
+# --------------------------------------------------------------------------------------------------
+# Every continual-learning measure of a run by name, each a number or n/a with the reason.
+# The formulas are in `clbench.evaluation.metrics.continual`; here they get names, in the
+# order of a table, and a measure that cannot be computed says why.
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantity:
+    """A number, or none with the reason."""
+
+    value: float
+    """NaN where it does not exist."""
+    reason: str = ""
+    """Why there is no number; empty where there is one."""
+
+    def __post_init__(self) -> None:
+        """A number needs no reason, and its absence does."""
+        if math.isnan(self.value) != bool(self.reason):
+            raise ValueError(f"value {self.value} with reason {self.reason!r}")
+
+
+NAMES: dict[str, str] = {
+    "old": "old structures, after the last step",
+    "new": "new structures of the last step",
+    "all": "all structures, after the last step",
+    "all_by_step": "the same, every step weighing the same",
+    "bwt": "backward transfer (GEM: last row)",
+    "bwt_all_pairs": "backward transfer (Díaz-Rodríguez: all pairs)",
+    "forgetting": "forgetting (Chaudhry: best before the last step)",
+    "forgetting_first_last": "forgetting (first minus last)",
+    "forgetting_mammoth": "forgetting (mammoth: best of all steps)",
+    "learning": "learning accuracy, from step 2 (plasticity)",
+    "learning_all": "learning accuracy, all steps",
+    "average_incremental": "average incremental",
+    "harmonic": "harmonic mean of old and new",
+    "forward": "forward transfer",
+    "intransigence": "intransigence (joint minus own step), from step 2",
+    "delta_joint": "all structures, minus joint",
+    "relative_joint": "all structures, relative to joint",
+}
+"""Name → words for readers, in the order of a table."""
+
+ONE_STEP = "one step: nothing comes before or after"
+
+
+def course_metrics(
+    r: Matrix, learned_at: Mapping[str, int], last: int, *, joint: Matrix | None = None
+) -> dict[str, Quantity]:
+    """All measures of one run, class-macro.
+
+    Args:
+        r: R of the run (values of `transfer.cells`).
+        learned_at: structure → 1-based step.
+        last: number of steps.
+        joint: R of the run of joint training with the same seed, if there is one.
+
+    Returns:
+        Name (see `NAMES`) → number or reason. A score that is missing makes every measure that
+        needs it n/a, never a partial mean.
+
+    Source: each function of `clbench.evaluation.metrics.continual` names its own.
+    """
+    old = [c for c, s in learned_at.items() if s < last]
+    new = [c for c, s in learned_at.items() if s == last]
+    later = [c for c, s in learned_at.items() if s > 1]
+    end = [(last, c) for c in learned_at]
+    own = [(s, c) for c, s in learned_at.items()]
+    path = [(t, c) for c, s in learned_at.items() for t in range(s, last + 1)]
+
+    def known(value: float, needs: Iterable[tuple[int, str]], *, steps: bool = True) -> Quantity:
+        """A number, or the first score that lacks."""
+        if steps and last == 1:
+            return Quantity(value=math.nan, reason=ONE_STEP)
+        absent = [key for key in needs if math.isnan(r.get(key, math.nan))]
+        return _quantity(value, absent, "")
+
+    def over(values: Mapping[str, float]) -> float:
+        return mean(values.values())
+
+    now = {c: r.get((last, c), math.nan) for c in learned_at}
+    kept, learned = (mean(now[c] for c in names) for names in (old, new))
+    walk = [k for k in path if k[1] in old]
+    found = {
+        "old": known(kept, [(last, c) for c in old]),
+        "new": known(learned, [(last, c) for c in new], steps=False),
+        "all": known(over(now), end, steps=False),
+        "all_by_step": known(
+            mean(accuracy(r, learned_at, last, t.__eq__) for t in sorted(set(learned_at.values()))),
+            end,
+            steps=False,
+        ),
+        "bwt": known(
+            over(backward_transfer(r, learned_at, last)),
+            [k for k in (*own, *end) if k[1] in old],
+        ),
+        "bwt_all_pairs": known(backward_transfer_all_pairs(r, learned_at, last), walk),
+        "forgetting": known(over(forgetting(r, learned_at, last)), walk),
+        "forgetting_first_last": known(
+            over(forgetting_first_last(r, learned_at, last)),
+            [k for k in (*own, *end) if k[1] in old],
+        ),
+        "forgetting_mammoth": known(over(forgetting_mammoth(r, learned_at, last)), walk),
+        "learning": known(learning_accuracy(r, learned_at), [k for k in own if k[1] in later]),
+        "learning_all": known(learning_accuracy(r, learned_at, first=1), own, steps=False),
+        "average_incremental": known(average_incremental(r, learned_at, last), path, steps=False),
+        "harmonic": known(harmonic(kept, learned), end),
+        "forward": Quantity(
+            value=math.nan,
+            reason="class-incremental: no output exists before a structure is taught",
+        ),
+    }
+    if joint is None:
+        none = Quantity(value=math.nan, reason="there is no run of joint training with this seed")
+        return found | dict.fromkeys(("intransigence", "delta_joint", "relative_joint"), none)
+
+    def beside(value: float, keys: Iterable[tuple[int, str]], *, steps: bool = False) -> Quantity:
+        """The same, when the joint run must have the scores too."""
+        keys = list(keys)
+        mine = known(value if not math.isnan(value) else 0.0, keys, steps=steps)
+        if mine.reason:
+            return mine
+        return _quantity(
+            value, [k for k in keys if math.isnan(joint.get(k, math.nan))], "joint training: "
+        )
+
+    top = mean(joint.get(k, math.nan) for k in end)
+    return found | {
+        "intransigence": beside(
+            over(intransigence(r, joint, learned_at)),
+            [k for k in own if k[1] in later],
+            steps=True,
+        ),
+        "delta_joint": beside(over(relative_to_joint(r, joint, learned_at, last)), end),
+        "relative_joint": Quantity(value=math.nan, reason="joint training scores 0")
+        if top == 0
+        else beside(over(now) / top, end),
+    }
+
+
+def _quantity(value: float, absent: list[tuple[int, str]], whose: str) -> Quantity:
+    if not absent:
+        return Quantity(value=value)
+    step, name = absent[0]
+    more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+    return Quantity(value=math.nan, reason=f"{whose}{name} has no score after step {step}{more}")
+
+
+def domain(cells: Mapping[tuple[str, str], Cell], sources: Iterable[str]) -> dict[str, Quantity]:
+    """`domain_transfer` as named quantities, such as `liver on lits`.
+
+    Args:
+        cells: what `transfer.domain_transfer` found.
+        sources: source of each step.
+    """
+    if not cells:
+        single = len(set(sources)) == 1
+        reason = (
+            "all steps use one source"
+            if single
+            else "no structure is annotated both where it is taught and in a later source"
+        )
+        return {"domain": Quantity(value=math.nan, reason=reason)}
+    return {
+        f"{name} on {source}": Quantity(value=cell.value)
+        if cell.cases
+        else Quantity(value=math.nan, reason="no test case contains it")
+        for (name, source), cell in sorted(cells.items())
+    }

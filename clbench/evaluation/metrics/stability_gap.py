@@ -1,0 +1,216 @@
+"""The stability gap: what happens to old structures while a new step is being taught.
+
+A run that examines fixed validation cases every few updates leaves
+`trace.csv` in its folder: one row per step, update, case and structure learned so far. Update 0 is
+the model before the first update of the step. Test cases never enter.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from clbench.errors import StoreError
+from clbench.evaluation.metrics.continual import mean
+from clbench.store import files, run_folder
+
+FILE = "trace.csv"
+"""Its name in a run folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TraceRow:
+    """One structure of one validation case, during one step."""
+
+    step: int
+    """1-based step being taught."""
+    update: int
+    """Updates made in this step; 0 = before the first."""
+    eval_set: str
+    """Source of the validation case."""
+    case: str
+    """Case id."""
+    structure: str
+    """Canonical name."""
+    learned_at: int
+    """1-based step that teaches it."""
+    value: float
+    """Dice on the grid the network sees; NaN where the truth is empty."""
+    status: str
+    """One of `store.STATUSES`."""
+
+
+COLUMNS = tuple(f.name for f in dataclasses.fields(TraceRow))
+
+
+def write_trace(path: Path, rows: Iterable[TraceRow]) -> None:
+    """Write `trace.csv`: sorted, values by `repr`; equal traces give equal bytes.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    key = lambda r: (r.step, r.update, r.eval_set, r.case, r.learned_at, r.structure)  # noqa: E731
+    for row in sorted(rows, key=key):
+        cells = (getattr(row, name) for name in COLUMNS)
+        writer.writerow(repr(float(c)) if isinstance(c, float) else c for c in cells)
+    files.write_bytes(path, out.getvalue().encode())
+
+
+def read_trace(path: Path, tests: Iterable[str]) -> list[TraceRow]:
+    """Read `trace.csv`.
+
+    Args:
+        path: the file.
+        tests: test cases of the run as "source/case" (`course.test` of its record).
+
+    Raises:
+        StoreError: missing, damaged (names the line), or it looks at a test case.
+    """
+    closed, rows = set(tests), []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file))
+    except OSError as err:
+        raise StoreError(
+            "the trace of a run cannot be read",
+            where=path,
+            got=err.strerror,
+            next_step="run again with --fresh --set examine.trace_every=N",
+        ) from err
+    if not lines or tuple(lines[0]) != COLUMNS:
+        raise StoreError(
+            "the trace has other columns",
+            where=path,
+            expected=", ".join(COLUMNS),
+            got=", ".join(lines[0]) if lines else "an empty file",
+            next_step="run again with --fresh",
+        )
+    for number, cells in enumerate(lines[1:], 2):
+        try:
+            step, update, eval_set, case, name, learned_at, value, status = cells
+            if status not in run_folder.STATUSES:
+                raise ValueError(repr(status))
+            rows.append(
+                TraceRow(
+                    step=int(step), update=int(update), eval_set=eval_set, case=case,
+                    structure=name, learned_at=int(learned_at), value=float(value), status=status,
+                )
+            )  # fmt: skip
+        except ValueError as err:
+            raise StoreError(
+                "a line of the trace cannot be read",
+                where=f"{path}, line {number}",
+                got=f"{','.join(cells)} ({err})",
+                next_step="run again with --fresh",
+            ) from err
+        if f"{eval_set}/{case}" in closed:
+            raise StoreError(
+                "the trace looks at a test case",
+                where=f"{path}, line {number}",
+                expected="validation cases only",
+                got=f"{eval_set}/{case}",
+                next_step="choose other validation cases, and run again with --fresh",
+            )
+    return rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StabilityGap:
+    """What one step did to the structures of earlier steps."""
+
+    before: float
+    """Mean Dice of the old structures before the first update."""
+    lowest: float
+    """Lowest mean on the way."""
+    end: float
+    """Mean after the last traced update."""
+    min_acc: float
+    """Mean over old structures of each one's own lowest value after the first update."""
+    wc_acc: float
+    """Worst-case accuracy: `min_acc` and the new structures at the end, the latter with weight
+    1/step."""
+
+    @property
+    def depth(self) -> float:
+        """How far the old structures fell: before − lowest."""
+        return self.before - self.lowest
+
+    @property
+    def transient(self) -> float:
+        """What came back by itself: end − lowest."""
+        return self.end - self.lowest
+
+    @property
+    def persistent(self) -> float:
+        """What stayed lost: before − end."""
+        return self.before - self.end
+
+
+def curves(rows: Iterable[TraceRow], step: int) -> dict[str, dict[int, float]]:
+    """Structure → update → mean over cases whose truth holds it, during one step.
+
+    Raises:
+        StoreError: an update lacks a case or a structure that another has; a mean over other cases
+            is no curve.
+    """
+    found: dict[str, dict[int, dict[tuple[str, str], float]]] = {}
+    for row in rows:
+        if row.step == step and not math.isnan(row.value):
+            by_update = found.setdefault(row.structure, {})
+            by_update.setdefault(row.update, {})[row.eval_set, row.case] = row.value
+    updates = {u for by_update in found.values() for u in by_update}
+    for name, by_update in found.items():
+        if len({frozenset(cases) for cases in by_update.values()}) > 1 or len(by_update) < len(
+            updates
+        ):
+            raise StoreError(
+                "the trace of a structure does not hold the same cases at every update",
+                where=f"step {step}, {name}",
+                next_step="run again with --fresh",
+            )
+    return {
+        name: {update: mean(cases.values()) for update, cases in sorted(by_update.items())}
+        for name, by_update in found.items()
+    }
+
+
+def stability_gap(
+    by_structure: Mapping[str, Mapping[int, float]], learned_at: Mapping[str, int], step: int
+) -> StabilityGap | None:
+    """The gap of one step from its curves; None where no old structure was traced from update 0 on.
+
+    Args:
+        by_structure: what `curves` returns.
+        learned_at: structure → 1-based step.
+        step: the step being taught.
+
+    Source: De Lange, van de Ven and Tuytelaars, ICLR 2023; classes weigh the same.
+    Differs: Dice of validation cases instead of accuracy; `before`, `lowest` and `end` are of the
+        class mean, as drawn; `min_acc` is by structure, as defined there.
+    """
+    old = [curve for name, curve in by_structure.items() if learned_at[name] < step]
+    new = [curve for name, curve in by_structure.items() if learned_at[name] == step]
+    updates = sorted({u for curve in old for u in curve})
+    if not old or updates[:1] != [0] or len(updates) < 2:
+        return None
+
+    def at(update: int, of: Sequence[Mapping[int, float]]) -> float:
+        return mean(curve.get(update, math.nan) for curve in of)
+
+    macro = [at(u, old) for u in updates]
+    min_acc = mean(min(v for u, v in curve.items() if u > 0) for curve in old)
+    return StabilityGap(
+        before=macro[0],
+        lowest=min(macro),
+        end=macro[-1],
+        min_acc=min_acc,
+        wc_acc=(1 - 1 / step) * min_acc + at(updates[-1], new) / step,
+    )

@@ -1,0 +1,172 @@
+"""Distances between surfaces: normalized surface Dice and HD95, in mm, all structures in one pass.
+
+A surface voxel is a voxel of the mask that has a face neighbor outside
+it; what lies beyond the image is outside. On bit patterns six shifts find the surfaces of all
+structures at once, and a k-d tree over surface voxels alone replaces distance maps of the volume.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from clbench.evaluation.metrics.overlap import Bits
+
+VERSION = 1
+"""Raised by any change that moves a number."""
+IMPLEMENTATION = "clbench.metrics.surface: voxel surfaces (mask minus its erosion), scipy cKDTree"
+"""Goes into the record of every run scored with it."""
+SLACK_MM = 1e-4
+"""Added to a tolerance: spacings stored as float32 may put a distance of exactly 2 mm above 2."""
+_SLAB_VOX = 1 << 24  # voxels examined at a time; bounds the memory of finding surfaces
+
+Rows = Callable[[int, int], Bits]
+"""(first, last + 1) along axis 0 → these rows of a bit pattern volume."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surfaces:
+    """The surface voxels of every structure of a volume."""
+
+    index: NDArray[np.int64]
+    """(N,) flat index of each voxel that lies on any surface, ascending."""
+    pattern: Bits
+    """(N,) bit k = it lies on the surface of structure k."""
+    shape: tuple[int, int, int]
+    """Shape of the volume."""
+
+    def of(self, bit: int) -> NDArray[np.int64]:
+        """(n,) flat indices of the surface of one structure, ascending."""
+        member = (self.pattern >> self.pattern.dtype.type(bit) & 1).astype(bool)
+        found: NDArray[np.int64] = self.index[member]
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Distances:
+    """Directed distances between two non-empty surfaces, in mm."""
+
+    pred_mm: NDArray[np.float64]
+    """From each surface voxel of the prediction to the nearest one of the truth."""
+    truth_mm: NDArray[np.float64]
+    """From each surface voxel of the truth to the nearest one of the prediction."""
+
+
+def surfaces(rows: Rows, shape: tuple[int, int, int]) -> Surfaces:
+    """Surface voxels of all structures of a volume, some rows at a time.
+
+    Args:
+        rows: reads rows of the volume; bit k of a voxel = it belongs to structure k.
+        shape: (D, H, W).
+    """
+    depth, height, width = shape
+    step = max(1, _SLAB_VOX // max(1, height * width))
+    found: list[tuple[NDArray[np.int64], Bits]] = []
+    for low in range(0, depth, step):
+        high = min(low + step, depth)
+        first = max(low - 1, 0)
+        block = rows(first, min(high + 1, depth))
+        core = block[low - first : high - first]
+        inside = core.copy()
+        for shift in (-1, 1):  # the row before, the row after
+            rest = block[max(low + shift - first, 0) : high + shift - first]
+            lacks = len(core) - len(rest)  # 1 where the volume ends
+            if shift < 0:
+                inside[lacks:] &= rest
+                inside[:lacks] = 0
+            else:
+                inside[: len(rest)] &= rest
+                inside[len(rest) :] = 0
+        inside[:, 1:] &= core[:, :-1]
+        inside[:, :-1] &= core[:, 1:]
+        inside[:, [0, -1]] = 0
+        inside[:, :, 1:] &= core[:, :, :-1]
+        inside[:, :, :-1] &= core[:, :, 1:]
+        inside[:, :, [0, -1]] = 0
+        edge = np.ravel(core & ~inside)
+        at = np.flatnonzero(edge)
+        found.append((at + low * height * width, edge[at]))
+    return Surfaces(
+        index=np.concatenate([i for i, _ in found]),
+        pattern=np.concatenate([p for _, p in found]),
+        shape=shape,
+    )
+
+
+def distances(
+    pred: NDArray[np.int64],
+    truth: NDArray[np.int64],
+    shape: tuple[int, int, int],
+    spacing_mm: Sequence[float],
+) -> Distances:
+    """Directed distances between voxel centers of two surfaces.
+
+    Args:
+        pred: (n,) flat indices, ascending; not empty.
+        truth: (m,) flat indices, ascending; not empty.
+        shape: shape of the volume both refer to.
+        spacing_mm: voxel size.
+    """
+    if pred.size == 0 or truth.size == 0:
+        raise ValueError("an empty surface has no distance to anything")
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
+
+    def directed(start: NDArray[np.int64], goal: NDArray[np.int64]) -> NDArray[np.float64]:
+        out = np.zeros(len(start))
+        place = np.minimum(np.searchsorted(goal, start), len(goal) - 1)
+        apart = np.flatnonzero(goal[place] != start)  # on both surfaces: distance 0, no search
+        if apart.size == 0:
+            return out
+        a = np.stack(np.unravel_index(start[apart], shape), axis=1)
+        b = np.stack(np.unravel_index(goal, shape), axis=1)
+        # an unbalanced tree is built in a third of the time and searched as fast on a grid
+        tree = cKDTree(b * spacing, balanced_tree=False, compact_nodes=False)
+        nearest = tree.query(a * spacing)[1]
+        # from whole steps, as a distance map has it: no rounding of large coordinates
+        out[apart] = np.sqrt((((a - b[nearest]) * spacing) ** 2).sum(axis=1))
+        return out
+
+    return Distances(pred_mm=directed(pred, truth), truth_mm=directed(truth, pred))
+
+
+def surface_dice(found: Distances, tolerance_mm: float) -> float:
+    """Normalized surface Dice (NSD): the share of both surfaces within a tolerance of the other.
+
+    (|S_P within τ of S_G| + |S_G within τ of S_P|) / (|S_P| + |S_G|), in [0, 1], counted in
+    surface voxels. Empty masks are the caller's: nan where the truth is empty, 0 where only the
+    prediction is.
+
+    Source: Nikolov et al., J Med Internet Res 2021; Metrics Reloaded (Maier-Hein & Reinke 2024).
+    Differs: counts surface voxels, as scipy's erosion, MONAI and MetricsReloaded do; DeepMind's
+        surface-distance (and MONAI with `use_subvoxels`) weighs surface elements by area, which
+        differs by up to 0.15 on small objects with thick slices. `SLACK_MM` is added to τ.
+    """
+    limit = tolerance_mm + SLACK_MM
+    near = np.count_nonzero(found.pred_mm <= limit) + np.count_nonzero(found.truth_mm <= limit)
+    return near / (len(found.pred_mm) + len(found.truth_mm))
+
+
+def hd95(found: Distances) -> float:
+    """The 95th-percentile Hausdorff distance: the larger of the two directed percentiles, in mm.
+
+    Percentiles interpolate linearly between ranks. Empty masks are the caller's: nan where the
+    truth is empty, `diagonal_mm` where only the prediction is.
+
+    Source: Huttenlocher et al., IEEE TPAMI 1993 (ranked Hausdorff distance); Metrics Reloaded.
+    Differs: not from scipy's, MONAI's and MetricsReloaded's on non-empty masks. The percentile of
+        both directions pooled, which some tools print, hides a distant false alarm; DeepMind's
+        weighs by area. MONAI gives nan for a missed structure, which a mean then drops, so that
+        forgetting looks like improvement.
+    """
+    return max(float(np.percentile(d, 95)) for d in (found.pred_mm, found.truth_mm))
+
+
+def diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[Any]) -> float:
+    """Diagonal of the image in mm: no distance within it is longer. HD95 of a missed structure."""
+    return math.sqrt(math.fsum((n * float(s)) ** 2 for n, s in zip(shape, spacing_mm, strict=True)))

@@ -1,0 +1,125 @@
+"""Predictions on disk: a file per test case, packed bits per structure, equal bytes if equal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clbench.errors import StoreError
+from clbench.evaluation.metrics.overlap import Bits, bits_dtype
+from clbench.store.arrays import MAX_VOXELS, read_npz
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """A prediction read from disk."""
+
+    bits: Bits
+    """(D, H, W), bit k = structures[k]."""
+    structures: tuple[str, ...]
+    """Names of the bits."""
+    affine: NDArray[np.float64]
+    """(4, 4) voxel → RAS mm."""
+    source: str
+    """Data set of the case; empty where not recorded."""
+    case: str
+    """Case id; empty where not recorded."""
+
+
+def write_prediction(
+    path: Path,
+    bits: Bits,
+    structures: Sequence[str],
+    affine: NDArray[Any],
+    *,
+    source: str = "",
+    case: str = "",
+) -> None:
+    """Write one case's masks as packed bits, one array per structure, in a compressed .npz.
+
+    Equal predictions give equal bytes. The file appears whole or not at all.
+
+    Args:
+        path: target, ending in .npz.
+        bits: (D, H, W), bit k = structures[k].
+        structures: names of the bits.
+        affine: (4, 4) voxel → RAS mm of this grid.
+        source: data set of the case.
+        case: case id.
+
+    Raises:
+        StoreError: the folder cannot be written or the disk is full.
+    """
+    one = bits.dtype.type(1)
+    arrays: dict[str, NDArray[Any]] = {
+        "shape": np.array(bits.shape, dtype=np.int64),
+        "affine": np.asarray(affine, dtype=np.float64),
+        "structures": np.array(list(structures), dtype=np.str_),
+        "source": np.array(source, dtype=np.str_),
+        "case": np.array(case, dtype=np.str_),
+    }
+    for k, name in enumerate(structures):
+        arrays[f"mask_{name}"] = np.packbits((bits >> bits.dtype.type(k)) & one)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as err:
+        raise StoreError(
+            f"a prediction could not be written: {err}",
+            where=path,
+            next_step="free some disk space, choose another --out, or --keep-predictions none",
+        ) from err
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_prediction(path: Path) -> Prediction:
+    """Read what `write_prediction` wrote.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+    try:
+        file = read_npz(path, largest=MAX_VOXELS // 8)
+        d, h, w = (int(n) for n in file["shape"])
+        structures = tuple(str(s) for s in file["structures"])
+        masks = [file[f"mask_{name}"] for name in structures]
+        # before memory is taken for the shape: every mask holds its voxels
+        if not masks or any(m.shape != (-(-d * h * w // 8),) or m.dtype != np.uint8 for m in masks):
+            raise ValueError(f"masks that do not hold {d} x {h} x {w} voxels")
+        dtype = bits_dtype(len(structures))
+        bits = np.zeros(d * h * w, dtype=dtype)
+        for k, mask in enumerate(masks):
+            bits |= np.unpackbits(mask, count=d * h * w).astype(dtype) << dtype.type(k)
+        return Prediction(
+            bits=bits.reshape(d, h, w),
+            structures=structures,
+            affine=file["affine"],
+            source=str(file["source"]),
+            case=str(file["case"]),
+        )
+    except FileNotFoundError:
+        raise StoreError(
+            "a prediction is missing",
+            where=path,
+            next_step="examine the run again with --fresh and --keep-predictions test",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise StoreError(
+            "a prediction cannot be read",
+            where=path,
+            expected="a file written by clbench",
+            got=str(err).splitlines()[0] if str(err) else type(err).__name__,
+            next_step="delete it and examine the run again with --fresh",
+        ) from err

@@ -1,0 +1,304 @@
+"""Examining a model: a score for every structure learned so far, and the masks kept on disk.
+
+One prediction per case (`Server`, of `clbench.evaluation.sliding_window`) serves both scorings:
+`strict` (the file's own grid, exact Dice) and `paper` (1.5 mm grid, the authors' Dice).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clbench.data.volume import Volume
+from clbench.errors import SettingError
+from clbench.evaluation.metrics.case import Found, row_names
+from clbench.evaluation.metrics.overlap import (
+    Bits,
+    Counts,
+    bits_dtype,
+    counts_of,
+    dice,
+    dice_paper,
+    merge_pairs,
+    pattern_pairs,
+)
+from clbench.evaluation.metrics.surface import Rows
+from clbench.evaluation.predictions import Prediction, read_prediction, write_prediction
+from clbench.evaluation.sliding_window import Server, sliding_slabs
+from clbench.spec.benchmark import Benchmark
+from clbench.store.run_folder import Score
+
+__all__ = [
+    "Prediction",
+    "ScoreContext",
+    "Server",
+    "bits_dtype",
+    "mean_dice",
+    "read_prediction",
+    "score_case",
+    "score_rows",
+    "sliding_slabs",
+    "to_native",
+    "write_prediction",
+]
+
+NATIVE_SLAB_VOX = 1 << 24
+"""Voxels of the native grid handled at a time; bounds the memory of going back."""
+
+# ---------------------------------------------------------------------------------------- scoring
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreContext:
+    """What all scores of one examination have in common."""
+
+    bench: str
+    """Benchmark."""
+    bench_version: int
+    """Its version."""
+    strategy: str
+    """Strategy."""
+    seed: int
+    """Seed of the run."""
+    step: int
+    """1-based step after which the model is examined."""
+    learned_at: Mapping[str, int]
+    """Structure → 1-based step that taught it."""
+
+
+def score_case(
+    bits: Bits,
+    structures: Sequence[str],
+    volume: Volume,
+    *,
+    scorings: Sequence[str] = ("strict", "paper"),
+    context: ScoreContext,
+    ceiling: bool = True,
+) -> list[Score]:
+    """Score every learned structure of one case.
+
+    A structure the case does not annotate gets a row with status `not_annotated`: its background
+    proves nothing, so neither its hits nor its false positives are counted.
+
+    Args:
+        bits: (D, H, W) prediction on the model grid, bit k = structures[k].
+        structures: every structure learned so far.
+        volume: the case, with its truth.
+        scorings: `strict` (masks go back to the file's grid by nearest neighbor; exact Dice),
+            `paper` (model grid, 1 in the denominator), or both.
+        context: what all rows share.
+        ceiling: with `strict`, add rows of metric `dice_ceiling`: the truth itself taken to the
+            model grid and back. No model that works on this grid is expected to score above it.
+
+    Returns:
+        One row per structure and scoring (metric `dice`), and one `dice_ceiling` row each.
+
+    Raises:
+        SettingError: prediction and volume have different shapes, or an unknown scoring.
+
+    Source: see `clbench.evaluation.metrics.overlap`.
+    """
+    if bits.shape != volume.bits.shape:
+        raise SettingError(
+            "the prediction does not lie on the volume's grid",
+            where=f"case {volume.source}/{volume.case}",
+            expected=volume.bits.shape,
+            got=bits.shape,
+        )
+    annotated = [s for s in structures if s in volume.annotated and s in volume.names]
+    pred_bit = [structures.index(s) for s in annotated]
+    true_bit = [volume.names.index(s) for s in annotated]
+    rows: list[Score] = []
+
+    def add(scoring: str, metric: str, counts: list[Counts]) -> None:
+        value_of = dice_paper if scoring == "paper" else dice
+        found = {n: (value_of(c), c) for n, c in zip(annotated, counts, strict=True)}
+        rows.extend(score_rows(found, structures, volume, scoring, metric, context))
+
+    for scoring in scorings:
+        if scoring == "paper":
+            pairs = pattern_pairs(bits, volume.bits)
+            add("paper", "dice", counts_of(pairs, list(zip(pred_bit, true_bit, strict=True))))
+        elif scoring == "strict":
+            truth = volume.native_bits()
+            back = _native_pairs(bits, volume, truth)
+            add("strict", "dice", counts_of(back, list(zip(pred_bit, true_bit, strict=True))))
+            if ceiling:
+                best = _native_pairs(volume.bits, volume, truth)
+                same = list(zip(true_bit, true_bit, strict=True))
+                add("strict", "dice_ceiling", counts_of(best, same))
+        else:
+            raise SettingError(
+                f"there is no scoring called {scoring!r}",
+                where="--scoring",
+                expected="strict, paper",
+                got=scoring,
+            )
+    return rows
+
+
+def mean_dice(server: Server, volumes: Iterable[Volume], structures: Sequence[str]) -> float:
+    """Mean over structures of the mean Dice over the cases that hold them, on the model grid.
+
+    Structures that no case annotates and holds are left out; nan where that leaves none.
+
+    Args:
+        server: answers for at least these structures.
+        volumes: cases with their truth.
+        structures: the structures asked for.
+    """
+    found: dict[str, list[float]] = {}
+    for volume in volumes:
+        known = [s for s in structures if s in volume.annotated and s in volume.names]
+        places = [(server.structures.index(s), volume.names.index(s)) for s in known]
+        counts = counts_of(pattern_pairs(server.predict(volume), volume.bits), places)
+        for name, count in zip(known, counts, strict=True):
+            if count.gt_vox:
+                found.setdefault(name, []).append(dice(count))
+    return float(np.mean([np.mean(v) for v in found.values()])) if found else float("nan")
+
+
+def score_rows(
+    found: Mapping[str, tuple[float, Counts]],
+    structures: Sequence[str],
+    volume: Volume,
+    scoring: str,
+    metric: str,
+    context: ScoreContext,
+) -> list[Score]:
+    """One row per structure learned so far; those without an entry are `not_annotated`.
+
+    Args:
+        found: structure → (value, counts) of what the case annotates.
+        structures: every structure learned so far.
+        volume: the case.
+        scoring: `strict` or `paper`.
+        metric: name of the value.
+        context: what all rows share.
+    """
+    rows = []
+    for name in structures:
+        value, counts = found.get(name, (float("nan"), None))
+        rows.append(
+            Score(
+                bench=context.bench,
+                bench_version=context.bench_version,
+                strategy=context.strategy,
+                seed=context.seed,
+                step=context.step,
+                eval_set=volume.source,
+                case=volume.case,
+                structure=name,
+                learned_at=context.learned_at[name],
+                scoring=scoring,
+                metric=metric,
+                value=value,
+                gt_vox=None if counts is None else counts.gt_vox,
+                pred_vox=None if counts is None else counts.pred_vox,
+                status="not_annotated" if counts is None else counts.status,
+            )
+        )
+    return rows
+
+
+def to_native(
+    bits: NDArray[Any], axes: tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+) -> NDArray[Any]:
+    """Take a bit pattern array back to the native grid by nearest neighbor.
+
+    Args:
+        bits: (D, H, W) on the model grid.
+        axes: per native axis the nearest model index of each voxel, -1 outside the model grid;
+            what `Volume.native_axes` returns.
+
+    Returns:
+        (len(axes[0]), len(axes[1]), len(axes[2])) of the same type; 0 outside.
+    """
+    out = np.zeros(tuple(len(a) for a in axes), dtype=bits.dtype)
+    inside = [np.flatnonzero(a >= 0) for a in axes]
+    if any(i.size == 0 for i in inside):
+        return out
+    # one axis after the other, widest rows first: the gather stays in cache
+    found = bits
+    for axis in range(3):
+        found = np.take(found, axes[axis][inside[axis]], axis=axis)
+    # the inside of an axis is one stretch, so this is a plain block
+    block = tuple(slice(int(i[0]), int(i[-1]) + 1) for i in inside)
+    if out[block].shape == found.shape:
+        out[block] = found
+    else:
+        out[np.ix_(*inside)] = found
+    return out
+
+
+def _native_pairs(
+    bits: NDArray[Any], volume: Volume, truth: NDArray[Any]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
+    """Pairs of patterns on the native grid, some slices at a time."""
+    axis0, axis1, axis2 = volume.native_axes()
+    rows = max(1, NATIVE_SLAB_VOX // max(1, len(axis1) * len(axis2)))
+    return merge_pairs(
+        pattern_pairs(to_native(bits, (axis0[a : a + rows], axis1, axis2)), truth[a : a + rows])
+        for a in range(0, len(axis0), rows)
+    )
+
+
+def truth_bits(volume: Volume, structures: Sequence[str]) -> list[tuple[str, int]]:
+    """(structure, its bit in the truth) of those learned structures that the case annotates."""
+    return [
+        (s, volume.names.index(s))
+        for s in structures
+        if s in volume.annotated and s in volume.names
+    ]
+
+
+def native_rows(bits: NDArray[Any], volume: Volume) -> Rows:
+    """Reads rows of a prediction on the model grid as they lie on the file's grid."""
+    axis0, axis1, axis2 = volume.native_axes()
+
+    def rows(first: int, stop: int) -> Bits:
+        found: Bits = to_native(bits, (axis0[first:stop], axis1, axis2))
+        return found
+
+    return rows
+
+
+def context_of(record: Mapping[str, Any], benchmark: Benchmark, step: int) -> ScoreContext:
+    """What all rows of one step of a run share."""
+    return ScoreContext(
+        bench=benchmark.name,
+        bench_version=benchmark.version,
+        strategy=record["strategy"],
+        seed=record["identity"]["seed"],
+        step=step,
+        learned_at={s: benchmark.learned_at(s) for s in benchmark.structures(step)},
+    )
+
+
+def metric_rows(
+    found: Mapping[str, Found],
+    structures: Sequence[str],
+    volume: Volume,
+    words: Sequence[str],
+    context: ScoreContext,
+) -> list[Score]:
+    """Rows of every metric of the words, for the structures each metric is of."""
+    of: dict[str, list[str]] = {}
+    for name in structures:
+        for word in words:
+            for metric in row_names(word, name):
+                members = of.setdefault(metric, [])
+                if name not in members:
+                    members.append(name)
+    return [
+        row
+        for metric, names in of.items()
+        for row in score_rows(
+            {n: (found[n].values[metric], found[n].counts) for n in names if n in found},
+            names, volume, "strict", metric, context,
+        )
+    ]  # fmt: skip

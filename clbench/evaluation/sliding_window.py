@@ -1,0 +1,367 @@
+"""The sliding window: a network made for small patches answers for a whole volume, slab by slab.
+
+Windows overlap; where they do, their logits are averaged with weights that
+fall off from the window's center (Gaussian). Windows are visited in order along axis 0, and rows
+that no later window reaches leave at once, so memory depends on the patch and on the other two
+axes, never on how long the volume is. `Server` serves a model this way; it leaves no trace in the
+model's mode or in the random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from clbench.data.postprocess import clean_bits
+from clbench.errors import SettingError, TrainingError
+from clbench.evaluation.metrics.overlap import Bits, bits_dtype
+
+if TYPE_CHECKING:
+    from clbench.data.volume import Volume
+
+Triple = tuple[int, int, int]
+
+SIGMA_SCALE = 0.125
+"""Width of the Gaussian, in units of the patch: MONAI's default and the authors' choice."""
+
+
+def importance_map(patch_vox: Triple, *, sigma_scale: float = SIGMA_SCALE) -> Tensor:
+    """How much each voxel of a window counts: (d, h, w) float32, 1 at the center.
+
+    A Gaussian per axis with sigma = sigma_scale * size, never below max(its minimum, 1e-3).
+
+    Source: `monai.data.utils.compute_importance_map`, mode "gaussian" (equal to the bit, tested).
+    """
+    weight = torch.ones(())
+    for size in patch_vox:
+        x = torch.arange(size, dtype=torch.float32) - (size - 1) / 2.0
+        weight = weight.unsqueeze(-1) * torch.exp(x**2 / (-2 * (sigma_scale * size) ** 2))
+    return weight.clamp_(min=max(float(weight.min()), 1e-3))
+
+
+def window_starts(size: int, patch: int, overlap: float) -> list[int]:
+    """First rows of the windows along one axis of at least `patch` voxels, ascending.
+
+    The last window is moved back so that it ends with the volume.
+
+    Source: `monai.data.utils.dense_patch_slices` and `monai.inferers.utils._get_scan_interval`.
+    """
+    if size == patch:
+        return [0]
+    interval = max(int(patch * (1 - overlap)), 1)
+    count = -(-(size - patch) // interval) + 1
+    return [min(i * interval, size - patch) for i in range(count)]
+
+
+def sliding_slabs(
+    forward: Callable[[Tensor], Tensor],
+    read: Callable[[slice], NDArray[np.float32]],
+    shape: Sequence[int],
+    *,
+    patch_vox: Sequence[int],
+    overlap: float = 0.5,
+    windows: int = 1,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Blended logits of a volume, in slabs along axis 0, in order and without gaps.
+
+    Args:
+        forward: (B, 1, *patch) float32 on `device` → (B, C, *patch) logits.
+        read: rows of axis 0 → (rows, H, W) float32; asked for at most one patch of rows at a time.
+        shape: (D, H, W) of the volume. Axes shorter than the patch are padded with 0 on both sides
+            (the odd voxel at the end) and cropped back.
+        patch_vox: window size.
+        overlap: share of a window that its neighbor covers, in [0, 1).
+        windows: windows per call of `forward`.
+        device: where windows and accumulators live.
+
+    Yields:
+        (start, stop, (C, stop - start, H, W) float32 logits on the CPU).
+
+    Raises:
+        SettingError: overlap, windows or patch out of range.
+        TrainingError: `forward` returns another size than it was given.
+
+    Source: as `monai.inferers.sliding_window_inference`, mode "gaussian": same windows, same
+        weights, same sums (tested to 1e-5). Differs: accumulators cover the open slabs only.
+    """
+    size = _triple(shape)
+    patch = _triple(patch_vox)
+    _check(size, patch, overlap, windows)
+    # per axis: where the volume starts inside the padded one
+    before = [max(p - s, 0) // 2 for p, s in zip(patch, size, strict=True)]
+    padded = [max(p, s) for p, s in zip(patch, size, strict=True)]
+    starts = [window_starts(s, p, overlap) for s, p in zip(padded, patch, strict=True)]
+    corners = [(y, x) for y in starts[1] for x in starts[2]]
+
+    weight = importance_map(patch).to(device)
+    # every row of windows along axis 0 adds the same plane of weights
+    plane = torch.zeros((patch[0], padded[1], padded[2]), device=device)
+    for y, x in corners:
+        plane[:, y : y + patch[1], x : x + patch[2]] += weight
+    total = torch.zeros_like(plane)
+    sums: Tensor | None = None  # allocated once the number of channels is known
+
+    for i, start in enumerate(starts[0]):
+        slab = _read_padded(read, start, size, patch, before, padded).to(device)
+        total += plane
+        for first in range(0, len(corners), windows):
+            batch = corners[first : first + windows]
+            sums = _add(forward, slab, batch, patch, weight, sums)
+        if sums is None:  # for the type checker: every volume has a window
+            raise AssertionError("a volume without windows")
+        last = i + 1 == len(starts[0])
+        done = patch[0] if last else starts[0][i + 1] - start
+        # back to the volume's own rows and columns
+        low = max(start - before[0], 0)
+        high = min(start + done - before[0], size[0])
+        rows = slice(low + before[0] - start, high + before[0] - start)
+        inner = tuple(slice(b, b + s) for b, s in zip(before[1:], size[1:], strict=True))
+        with torch.no_grad():
+            answer = (sums[(slice(None), rows, *inner)] / total[(rows, *inner)]).cpu()
+            if not last:
+                _shift(sums, done, dim=1)
+                _shift(total, done, dim=0)
+        yield low, high, answer
+
+
+@torch.no_grad()
+def _add(
+    forward: Callable[[Tensor], Tensor],
+    slab: Tensor,
+    corners: Sequence[tuple[int, int]],
+    patch: Triple,
+    weight: Tensor,
+    sums: Tensor | None,
+) -> Tensor:
+    """Run one batch of windows and add their weighted logits; returns the accumulator."""
+    boxes = [(slice(y, y + patch[1]), slice(x, x + patch[2])) for y, x in corners]
+    image = torch.stack([slab[(slice(None), *box)] for box in boxes]).unsqueeze(1)
+    logits = forward(image)
+    if logits.ndim != 5 or logits.shape[0] != len(boxes) or tuple(logits.shape[2:]) != patch:
+        raise TrainingError(
+            "the model answers with another shape than it was asked",
+            where="sliding window",
+            expected=f"({len(boxes)}, C, {', '.join(map(str, patch))})",
+            got=tuple(logits.shape),
+            next_step="make the model return one logit per voxel of its input",
+        )
+    if sums is None:
+        height, width = slab.shape[1:]
+        sums = torch.zeros((logits.shape[1], patch[0], height, width), device=slab.device)
+    for item, box in zip(logits, boxes, strict=True):
+        sums[(slice(None), slice(None), *box)].addcmul_(item.to(sums.dtype), weight)
+    return sums
+
+
+def _shift(array: Tensor, rows: int, *, dim: int) -> None:
+    """Move `array` up by `rows` along `dim` in place and clear the rows set free."""
+    size = array.shape[dim]
+    for i in range(size - rows):  # row by row: source and target never share memory
+        array.select(dim, i).copy_(array.select(dim, i + rows))
+    array.narrow(dim, size - rows, rows).zero_()
+
+
+def _read_padded(
+    read: Callable[[slice], NDArray[np.float32]],
+    start: int,
+    size: Triple,
+    patch: Triple,
+    before: Sequence[int],
+    padded: Sequence[int],
+) -> Tensor:
+    """Rows start to start + patch of the padded volume: (patch, H', W') float32."""
+    low = max(start - before[0], 0)
+    high = min(start + patch[0] - before[0], size[0])
+    rows = np.ascontiguousarray(read(slice(low, high)), dtype=np.float32)
+    if rows.shape != (high - low, *size[1:]):
+        raise SettingError(
+            "the volume's reader returns another shape than it was asked for",
+            where="sliding window",
+            expected=(high - low, *size[1:]),
+            got=rows.shape,
+        )
+    if rows.shape == (patch[0], padded[1], padded[2]):
+        return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+    slab = torch.zeros((patch[0], padded[1], padded[2]))
+    top = low + before[0] - start
+    slab[
+        top : top + high - low,
+        before[1] : before[1] + size[1],
+        before[2] : before[2] + size[2],
+    ] = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+    return slab
+
+
+def _triple(values: Sequence[int]) -> Triple:
+    d, h, w = (int(v) for v in values)
+    return d, h, w
+
+
+def _check(size: Triple, patch: Triple, overlap: float, windows: int) -> None:
+    def refuse(field: str, expected: str, got: Any) -> SettingError:
+        return SettingError(
+            f"a sliding window cannot have {field} = {got}",
+            where=f"examine.{field}",
+            expected=expected,
+            got=got,
+        )
+
+    if not 0 <= overlap < 1:
+        raise refuse("overlap", "at least 0 and below 1", overlap)
+    if windows < 1:
+        raise refuse("windows", "at least 1", windows)
+    if min(patch) < 1:
+        raise refuse("patch_vox", "three positive whole numbers", patch)
+    if min(size) < 1:
+        raise refuse("shape", "a volume with at least one voxel", size)
+
+
+class Server:
+    """A model that answers for whole volumes (a `clbench.strategy.contract.Predictor`)."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decode: Callable[[Tensor, tuple[str, ...]], Tensor],
+        structures: Sequence[str],
+        *,
+        patch_vox: Sequence[int],
+        overlap: float = 0.5,
+        windows: int = 1,
+        device: torch.device | str = "cpu",
+        ranges: Callable[[Volume], Mapping[str, tuple[int, int]]] = lambda volume: {},
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: already on `device`; (B, 1, *patch) → `clbench.nets.output.Output`.
+            decode: (B, C, d, H, W) logits, structures → (B, K, d, H, W) probabilities.
+            structures: names of the K channels.
+            patch_vox: sliding window.
+            overlap: overlap of neighboring windows.
+            windows: windows per forward pass.
+            device: where the model computes.
+            ranges: volume → structure → (start, stop) on axis 2, outside which it is empty; see
+                `Strategy.axial_ranges`.
+        """
+        self.model = model
+        self.decode = decode
+        self.structures: tuple[str, ...] = tuple(structures)
+        self.patch_vox = tuple(patch_vox)
+        self.overlap = overlap
+        self.windows = windows
+        self.device = torch.device(device)
+        self.ranges = ranges
+
+    def logits(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
+        """Slabs (start, stop, (C, stop - start, H, W) float32 on the CPU): blended, not decoded."""
+        every = slice(None)
+        return sliding_slabs(
+            self._forward,
+            lambda rows: volume.windowed((rows, every, every)),
+            volume.image.shape,
+            patch_vox=self.patch_vox,
+            overlap=self.overlap,
+            windows=self.windows,
+            device=self.device,
+        )
+
+    def probabilities(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
+        """Slabs (start, stop, (K, stop - start, H, W) float32 on the CPU), in order.
+
+        Logits are blended, then decoded.
+
+        Raises:
+            TrainingError: the model's answer is not a number, or the strategy decodes to another
+                number of channels than there are structures.
+        """
+        limits = self._limits(volume)
+        for start, stop, logits in self.logits(volume):
+            with torch.no_grad():
+                found = self.decode(logits.unsqueeze(0), self.structures)
+                if found.ndim != 5 or found.shape[:2] != (1, len(self.structures)):
+                    raise TrainingError(
+                        "the strategy's decode returns another number of structures",
+                        where=f"decode, case {volume.source}/{volume.case}",
+                        expected=f"(1, {len(self.structures)}, d, H, W)",
+                        got=tuple(found.shape),
+                    )
+                if bool(torch.isnan(found.sum())):
+                    raise TrainingError(
+                        "the model's answer is not a number (NaN)",
+                        where=f"case {volume.source}/{volume.case}, rows {start} to {stop - 1}",
+                        expected="probabilities",
+                        got="NaN",
+                        next_step="look at the loss terms in events.jsonl; lower train.lr",
+                    )
+                found = found[0].float()
+                if limits:
+                    found = found.clone()  # decode may have answered with a view
+                for k, (low, high) in limits.items():
+                    found[k, :, :, :low] = 0
+                    found[k, :, :, high:] = 0
+            yield start, stop, found
+
+    def _limits(self, volume: Volume) -> dict[int, tuple[int, int]]:
+        """Channel → (start, stop) on axis 2.
+
+        Raises:
+            TrainingError: a range of an unknown structure or one that leaves the volume.
+        """
+        found = {}
+        for name, (low, high) in self.ranges(volume).items():
+            size = volume.image.shape[2]
+            if name not in self.structures or not 0 <= low <= high <= size:
+                raise TrainingError(
+                    "the strategy names an axial range that cannot be",
+                    where=f"axial_ranges, case {volume.source}/{volume.case}",
+                    expected=f"0 <= start <= stop <= {size} for {', '.join(self.structures)}",
+                    got=f"{name}: {low}, {high}",
+                )
+            found[self.structures.index(name)] = (low, high)
+        return found
+
+    def predict(self, volume: Volume, *, postprocess: bool = False) -> Bits:
+        """The prediction as bit patterns: (D, H, W), bit k set where structures[k] is above 0.5.
+
+        Args:
+            volume: a preprocessed case.
+            postprocess: apply the default rules of `clbench.data.postprocess`.
+        """
+        d, h, w = volume.image.shape
+        dtype = bits_dtype(len(self.structures))
+        bits = np.zeros((d, h, w), dtype=dtype)
+        for start, stop, found in self.probabilities(volume):
+            for k, channel in enumerate(found):
+                bits[start:stop] |= (channel > 0.5).numpy().astype(dtype) << dtype.type(k)
+        return clean_bits(bits, self.structures) if postprocess else bits
+
+    def _forward(self, image: Tensor) -> Tensor:
+        with _undisturbed(self.model, self.device), torch.inference_mode():
+            logits: Tensor = self.model(image).logits
+        return logits
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module's mode and the random state are as before.
+
+    Entered for each forward pass, not around the whole walk: a generator that is left standing
+    would otherwise carry the mode out into training.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training

@@ -1,1 +1,0 @@
-"""Metrics: arrays or score tables in, numbers out."""

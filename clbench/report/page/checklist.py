@@ -1,0 +1,84 @@
+"""Checklist: what a reviewer will ask, each answered from the runs or marked as missing.
+
+Questions after Metrics Reloaded (Maier-Hein, Reinke et al., Nature Methods
+2024), CLAIM (Mongan et al., Radiology: AI 2020) and the habits of the field.
+"""
+
+from __future__ import annotations
+
+from clbench.report.results import past_card
+from clbench.report.significance.analysis import Analysis
+
+MISSING = "**missing**"
+_EMPTY_MASKS = (
+    "excluded where the truth is empty, 0 where a structure was missed, every row has a status; "
+    "sensitivity with empty truths scored 1 or 0 in confirmatory.csv"
+)
+
+
+def checklist(a: Analysis) -> list[tuple[str, str]]:
+    """Question, answer."""
+    e, p = a.evidence, a.protocol
+    names = {m.strategy for m in e.methods}
+    records = [r for m in e.methods for r in m.records]
+    n = "; ".join(f"{s} {len(ids)}" for s, ids in e.patients.items())
+    leaks = sorted(
+        {
+            case
+            for r in records
+            for tests in r["course"]["test"]
+            for case in tests
+            if any(case in train for train in r["course"]["train"])
+        }
+    )
+    seeds = {m.label: len(m.seeds) for m in e.methods}
+    gits = {r.get("git") for r in records}
+    devices = {str(r.get("device")) for r in records}
+    external = set(e.patients) - {s["source"] for s in records[0]["course"]["steps"]}
+    holes = [c.hole for c in a.comparisons if c.hole]
+    return [
+        ("Unit of analysis, and n?", f"patient; {n}"),
+        ("Are training and test patients disjoint?",
+         "yes, by the recorded splits" if not leaks else f"**no**: {', '.join(leaks)}"),
+        ("Past images opened, per strategy?",
+         "; ".join(f"{m.label}: {', '.join(dict.fromkeys(map(past_card, m.records)))}"
+                   for m in e.methods)),
+        ("Same cases for all strategies?", "yes: other splits or fingerprints are refused"),
+        ("Test named, paired, two-sided, corrected?",
+         f"stratified sign flip, paired by patient, two-sided, Holm, alpha {p.alpha:g}"),
+        ("Endpoints fixed in advance?", "yes, in code (`clbench.report.significance.endpoints`)"),
+        ("Intervals, not p alone?", f"yes: {p.level:.0%} crossed bootstrap, Hodges-Lehmann exact"),
+        ("Effect sizes?", "Dice difference, rank-biserial, dz"),
+        ("Equivalence rather than a large p?", f"yes: margin ±{p.margin:g} Dice, declared before"),
+        ("Smallest detectable effect?", "yes, per comparison"),
+        ("Seeds?", "; ".join(f"{k} {v}" for k, v in seeds.items())
+         + ("" if min(seeds.values()) >= 5 else " (fewer than 5: verdicts limited to these runs)")),
+        ("Upper bound (joint training)?", "yes" if "joint" in names else MISSING),
+        ("Lower bound (fine-tuning)?", "yes" if "finetune" in names else MISSING),
+        ("Boundary metric beside overlap?", _metrics(a)),
+        ("Empty masks?", _EMPTY_MASKS),
+        ("Tumor-free cases?", "scored by status; specificity needs the detection table"),
+        ("Missing scores?", f"{len(holes)} comparison(s) are holes" if holes else "none"),
+        ("Baselines tuned equally, without test data?", MISSING + " (not recorded in runs)"),
+        ("Same hardware for times?", "yes: " + devices.pop() if len(devices) == 1
+         else f"**no**: {', '.join(sorted(devices))}"),
+        ("External data?", ", ".join(sorted(external)) or MISSING),
+        ("Code version?", ", ".join(map(str, gits)) if None not in gits else MISSING),
+        ("Per-case scores kept?", "yes: scores.csv of every run"),
+        ("Inter-rater variability?", MISSING),
+        ("Patient characteristics, ethics?", "not applicable: phantom" if e.phantom else MISSING),
+    ]  # fmt: skip
+
+
+def _metrics(a: Analysis) -> str:
+    found = a.evidence.metrics - {"dice", "dice_ceiling"}
+    return "scored: " + ", ".join(sorted(found)) if found else MISSING
+
+
+def markdown(a: Analysis) -> str:
+    """The checklist as a Markdown file."""
+    rows = "\n".join(f"| {q} | {answer} |" for q, answer in checklist(a))
+    return (
+        f"# Checklist: {a.evidence.title()}\n\n| question | answer |\n|---|---|\n{rows}\n\n"
+        "Questions after Metrics Reloaded (2024) and CLAIM (2020).\n"
+    )

@@ -1,0 +1,160 @@
+"""Limits: the last section of a report, "what this cannot show", written from its own numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from clbench.report.page.calibration import CLAIM, OUTSIDE, SETTLED, rate, rates
+from clbench.report.significance.analysis import Analysis
+from clbench.report.significance.endpoints import ENDPOINTS
+from clbench.statistics.corrections import SEEDS_TO_GENERALIZE, largest_family, pairs_needed
+
+
+def limits(a: Analysis) -> list[str]:
+    """One sentence or two per limit, the gravest first."""
+    return [*_holes(a), *_data(a), *_seeds(a), *_patients(a), *_course(a), *_tests(a)]
+
+
+def _holes(a: Analysis) -> Iterator[str]:
+    holes = dict.fromkeys(c.hole for c in a.comparisons if c.hole)
+    for words in holes:
+        yield f"Hole: {words}. Nothing that would need it was computed."
+    for m in a.evidence.methods:
+        if m.unfinished:
+            yield f"{m.label}: {m.unfinished} unfinished run(s) left out."
+    if not a.evidence.others:
+        yield "There is one strategy only: nothing is compared."
+
+
+def _data(a: Analysis) -> Iterator[str]:
+    if a.evidence.phantom:
+        yield (
+            "Anything about patients. All scores are from the PHANTOM: a method that wins here has "
+            "shown that it runs and does what it says."
+        )
+    yield (
+        "Other hospitals, scanners or populations: every test case comes from the same sources as "
+        f"the training cases ({', '.join(dict.fromkeys(a.evidence.sources))})."
+    )
+
+
+def _seeds(a: Analysis) -> Iterator[str]:
+    counts = sorted({len(c.seeds) for c in a.comparisons if c.seeds})
+    few = [n for n in counts if n < SEEDS_TO_GENERALIZE]
+    if few:
+        yield (
+            f"Training anew. With {_list(few)} seed(s) per comparison, a verdict holds for these "
+            "training runs; a bootstrap over so few seeds is too narrow on the seeds' side."
+        )
+    claims = [r for r in rates() if r.question == CLAIM]
+    said = "; ".join(
+        f"with {seeds} seed(s) in "
+        + ", ".join(f"{r.rate:.1%} at {r.seed_sd:g}" for r in claims if r.seeds == seeds)
+        for seeds in sorted({r.seeds for r in claims})
+    )
+    yield (
+        "How a training run's own luck looks: in simulated studies without any true difference "
+        f"`better` or `worse` was claimed, by number of seeds and run-to-run effect (sd, Dice), "
+        f"{said}."
+    )
+    for seeds in counts:
+        settled = rate(SETTLED, seeds=seeds, seed_sd=0.02)
+        if settled:
+            yield (
+                "The words without `for these training runs` were earned by chance in "
+                f"{settled.rate:.1%} of such studies at 0.02."
+            )
+    outside = rate(OUTSIDE, seeds=3, seed_sd=0.0)
+    if outside and a.comparisons and min((c.n for c in a.comparisons if c.n), default=99) < 50:
+        yield (
+            f"Exact confidence: the percentile interval missed the truth in {outside.rate:.1%} of "
+            "simulated studies of this size, not in 5 %. The permutation test decides, not it."
+        )
+
+
+def _patients(a: Analysis) -> Iterator[str]:
+    for endpoint in ENDPOINTS:
+        found = [
+            c.detectable
+            for c in a.comparisons
+            if c.endpoint is endpoint and not math.isnan(c.detectable)
+        ]
+        if found:
+            yield (
+                f"Small differences in the endpoint `{endpoint.name}`: below about "
+                f"{_range(found)} Dice (depending on the other strategy) they are missed more "
+                "often than one time in five."
+            )
+    m = max((r.m for r in a.classes), default=0)
+    untested = sorted(
+        {
+            f"{r.structure} ({r.test.n_nonzero} of {r.n} patients differ)"
+            for r in a.classes
+            if r.test is not None and r.verdict is not None and r.verdict.word == "not testable"
+        }
+    )
+    if untested:
+        yield (
+            f"Single structures with few patients: with {m} tests, {pairs_needed(m)} patients that "
+            f"differ are needed before any p can reach {a.protocol.alpha:g}. Not testable: "
+            f"{_short(untested)}."
+        )
+    for name, ids in a.evidence.patients.items():
+        if len(ids) and largest_family(len(ids), a.protocol.alpha) < 1:
+            yield f"Anything on {name} alone: {len(ids)} patients cannot reach significance."
+
+
+def _course(a: Analysis) -> Iterator[str]:
+    sets = {name for c in a.comparisons for name in (c.patients or {})}
+    if len(sets) > 1:
+        yield (
+            "One population: the mean over all structures joins different patients "
+            f"({_list(sorted(sets))}); no patient has all structures. Its test flips signs patient "
+            "by patient within each set."
+        )
+    for c in a.comparisons:
+        if c.endpoint.name == "final" and not c.hole and not c.first_shared and a.evidence.last > 1:
+            yield (
+                f"What part of the final difference between {c.a} and {c.b} is continual learning: "
+                "they do not start from one first step. The endpoint `kept` is the contrast that "
+                "takes the start out, patient by patient."
+            )
+    absent = sorted({s for c in a.comparisons for s in c.classes_absent})
+    if absent:
+        yield f"Structures that no test case contains: {', '.join(absent)}."
+    names = {m.strategy for m in a.evidence.methods}
+    for name, bound in (("joint", "upper"), ("finetune", "lower")):
+        if name not in names:
+            yield f"The distance to the {bound} bound: there is no finished run of `{name}`."
+    yield (
+        "False alarms on cases that do not annotate a structure: unlabeled is not absent, so they "
+        "cannot be scored."
+    )
+    yield "Whether all strategies were tuned alike: runs record their settings, not the search."
+
+
+def _tests(a: Analysis) -> Iterator[str]:
+    yield (
+        "Anything from the exploratory tables alone: they say where to look, and were not fixed in "
+        "advance. Each confirmatory endpoint is a family of its own."
+    )
+    yield (
+        "Boundaries, volumes or detection: this report tests Dice. The other metrics of a run are "
+        "in its `scores.csv`."
+    )
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _list(values: list[int] | list[str]) -> str:
+    words = [str(v) for v in values]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _short(words: list[str], most: int = 8) -> str:
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more

@@ -1,0 +1,331 @@
+"""The report on disk: tables as CSV and LaTeX, Markdown, a checklist, one page without network.
+
+The page is `page.html.j2` filled in; styles, scripts, figures and the CSV
+files are inside it. Before anything is shown, `confirmatory.csv` and `forgetting.csv` are read back
+from the disk and every sentence is held against its row.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from clbench.errors import ClbenchError
+from clbench.report.page.calibration import calibration_table
+from clbench.report.page.checklist import checklist, markdown
+from clbench.report.page.limits import limits
+from clbench.report.page.provenance import cards, provenance
+from clbench.report.significance.analysis import Analysis, analyse
+from clbench.report.significance.confirmatory import Protocol
+from clbench.report.significance.endpoints import ENDPOINTS
+from clbench.report.significance.sentences import audit, audit_own, own_sentence, sentence
+from clbench.report.significance.tables import all_tables
+from clbench.report.tables.render import EMPTY, Table, render, superscript
+from clbench.store import files as store_files
+
+SYMBOLS = {
+    "better": "▲", "worse": "▼", "equivalent": "≈", "inconclusive": "?", "not testable": "∅",
+    "shared": "=", "hole": "○",
+}  # fmt: skip
+"""One sign per word, so that no meaning hangs on a color."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Picture:
+    """A figure to embed; `clbench.report.figures` makes them."""
+
+    name: str
+    """Short name, unique on the page."""
+    title: str
+    """Heading."""
+    caption: str
+    """What is shown: test, n, seeds."""
+    media_type: str
+    """`image/svg+xml` or `image/png`."""
+    content: bytes
+    """The file."""
+
+    @property
+    def uri(self) -> str:
+        """The file as a data URI; an <img> of an SVG runs no script and keeps its ids to itself."""
+        return f"data:{self.media_type};base64,{base64.b64encode(self.content).decode()}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spoken:
+    """One verdict on the page."""
+
+    word: str
+    """Of the verdict set, or `hole`."""
+    text: str
+    """The sentence."""
+    cautions: tuple[str, ...] = ()
+    """What a reader must know."""
+    label: str = ""
+    """What the badge says, where it is not the word."""
+
+    @property
+    def symbol(self) -> str:
+        """A sign for the word."""
+        return SYMBOLS[self.word]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What `make_report` leaves."""
+
+    files: tuple[Path, ...]
+    """The page first."""
+    lines: tuple[str, ...]
+    """What to print: the verdicts and where they are."""
+
+
+def make_report(
+    results: Path, *, bench: str, ref: str, out: Path, scoring: str, protocol: Protocol
+) -> Made:
+    """Read the runs, test, write; what `clbench report` does.
+
+    Raises:
+        StoreError: see `clbench.report.significance.analysis.analyse` and `write_report`.
+        UnknownName: no finished run of the reference.
+    """
+    a = analyse(results, bench=bench, ref=ref, scoring=scoring, protocol=protocol)
+    extra, absent = other_tables(results, bench=bench, ref=ref, scoring=scoring)
+    pictures, undrawn = figures_of(results, bench=bench, ref=ref, scoring=scoring)
+    command = (
+        f"clbench report --bench {bench} --ref {shlex.quote(ref)} --results {results} "
+        f"--scoring {scoring} --margin {protocol.margin:g} --alpha {protocol.alpha:g}"
+    )
+    files = write_report(
+        a, out, command=command, extra=extra, pictures=pictures, absent=[*absent, *undrawn]
+    )
+    said = [sentence(c, protocol) for c in a.comparisons] + [
+        own_sentence(o, protocol) for o in a.own
+    ]
+    return Made(files=tuple(files), lines=(a.evidence.title(), *said, f"Report: {files[0]}"))
+
+
+def write_report(
+    a: Analysis,
+    out: Path,
+    *,
+    command: str,
+    extra: Mapping[str, Table] | None = None,
+    pictures: Sequence[Picture] = (),
+    absent: Sequence[str] = (),
+) -> list[Path]:
+    """Write the report.
+
+    Args:
+        a: the analysis.
+        out: folder to write to; files of the same names are replaced.
+        command: how it was called.
+        extra: further tables for the page: file stem → table.
+        pictures: figures for the page, in order.
+        absent: figures and tables that could not be made, in words.
+
+    Returns:
+        The files, the page first.
+
+    Raises:
+        StoreError: the folder cannot be written.
+        ClbenchError: a sentence contradicts its numbers.
+    """
+    store_files.make_folder(out)
+    tables = {**all_tables(a), **(extra or {}), "calibration": calibration_table()}
+    files = []
+    for stem, table in tables.items():
+        for format_ in ("csv", "tex"):
+            path = out / f"{stem}.{format_}"
+            store_files.write_bytes(path, render(table, format_).encode() + b"\n")
+            files.append(path)
+    sentences = [sentence(c, a.protocol) for c in a.comparisons]
+    for text, row in zip(sentences, _stored(out / "confirmatory.csv"), strict=True):
+        audit(text, row, a.protocol)
+    if a.own:
+        kept = [own_sentence(o, a.protocol) for o in a.own]
+        for text, row in zip(kept, _stored(out / "forgetting.csv"), strict=True):
+            audit_own(text, row, a.protocol)
+    spoken = _spoken(a, sentences)
+    texts = {
+        "report.md": _markdown(a, spoken, tables, absent, command),
+        "checklist.md": markdown(a),
+        "index.html": _html(a, spoken, tables, pictures, absent, command),
+    }
+    for name, text in texts.items():
+        store_files.write_bytes(out / name, text.encode())
+    return [out / "index.html", out / "report.md", out / "checklist.md", *files]
+
+
+def _stored(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def common_cautions(a: Analysis) -> list[str]:
+    """What holds for every verdict that has a number; said once, not under each."""
+    with_numbers = [c.cautions for c in a.comparisons if not c.hole]
+    if len(with_numbers) < 2:
+        return []
+    return [w for w in with_numbers[0] if all(w in others for others in with_numbers)]
+
+
+def _spoken(a: Analysis, sentences: Sequence[str]) -> dict[str, list[Spoken]]:
+    """Heading → verdicts."""
+    found: dict[str, list[Spoken]] = {e.title: [] for e in ENDPOINTS}
+    common = common_cautions(a)
+    for c, text in zip(a.comparisons, sentences, strict=True):
+        word = "hole" if c.verdict is None else c.verdict.word
+        found[c.endpoint.title].append(
+            Spoken(word=word, text=text, cautions=tuple(w for w in c.cautions if w not in common))
+        )
+    own = {"forgets": "worse", "forgets, less than the margin": "worse", "gains": "better",
+           "keeps": "equivalent", "": "hole"}  # fmt: skip
+    found["Does it forget?"] = [
+        Spoken(
+            word=own.get(o.word, o.word),
+            text=own_sentence(o, a.protocol),
+            label=o.word.split(",")[0],
+        )
+        for o in a.own
+    ]
+    return {k: v for k, v in found.items() if v}
+
+
+def _markdown(
+    a: Analysis,
+    spoken: Mapping[str, Sequence[Spoken]],
+    tables: Mapping[str, Table],
+    absent: Sequence[str],
+    command: str,
+) -> str:
+    lines = [f"# {a.evidence.title()}: report", "", f"`{command}`", "", "## Provenance", ""]
+    lines += ["| fact | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in provenance(a))]
+    lines += ["", "## Verdicts"]
+    lines += ["", *(f"For each of them: {w}.  " for w in common_cautions(a))]
+    for heading, verdicts in spoken.items():
+        lines += ["", f"### {heading}", ""]
+        for v in verdicts:
+            lines += [f"- {v.text}", *(f"  - {c}" for c in v.cautions)]
+    lines += ["", "## Tables"]
+    for table in tables.values():
+        lines += ["", render(table, "md")]
+    lines += ["", "## What each strategy took of the past"]
+    for card in cards(a):
+        lines += ["", f"### {card.label}", "", *(f"- {k}: {v}" for k, v in card.rows)]
+    lines += ["", "## What this cannot show", ""]
+    lines += [f"- {text}" for text in [*limits(a), *absent]]
+    return "\n".join(lines) + "\n"
+
+
+def _html(
+    a: Analysis,
+    spoken: Mapping[str, Sequence[Spoken]],
+    tables: Mapping[str, Table],
+    pictures: Sequence[Picture],
+    absent: Sequence[str],
+    command: str,
+) -> str:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+                              lstrip_blocks=True)  # fmt: skip
+    environment.filters |= {"words": _words, "whole": _whole, "superscript": superscript}
+    source = resources.files("clbench.report.page").joinpath("page.html.j2").read_text("utf-8")
+    return environment.from_string(source).render(
+        title=f"{a.evidence.title()}: {a.evidence.reference.label} against the others",
+        phantom=a.evidence.phantom,
+        command=command,
+        provenance=provenance(a),
+        spoken=spoken,
+        cautions=common_cautions(a),
+        tables={
+            stem: (table, base64.b64encode(render(table, "csv").encode()).decode())
+            for stem, table in tables.items()
+        },
+        empty=EMPTY,
+        symbols=SYMBOLS,
+        pictures=pictures,
+        cards=cards(a),
+        checklist=checklist(a),
+        limits=[*limits(a), *absent],
+    )
+
+
+def _whole(table: Table) -> list[list[str]]:
+    """Rows that each say everything: a cell over several rows is repeated, since rows move."""
+    rows = [list(row) for row in table.rows]
+    for (i, j), n in table.spans.items():
+        for row in rows[i + 1 : i + n]:
+            row[j] = rows[i][j]
+    return rows
+
+
+def _words(text: str) -> Markup:
+    """Escaped text with `code` and **bold**."""
+    safe = str(escape(text))
+    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
+    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe))  # noqa: S704  # escaped
+
+
+def other_tables(
+    results: Path, *, bench: str, ref: str, scoring: str
+) -> tuple[dict[str, Table], list[str]]:
+    """The tables beside the tests, and what could not be made, with the reason."""
+    from clbench.report.evidence import gather
+    from clbench.report.paper.detection import TUMORS, distances, table6
+    from clbench.report.paper.table import BENCH, paper_table
+    from clbench.report.results import collect
+    from clbench.report.tables import summary
+    from clbench.report.tables.continual import continual_table, learning_table
+    from clbench.report.tables.costs import cost_table
+
+    makers: dict[str, Callable[[], Table]] = {
+        "summary": lambda: summary.summary(results=results, bench=bench, scoring=scoring),
+        "learning": lambda: learning_table(gather(results, bench=bench, ref=ref, scoring=scoring)),
+        "continual": lambda: continual_table(results=results, bench=bench, scoring=scoring),
+        "distances": lambda: distances(results=results, bench=bench),
+        "cost": lambda: cost_table(results=results, bench=bench),
+    }
+    taught = {
+        c for g in collect(results, bench=bench, scoring=scoring) for c in g.runs[0].learned_at
+    }
+    if taught & {f"{t}_tumor" for t in TUMORS}:
+        makers["detection"] = lambda: table6(source="measured", results=results, bench=bench)
+    for number, own in BENCH.items():
+        if own == bench:
+            makers[f"table{number}"] = lambda number=number: paper_table(  # type: ignore[misc]
+                number, source="both", results=results, bench=bench, scoring=scoring, ref=ref
+            )
+    found: dict[str, Table] = {}
+    absent: list[str] = []
+    for name, make in makers.items():
+        try:
+            found[name] = make()
+        except ClbenchError as err:  # a hole of one table must not take the report down
+            absent.append(f"The table `{name}`: {err.brief}.")
+    return found, absent
+
+
+def figures_of(
+    results: Path, *, bench: str, ref: str, scoring: str
+) -> tuple[list[Picture], list[str]]:
+    """Every figure that the runs allow, and what could not be drawn, with the reason."""
+    from clbench.report.figures import FIGURES, Study, gallery
+
+    drawn, missing = gallery(Study(results=results, bench=bench, ref=ref, scoring=scoring))
+    pictures = [
+        Picture(
+            name=name, title=name.replace("-", " ").capitalize(), caption=FIGURES[name][1],
+            media_type="image/svg+xml", content=content,
+        )
+        for name, content in drawn.items()
+    ]  # fmt: skip
+    return pictures, [f"The figure `{name}`: {why}." for name, why in missing.items()]

@@ -1,0 +1,162 @@
+"""Provenance: where the numbers of a report come from, and what each strategy took of the past.
+
+Everything here is read from `run.json`; what a run did not record is said
+to be missing, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import clbench
+from clbench.report.evidence import Method
+from clbench.report.results import past_card
+from clbench.report.significance.analysis import Analysis
+
+MISSING = "missing"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """What one strategy took of earlier steps."""
+
+    label: str
+    """Strategy."""
+    rows: tuple[tuple[str, str], ...]
+    """Fact, value."""
+
+
+def _all(values: Iterable[object]) -> str:
+    """Distinct values, or `missing`."""
+    found = dict.fromkeys(
+        str(v) if not isinstance(v, dict | list) else json.dumps(v, sort_keys=True)
+        for v in values
+        if v not in (None, "", {}, [])
+    )
+    return ", ".join(found) if found else MISSING
+
+
+def provenance(a: Analysis) -> list[tuple[str, str]]:
+    """Fact, value; in the order of the box."""
+    e, p = a.evidence, a.protocol
+    records = [r for m in e.methods for r in m.records]
+    families = {c.endpoint.name: c.m for c in a.comparisons}
+    sets = [
+        f"{s}: {len(ids)} patients"
+        + (f" ({e.scans[s]} scans, averaged by patient)" if e.scans[s] > len(ids) else "")
+        for s, ids in e.patients.items()
+    ]
+    splits = {k: v for r in records for k, v in (r.get("split_sha256") or {}).items()}
+    return [
+        ("benchmark", f"{e.bench} v{e.version}"),
+        ("data", ("PHANTOM, not patients" if e.phantom else "patients")),
+        ("data fingerprint", _all(r["data_fingerprint"] for r in records)),
+        ("split checksums", ", ".join(f"{k} {v}" for k, v in splits.items()) or MISSING),
+        ("test patients", "; ".join(sets)),
+        ("structures", f"{len(e.learned_at)} in {e.last} step(s)"),
+        ("seeds", "; ".join(f"{m.label} {', '.join(map(str, m.seeds))}" for m in e.methods)),
+        ("runs left out, unfinished", str(sum(m.unfinished for m in e.methods))),
+        ("profile", _all(r["identity"]["profile"].get("name") for r in records)),
+        ("scoring", f"{e.scoring}, {e.metric}"),
+        (
+            "metric implementation",
+            _all(r.get("metric_versions") or r.get("metrics") for r in records)
+            if any(r.get("metric_versions") or r.get("metrics") for r in records)
+            else f"clbench {_all(_version(r, 'clbench') for r in records)}, "
+            f"numerics {_all(r['identity']['numerics'] for r in records)}",
+        ),
+        ("reference", e.reference.label),
+        ("alpha", f"{p.alpha:g}, two-sided"),
+        ("equivalence margin", f"±{p.margin:g} Dice"),
+        (
+            "family sizes",
+            ", ".join(f"{k} m = {v}" for k, v in families.items())
+            + f"; structures m = {max((r.m for r in a.classes), default=0)}",
+        ),
+        ("sign patterns", f"all of them up to 20 patients, else {p.draws}, seed {p.seed}"),
+        ("bootstrap resamples", f"{p.resamples}, seed {p.seed}"),
+        ("training code (git)", _all(r.get("git") for r in records)),
+        ("clbench of the runs", _all(_version(r, "clbench") for r in records)),
+        ("clbench of this report", clbench.__version__),
+        ("torch", _all(_version(r, "torch") for r in records)),
+        ("hardware", _all(r.get("device") for r in records)),
+        ("warnings of the runs", _warnings(e.methods)),
+        ("went on elsewhere", _elsewhere(records)),
+    ]  # fmt: skip
+
+
+def _warnings(methods: Iterable[Method]) -> str:
+    """What the watches of the runs remarked, and how many runs were not watched."""
+    records = [(m.label, r) for m in methods for r in m.records]
+    said = [
+        f"{label}, seed {r['identity']['seed']}: {w['message']}"
+        for label, r in records
+        for w in r.get("warnings", ())
+    ]
+    if unwatched := sum("warnings" not in r for _, r in records):
+        said.append(f"not recorded for {unwatched} of {len(records)} runs")
+    return "; ".join(said) or "none"
+
+
+def _elsewhere(records: Iterable[Mapping[str, Any]]) -> str:
+    """Runs that were stopped on one machine and went on on another, or on other threads."""
+    return (
+        "; ".join(
+            f"{r['run_id']}, step {m['step']}: "
+            + ", ".join(f"{k} {then} → {now}" for k, (then, now) in sorted(m["differs"].items()))
+            for r in records
+            for m in r.get("resumed_elsewhere", ())
+        )
+        or "none"
+    )
+
+
+def _version(record: Mapping[str, Any], name: str) -> object:
+    return (record.get("versions") or {}).get(name)
+
+
+def cards(a: Analysis) -> list[Card]:
+    """The past-data card of each strategy, from the ledgers of its runs."""
+    return [Card(label=m.label, rows=tuple(_card(m))) for m in a.evidence.methods]
+
+
+def _card(method: Method) -> Iterable[tuple[str, str]]:
+    record = method.records[0]
+    declared = record.get("past") or (record.get("declares") or {}).get("past")
+    if declared:
+        yield "declares to need of the past", str(declared)
+    predicted, bytes_ = 0, 0.0
+    for r in method.records:
+        for step, purposes in r["ledger"].items():
+            if int(step) > 1:
+                predicted = max(predicted, len(set(purposes.get("pseudo", ()))))
+        bytes_ = max(bytes_, sum(_cost(r, "pseudo_bytes")))
+    yield "past images opened", "; ".join(dict.fromkeys(map(past_card, method.records)))
+    yield "cases with predictions of the old model", str(predicted) if predicted else "none"
+    yield "stored for that, MB", f"{bytes_ / 1e6:.1f}"
+    yield "test cases opened in training", _test_cases(method)
+    parameters = [int(x) for x in _cost(record, "parameters")]
+    yield "parameters after each step", ", ".join(f"{x:,}" for x in parameters) or MISSING
+    seconds = [sum(_cost(r, "train_s")) + sum(_cost(r, "prepare_s")) for r in method.records]
+    yield "training, minutes per run", ", ".join(f"{x / 60:.1f}" for x in seconds)
+    yield "settings", json.dumps(record["identity"]["strategy"], sort_keys=True)
+
+
+def _cost(record: Mapping[str, Any], field: str) -> list[float]:
+    return [
+        float(step["train"][field])
+        for _, step in sorted(record["cost"].items(), key=lambda x: int(x[0]))
+        if field in (step.get("train") or {})
+    ]
+
+
+def _test_cases(method: Method) -> str:
+    found = set()
+    for r in method.records:
+        tests = {c for cases in r["course"]["test"] for c in cases}
+        for purposes in r["ledger"].values():
+            found |= tests & {c for k, v in purposes.items() if k != "test" for c in v}
+    return f"{len(found)}: {', '.join(sorted(found))}" if found else "none (ledger)"

@@ -1,0 +1,1 @@
+"""The paper's tables: printed, measured, and side by side with marks."""

@@ -1,0 +1,198 @@
+"""Tumor detection in the layout of the paper's Table 6, and distances beside Dice.
+
+Made from the rows that `clbench score` adds to a run.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+
+from clbench.evaluation.metrics import continual
+from clbench.evaluation.metrics.detection import by_patient
+from clbench.report.results import PHANTOM, Group, collect, hole_notes
+from clbench.report.tables.render import EMPTY, Table, number
+from clbench.spec.taxonomy import STRUCTURES
+from clbench.statistics.intervals import wilson
+from clbench.store import run_folder
+
+TUMORS = ("liver", "kidney", "pancreas")
+SCORE_FIRST = "not scored yet: clbench score RUN adds the rows to a finished run"
+
+
+def printed6() -> list[dict[str, str]]:
+    """The cells of Table 6 in the order of the file."""
+    text = resources.files("clbench.published").joinpath("table6.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))
+
+
+def table6(*, source: str, results: Path, bench: str, voxels: int = 0) -> Table:
+    """Sensitivity, specificity and their harmonic mean, in percent.
+
+    Args:
+        source: `printed`, `measured` or `both`.
+        results: folder of runs; not looked at for `printed`.
+        bench: whose runs.
+        voxels: smallest predicted tumor that counts as a call; 0 = any voxel.
+
+    Raises:
+        StoreError: the measured runs do not belong in one table.
+    """
+    cells = printed6()
+    rows: list[tuple[str, ...]] = []
+    long: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    if source != "measured":
+        for method in dict.fromkeys(c["method"] for c in cells):
+            by = {c["tumor"]: c for c in cells if c["method"] == method}
+            texts = [
+                f"{by[t][k]} p" if by[t][k] else EMPTY
+                for t in TUMORS
+                for k in ("sensitivity", "specificity", "harmonic_reported")
+            ]
+            rows.append((method, "", *texts))
+        notes += [
+            "p: printed in the paper, not measured; n is not printed",
+            "n implied, with / without tumor: liver 36 / 20, kidney 96 / 20, pancreas 83 / 80",
+        ]
+    phantom = False
+    if source != "printed":
+        groups = collect(results, bench=bench, scoring="strict")
+        phantom = any(not g.patients for g in groups)
+        metric = "patient_positive" + (f"_{voxels}vox" if voxels else "")
+        rows += [_row(g, metric, long, both=source == "both") for g in groups]
+        notes += [
+            "m: measured after the last step; percent, (k/n, k averaged over seeds), [Wilson 95 %]",
+            f"positive: {voxels or 'any'} predicted voxels of tumor; choose it on validation cases",
+            "harmonic: 2 Sen Spec / (Sen + Spec)",
+            *([] if groups else ["no finished run"]),
+        ]
+        if groups and all(c == EMPTY for row in rows[-len(groups) :] for c in row[2:]):
+            notes.append(SCORE_FIRST)
+    title = {"printed": "printed in the paper"}.get(
+        source, ("printed (patients) and " if source == "both" else "") + "measured"
+    )
+    return Table(
+        title=f"Table 6, tumor detection: {title}" + (f" on the {PHANTOM}" if phantom else ""),
+        columns=("method", "seeds", *("Sen.", "Spec.", "Harm.") * 3),
+        over=("", "", *(f"{t.capitalize()} tumor" for t in TUMORS for _ in range(3))),
+        rows=tuple(rows),
+        keys=2,
+        narrow=3,
+        notes=tuple(notes),
+        long=_printed_long(cells) if source == "printed" else Table(
+            title="",
+            columns=("method", "tumor", "seed", "true_positive", "with_tumor", "true_negative",
+                     "without_tumor"),
+            rows=tuple(long),
+        ),
+    )  # fmt: skip
+
+
+def _printed_long(cells: Sequence[dict[str, str]]) -> Table:
+    return Table(title="", columns=tuple(cells[0]), rows=tuple(tuple(c.values()) for c in cells))
+
+
+def _row(group: Group, metric: str, long: list[tuple[str, ...]], *, both: bool) -> tuple[str, ...]:
+    label = group.label + (" (PHANTOM)" if both and not group.patients else "")
+    texts: list[str] = []
+    for tumor in TUMORS:
+        name = f"{tumor}_tumor"
+        counts = [
+            _counts(run.folder, metric, name, run.last, run.sources, run.patient_of)
+            for run in group.runs
+        ]
+        scored = [c for c in counts if c is not None]
+        if len(scored) < len(counts):
+            texts += [EMPTY] * 3
+            continue
+        for run, c in zip(group.runs, scored, strict=True):
+            long.append((label, tumor, str(run.seed), *map(str, c)))
+        tp, p, tn, n = (continual.mean(c[i] for c in scored) for i in range(4))
+        sen, spec = _share(tp, round(p)), _share(tn, round(n))
+        texts += [sen[1], spec[1]]
+        h = math.nan if math.isnan(sen[0] + spec[0]) else continual.harmonic(sen[0], spec[0])
+        texts.append(EMPTY if math.isnan(h) else f"{100 * h:.2f} m")
+    return (label, str(len(group.runs)), *texts)
+
+
+def _counts(
+    folder: Path,
+    metric: str,
+    name: str,
+    step: int,
+    sources: Sequence[str],
+    patient_of: Mapping[str, str],
+) -> tuple[int, int, int, int] | None:
+    """True positives, patients with, true negatives, patients without; None if not scored."""
+    rows = [
+        r for r in run_folder.read_scores(folder / "scores.csv")
+        if r.metric == metric and r.structure == name and r.step == step
+        and r.eval_set == sources[r.learned_at - 1] and r.gt_vox is not None
+    ]  # fmt: skip
+    if not rows:
+        return None
+    calls = by_patient(
+        (patient_of.get(f"{r.eval_set}/{r.case}", r.case), bool(r.gt_vox), r.value > 0)
+        for r in rows
+    )
+    have = [called for truth, called in calls if truth]
+    lack = [called for truth, called in calls if not truth]
+    return sum(have), len(have), len(lack) - sum(lack), len(lack)
+
+
+def _share(k: float, n: int) -> tuple[float, str]:
+    i = wilson(k, n)
+    if n == 0:
+        return math.nan, EMPTY
+    count = f"{k:g}" if k == round(k) else f"{k:.1f}"
+    ends = f"{100 * i.low:.1f}–{100 * i.high:.1f}"
+    return k / n, f"{100 * i.estimate:.2f} m ({count}/{n}) [{ends}]"
+
+
+def distances(*, results: Path, bench: str) -> Table:
+    """Surface Dice and HD95 after the last step, per strategy and group, with counts of misses.
+
+    Raises:
+        StoreError: the runs do not belong in one table.
+    """
+    found = {
+        m: collect(results, bench=bench, scoring="strict", metric=m) for m in ("nsd", "hd95_mm")
+    }
+    rows = []
+    groups = found["nsd"]
+    names = groups[0].runs[0].means if groups else {}
+    for nsd, hd in zip(groups, found["hd95_mm"], strict=True):
+        last, texts = nsd.runs[0].last, []
+        for members in names.values():
+            missed = sum(r.r[last, c].missed for r in hd.runs for c in members if (last, c) in r.r)
+            cases = sum(r.r[last, c].cases for r in hd.runs for c in members if (last, c) in r.r)
+            whole = not math.isnan(hd.value(last, members)[0])
+            texts += [
+                number(nsd.value(last, members)[0]),
+                number(hd.value(last, members)[0], 1),
+                f"{missed}/{cases}" if whole else EMPTY,
+            ]
+        rows.append((nsd.label, str(len(nsd.runs)), *texts))
+    phantom = any(not g.patients for g in groups)
+    empty = groups and all(c == EMPTY for row in rows for c in row[2:])
+    tolerances = sorted({STRUCTURES[c].tolerance_mm for m in names.values() for c in m})
+    return Table(
+        title=f"{bench}: distances after the last step" + (f" on the {PHANTOM}" if phantom else ""),
+        columns=("strategy", "seeds", *("NSD", "HD95 mm", "missed") * len(names)),
+        over=("", "", *(f"{n} ({len(m)})" for n, m in names.items() for _ in range(3))),
+        rows=tuple(rows),
+        keys=2,
+        narrow=6,
+        notes=(
+            "strict scoring (native grid); mean over seeds of means over structures, over cases",
+            f"NSD: surface Dice at {' or '.join(f'{t:g}' for t in tolerances)} mm; a miss counts 0",
+            "HD95: a miss is the diagonal of the image; missed: k of n cases, all seeds",
+            *((SCORE_FIRST,) if empty else ()),
+            *(() if groups else ("no finished run",)),
+            *([] if empty else hole_notes(groups)),
+        ),
+    )

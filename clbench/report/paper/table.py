@@ -1,0 +1,545 @@
+"""The paper's Tables 10 and 11: as printed, as measured, or both, each cell marked with its origin.
+
+A measured number is a mean over
+seeds of plain means over structures; where anything of it is missing, the cell is a hole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from clbench.errors import SettingError
+from clbench.report.evidence import Method, gather
+from clbench.report.paper.columns import (
+    BESIDE,
+    NONE,
+    QUIRKS,
+    Column,
+    Line,
+    columns10,
+    columns11,
+    printed10,
+    printed11,
+    printed_lines,
+    split_shared,
+)
+from clbench.report.paper.marks import ALPHA, Contest, mark, printed_marks
+from clbench.report.results import PHANTOM, FirstStep, Group, collect, hole_notes, same_seeds
+from clbench.report.significance.confirmatory import Protocol, confirm
+from clbench.report.significance.endpoints import FINAL
+from clbench.report.tables.render import EMPTY, SHARE, Mark, Scale, Table
+from clbench.spec.taxonomy import STRUCTURES, canonical
+
+BENCH = {10: "tumor_ext", 11: "body_ext"}
+"""Table → the benchmark whose runs may stand beside the printed numbers."""
+WHAT = {10: "tumor extension", 11: "body extension"}
+
+
+def paper_table(
+    which: int,
+    *,
+    source: str = "both",
+    results: Path = Path("results"),
+    bench: str | None = None,
+    scoring: str = "strict",
+    seeds: Sequence[int] | None = None,
+    ref: str = "universal",
+    scale: Scale = SHARE,
+) -> Table:
+    """Table 10 or 11.
+
+    Args:
+        which: 10 or 11.
+        source: `printed`, `measured` or `both`.
+        results: folder of runs; not looked at for `printed`.
+        bench: whose runs; default the benchmark of the table. Any other stands alone.
+        scoring: of the measured cells.
+        seeds: those every strategy must have; see `clbench.report.results.collect`.
+        ref: reference strategy of the verdicts.
+        scale: how the numbers are written.
+
+    Raises:
+        StoreError: the measured runs do not belong in one table.
+        SettingError: another benchmark's runs beside the printed numbers.
+    """
+    bench = bench or BENCH[which]
+    if source != "measured" and bench != BENCH[which]:
+        raise SettingError(
+            f"the paper's Table {which} has no numbers of this benchmark",
+            where="--bench",
+            expected=f"{BENCH[which]}; other data stand in a table of their own: --source measured",
+            got=bench,
+        )
+    columns = columns10() if which == 10 else columns11()
+    if source == "printed":
+        lines, shared = printed_lines(which, columns)
+        return assemble(
+            which, columns, lines, [(0, shared)], title="printed in the paper", scale=scale
+        )
+
+    return measured_table(
+        which, source=source, results=results, bench=bench, scoring=scoring, seeds=seeds, ref=ref,
+        scale=scale,
+    )  # fmt: skip
+
+
+def assemble(
+    which: int,
+    columns: Sequence[Column],
+    lines: Sequence[Line],
+    shared: Sequence[tuple[int, int]],
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    marks: Mapping[tuple[int, int], frozenset[Mark]] | None = None,
+    verdicts: Mapping[int, str] | None = None,
+    data: str = "",
+    what: str = "",
+    scale: Scale = SHARE,
+) -> Table:
+    """Rows to a table.
+
+    Args:
+        which: 10 or 11.
+        columns: columns.
+        lines: rows.
+        shared: (first row, how many) that share their cells of step 1.
+        title: what the numbers are.
+        notes: lines below.
+        marks: (row, column) → marks of measured cells.
+        verdicts: row → word of a last column; none where nothing can be compared.
+        data: `phantom` or `patients`; empty where nothing is measured.
+        what: what the table is called, if not by the paper's number.
+        scale: how the numbers are written.
+    """
+    printed = [i for i, line in enumerate(lines) if line.origin == "printed"]
+    later = {i for at, n in shared for i in range(at + 1, at + n)}
+    values = {
+        (i, j): lines[i].cells[j]
+        for i in printed
+        for j in lines[i].cells
+        if not (i in later and columns[j].step == 1)
+    }
+    everywhere = range(len(columns))
+    found = {**printed_marks(everywhere, values), **(marks or {})}
+    keys = 2 if data else 1
+    spans: dict[tuple[int, int], int] = {}
+    has = bool(verdicts and any(verdicts.values()))
+    rows = []
+    for i, line in enumerate(lines):
+        texts = [line.text(j, scale) for j in everywhere]
+        if i in later:
+            texts = ["" if columns[j].step == 1 else text for j, text in enumerate(texts)]
+        seeds = str(len(line.group.runs)) if line.group and line.origin == "measured" else ""
+        tail = (verdicts.get(i, ""),) if has and verdicts else ()
+        rows.append((line.label, *((seeds,) if data else ()), *texts, *tail))
+    for at, n in shared:
+        if n > 1:
+            spans |= {(at, keys + j): n for j, c in enumerate(columns) if c.step == 1}
+    return Table(
+        title=f"{what or f'Table {which}, {WHAT[which]}'}, {scale.unit}: {title}",
+        columns=(
+            "method", *(("seeds",) if data else ()), *(f"Step {c.step}" for c in columns),
+            *(("verdict",) if has else ()),
+        ),
+        over=(
+            *("" for _ in range(keys)), *(c.header for c in columns), *(("",) if has else ()),
+        ),
+        rows=tuple(rows),
+        notes=_notes(which, bool(printed), bool(data), notes),
+        keys=keys,
+        block=16,
+        narrow=8,
+        tail=int(has),
+        marks={(i, keys + j): m for (i, j), m in found.items()},
+        spans=spans,
+        rules=frozenset(i for i, line in enumerate(lines) if line.begins),
+        long=long_table(which, columns, lines, found, data, verdicts),
+    )  # fmt: skip
+
+
+def _notes(which: int, printed: bool, measured: bool, more: Sequence[str]) -> tuple[str, ...]:
+    """Lines below the table."""
+    return (
+        *(("p: printed in the paper, not measured", *QUIRKS[which]) if printed else ()),
+        *(("m: measured",) if measured else ()),
+        *more,
+        f"{NONE}: cannot exist, the structure is taught later"
+        + (f"; {EMPTY}: a hole, runs are missing or incomplete" if measured else ""),
+        "bold (¹): best of a column within one origin; underlined (²): the next, where one is best",
+        *(
+            ("no printed lead is marked as proven: there is no score per patient",)
+            if printed
+            else ()
+        ),
+    )
+
+
+def long_table(
+    which: int,
+    columns: Sequence[Column],
+    lines: Sequence[Line],
+    marks: Mapping[tuple[int, int], frozenset[Mark]],
+    data: str,
+    verdicts: Mapping[int, str] | None,
+) -> Table:
+    """One line per cell at full precision; the printed half alone equals its file."""
+    if not data and which == 10:
+        heads = (
+            "row_owner", "rowspan_methods", "step", "class", "printed_header", "printed_value",
+        )  # fmt: skip
+        cells = tuple(
+            (c.row_owner, c.rowspan_methods, str(c.step), c.cls, c.header, c.value)
+            for c in printed10()
+        )
+        return Table(title="", columns=heads, rows=cells)
+    if not data:
+        names = ("method", "group", "step", "dsc")
+        return Table(
+            title="", columns=names, rows=tuple(tuple(c[n] for n in names) for c in printed11())
+        )
+    rows = []
+    for i, line in enumerate(lines):
+        for j in sorted({*line.cells, *line.none}):
+            c, value = columns[j], line.cells.get(j, math.nan)
+            exact = NONE if j in line.none else "" if math.isnan(value) else repr(value)
+            sd = line.sd.get(j, math.nan)
+            rows.append(
+                (
+                    line.label, line.beside, str(c.step), c.name, c.header, line.origin,
+                    "patients" if line.origin == "printed" else data,
+                    line.texts.get(j, exact), "" if math.isnan(sd) else repr(sd),
+                    str(len(line.group.runs)) if line.group else "",
+                    " ".join(map(str, line.group.seeds)) if line.group else "",
+                    str(len(c.members)) if c.members else "",
+                    " ".join(sorted(marks.get((i, j), ()))),
+                    verdicts.get(i, "") if verdicts else "",
+                )
+            )  # fmt: skip
+    return Table(
+        title="",
+        columns=(
+            "method", "beside", "step", "class", "header", "origin", "data", "value", "sd", "seeds",
+            "seed_list", "structures", "marks", "verdict",
+        ),
+        rows=tuple(rows),
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------------
+# The measured half of Tables 10 and 11: rows, differences from the print, marks, verdicts, notes.
+# Phantom and patients are never subtracted from each other.
+
+
+def measured_table(
+    which: int,
+    *,
+    source: str,
+    results: Path,
+    bench: str,
+    scoring: str,
+    seeds: Sequence[int] | None,
+    ref: str,
+    scale: Scale,
+) -> Table:
+    """Table 10 or 11 with measured rows; see `clbench.report.paper.table.paper_table`."""
+    groups = collect(results, bench=bench, scoring=scoring, seeds=seeds)
+    own = bench == BENCH[which]
+    columns = _columns(which, groups, own=own)
+    phantom = any(not g.patients for g in groups)
+    ordered = _ordered(which, groups) if own else [(None, "", g) for g in groups]
+    lines: list[Line] = []
+    shared: list[tuple[int, int]] = []
+    if source == "both":
+        _both(which, columns, ordered, phantom, lines, shared)
+    else:
+        _measured(columns, ordered, lines, shared, word=False)
+    later = {i for at, n in shared for i in range(at + 1, at + n)}
+    last = {j for j, c in enumerate(columns) if c.step > 1}
+    contests = {}
+    for j, c in enumerate(columns):
+        cells = {
+            i: line.group
+            for i, line in enumerate(lines)
+            if line.origin == "measured" and line.group and j in line.cells
+            and not (i in later and c.step == 1)
+        }  # fmt: skip
+        contests[j] = Contest(step=c.step, members=c.members, cells=cells)
+    ranked = same_seeds(groups)
+    marked = mark(contests) if ranked else mark({})
+    notes = _measured_notes(groups, columns, scoring)
+    notes += [f"no finished run of {s} (beside {p})" for p, s, g in ordered if p and g is None]
+    notes += hole_notes(groups)
+    if marked.m:
+        notes.append(
+            "light red (*): the best leads the next with p_Holm ≤ "
+            f"{ALPHA:g}; dagger (†): not testable at this n; paired by patient, seeds averaged, "
+            "two-sided, Wilcoxon signed-rank for one structure, stratified sign-flip for a mean; "
+            f"m = {marked.m}, n = {_range(marked.n)} patients"
+        )
+    if source == "both" and phantom:
+        notes.append("no difference is formed: phantom and patients are different data")
+    elif source == "both":
+        notes.append("difference: measured minus printed; other training runs, maybe other cases")
+    words, tested = verdicts(results, groups, bench=bench, scoring=scoring, seeds=seeds, ref=ref)
+    notes.append(tested)
+    title = "measured" + (f" on the {PHANTOM}" if phantom else "")
+    return assemble(
+        which,
+        columns,
+        lines,
+        shared,
+        title=title if source == "measured" else f"printed (patients) and {title}",
+        notes=notes,
+        marks=marked.marks,
+        verdicts={
+            i: words.get(line.group.label, "")
+            for i, line in enumerate(lines)
+            if line.origin == "measured" and line.group and last & set(line.cells)
+        },
+        data="phantom" if phantom else "patients",
+        what=""
+        if own
+        else f"{bench} in the layout of Table {which} ({WHAT[which]}), different data",
+        scale=scale,
+    )
+
+
+def _columns(which: int, groups: Sequence[Group], *, own: bool) -> list[Column]:
+    """The paper's columns with their structures, or the groups another benchmark has."""
+    columns = columns10() if which == 10 else columns11()
+    if not groups:
+        return columns
+    one = groups[0].runs[0]
+    means = one.means
+    if which == 11 and not (own and {c.name for c in columns} <= set(means)):
+        columns = [
+            Column(name=name, header=name, step=s)
+            for name, members in means.items()
+            for s in range(max(one.learned_at[m] for m in members), one.last + 1)
+        ]
+    members = {
+        c.name: tuple(means[c.name] if c.name in means else [canonical(c.name)])
+        for c in columns
+        if c.name in means or (which == 10 and c.name not in ("Organ Mean", "Mean"))
+    }
+    return [replace(c, members=members.get(c.name, ())) for c in columns]
+
+
+def _ordered(which: int, groups: Sequence[Group]) -> list[tuple[str | None, str, Group | None]]:
+    """(printed method, strategy, runs) in the paper's order, then the rest; None = no run."""
+    found: list[tuple[str | None, str, Group | None]] = []
+    for printed, strategy in BESIDE[which].items():
+        mine = [g for g in groups if g.strategy == strategy]
+        found += [(printed, strategy, g) for g in mine] or [(printed, strategy, None)]
+    beside = set(BESIDE[which].values())
+    return found + [(None, g.strategy, g) for g in groups if g.strategy not in beside]
+
+
+def _line(
+    columns: Sequence[Column],
+    printed: str | None,
+    strategy: str,
+    group: Group | None,
+    *,
+    word: bool,
+) -> Line:
+    """One measured row; of an absent strategy, a row of holes."""
+    label = strategy if group is None else group.label
+    encoding = "clip" if group is None else group.encoding
+    if strategy == "universal" and encoding != "clip" and encoding not in label:
+        label += f" [{encoding}]"
+    if word and group is not None and not group.patients:
+        label += " (PHANTOM)"
+    none = {j for j, c in enumerate(columns) if c.step == 1 and c.name in ("Liver tumor", "Mean")}
+    line = Line(label=label, origin="measured", cells={}, group=group, beside=printed or "")
+    if group is not None:
+        at = group.runs[0].learned_at
+        none = {j for j, c in enumerate(columns) if any(at.get(m, 0) > c.step for m in c.members)}
+    line.none = frozenset(none)
+    for j, c in enumerate(columns):
+        if j not in none:
+            value, sd = (math.nan, math.nan) if group is None else group.value(c.step, c.members)
+            line.cells[j], line.sd[j] = value, sd
+    return line
+
+
+def _runs_of_shared(lines: Sequence[Line]) -> list[int]:
+    """Lengths of stretches of rows that begin from the same checkpoints."""
+    lengths: list[int] = []
+    last: tuple[FirstStep, ...] | None = None
+    for line in lines:
+        key = line.group.first_step if line.group and not line.group.absent else None
+        if lengths and key is not None and key == last:
+            lengths[-1] += 1
+        else:
+            lengths.append(1)
+        last = key
+    return lengths
+
+
+def _measured(
+    columns: Sequence[Column],
+    ordered: Sequence[tuple[str | None, str, Group | None]],
+    lines: list[Line],
+    shared: list[tuple[int, int]],
+    *,
+    word: bool,
+) -> None:
+    """Rows of measured numbers alone; a shared step 1 is one cell."""
+    made = [_line(columns, p, s, g, word=word) for p, s, g in ordered]
+    at = len(lines)
+    for n in _runs_of_shared(made):
+        shared.append((at, n))
+        at += n
+    lines += made
+
+
+def _both(
+    which: int,
+    columns: Sequence[Column],
+    ordered: Sequence[tuple[str | None, str, Group | None]],
+    phantom: bool,
+    lines: list[Line],
+    shared: list[tuple[int, int]],
+) -> None:
+    """Printed and measured rows in turn; a step 1 that several share has a row of its own."""
+    printed, n = printed_lines(which, columns)
+    full = {line.label: dict(line.cells) for line in printed}
+    rows = split_shared(printed[:n], columns) + printed[n:] if n > 1 else printed
+    mine: dict[str, list[Line]] = {}
+    for p, s, g in ordered:
+        if p:
+            mine.setdefault(p, []).append(_line(columns, p, s, g, word=True))
+    sharing = [m for p in [line.label for line in printed[:n]] for m in mine[p]]
+    if n > 1 and len(sharing) == n and _runs_of_shared(sharing) == [n]:
+        mine[rows[0].label] = [split_shared(sharing, columns)[0]]
+    for row in rows:
+        row.begins = True
+        lines.append(row)
+        for line in mine.get(row.label, []):
+            lines.append(line)
+            if line.group is not None and not phantom:
+                lines.append(_difference(full.get(row.label, row.cells), line, row.label))
+    at = len(lines)
+    rest = [x for x in ordered if x[0] is None]
+    _measured(columns, rest, lines, shared, word=True)
+    if at < len(lines):
+        lines[at].begins = True
+
+
+def _difference(printed: Mapping[int, float], line: Line, beside: str) -> Line:
+    """Measured minus printed, where both exist."""
+    return Line(
+        label="  difference",
+        origin="difference",
+        beside=beside,
+        cells={j: v - printed[j] for j, v in line.cells.items() if j in printed},
+        group=line.group,
+    )
+
+
+def _measured_notes(groups: Sequence[Group], columns: Sequence[Column], scoring: str) -> list[str]:
+    """What the measured numbers are."""
+    if not groups:
+        return ["no finished run"]
+    one = groups[0].runs[0]
+    notes = [
+        f"{scoring} scoring; mean over seeds of means over structures of means over test cases"
+    ]
+    sizes: dict[str, set[int]] = {}
+    for c, s in one.learned_at.items():
+        cell = one.r.get((one.last, c))
+        if cell is not None:
+            sizes.setdefault(one.sources[s - 1], set()).add(cell.cases)
+    notes.append(
+        "test cases that count, per structure: "
+        + ", ".join(f"{_range((min(n), max(n)))} {s}" for s, n in sizes.items())
+    )
+    single = {c.members for c in columns if len(c.members) == 1}
+    for name, members in dict.fromkeys((c.name, c.members) for c in columns if len(c.members) > 1):
+        words = ", ".join(STRUCTURES[m].prompt for m in members if (m,) not in single)
+        of = f"{len(members)} structures" + (f" ({words})" if words else "")
+        notes.append(f"{name}: of {of}, all of the same weight")
+    record = one.record
+    notes.append(
+        f"profile {record['identity']['profile']['name']}, data {record['data_fingerprint']}"
+    )
+    return notes
+
+
+def _range(pair: tuple[int, int]) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]} to {pair[1]}"
+
+
+# --------------------------------------------------------------------------------------------------
+# The last column of Tables 10 and 11: what the confirmatory test says about each strategy.
+
+
+HOLE = "hole"
+_SEEN_BY_OTHER = {"better": "worse", "worse": "better"}
+
+
+def verdicts(
+    results: Path,
+    groups: Sequence[Group],
+    *,
+    bench: str,
+    scoring: str,
+    seeds: Sequence[int] | None,
+    ref: str,
+) -> tuple[dict[str, str], str]:
+    """The word for each strategy against the reference, seen from the strategy.
+
+    Args:
+        results: folder of runs.
+        groups: the strategies of the table.
+        bench: benchmark.
+        scoring: of the table.
+        seeds: the table's seeds; None: all there are.
+        ref: label or registered name of the reference.
+
+    Returns:
+        Label → word, and a line that says what was tested. No word where nothing can be compared.
+    """
+    whole = [g for g in groups if not g.absent]
+    if len(whole) < 2:
+        return {}, "no verdict: two strategies with finished runs are needed"
+    names = [g.label for g in whole if ref in (g.label, g.strategy)]
+    if len(names) != 1:
+        return {}, f"no verdict: {len(names)} finished strategies answer to the reference {ref!r}"
+    evidence = gather(results, bench=bench, ref=names[0], scoring=scoring)
+    kept = [m for m in evidence.methods if m.label in {g.label for g in whole}]
+    if seeds is not None:
+        kept = [_restricted(m, seeds) for m in kept]
+    # the word depends on the permutation test, not on the bootstrap interval
+    protocol = Protocol(resamples=100)
+    found = {**{g.label: HOLE for g in groups}, names[0]: "reference"}
+    cautious, m = False, 0
+    for c in confirm(replace(evidence, methods=tuple(kept)), protocol):
+        if c.endpoint is FINAL and c.verdict is not None:
+            found[c.b] = _SEEN_BY_OTHER.get(c.verdict.word, c.verdict.word)
+            cautious, m = cautious or bool(c.verdict.scope), c.m
+    return found, (
+        f"verdict: mean of all structures after the last step, against {names[0]}; stratified "
+        f"sign-flip over patients, Holm (m = {m}), alpha {protocol.alpha:g}, equivalence margin "
+        f"{protocol.margin:g}" + (", for these training runs" if cautious else "")
+    )
+
+
+def _restricted(method: Method, seeds: Sequence[int]) -> Method:
+    """The strategy with some of its seeds."""
+    pick = [i for i, s in enumerate(method.seeds) if s in seeds]
+    return replace(
+        method,
+        seeds=tuple(method.seeds[i] for i in pick),
+        first_steps=tuple(method.first_steps[i] for i in pick),
+        records=tuple(method.records[i] for i in pick),
+        cells={
+            key: replace(c, values=c.values[pick], with_empty=c.with_empty[pick])
+            for key, c in method.cells.items()
+        },
+    )

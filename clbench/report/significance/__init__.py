@@ -1,0 +1,1 @@
+"""Significance: endpoints, tests between strategies, rankings, and the sentences they allow."""

@@ -1,0 +1,105 @@
+"""Rankings of all strategies after the last step: average ranks, bars, and how stable they are.
+
+A ranking needs the same patients and seeds for everyone: strategies with a
+hole are left out and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clbench.report.evidence import Evidence, Method
+from clbench.report.significance.confirmatory import Protocol, common_seeds
+from clbench.report.significance.endpoints import FINAL, hole, table
+from clbench.report.significance.exploratory import patient_macro
+from clbench.statistics.bootstrap import Stability, ranking_stability
+from clbench.statistics.ranking import Comparison as Ranking
+from clbench.statistics.ranking import Friedman, friedman, wilcoxon_holm
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetRanking:
+    """All strategies over the patients of one eval set, after the last step."""
+
+    eval_set: str
+    """Whose patients."""
+    names: tuple[str, ...]
+    """Strategies that take part."""
+    n: int
+    """Patients with a score of every strategy."""
+    friedman: Friedman | None
+    """Omnibus test; None for fewer than 3 strategies or 2 patients."""
+    pairs: Ranking | None
+    """Average ranks and Wilcoxon-Holm bars; None for fewer than 2 strategies or no patient."""
+    left_out: tuple[str, ...] = ()
+    """Strategies that do not, and why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stable:
+    """How the ranking of the final endpoint moves when patients and seeds are resampled."""
+
+    stability: Stability | None
+    """The shares; None where fewer than two strategies can be ranked."""
+    seeds: tuple[int, ...] = ()
+    """Seeds that all have."""
+    left_out: tuple[str, ...] = ()
+    """Strategies that could not take part, and why."""
+
+
+def rankable(evidence: Evidence) -> tuple[list[Method], tuple[str, ...]]:
+    """Strategies with a whole final endpoint, and the words for the others."""
+    words = {m.label: hole(evidence, m, FINAL) for m in evidence.methods}
+    return [m for m in evidence.methods if not words[m.label]], tuple(
+        w for w in words.values() if w
+    )
+
+
+def rankings(evidence: Evidence, protocol: Protocol) -> list[SetRanking]:
+    """Friedman and Wilcoxon-Holm over the patients of each eval set."""
+    methods, left_out = rankable(evidence)
+    seeds = common_seeds(methods) if methods else ()
+    if methods and not seeds:
+        left_out = (*left_out, "no seed is common to all strategies: nothing is ranked")
+    found = []
+    macro = {m.label: patient_macro(evidence, m, FINAL, seeds) for m in methods} if seeds else {}
+    for name in dict.fromkeys(evidence.sources):
+        scores = {label: by_name[name] for label, by_name in macro.items()}
+        whole = np.column_stack(list(scores.values())) if scores else np.empty((0, 0))
+        n = int((~np.isnan(whole).any(axis=1)).sum()) if scores else 0
+        found.append(
+            SetRanking(
+                eval_set=name,
+                names=tuple(scores),
+                n=n,
+                friedman=friedman(whole) if len(scores) >= 3 and n >= 2 else None,
+                pairs=wilcoxon_holm(scores, alpha=protocol.alpha)
+                if len(scores) >= 2 and n >= 1
+                else None,
+                left_out=left_out,
+            )
+        )
+    return found
+
+
+def stable(evidence: Evidence, protocol: Protocol, *, draws: int = 1000) -> Stable:
+    """Ranking stability of the final endpoint."""
+    methods, left_out = rankable(evidence)
+    seeds = common_seeds(methods) if methods else ()
+    if len(methods) < 2 or not seeds:
+        why = () if seeds or not methods else ("no seed is common to all strategies",)
+        return Stable(stability=None, seeds=seeds, left_out=(*left_out, *why))
+    tables: Mapping[str, Mapping[str, Floats]] = {
+        m.label: table(evidence, m, FINAL, seeds) for m in methods
+    }
+    return Stable(
+        stability=ranking_stability(tables, seed=protocol.seed, draws=draws),
+        seeds=seeds,
+        left_out=left_out,
+    )

@@ -1,0 +1,310 @@
+"""Tables of the tests: what `clbench.report.significance.analysis` found, one row per test.
+
+Every table carries its CSV with full precision (`Table.long`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from clbench.report.significance.analysis import Analysis
+from clbench.report.significance.exploratory import ROPE
+from clbench.report.significance.sentences import p_text
+from clbench.report.tables.render import EMPTY, Table, number
+
+HOLE = "hole"
+
+
+def exact(value: object) -> str:
+    """A value for CSV: floats by `repr`, nan as `nan`, None as nothing."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return repr(float(value))
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+def _long(title: str, columns: str, rows: Iterable[Sequence[object]]) -> Table:
+    return Table(
+        title=title, columns=tuple(columns.split()), rows=tuple(tuple(map(exact, r)) for r in rows)
+    )
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """A difference as text."""
+    return EMPTY if math.isnan(value) else f"{value:+.{digits}f}"
+
+
+def span(low: float, high: float) -> str:
+    """An interval as text."""
+    return EMPTY if math.isnan(low) or math.isnan(high) else f"{low:+.3f} to {high:+.3f}"
+
+
+def confirmatory_table(a: Analysis) -> Table:
+    """T4 of the report: one row per endpoint and other strategy."""
+    rows: list[tuple[str, ...]] = []
+    long: list[tuple[object, ...]] = []
+    for c in a.comparisons:
+        i, t, s, w, e = c.interval, c.test, c.over_seeds, c.seed_wins, c.equivalence
+        word = HOLE if c.hole else "" if c.verdict is None else c.verdict.word
+        rows.append(
+            (
+                c.endpoint.title, c.b, number(c.mean_a), number(c.mean_b),
+                signed(math.nan if i is None else i.estimate),
+                EMPTY if i is None else span(i.low, i.high),
+                p_text(math.nan if t is None else t.p, sign=False) or EMPTY,
+                p_text(c.p_holm, sign=False) or EMPTY,
+                p_text(c.p_equivalent, sign=False) or EMPTY,
+                EMPTY if w is None else f"{w.estimate:.2f} ({w.low:.2f} to {w.high:.2f})",
+                number(c.detectable),
+                " + ".join(f"{k} {name}" for name, k in (c.patients or {}).items()) or EMPTY,
+                str(len(c.seeds)),
+                ", ".join(x for x in (word, "" if c.verdict is None else c.verdict.scope) if x),
+            )
+        )  # fmt: skip
+        long.append(
+            (
+                c.endpoint.name, c.a, c.b, c.hole, c.mean_a, c.mean_b,
+                *((math.nan,) * 4 if i is None else (i.estimate, i.low, i.high, i.standard_error)),
+                *((math.nan, math.nan, "none", 0, None) if t is None else
+                  (t.p, t.smallest_p, t.method, t.n_nonzero, t.draws)),
+                c.p_holm, c.m, *((math.nan,) * 2 if e is None else (e.p, e.p_above_low)),
+                c.p_equivalent, *((None,) * 3 if s is None else (s.estimate, s.low, s.high)),
+                *((None,) * 3 if w is None else (w.estimate, w.low, w.high)),
+                c.detectable, c.with_empty, c.with_empty_p, c.n,
+                ";".join(f"{name}={k}" for name, k in (c.patients or {}).items()), c.classes,
+                c.classes_absent, c.seeds, c.first_shared, word,
+                "" if c.verdict is None else c.verdict.scope, "; ".join(c.cautions),
+            )
+        )  # fmt: skip
+    ref, p = a.evidence.reference.label, a.protocol
+    m = max((c.m for c in a.comparisons), default=0)
+    return Table(
+        title=f"{a.evidence.title()}: {ref} against each other strategy (confirmatory)",
+        columns=(
+            "endpoint", "other", ref, "other's", "difference", f"{p.level:.0%} interval", "p",
+            "p (Holm)", "p equivalent (Holm)", f"P({ref} ahead) over seeds", "detectable",
+            "patients", "seeds", "verdict",
+        ),
+        rows=tuple(rows),
+        notes=(
+            (f"Stratified sign-flip permutation over patients, two-sided; Holm over the other "
+            f"strategies within each endpoint (m = {m}), alpha {p.alpha:g}. Each endpoint is a "
+            "family of its own: a false claim somewhere in the three has up to 3 alpha."),
+            (f"Interval: bootstrap over seeds and patients at once, patients within their eval "
+            f"set, {p.resamples} resamples, percentile (n < 50: approximate)."),
+            f"Equivalent: two one-sided sign-flip tests within ±{p.margin:g}, declared before.",
+            "Detectable: smallest difference found with power 0.8 at alpha / m; approximate.",
+            (f"Class-macro means over {_denominators(a)} structures; a structure counts on the "
+            "test cases of the source that taught it. Kept: the difference is a difference in "
+            "differences, patient by patient."),
+        ),
+        keys=2,
+        long=_long(
+            "confirmatory",
+            "endpoint a b hole mean_a mean_b difference low high standard_error p smallest_p "
+            "method n_nonzero draws p_holm m p_equivalent_raw p_not_worse p_equivalent seed_mean "
+            "seed_low seed_high wins wins_low wins_high detectable with_empty with_empty_p n "
+            "patients classes classes_absent seeds first_shared verdict scope cautions",
+            long,
+        ),
+    )  # fmt: skip
+
+
+def _denominators(a: Analysis) -> str:
+    found = dict.fromkeys((c.endpoint.name, c.classes) for c in a.comparisons if c.classes)
+    return ", ".join(f"{k} ({name})" for name, k in found) or "no"
+
+
+def own_table(a: Analysis) -> Table:
+    """Forgetting of each strategy by itself."""
+    rows, long = [], []
+    for o in a.own:
+        i = o.interval
+        rows.append(
+            (
+                o.method, signed(math.nan if i is None else i.estimate),
+                EMPTY if i is None else span(i.low, i.high),
+                p_text(o.p_changed_holm, sign=False) or EMPTY,
+                p_text(o.p_not_worse_holm, sign=False) or EMPTY,
+                str(len(o.seeds)) if o.seeds else EMPTY,
+                ", ".join(x for x in (o.word, o.scope) if x) or HOLE,
+            )
+        )  # fmt: skip
+        long.append(
+            (o.method, o.hole, *((math.nan,) * 3 if i is None else (i.estimate, i.low, i.high)),
+             o.p_changed, o.p_changed_holm, o.p_not_worse, o.p_not_worse_holm, o.smallest_p, o.m,
+             o.seeds, o.word, o.scope)
+        )  # fmt: skip
+    return Table(
+        title=f"{a.evidence.title()}: does it forget?",
+        columns=("strategy", "change", f"{a.protocol.level:.0%} interval", "p of a change (Holm)",
+                 f"p of a loss below {a.protocol.margin:g} (Holm)", "seeds", "verdict"),
+        rows=tuple(rows),
+        notes=(("Change: Dice after the last step minus Dice after the own step, old structures, "
+               "class macro (backward transfer as of Lopez-Paz and Ranzato)."),
+               "A large p of a change is no proof of keeping; that needs the second p."),
+        long=_long("own", "method hole change low high p_changed p_changed_holm p_not_worse "
+                   "p_not_worse_holm smallest_p m seeds verdict scope", long),
+    )  # fmt: skip
+
+
+def class_table(a: Analysis) -> Table:
+    """Exploratory: structure by step by pair."""
+    rows, long = [], []
+    for r in a.classes:
+        h, t = r.pseudomedian, r.test
+        word = HOLE if r.hole else "" if r.verdict is None else r.verdict.word
+        name = r.structure
+        if r.eval_set != a.evidence.home(r.structure):
+            name += f" (in {r.eval_set})"
+        rows.append(
+            (
+                str(r.step), name, r.b, number(r.mean_a), number(r.mean_b),
+                signed(math.nan if h is None else h.estimate),
+                EMPTY if h is None else span(h.low, h.high), signed(r.rank_biserial, 2),
+                p_text(math.nan if t is None else t.p, sign=False) or EMPTY,
+                p_text(r.p_bh, sign=False) or EMPTY, p_text(r.p_holm, sign=False) or EMPTY,
+                str(r.n) if r.n else EMPTY, EMPTY if t is None else str(t.n_nonzero),
+                f"{r.missed[0]} / {r.missed[1]}", word,
+            )
+        )  # fmt: skip
+        long.append(
+            (
+                r.step, r.eval_set, r.structure, r.a, r.b, r.hole, r.shared, r.mean_a, r.mean_b,
+                *((math.nan,) * 3 + (None,) if h is None else
+                  (h.estimate, h.low, h.high, h.coverage)),
+                *((math.nan, math.nan, "none", 0, 1.0) if t is None else
+                  (t.statistic, t.p, t.method, t.n_nonzero, t.smallest_p)),
+                r.rank_biserial, r.p_bh, r.p_holm, r.m, r.n, r.n_seeds, *r.missed, word,
+            )
+        )  # fmt: skip
+    m = max((r.m for r in a.classes), default=0)
+    return Table(
+        title=f"{a.evidence.title()}: every structure (exploratory)",
+        columns=("step", "structure", "other", a.evidence.reference.label, "other's",
+                 "pseudomedian", f"{a.protocol.level:.0%} interval", "rank-biserial", "p", "p (BH)",
+                 "p (Holm)", "n", "differ", "missed", "verdict"),
+        rows=tuple(rows),
+        notes=(
+            (f"Wilcoxon signed-rank, exact permutation null with ties and zeros, on seed averages; "
+            f"m = {m}. Verdict by Benjamini-Hochberg, alpha {a.protocol.alpha:g}; a test whose "
+            "smallest p times m exceeds alpha is not testable."),
+            ("Pseudomedian: Hodges-Lehmann with its exact interval; none exists below 6 patients "
+            "at 95 %. Missed: cases times seeds in which nothing was found, reference / other."),
+        ),
+        keys=3,
+        long=_long("classes", "step eval_set structure a b hole shared mean_a mean_b pseudomedian "
+                   "low high coverage w_plus p method n_nonzero smallest_p rank_biserial p_bh "
+                   "p_holm m n n_seeds missed_a missed_b verdict", long),
+    )  # fmt: skip
+
+
+def set_table(a: Analysis) -> Table:
+    """Exploratory: three tests of one difference, per eval set."""
+    rows, long = [], []
+    for r in a.sets:
+        tests = (r.wilcoxon, r.t, r.sign)
+        p = [math.nan if t is None else t.p for t in tests]
+        mean, h, q, b = r.mean, r.pseudomedian, r.tost, r.posterior
+        rows.append(
+            (
+                r.eval_set, r.b, signed(math.nan if mean is None else mean.estimate),
+                EMPTY if mean is None else span(mean.low, mean.high),
+                signed(math.nan if h is None else h.estimate), signed(r.dz, 2),
+                *(p_text(x, sign=False) or EMPTY for x in p),
+                p_text(math.nan if q is None else q.p, sign=False) or EMPTY,
+                EMPTY if b is None else f"{b.p_a:.2f} / {b.p_rope:.2f} / {b.p_b:.2f}",
+                number(r.detectable), str(r.n) if r.n else EMPTY, r.hole or r.disagreement or EMPTY,
+            )
+        )  # fmt: skip
+        long.append(
+            (
+                r.eval_set, r.a, r.b, r.hole,
+                *((math.nan,) * 3 if mean is None else (mean.estimate, mean.low, mean.high)),
+                *((math.nan,) * 3 if h is None else (h.estimate, h.low, h.high)), r.dz,
+                r.rank_biserial, *p, math.nan if q is None else q.p,
+                math.nan if q is None else q.p_above_low,
+                *((None,) * 3 if b is None else (b.p_a, b.p_rope, b.p_b)), r.detectable, r.n,
+                r.n_seeds, r.disagreement,
+            )
+        )  # fmt: skip
+    return Table(
+        title=f"{a.evidence.title()}: every eval set, macro score per patient (exploratory)",
+        columns=("eval set", "other", "mean", f"{a.protocol.level:.0%} t interval", "pseudomedian",
+                 "dz", "p Wilcoxon", "p t", "p sign", f"p within ±{a.protocol.margin:g}",
+                 "P ahead / equal / behind", "detectable", "n", "disagreement"),
+        rows=tuple(rows),
+        notes=(
+            ("After the last step; one number per patient: the mean over the structures it has, "
+            "seeds averaged. Uncorrected; a sensitivity analysis of the first table."),
+            f"P ahead / equal / behind: Bayesian signed-rank; equal is ±{ROPE:g}.",
+        ),
+        keys=2,
+        long=_long("sets", "eval_set a b hole mean low high pseudomedian hl_low hl_high dz "
+                   "rank_biserial p_wilcoxon p_t p_sign p_tost p_not_worse p_ahead p_equal "
+                   "p_behind detectable n n_seeds disagreement", long),
+    )  # fmt: skip
+
+
+def ranking_table(a: Analysis) -> Table:
+    """Average ranks, bars and stability of the ranking."""
+    rows, notes = [], []
+    long: list[tuple[object, ...]] = []
+    for r in a.rankings:
+        f = r.friedman
+        if f is not None:
+            notes.append(
+                f"{r.eval_set}: Friedman chi2 {f.chi2:.2f} (tie-corrected), p {p_text(f.p)}, "
+                f"Kendall W {f.kendall_w:.2f}, n = {r.n}."
+            )
+        if r.pairs is None:
+            notes.append(f"{r.eval_set}: nothing to rank.")
+            continue
+        bars = [" = ".join(c) for c in r.pairs.cliques]
+        notes.append(
+            f"{r.eval_set}: no difference shown between {'; '.join(bars) or 'no neighbors'} "
+            f"(Wilcoxon, Holm, m = {r.pairs.m})."
+        )
+        for name, rank in zip(r.pairs.names, r.pairs.average_ranks, strict=True):
+            rows.append((r.eval_set, name, f"{rank:.2f}", EMPTY, EMPTY))
+            long.append((r.eval_set, name, float(rank), r.n, None, None, None))
+    s = a.stable.stability
+    if s is not None:
+        for i, name in enumerate(s.names):
+            shares = " ".join(f"{x:.2f}" for x in s.rank_share[i])
+            rows.append(
+                ("all, class macro", name, f"{s.full_ranks[i]:g}", f"{s.p_first[i]:.2f}", shares)
+            )
+            long.append(
+                ("", name, float(s.full_ranks[i]), s.n, float(s.p_first[i]),
+                 " ".join(repr(float(x)) for x in s.rank_share[i]), s.kendall_tau)
+            )  # fmt: skip
+        notes.append(
+            f"Stability: {s.draws} resamples of patients and {s.n_seeds} seed(s); mean Kendall tau "
+            f"with the full ranking {s.kendall_tau:.2f}."
+        )
+    notes += [f"left out: {w}" for w in a.stable.left_out]
+    return Table(
+        title=f"{a.evidence.title()}: rankings after the last step (exploratory)",
+        columns=("patients of", "strategy", "rank (mean)", "P(first)", "P(each rank)"),
+        rows=tuple(rows),
+        notes=tuple(notes),
+        keys=2,
+        long=_long("ranking", "eval_set method rank n p_first rank_shares kendall_tau", long),
+    )
+
+
+def all_tables(a: Analysis) -> dict[str, Table]:
+    """File stem → table, in the order of the report."""
+    found = {"confirmatory": confirmatory_table(a)}
+    if a.own:
+        found["forgetting"] = own_table(a)
+    return found | {
+        "structures": class_table(a),
+        "eval_sets": set_table(a),
+        "ranking": ranking_table(a),
+    }

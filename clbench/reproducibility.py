@@ -1,0 +1,86 @@
+"""Reproducibility: seeds, threads, deterministic operators, and facts of the host."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    pass
+
+
+def reseed(*parts: object) -> None:
+    """Set torch's, numpy's and Python's global random states to a function of the parts.
+
+    So dropout and anything else that draws from them repeats, wherever the step was stopped.
+    """
+    seed = derive_seed(*parts)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  # a plugin may draw from it
+
+
+# ------------------------------------------------------------------------------------ where it runs
+
+
+def deterministic() -> None:
+    """Let CUDA use operators that repeat to the bit, for the rest of the process.
+
+    Where torch has none for an operator it warns, names it, and goes on. On the CPU the operators
+    used here repeat anyway.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def host(device: torch.device) -> dict[str, str | int]:
+    """What equal bits depend on besides the settings."""
+    return {
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "cpu": _cpu(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Fact → [then, now], of the facts of `host` that differ."""
+    return {k: [then.get(k), now.get(k)] for k in now if then.get(k) != now.get(k)}
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """This many CPU threads in the block; None: as they are."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed that depends on the parts alone, on every machine."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

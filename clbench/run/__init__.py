@@ -1,0 +1,1 @@
+"""A whole course: planned, taught step by step, examined, recorded, rescored and verified."""

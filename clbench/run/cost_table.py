@@ -1,0 +1,136 @@
+"""`cost.csv` of a run: what each step took, held and counts, one row per step.
+
+Seconds, memory and bytes come from the run's record, operations are counted on models
+that are built anew; what is not known is an empty cell.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from clbench.errors import CostError, StoreError
+from clbench.evaluation.cost.course import method_of
+from clbench.evaluation.cost.model import PARTS, forward_macs, grown
+from clbench.run.plan import Plan
+from clbench.spec import registry
+from clbench.spec.names import need_name
+from clbench.store import files, run_folder
+from clbench.store.checksums import reseal
+from clbench.strategy.contract import Lesson
+
+RECORDED = (
+    "parameters", "trainable_parameters", "nonzero_parameters", "prepare_s", "train_s",
+    "predict_s", "predict_case_s", "examine_s", "peak_rss_bytes", "peak_cuda_bytes",
+    "examine_peak_rss_bytes", "examine_peak_cuda_bytes", "pseudo_bytes",
+)  # fmt: skip
+"""What `run.json` holds per step."""
+COLUMNS = (
+    "step", *RECORDED[:3], "forward_macs", *(f"{p}_macs" for p in PARTS), *RECORDED[3:],
+    "teacher_bytes", "checkpoint_bytes",
+)  # fmt: skip
+
+
+def write_costs(plan: Plan, record: dict[str, Any]) -> None:
+    """Write `cost.csv` of a run that has done all its steps.
+
+    A network that cannot be counted costs the run nothing but its MACs: the cells stay empty, and
+    `record["uncounted"]` says why.
+    """
+    lessons = [plan.lesson(i) for i in range(1, len(plan.benchmark.steps) + 1)]
+    models = grown(plan.strategy, plan.kit, lessons)
+    try:
+        counted = _counted(models, plan.catalog.preprocessing.patch_vox)
+    except CostError as err:
+        record["uncounted"], counted = str(err), {}
+    else:
+        record.pop("uncounted", None)
+    _write(plan.folder, record, counted)
+
+
+def recount(folder: Path) -> Path:
+    """Write `cost.csv` of a finished run anew, from its record; return its path.
+
+    Raises:
+        StoreError: no finished run, another benchmark version, or predictions made elsewhere.
+        CostError: an operator cannot be counted.
+    """
+    record = run_folder.read_record(folder)
+    if record.get("external"):
+        raise StoreError(
+            "the predictions of this run were made elsewhere: there is no model to count",
+            where=folder,
+            next_step="count a method of clbench: clbench cost --bench … --strategy …",
+        )
+    settings, identity = record["settings"], record["identity"]
+    if record["status"] != "finished":
+        raise StoreError(
+            "the run is not finished", where=folder, next_step="run the same command again"
+        )
+    name = settings["profile"] or ("paper" if record["patients"] else "quick")
+    method = method_of(
+        bench=settings["bench"],
+        strategy=settings["strategy"],
+        profile=name,
+        overrides=settings["overrides"],
+    )
+    version = registry.benchmark(settings["bench"]).version
+    if version != identity["bench_version"]:
+        raise StoreError(
+            "the benchmark has changed since the run",
+            where=folder,
+            expected=f"{identity['bench']} version {identity['bench_version']}",
+            got=f"version {version}",
+            next_step="run again with this version",
+        )
+    models = grown(method.strategy, method.kit, method.lessons)
+    _write(folder, record, _counted(models, method.patch_vox))
+    reseal(folder, record)
+    run_folder.write_record(folder, record)
+    return folder / "cost.csv"
+
+
+def _counted(
+    models: Iterable[tuple[Lesson, nn.Module, int]], patch_vox: tuple[int, int, int]
+) -> dict[int, dict[str, int]]:
+    """Step → column → number."""
+    found = {}
+    for lesson, model, stored in models:
+        macs = forward_macs(model, patch_vox)
+        found[lesson.number] = {
+            "forward_macs": sum(macs.values()),
+            **{f"{part}_macs": n for part, n in macs.items()},
+            "teacher_bytes": stored,
+        }
+    return found
+
+
+def _write(
+    folder: Path, record: Mapping[str, Any], counted: Mapping[int, Mapping[str, int]]
+) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
+    writer.writeheader()
+    for step, cost in sorted(record["cost"].items(), key=lambda item: int(item[0])):
+        flat = {**cost, **cost.get("train", {})}
+        row = {name: repr(flat[name]) for name in RECORDED if name in flat}
+        row["step"] = step
+        row.update({name: str(n) for name, n in counted.get(int(step), {}).items()})
+        if (size := _checkpoint(folder, record, int(step))) is not None:
+            row["checkpoint_bytes"] = str(size)
+        writer.writerow(row)
+    files.write_bytes(folder / "cost.csv", text.getvalue().encode())
+
+
+def _checkpoint(folder: Path, record: Mapping[str, Any], step: int) -> int | None:
+    """Bytes of the step's checkpoint; step 1 lies where strategies share it. None: not there."""
+    if step == 1:
+        need_name(record["shared_step1"], folder / "run.json")
+    home = folder.parents[1] / "_shared" / record["shared_step1"] if step == 1 else folder
+    path = home / f"step{step}.pt"
+    return path.stat().st_size if path.is_file() else None

@@ -1,0 +1,231 @@
+"""A whole course: build, teach each step, examine, record; go on where a stopped run left off.
+
+What a run leaves in `<out>/<bench>/<strategy>/<run id>/`: `run.json` (settings,
+versions, splits, cost, ledger), `scores.csv` (one row per case and structure), `events.jsonl` (loss
+terms), `step<t>.pt` (checkpoints) and `predictions/` (packed bits).
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+
+from clbench import reproducibility, signals
+from clbench.errors import StoreError
+from clbench.run.cost_table import write_costs
+from clbench.run.examine import examine_step
+from clbench.run.models import loaded
+from clbench.run.plan import Plan, RunSettings, make_plan
+from clbench.run.record import new_record
+from clbench.run.teach import Start, teach_step
+from clbench.store import files as store_files
+from clbench.store import run_folder
+from clbench.store.checksums import seal
+from clbench.store.run_folder import Score
+from clbench.strategy.contract import Lesson, Memory, Strategy
+from clbench.training import past_data
+from clbench.training.monitors import warnings_of
+from clbench.training.past_data import Opened
+from clbench.training.resume import Watch
+
+
+@contextmanager
+def alone(folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the folder for this process.
+
+    Raises:
+        StoreError: it cannot be written, or another process works in it.
+        Stopped: while waiting.
+    """
+    store_files.make_folder(folder)
+    lock = FileLock(folder / ".lock")
+    while True:
+        try:
+            lock.acquire(timeout=1 if wait else 0)
+            break
+        except Timeout:
+            if not wait:
+                raise StoreError(
+                    "another process is working on this very run",
+                    where=folder,
+                    next_step="wait for it to end; nothing was changed",
+                ) from None
+            signals.check(f"waiting for {folder}")
+    try:
+        store_files.sweep(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def run_course(settings: RunSettings, watch: Watch = lambda event: None) -> Path:
+    """Run one seed of one strategy on one benchmark; return its run folder.
+
+    Raises:
+        ClbenchError: anything the user can act on.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        reproducibility.deterministic()
+    return run_plan(make_plan(settings), watch)
+
+
+def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
+    """Run what was planned; return the run folder.
+
+    Raises:
+        ClbenchError: anything the user can act on.
+        Stopped: by a signal; the same command goes on.
+    """
+    settings = plan.settings
+    watch({"event": "plan", "plan": plan})
+    if plan.strategy.resumes == "step":
+        watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
+               "step: stopped there, it starts that step anew"})  # fmt: skip
+    record = run_folder.read_record(plan.folder) if (plan.folder / "run.json").exists() else None
+    if record is not None and record["status"] == "finished" and not settings.fresh:
+        watch({"event": "already finished", "folder": plan.folder})
+        return plan.folder
+    with signals.listening(), alone(plan.folder, wait=False):
+        if settings.fresh:
+            for item in plan.folder.iterdir():
+                if item.name != ".lock":
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+            record = None
+        count = None
+        if record is not None and settings.threads is None:
+            count = record["threads"]  # equal bits need as many
+        with reproducibility.threads(count):
+            _Course(plan, record, watch).go()
+    return plan.folder
+
+
+class _Course:
+    """The state of a running course."""
+
+    def __init__(self, plan: Plan, record: dict[str, Any] | None, watch: Watch) -> None:
+        self.plan, self.watch = plan, watch
+        self.record = record or new_record(plan)
+        self.rows: list[Score] = []
+        self.memory: Memory = {}
+        self.model: nn.Module | None = None
+        self.teacher: nn.Module | None = None
+        self.files = Opened(plan.catalog)
+        done = int(self.record["steps_done"])
+        if done:
+            self.rows = [
+                r for r in run_folder.read_scores(plan.folder / "scores.csv") if r.step <= done
+            ]
+
+    def go(self) -> None:
+        plan = self.plan
+        here = reproducibility.host(plan.device)
+        self.record.setdefault("host", here)
+        self._mark(int(self.record["steps_done"]) + 1, here)
+        self.record["starts"] = self.record.get("starts", 0) + 1
+        run_folder.write_record(plan.folder, self.record)
+        for number in range(1, len(plan.benchmark.steps) + 1):
+            plan.catalog.step = number
+            lesson = plan.lesson(number)
+            self.watch({"event": "step", "lesson": lesson, "of": len(plan.benchmark.steps)})
+            with past_data.closed(self.files):
+                self._learn(lesson)
+                assert self.model is not None  # noqa: S101  # set by _learn; tells the type checker
+                served = plan.strategy.serve(self.model, self.memory)
+                if int(self.record["steps_done"]) < number:
+                    self._examine(lesson, served)
+            self.teacher = copy.deepcopy(served).eval().requires_grad_(False)
+        write_costs(plan, self.record)
+        self.record["status"] = "finished"
+        for left in ("resume", "pseudo", "exam"):  # by a process killed after its last use
+            shutil.rmtree(plan.folder / left, ignore_errors=True)
+        self._save(sealed=True)
+        self.watch({"event": "finished", "folder": plan.folder})
+
+    def _mark(self, step: int, host: Mapping[str, Any]) -> None:
+        """Say in the record that a step was worked on elsewhere than where the run began."""
+        differs = reproducibility.differences(self.record["host"], host)
+        marks = self.record.setdefault("resumed_elsewhere", [])
+        if differs and (mark := {"step": step, "differs": differs}) not in marks:
+            marks.append(mark)
+
+    def _opened(self, opened: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Enter step → purpose → cases into the ledger of the record."""
+        ledger: dict[str, Any] = self.record["ledger"]
+        for step, by_purpose in opened.items():
+            for purpose, cases in by_purpose.items():
+                have = ledger.setdefault(step, {}).setdefault(purpose, [])
+                ledger[step][purpose] = sorted({*have, *cases})
+
+    def _save(self, *, sealed: bool = False) -> None:
+        self._opened(self.plan.catalog.opened())
+        if sealed:
+            seal(self.plan.folder, self.record)
+        run_folder.write_record(self.plan.folder, self.record)
+
+    # ------------------------------------------------------------------------------- learning
+
+    def _learn(self, lesson: Lesson) -> None:
+        """Make `model` and `memory` those after the step: from a checkpoint, or by teaching."""
+        plan, first = self.plan, lesson.number == 1
+        strategy = plan.strategy.first_step() if first else plan.strategy
+        home = self._home(lesson.number)
+        path = home / f"step{lesson.number}.pt"
+        if first:
+            with alone(plan.shared, wait=True):
+                if plan.settings.fresh or path.exists():
+                    shutil.rmtree(plan.shared / "resume", ignore_errors=True)
+                if plan.settings.fresh or not path.exists():
+                    self._teach(strategy, lesson, path)
+                else:
+                    self.model, self.memory = loaded(plan, strategy, lesson, path)
+                    self.watch({"event": "shared", "path": path})
+        elif path.exists():
+            self.model, self.memory = loaded(plan, strategy, lesson, path)
+        else:
+            self._teach(strategy, lesson, path)
+        cost = store_files.read_json(path.with_suffix(".json"))
+        self._opened({str(lesson.number): cost.pop("opened")})
+        for host in cost.pop("hosts", ()):
+            self._mark(lesson.number, host)
+        self.record["cost"].setdefault(str(lesson.number), {})["train"] = {**cost, "shared": first}
+        own = plan.folder / "events.jsonl"
+        if first and not own.exists():  # the record of a run is whole in its own folder
+            store_files.write_bytes(own, (home / "events.jsonl").read_bytes())
+        self.record["warnings"] = warnings_of(run_folder.read_events(own))
+
+    def _teach(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
+        start = Start(
+            model=self.model,
+            teacher=self.teacher,
+            memory=self.memory,
+            ledger=self.record["ledger"],
+        )
+        self.model = teach_step(self.plan, strategy, lesson, path, start, self.watch)
+
+    def _home(self, number: int) -> Path:
+        """Where a step's checkpoint lies."""
+        return self.plan.shared if number == 1 else self.plan.folder
+
+    def _examine(self, lesson: Lesson, served: nn.Module) -> None:
+        """Score every test case of the course; the step is done once this is written."""
+        number = lesson.number
+        path = self._home(number) / f"step{number}.pt"
+        found = examine_step(self.plan, lesson, served, self.memory, path, self.watch)
+        self.rows += found.rows
+        self._opened({str(number): {"test": found.opened}})
+        run_folder.write_scores(self.plan.folder / "scores.csv", self.rows)
+        self.record["cost"].setdefault(str(number), {}).update(found.cost)
+        self.record.setdefault("reexamined", {})[str(number)] = found.reexamined
+        self.record["steps_done"] = number
+        self._save()
+        found.kept.close()

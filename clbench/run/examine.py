@@ -1,0 +1,251 @@
+"""The examination after a step: every test case of the course scored, one of them twice.
+
+Cases that a stopped attempt finished are kept; what is found goes to the run,
+which alone writes the run folder's scores and record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from clbench import signals
+from clbench.errors import StoreError, TrainingError
+from clbench.evaluation.cost.meter import Meter
+from clbench.evaluation.metrics.overlap import Bits
+from clbench.evaluation.predictions import write_prediction
+from clbench.evaluation.scoring import ScoreContext, score_case
+from clbench.evaluation.sliding_window import Server
+from clbench.run.models import loaded, predictor, windows_fit
+from clbench.run.plan import Plan
+from clbench.store import checkpoint, files, run_folder
+from clbench.store.run_folder import Score
+from clbench.strategy.contract import Lesson, Memory
+from clbench.training.resume import Watch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Examined:
+    """What an examination found."""
+
+    rows: list[Score]
+    """One per case, structure, scoring and metric."""
+    cost: dict[str, Any]
+    """Seconds and peak memory, all attempts together."""
+    opened: list[str]
+    """`source/case` of the cases kept from a stopped attempt, which nobody opened now."""
+    reexamined: dict[str, Any]
+    """Which case was examined again from the checkpoint, and the largest difference of a score."""
+    kept: Exams
+    """To close once scores and record are written."""
+
+
+def examine_step(
+    plan: Plan, lesson: Lesson, served: nn.Module, memory: Memory, path: Path, watch: Watch
+) -> Examined:
+    """Score every test case of the course, then one again with the model as `path` holds it.
+
+    Args:
+        plan: the run.
+        lesson: the step just taught.
+        served: the model to examine.
+        memory: the strategy's, after the step.
+        path: the step's checkpoint.
+        watch: hears of every case.
+
+    Raises:
+        ClbenchError: a case cannot be read or predicted, or scores differ the second time.
+        Stopped: by a signal; finished cases are kept.
+    """
+    catalog, meter, spent_s = plan.catalog, Meter(plan.device), 0.0
+    rows: list[Score] = []
+    opened: list[str] = []
+    server = predictor(plan, plan.strategy, served, lesson.structures, memory)
+    kept = Exams(plan.folder / "exam" / f"step{lesson.number}", checkpoint.digest(served))
+    # two steps may share a source and its test cases
+    exams = {
+        (catalog.source(number).name, case): number
+        for number, split in reversed(list(enumerate(catalog.splits, 1)))
+        for case in split.test
+    }
+    for done, ((source, case), number) in enumerate(sorted(exams.items()), 1):
+        name = f"{source}_{case}"
+        drawn = plan.folder / "predictions" / f"step{lesson.number}" / f"{name}.npz"
+        found = kept.get(name) if drawn.exists() or not plan.settings.keep_predictions else None
+        if found is None:
+            start = time.monotonic()
+            bits, own = _score(plan, server, lesson, number, case, meter)
+            if plan.settings.keep_predictions:
+                affine = catalog.open(number, case, "test").affine
+                write_prediction(drawn, bits, lesson.structures, affine, source=source, case=case)
+            found = Exam(own, time.monotonic() - start, meter.laps_s[-1])
+            kept.put(name, found)
+        else:
+            meter.laps_s.append(found.predict_s)
+            opened.append(f"{source}/{case}")
+        rows += found.rows
+        spent_s += found.seconds
+        watch({"event": "exam", "done": done, "of": len(exams), "case": case})
+        signals.check(f"examination after step {lesson.number}, {source} case {case}")
+    start = time.monotonic()
+    reexamined = _again(plan, lesson, path, rows)
+    spent_s += time.monotonic() - start
+    return Examined(
+        rows=rows,
+        cost={**meter.inference(), "examine_s": spent_s},
+        opened=opened,
+        reexamined=reexamined,
+        kept=kept,
+    )
+
+
+def _score(
+    plan: Plan, server: Server, lesson: Lesson, number: int, case: str, meter: Meter
+) -> tuple[Bits, list[Score]]:
+    """Prediction and scores of a test case of step `number`, after `lesson`."""
+    volume = plan.catalog.open(number, case, "test")
+    with windows_fit(plan, f"examining after step {lesson.number}, case {case}", server):
+        bits = meter.timed(server.predict, volume, postprocess=plan.profile.examine.postprocess)
+    context = ScoreContext(
+        bench=plan.benchmark.name,
+        bench_version=plan.benchmark.version,
+        strategy=plan.strategy_name,
+        seed=plan.settings.seed,
+        step=lesson.number,
+        learned_at={s: plan.benchmark.learned_at(s) for s in lesson.structures},
+    )
+    return bits, score_case(
+        bits, lesson.structures, volume, scorings=run_folder.SCORINGS, context=context
+    )
+
+
+def _again(plan: Plan, lesson: Lesson, path: Path, rows: Sequence[Score]) -> dict[str, Any]:
+    """Examine a case again with the model as its checkpoint holds it: scores must be equal."""
+    number = lesson.number
+    strategy = plan.strategy.first_step() if number == 1 else plan.strategy
+    model, memory = loaded(plan, strategy, lesson, path)
+    served = plan.strategy.serve(model, memory)
+    server = predictor(plan, plan.strategy, served, lesson.structures, memory)
+    source, case = plan.catalog.source(number).name, plan.catalog.splits[number - 1].test[0]
+    _, again = _score(plan, server, lesson, number, case, Meter(plan.device))
+    before = [r for r in rows if (r.step, r.eval_set, r.case) == (number, source, case)]
+    gap = same_scores(
+        before, again, where=f"{path}, {source} case {case}", slack=slack_of(plan.device)
+    )
+    return {"case": f"{source}/{case}", "largest_difference": gap}
+
+
+@dataclass(frozen=True)
+class Exam:
+    """An examined case."""
+
+    rows: Sequence[run_folder.Score]
+    seconds: float
+    """All of it."""
+    predict_s: float
+    """Of them, inference."""
+
+
+class Exams:
+    """The finished cases of an examination, kept until the scores of the step are written.
+
+    Args:
+        folder: where; of this step, and this step alone.
+        mark: the model that is examined; cases that another one answered are not taken.
+    """
+
+    def __init__(self, folder: Path, mark: str) -> None:
+        self.folder, self.mark = folder, mark
+
+    def get(self, name: str) -> Exam | None:
+        """A finished case; None where it is to be examined."""
+        path = self.folder / f"{name}.json"
+        try:
+            content = files.read_json(path)
+            if content["model"] != self.mark or content["sha256"] != _sealed(content["rows"]):
+                return None
+            return Exam(
+                [run_folder.Score(**row) for row in content["rows"]],
+                float(content["seconds"]),
+                float(content["predict_s"]),
+            )
+        except (StoreError, KeyError, TypeError, ValueError):
+            return None
+
+    def put(self, name: str, exam: Exam) -> None:
+        """Keep a finished case."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = [dataclasses.asdict(row) for row in exam.rows]
+        content = {
+            "model": self.mark, "seconds": exam.seconds, "predict_s": exam.predict_s,
+            "rows": kept, "sha256": _sealed(kept),
+        }  # fmt: skip
+        files.write_json(self.folder / f"{name}.json", content)
+
+    def close(self) -> None:
+        """The scores are written: remove what was kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _sealed(rows: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+# ------------------------------------------------------------------------------- of the saved model
+
+
+def slack_of(device: torch.device) -> float:
+    """How far a score may be off when a case is examined again.
+
+    0 (equal bits) on the CPU and with deterministic algorithms; else 0.001, for CUDA may choose
+    other kernels for the same layer, and a voxel on the threshold may fall on the other side.
+    """
+    exact = device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
+    return 0.0 if exact else 1e-3
+
+
+def same_scores(
+    examined: Sequence[Score], again: Sequence[Score], *, where: str, slack: float
+) -> float:
+    """Compare one case's scores with those of the model loaded from its checkpoint.
+
+    Args:
+        examined: rows of the model as it was taught.
+        again: rows of the same case from the saved model.
+        where: checkpoint and case.
+        slack: largest difference of a value that passes; 0 asks for equal bits.
+
+    Returns:
+        The largest difference of a value.
+
+    Raises:
+        TrainingError: a score differs by more, or rows are missing.
+    """
+    one, two = ({(r.scoring, r.metric, r.structure): r for r in rows} for rows in (examined, again))
+    largest = 0.0
+    for at in sorted(one.keys() | two.keys()):
+        a, b = one.get(at), two.get(at)
+        if a is not None and b is not None:
+            gap = 0.0 if repr(a.value) == repr(b.value) else abs(a.value - b.value)
+            if repr(a) == repr(b) or gap <= slack:  # a nan is beyond every slack
+                largest = max(largest, gap)
+                continue
+        raise TrainingError(
+            "the saved model does not score as the taught one",
+            where=f"{where}, {', '.join(at)}",
+            expected="no such row" if a is None else f"{a.value!r}, {a.pred_vox} voxels",
+            got="no such row" if b is None else f"{b.value!r}, {b.pred_vox} voxels",
+            next_step="what a model needs must stand in its state dict or the strategy's memory "
+            "(clbench check strategy NAME); if it does, check this machine's memory and disk",
+        )
+    return largest

@@ -1,0 +1,300 @@
+"""Bring your own predictions: NIfTI masks of any tool become a run folder like any other.
+
+Steps may be scored one by one, in any order; what was not scored is a hole in every
+table. The masks are scored on the file's own grid by the code that scores native runs, so that
+equal masks give equal bits.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import clbench
+from clbench.data.cache import default_root
+from clbench.data.catalog import Catalog, build_catalog, exam_cases
+from clbench.data.external_masks import (
+    LISTS,
+    LabelMap,
+    find_predictions,
+    label_map,
+    read_prediction_files,
+    source_map,
+)
+from clbench.data.labels import spacing_of
+from clbench.data.volume import Volume, resample_nearest
+from clbench.errors import DataError, SettingError
+from clbench.evaluation.metrics.case import DEFAULT, implementations, measure
+from clbench.evaluation.metrics.overlap import Bits, counts_of, dice_paper, pattern_pairs
+from clbench.evaluation.scoring import context_of, metric_rows, score_rows, truth_bits
+from clbench.run.course import alone
+from clbench.run.record import course_of, git_commit, split_hashes
+from clbench.spec import registry
+from clbench.spec.benchmark import Benchmark
+from clbench.spec.names import need_name
+from clbench.spec.settings import load_profile
+from clbench.spec.splits import Split
+from clbench.store import run_folder
+from clbench.store.checksums import seal
+from clbench.store.run_folder import Score
+from clbench.training.resume import Watch
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutsideSettings:
+    """What the command line asks for."""
+
+    bench: str
+    """Registered benchmark, or path of a TOML file."""
+    step: int
+    """1-based step after which the predictions were made."""
+    predictions: Path
+    """Folder of predictions."""
+    name: str
+    """Name of the method in every table."""
+    seed: int = 0
+    """Which training run of the method it was."""
+    words: tuple[str, ...] = DEFAULT
+    """Metrics beside Dice."""
+    labels: Path | None = None
+    """File that says what label values mean."""
+    profile: str | None = None
+    """Whose phantom and whose grid of the paper's scoring; None: as `clbench run`."""
+    data: str | None = None
+    """As `clbench run --data`."""
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    """As `clbench run --split`."""
+    out: Path = Path("results")
+    """Where run folders go."""
+    cache: Path | None = None
+    """As `clbench run --cache`."""
+    allow_missing: bool = False
+    """Leave holes where a test case has no prediction."""
+
+
+def score_predictions(
+    settings: OutsideSettings, watch: Watch = lambda event: None
+) -> tuple[Path, list[str]]:
+    """Score one step of a method from outside; return its run folder and the holes.
+
+    Rows of the same step from an earlier call are replaced; other steps stay.
+
+    Raises:
+        SettingError: a step the benchmark does not have, or a name that is taken.
+        SpecError: a name that cannot be a folder's.
+        DataError: a prediction on another grid, with unknown labels, or of no test case; test
+            cases without prediction, unless holes are allowed.
+    """
+    benchmark = registry.benchmark(settings.bench)
+    _check(settings, benchmark)
+    profile = load_profile(settings.profile or ("quick" if settings.data is None else "paper"))
+    catalog = build_catalog(
+        benchmark,
+        profile.preprocessing(benchmark.preprocessing),
+        data=settings.data,
+        cache_root=settings.cache or default_root(),
+        phantom=profile.phantom,
+        splits=settings.splits,
+    )
+    structures = benchmark.structures(settings.step)
+    exams = {
+        (source, case): number
+        for number, source, case in exam_cases(catalog)
+        if set(catalog.files[source][case].annotated(benchmark.reads(source))) & set(structures)
+    }
+    found = find_predictions(settings.predictions, {k: catalog.files[k[0]][k[1]] for k in exams})
+    holes = [f"{source}/{case}" for source, case in exams if (source, case) not in found]
+    if holes and not settings.allow_missing:
+        raise DataError(
+            f"{len(holes)} of {len(exams)} test cases have no prediction",
+            where=settings.predictions,
+            expected="one for every test case of every source that annotates a learned structure",
+            got=f"missing: {', '.join(holes[:20])}{' …' if len(holes) > 20 else ''}",
+            next_step="add them, or accept holes in every table with --allow-missing",
+        )
+    maps = _maps(settings, benchmark, found)
+    record = _record(settings, benchmark, catalog, profile.name)
+    folder = settings.out / benchmark.name / settings.name / record["run_id"]
+    rows: list[Score] = []
+    for done, ((source, case), path) in enumerate(found.items(), 1):
+        volume = catalog.open(exams[source, case], case, "test")
+        rows += _score(path, volume, structures, settings, maps[source], record, benchmark)
+        watch({"event": "exam", "done": done, "of": len(found), "case": case})
+    with alone(folder, wait=True):
+        path = folder / "scores.csv"
+        if (folder / "run.json").exists():
+            old = run_folder.read_record(folder)
+            rows += [r for r in run_folder.read_scores(path) if r.step != settings.step]
+            record["predictions"] = {**old["predictions"], **record["predictions"]}
+            record["metrics"] = {**old["metrics"], **record["metrics"]}
+        record["predictions"][str(settings.step)]["holes"] = holes
+        record["steps_done"] = max(int(s) for s in record["predictions"])
+        run_folder.write_scores(path, rows)
+        seal(folder, record)
+        run_folder.write_record(folder, record)
+    return folder, holes
+
+
+def _check(settings: OutsideSettings, benchmark: Benchmark) -> None:
+    last = len(benchmark.steps)
+    if not 1 <= settings.step <= last:
+        raise SettingError(
+            "the benchmark does not have this step",
+            where="--step",
+            expected=f"1 to {last}",
+            got=settings.step,
+        )
+    need_name(settings.name, "--name")
+    if settings.name in registry.entries("strategy"):
+        raise SettingError(
+            "a strategy of clbench has this name",
+            where="--name",
+            expected="a name of its own, so that the two stand in different rows",
+            got=settings.name,
+        )
+
+
+def _maps(
+    settings: OutsideSettings, benchmark: Benchmark, found: Mapping[tuple[str, str], Path]
+) -> dict[str, LabelMap]:
+    """Source → meaning of label values: --labels, a list beside the files, or the source's own."""
+    folder = settings.predictions
+    lists = [settings.labels] if settings.labels else [folder / n for n in LISTS]
+    meant = next((label_map(p) for p in lists if settings.labels or p.is_file()), None)
+    maps = {}
+    learned = set(benchmark.structures(settings.step))
+    for source in dict.fromkeys(s for s, _ in found):
+        inner = next((folder / source / n for n in LISTS if (folder / source / n).is_file()), None)
+        if any(not p.is_dir() for (s, _), p in found.items() if s == source):
+            table = benchmark.reads(source)
+            own = label_map(inner) if inner and not settings.labels else meant
+            maps[source] = own or source_map(table)
+            said = {n for names in maps[source].structures.values() for n in names}
+            if absent := [s for s in table.structures if s in learned and s not in said]:
+                raise DataError(
+                    "the label values have none for structures that are examined",
+                    where=f"{folder}, {maps[source].origin}",
+                    expected=f"a value for {', '.join(absent)}",
+                    got=", ".join(sorted(said)),
+                    next_step="add them to the list, even if the method never predicts them",
+                )
+        else:
+            maps[source] = LabelMap(structures={}, origin="a mask per structure")
+    return maps
+
+
+def _score(
+    path: Path,
+    volume: Volume,
+    structures: Sequence[str],
+    settings: OutsideSettings,
+    meaning: LabelMap,
+    record: Mapping[str, Any],
+    benchmark: Benchmark,
+) -> list[Score]:
+    """All rows of one case: both scorings of Dice, and the metrics asked for."""
+    bits_of = truth_bits(volume, structures)
+    names = [n for n, _ in bits_of]
+    native = read_prediction_files(path, volume.files.image, names, meaning)
+    places = {n: (k, b) for k, (n, b) in enumerate(bits_of)}
+    context = context_of(record, benchmark, settings.step)
+    words = ("dice", *(w for w in settings.words if w != "dice"))
+
+    def rows(first: int, stop: int) -> Bits:
+        found: Bits = native[first:stop]
+        return found
+
+    found = measure(
+        rows, volume.native_bits(), spacing_of(volume.native_affine).tolist(), places, words
+    )
+    pairs = pattern_pairs(_on_model_grid(native, volume), volume.bits)
+    paper = {
+        n: (dice_paper(c), c)
+        for n, c in zip(names, counts_of(pairs, list(places.values())), strict=True)
+    }
+    return [
+        *metric_rows(found, structures, volume, words, context),
+        *score_rows(paper, structures, volume, "paper", "dice", context),
+    ]
+
+
+def _on_model_grid(native: NDArray[Any], volume: Volume) -> NDArray[Any]:
+    """Masks resampled and cropped like the case's own labels, for the paper's scoring."""
+    model_mm = spacing_of(volume.affine).tolist()
+    full = resample_nearest(native, spacing_of(volume.native_affine).tolist(), model_mm)
+    a, b, c = (
+        slice(start, start + n) for start, n in zip(volume.start, volume.bits.shape, strict=True)
+    )
+    return np.ascontiguousarray(full[a, b, c])
+
+
+def _record(
+    settings: OutsideSettings, benchmark: Benchmark, catalog: Catalog, profile: str
+) -> dict[str, Any]:
+    """`run.json` of a method from outside: what is not known is empty, never made up."""
+    identity: dict[str, Any] = {
+        "bench": benchmark.name,
+        "bench_version": benchmark.version,
+        "strategy": {"class": "external", "name": settings.name},
+        "profile": {"name": "external"},
+        "data_fingerprint": catalog.fingerprint,
+        "splits": [asdict(s) for s in catalog.splits],
+        "vectors": None,
+        "weights": None,
+        "seed": settings.seed,
+        "numerics": clbench.NUMERICS,
+    }
+    if registry.is_path(settings.bench):  # nobody guards the version of a file of one's own
+        identity["course"] = benchmark.digest()
+    return {
+        "schema": run_folder.SCHEMA,
+        "status": "finished",
+        "external": True,
+        "steps_done": settings.step,
+        "run_id": run_folder.run_id(identity),
+        "strategy": settings.name,
+        "identity": identity,
+        "patients": catalog.patients,
+        "data_fingerprint": catalog.fingerprint,
+        "text_encoding": {},
+        "backbone_weights": None,
+        "course": course_of(benchmark, catalog),
+        "settings": {
+            "bench": settings.bench,
+            "seed": settings.seed,
+            "data": settings.data,
+            "profile": profile,
+            "out": str(settings.out),
+            "cache": None if settings.cache is None else str(settings.cache),
+        },
+        "split_sha256": split_hashes(catalog),
+        "shared_step1": None,
+        "versions": {
+            "clbench": clbench.__version__,
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in ("numpy", "scipy", "nibabel")},
+        },
+        "git": git_commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "device": "unknown",
+        "threads": None,
+        "host_cpus": os.cpu_count(),
+        "cost": {},
+        "ledger": {},
+        "predictions": {
+            str(settings.step): {
+                "folder": str(settings.predictions),
+                "labels": None if settings.labels is None else str(settings.labels),
+            }
+        },
+        "metrics": implementations(("dice", *settings.words)),
+    }

@@ -1,0 +1,86 @@
+"""The models of a planned course: blank, as a checkpoint holds them, and ready to predict.
+
+Whoever teaches, examines or looks on gets its model here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from clbench.data.labels import spacing_of
+from clbench.data.volume import Volume
+from clbench.errors import StoreError
+from clbench.evaluation.sliding_window import Server
+from clbench.run.plan import Plan
+from clbench.store import checkpoint
+from clbench.strategy.contract import Lesson, Memory, Predictor, Strategy
+from clbench.training.gpu_memory import enough_memory, try_windows
+
+
+def blank(plan: Plan, strategy: Strategy, lesson: Lesson) -> nn.Module:
+    """A model with the shape it has in `lesson`, fresh weights."""
+    model = strategy.build(plan.kit, plan.lesson(1))
+    for number in range(2, lesson.number + 1):
+        strategy.grow(model, plan.kit, plan.lesson(number))
+    return model
+
+
+def loaded(plan: Plan, strategy: Strategy, lesson: Lesson, path: Path) -> tuple[nn.Module, Memory]:
+    """A new model and memory as a checkpoint holds them.
+
+    Raises:
+        StoreError: it is missing or damaged, or was made for another benchmark, version or step.
+    """
+    content = checkpoint.load(path)
+    bench = plan.benchmark
+    expected = (bench.name, bench.version, list(lesson.structures))
+    got = (content["bench"], content["bench_version"], content["structures"])
+    if got != expected:
+        raise StoreError(
+            "a checkpoint of another benchmark, version or step",
+            where=path,
+            expected="{} version {}: {}".format(*expected),
+            got="{} version {}: {}".format(*got),
+            next_step="run again with --fresh",
+        )
+    model = blank(plan, strategy, lesson)
+    model.load_state_dict(content["model"])
+    return model.to(plan.device), content["memory"]
+
+
+def predictor(
+    plan: Plan, strategy: Strategy, model: nn.Module, structures: tuple[str, ...], memory: Memory
+) -> Server:
+    """`model`, answering for whole volumes as the profile examines."""
+
+    def ranges(volume: Volume) -> Mapping[str, tuple[int, int]]:
+        x, y, z = map(float, spacing_of(volume.affine))
+        return strategy.axial_ranges(volume.image, (x, y, z), structures, memory)
+
+    return Server(
+        model,
+        strategy.decode,
+        structures,
+        patch_vox=plan.catalog.preprocessing.patch_vox,
+        overlap=plan.profile.examine.overlap,
+        windows=plan.profile.examine.windows,
+        device=plan.device,
+        ranges=ranges,
+    )
+
+
+def windows_fit(plan: Plan, doing: str, server: Server | None) -> AbstractContextManager[None]:
+    """An error where sliding windows need more memory than there is."""
+    profile, patch = plan.profile, plan.catalog.preprocessing.patch_vox
+    attempt = None if server is None else partial(try_windows, server.model, profile, patch)
+    return enough_memory(doing, profile, patch, teaching=False, attempt=attempt)
+
+
+def _is_predictor(server: Server) -> Predictor:
+    """A static check that `Server` keeps the promise strategies rely on."""
+    return server

@@ -1,0 +1,197 @@
+"""run.json: made from a plan, and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import clbench
+from clbench.data.cache import default_root
+from clbench.data.catalog import Catalog, build_catalog
+from clbench.errors import StoreError
+from clbench.evaluation.metrics.case import implementations
+from clbench.run.plan import Plan
+from clbench.spec import registry
+from clbench.spec.benchmark import Benchmark
+from clbench.spec.settings import (
+    GROUPS,
+    Profile,
+    change,
+)
+from clbench.spec.splits import Split
+from clbench.store import run_folder
+
+
+def new_record(plan: Plan) -> dict[str, Any]:
+    """The first `run.json`: what was asked for, with every default, and where it runs."""
+    settings = dataclasses.asdict(plan.settings)
+    settings.pop("splits")
+    settings["out"] = str(settings["out"])
+    settings["cache"] = None if settings["cache"] is None else str(settings["cache"])
+    return {
+        "schema": run_folder.SCHEMA,
+        "status": "unfinished",
+        "steps_done": 0,
+        "run_id": plan.folder.name,
+        "strategy": plan.strategy_name,
+        "past": plan.strategy.past,
+        "identity": plan.identity,
+        "with_defaults": {
+            "strategy": {"version": plan.strategy.version, **dataclasses.asdict(plan.strategy)},
+            "profile": dataclasses.asdict(plan.profile),
+        },
+        "patients": plan.catalog.patients,
+        "data_fingerprint": plan.catalog.fingerprint,
+        "text_encoding": plan.text_record,
+        "backbone_weights": None if plan.weights is None else dataclasses.asdict(plan.weights),
+        "course": course_of(plan.benchmark, plan.catalog),
+        "settings": settings,
+        "split_sha256": split_hashes(plan.catalog),
+        "shared_step1": plan.shared.name,
+        "versions": {
+            "clbench": clbench.__version__,
+            "python": platform.python_version(),
+            **{
+                name: metadata.version(name)
+                for name in ("torch", "monai", "numpy", "scipy", "nibabel")
+            },
+        },
+        "git": git_commit(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "device": str(plan.device)
+        if plan.device.type == "cpu"
+        else torch.cuda.get_device_name(plan.device),
+        "threads": torch.get_num_threads(),
+        "host_cpus": os.cpu_count(),
+        "cost": {},
+        "ledger": {},
+        "metrics": implementations(("dice",)),
+    }
+
+
+def course_of(benchmark: Benchmark, catalog: Catalog) -> dict[str, Any]:
+    """The course as every record holds it: steps, groups, training and test cases.
+
+    `patient_of` names the patient behind each test case whose id is not the patient itself: the
+    patient is the unit of every mean and test. On the phantom every case is a subject of its own.
+    """
+
+    def named(step: int, cases: Sequence[str]) -> list[str]:
+        return [f"{catalog.source(step).name}/{case}" for case in cases]
+
+    return {
+        "steps": [
+            {"name": s.name, "source": s.source, "learns": list(s.learns)} for s in benchmark.steps
+        ],
+        "groups": {name: list(members) for name, members in benchmark.groups.items()},
+        "train": [named(i, s.train) for i, s in enumerate(catalog.splits, 1)],
+        "test": [named(i, s.test) for i, s in enumerate(catalog.splits, 1)],
+        "patient_of": {
+            f"{source.name}/{case}": source.patient_of(case)
+            for i, s in enumerate(catalog.splits, 1)
+            if catalog.patients
+            for source in [catalog.source(i)]
+            for case in s.test
+            if source.patient_of(case) != case
+        },
+    }
+
+
+def split_hashes(catalog: Catalog) -> dict[str, str]:
+    """Split of each step → checksum."""
+    return {
+        f"step {i}, {s.name}": hashlib.sha256(
+            json.dumps(dataclasses.asdict(s)).encode()
+        ).hexdigest()[:16]
+        for i, s in enumerate(catalog.splits, 1)
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout clbench was imported from, or None for an installed wheel."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    found = subprocess.run(  # noqa: S603  # fixed arguments
+        [git, "-C", str(Path(clbench.__file__).parent), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() or None
+
+
+# ------------------------------------------------------------------------------------- of any run
+
+
+def recorded_catalog(record: Mapping[str, Any], *, data: str | None, cache: Path | None) -> Catalog:
+    """The data a run was examined on, found again and checked by content.
+
+    Raises:
+        StoreError: the benchmark has another version now, or the data changed.
+    """
+    settings, identity = record["settings"], record["identity"]
+    benchmark = registry.benchmark(settings["bench"])
+    if benchmark.version != identity["bench_version"]:
+        raise StoreError(
+            "the run was made on another version of the benchmark",
+            where=record["run_id"],
+            expected=f"{benchmark.name} v{benchmark.version}",
+            got=f"v{identity['bench_version']}",
+            next_step="run it again",
+        )
+    if identity.get("course") not in (None, benchmark.digest()):
+        raise StoreError(
+            "the benchmark's file was changed since the run was made",
+            where=settings["bench"],
+            expected=f"content {identity['course']}",
+            got=benchmark.digest(),
+            next_step="run it again",
+        )
+    raw = identity["profile"]
+    groups = {g: change(kind(), raw.get(g, {}), g) for g, kind in GROUPS.items()}
+    profile = Profile(name=raw["name"], **groups)
+    kept = settings["cache"]
+    catalog = build_catalog(
+        benchmark,
+        profile.preprocessing(benchmark.preprocessing),
+        data=data or settings["data"],
+        cache_root=cache or (Path(kept) if kept else default_root()),
+        phantom=profile.phantom,
+        splits={
+            step.name: _split(s)
+            for step, s in zip(benchmark.steps, identity["splits"], strict=True)
+        },
+    )
+    if catalog.fingerprint != record["data_fingerprint"]:
+        raise StoreError(
+            "the data is not what the run was made on",
+            where=data or settings["data"] or "the phantom",
+            expected=record["data_fingerprint"],
+            got=catalog.fingerprint,
+            next_step="point --data at the same files; if they changed for good, run again",
+        )
+    return catalog
+
+
+def _split(raw: Mapping[str, Any]) -> Split:
+    """A split as recorded; where it was drawn by a rule, the rule was applied already."""
+    return Split(
+        name=raw["name"],
+        train=tuple(raw["train"]),
+        validation=tuple(raw["validation"]),
+        test=tuple(raw["test"]),
+        origin=raw["origin"],
+    )

@@ -1,0 +1,178 @@
+"""More metrics for a finished run, from its stored predictions; nothing is trained or predicted.
+
+Every prediction must first give the Dice that was recorded, so that files of another
+run, or data that changed since, are found out before any number is added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clbench.data.catalog import exam_cases
+from clbench.data.labels import spacing_of
+from clbench.data.volume import Volume
+from clbench.errors import StoreError
+from clbench.evaluation.metrics.case import DEFAULT, Found, implementations, measure
+from clbench.evaluation.predictions import Prediction, read_prediction
+from clbench.evaluation.scoring import (
+    context_of,
+    metric_rows,
+    native_rows,
+    truth_bits,
+)
+from clbench.run.course import alone
+from clbench.run.record import recorded_catalog
+from clbench.store import run_folder
+from clbench.store.checksums import reseal
+from clbench.store.run_folder import Score
+from clbench.training.resume import Watch
+
+
+def score_run(
+    folder: Path,
+    *,
+    words: Sequence[str] = DEFAULT,
+    data: str | None = None,
+    cache: Path | None = None,
+    watch: Watch = lambda event: None,
+) -> Path:
+    """Add rows of further metrics to `scores.csv`; those that are there already are made anew.
+
+    Args:
+        folder: a finished run with predictions.
+        words: metrics, see `clbench.evaluation.metrics.case.parse_words`.
+        data: where the data lies now, as in `clbench run --data`; None: where the run found it.
+        cache: where preprocessed volumes and the phantom are kept; None: where the run kept them.
+        watch: told about every case.
+
+    Returns:
+        The folder. The same call twice leaves the same bytes.
+
+    Raises:
+        StoreError: an unfinished run, a missing or foreign prediction, other data.
+        DataError: data that cannot be read.
+    """
+    record = run_folder.read_record(folder)
+    if record["status"] != "finished":
+        raise StoreError(
+            "the run is not finished",
+            where=folder,
+            next_step="repeat its command; it goes on where it stopped",
+        )
+    if record.get("external"):
+        raise StoreError(
+            "the run holds predictions made elsewhere, of which no copy is kept",
+            where=folder,
+            next_step="score them again: clbench score --predictions … --metrics …",
+        )
+    catalog = recorded_catalog(record, data=data, cache=cache)
+    benchmark, last = catalog.benchmark, len(catalog.benchmark.steps)
+    with alone(folder, wait=False):
+        rows = run_folder.read_scores(folder / "scores.csv")
+        known = {
+            (r.step, r.eval_set, r.case, r.structure): r
+            for r in rows
+            if r.scoring == "strict" and r.metric == "dice"
+        }
+        files = {
+            (t, s, c): folder / "predictions" / f"step{t}" / f"{s}_{c}.npz"
+            for _, s, c in exam_cases(catalog)
+            for t in range(1, last + 1)
+        }
+        _all_there(folder, list(files.values()))
+        made: list[Score] = []
+        cases = list(exam_cases(catalog))
+        for done, (number, source, case) in enumerate(cases, 1):
+            volume = catalog.open(number, case, "test")
+            truth = volume.native_bits()
+            for step in range(1, last + 1):
+                structures = benchmark.structures(step)
+                pred = read_prediction(files[step, source, case])
+                _same_grid(pred, volume, structures, files[step, source, case])
+                bits = {n: (structures.index(n), b) for n, b in truth_bits(volume, structures)}
+                found = measure(
+                    native_rows(pred.bits, volume),
+                    truth,
+                    spacing_of(volume.native_affine).tolist(),
+                    bits,
+                    ("dice", *words),
+                )
+                _as_recorded(found, known, (step, source, case), files[step, source, case])
+                made += metric_rows(
+                    found, structures, volume, words, context_of(record, benchmark, step)
+                )
+            watch({"event": "exam", "done": done, "of": len(cases), "case": case})
+        new = {r.metric for r in made} - {"dice"}
+        keep = [r for r in rows if r.scoring != "strict" or r.metric not in new]
+        run_folder.write_scores(
+            folder / "scores.csv", [*keep, *(r for r in made if r.metric in new)]
+        )
+        record["metrics"] = {**record.get("metrics", {}), **implementations(("dice", *words))}
+        reseal(folder, record)
+        run_folder.write_record(folder, record)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------ checks
+
+
+def _all_there(folder: Path, files: Sequence[Path]) -> None:
+    absent = [f for f in files if not f.is_file()]
+    if absent:
+        raise StoreError(
+            f"{len(absent)} of {len(files)} predictions of the run are missing",
+            where=folder / "predictions",
+            expected="one file per step and test case",
+            got="missing: "
+            + ", ".join(str(f.relative_to(folder / "predictions")) for f in absent[:5])
+            + (", …" if len(absent) > 5 else ""),
+            next_step="repeat the run's command with --fresh --keep-predictions test",
+        )
+
+
+def _same_grid(pred: Prediction, volume: Volume, structures: Sequence[str], path: Path) -> None:
+    there = (pred.source, pred.case, pred.structures, pred.bits.shape)
+    wanted = (volume.source, volume.case, tuple(structures), volume.bits.shape)
+    near = np.allclose(pred.affine, volume.affine, atol=1e-6)
+    if there != wanted or not near:
+        raise StoreError(
+            "a stored prediction is not of this case",
+            where=path,
+            expected="{}/{}, {} structures, shape {}".format(
+                *wanted[:2], len(wanted[2]), wanted[3]
+            ),
+            got="{}/{}, {} structures, shape {}".format(*there[:2], len(there[2]), there[3])
+            + ("" if near else ", in another place"),
+            next_step="put the right file back, or run again with --fresh",
+        )
+
+
+def _as_recorded(
+    found: Mapping[str, Found],
+    known: Mapping[tuple[int, str, str, str], Score],
+    key: tuple[int, str, str],
+    path: Path,
+) -> None:
+    """The prediction must give the Dice and the volumes that were recorded."""
+    for name, new in found.items():
+        old = known.get((*key, name))
+        value = new.values["dice"]
+        same = old is not None and (
+            old.value == value or (math.isnan(old.value) and math.isnan(value))
+        )
+        if (
+            old is None
+            or not same
+            or (old.gt_vox, old.pred_vox) != (new.counts.gt_vox, new.counts.pred_vox)
+        ):
+            raise StoreError(
+                "a stored prediction does not give the recorded Dice",
+                where=f"{path}, {name}",
+                expected="no such row" if old is None else f"{old.value!r}, {old.pred_vox} voxels",
+                got=f"{value!r}, {new.counts.pred_vox} voxels",
+                next_step="the file or scores.csv was changed; run again with --fresh",
+            )

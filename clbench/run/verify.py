@@ -1,0 +1,324 @@
+"""Is a run what it says? Checksums, layout, and every number computed again; the first difference.
+
+What can be checked depends on what is there: checksums need a run that recorded them,
+scores need the stored predictions and the data. The rest is said to be unchecked.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clbench.data.catalog import exam_cases
+from clbench.data.labels import spacing_of
+from clbench.errors import ClbenchError, StoreError
+from clbench.evaluation.metrics.case import measure
+from clbench.evaluation.metrics.overlap import Counts, dice, dice_paper
+from clbench.evaluation.metrics.stability_gap import FILE, read_trace
+from clbench.evaluation.predictions import read_prediction
+from clbench.evaluation.scoring import context_of, metric_rows, native_rows, score_case, truth_bits
+from clbench.run.cost_table import RECORDED
+from clbench.run.record import recorded_catalog
+from clbench.store import checkpoint, checksums, run_folder
+from clbench.store.run_folder import Score
+
+Key = tuple[int, str, str, str, str, str]
+"""Step, eval set, case, structure, scoring, metric: one row of `scores.csv`."""
+
+
+@dataclass(kw_only=True)
+class Verified:
+    """A run in which no difference was found."""
+
+    folder: Path
+    """The run."""
+    checked: list[str] = field(default_factory=list)
+    """What was held against what."""
+    unchecked: list[str] = field(default_factory=list)
+    """What could not be, and why."""
+
+    def lines(self) -> list[str]:
+        """The summary."""
+        return [
+            f"{self.folder}: no difference found",
+            *(f"  checked: {line}" for line in self.checked),
+            *(f"  not checked: {line}" for line in self.unchecked),
+        ]
+
+
+def verify_run(folder: Path, *, data: str | None = None, cache: Path | None = None) -> Verified:
+    """Check a run folder.
+
+    Args:
+        folder: the run.
+        data: where the data lies now, as in `clbench run --data`; None: where the run found it.
+        cache: where preprocessed volumes and the phantom are kept; None: where the run kept them.
+
+    Returns:
+        What was checked, and what could not be.
+
+    Raises:
+        StoreError: the first difference: file, row, column, expected, got.
+        DataError: data was named that cannot be read.
+    """
+    record = run_folder.read_record(folder)
+    found = Verified(folder=folder, checked=[f"run.json, schema {run_folder.SCHEMA}"])
+    changed: list[StoreError] = []
+    if checksums.check_record(folder, record):
+        changed = list(checksums.check_files(folder, record))
+        found.checked.append(f"checksums of run.json and {len(record['files'])} files")
+    else:
+        found.unchecked.append("checksums: the run recorded none")
+    # damage in the scores is named by row and column, where it can be found there
+    if first := next((e for e in changed if e.where != folder / "scores.csv"), None):
+        raise first
+    if record["status"] == "finished" or record["steps_done"]:
+        rows = _scores(folder, record)
+        found.checked.append(f"scores.csv: {len(rows)} rows against run.json and themselves")
+        _again(folder, record, rows, found, data, cache)
+    if changed:
+        raise changed[0]
+    if record["status"] != "finished":
+        found.unchecked.append("the steps to come: the run is not finished")
+    _checkpoints(folder, record, found)
+    _cost(folder, record, found)
+    if (folder / FILE).exists():
+        read_trace(folder / FILE, [c for cases in record["course"]["test"] for c in cases])
+        found.checked.append(FILE)
+    found.unchecked.append("means and forgetting: none is stored, tables compute them from rows")
+    return found
+
+
+# ----------------------------------------------------------------------------------- scores alone
+
+
+def _scores(folder: Path, record: Mapping[str, Any]) -> dict[Key, tuple[int, Score]]:
+    """Key → (line, row): every row that must be there once, true to the record and to itself."""
+    path = folder / "scores.csv"
+    rows: dict[Key, tuple[int, Score]] = {}
+    scores = run_folder.read_scores(path)
+    steps = record["course"]["steps"]
+    learned = {name: i for i, s in enumerate(steps, 1) for name in s["learns"]}
+    same = {
+        "bench": record["identity"]["bench"], "bench_version": record["identity"]["bench_version"],
+        "strategy": record["strategy"], "seed": record["identity"]["seed"],
+    }  # fmt: skip
+    for line, row in enumerate(scores, 2):
+        key = key_of(row)
+        if key in rows:
+            raise _differs(path, line, row, "structure", f"one such row, in line {rows[key][0]}",
+                           "another")  # fmt: skip
+        rows[key] = line, row
+        for column, value in {**same, "learned_at": learned.get(row.structure)}.items():
+            if getattr(row, column) != value:
+                raise _differs(path, line, row, column, value, getattr(row, column))
+        _itself(path, line, row)
+    if path.read_bytes() != run_folder.scores_bytes(scores):
+        raise StoreError(
+            "the scores are not written as clbench writes them",
+            where=path,
+            expected="sorted rows, values by repr",
+            next_step="take the file from a copy, or run again with --fresh",
+        )
+    if not record.get("external"):  # predictions made elsewhere may have declared holes
+        _complete(path, record, rows)
+    return rows
+
+
+def _itself(path: Path, line: int, row: Score) -> None:
+    """A Dice must come from whole voxels, and the status from their numbers."""
+    if row.gt_vox is None or row.pred_vox is None:
+        if row.status != "not_annotated" or not math.isnan(row.value):
+            raise _differs(path, line, row, "status", "not_annotated, without a value",
+                           f"{row.status}, {row.value!r}")  # fmt: skip
+        return
+    counts = Counts(both_vox=0, pred_vox=row.pred_vox, gt_vox=row.gt_vox)
+    if row.status != counts.status:
+        raise _differs(path, line, row, "status", counts.status, row.status)
+    if not row.metric.startswith("dice"):
+        return
+    of = dice_paper if row.scoring == "paper" else dice
+    total = row.pred_vox + row.gt_vox + (row.scoring == "paper")
+    both = 0 if math.isnan(row.value) else round(row.value * total / 2)
+    possible = 0 <= both <= min(row.pred_vox, row.gt_vox)
+    nearest = of(Counts(both_vox=both, pred_vox=row.pred_vox, gt_vox=row.gt_vox))
+    if not possible or repr(nearest) != repr(row.value):
+        raise _differs(
+            path, line, row, "value", f"a Dice of {row.pred_vox} and {row.gt_vox} voxels, such as "
+            f"{nearest!r}", repr(row.value),
+        )  # fmt: skip
+
+
+def _complete(path: Path, record: Mapping[str, Any], rows: Mapping[Key, tuple[int, Score]]) -> None:
+    """Every learned structure of every test case must have its rows."""
+    learned: list[str] = []
+    tests = sorted({case for cases in record["course"]["test"] for case in cases})
+    for number, step in enumerate(record["course"]["steps"][: record["steps_done"]], 1):
+        learned += step["learns"]
+        for case in tests:
+            source, _, name = case.partition("/")
+            for structure in learned:
+                for scoring in run_folder.SCORINGS:
+                    if (number, source, name, structure, scoring, "dice") not in rows:
+                        raise StoreError(
+                            "a row of the scores is missing",
+                            where=path,
+                            expected=f"step {number}, {case}, {structure}, {scoring}, dice",
+                            got="no such row",
+                            next_step="take the file from a copy, or run again with --fresh",
+                        )
+
+
+# ------------------------------------------------------------------------------- scores from masks
+
+
+def _again(
+    folder: Path,
+    record: Mapping[str, Any],
+    rows: Mapping[Key, tuple[int, Score]],
+    found: Verified,
+    data: str | None,
+    cache: Path | None,
+) -> None:
+    """Compute every row again from the stored predictions and the data."""
+    stored = sorted((folder / "predictions").glob("step*/*.npz"))
+    if record.get("external") or not stored:
+        found.unchecked.append("scores against predictions: the run keeps no predictions")
+        return
+    try:
+        catalog = recorded_catalog(record, data=data, cache=cache)
+    except ClbenchError as err:
+        if data is not None:
+            raise
+        found.unchecked.append(f"scores against predictions: no data to compare with ({err.what})")
+        return
+    done, seen = 0, set()
+    for number, source, case in exam_cases(catalog):
+        volume = catalog.open(number, case, "test")
+        for step in range(1, int(record["steps_done"]) + 1):
+            path = folder / "predictions" / f"step{step}" / f"{source}_{case}.npz"
+            structures, context = (
+                catalog.benchmark.structures(step),
+                context_of(record, catalog.benchmark, step),
+            )
+            pred = read_prediction(path)
+            seen.add(path)
+            there, wanted = (
+                (pred.source, pred.case, pred.structures, pred.bits.shape),
+                (source, case, structures, volume.bits.shape),
+            )
+            if there != wanted:
+                raise StoreError("a stored prediction is not of this case", where=path,
+                                 expected=wanted, got=there)  # fmt: skip
+            made = score_case(pred.bits, structures, volume, context=context)
+            of_case = [r for _, r in rows.values()
+                       if (r.step, r.eval_set, r.case) == (step, source, case)]  # fmt: skip
+            words = tuple(dict.fromkeys(word_of(r.metric) for r in of_case))
+            if words := tuple(w for w in words if w):
+                bits = {n: (structures.index(n), b) for n, b in truth_bits(volume, structures)}
+                values = measure(
+                    native_rows(pred.bits, volume), volume.native_bits(),
+                    spacing_of(volume.native_affine).tolist(), bits, words,
+                )  # fmt: skip
+                made += metric_rows(values, structures, volume, words, context)
+            done += _compare(folder / "scores.csv", of_case, made, rows)
+    if strangers := [p for p in stored if p not in seen]:
+        raise StoreError("a stored prediction is of no test case of the run", where=strangers[0])
+    found.checked.append(f"{done} scores against {len(seen)} predictions and the data")
+
+
+def _compare(
+    path: Path,
+    recorded: Sequence[Score],
+    made: Sequence[Score],
+    rows: Mapping[Key, tuple[int, Score]],
+) -> int:
+    again = {key_of(r): r for r in made}
+    for row in recorded:
+        line = rows[key_of(row)][0]
+        if (new := again.get(key_of(row))) is None:
+            raise _differs(path, line, row, "metric", "a metric clbench computes", row.metric)
+        for column in ("value", "gt_vox", "pred_vox", "status"):
+            old, now = getattr(row, column), getattr(new, column)
+            if repr(old) != repr(now):
+                raise _differs(path, line, row, column, repr(now), repr(old))
+    return len(recorded)
+
+
+def key_of(row: Score) -> Key:
+    """What names a row within a run."""
+    return row.step, row.eval_set, row.case, row.structure, row.scoring, row.metric
+
+
+def word_of(metric: str) -> str | None:
+    """The word of `clbench score --metrics` that gives a metric; None for Dice."""
+    if metric in ("dice", "dice_ceiling"):
+        return None
+    if metric.startswith("lesion_"):
+        return "lesion"
+    return metric.replace("patient_positive", "patient")
+
+
+def _differs(
+    path: Path, line: int, row: Score, column: str, expected: object, got: object
+) -> StoreError:
+    return StoreError(
+        "a score is not what it must be",
+        where=f"{path}, line {line} (step {row.step}, {row.eval_set}/{row.case}, {row.structure}, "
+        f"{row.scoring}, {row.metric}), column {column}",
+        expected=expected,
+        got=got,
+        next_step="take the file from a copy, or run again with --fresh",
+    )
+
+
+# ----------------------------------------------------------------------------------- other files
+
+
+def _checkpoints(folder: Path, record: Mapping[str, Any], found: Verified) -> None:
+    """Checkpoints must open, and be of the step their name says."""
+    learned: list[str] = []
+    for number, step in enumerate(record["course"]["steps"], 1):
+        learned += step["learns"]
+        shared = folder.parents[1] / "_shared" / str(record.get("shared_step1"))
+        path = (shared if number == 1 else folder) / f"step{number}.pt"
+        if not path.is_file():
+            found.unchecked.append(f"checkpoint of step {number}: not kept here")
+            continue
+        content = checkpoint.load(path)
+        if (content["step"], content["structures"]) != (number, learned):
+            raise StoreError(
+                "a checkpoint is of another step",
+                where=path,
+                expected=f"step {number}: {', '.join(learned)}",
+                got=f"step {content['step']}: {', '.join(content['structures'])}",
+            )
+        found.checked.append(f"checkpoint of step {number}")
+
+
+def _cost(folder: Path, record: Mapping[str, Any], found: Verified) -> None:
+    """`cost.csv` must repeat what the record holds."""
+    path = folder / "cost.csv"
+    if not path.exists():
+        found.unchecked.append("cost.csv: not there")
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    for line, cells in enumerate(lines, 2):
+        cost = record["cost"].get(cells.get("step", ""), {})
+        flat = {**cost, **cost.get("train", {})}
+        for column in RECORDED:
+            expected = repr(flat[column]) if column in flat else ""
+            if cells.get(column) != expected:
+                raise StoreError(
+                    "a cost is not what the record says",
+                    where=f"{path}, line {line}, column {column}",
+                    expected=expected,
+                    got=cells.get(column),
+                    next_step=f"clbench cost {folder} writes the file anew",
+                )
+    found.checked.append(f"cost.csv: {len(lines)} steps against run.json")

@@ -1,0 +1,359 @@
+"""What is taught, in what order, from which data: Source, Preprocessing, Step, Benchmark.
+
+These types are the parsed form of a benchmark's TOML file
+(`clbench.spec.toml` reads it). They are frozen and validate themselves, so whoever holds one may
+trust it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+from clbench.errors import SpecError, closest
+from clbench.spec.names import need_case, need_name
+from clbench.spec.splits import Draw as Draw
+from clbench.spec.splits import Split as Split
+from clbench.spec.taxonomy import Structure, structure
+
+MAX_LABEL = (1 << 16) - 1
+"""Largest label value: a table of all values is looked up voxel by voxel."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Partial:
+    """Cases of a source that annotate fewer structures than the rest."""
+
+    cases: tuple[str, ...]
+    """Case ids."""
+    annotates: tuple[str, ...]
+    """The structures these cases annotate."""
+    why: str = ""
+    """Where the fact comes from."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A data set: how it lies on disk, what its label values mean, what each case annotates."""
+
+    name: str
+    """Name in `--data name=PATH` and in every table."""
+    title: str
+    """Name for readers."""
+    layout: str
+    """Folder layout (`clbench.data.layouts`)."""
+    labels: Mapping[int, str] = field(default_factory=dict)
+    """Raw label value → structure; a structure also holds the values of those inside it."""
+    masks: Mapping[str, str] = field(default_factory=dict)
+    """For layouts with a mask per structure: file stem → structure; several stems may stand for
+    one structure (two generations of names)."""
+    sides: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    """Raw label value that holds both of a pair → (left, right) structure."""
+    ignored: tuple[int, ...] = ()
+    """Further label values that occur and count as background."""
+    partial: tuple[Partial, ...] = ()
+    """Cases that annotate fewer structures."""
+    patient: str = "(.+)"
+    """Regular expression whose one group is the patient within a case id; no patient stands in
+    train and in test."""
+    licence: str = ""
+    """Licence of the data, as its owner states it."""
+    url: str = ""
+    """Where to get it."""
+
+    def __post_init__(self) -> None:
+        """Check that every named structure exists and is in the labels."""
+        where = f"source {self.name!r}"
+        need_name(self.name, where)
+        if bool(self.labels or self.sides) == bool(self.masks):
+            raise SpecError(
+                "a source needs label values, or names of mask files",
+                where=where,
+                expected="either [source.labels] or [source.masks]",
+                got="both" if self.masks else "neither",
+            )
+        for name in (*self.labels.values(), *self.masks.values()):
+            structure(name, where)
+        for name in (*self.masks, *(c for p in self.partial for c in p.cases)):
+            need_case(name, where)
+        for value, pair in self.sides.items():
+            if len(pair) != 2 or structure(pair[0], where).mirror != pair[1]:
+                raise SpecError(
+                    "sides needs the left and the right structure of a pair",
+                    where=where,
+                    expected=f'{value} = ["left_…", "right_…"]',
+                    got=f"{value} = {list(pair)}",
+                )
+        for value in (*self.labels, *self.sides, *self.ignored):
+            if value <= 0:
+                raise SpecError("label values start at 1; 0 is background", where=where, got=value)
+            if value > MAX_LABEL:
+                raise SpecError(
+                    "a label value is too large", where=where, expected=f"≤ {MAX_LABEL}", got=value
+                )
+        used = [*self.labels, *self.sides, *self.ignored]
+        if len(set(used)) < len(used):
+            raise SpecError(
+                "a label value is listed twice",
+                where=where,
+                expected="each in one of labels, sides and ignored",
+                got=sorted(v for v in set(used) if used.count(v) > 1),
+            )
+        try:
+            groups = re.compile(self.patient).groups
+        except re.error as err:
+            raise SpecError(
+                "patient is no regular expression", where=where, got=self.patient
+            ) from err
+        if groups != 1:
+            raise SpecError("patient needs exactly one group", where=where, got=self.patient)
+        seen: set[str] = set()
+        for part in self.partial:
+            for name in part.annotates:
+                if name not in self.structures:
+                    raise SpecError(
+                        f"partial cases annotate {name!r}, which the source does not have",
+                        where=where,
+                        expected=f"one of {', '.join(sorted(self.structures))}",
+                    )
+            if twice := seen & set(part.cases):
+                raise SpecError(
+                    "a case stands in two partial lists", where=where, got=sorted(twice)
+                )
+            seen |= set(part.cases)
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Every structure labels or masks name, in the order of the values, each once."""
+        by_value = {**{v: (n,) for v, n in self.labels.items()}, **self.sides}
+        names = [n for v in sorted(by_value) for n in by_value[v]]
+        return tuple(dict.fromkeys([*names, *self.masks.values()]))
+
+    def annotated(self, case: str) -> tuple[str, ...]:
+        """The structures that case `case` annotates, in the order of `structures`.
+
+        Where masks may be missing, see `CaseFiles.annotated`.
+        """
+        for part in self.partial:
+            if case in part.cases:
+                return tuple(s for s in self.structures if s in part.annotates)
+        return self.structures
+
+    def patient_of(self, case: str) -> str:
+        """The patient behind a case id.
+
+        Raises:
+            SpecError: the id does not match `patient`.
+        """
+        match = re.match(self.patient, case)
+        if match is None or not match[1]:
+            raise SpecError(
+                "a case id does not match the source's `patient`",
+                where=f"source {self.name!r}",
+                expected=self.patient,
+                got=case,
+            )
+        return match[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessing:
+    """How a volume becomes what a network sees."""
+
+    orientation: str = "RAS"
+    """Axis codes after reorientation; axis 0 grows to the patient's right, 1 to the front, 2 up."""
+    spacing_mm: tuple[float, float, float] = (1.5, 1.5, 1.5)
+    """Voxel size after resampling (image linear, label nearest)."""
+    window_hu: tuple[float, float] = (-175.0, 250.0)
+    """HU range that is mapped to [0, 1]; values outside are clipped."""
+    patch_vox: tuple[int, int, int] = (96, 96, 96)
+    """Training patch and sliding window, in voxels."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.orientation != "RAS":
+            raise SpecError("only RAS is supported", where="preprocessing", got=self.orientation)
+        if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
+            raise SpecError(
+                "spacing_mm needs three positive numbers",
+                where="preprocessing",
+                got=self.spacing_mm,
+            )
+        if len(self.window_hu) != 2 or self.window_hu[0] >= self.window_hu[1]:
+            raise SpecError("window_hu needs low < high", where="preprocessing", got=self.window_hu)
+        if len(self.patch_vox) != 3 or min(self.patch_vox) < 1:
+            raise SpecError(
+                "patch_vox needs three positive whole numbers",
+                where="preprocessing",
+                got=self.patch_vox,
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One lesson: which structures are learned, from which source."""
+
+    name: str
+    """Short name for tables."""
+    source: str
+    """Name of the source."""
+    learns: tuple[str, ...]
+    """Structures first learned here, in channel order."""
+    split: Split
+    """Cases on real data."""
+    phantom_split: Split | None = None
+    """Cases on the embedded phantom; None: as many as the profile asks for, numbered by step."""
+    shows: tuple[str, ...] | None = None
+    """Structures whose annotation this step's cases show while teaching. None: all the source
+    annotates, but not what other steps learn from the same source: in a source that several steps
+    share, each sees its own lesson."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Benchmark:
+    """A course: sources, steps and how to read the result."""
+
+    name: str
+    """Name for `--bench`."""
+    version: int
+    """Raised by any change that moves a number; results of two versions never share a table."""
+    title: str
+    """One line for `clbench list`."""
+    sources: tuple[Source, ...]
+    """The data sets."""
+    steps: tuple[Step, ...]
+    """The lessons, in order."""
+    preprocessing: Preprocessing
+    """Common to all steps."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Table groups: printed name → structures whose plain mean it is."""
+    citation: str = ""
+    """What to cite."""
+    declares: tuple[Structure, ...] = ()
+    """Structures this course adds to the taxonomy."""
+
+    def __post_init__(self) -> None:
+        """Check that steps, sources and groups fit together."""
+        where = f"benchmark {self.name!r}"
+        need_name(self.name, where)
+        if not self.steps:
+            raise SpecError("a benchmark needs at least one step", where=where)
+        for what, given in (
+            ("source", [s.name for s in self.sources]),
+            ("step", [s.name for s in self.steps]),
+        ):
+            if twice := [n for n, times in Counter(given).items() if times > 1]:
+                raise SpecError(f"two {what}s have one name", where=where, got=", ".join(twice))
+        known = {s.name: s for s in self.sources}
+        learned: dict[str, str] = {}
+        for step in self.steps:
+            here = f"{where}, step {step.name!r}"
+            if step.source not in known:
+                guess = closest(step.source, known)
+                raise SpecError(
+                    f"the step's source {step.source!r} is not defined",
+                    where=here,
+                    expected=f"one of {', '.join(known)}",
+                    next_step=f"did you mean {guess!r}?" if guess else None,
+                )
+            if not step.learns:
+                raise SpecError("a step must learn at least one structure", where=here)
+            for name in step.learns:
+                structure(name, here)
+                if name in learned:
+                    raise SpecError(
+                        f"{name!r} is learned twice",
+                        where=here,
+                        expected="each structure learned in one step",
+                        got=f"steps {learned[name]!r} and {step.name!r}",
+                        next_step="remove it from one of the two `learns` lists",
+                    )
+                if name not in known[step.source].structures:
+                    raise SpecError(
+                        f"the step learns {name!r}, which its source does not annotate",
+                        where=here,
+                        expected=f"one of {', '.join(known[step.source].structures)}",
+                        got=name,
+                        next_step=f"take it from `learns`, or give source {step.source!r} its "
+                        "label value or mask",
+                    )
+                learned[name] = step.name
+            if step.shows is not None:
+                have = known[step.source].structures
+                wrong = [n for n in step.shows if n not in have]
+                if wrong or not set(step.learns) <= set(step.shows):
+                    raise SpecError(
+                        "`shows` must hold what the step learns and nothing its source lacks",
+                        where=here,
+                        expected=f"{', '.join(step.learns)}, and any of {', '.join(have)}",
+                        got=", ".join(step.shows),
+                    )
+        for group, names in self.groups.items():
+            for name in names:
+                if name not in learned:
+                    raise SpecError(
+                        f"group {group!r} names {name!r}, which no step learns", where=where
+                    )
+
+    def source(self, name: str) -> Source:
+        """The source called `name`."""
+        return next(s for s in self.sources if s.name == name)
+
+    def structures(self, step: int) -> tuple[str, ...]:
+        """Every structure learned in steps 1 to `step` (1-based), in channel order."""
+        return tuple(name for s in self.steps[:step] for name in s.learns)
+
+    def learned_at(self, name: str) -> int:
+        """The 1-based step that first teaches `name`."""
+        return next(i for i, s in enumerate(self.steps, 1) if name in s.learns)
+
+    def shown(self, step: int) -> frozenset[str]:
+        """The structures whose annotation the cases of a 1-based step show while teaching."""
+        this = self.steps[step - 1]
+        if this.shows is not None:
+            return frozenset(this.shows)
+        elsewhere = {
+            name
+            for other in self.steps
+            if other is not this and other.source == this.source
+            for name in other.learns
+        }
+        return frozenset(self.source(this.source).structures) - elsewhere
+
+    def reads(self, name: str) -> Source:
+        """The source `name` as this course reads it.
+
+        A value for both sides of a pair that no step learns is background, not split: a body with
+        one adrenal gland does not stop a course that teaches none.
+        """
+        source = self.source(name)
+        taught = set(self.structures(len(self.steps)))
+        idle = {value: pair for value, pair in source.sides.items() if not taught & set(pair)}
+        if not idle:
+            return source
+        lost = {n for pair in idle.values() for n in pair} - set(source.labels.values())
+        return replace(
+            source,
+            sides={v: pair for v, pair in source.sides.items() if v not in idle},
+            ignored=(*source.ignored, *idle),
+            partial=tuple(
+                replace(p, annotates=tuple(n for n in p.annotates if n not in lost))
+                for p in source.partial
+            ),
+        )
+
+    def digest(self) -> str:
+        """A hash over everything that moves a number, for courses without a guarded version."""
+        words = ("title", "licence", "url", "citation", "why", "origin", "groups")
+
+        def bare(value: object) -> object:
+            if isinstance(value, Mapping):
+                return [[str(k), bare(v)] for k, v in value.items() if k not in words]
+            return [bare(v) for v in value] if isinstance(value, tuple | list) else value
+
+        text = json.dumps(bare(asdict(self)))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

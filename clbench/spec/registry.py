@@ -1,0 +1,133 @@
+"""Find a benchmark, strategy, backbone or text encoding by name, through entry points.
+
+Names and one-line summaries are read without importing the plugin: the
+summary is the first line of the module's docstring, taken from its source text.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from clbench.errors import ClbenchError, SpecError, UnknownName, unknown_name
+from clbench.spec.benchmark import Benchmark
+from clbench.spec.toml import load_benchmark, read_toml
+
+GROUPS = {
+    "benchmark": "clbench.benchmarks",
+    "strategy": "clbench.strategies",
+    "backbone": "clbench.backbones",
+    "encoding": "clbench.encodings",
+    "resolver": "clbench.resolvers",  # of strategies that are named as `module:Class`
+}
+
+
+def entries(kind: str) -> dict[str, metadata.EntryPoint]:
+    """Name → entry point, sorted by name.
+
+    Raises:
+        ClbenchError: when two distributions claim one name for different objects.
+    """
+    found: dict[str, metadata.EntryPoint] = {}
+    for entry in metadata.entry_points(group=GROUPS[kind]):
+        other = found.get(entry.name)
+        if other is not None and other.value != entry.value:
+            raise ClbenchError(
+                f"two packages register a {kind} called {entry.name!r}",
+                where=f"entry points {GROUPS[kind]}",
+                got=f"{_owner(other)}: {other.value}; {_owner(entry)}: {entry.value}",
+                next_step="uninstall one of them",
+            )
+        found[entry.name] = entry
+    return dict(sorted(found.items()))
+
+
+def _owner(entry: metadata.EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else "?"
+
+
+def load(kind: str, name: str) -> Any:
+    """Import the object registered as `name`.
+
+    Raises:
+        UnknownName: when nobody registered it.
+        ClbenchError: when its package fails to import; names the distribution.
+    """
+    known = entries(kind)
+    if name not in known:
+        raise unknown_name(kind, name, known)
+    try:
+        return known[name].load()
+    except ClbenchError:
+        raise
+    except Exception as err:
+        raise ClbenchError(
+            f"the {kind} {name!r} cannot be loaded: {err}",
+            where=f"{known[name].value} of {_owner(known[name])}",
+            next_step="repair or uninstall that package",
+        ) from err
+
+
+def benchmark_path(name: str) -> Path:
+    """The file of a registered benchmark; a path that ends in `.toml` is taken as it is."""
+    if is_path(name):
+        return Path(name).expanduser()
+    known = entries("benchmark")
+    if name not in known:
+        raise unknown_name("benchmark", name, known)
+    return Path(str(resources.files(known[name].value) / f"{name}.toml"))
+
+
+def benchmark(name: str) -> Benchmark:
+    """The benchmark registered as `name`, or read from a path that ends in `.toml`.
+
+    Raises:
+        SpecError: the file contradicts itself, or takes the name of a registered benchmark for
+            another course: their results would lie in one folder.
+    """
+    found = load_benchmark(benchmark_path(name))
+    if is_path(name) and found.name in entries("benchmark"):
+        own = load_benchmark(benchmark_path(found.name))
+        if (found.digest(), found.version) != (own.digest(), own.version):
+            raise SpecError(
+                f"the benchmark name {found.name!r} is taken",
+                where=name,
+                expected="a name of its own for a course of your own",
+                next_step="change `name` in the file",
+            )
+    return found
+
+
+def name_of(bench: str) -> str:
+    """The name under which results of a benchmark lie: its own, also where a file is named."""
+    return benchmark(bench).name if is_path(bench) else bench
+
+
+def is_path(name: str) -> bool:
+    """Whether a benchmark is named by its file."""
+    return name.endswith(".toml") or "/" in name
+
+
+def summary(kind: str, name: str) -> str:
+    """One line about a registered name, without importing its package."""
+    if kind == "benchmark":
+        return str(read_toml(benchmark_path(name)).get("title", ""))
+    entry = entries(kind)[name]
+    module, _, attribute = entry.value.partition(":")
+    try:
+        # find_spec imports the parent package only; built-in parents are empty.
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise UnknownName(f"module {module} not found")
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except (ImportError, UnknownName, OSError, SyntaxError, ValueError) as err:
+        return f"broken ({_owner(entry)}): {err}"
+    for node in tree.body:
+        named = isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute
+        if named and (text := ast.get_docstring(node)):  # type: ignore[arg-type]  # narrowed by `named`
+            return text.splitlines()[0]
+    text = ast.get_docstring(tree)
+    return text.splitlines()[0] if text else ""

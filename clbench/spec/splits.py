@@ -1,0 +1,159 @@
+"""Which cases train, validate and test a step: lists of ids, or a rule that draws patients."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from clbench.errors import SpecError
+from clbench.spec.names import need_case
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """A rule that draws a split from the cases at hand, patient by patient.
+
+    Patients are put in an order that depends on `seed` and their names alone, and dealt out in
+    blocks: a step with `part = 2` takes the second block. So steps that share a source, a seed, the
+    needs and the block size never share a patient, and neither do train and test.
+    """
+
+    seed: int
+    """Changes the order of the patients."""
+    train: int
+    """Patients to learn from."""
+    validation: int = 0
+    """Patients for choices made while developing."""
+    test: int
+    """Patients for the examination."""
+    part: int = 1
+    """1-based block."""
+    needs: tuple[str, ...] = ()
+    """Structures of which a case must hold a voxel; for sources that image other regions too."""
+    without: tuple[str, ...] = ()
+    """Case ids that are never drawn: damaged files, say."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if min(self.train, self.test, self.part) < 1 or self.validation < 0:
+            raise SpecError(
+                "a drawn split needs at least one train and one test patient and part ≥ 1",
+                where="draw",
+                got=f"train={self.train}, test={self.test}, part={self.part}",
+            )
+
+    def deal(
+        self,
+        cases: Iterable[str],
+        *,
+        patient: Callable[[str], str],
+        fits: Callable[[str], bool],
+        where: object,
+    ) -> dict[str, tuple[str, ...]]:
+        """Part → case ids, out of the cases at hand.
+
+        Args:
+            cases: ids of the source.
+            patient: case id → patient.
+            fits: whether a case holds what `needs` asks for; asked of no more than necessary.
+            where: what the split belongs to, for the message.
+
+        Raises:
+            SpecError: not enough patients.
+        """
+        patients: dict[str, list[str]] = {}
+        for case in sorted(set(cases) - set(self.without)):
+            patients.setdefault(patient(case), []).append(case)
+        order = sorted(
+            patients, key=lambda p: hashlib.sha256(f"{self.seed}/{p}".encode()).hexdigest()
+        )
+        size = self.train + self.validation + self.test
+        taken: list[list[str]] = []
+        for name in order:
+            if fitting := [c for c in patients[name] if fits(c)]:
+                taken.append(fitting)
+            if len(taken) == self.part * size:
+                break
+        else:
+            raise SpecError(
+                "too few patients for the drawn split",
+                where=where,
+                expected=f"at least {self.part * size} (part {self.part} of {size} each)"
+                + (f" that hold {', '.join(self.needs)}" if self.needs else ""),
+                got=len(taken),
+                next_step="add cases, or pass a split file of your own with --split",
+            )
+        block = taken[-size:]
+        ends = (0, self.train, self.train + self.validation, size)
+        return {
+            part: tuple(c for cases in block[a:b] for c in cases)
+            for part, a, b in zip(PARTS, ends[:-1], ends[1:], strict=True)
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Which cases of a source train, validate and test a step."""
+
+    name: str
+    """File name, for records."""
+    train: tuple[str, ...] = ()
+    """Case ids a model learns from."""
+    validation: tuple[str, ...] = ()
+    """Case ids for choices made while developing."""
+    test: tuple[str, ...] = ()
+    """Case ids no training ever opens."""
+    origin: str = ""
+    """Where the ids come from."""
+    draw: Draw | None = None
+    """A rule instead of lists; `resolve` applies it."""
+
+    def __post_init__(self) -> None:
+        """Check that no case stands in two parts."""
+        where = f"split {self.name!r}"
+        for case in (*self.cases, *(self.draw.without if self.draw is not None else ())):
+            need_case(case, where)
+        if self.draw is not None:
+            if self.cases:
+                raise SpecError("a split lists cases or draws them, not both", where=where)
+            return
+        for i, a in enumerate(PARTS):
+            here: tuple[str, ...] = getattr(self, a)
+            if len(set(here)) != len(here):
+                raise SpecError(f"a case is listed twice in {a}", where=where)
+            for b in PARTS[i + 1 :]:
+                if both := set(here) & set(getattr(self, b)):
+                    raise SpecError(
+                        f"the same case stands in {a} and {b}",
+                        where=where,
+                        expected="disjoint lists",
+                        got=", ".join(sorted(both)),
+                        next_step="remove it from one; a case once trained on tests nothing",
+                    )
+        if not self.train or not self.test:
+            raise SpecError(
+                "a split needs train and test cases",
+                where=where,
+                got=f"{len(self.train)} train, {len(self.test)} test",
+            )
+
+    def resolve(
+        self,
+        cases: Iterable[str],
+        *,
+        patient: Callable[[str], str],
+        fits: Callable[[str], bool] = lambda case: True,
+    ) -> Split:
+        """This split with its rule applied to the cases at hand; itself where it lists ids."""
+        if self.draw is None:
+            return self
+        dealt = self.draw.deal(cases, patient=patient, fits=fits, where=f"split {self.name!r}")
+        return replace(self, draw=None, **dealt)  # type: ignore[arg-type]  # keys are PARTS
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """All case ids: train, validation, test."""
+        return self.train + self.validation + self.test

@@ -1,0 +1,230 @@
+"""Intervals and rankings by resampling: patients within their data set, crossed with seeds.
+
+The tables are those of `clbench.statistics.class_macro`. Strategies stay paired inside a
+resample: all see the same patients and the same seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clbench.errors import DataError, SettingError
+from clbench.statistics.class_macro import Stratum, Table, has_cells, macro_mean, strata
+from clbench.statistics.intervals import Interval
+from clbench.statistics.ranking import block_ranks
+
+Floats = NDArray[np.float64]
+ONE_RUN = "one training run: conditional on it"
+FEW_SEEDS = "fewer than 5 seeds: their variance is understated by (seeds - 1) / seeds"
+SMALL_N = "n < 50: percentile interval is approximate"
+LOST = "a class lost all its patients in some resamples"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resamples:
+    """Bootstrap weights: which seeds and which patients each resample holds, and how often."""
+
+    seeds: Floats
+    """(draws, seeds); each row sums to 1. Shared by all data sets: seeds are crossed."""
+    patients: tuple[Floats, ...]
+    """Per data set (draws, patients); each row sums to the number of patients."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stability:
+    """How the ranking changes when patients (and seeds) are resampled."""
+
+    names: tuple[str, ...]
+    """The strategies, in the order given."""
+    full_ranks: Floats
+    """(strategies,) ranks from all patients."""
+    rank_share: Floats
+    """(strategies, strategies); entry [i, r] is the share of resamples in which i has rank r + 1.
+    Tied ranks are split evenly over the places they cover."""
+    p_first: Floats
+    """(strategies,) share of resamples with the best rank, ties split evenly."""
+    kendall_tau: float
+    """Mean Kendall tau-b between a resampled ranking and the full one; nan without an order."""
+    draws: int
+    """Resamples."""
+    n: int
+    """Patients."""
+    n_seeds: int
+    """Training runs."""
+
+
+def draw_resamples(parts: Sequence[Stratum], *, seed: int, draws: int) -> Resamples:
+    """Resample seeds and patients independently, patients within their data set.
+
+    Source: pigeonhole bootstrap (Owen 2007) for crossed factors.
+    """
+    rng = np.random.default_rng(seed)
+    runs = parts[0].values.shape[0]
+    return Resamples(
+        seeds=rng.multinomial(runs, np.full(runs, 1 / runs), size=draws) / runs,
+        patients=tuple(
+            rng.multinomial(part.n, np.full(part.n, 1 / part.n), size=draws).astype(np.float64)
+            if part.n
+            else np.empty((draws, 0))
+            for part in parts
+        ),
+    )
+
+
+def resampled(parts: Sequence[Stratum], resamples: Resamples) -> tuple[Floats, Floats]:
+    """The macro mean of every resample, and how many classes each resample lost.
+
+    Returns:
+        (draws,) means, nan where no class is left; (draws,) classes without a resampled patient.
+    """
+    total = np.zeros(resamples.seeds.shape[0])
+    present, classes = np.zeros_like(total), 0
+    for part, patients in zip(parts, resamples.patients, strict=True):
+        sums = np.zeros((total.size, part.valid.shape[1]))
+        for weight, values in zip(resamples.seeds.T, part.values, strict=True):
+            sums += weight[:, None] * (patients @ values)
+        count = patients @ part.valid
+        total += np.divide(sums, count, out=np.zeros_like(sums), where=count > 0).sum(axis=1)
+        present += (count > 0).sum(axis=1)
+        classes += int((part.valid.sum(axis=0) > 0).sum())
+    mean = np.divide(total, present, out=np.full_like(total, np.nan), where=present > 0)
+    return mean, classes - present
+
+
+def crossed_interval(
+    table: Table, *, seed: int = 0, draws: int = 10_000, level: float = 0.95
+) -> Interval:
+    """Percentile bootstrap interval of the macro difference over seeds and patients at once.
+
+    A class whose patients all fall out of a resample is left out of that resample's mean; the flag
+    says in what share of resamples that happened.
+
+    Args:
+        table: differences A minus B per data set.
+        seed: of the resamples.
+        draws: resamples.
+        level: confidence asked for.
+
+    Raises:
+        SettingError: the level is not between 0 and 1.
+        DataError: see `clbench.statistics.class_macro.strata`.
+
+    Source: pigeonhole bootstrap (Owen 2007), stratified by data set.
+    """
+    if not 0 < level < 1:
+        raise SettingError("no such confidence", expected="0 < level < 1", got=level)
+    parts = strata(table)
+    n = sum(part.n for part in parts)
+    runs = parts[0].values.shape[0] if parts else 0
+    flags = [ONE_RUN] if runs == 1 else [FEW_SEEDS] if runs < 5 else []
+    flags += [SMALL_N] if n < 50 else []
+    low = high = error = math.nan
+    if n >= 2:
+        means, lost = resampled(parts, draw_resamples(parts, seed=seed, draws=draws))
+        low, high = (float(x) for x in np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2]))
+        error = float(np.nanstd(means, ddof=1))
+        flags += [f"{LOST} ({(lost > 0).mean():.1%})"] if lost.any() else []
+    else:
+        flags.append("fewer than two patients: no interval")
+    return Interval(
+        estimate=macro_mean(table),
+        low=low,
+        high=high,
+        level=level,
+        method="crossed bootstrap, percentile",
+        n=n,
+        n_seeds=runs,
+        standard_error=error,
+        draws=draws,
+        flags=tuple(flags),
+    )
+
+
+def seed_means(table: Table) -> Floats:
+    """(seeds,) the class-macro mean of each seed, for an interval over paired seeds."""
+    parts = strata(table)
+    if not has_cells(parts):
+        return np.empty(0)
+    return resampled(parts, _everyone(parts))[0]
+
+
+def ranking_stability(
+    scores: Mapping[str, Table], *, seed: int = 0, draws: int = 1000
+) -> Stability:
+    """Bootstrap patients and seeds, rank the strategies by class-macro mean in each resample.
+
+    Args:
+        scores: strategy → table (data set → (patients, classes) or (seeds, patients, classes)).
+        seed: of the resamples; every strategy sees the same ones.
+        draws: resamples.
+
+    Raises:
+        DataError: fewer than two strategies, no cells, or strategies that differ in their cells.
+
+    Source: the content of challengeR (Wiesenfarth et al. 2021).
+    """
+    names = tuple(scores)
+    parts = {name: strata(table) for name, table in scores.items()}
+    if len(names) < 2:
+        raise DataError("a ranking needs two strategies", expected=">= 2", got=len(names))
+    first = parts[names[0]]
+    for name in names[1:]:
+        same = [p.name for p in parts[name]] == [p.name for p in first] and all(
+            p.values.shape == q.values.shape and np.array_equal(p.valid, q.valid)
+            for p, q in zip(parts[name], first, strict=True)
+        )
+        if not same:
+            raise DataError(
+                "two strategies were not scored on the same cases",
+                where=name,
+                expected=f"the cells of {names[0]!r}",
+                got="other data sets, patients, classes, seeds or holes",
+                next_step="finish the incomplete run",
+            )
+    if not any(p.valid.any() for p in first):
+        raise DataError("there is nothing to rank", expected="scores", got="no cell")
+    weights = draw_resamples(first, seed=seed, draws=draws)
+    means = np.column_stack([resampled(parts[name], weights)[0] for name in names])
+    means = means[~np.isnan(means).any(axis=1)]
+    full = np.array([resampled(parts[n], _everyone(parts[n]))[0].mean() for n in names])
+    full_ranks = block_ranks(full[None])[0][0]
+    share = np.zeros((len(names), len(names)))
+    ranks = block_ranks(means)[0]
+    for row in ranks:
+        for i, rank in enumerate(row):
+            width = int((row == rank).sum())
+            top = round(rank - (width + 1) / 2)
+            share[i, top : top + width] += 1 / width
+    share /= len(ranks)
+    return Stability(
+        names=names,
+        full_ranks=full_ranks,
+        rank_share=share,
+        p_first=share[:, 0].copy(),
+        kendall_tau=_mean_tau(ranks, full_ranks),
+        draws=len(ranks),
+        n=sum(p.n for p in first),
+        n_seeds=first[0].values.shape[0],
+    )
+
+
+def _everyone(parts: Sequence[Stratum]) -> Resamples:
+    """Each seed alone with every patient once."""
+    runs = parts[0].values.shape[0]
+    return Resamples(seeds=np.eye(runs), patients=tuple(np.ones((runs, part.n)) for part in parts))
+
+
+def _mean_tau(ranks: Floats, full: Floats) -> float:
+    """Mean Kendall tau-b of each row of `ranks` with `full`; rows without an order left out."""
+    i, j = np.triu_indices(full.size, 1)
+    ours, theirs = np.sign(ranks[:, i] - ranks[:, j]), np.sign(full[i] - full[j])
+    scale = np.sqrt(np.abs(ours).sum(axis=1) * np.abs(theirs).sum())
+    ordered = scale > 0
+    if not ordered.any():
+        return math.nan
+    return float(((ours @ theirs)[ordered] / scale[ordered]).mean())

@@ -1,0 +1,133 @@
+"""Are two strategies practically equal? Two one-sided tests, and a Bayesian signed-rank test.
+
+A large p never shows equality; only
+a margin declared beforehand does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from clbench.errors import DataError, SettingError
+from clbench.statistics.paired_tests import DECIMALS, Method, existing, paired_t
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Equivalence:
+    """Two one-sided tests: does the difference lie between `low` and `high`?"""
+
+    p: float
+    """The larger of the two; equivalent at alpha when p is at most alpha."""
+    p_above_low: float
+    """One-sided p of "above `low`"; alone it is the test of non-inferiority."""
+    p_below_high: float
+    """One-sided p of "below `high`"."""
+    low: float
+    """Lower margin, in the unit of the differences."""
+    high: float
+    """Upper margin."""
+    n: int
+    """Pairs (or patients) that exist."""
+    method: Method
+    """The null distribution used."""
+    flags: tuple[str, ...] = ()
+    """What a reader must know, in words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Posterior:
+    """Bayesian signed-rank test: three shares that sum to 1."""
+
+    p_a: float
+    """Share of posterior draws in which A is practically better."""
+    p_rope: float
+    """Share in which the two are practically equal."""
+    p_b: float
+    """Share in which B is practically better."""
+    rope: float
+    """Half-width of "practically equal", in the unit of the differences."""
+    n: int
+    """Pairs that exist."""
+    draws: int
+    """Posterior draws; the shares carry a Monte Carlo error of at most 0.5/sqrt(draws)."""
+
+
+def tost(differences: ArrayLike, *, low: float, high: float) -> Equivalence:
+    """Two one-sided paired t-tests of low < mean difference < high; p is nan for n < 2.
+
+    Args:
+        differences: (n,) A minus B.
+        low: lower margin, below 0; declared before looking.
+        high: upper margin.
+
+    Raises:
+        SettingError: low is not below high.
+
+    Source: Schuirmann 1987, as statsmodels' `ttost_paired`. Non-inferiority uses `p_above_low`.
+    """
+    if not low < high:
+        raise SettingError(
+            "equivalence margins are swapped", expected="low < high", got=(low, high)
+        )
+    values = existing(differences)
+    above, below = paired_t(values - low), paired_t(values - high)
+    return Equivalence(
+        p=float(np.max([above.p_greater, below.p_less])),  # nan stays nan
+        p_above_low=above.p_greater,
+        p_below_high=below.p_less,
+        low=low,
+        high=high,
+        n=values.size,
+        method="t" if "none" not in (above.method, below.method) else "none",
+        flags=tuple(dict.fromkeys(above.flags + below.flags)),
+    )
+
+
+def bayes_signed_rank(
+    differences: ArrayLike, *, rope: float, seed: int, draws: int = 50_000, prior: float = 0.5
+) -> Posterior:
+    """Bayesian signed-rank test with a region of practical equivalence.
+
+    Each draw weights the patients by a Dirichlet vector (plus a prior patient with difference 0)
+    and asks where most weighted Walsh averages lie: below -rope, inside, or above rope.
+
+    Args:
+        differences: (n,) A minus B.
+        rope: half-width of "practically equal", at least 0.
+        seed: of the draws.
+        draws: posterior draws.
+        prior: weight of the prior patient.
+
+    Raises:
+        DataError: no pair exists.
+
+    Source: Benavoli et al. 2014 and 2017; baycomp (whose `p_left` is our `p_a`).
+    """
+    values = np.round(existing(differences), DECIMALS)
+    if values.size == 0:
+        raise DataError("a posterior needs at least one pair", expected="n >= 1", got=0)
+    points = np.concatenate([[0.0], values])
+    walsh = np.round((points[:, None] + points[None, :]) / 2, DECIMALS + 1)
+    if rope > 0:
+        above, below = (walsh > rope).astype(float), (walsh < -rope).astype(float)
+    else:  # a tie at exactly 0 counts half for each side
+        above = (walsh > 0) + (walsh == 0) / 2
+        below = 1.0 - above
+    rng = np.random.default_rng(seed)
+    weights = rng.dirichlet(np.r_[prior, np.ones(values.size)], size=draws)
+    a = ((weights @ above) * weights).sum(axis=1)
+    b = ((weights @ below) * weights).sum(axis=1)
+    middle = 1 - a - b if rope > 0 else np.full(draws, -1.0)
+    winner = np.argmax(np.stack([a, middle, b]), axis=0)
+    share = np.bincount(winner, minlength=3) / draws
+    return Posterior(
+        p_a=float(share[0]),
+        p_rope=float(share[1]),
+        p_b=float(share[2]),
+        rope=rope,
+        n=values.size,
+        draws=draws,
+    )

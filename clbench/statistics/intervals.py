@@ -1,0 +1,352 @@
+"""How sure we are: confidence intervals of paired differences and of proportions over patients.
+
+Intervals that cannot exist at a given n are nan
+with a flag that says so, never a narrower promise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clbench.errors import DataError, SettingError
+from clbench.statistics.paired_tests import DECIMALS, existing, midranks, signed_rank_null
+
+Floats = NDArray[np.float64]
+_EXACT_UP_TO = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """An estimate with its confidence interval."""
+
+    estimate: float
+    """The value estimated; nan without data."""
+    low: float
+    """Lower end; nan where no interval of this level exists."""
+    high: float
+    """Upper end."""
+    level: float
+    """Confidence asked for, e.g. 0.95."""
+    method: str
+    """How the interval was made."""
+    n: int
+    """Units it rests on (patients unless the function says otherwise)."""
+    n_seeds: int = 1
+    """Training runs it rests on."""
+    coverage: float | None = None
+    """Confidence actually guaranteed where it is a step function of n, or None."""
+    standard_error: float | None = None
+    """Spread of the estimate over resamples, or None."""
+    draws: int | None = None
+    """Resamples, or None."""
+    flags: tuple[str, ...] = ()
+    """What a reader must know, in words."""
+
+
+def hodges_lehmann(differences: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Hodges-Lehmann pseudomedian with the exact interval that belongs to the Wilcoxon test.
+
+    The median of all averages of two differences (each with itself too). The interval runs between
+    two of these averages; `coverage` is its true confidence, at least `level`. With ties the
+    coverage is a lower bound.
+
+    Args:
+        differences: (n,) A minus B, rounded to 6 decimals here.
+        level: confidence asked for.
+
+    Raises:
+        SettingError: the level is not between 0 and 1.
+
+    Source: Hodges & Lehmann 1963; equals R's `wilcox.test(conf.int=TRUE, exact=TRUE)`.
+    """
+    _check_level(level)
+    values = np.round(existing(differences), DECIMALS)
+    n = values.size
+    first, second = np.triu_indices(n)
+    walsh = np.sort((values[first] + values[second]) / 2)
+    estimate = float(np.median(walsh)) if n else math.nan
+    if n <= _EXACT_UP_TO:
+        below = np.cumsum(signed_rank_null(np.arange(1.0, n + 1)))[::2]  # whole sums only
+        k = int(np.searchsorted(below, (1 - level) / 2 * (1 + 1e-12), side="right"))
+        coverage: float | None = 1 - 2 * float(below[k - 1]) if k else None
+    else:
+        spread = math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
+        k = math.floor(n * (n + 1) / 4 - _normal_quantile((1 + level) / 2) * spread)
+        coverage = level
+    if k == 0:
+        best = max(0.0, 1 - 2.0 ** (1 - n))
+        flag = f"no {level:.0%} interval exists at n = {n} (at most {best:.2%})"
+        return Interval(
+            estimate=estimate,
+            low=math.nan,
+            high=math.nan,
+            level=level,
+            method="hodges-lehmann",
+            n=n,
+            coverage=best,
+            flags=(flag,),
+        )
+    return Interval(
+        estimate=estimate,
+        low=float(walsh[k - 1]),
+        high=float(walsh[-k]),
+        level=level,
+        method="hodges-lehmann" if n <= _EXACT_UP_TO else "hodges-lehmann, normal",
+        n=n,
+        coverage=coverage,
+    )
+
+
+def t_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Mean with Student's t interval; nan ends below two values.
+
+    Args:
+        values: (n,) paired differences over patients, or one mean per seed.
+        level: confidence asked for.
+
+    Source: scipy.stats (quantile of t with n - 1 degrees of freedom).
+    """
+    _check_level(level)
+    found = existing(values)
+    n = found.size
+    estimate = float(found.mean()) if n else math.nan
+    low = high = math.nan
+    error: float | None = None
+    if n >= 2:
+        from scipy import stats as scipy_stats
+
+        error = float(found.std(ddof=1)) / math.sqrt(n)
+        reach = float(scipy_stats.t.ppf((1 + level) / 2, n - 1)) * error
+        low, high = estimate - reach, estimate + reach
+    return Interval(
+        estimate=estimate,
+        low=low,
+        high=high,
+        level=level,
+        method="t",
+        n=n,
+        standard_error=error,
+        flags=() if n >= 2 else ("fewer than two values: no interval",),
+    )
+
+
+def wilson(k: float, n: int, *, level: float = 0.95) -> Interval:
+    """Wilson score interval of a proportion k/n; inside [0, 1] even at 0 of n and n of n.
+
+    Args:
+        k: successes; halves are allowed for ties.
+        n: patients (or seeds).
+        level: confidence asked for.
+
+    Raises:
+        DataError: k outside 0..n.
+
+    Source: Wilson 1927; equals scipy's `binomtest(...).proportion_ci(method="wilson")`.
+    """
+    _check_counts(k, n, level)
+    if n == 0:
+        return _no_trials(level, "wilson")
+    z = _normal_quantile((1 + level) / 2)
+    share = k / n
+    scale = 1 + z * z / n
+    center = (share + z * z / (2 * n)) / scale
+    reach = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(
+        estimate=share,
+        low=0.0 if k == 0 else max(0.0, center - reach),
+        high=1.0 if k == n else min(1.0, center + reach),
+        level=level,
+        method="wilson",
+        n=n,
+    )
+
+
+def clopper_pearson(k: int, n: int, *, level: float = 0.95) -> Interval:
+    """Clopper-Pearson interval of k/n: never covers less than asked, often wider than Wilson's.
+
+    Args:
+        k: successes.
+        n: patients.
+        level: confidence asked for.
+
+    Raises:
+        DataError: k outside 0..n.
+
+    Source: Clopper & Pearson 1934, by scipy's beta quantiles.
+    """
+    _check_counts(k, n, level)
+    if n == 0:
+        return _no_trials(level, "clopper-pearson")
+    from scipy import stats as scipy_stats
+
+    tail = (1 - level) / 2
+    return Interval(
+        estimate=k / n,
+        low=0.0 if k == 0 else float(scipy_stats.beta.ppf(tail, k, n - k + 1)),
+        high=1.0 if k == n else float(scipy_stats.beta.ppf(1 - tail, k + 1, n - k)),
+        level=level,
+        method="clopper-pearson",
+        n=n,
+    )
+
+
+def probability_of_improvement(a: ArrayLike, b: ArrayLike, *, level: float = 0.95) -> Interval:
+    """Share of paired seeds in which A beats B, ties half; `n` counts seeds.
+
+    Args:
+        a: (seeds,) one score per training run of A.
+        b: (seeds,) the same runs of B.
+        level: confidence asked for.
+
+    Raises:
+        DataError: the lists differ in length.
+
+    Source: Bouthillier et al. 2021 (P(A > B), meaningful above 0.75).
+    Differs: a Wilson interval instead of a bootstrap over seeds, because 5 wins of 5 would give the
+        bootstrap the interval [1, 1].
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape:
+        raise DataError("seeds must be paired", expected=first.shape, got=second.shape)
+    d = np.round(existing(first - second), DECIMALS)
+    found = wilson(float((d > 0).sum() + (d == 0).sum() / 2), d.size, level=level)
+    return Interval(
+        estimate=found.estimate,
+        low=found.low,
+        high=found.high,
+        level=level,
+        method="wilson over seeds",
+        n=d.size,
+        n_seeds=d.size,
+        flags=found.flags,
+    )
+
+
+def _normal_quantile(probability: float) -> float:
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(probability)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise SettingError("no such confidence", expected="0 < level < 1", got=level)
+
+
+def _check_counts(k: float, n: int, level: float) -> None:
+    _check_level(level)
+    if not 0 <= k <= n:
+        raise DataError("a proportion needs 0 <= k <= n", expected=f"k in 0..{n}", got=k)
+
+
+def _no_trials(level: float, method: str) -> Interval:
+    return Interval(
+        estimate=math.nan,
+        low=math.nan,
+        high=math.nan,
+        level=level,
+        method=method,
+        n=0,
+        flags=("no patients",),
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# How large a difference is: effect sizes, and the smallest effect a sample can find.
+
+
+def rank_biserial(differences: ArrayLike) -> float:
+    """Matched-pairs rank-biserial correlation (W+ - W-) / (W+ + W-), in [-1, 1]; 0 if all equal.
+
+    Zeros are dropped, as in the Wilcoxon test. nan without pairs.
+
+    Source: Kerby 2014; pingouin's `RBC`.
+    """
+    values = np.round(existing(differences), DECIMALS)
+    if values.size == 0:
+        return math.nan
+    values = values[values != 0]
+    if values.size == 0:
+        return 0.0
+    ranks = midranks(np.abs(values))
+    return float((np.sign(values) * ranks).sum() / ranks.sum())
+
+
+def cohen_dz(differences: ArrayLike) -> float:
+    """Mean difference in units of its own standard deviation (n - 1); nan if that is 0.
+
+    Source: Cohen 1988, paired form.
+    Differs: pingouin's paired `cohen_d` divides by the spread of the scores instead.
+    """
+    values = existing(differences)
+    if values.size < 2:
+        return math.nan
+    sd = float(values.std(ddof=1))
+    return float(values.mean()) / sd if sd > 1e-12 else math.nan
+
+
+def cliffs_delta(a: ArrayLike, b: ArrayLike) -> float:
+    """Share of cross pairs with A above B minus the share below: for different patients only.
+
+    It ignores pairing; for the same patients use `rank_biserial`. nan if one side is empty.
+
+    Source: Cliff 1993.
+    """
+    first, second = (np.round(existing(x), DECIMALS) for x in (a, b))
+    if first.size == 0 or second.size == 0:
+        return math.nan
+    return float(np.sign(np.round(first[:, None] - second[None, :], DECIMALS)).mean())
+
+
+def interquartile_mean(values: ArrayLike) -> float:
+    """Mean of the middle half; nan without values.
+
+    It trims away hard classes when taken over classes, so it is never a primary endpoint here.
+
+    Source: rliable (Agarwal et al. 2021): scipy's `trim_mean` with 0.25.
+    """
+    found = np.sort(existing(np.asarray(values, dtype=np.float64).ravel()))
+    cut = found.size // 4
+    return float(found[cut : found.size - cut].mean()) if found.size else math.nan
+
+
+def detectable_effect(n: int, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Smallest dz a two-sided paired t-test finds with this power; times the SD gives Dice.
+
+    Args:
+        n: patients.
+        alpha: level, already divided by the family's size if Holm's first step is meant.
+        power: chance to find the effect.
+
+    Returns:
+        dz; nan for n below 2.
+
+    Raises:
+        SettingError: not 0 < alpha < power < 1.
+
+    Source: noncentral t, as G*Power and statsmodels' `TTestPower`.
+    """
+    if not (0 < alpha < power < 1):
+        raise SettingError("no such power", expected="0 < alpha < power < 1", got=(alpha, power))
+    if n < 2:
+        return math.nan
+    from scipy import optimize
+    from scipy import stats as scipy_stats
+
+    limit = float(scipy_stats.t.ppf(1 - alpha / 2, n - 1))
+
+    def shortfall(dz: float) -> float:
+        at = dz * math.sqrt(n)
+        found = float(scipy_stats.nct.sf(limit, n - 1, at))
+        wrong_side = float(scipy_stats.nct.cdf(-limit, n - 1, at))
+        # scipy gives nan where the tail beyond the wrong limit is too small to compute.
+        return found + (0.0 if math.isnan(wrong_side) else wrong_side) - power
+
+    high = 0.125
+    while shortfall(high) < 0:
+        high *= 2
+    return float(optimize.brentq(shortfall, 0.0, high))

@@ -1,0 +1,296 @@
+"""Tests on one list of paired differences: is strategy A above strategy B over the same patients?
+
+A difference is A minus B, one per patient; nan means the pair does not exist and is left out. Every
+result says which null distribution it used and the smallest p its n can reach at all. Corrections
+for many tests are in `corrections`, effect sizes and intervals in `intervals`, equality in
+`equivalence`, the class-macro endpoint in `class_macro`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clbench.errors import DataError
+
+Floats = NDArray[np.float64]
+Method = Literal["exact", "permutation", "monte carlo", "normal", "t", "none"]
+Zeros = Literal["drop", "pratt", "zsplit"]
+
+DECIMALS = 6  # .9-.8 and .8-.7 differ in floats; ranks need them equal
+ALL_ZERO = "all differences zero"
+ALL_EQUAL = "all differences equal"
+NO_PAIRS = "no pairs"
+TOO_SMALL = "n too small to reach alpha"
+_EXACT_UP_TO = 200  # above, the normal curve equals the exact p to four digits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedTest:
+    """What a paired test found, and what it could have found."""
+
+    test: str
+    """The test's name."""
+    statistic: float
+    """The value tested; each test's docstring says which one."""
+    p: float
+    """Two-sided p-value; nan where nothing can be tested."""
+    p_greater: float
+    """One-sided p-value of "the differences lie above 0"."""
+    p_less: float
+    """One-sided p-value of "the differences lie below 0"."""
+    n: int
+    """Pairs that exist."""
+    n_nonzero: int
+    """Pairs that differ; this n sets the attainable p of the rank and sign tests."""
+    method: Method
+    """The null distribution used: `exact` (no ties), `permutation` (all sign patterns of the values
+    as they are), `monte carlo` (a sample of them), `normal`, `t`, or `none`."""
+    smallest_p: float
+    """The smallest two-sided p that this n and method can give; 0 where there is no bound."""
+    draws: int | None = None
+    """Sampled sign patterns (`monte carlo`), or None."""
+    flags: tuple[str, ...] = ()
+    """What a reader must know, in words."""
+
+
+def existing(differences: ArrayLike) -> Floats:
+    """The differences that exist, as a vector.
+
+    Raises:
+        DataError: not one-dimensional, or an infinite value.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 1:
+        raise DataError(
+            "paired differences must be one list", expected="shape (patients,)", got=values.shape
+        )
+    if np.isinf(values).any():
+        raise DataError(
+            "a difference is infinite",
+            expected="finite numbers, or nan for a pair that does not exist",
+            got=values[np.isinf(values)][0],
+            next_step="score missed structures with a finite worst value before testing",
+        )
+    return values[~np.isnan(values)]
+
+
+def smallest_sign_p(n_nonzero: int) -> float:
+    """2^(1-n): the smallest two-sided p of a test over the 2^n sign patterns; 1 for n = 0."""
+    return min(1.0, 2.0 ** (1 - n_nonzero))
+
+
+def midranks(values: Floats) -> Floats:
+    """Ranks from 1, equal values sharing the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[inverse.ravel()], dtype=np.float64)
+
+
+def signed_rank_null(ranks: Floats) -> Floats:
+    """The exact null distribution of a signed-rank sum.
+
+    Every rank joins the sum with probability 1/2. Ranks may be halves, hence the doubled sum.
+
+    Args:
+        ranks: (n,) midranks.
+
+    Returns:
+        Probabilities; entry s belongs to the sum s/2.
+    """
+    doubled = np.rint(2 * ranks).astype(np.int64)
+    probability = np.zeros(int(doubled.sum()) + 1)
+    probability[0], reach = 1.0, 0
+    for step in doubled:
+        joined = np.zeros(reach + int(step) + 1)
+        joined[: reach + 1] = probability[: reach + 1]
+        joined[int(step) :] += probability[: reach + 1]
+        reach += int(step)
+        probability[: reach + 1] = joined / 2
+    return probability
+
+
+def wilcoxon(differences: ArrayLike, *, zeros: Zeros = "drop", alpha: float = 0.05) -> PairedTest:
+    """Wilcoxon signed-rank test; `statistic` is W+, the rank sum of the positive differences.
+
+    Differences are rounded to 6 decimals before ranking. The null holds every sign pattern of the
+    midranks at hand, so p is exact with ties and zeros too, up to 200 nonzero pairs.
+
+    Args:
+        differences: (n,) A minus B; nan = no pair.
+        zeros: `drop` (Wilcoxon), `pratt` (ranked, then dropped) or `zsplit` (half to each side).
+        alpha: level for the flag "n too small to reach alpha".
+
+    Source: Wilcoxon 1945; Pratt 1959 for the zeros; exact null by convolution.
+    Differs: scipy's `auto` turns normal for n > 13 as soon as a tie or a zero exists, and its
+        `exact` ignores ties; scipy's two-sided statistic is the smaller rank sum.
+    """
+    values = np.round(existing(differences), DECIMALS)
+    nonzero = values[values != 0]
+    smallest = smallest_sign_p(nonzero.size)
+    if values.size == 0 or nonzero.size == 0:
+        return _nothing("wilcoxon", values.size)
+    ranked = nonzero if zeros == "drop" else values
+    ranks = midranks(np.abs(ranked))
+    zero_ranks = float(ranks[ranked == 0].sum())
+    kept = ranks[ranked != 0]
+    w_plus = float(kept[nonzero > 0].sum())
+    if nonzero.size <= _EXACT_UP_TO:
+        null = signed_rank_null(kept)
+        at = round(2 * w_plus)
+        p_less, p_greater = float(null[: at + 1].sum()), float(null[at:].sum())
+        tied = nonzero.size < values.size or np.unique(np.abs(nonzero)).size < nonzero.size
+        method: Method = "permutation" if tied else "exact"
+    else:
+        z = (w_plus - kept.sum() / 2) / math.sqrt(float((kept**2).sum()) / 4)
+        p_less, p_greater = math.erfc(-z / math.sqrt(2)) / 2, math.erfc(z / math.sqrt(2)) / 2
+        method, smallest = "normal", 0.0
+    return PairedTest(
+        test="wilcoxon",
+        statistic=w_plus + (zero_ranks / 2 if zeros == "zsplit" else 0.0),
+        p=min(1.0, 2 * min(p_less, p_greater)),
+        p_greater=min(1.0, p_greater),
+        p_less=min(1.0, p_less),
+        n=values.size,
+        n_nonzero=nonzero.size,
+        method=method,
+        smallest_p=smallest,
+        flags=(TOO_SMALL,) if smallest > alpha else (),
+    )
+
+
+def sign_test(differences: ArrayLike, *, alpha: float = 0.05) -> PairedTest:
+    """Exact sign test; `statistic` is the number of positive differences, zeros dropped.
+
+    Source: the binomial distribution with probability 1/2, in whole numbers.
+    """
+    values = np.round(existing(differences), DECIMALS)
+    plus, minus = int((values > 0).sum()), int((values < 0).sum())
+    return _binomial("sign test", plus, minus, values.size, alpha)
+
+
+def mcnemar(a_right: ArrayLike, b_right: ArrayLike, *, alpha: float = 0.05) -> PairedTest:
+    """Exact McNemar test of two detectors on the same patients.
+
+    `statistic` is the number of patients that only A has right; `n_nonzero` the discordant ones.
+
+    Args:
+        a_right: (n,) bool, A is right on this patient.
+        b_right: (n,) bool.
+        alpha: level for the flag "n too small to reach alpha".
+
+    Raises:
+        DataError: different lengths.
+
+    Source: McNemar 1947, exact form: the sign test on the discordant pairs.
+    """
+    a, b = np.asarray(a_right, dtype=bool), np.asarray(b_right, dtype=bool)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise DataError("McNemar needs the same patients twice", expected=a.shape, got=b.shape)
+    return _binomial("mcnemar", int((a & ~b).sum()), int((b & ~a).sum()), a.size, alpha)
+
+
+def paired_t(differences: ArrayLike) -> PairedTest:
+    """Paired t-test; `statistic` is t with n - 1 degrees of freedom.
+
+    Source: scipy.stats (Student's t distribution).
+    """
+    values = existing(differences)
+    if values.size < 2 or not np.any(values):
+        return _nothing("paired t", values.size, untestable=values.size < 2)
+    sd = float(values.std(ddof=1))
+    nonzero = int(np.count_nonzero(values))
+    if sd <= 1e-12:
+        # t would be infinite: a constant shift says nothing about the spread between patients.
+        return _nothing("paired t", values.size, nonzero, untestable=True, flag=ALL_EQUAL)
+    t = float(values.mean()) / (sd / math.sqrt(values.size))
+    p_greater, p_less = _t_tails(t, values.size - 1)
+    return PairedTest(
+        test="paired t",
+        statistic=t,
+        p=2 * min(p_greater, p_less),
+        p_greater=p_greater,
+        p_less=p_less,
+        n=values.size,
+        n_nonzero=nonzero,
+        method="t",
+        smallest_p=0.0,
+    )
+
+
+def difference_in_differences(
+    a_final: ArrayLike, a_own: ArrayLike, b_final: ArrayLike, b_own: ArrayLike
+) -> Floats:
+    """Per patient: how much less A forgot than B, (a_final - a_own) - (b_final - b_own).
+
+    Args:
+        a_final: (n,) scores of A after the last step.
+        a_own: (n,) scores of A after the step that taught the class.
+        b_final: (n,) the same of B.
+        b_own: (n,) the same of B.
+
+    Returns:
+        (n,) differences for the tests of this room; nan where one of the four is missing.
+    """
+    parts = [np.asarray(x, dtype=np.float64) for x in (a_final, a_own, b_final, b_own)]
+    if len({x.shape for x in parts}) != 1:
+        raise DataError(
+            "the four score lists differ in their patients",
+            expected=parts[0].shape,
+            got=[x.shape for x in parts],
+        )
+    return (parts[0] - parts[1]) - (parts[2] - parts[3])
+
+
+def _t_tails(t: float, df: int) -> tuple[float, float]:
+    from scipy import stats as scipy_stats
+
+    return float(scipy_stats.t.sf(t, df)), float(scipy_stats.t.cdf(t, df))
+
+
+def _binomial(name: str, plus: int, minus: int, n: int, alpha: float) -> PairedTest:
+    total = plus + minus
+    if total == 0:
+        return _nothing(name, n)
+
+    def at_least(k: int) -> float:
+        return float(sum(math.comb(total, i) for i in range(k, total + 1)) / 2**total)
+
+    smallest = smallest_sign_p(total)
+    p_greater, p_less = at_least(plus), at_least(minus)
+    return PairedTest(
+        test=name,
+        statistic=float(plus),
+        p=min(1.0, 2 * min(p_greater, p_less)),
+        p_greater=p_greater,
+        p_less=p_less,
+        n=n,
+        n_nonzero=total,
+        method="exact",
+        smallest_p=smallest,
+        flags=(TOO_SMALL,) if smallest > alpha else (),
+    )
+
+
+def _nothing(
+    name: str, n: int, n_nonzero: int = 0, *, untestable: bool = False, flag: str = ""
+) -> PairedTest:
+    """The result where there is nothing to rank: p = 1 for equal scores, nan without a test."""
+    p = math.nan if n == 0 or untestable else 1.0
+    flags = (flag or (NO_PAIRS if n == 0 else TOO_SMALL if untestable else ALL_ZERO),)
+    return PairedTest(
+        test=name,
+        statistic=0.0 if p == 1.0 else math.nan,
+        p=p,
+        p_greater=p,
+        p_less=p,
+        n=n,
+        n_nonzero=n_nonzero,
+        method="none",
+        smallest_p=1.0,
+        flags=flags,
+    )

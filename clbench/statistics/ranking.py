@@ -1,0 +1,272 @@
+"""Rankings of strategies: Friedman, all pairs, and the bars of a critical-difference diagram.
+
+Scores are higher-is-better; rank 1 is best. With
+classes or benchmarks as blocks these numbers describe, they do not test: classes share patients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clbench.errors import DataError
+from clbench.statistics.corrections import holm
+from clbench.statistics.paired_tests import DECIMALS, midranks, wilcoxon
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Friedman:
+    """Omnibus test of at least three strategies over the same blocks."""
+
+    chi2: float
+    """Friedman's statistic, corrected for ties."""
+    p: float
+    """Its chi-square p-value; 1 if all scores are equal."""
+    chi2_no_ties: float
+    """The statistic without tie correction, as Demšar 2006 prints it."""
+    iman_davenport_f: float
+    """Iman & Davenport's F from `chi2_no_ties`; inf where all blocks agree."""
+    iman_davenport_p: float
+    """Its p-value with (k-1) and (k-1)(n-1) degrees of freedom."""
+    kendall_w: float
+    """Agreement of the blocks, 0 to 1."""
+    average_ranks: Floats
+    """(strategies,) mean ranks, 1 = best."""
+    n: int
+    """Blocks (patients) used."""
+    n_dropped: int
+    """Blocks left out because a strategy has no score there."""
+    flags: tuple[str, ...] = ()
+    """What a reader must know, in words."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """All pairs of strategies, for critical-difference bars."""
+
+    names: tuple[str, ...]
+    """The strategies, best average rank first."""
+    average_ranks: Floats
+    """(strategies,) in the order of `names`."""
+    p_adjusted: Floats
+    """(strategies, strategies) symmetric, 1 on the diagonal; nan = not tested."""
+    cliques: tuple[tuple[str, ...], ...]
+    """Bars: longest runs of neighbors in which no pair differs at alpha."""
+    method: Literal["wilcoxon-holm", "nemenyi"]
+    """How the pairs were tested."""
+    m: int
+    """Comparisons in the family."""
+    n: int
+    """Blocks used."""
+    critical_difference: float | None = None
+    """Nemenyi's critical difference of average ranks, or None."""
+    flags: tuple[str, ...] = ()
+    """What a reader must know, in words."""
+
+
+def block_ranks(scores: ArrayLike) -> tuple[Floats, int]:
+    """Rank the strategies within every complete block.
+
+    Args:
+        scores: (blocks, strategies), higher is better; nan = no score. Rounded to 6 decimals.
+
+    Returns:
+        (complete blocks, strategies) midranks, 1 = best; number of blocks dropped.
+    """
+    array = np.asarray(scores, dtype=np.float64)
+    if array.ndim != 2:
+        raise DataError("a ranking needs a table", expected="(blocks, strategies)", got=array.shape)
+    whole = array[~np.isnan(array).any(axis=1)]
+    ranks = np.array([midranks(-np.round(row, DECIMALS)) for row in whole])
+    return ranks.reshape(len(whole), array.shape[1]), len(array) - len(whole)
+
+
+def friedman(scores: ArrayLike) -> Friedman:
+    """Friedman test over blocks, with Kendall's W and the Iman-Davenport F.
+
+    Args:
+        scores: (blocks, strategies), higher is better.
+
+    Raises:
+        DataError: fewer than 3 strategies or 2 complete blocks.
+
+    Source: scipy.stats.friedmanchisquare (tie-corrected); Demšar 2006 section 3.2.2 for the rest.
+    """
+    ranks, dropped = block_ranks(scores)
+    n, k = ranks.shape
+    if k < 3 or n < 2:
+        raise DataError(
+            "too little for a Friedman test",
+            expected="3 strategies or more, 2 complete blocks or more",
+            got=f"{k} strategies, {n} complete blocks",
+            next_step="compare two strategies with the Wilcoxon test",
+        )
+    from scipy import stats as scipy_stats
+
+    average = ranks.mean(axis=0)
+    plain = 12 * n / (k * (k + 1)) * float(((average - (k + 1) / 2) ** 2).sum())
+    level = bool((ranks == ranks[:, :1]).all())
+    chi2, p = (0.0, 1.0) if level else (float(x) for x in scipy_stats.friedmanchisquare(*ranks.T))
+    rest = n * (k - 1) - plain
+    f = (n - 1) * plain / rest if rest > 1e-12 else math.inf
+    flags = (("all scores equal",) if level else ()) + (
+        ("n <= 10: the chi-square p is approximate",) if n <= 10 else ()
+    )
+    return Friedman(
+        chi2=chi2,
+        p=p,
+        chi2_no_ties=plain,
+        iman_davenport_f=f,
+        iman_davenport_p=float(scipy_stats.f.sf(f, k - 1, (k - 1) * (n - 1))),
+        kendall_w=chi2 / (n * (k - 1)),
+        average_ranks=average,
+        n=n,
+        n_dropped=dropped,
+        flags=flags,
+    )
+
+
+def critical_difference(k: int, n: int, *, alpha: float = 0.05) -> float:
+    """Nemenyi's critical difference of average ranks for k strategies over n blocks.
+
+    Source: Demšar 2006: q sqrt(k(k+1) / 6n), q from scipy's studentized range over sqrt(2).
+    """
+    from scipy import stats as scipy_stats
+
+    if k < 2 or n < 1:
+        raise DataError("no ranks to compare", expected="k >= 2, n >= 1", got=(k, n))
+    q = float(scipy_stats.studentized_range.isf(alpha, k, np.inf)) / math.sqrt(2)
+    return q * math.sqrt(k * (k + 1) / (6 * n))
+
+
+def nemenyi(scores: Mapping[str, ArrayLike], *, alpha: float = 0.05) -> Comparison:
+    """Nemenyi's test of all pairs; weaker than Wilcoxon-Holm and it depends on the pool.
+
+    Args:
+        scores: strategy → (blocks,), the same blocks for all.
+        alpha: level of the critical difference and of the bars.
+
+    Source: Nemenyi 1963 as in Demšar 2006; equals scikit-posthocs' `posthoc_nemenyi_friedman`.
+    """
+    from scipy import stats as scipy_stats
+
+    names, table = _columns(scores)
+    ranks, dropped = block_ranks(table)
+    n, k = ranks.shape
+    if n == 0:
+        raise DataError("no block has a score of every strategy", expected="1 or more", got=0)
+    average = ranks.mean(axis=0)
+    gap = np.abs(average[:, None] - average[None, :]) / math.sqrt(k * (k + 1) / (6 * n))
+    p = np.ones((k, k))
+    for i, j in zip(*np.triu_indices(k, 1), strict=True):
+        p[i, j] = p[j, i] = scipy_stats.studentized_range.sf(gap[i, j] * math.sqrt(2), k, np.inf)
+    return _comparison(
+        names,
+        average,
+        p,
+        alpha,
+        method="nemenyi",
+        m=k * (k - 1) // 2,
+        n=n,
+        dropped=dropped,
+        difference=critical_difference(k, n, alpha=alpha),
+    )
+
+
+def wilcoxon_holm(scores: Mapping[str, ArrayLike], *, alpha: float = 0.05) -> Comparison:
+    """Wilcoxon signed-rank test of all pairs with Holm's correction: the default bars.
+
+    Args:
+        scores: strategy → (blocks,), the same blocks for all.
+        alpha: level of the bars.
+
+    Source: Benavoli et al. 2016 (pairwise tests must not depend on the pool).
+    """
+    names, table = _columns(scores)
+    ranks, dropped = block_ranks(table)
+    whole = table[~np.isnan(table).any(axis=1)]
+    k = len(names)
+    pairs = list(zip(*np.triu_indices(k, 1), strict=True))
+    family = holm([wilcoxon(whole[:, i] - whole[:, j]).p for i, j in pairs])
+    p = np.ones((k, k))
+    for (i, j), value in zip(pairs, family.adjusted, strict=True):
+        p[i, j] = p[j, i] = value
+    average = ranks.mean(axis=0) if len(ranks) else np.full(k, np.nan)
+    return _comparison(
+        names,
+        average,
+        p,
+        alpha,
+        method="wilcoxon-holm",
+        m=family.m,
+        n=len(whole),
+        dropped=dropped,
+        difference=None,
+    )
+
+
+def cliques(p_adjusted: Floats, *, alpha: float = 0.05) -> list[tuple[int, int]]:
+    """Longest runs (first, last) of neighbors in which no pair has p at or below alpha.
+
+    Runs inside longer runs and runs of one are left out. nan counts as "no difference shown".
+
+    Args:
+        p_adjusted: (k, k) symmetric, in the order of the average ranks.
+        alpha: level.
+    """
+    k = len(p_adjusted)
+    found: list[tuple[int, int]] = []
+    for first in range(k):
+        last = first
+        while last + 1 < k and not np.any(p_adjusted[first : last + 1, last + 1] <= alpha):
+            last += 1
+        if last > first and not (found and found[-1][1] >= last):
+            found.append((first, last))
+    return found
+
+
+def _columns(scores: Mapping[str, ArrayLike]) -> tuple[tuple[str, ...], Floats]:
+    columns = [np.asarray(column, dtype=np.float64) for column in scores.values()]
+    if len(columns) < 2 or len({c.shape for c in columns}) != 1 or columns[0].ndim != 1:
+        raise DataError(
+            "strategies cannot be compared pair by pair",
+            expected="two or more lists over the same blocks",
+            got={name: c.shape for name, c in zip(scores, columns, strict=True)},
+        )
+    return tuple(scores), np.column_stack(columns)
+
+
+def _comparison(
+    names: tuple[str, ...],
+    average: Floats,
+    p: Floats,
+    alpha: float,
+    *,
+    method: Literal["wilcoxon-holm", "nemenyi"],
+    m: int,
+    n: int,
+    dropped: int,
+    difference: float | None,
+) -> Comparison:
+    """Order everything by average rank and find the bars."""
+    order = np.argsort(average, kind="stable")
+    ordered = tuple(names[i] for i in order)
+    p = p[np.ix_(order, order)]
+    return Comparison(
+        names=ordered,
+        average_ranks=average[order],
+        p_adjusted=p,
+        cliques=tuple(ordered[a : b + 1] for a, b in cliques(p, alpha=alpha)),
+        method=method,
+        m=m,
+        n=n,
+        critical_difference=difference,
+        flags=(f"{dropped} blocks without a score of every strategy left out",) if dropped else (),
+    )

@@ -1,0 +1,172 @@
+"""One atomic file: tensors and primitives, nothing that runs code when it is read.
+
+Written under a temporary name, flushed, renamed; read with `weights_only=True`. A
+checksum over all it holds lies inside, for torch does not notice an altered bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clbench.errors import StoreError
+from clbench.store.arrays import stored_only
+from clbench.store.files import sync_folder
+
+CHECKPOINT_SCHEMA = 1
+"""Raised when the content of a checkpoint changes."""
+
+
+def _check(value: Any, where: str) -> None:
+    """Refuse anything but tensors, primitives, and lists, tuples and dicts of them."""
+    if value is None or isinstance(value, Tensor | bool | int | float | str):
+        return
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str | int):
+                raise TypeError(f"{where}: key {key!r} is not text or a whole number")
+            _check(item, f"{where}.{key}")
+        return
+    if isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check(item, f"{where}[{i}]")
+        return
+    raise TypeError(f"{where}: {type(value).__name__} is neither a tensor nor a primitive")
+
+
+def digest(model: nn.Module) -> str:
+    """A short name of a model's exact weights: equal for equal bits, wherever they lie."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
+def _sum(value: Any, found: Any) -> None:
+    """Take a value into a checksum: structure, types and bits."""
+    if isinstance(value, Tensor):
+        found.update(f"{tuple(value.shape)} {value.dtype}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, dict):
+        found.update(f"dict {len(value)}".encode())
+        for key, item in value.items():
+            found.update(repr(key).encode())
+            _sum(item, found)
+    elif isinstance(value, list | tuple):
+        found.update(f"list {len(value)}".encode())
+        for item in value:
+            _sum(item, found)
+    else:
+        found.update(repr(value).encode())
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    found = hashlib.sha256()
+    _sum({k: v for k, v in content.items() if k != "sha256"}, found)
+    return found.hexdigest()
+
+
+def save(path: Path, content: dict[str, Any], *, previous: Path | None = None) -> None:
+    """Write `content` so that `path` holds either the old or the new file, never a part of one.
+
+    Args:
+        path: target.
+        content: tensors, primitives, and dicts, lists and tuples of them.
+        previous: where the old file goes when the new one is whole; None: it goes.
+
+    Raises:
+        TypeError: content holds something that is neither tensor nor primitive (the caller's bug).
+        StoreError: the disk is full or the folder cannot be written.
+    """
+    _check(content, "checkpoint")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    whole = {"schema": CHECKPOINT_SCHEMA, **content}
+    whole["sha256"] = _checksum(whole)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            torch.save(whole, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
+        part.replace(path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as err:  # torch reports a full disk as RuntimeError
+        raise StoreError(
+            f"a checkpoint could not be written: {err}",
+            where=path,
+            next_step="free some disk space or choose another --out; the earlier state is intact",
+        ) from err
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def unpack(path: Path) -> Any:
+    """What `torch.save` wrote, as tensors and primitives on the CPU; nothing is run.
+
+    Raises:
+        OSError: it cannot be opened.
+        pickle.UnpicklingError: it holds more than tensors and primitives, or is damaged.
+        ValueError: damaged in another way, or an archive that unpacks to more than it holds.
+    """
+    stored_only(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, pickle.UnpicklingError):
+        raise
+    except Exception as err:  # a parser may raise anything on a hostile file
+        raise ValueError(str(err) or type(err).__name__) from err
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        StoreError: missing, damaged, altered, of another schema, or holding objects other than
+            tensors and primitives.
+    """
+    try:
+        content: dict[str, Any] = unpack(path)
+    except FileNotFoundError:
+        raise StoreError("a checkpoint is missing", where=path) from None
+    except pickle.UnpicklingError as err:
+        raise StoreError(
+            "a checkpoint holds more than tensors and primitives, or is damaged; it was not opened",
+            where=path,
+            got=str(err).splitlines()[0],
+            next_step="delete the file and run again; the step is then taught anew",
+        ) from err
+    except (OSError, ValueError) as err:
+        raise StoreError(
+            "a checkpoint cannot be read",
+            where=path,
+            got=str(err).splitlines()[0] if str(err) else type(err).__name__,
+            next_step="delete the file and run again; the step is then taught anew",
+        ) from err
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != CHECKPOINT_SCHEMA:
+        raise StoreError(
+            "a checkpoint of another clbench",
+            where=path,
+            expected=f"schema {CHECKPOINT_SCHEMA}",
+            got=f"schema {schema}",
+            next_step="use the clbench that wrote it, or run again with --fresh",
+        )
+    said = content.pop("sha256", None)  # None: written before there was one
+    if said is not None and said != (found := _checksum(content)):
+        raise StoreError(
+            "a checkpoint was altered",
+            where=path,
+            expected=f"checksum {said[:16]}",
+            got=found[:16],
+            next_step="delete the file and run again; the step is then taught anew",
+        )
+    return content

@@ -1,0 +1,105 @@
+"""Checksums of a run's files, written into `run.json` when the run is finished.
+
+A checksum finds what was damaged or changed by accident; it is no
+signature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clbench.errors import StoreError
+
+PATTERNS = ("*.csv", "*.pt", "*.jsonl", "step*.json", "predictions/**/*.npz")
+"""What a finished run consists of, beside `run.json`."""
+_SEAL = "record_sha256"
+
+
+def sealed_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(name, path) of the files of a run, in order; half-written ones have names with a dot."""
+    found = {p for pattern in PATTERNS for p in folder.glob(pattern) if p.name[0] != "."}
+    for path in sorted(found):
+        yield path.relative_to(folder).as_posix(), path
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, read in pieces.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as err:
+        raise StoreError("a file of the run cannot be read", where=path, got=err.strerror) from err
+
+
+def seal(folder: Path, record: dict[str, Any]) -> None:
+    """Enter the checksum of every file, and of the record itself, into the record.
+
+    Args:
+        folder: the run.
+        record: content of its `run.json`, about to be written; changed in place.
+    """
+    record["files"] = {name: sha256(path) for name, path in sealed_files(folder)}
+    record[_SEAL] = record_sha256(record)
+
+
+def reseal(folder: Path, record: dict[str, Any]) -> None:
+    """Seal again after a file of a finished run was made anew; a run without checksums stays so."""
+    if _SEAL in record:
+        seal(folder, record)
+
+
+def record_sha256(record: Mapping[str, Any]) -> str:
+    """Checksum of a record without its own seal, however its JSON is laid out."""
+    content = {k: v for k, v in record.items() if k != _SEAL}
+    content = json.loads(json.dumps(content, default=str))  # as it will be read back
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_record(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the record carries a seal; it must then be unbroken.
+
+    Raises:
+        StoreError: the record was changed after it was sealed.
+    """
+    if _SEAL not in record:
+        return False
+    if (got := record_sha256(record)) != record[_SEAL]:
+        raise StoreError(
+            "a run's record was changed after the run was finished",
+            where=folder / "run.json",
+            expected=f"content with SHA-256 {record[_SEAL]}",
+            got=got,
+            next_step="take the record from a copy, or run again with --fresh",
+        )
+    return True
+
+
+def check_files(folder: Path, record: Mapping[str, Any]) -> Iterator[StoreError]:
+    """One error per file that is missing, changed, or new since the run was sealed, in order."""
+    sealed: Mapping[str, str] = record["files"]
+    there = dict(sealed_files(folder))
+    for name in sorted({*sealed, *there}):
+        if name not in there:
+            what, got = "a file of the run is missing", "no such file"
+        elif name not in sealed:
+            what, got = "a file is no part of the run", "a file the record does not list"
+        elif (got := sha256(there[name])) != sealed[name]:
+            what = "a file was changed after the run was finished"
+        else:
+            continue
+        yield StoreError(
+            what,
+            where=folder / name,
+            expected=f"SHA-256 {sealed[name]}" if name in sealed else "no such file",
+            got=got,
+            next_step="take the file from a copy, or run again with --fresh",
+        )

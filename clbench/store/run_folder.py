@@ -1,0 +1,320 @@
+"""Run folders on disk: scores, records, events; written whole or not at all, read with suspicion.
+
+A run lies in `<results>/<bench>/<strategy>/<run id>/`; equal settings give
+an equal run id, and equal runs give equal bytes of `scores.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from clbench.errors import StoreError
+from clbench.spec.taxonomy import structure
+from clbench.store.files import read_json, write_bytes, write_json
+
+SCHEMA = 1
+"""Version of the layout of a run folder."""
+SCORINGS = ("strict", "paper")
+"""The two ways to score a prediction (see `clbench.evaluation.scoring`)."""
+STATUSES = ("ok", "both_empty", "fp_only", "fn_only", "not_annotated")
+"""What the two masks of a row were: both filled, both empty, a false alarm, a miss; or no truth."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """One row of `scores.csv`: one structure of one test case, after one step."""
+
+    bench: str
+    """Benchmark."""
+    bench_version: int
+    """Its version."""
+    strategy: str
+    """Strategy."""
+    seed: int
+    """Seed of the run."""
+    step: int
+    """1-based step after which the model was examined."""
+    eval_set: str
+    """Source of the test case."""
+    case: str
+    """Case id."""
+    structure: str
+    """Canonical name."""
+    learned_at: int
+    """1-based step that taught it."""
+    scoring: str
+    """`strict` or `paper`."""
+    metric: str
+    """`dice`, `dice_ceiling`, `nsd_2mm`, `hd95_mm`, … (see `clbench.evaluation.metrics.case`)."""
+    value: float
+    """The score; NaN where it is not defined (see `status`)."""
+    gt_vox: int | None
+    """Voxels of the truth; None where it is not annotated."""
+    pred_vox: int | None
+    """Voxels of the prediction; None where there is no truth to compare with."""
+    status: str
+    """One of `STATUSES`."""
+
+    def measures(self, metric: str) -> bool:
+        """Whether this is a row of `metric`; `nsd` is surface Dice at the structure's tolerance."""
+        if metric == "nsd":
+            metric = f"nsd_{structure(self.structure).tolerance_mm:g}mm"
+        return self.metric == metric
+
+
+COLUMNS = tuple(f.name for f in dataclasses.fields(Score))
+_WHOLE = {"bench_version", "seed", "step", "learned_at"}
+_COUNT = {"gt_vox", "pred_vox"}
+
+
+def _key(row: Score) -> tuple[Any, ...]:
+    case = (0, int(row.case), "") if row.case.isdecimal() else (1, 0, row.case)
+    return (
+        row.bench, row.strategy, row.seed, row.step, row.scoring, row.metric, row.eval_set, case,
+        row.learned_at, row.structure,
+    )  # fmt: skip
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write `run.json`."""
+    write_json(folder / "run.json", record)
+
+
+def write_scores(path: Path, rows: Iterable[Score]) -> None:
+    """Write `scores.csv`: sorted, values by `repr`, no time stamps."""
+    write_bytes(path, scores_bytes(rows))
+
+
+def scores_bytes(rows: Iterable[Score]) -> bytes:
+    """What `scores.csv` holds for these rows."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in sorted(rows, key=_key):
+        cells = (getattr(row, name) for name in COLUMNS)
+        writer.writerow(
+            "" if c is None else repr(float(c)) if isinstance(c, float) else c for c in cells
+        )
+    return out.getvalue().encode()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read `run.json`.
+
+    Raises:
+        StoreError: missing, damaged, or of another schema.
+    """
+    record = read_json(folder / "run.json")
+    if record.get("schema") != SCHEMA:
+        raise StoreError(
+            "the run was written by another version of clbench",
+            where=folder / "run.json",
+            expected=f"schema {SCHEMA}",
+            got=f"schema {record.get('schema')}",
+            next_step="run again with --fresh, or read it with the version that wrote it",
+        )
+    return record
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Read `scores.csv`.
+
+    Raises:
+        StoreError: missing, other columns, or a value that is none; names the line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.reader(file))
+    except OSError as err:
+        raise StoreError(
+            "the scores cannot be read",
+            where=path,
+            got=err.strerror,
+            next_step="finish the run by repeating its command",
+        ) from err
+    if not lines or tuple(lines[0]) != COLUMNS:
+        raise StoreError(
+            "the scores have other columns",
+            where=path,
+            expected=", ".join(COLUMNS),
+            got=", ".join(lines[0]) if lines else "an empty file",
+            next_step="run again with --fresh",
+        )
+    rows = []
+    for number, cells in enumerate(lines[1:], 2):
+        try:
+            values: dict[str, Any] = dict(zip(COLUMNS, cells, strict=True))
+            for name in _WHOLE:
+                values[name] = int(values[name])
+            for name in _COUNT:
+                values[name] = int(values[name]) if values[name] else None
+            values["value"] = float(values["value"])
+            if values["scoring"] not in SCORINGS or values["status"] not in STATUSES:
+                raise ValueError(f"{values['scoring']!r}, {values['status']!r}")
+            rows.append(Score(**values))
+        except ValueError as err:
+            raise StoreError(
+                "a line of the scores cannot be read",
+                where=f"{path}, line {number}",
+                got=f"{','.join(cells)} ({err})",
+                next_step="run again with --fresh",
+            ) from err
+    return rows
+
+
+def find_runs(results: Path, *, bench: str | None = None) -> list[Path]:
+    """Run folders below a results folder, in order of path; finished or not."""
+    return sorted(
+        p.parent
+        for p in results.glob(f"{bench or '*'}/*/*/run.json")
+        if not p.parent.parent.name.startswith("_")
+    )
+
+
+def run_id(identity: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits that depend on the settings alone."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# What must be equal before two runs stand in one table.
+_ALIKE = ("bench", "bench_version", "numerics", "data_fingerprint", "splits", "profile", "course")
+
+
+def _question(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's identity that says which question it answers.
+
+    Text encoding and pre-trained weights belong to the method: they name a row, not a table.
+    A method from outside has no profile.
+    """
+    found = {k: record["identity"].get(k) for k in _ALIKE}
+    profile = {k: v for k, v in found.pop("profile").items() if k != "text"}
+    backbone = {k: v for k, v in profile.pop("backbone", {}).items() if k != "weights"}
+    if backbone:
+        profile["backbone"] = backbone
+    return found if record.get("external") else {**found, "profile": profile}
+
+
+def refuse_mixture(records: Sequence[Mapping[str, Any]]) -> None:
+    """Runs of one table must answer the same question: same benchmark, data, splits and profile.
+
+    Metrics that two runs have in common must be of one version.
+
+    Args:
+        records: contents of `run.json`.
+
+    Raises:
+        StoreError: they differ; names the two runs and what differs.
+    """
+    ordered = sorted(records, key=lambda r: bool(r.get("external")))  # a profile to compare first
+    versions: dict[str, Any] = {}
+    for other in ordered:
+        first = ordered[0]
+        ours, theirs = _question(first), _question(other)
+        differs = [k for k in _ALIKE if k in theirs and ours.get(k) != theirs[k]]
+        if first["patients"] != other["patients"]:
+            differs.insert(0, "phantom and patients")
+        made = {name: how.get("version") for name, how in other.get("metrics", {}).items()}
+        if changed := sorted(m for m, v in made.items() if versions.setdefault(m, v) != v):
+            differs.append(f"metric versions ({', '.join(changed)})")
+        if differs:
+            raise StoreError(
+                "these runs do not belong in one table",
+                where=f"{first['strategy']}/{first['run_id']} and "
+                f"{other['strategy']}/{other['run_id']}",
+                expected="the same benchmark, data, splits, profile, numerics and metrics",
+                got="different " + ", ".join(differs),
+                next_step="keep them in different results folders (--out, --results)"
+                + ("; or score the older one again: clbench score RUN" if changed else ""),
+            )
+
+
+class EventLog:
+    """Lines of JSON, appended as they happen; a context manager.
+
+    Args:
+        path: the file.
+        keep: which lines of an earlier, broken-off attempt stay.
+        size: instead, how many bytes of it stay, as `flushed` said.
+    """
+
+    def __init__(
+        self, path: Path, keep: Callable[[Mapping[str, Any]], bool], *, size: int | None = None
+    ) -> None:
+        self.path = path
+        if size is not None:
+            os.truncate(path, size)
+            return
+        kept = [e for e in read_events(path) if keep(e)] if path.exists() else []
+        write_bytes(path, "".join(map(_line, kept)).encode())
+
+    def __enter__(self) -> EventLog:
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def flushed(self) -> int:
+        """Bytes of the log, all of them on the disk.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return self._file.tell()
+        except OSError as err:
+            raise self._full(err) from err
+
+    def _full(self, err: OSError) -> StoreError:
+        return StoreError(
+            "the event log could not be written",
+            where=self.path,
+            got=err.strerror,
+            next_step="free some disk space and run the same command again",
+        )
+
+    def write(self, event: Mapping[str, Any]) -> None:
+        """Append one event.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        try:
+            self._file.write(_line(event))
+            self._file.flush()
+        except OSError as err:
+            raise self._full(err) from err
+
+
+def _line(event: Mapping[str, Any]) -> str:
+    # a loss that is not a number ends the run, but must not break the reader of its log
+    return json.dumps(event, default=str, allow_nan=True) + "\n"
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a log; a last line cut off by a crash is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found

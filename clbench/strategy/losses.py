@@ -1,0 +1,151 @@
+"""Losses on known labels: what a voxel's target is, and Dice and cross-entropy where it is known.
+
+"Known" is kept per case, structure and voxel, because a voxel that no
+annotator looked at is neither background nor organ.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clbench.errors import TrainingError
+from clbench.strategy.contract import UNKNOWN, Batch
+
+PSEUDO_SCALE = 254.0
+"""A pseudo label of p is stored as round(254 p)."""
+
+
+def targets(
+    batch: Batch,
+    *,
+    annotated_old: Literal["annotation", "pseudo"] = "annotation",
+    unlabelled: Literal["ignore", "background"] = "ignore",
+) -> tuple[Tensor, Tensor]:
+    """What each voxel should be, and where that is known.
+
+    Annotation comes first, then pseudo labels, then `unlabelled`. Padding (255 in every structure)
+    stays unknown, and so does a structure of this very step that a case does not annotate.
+
+    Args:
+        batch: the crops.
+        annotated_old: what teaches an old structure that is both annotated and predicted.
+        unlabelled: old structures with neither: left out of the loss, or background.
+
+    Returns:
+        target: (B, K, D, H, W) float32 in [0, 1]; 0 where unknown.
+        known: (B, K, D, H, W) bool.
+    """
+    known = batch.label != UNKNOWN
+    inside = known.any(dim=1, keepdim=True)
+    target = torch.where(known, batch.label, torch.zeros_like(batch.label)).float()
+    old = torch.zeros(len(batch.structures), dtype=torch.bool, device=target.device)
+    old[batch.old_index] = True
+    old = old.view(1, -1, 1, 1, 1)
+    if batch.pseudo is not None:
+        predicted = (batch.pseudo != UNKNOWN) & old
+        inside = inside | predicted.any(dim=1, keepdim=True)
+        if annotated_old == "annotation":
+            predicted &= ~known
+        target = torch.where(predicted, batch.pseudo.float() / PSEUDO_SCALE, target)
+        known = known | predicted
+    if unlabelled == "background":
+        known = known | (old & inside)
+    return target, known
+
+
+def dice(
+    logits: Tensor,
+    target: Tensor,
+    known: Tensor | None = None,
+    *,
+    slicewise: bool = False,
+) -> Tensor:
+    """Binary 1 - Dice, averaged over the (case, structure) pairs known at all.
+
+    Args:
+        logits: (B, K, D, H, W).
+        target: (B, K, D, H, W) in [0, 1].
+        known: (B, K, D, H, W) bool; None: everywhere.
+        slicewise: Dice per slice along D and averaged over slices, as the authors' code computes it
+            (their Dice takes a case's first axis for the batch axis); a slice with nothing known is
+            left out, a slice without target counts exactly 1.
+
+    Returns:
+        Scalar; 0 with gradient 0 where nothing is known. Dice is 2 Σ p t / (Σ p + Σ t + 1): the 1
+        stands in the denominator alone, as in the authors' code.
+
+    Raises:
+        TrainingError: logits and target differ in shape.
+
+    Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4 (which writes a sum over classes;
+    the code, and this, take the mean).
+    """
+    _same_shape(logits, target, "clbench.strategy.losses.dice")
+    mask = torch.ones_like(target) if known is None else known.to(target.dtype)
+    pairs = mask.sum(_SPACE) > 0
+    axes = (3, 4) if slicewise else _SPACE
+    p = torch.sigmoid(logits.float()) * mask
+    t = target * mask
+    loss = 1 - 2 * (p * t).sum(axes) / (p.sum(axes) + t.sum(axes) + 1)
+    if slicewise:
+        slices = (mask.sum(axes) > 0).to(loss.dtype)
+        loss = (loss * slices).sum(2) / slices.sum(2).clamp(min=1)
+    return (loss * pairs).sum() / pairs.sum().clamp(min=1)
+
+
+def bce(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+    """Binary cross-entropy: mean over known voxels, then over the pairs known at all.
+
+    Args:
+        logits: (B, K, D, H, W).
+        target: (B, K, D, H, W) in [0, 1].
+        known: (B, K, D, H, W) bool; None: everywhere.
+
+    Returns:
+        Scalar; 0 with gradient 0 where nothing is known.
+
+    Raises:
+        TrainingError: logits and target differ in shape.
+
+    Source: as `dice`.
+    """
+    _same_shape(logits, target, "clbench.strategy.losses.bce")
+    mask = torch.ones_like(target) if known is None else known.to(target.dtype)
+    voxels = mask.sum(_SPACE)
+    pairs = voxels > 0
+    loss = functional.binary_cross_entropy_with_logits(
+        logits.float(), target, weight=mask, reduction="none"
+    )
+    return (loss.sum(_SPACE) / voxels.clamp(min=1)).sum() / pairs.sum().clamp(min=1)
+
+
+def dice_bce(
+    logits: Tensor,
+    target: Tensor,
+    known: Tensor | None = None,
+    *,
+    slicewise: bool = False,
+) -> dict[str, Tensor]:
+    """`{"dice": …, "bce": …}`: both losses of the same logits, as scalars."""
+    return {
+        "dice": dice(logits, target, known, slicewise=slicewise),
+        "bce": bce(logits, target, known),
+    }
+
+
+_SPACE = (2, 3, 4)
+
+
+def _same_shape(logits: Tensor, target: Tensor, where: str) -> None:
+    if logits.shape != target.shape:
+        raise TrainingError(
+            "a loss was given logits and targets of different shapes",
+            where=where,
+            expected=tuple(target.shape),
+            got=tuple(logits.shape),
+            next_step="give one logit channel per structure of the batch",
+        )

@@ -1,0 +1,1 @@
+"""The rules of the honesty kit, by what they look at."""

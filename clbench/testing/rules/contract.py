@@ -1,0 +1,292 @@
+"""Rules about declarations, building, growing, decoding, and hooks without side effects."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clbench.nets.output import Output
+from clbench.strategy.contract import Lesson
+from clbench.testing.fixtures import PATCH, loud, perturb, same
+from clbench.testing.harness import Bed
+from clbench.testing.report import Broken
+
+ALLOWED: Mapping[str, tuple[str, ...]] = {
+    "past": ("nothing", "weights", "predictions", "cases", "images"),
+    "starts_from": ("previous", "scratch"),
+    "unlabelled": ("ignore", "background"),
+}
+ORDERS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (("liver_tumor",), ("liver",), ("colon", "spleen", "left_kidney", "right_kidney")),
+    (("right_kidney", "colon", "left_kidney", "spleen"), ("liver", "liver_tumor")),
+)
+"""Ways to learn the same six: one first and many last, a part before its whole, and the reverse."""
+
+# ------------------------------------------------------------------------------- declarations
+
+
+def declarations_are_legal(bed: Bed) -> None:
+    """The runner acts on them: a word it does not know would be taken for a promise."""
+    strategy = bed.strategy
+    parameters = getattr(type(strategy), "__dataclass_params__", None)
+    if not (is_dataclass(strategy) and parameters is not None and parameters.frozen):
+        raise Broken(
+            "the strategy is not a frozen dataclass",
+            where=type(strategy).__qualname__,
+            expected="@dataclass(frozen=True, kw_only=True) above the class",
+            next_step="hyperparameters are fields; what changes lives in memory",
+        )
+    for name, words in ALLOWED.items():
+        if getattr(strategy, name) not in words:
+            raise Broken(
+                f"{name} is declared with a word that does not exist",
+                where=f"{type(strategy).__qualname__}.{name}",
+                expected=f"one of {', '.join(words)}",
+                got=getattr(strategy, name),
+            )
+    version = strategy.version
+    if not isinstance(version, int) or version < 1:
+        raise Broken(
+            "version is not a whole number from 1 on",
+            where=f"{type(strategy).__qualname__}.version",
+            expected="1, and one more whenever the same settings give other numbers",
+            got=repr(version),
+        )
+    if not isinstance(strategy.keeps_old_logits, bool):
+        raise Broken("keeps_old_logits is not a bool", got=strategy.keeps_old_logits)
+    terms = strategy.penalties
+    if not isinstance(terms, tuple) or not all(isinstance(t, str) for t in terms):
+        raise Broken(
+            "penalties is not a tuple of names",
+            where=f"{type(strategy).__qualname__}.penalties",
+            expected='for example ("kd",); a tuple of one name needs its comma',
+            got=repr(terms),
+        )
+
+
+# ------------------------------------------------------------------------------------- models
+
+
+def builds(bed: Bed) -> None:
+    """Without a model whose answer has one logit per voxel, nothing else can be said."""
+    lesson = bed.lesson(1)
+    model = bed.strategy.build(bed.rig.kit, lesson)
+    if not isinstance(model, nn.Module):
+        raise Broken("build returns no torch module", got=type(model).__name__)
+    _answer(model, lesson)
+
+
+def _answer(model: nn.Module, lesson: Lesson) -> Output:
+    """The model's answer to one patch in evaluation mode, checked for its shape."""
+    image = torch.rand(1, 1, PATCH, PATCH, PATCH, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output = model.eval()(image)
+    logits = getattr(output, "logits", None)
+    where = f"the model's forward, after learning {', '.join(lesson.structures)}"
+    if not isinstance(output, Output) or not isinstance(logits, Tensor):
+        raise Broken(
+            "the model does not answer with an Output",
+            where=where,
+            expected="clbench.nets.output.Output(logits=…, features=…)",
+            got=type(output).__name__,
+        )
+    if logits.ndim != 5 or tuple(logits.shape[2:]) != tuple(image.shape[2:]):
+        raise Broken(
+            "the logits do not lie on the image's grid",
+            where=where,
+            expected=f"(1, C, {PATCH}, {PATCH}, {PATCH})",
+            got=tuple(logits.shape),
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise Broken("a fresh model answers with NaN or infinity", where=where)
+    return output
+
+
+def course(order: Sequence[Sequence[str]]) -> Iterator[Lesson]:
+    """The lessons of a course that learns in this order."""
+    known: tuple[str, ...] = ()
+    for number, learns in enumerate(order, 1):
+        known = (*known, *learns)
+        yield Lesson(
+            number=number,
+            learns=tuple(learns),
+            structures=known,
+            source="made up",
+            cases=("a", "b"),
+            past=dict.fromkeys(range(1, number), ("a", "b")),
+        )
+
+
+def grows_in_any_order(bed: Bed) -> None:
+    """A course may add one structure or many, in any order; a checkpoint is loaded by growing."""
+    kit = bed.rig.kit
+    for order in ORDERS:
+        model: nn.Module | None = None
+        lessons = list(course(order))
+        for lesson in lessons:
+            if model is None:
+                model = bed.strategy.build(kit, lesson)
+            else:
+                bed.strategy.grow(model, kit, lesson)
+            found = _answer(model, lesson)
+            decoded = bed.strategy.decode(found.logits, lesson.structures)
+            if decoded.shape[1] != len(lesson.structures):
+                raise Broken(
+                    "the model does not answer for every structure learned so far",
+                    where=f"after learning {' | '.join(', '.join(o) for o in order)}",
+                    expected=f"{len(lesson.structures)} channels after decode",
+                    got=decoded.shape[1],
+                )
+        assert model is not None  # noqa: S101  # ORDERS has no empty course
+        perturb(model)
+        again = bed.strategy.build(kit, lessons[0])
+        for lesson in lessons[1:]:
+            bed.strategy.grow(again, kit, lesson)
+        try:
+            again.load_state_dict(model.state_dict())
+        except RuntimeError as err:
+            raise Broken(
+                "the weights of a grown model do not fit a model grown the same way",
+                where="build and grow, replayed",
+                got=str(err).splitlines()[-1].strip(),
+                next_step="name what grows by structure, never by a count or by chance",
+            ) from err
+        if not same(_answer(model, lessons[-1]).logits, _answer(again, lessons[-1]).logits):
+            raise Broken(
+                "a model loaded from a checkpoint answers differently",
+                where="build and grow, replayed, then load_state_dict",
+                expected="equal logits: everything that counts stands in the state dict",
+            )
+
+
+def starts_from_what_it_declares(bed: Bed) -> None:
+    """One that says 'previous' and begins anew has forgotten all, whatever it shows afterwards."""
+    if bed.strategy.starts_from == "scratch":
+        return  # then the runner makes the model
+    model = bed.blank(1)
+    perturb(model)
+    before = copy.deepcopy(model.state_dict())
+    bed.strategy.grow(model, bed.rig.kit, bed.lesson(2))
+    _nothing_kept(before, model, "grow, step 2")
+    state = bed.start(2)
+    before = copy.deepcopy(state.model.state_dict())
+    bed.enter(state)
+    _nothing_kept(before, state.model, "enter_phase, step 2")
+
+
+def _nothing_kept(before: Mapping[str, Tensor], model: nn.Module, where: str) -> None:
+    now = model.state_dict()
+    common = [n for n, v in before.items() if n in now and v.numel() > 1]
+    if not any(same(before[n], now[n]) for n in common):
+        raise Broken(
+            "no weight of the previous model is left, although starts_from is 'previous'",
+            where=where,
+            expected="the model after the previous step, grown",
+            got=f"{len(common)} tensors, all of them others",
+            next_step="leave old weights alone, or declare starts_from = 'scratch'",
+        )
+
+
+def growth_keeps_old_logits_as_declared(bed: Bed) -> None:
+    """Else old structures are lost or kept (to rounding, 1e-5) before any update, and unseen."""
+    image = torch.rand(2, 1, PATCH, PATCH, PATCH, generator=torch.Generator().manual_seed(1))
+    moved = []
+    for number in (2, 3):
+        model = bed.blank(number - 1)
+        perturb(model)
+        with torch.no_grad():
+            before = model.eval()(image).logits
+            bed.strategy.grow(model, bed.rig.kit, bed.lesson(number))
+            after = model.eval()(image).logits
+        gone = _lost_channels(before, after)
+        if gone and bed.strategy.keeps_old_logits:
+            raise Broken(
+                "growing changes old logits, although keeps_old_logits is declared",
+                where=f"grow, step {number}",
+                expected="every old logit unchanged by growth alone",
+                got=f"channel {', '.join(map(str, gone))} of {before.shape[1]} changed or gone",
+                next_step="leave old weights alone, or declare keeps_old_logits = False",
+            )
+        moved += gone
+    if not moved and not bed.strategy.keeps_old_logits:
+        raise Broken(
+            "keeps_old_logits is declared False, but growing changes no old logit",
+            where="grow, steps 2 and 3",
+            next_step="declare keeps_old_logits = True",
+        )
+
+
+def _lost_channels(before: Tensor, after: Tensor) -> list[int]:
+    """Channels of `before` without an equal in `after`; the order must stay, places may move."""
+    gone, start = [], 0
+    for channel in range(before.shape[1]):
+        size = float(before[:, channel].abs().max()) + 1.0
+        for place in range(start, after.shape[1]):
+            if float((before[:, channel] - after[:, place]).abs().max()) <= 1e-5 * size:
+                start = place + 1
+                break
+        else:
+            gone.append(channel)
+    return gone
+
+
+def another_seed_gives_other_weights(bed: Bed) -> None:
+    """Three seeds with one set of initial weights would measure less than seeds claim to."""
+    kit = copy.copy(bed.rig.kit)
+    kit.seed += 1
+    one = bed.strategy.build(bed.rig.kit, bed.lesson(1))
+    two = bed.strategy.build(kit, bed.lesson(1))
+    if same(one.state_dict(), two.state_dict()):
+        raise Broken(
+            "another seed gives the same initial weights",
+            where="build",
+            expected="with kit.fresh(step.number, …) around what is initialised",
+        )
+
+
+def decodes_to_probabilities(bed: Bed) -> None:
+    """Examination decodes slab by slab and calls above 0.5 foreground."""
+    for number in (1, 2, 3):
+        structures = bed.lesson(number).structures
+        like = _answer(bed.blank(number), bed.lesson(number))
+        for scale in (1.0, 1e4):
+            logits = scale * loud(like, 1).logits.detach()[:, :, :, :6, :5]
+            kept = logits.clone()
+            found = bed.strategy.decode(logits, structures)
+            _check_probabilities(found, logits, structures)
+            if not same(logits, kept):
+                raise Broken("decode changes the logits it is given", where="decode")
+            slabs = [
+                bed.strategy.decode(logits[:, :, a:b], structures)
+                for a, b in ((0, 1), (1, 5), (5, PATCH))
+            ]
+            if not torch.allclose(torch.cat(slabs, dim=2), found, atol=1e-5):
+                raise Broken(
+                    "decode answers differently for a slab than for the whole",
+                    where="decode",
+                    expected="each voxel decoded from its own logits",
+                )
+
+
+def _check_probabilities(found: Tensor, logits: Tensor, structures: Sequence[str]) -> None:
+    expected = (logits.shape[0], len(structures), *logits.shape[2:])
+    if tuple(found.shape) != expected:
+        raise Broken(
+            "decode returns another shape",
+            where=f"decode, after learning {', '.join(structures)}",
+            expected=expected,
+            got=tuple(found.shape),
+            next_step="one channel per structure, in the order of structures; no background",
+        )
+    low, high = float(found.min()), float(found.max())
+    if not (low >= 0.0 and high <= 1.0 + 1e-6):  # NaN fails both
+        raise Broken(
+            "decode returns something that is no probability",
+            where="decode",
+            expected="values in [0, 1]",
+            got=f"{low:g} to {high:g}",
+        )

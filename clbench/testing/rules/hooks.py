@@ -1,0 +1,178 @@
+"""Rules about hooks: a step can be taught, and no hook leaves traces or depends on chance."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from clbench.testing.fixtures import dice_thrown, first_difference, perturb, same
+from clbench.testing.harness import Bed, State
+from clbench.testing.report import Broken
+
+
+def a_step_can_be_taught(bed: Bed) -> None:
+    """Three steps through the real loop: every hook is called as a run would call it."""
+    for number in (1, 2, 3):
+        bed.end(number)
+
+
+def hooks_leave_the_strategy_as_it_was(bed: Bed) -> None:
+    """What is written on the strategy is in no checkpoint: a resumed run would go on without it."""
+    for number in (1, 2, 3):
+        state = bed.end(number)
+        state.strategy.serve(state.model, state.memory)
+    now = bed.traits()
+    if not same(now, bed.before):
+        what = first_difference(now, bed.before)
+        raise Broken(
+            "a hook changed the strategy",
+            where=what,
+            expected=f"as it was built: {bed.before.get(what)!r}",
+            got=f"{now.get(what)!r}",
+            next_step="keep what changes in memory; every hook is given it",
+        )
+
+
+def hooks_repeat_to_the_bit(bed: Bed) -> None:
+    """A run must repeat and resume exactly; a hook may draw from kit.generator alone."""
+    for number in (1, 2):
+        for name, hook in _hooks(bed, number):
+            results = []
+            for seed in (1, 2):
+                with dice_thrown(seed):
+                    results.append(hook(bed.start(number)))
+            if not same(*results):
+                raise Broken(
+                    f"{name}, called twice from one checkpoint, gives two results",
+                    where=f"step {number}; differs in {first_difference(*results)}",
+                    expected="equal bits, whatever the global random state is",
+                    next_step="draw from kit.generator or kit.fresh, and iterate over no set",
+                )
+
+
+Hook = Callable[[State], dict[str, Any]]
+
+
+def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
+    """Name → the hook called on a state; what it returns and what it leaves behind."""
+    kit = bed.rig.kit
+
+    def traces(state: State, **result: Any) -> dict[str, Any]:
+        return {**result, "model": dict(state.model.state_dict()), "memory": state.memory}
+
+    def build(state: State) -> dict[str, Any]:
+        return dict(state.strategy.build(kit, bed.lesson(1)).state_dict())
+
+    def grow(state: State) -> dict[str, Any]:
+        before = bed.end(number - 1)
+        state.strategy.grow(before.model, kit, state.lesson)
+        return dict(before.model.state_dict())
+
+    def prepare_case(state: State) -> dict[str, Any]:
+        return traces(state, **bed.prepared(state, state.lesson.cases[0]))
+
+    def prepare(state: State) -> dict[str, Any]:
+        made = {case: bed.prepared(state, case) for case in state.lesson.cases}
+        rest = {
+            case: {k: v for k, v in found.items() if k != "pseudo"} for case, found in made.items()
+        }
+        state.strategy.prepare(state.lesson, rest, state.memory)
+        return traces(state)
+
+    def plans(state: State) -> dict[str, Any]:
+        groups = bed.enter(state)
+        place = {id(p): name for name, p in state.model.named_parameters()}
+        return traces(
+            state,
+            extra_cases=dict(state.strategy.extra_cases(state.lesson, state.memory)),
+            groups=[([place.get(id(p), "?") for p in g.parameters], g.lr) for g in groups],
+        )
+
+    def answers(state: State) -> dict[str, Any]:
+        strategy, lesson = state.strategy, state.lesson
+        logits = bed.answers(state, bed.crops(state))[0].logits.detach()
+        return traces(
+            state,
+            decode=strategy.decode(logits, lesson.structures),
+            takes_teacher=strategy.takes_teacher(lesson),
+            prepares=strategy.prepares(lesson),
+            prunes=strategy.prunes(state.model),
+            first_step=repr(strategy.first_step()),
+        )
+
+    def losses(state: State) -> dict[str, Any]:
+        state.model.train()
+        perturb(state.model)  # a penalty must have something to say
+        batch = bed.crops(state)
+        new, old = bed.answers(state, batch)
+        kept = copy.deepcopy((batch.image, batch.label, batch.pseudo))
+        terms = state.strategy.losses(batch, new, old, state.memory)
+        if not same(kept, (batch.image, batch.label, batch.pseudo)):
+            raise Broken("losses changes the batch it is given", where=f"step {number}")
+        return {**{f"term {k}": v.detach() for k, v in terms.items()}, "memory": state.memory}
+
+    def updates(state: State) -> dict[str, Any]:
+        bed.enter(state)
+        rng = torch.Generator().manual_seed(0)
+        for p in state.model.parameters():
+            p.grad = torch.randn(p.shape, generator=rng) if p.requires_grad else None
+        state.strategy.after_backward(state.model, state.memory)
+        grads = {n: p.grad for n, p in state.model.named_parameters() if p.grad is not None}
+        state.strategy.after_update(state.model, state.memory)
+        return traces(state, **grads)
+
+    def finish(state: State) -> dict[str, Any]:
+        bed.enter(state)
+        state.strategy.finish(
+            state.lesson,
+            state.model,
+            lambda count: (bed.crops(state, i) for i in range(count)),
+            state.memory,
+        )
+        return traces(state)
+
+    def axial_ranges(state: State) -> dict[str, Any]:
+        volume = bed.rig.catalog.open(number, state.lesson.cases[0], "train")
+        server = bed.predictor(state, state.model, state.lesson.structures)
+        return traces(state, ranges=dict(server.ranges(volume)))
+
+    def serve(state: State) -> dict[str, Any]:
+        state = bed.end(number)
+        return dict(state.strategy.serve(state.model, state.memory).state_dict())
+
+    yield "build", build
+    if number > 1:
+        yield "grow", grow
+    if bed.teaches(number).prepares(bed.lesson(number)):
+        yield "prepare_case", prepare_case
+        yield "prepare", prepare
+    yield "extra_cases, next_phase, enter_phase or groups", plans
+    yield "decode, takes_teacher, prepares, prunes or first_step", answers
+    yield "losses", losses
+    yield "after_backward or after_update", updates
+    yield "finish", finish
+    yield "axial_ranges", axial_ranges
+    yield "serve", serve
+
+
+def serving_leaves_the_model_as_it_was(bed: Bed) -> None:
+    """A run goes on with the model it trained; a resumed one loads it before it was served."""
+    for number in (1, 2):
+        state = bed.end(number)
+        before = copy.deepcopy(dict(state.model.state_dict()))
+        memory = copy.deepcopy(state.memory)
+        served = state.strategy.serve(state.model, state.memory)
+        if not isinstance(served, nn.Module):
+            raise Broken("serve returns no torch module", got=type(served).__name__)
+        now = dict(state.model.state_dict())
+        if not (same(before, now) and same(memory, state.memory)):
+            raise Broken(
+                "serve changed the model or the memory",
+                where=f"after step {number}: {first_difference(before, now)}",
+                expected="the trained model and the memory as they were",
+                next_step="change a copy: copy.deepcopy(model)",
+            )

@@ -1,0 +1,300 @@
+"""Rules about a whole run: what is opened, what is saved, and that a seed means the same numbers.
+
+Runs are those of `clbench run`, on the tiny course; every file that is opened
+while they go on is heard through Python's audit events.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clbench.errors import StoreError, TrainingError
+from clbench.evaluation.scoring import ScoreContext, score_case
+from clbench.run.course import run_plan
+from clbench.run.plan import Plan
+from clbench.store import checkpoint, run_folder
+from clbench.store.run_folder import Score
+from clbench.testing.fixtures import dice_thrown, first_difference, same
+from clbench.testing.harness import Bed, State
+from clbench.testing.report import Broken
+from clbench.training.past_data import Opened, files_heard
+
+HOARD = 32
+"""So many voxel values of a training crop found in memory are no coincidence."""
+
+
+class Course:
+    """One run of the tiny course, with everything it opened."""
+
+    def __init__(self, bed: Bed, out: str, *, dice: int, stop_in_step: int | None = None) -> None:
+        self.plan: Plan = bed.plan(out)
+        self.opened = Opened(self.plan.catalog)
+        self.losses: list[tuple[Any, ...]] = []
+        with dice_thrown(dice), files_heard(self.opened):
+            if stop_in_step is not None:
+                try:
+                    run_plan(self.plan, lambda event: self._watch(event, stop_in_step))
+                except _Stop:
+                    self.plan = bed.plan(out)
+                    self.opened.catalog = self.plan.catalog
+            try:
+                run_plan(self.plan, lambda event: self._watch(event, None))
+            except TrainingError:
+                if not self.opened.strangers:
+                    raise
+                # stopped at a file read past the catalog; a rule says what sort of file it was
+
+    def _watch(self, event: Mapping[str, Any], stop: int | None) -> None:
+        if event["event"] != "update":
+            return
+        if event["step"] == stop:
+            raise _Stop
+        self.losses.append((event["step"], event["phase"], event["iteration"], event["terms"]))
+
+
+class _Stop(Exception):  # noqa: N818  # a signal, not an error
+    """Breaks a run off between two updates."""
+
+
+def run_of(bed: Bed) -> Course:
+    """The first run, made once."""
+    if not hasattr(bed, "_course"):
+        bed._course = Course(bed, "run", dice=1)  # type: ignore[attr-defined]
+    made: Course = bed._course  # type: ignore[attr-defined]
+    return made
+
+
+# ----------------------------------------------------------------------------------- the rules
+
+
+def _asked(bed: Bed) -> list[tuple[int, int, str]]:
+    """(step, step of the case, case) of every case that extra_cases names."""
+    return [
+        (number, step, case)
+        for number in (1, 2, 3)
+        for step, case in bed.teaches(number).extra_cases(
+            bed.lesson(number), bed.start(number).memory
+        )
+    ]
+
+
+def no_test_case_is_asked_for(bed: Bed) -> None:
+    """A case once trained on tests nothing."""
+    tests = bed.test_cases()
+    for number, step, case in _asked(bed):
+        if (bed.rig.catalog.source(step).name, case) in tests:
+            raise Broken(
+                "a test case is asked for in training",
+                where=f"extra_cases, step {number}: case {case} of step {step}",
+                expected="cases of step.past",
+            )
+
+
+def the_past_is_used_as_declared(bed: Bed) -> None:
+    """Tables compare methods by what they need of the past: images, predictions, weights."""
+    past = bed.strategy.past
+    images = past in ("cases", "images")
+    asked = [
+        f"step {step} case {case}"
+        for number, step, case in _asked(bed)
+        if number != step or case not in bed.lesson(number).cases
+    ]
+    if asked and not images:
+        raise Broken(
+            "cases of earlier steps are asked for without being declared",
+            where="extra_cases",
+            expected=f"none: past = {past!r} is declared",
+            got=", ".join(sorted(set(asked))),
+            next_step="declare past = 'cases' (some) or 'images' (all)",
+        )
+    if images and not asked:
+        raise Broken(
+            f"past = {past!r} is declared, but no case of an earlier step is asked for",
+            where="extra_cases, steps 2 and 3",
+            next_step="declare what is needed: 'predictions', 'weights' or 'nothing'",
+        )
+    _ladder(bed)
+    if not images:
+        _no_hoard(bed)
+
+
+def _ladder(bed: Bed) -> None:
+    """`nothing` is a fresh start; `predictions` are the old model's; `weights` is the old model."""
+    lesson, strategy = bed.lesson(2), bed.strategy
+    predicts = strategy.takes_teacher(lesson) or strategy.prepares(lesson)
+    from_old = strategy.starts_from == "previous"
+    if strategy.past == "nothing" and (predicts or from_old):
+        raise Broken(
+            "past = 'nothing' is declared, but the old model is used",
+            where="takes_teacher or prepares" if predicts else "starts_from",
+            expected="starts_from = 'scratch', no teacher, nothing prepared",
+            next_step="declare past = 'weights' or 'predictions'",
+        )
+    if strategy.past == "predictions" and not predicts:
+        raise Broken(
+            "past = 'predictions' is declared, but the old model is never asked",
+            where="takes_teacher and prepares, step 2",
+            next_step="declare past = 'weights'",
+        )
+    if strategy.past == "weights" and not (predicts or from_old):
+        raise Broken(
+            "past = 'weights' is declared, but the old model is never used",
+            where="starts_from, takes_teacher and prepares, step 2",
+            next_step="declare past = 'nothing'",
+        )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _no_hoard(bed: Bed) -> None:
+    """No training image in memory."""
+    state = bed.start(1)
+    voxels = torch.cat([bed.crops(state, i).image.flatten() for i in (0, 1)])
+    rare = torch.tensor(sorted({v for v in voxels.tolist() if 0.0 < v < 1.0}))
+    for number in (1, 2):
+        for tensor in _tensors(bed.end(number).memory):
+            found = int(torch.isin(rare, tensor.detach().float().flatten()).sum())
+            if found >= min(HOARD, len(rare)):
+                raise Broken(
+                    "memory holds a training image",
+                    where=f"memory after step {number}, a tensor of shape {tuple(tensor.shape)}",
+                    expected=f"no image: past = {bed.strategy.past!r} is declared",
+                    got=f"{found} voxel values of a crop of step 1",
+                    next_step="declare past = 'cases'",
+                )
+
+
+def test_cases_stay_closed(bed: Bed) -> None:
+    """The ledger shows what went through the catalog; a file opened beside it would be in none."""
+    tests = bed.test_cases()
+    for step, source, case in run_of(bed).opened.strangers:
+        if (source, case) in tests:
+            raise Broken(
+                "a test case was opened past the catalog",
+                where=f"step {step}: {source} case {case}",
+                expected="the examination alone opens test cases",
+                next_step="use the volume a hook is given, and nothing beside it",
+            )
+
+
+def the_past_stays_closed(bed: Bed) -> None:
+    """Whoever looks at old images unseen beats every method that keeps to the rules."""
+    course = run_of(bed)
+    for step, source, case in course.opened.strangers:
+        own = course.plan.catalog.source(step).name, course.plan.catalog.splits[step - 1].train
+        if (source != own[0] or case not in own[1]) and (source, case) not in bed.test_cases():
+            raise Broken(
+                "a file of another step was opened past the catalog",
+                where=f"step {step}: {source} case {case}",
+                expected="this step's training cases only",
+                next_step="ask for past cases through extra_cases, and declare them",
+            )
+
+
+def memory_can_be_saved(bed: Bed) -> None:
+    """Memory is all that a resumed run has: tensors, numbers, text, and lists and dicts of them."""
+    for number in (1, 2, 3):
+        state = bed.end(number)
+        path = bed.folder / "memory" / f"{number}.pt"
+        try:
+            checkpoint.save(path, {"memory": state.memory})
+        except TypeError as err:
+            raise Broken(
+                "memory holds something a checkpoint cannot hold",
+                where=f"after step {number}: {err}",
+                expected="tensors, numbers, text, lists and dicts",
+            ) from err
+        if not same(checkpoint.load(path)["memory"], state.memory):
+            raise Broken("memory comes back from a checkpoint as something else", where=str(path))
+
+
+def saved_and_loaded_it_scores_the_same(bed: Bed) -> None:
+    """What is scored must be what is saved, or no later step and no reader can have it."""
+    for number in (1, 2, 3):
+        state = bed.end(number)
+        path = bed.folder / "saved" / f"{number}.pt"
+        checkpoint.save(path, {"model": state.model.state_dict(), "memory": state.memory})
+        try:
+            content = checkpoint.load(path)
+        except StoreError as err:
+            raise Broken("a checkpoint cannot be read again", where=err.what) from err
+        loaded = state.copy()
+        loaded.model = bed.blank(number)
+        loaded.model.load_state_dict(content["model"])
+        loaded.memory = content["memory"]
+        one, two = _scores(bed, state), _scores(bed, loaded)
+        if not same([repr(r) for r in one[0]], [repr(r) for r in two[0]]) or not same(
+            one[1], two[1]
+        ):
+            raise Broken(
+                "a model that was saved and loaded is scored differently",
+                where=f"after step {number}",
+                expected="equal bits: all that counts stands in the state dict or in memory",
+                next_step="register what the model needs as parameters or buffers",
+            )
+
+
+def _scores(bed: Bed, state: State) -> tuple[list[Score], Tensor]:
+    """Every score on the step's test case, and the probabilities behind them."""
+    number, catalog = state.lesson.number, bed.rig.catalog
+    model = state.strategy.serve(state.model, copy.deepcopy(state.memory))
+    server = bed.predictor(state, model, state.lesson.structures)
+    volume = catalog.open(number, catalog.splits[number - 1].test[0], "test")
+    rows = score_case(
+        server.predict(volume),
+        state.lesson.structures,
+        volume,
+        context=ScoreContext(
+            bench="kit", bench_version=1, strategy=bed.name, seed=0, step=number,
+            learned_at=dict.fromkeys(state.lesson.structures, 1),
+        ),
+    )  # fmt: skip
+    slabs = [p for _, _, p in server.probabilities(volume)]
+    return rows, torch.cat(slabs, dim=1)
+
+
+def the_same_seed_gives_the_same_numbers(bed: Bed) -> None:
+    """Two runs of one seed, the second broken off and resumed: equal losses, scores and weights."""
+    one = run_of(bed)
+    two = Course(bed, "again", dice=2, stop_in_step=3)
+    for a, b in zip(one.losses, two.losses, strict=False):
+        if a != b:
+            raise Broken(
+                "two runs of one seed have different losses",
+                where=f"step {a[0]}, phase {a[1]}, iteration {a[2]}",
+                expected=json.dumps(a[3]),
+                got=json.dumps(b[3]),
+                next_step="something random is not seeded: dropout, numpy, the order of a set",
+            )
+    folders = [c.plan.folder for c in (one, two)]
+    for number in (2, 3):
+        found = [checkpoint.load(f / f"step{number}.pt") for f in folders]
+        if not same(*found):
+            what = first_difference(found[0]["model"], found[1]["model"])
+            raise Broken(
+                "two runs of one seed end with different weights or memory",
+                where=f"step {number}: {what}",
+            )
+    rows = [_rows(folder) for folder in folders]
+    if rows[0] != rows[1]:
+        raise Broken("two runs of one seed have different scores", where="scores.csv")
+
+
+def _rows(folder: Path) -> list[str]:
+    return [repr(row) for row in run_folder.read_scores(folder / "scores.csv")]

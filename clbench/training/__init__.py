@@ -1,0 +1,1 @@
+"""Training one step: the loop, its batches, resuming, monitoring, and access to past data."""

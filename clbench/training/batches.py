@@ -1,0 +1,161 @@
+"""Crops and batches of training cases, in an order that the seed alone decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from clbench.data.crops import crop
+from clbench.data.pseudo_labels import PseudoMap
+from clbench.data.volume import Volume
+from clbench.reproducibility import derive_seed
+from clbench.spec.settings import DataSettings
+from clbench.spec.taxonomy import DECLARED, declare
+from clbench.strategy.contract import (
+    Batch,
+    Draw,
+    Lesson,
+    Phase,
+)
+
+CaseKey = tuple[int, str]
+"""(step whose source holds it, case id)."""
+"""Receives one event per update and per validation; never changes the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What one step is taught with."""
+
+    volumes: Mapping[CaseKey, Volume]
+    """Every case that may be drawn."""
+    weights: Mapping[CaseKey, float]
+    """How often a case is drawn; this step's own cases weigh 1 together."""
+    pseudo: Mapping[CaseKey, PseudoMap]
+    """Offline pseudo labels, where there are any."""
+    patch_vox: tuple[int, int, int]
+    data: DataSettings
+    validation: Callable[[str], Volume] | None = None
+    """Opens a validation case of this step, for sessions that ask for one."""
+
+
+def draw_cases(
+    weights: Mapping[CaseKey, float], count: int, *, own: Sequence[CaseKey], seed: int
+) -> list[CaseKey]:
+    """`count` cases for one epoch.
+
+    Without past cases every case comes once before any comes twice; with them, cases are drawn by
+    weight, with replacement. Cases of weight 0 are as if they were not there.
+    """
+    weights = {key: weight for key, weight in weights.items() if weight > 0}
+    rng = np.random.Generator(np.random.PCG64(seed))
+    if set(weights) == set(own):
+        order: list[CaseKey] = []
+        while len(order) < count:
+            order += [own[i] for i in rng.permutation(len(own))]
+        return order[:count]
+    keys = sorted(weights)
+    p = np.array([weights[k] for k in keys], dtype=np.float64)
+    return [keys[i] for i in rng.choice(len(keys), size=count, p=p / p.sum())]
+
+
+class Crops(Dataset[dict[str, Any]]):
+    """All crops of one phase, numbered; item i is a function of its number alone."""
+
+    def __init__(
+        self,
+        lesson: Lesson,
+        phase: Phase,
+        material: Material,
+        *,
+        epochs: int,
+        per_epoch: int,
+        seed: int,
+    ) -> None:
+        self.lesson, self.phase, self.material = lesson, phase, material
+        self.epochs, self.per_epoch, self.seed = epochs, per_epoch, seed
+        self._own = [(lesson.number, c) for c in lesson.cases]
+        self._orders: dict[int, list[CaseKey]] = {}
+        self._declared = tuple(DECLARED.values())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a process that was not forked, tell the taxonomy what the course declares."""
+        self.__dict__.update(state)
+        declare(self._declared, "a loader worker")
+
+    def __len__(self) -> int:
+        return self.epochs * self.per_epoch
+
+    def _order(self, epoch: int) -> list[CaseKey]:
+        if epoch not in self._orders:
+            seed = derive_seed(self.seed, self.lesson.number, self.phase.name, "order", epoch)
+            self._orders = {
+                epoch: draw_cases(self.material.weights, self.per_epoch, own=self._own, seed=seed)
+            }
+        return self._orders[epoch]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, place = divmod(index, self.per_epoch)
+        key = self._order(epoch)[place]
+        image, label, pseudo = crop(
+            self.material.volumes[key],
+            self.lesson.structures,
+            patch_vox=self.material.patch_vox,
+            data=self.material.data,
+            seed=derive_seed(self.seed, self.lesson.number, self.phase.name, epoch, place),
+            pseudo=self.material.pseudo.get(key),
+        )
+        return {"image": image, "label": label, "pseudo": pseudo, "case": f"{key[0]}/{key[1]}"}
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack crops; where only some have pseudo labels, the others get 255 (none)."""
+    pseudo = [i["pseudo"] for i in items]
+    if any(p is not None for p in pseudo):
+        pseudo = [
+            p if p is not None else np.full_like(i["label"], 255)
+            for p, i in zip(pseudo, items, strict=True)
+        ]
+    return {
+        "image": torch.from_numpy(np.stack([i["image"] for i in items])),
+        "label": torch.from_numpy(np.stack([i["label"] for i in items])),
+        "pseudo": torch.from_numpy(np.stack(pseudo)) if pseudo[0] is not None else None,
+        "cases": tuple(i["case"] for i in items),
+    }
+
+
+def draw_from(lesson: Lesson, phase: Phase, material: Material, *, seed: int) -> Draw:
+    """Crops for a session, cut as the loop cuts its own, numbered by places of their own."""
+
+    def draw(case: Volume | CaseKey, place: Sequence[object]) -> tuple[Tensor, Tensor]:
+        image, label, _ = crop(
+            case if isinstance(case, Volume) else material.volumes[case],
+            lesson.structures,
+            patch_vox=material.patch_vox,
+            data=material.data,
+            seed=derive_seed(seed, lesson.number, phase.name, *place),
+        )
+        return torch.from_numpy(image), torch.from_numpy(label)
+
+    return draw
+
+
+def to_batch(raw: dict[str, Any], lesson: Lesson, device: torch.device) -> Batch:
+    """Loader output → `Batch` on the device."""
+    batch = Batch(
+        image=raw["image"].to(device),
+        label=raw["label"].to(device),
+        pseudo=None if raw["pseudo"] is None else raw["pseudo"].to(device),
+        structures=lesson.structures,
+        new=lesson.new_flags,
+        cases=raw["cases"],
+    )
+    if batch.image.dtype != torch.float32:
+        return replace(batch, image=batch.image.float())
+    return batch

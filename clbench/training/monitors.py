@@ -1,0 +1,261 @@
+"""Numbers that watch themselves: gradients, what is sampled, constant labels, saved models.
+
+Nothing here changes a number of a run. A watch stops it with an error, or
+warns; a warning is an event of `events.jsonl`, stands in `run.json`, and is shown at the end. The
+watches of training live on the events of the step alone, so a resumed step is watched as if it had
+never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from torch import Tensor
+
+from clbench.data.volume import Volume
+from clbench.errors import DataError, TrainingError
+from clbench.strategy.contract import Lesson
+
+Event = dict[str, Any]
+WINDOW = 50
+"""Ordinary gradient norms remembered; judged from the 20th on."""
+EXPLODES = 100.0
+"""A norm so many times the median of those is no ordinary one: the first of a phase warns."""
+IN_A_ROW = 10
+"""So many of them without an ordinary one between stop a run that does not clip."""
+SKIPPED_IN_A_ROW = 20
+"""So many updates that the fp16 loss scaler skips halve its scale from 65536 to below 1."""
+
+# ---------------------------------------------------------------------------------- of an update
+
+
+def check_gradient(norm: float, where: str, *, scaled: bool) -> None:
+    """Refuse a gradient that is not finite before it reaches the weights.
+
+    Args:
+        norm: total norm over all trained parameters, before clipping.
+        where: step, phase, epoch, iteration, cases.
+        scaled: an fp16 loss scaler is at work: it skips such an update and lowers its scale, which
+            is ordinary; `StepWatch` counts those in a row.
+
+    Raises:
+        TrainingError: not finite, and nothing would skip the update.
+    """
+    if not scaled and not math.isfinite(norm):
+        raise TrainingError(
+            "the gradient is not finite, though the loss is",
+            where=where,
+            expected="a finite gradient norm",
+            got=norm,
+            next_step="look at the cases of this batch; lower the learning rate "
+            "(--set train.lr=…), or compute in float32 (--set train.amp=off)",
+        )
+
+
+def positives(label: Tensor) -> list[int]:
+    """Annotated positive voxels of each of the K structures in a batch (B, K, D, H, W)."""
+    found: list[int] = (label == 1).sum(dim=(0, 2, 3, 4)).tolist()
+    return found
+
+
+class StepWatch:
+    """Watches the updates of one step.
+
+    Args:
+        lesson: the step.
+        clips: whether the gradient norm is clipped; then an exploding one warns and never stops.
+        past: events of this step from before it was interrupted.
+    """
+
+    def __init__(self, lesson: Lesson, *, clips: bool, past: Iterable[Event] = ()) -> None:
+        self.lesson, self.clips = lesson, clips
+        self.voxels = [0] * len(lesson.structures)
+        self._phase: str | None = None
+        for event in past:
+            self.see(event)
+
+    def see(self, event: Event) -> list[Event]:
+        """Take in one event; return the warnings it gives rise to.
+
+        Raises:
+            TrainingError: gradients that go on exploding, or that are never finite.
+        """
+        if event["event"] != "update":
+            return []
+        if event["phase"] != self._phase:
+            self._phase = event["phase"]
+            self._usual: deque[float] = deque(maxlen=WINDOW)
+            self._high = self._skipped = 0
+            self._warned = False
+        self.voxels = [a + b for a, b in zip(self.voxels, event["voxels"], strict=True)]
+        return self._gradient(float(event["grad_norm"]), event)
+
+    def _gradient(self, norm: float, event: Event) -> list[Event]:
+        where = (
+            f"step {event['step']}, phase {event['phase']}, epoch {event['epoch']}, "
+            f"iteration {event['iteration']}, cases {', '.join(event['cases'])}"
+        )
+        if not math.isfinite(norm):
+            self._skipped += 1
+            if self._skipped >= SKIPPED_IN_A_ROW:
+                raise TrainingError(
+                    f"the gradient was not finite in {self._skipped} updates in a row",
+                    where=where,
+                    expected="a finite gradient once the fp16 loss scale has come down",
+                    got=norm,
+                    next_step="compute in bfloat16 or float32 (--set train.amp=bf16, or off), or "
+                    "lower the learning rate (--set train.lr=…)",
+                )
+            return []
+        self._skipped = 0
+        usual = median(self._usual) if len(self._usual) >= 20 else 0.0
+        if not usual or norm <= EXPLODES * usual:
+            self._usual.append(norm)
+            self._high = 0
+            return []
+        self._high += 1
+        advice = (
+            f"lower the learning rate (--set train.lr=…), clip (--set train.clip_norm="
+            f"{4 * usual:.2g}), or look at these cases"
+        )
+        if self._high >= IN_A_ROW and not self.clips:
+            raise TrainingError(
+                f"the gradient explodes: {self._high} updates in a row",
+                where=where,
+                expected=f"a norm near {usual:.3g}, the median of the last {len(self._usual)} "
+                "ordinary ones",
+                got=f"{norm:.3g}",
+                next_step=advice,
+            )
+        if self._warned:
+            return []
+        self._warned = True
+        return [
+            warning(
+                event["step"],
+                "exploding gradient",
+                f"{where}: gradient norm {norm:.3g}, where {usual:.3g} is usual; {advice}",
+            )
+        ]
+
+    def end(self, volumes: Iterable[Volume]) -> list[Event]:
+        """Warnings once the step is taught: structures that no crop ever showed.
+
+        Args:
+            volumes: what the step's crops were cut from.
+        """
+        held = set(self.lesson.learns)
+        for volume in volumes:
+            held |= {n for n, (inside, _) in annotated_voxels(volume).items() if inside}
+        return [
+            warning(
+                self.lesson.number,
+                "never sampled",
+                f"step {self.lesson.number}: no training crop showed a voxel of {name}; train "
+                "longer, on larger patches (--set data.patch_vox=…), or with crops centered by "
+                "class (--set data.sampling=class_ratio)",
+            )
+            for name, voxels in zip(self.lesson.structures, self.voxels, strict=True)
+            if name in held and not voxels
+        ]
+
+
+def warning(step: int, kind: str, message: str) -> Event:
+    """A warning as an event."""
+    return {"event": "warning", "step": step, "kind": kind, "message": message}
+
+
+# ------------------------------------------------------------------------------ of the training set
+
+
+def annotated_voxels(volume: Volume) -> dict[str, tuple[int, int]]:
+    """Annotated structure → (voxels inside it, all voxels) of one case."""
+    size = int(volume.bits.size)
+    return {
+        name: (sum(n for pattern, n in volume.counts.items() if pattern >> i & 1), size)
+        for i, name in enumerate(volume.names)
+        if name in volume.annotated
+    }
+
+
+def _constant(
+    structures: Sequence[str], volumes: Sequence[Volume]
+) -> Iterator[tuple[str, int, str]]:
+    """(structure, its one label value, where) of those annotated without any contrast."""
+    inside: dict[str, int] = {}
+    every: dict[str, int] = {}
+    holders: dict[str, list[str]] = {}
+    for volume in volumes:
+        for name, (hit, size) in annotated_voxels(volume).items():
+            inside[name] = inside.get(name, 0) + hit
+            every[name] = every.get(name, 0) + size
+            holders.setdefault(name, []).append(volume.source)
+    for name in structures:
+        if name in every and inside[name] in (0, every[name]):
+            sources = ", ".join(sorted(set(holders[name])))
+            where = f"{name} in {sources}, {len(holders[name])} training cases"
+            yield name, 1 if inside[name] else 0, where
+
+
+def refuse_constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> None:
+    """Refuse to teach a structure whose label says the same in every annotated voxel.
+
+    One that a single training case does not hold is no fault of the labels, and only warned of.
+
+    Args:
+        lesson: the step.
+        volumes: its own training cases, as it shows them.
+
+    Raises:
+        DataError: names the structure and its source.
+    """
+    for name, value, where in _constant(lesson.learns, volumes):
+        if len(volumes) == 1 and not value:
+            continue  # one patient may lack an organ: see `constant_labels`
+        raise DataError(
+            f"the label of {name} is {value} in every annotated voxel: nothing to learn",
+            where=f"step {lesson.number}, {where}",
+            expected="voxels inside and outside the structure",
+            got=f"{'all' if value else 'no'} voxels inside",
+            next_step="look at its label value or mask (clbench data check), choose other "
+            "training cases (--split), or take it out of `learns`",
+        )
+
+
+def constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> list[Event]:
+    """Warnings about structures the training set would unlearn, or its one case cannot teach.
+
+    Args:
+        lesson: the step.
+        volumes: every case that may be drawn, as the step shows it.
+    """
+    return [
+        warning(
+            lesson.number,
+            "constant label",
+            f"step {lesson.number}, {where}: the label is {value} in every annotated voxel, so the "
+            "step may unlearn the structure; look at its label value (clbench data check), or "
+            "declare that these cases do not annotate it ([[source.partial]])",
+        )
+        for _, value, where in _constant(lesson.old, volumes)
+    ] + [
+        warning(
+            lesson.number,
+            "constant label",
+            f"step {lesson.number}, {where}: the one training case does not hold the structure, so "
+            "nothing teaches it; name more training cases (--split)",
+        )
+        for _, value, where in _constant(lesson.learns, volumes)
+        if len(volumes) == 1 and not value
+    ]
+
+
+def warnings_of(events: Iterable[Mapping[str, Any]]) -> list[Event]:
+    """The warnings among events, as `run.json` keeps them."""
+    return [
+        {k: e[k] for k in ("step", "kind", "message")} for e in events if e["event"] == "warning"
+    ]

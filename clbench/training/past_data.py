@@ -1,0 +1,200 @@
+"""The past stays closed: what a strategy declares to need of earlier steps is all it is given.
+
+`Catalog.open` refuses images; here is the rest. `nothing`: no old weights, no old
+model to ask, no memory. `weights` and `predictions`: no image. `cases`: images of earlier steps,
+but what was let go once never comes back. `images`: all of them. At every level, a case's file that
+is read past the catalog, and so past the ledger, stops the run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from clbench.data.catalog import Catalog
+from clbench.errors import TrainingError
+from clbench.evaluation.scoring import score_case
+from clbench.strategy.contract import Lesson, Memory, Strategy
+
+
+def refuse_undeclared(strategy: Strategy, lesson: Lesson, memory: Memory) -> None:
+    """Hold a strategy that declares `nothing` to it, before a step after the first is taught.
+
+    Args:
+        strategy: what teaches.
+        lesson: the step.
+        memory: emptied, where nothing of the past is declared.
+
+    Raises:
+        TrainingError: it would be handed the old model.
+    """
+    if lesson.number == 1 or strategy.past != "nothing":
+        return
+    asked = [
+        words
+        for asks, words in (
+            (strategy.starts_from == "previous", "the old weights (starts_from = 'previous')"),
+            (strategy.takes_teacher(lesson), "the old model's output (takes_teacher)"),
+            (strategy.prepares(lesson), "the old model's predictions (prepares)"),
+        )
+        if asks
+    ]
+    if asked:
+        raise TrainingError(
+            "a strategy asks for the past without declaring it",
+            where=f"step {lesson.number}, {type(strategy).__name__}",
+            expected="past = 'weights' or 'predictions', declared: 'nothing'",
+            got=", ".join(asked),
+            next_step="declare it in the strategy, or start from scratch without the old model",
+        )
+    memory.clear()
+
+
+def refuse_lost_cases(
+    catalog: Catalog,
+    lesson: Lesson,
+    extra: Iterable[tuple[int, str]],
+    ledger: Mapping[str, Any],
+) -> None:
+    """Hold a strategy that declares `cases` to a store: it may drop a case, but not fetch it again.
+
+    Args:
+        catalog: the course's data, with what the strategy declares.
+        lesson: the step.
+        extra: (step, case) asked for beside the step's own.
+        ledger: of the run: step → purpose → "source/case".
+
+    Raises:
+        TrainingError: a case that was not among those of the step before.
+    """
+    if catalog.past != "cases":
+        return
+    kept = set(ledger.get(str(lesson.number - 1), {}).get("train", ()))
+    for step, case in extra:
+        name = f"{catalog.source(step).name}/{case}"
+        if step < lesson.number - 1 and name not in kept:
+            raise TrainingError(
+                "a strategy opened a case of an earlier step that it had not stored",
+                where=f"step {lesson.number}, {name} of step {step}",
+                expected=f"a case it was still taught from in step {lesson.number - 1}, for "
+                "past = 'cases' is declared",
+                next_step="keep the list of stored cases in memory and only shorten it, or "
+                "declare past = 'images'",
+            )
+
+
+@contextmanager
+def closed(opened: Opened) -> Iterator[None]:
+    """Stop when a file of a case is read past the catalog, unless the step is taught with it.
+
+    In teaching and in examining: what a hook reads there of a test case would be its answer.
+
+    Only the files of images, labels and opened cached volumes are known; loader processes that
+    were not forked are not heard.
+
+    Args:
+        opened: who reads which case.
+
+    Raises:
+        TrainingError: in whatever reads the file, and once more at the end.
+    """
+    catalog = opened.catalog
+    split, source = catalog.splits[catalog.step - 1], catalog.source(catalog.step).name
+
+    def foreign() -> str | None:
+        return next(
+            (
+                f"{name} case {case}"
+                for step, name, case in opened.strangers
+                if step == catalog.step and not (name == source and case in split.train)
+            ),
+            None,
+        )
+
+    def refuse() -> None:
+        if (found := foreign()) is not None:
+            raise TrainingError(
+                "a file of another step, or of a test case, was read past the catalog",
+                where=f"step {catalog.step}, {found}",
+                expected="this step's training cases only; others through extra_cases",
+                next_step="use the volume a hook is given, and declare what you need of the past",
+            )
+
+    def hear(path: str) -> None:
+        opened(path)
+        refuse()
+
+    with files_heard(hear):
+        try:
+            yield
+        except Exception:
+            refuse()  # the next reader may have taken the refusal for damage of its own file
+            raise
+    refuse()
+
+
+# --------------------------------------------------------------------------------------------------
+# Which files are opened while something goes on, and whether the catalog opened them.
+# Python tells of every file it opens (audit events), so a hook that reads past the
+# catalog is heard as well.
+
+
+_LISTENERS: list[Callable[[str], None]] = []
+_HOOKED: list[bool] = []
+
+
+def _hear(event: str, args: tuple[Any, ...]) -> None:
+    if event == "open" and _LISTENERS and isinstance(args[0], str | os.PathLike):
+        for listener in tuple(_LISTENERS):
+            listener(os.fspath(args[0]))
+
+
+@contextmanager
+def files_heard(listener: Callable[[str], None]) -> Iterator[None]:
+    """Call `listener` with the path of every file that Python opens inside.
+
+    The audit hook itself stays for the life of the process (Python offers no way back); with no
+    listener it does nothing.
+    """
+    if not _HOOKED:
+        sys.addaudithook(_hear)
+        _HOOKED.append(True)
+    _LISTENERS.append(listener)
+    try:
+        yield
+    finally:
+        _LISTENERS.remove(listener)
+
+
+class Opened:
+    """Which cases were opened by whom; the catalog's own reading is told from everybody else's."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.cases: dict[str, tuple[str, str]] = {
+            str(path): (source, case)
+            for source, files in catalog.files.items()
+            for case, found in files.items()
+            for path in found.files
+        }
+        self.strangers: list[tuple[int, str, str]] = []
+        """(step, source, case) read past the catalog."""
+
+    def __call__(self, path: str) -> None:
+        """One file was opened: by the catalog, by the examination, or by a hook."""
+        frame: Any = sys._getframe(1)
+        while frame is not None:
+            code = frame.f_code
+            if code is Catalog.open.__code__:
+                if path.endswith(".npy"):  # the case as the cache holds it
+                    name = self.catalog.source(frame.f_locals["step"]).name
+                    self.cases.setdefault(path, (name, frame.f_locals["case"]))
+                return
+            if code is score_case.__code__:
+                return
+            frame = frame.f_back
+        if path in self.cases:
+            self.strangers.append((self.catalog.step, *self.cases[path]))

@@ -1,0 +1,45 @@
+"""A-GEM: an update may not raise the loss on kept cases of earlier steps.
+
+Avalanche's own plugin on top of fine-tuning. Before every update it computes the gradient of this
+strategy's loss on crops of kept cases; where the new gradient points against it, that part is taken
+out, after the backward pass. The run opens the kept cases through the ledger, by id.
+
+Source: Chaudhry et al., ICLR 2019, eq. 11, in Avalanche 0.6. Differs: cases are kept whole, and
+`sample_size` crops are cut anew for every update.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from clbench.avalanche.supported import Plugged
+from clbench.strategies.finetune import Finetune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agem(Plugged, Finetune):
+    """Fine-tuning with Avalanche's A-GEM plugin: no update against kept old cases."""
+
+    plugin: ClassVar[str] = "avalanche.training.plugins:AGEMPlugin"
+    loose: ClassVar[tuple[str, ...]] = (
+        "buffer_dataloader",
+        "buffer_dliter",
+        "reference_gradients",
+    )
+    past: ClassVar[Literal["cases"]] = "cases"
+    patterns_per_experience: int = 2
+    """Cases kept of every step; not tuned."""
+    sample_size: int = 4
+    """Crops of kept cases per update, divided among the earlier steps: at least one of each."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The plugin's."""
+        return {
+            "patterns_per_experience": self.patterns_per_experience,
+            "sample_size": self.sample_size,
+        }
+
+    def mend(self, plugin: Any) -> None:
+        """Let the plugin make its loader anew, as it does when it stores the last step's cases."""
+        plugin.update_memory(plugin.buffers.pop())

@@ -1,0 +1,119 @@
+"""Strategies named by module: `--strategy my_module:MyPlugin`, without registering anything.
+
+`MyPlugin` is a strategy of clbench, or any `SupervisedPlugin` of Avalanche. The latter runs on top
+of fine-tuning, like `ewc` and `replay`; its constructor's arguments are its hyperparameters
+(`--set strategy.NAME=VALUE`), as far as they are numbers, text or switches.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import field, fields, make_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from clbench.avalanche.lazy_import import make_torchvision_importable
+from clbench.avalanche.supported import Plugged, find_plugin
+from clbench.errors import AvalancheError, UnknownName
+from clbench.spec.settings import change
+from clbench.strategies.finetune import Finetune
+from clbench.strategy import Strategy
+
+PLAIN = (bool, int, float, str)
+
+
+def by_module(spec: str, overrides: Mapping[str, Any]) -> Strategy:
+    """The strategy that `module:Class` names, for `--strategy`.
+
+    Args:
+        spec: module and class; the module is searched in the current folder, too.
+        overrides: hyperparameters, as text.
+
+    Raises:
+        UnknownName: there is no such module or class.
+        AvalancheError: it is neither strategy nor plugin, or a plugin that is refused.
+    """
+    module, _, name = spec.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # last: nothing installed is hidden by a file that lies around
+    make_torchvision_importable()  # the module may import Avalanche in its first line
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError, TypeError, ValueError) as err:
+        raise UnknownName(
+            f"there is no strategy {spec!r}: {err}",
+            where="--strategy",
+            expected="module:Class, the module installed or in the current folder",
+            next_step="see `clbench list` for the strategies that have a name",
+        ) from err
+    if isinstance(found, type) and issubclass(found, Strategy):
+        return change(found(), overrides, "strategy")
+    return plugged(spec, find_plugin(spec), overrides)
+
+
+def plugged(spec: str, kind: type[Any], overrides: Mapping[str, Any]) -> Strategy:
+    """A strategy made of a plugin's class: a frozen dataclass with a field per argument.
+
+    Raises:
+        AvalancheError: a required argument is not given.
+    """
+    given = dict(overrides)
+    required: dict[str, Any] = {}
+    made: list[tuple[str, Any, Any]] = []
+    for name, parameter in inspect.signature(kind).parameters.items():
+        default = parameter.default
+        if type(default) in PLAIN:
+            made.append((name, type(default), field(default=default)))
+        elif default is inspect.Parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            if name not in given:
+                raise AvalancheError(
+                    f"the plugin needs the argument {name!r}",
+                    where=spec,
+                    next_step=f"--set strategy.{name}=VALUE",
+                )
+            required[name] = _literal(given.pop(name))
+            made.append((name, type(required[name]), field()))
+        elif default is None:
+            made.append((name, int | float | str | None, field(default=None)))
+            if name in given:
+                required[name] = _literal(given.pop(name))
+    names = tuple(name for name, _, _ in made)
+
+    def arguments(self: Plugged) -> dict[str, Any]:
+        return {n: getattr(self, n) for n in names}
+
+    bases = (Stored, Finetune) if given.pop("past", "weights") == "cases" else (Plugged, Finetune)
+    known = {f.name for base in bases for f in fields(base)}
+    if clash := known & set(names):
+        raise AvalancheError(
+            "an argument of the plugin has the name of one of clbench's settings",
+            where=spec,
+            got=", ".join(sorted(clash)),
+            next_step="derive a class whose constructor calls it otherwise",
+        )
+    # named as it was asked for, so that no other class of the same name shares its runs
+    strategy = make_dataclass(
+        spec, made, bases=bases, frozen=True, kw_only=True,
+        namespace={"plugin": spec, "arguments": arguments, "__module__": __name__},
+    )  # fmt: skip
+    return change(strategy(**required), given, "strategy")  # type: ignore[no-any-return]
+
+
+class Stored(Plugged):
+    """A plugin that stores cases: `--set strategy.past=cases` declares it."""
+
+    past: ClassVar[Literal["cases"]] = "cases"
+
+
+def _literal(text: Any) -> Any:
+    try:
+        return ast.literal_eval(str(text))
+    except (ValueError, SyntaxError):
+        return str(text)

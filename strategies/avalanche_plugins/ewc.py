@@ -1,0 +1,40 @@
+"""Elastic weight consolidation: weights that mattered to earlier steps are held where they were.
+
+Avalanche's own plugin on top of fine-tuning. After each step it sums, over one crop of every
+training case, the squared gradient of this strategy's loss; from then on each weight is pulled back
+to its old value by that much. New structures bring new weights, which nothing holds.
+
+Source: Kirkpatrick et al., PNAS 2017, eq. 3, in Avalanche 0.6. Differs: squared gradients of the
+mean loss of a batch, not of single predictions; `ewc_lambda` multiplies the sum itself, not half.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from clbench.avalanche.supported import Plugged
+from clbench.strategies.finetune import Finetune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ewc(Plugged, Finetune):
+    """Fine-tuning with Avalanche's EWC plugin: important old weights are held."""
+
+    plugin: ClassVar[str] = "avalanche.training.plugins:EWCPlugin"
+    penalties: ClassVar[tuple[str, ...]] = ("penalty",)
+    resumes: ClassVar[Literal["update", "step"]] = "update"  # nothing changes within a step
+    ewc_lambda: float = 1.0
+    """Weight of the penalty; not tuned."""
+    mode: Literal["separate", "online"] = "separate"
+    """One penalty per earlier step, or one for all that decays."""
+    decay_factor: float | None = None
+    """Of `online`."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The plugin's."""
+        return {
+            "ewc_lambda": self.ewc_lambda,
+            "mode": self.mode,
+            "decay_factor": self.decay_factor,
+        }

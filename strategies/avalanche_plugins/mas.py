@@ -1,0 +1,35 @@
+"""Memory aware synapses: weights to which the output was sensitive are held where they were.
+
+Avalanche's own plugin on top of fine-tuning. After each step it averages, over one crop of every
+training case, the size of the gradient of the squared length of the logits; annotation plays no
+part in it. New structures bring new weights, which nothing holds.
+
+Source: Aljundi et al., ECCV 2018, eq. 3 and 4, in Avalanche 0.6. Differs: gradients of the mean of
+a batch and of its voxels, not of single points; importances of steps are mixed by `alpha`, not
+summed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from clbench.avalanche.supported import Plugged
+from clbench.strategies.finetune import Finetune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mas(Plugged, Finetune):
+    """Fine-tuning with Avalanche's MAS plugin: weights the output depends on are held."""
+
+    plugin: ClassVar[str] = "avalanche.training.plugins:MASPlugin"
+    penalties: ClassVar[tuple[str, ...]] = ("penalty",)
+    resumes: ClassVar[Literal["update", "step"]] = "update"  # nothing changes within a step
+    lambda_reg: float = 1.0
+    """Weight of the penalty; not tuned."""
+    alpha: float = 0.5
+    """Share of the earlier steps in the importance."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The plugin's."""
+        return {"lambda_reg": self.lambda_reg, "alpha": self.alpha}

@@ -1,0 +1,33 @@
+"""Replay: a few cases of earlier steps are kept, and trained on along with the new ones.
+
+Avalanche's own plugin on top of fine-tuning. What it keeps are cases, by id: the run opens their
+images through the ledger, and cuts a new crop every time. Every batch holds `batch_size_mem` crops
+of kept cases beside those of the new step, so an update sees more crops than fine-tuning's.
+
+Source: Avalanche 0.6, `ReplayPlugin` with `ExperienceBalancedBuffer`: equally many cases of every
+step, drawn at random, `mem_size` in all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from clbench.avalanche.supported import Plugged
+from clbench.strategies.finetune import Finetune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay(Plugged, Finetune):
+    """Fine-tuning with Avalanche's replay plugin: some old cases are kept and trained on."""
+
+    plugin: ClassVar[str] = "avalanche.training.plugins:ReplayPlugin"
+    past: ClassVar[Literal["cases"]] = "cases"
+    mem_size: int = 4
+    """Cases kept in all; not tuned."""
+    batch_size_mem: int | None = None
+    """Crops of kept cases in a batch; None: as many as of new ones."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The plugin's."""
+        return {"mem_size": self.mem_size, "batch_size_mem": self.batch_size_mem}

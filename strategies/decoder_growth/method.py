@@ -1,0 +1,120 @@
+"""Decoder growth: the encoder is frozen after step 1, and every step adds a decoder of its own.
+
+Source: Ji et al., ICCV 2023; their released code (2025). Differs: the encoder learns in step 1, not
+from a large base data set; the profile's backbone; sigmoids without background; no distillation,
+deep supervision, architecture search or features of older decoders; `classifier_lr`, `body_range`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
+
+from torch import Tensor, nn
+
+from clbench.nets.growing_decoders import GrowingDecoders, one_winner
+from clbench.strategies.decoder_growth import axial_range, pruning
+from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Phase, contract
+from clbench.strategy.losses import dice_bce, targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderGrowth(contract.Strategy):
+    """One frozen encoder, a new decoder per step: forgets nothing, and grows."""
+
+    version: ClassVar[int] = 2  # its output layers learned at the rate of the rest
+    past: ClassVar[Literal["weights"]] = "weights"
+    unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
+    start: Literal["random", "copy"] = "random"
+    """A new decoder's weights: fresh, or the previous decoder's as it was served."""
+    classifier_lr: float = 100.0
+    """Factor on the learning rate of a new output layer: that of the CT baselines' first step."""
+    prune: bool = False
+    """Prune each decoder after it was trained (needs validation cases)."""
+    tolerance: float = 0.02
+    """Share of the validation Dice that a pruning step may cost."""
+    attempts: int = 8
+    """Retrainings of one epoch that a pruning step may take."""
+    ema: float = 0.0
+    """Decay of the served decoder's running average, which warms up; 0: none. Theirs: 0.99."""
+    body_range: bool = False
+    """Limit each structure to where along the body it was annotated (theirs: a network tells)."""
+    exclusive: bool = False
+    """Where decoders disagree, the more probable structure has the voxel (old ones may lose it)."""
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        """Backbone and one sigmoid channel per structure of step 1."""
+        with kit.fresh(step.number, "model"):
+            return GrowingDecoders(cast(Any, kit.backbone()), step.learns, kit.prior)
+
+    def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
+        """One more decoder; nothing else changes."""
+        with kit.fresh(step.number, "grow"):
+            fresh = cast(Any, kit.backbone()).decoder if self.start == "random" else None
+            cast(GrowingDecoders, model).add(step.learns, kit.prior, fresh)
+
+    def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
+        """All in step 1 until pruning, then the newest decoder; the encoder never learns again."""
+        decoder, output = (list(m.parameters()) for m in cast(GrowingDecoders, model).newest())
+        if step.number == 1 and not pruning.only_newest(memory):
+            decoder = [*cast(Any, model).backbone.parameters(), *decoder]
+        return [Group(parameters=decoder), Group(parameters=output, lr=self.classifier_lr)]
+
+    def prepares(self, step: Lesson) -> bool:
+        """Only to learn where along the body structures are."""
+        return self.body_range
+
+    def prepare_case(self, step: Lesson, volume: Any, old: Any) -> Mapping[str, Tensor]:
+        """Slices of each new structure, as shares of the body's height."""
+        return axial_range.levels(volume, step.learns) if self.body_range else {}
+
+    def prepare(self, step: Lesson, per_case: Mapping[str, Any], memory: Memory) -> None:
+        """The range of each new structure."""
+        axial_range.remember(per_case.values(), memory)
+
+    def losses(self, batch: Batch, new: Output, old: Any, memory: Memory) -> dict[str, Tensor]:
+        """Dice and binary cross-entropy of the new structures.
+
+        Source: Ji et al., ICCV 2023, and their code. Differs: see the head of this file.
+        """
+        k, (target, known) = batch.new_index, targets(batch, unlabelled=self.unlabelled)
+        return dice_bce(new.logits[:, k], target[:, k], known[:, k])
+
+    def next_phase(self, step: Lesson, memory: Memory, history: Any) -> Phase | None:
+        """Train; with `prune`, then prune as far as validation allows, and recover."""
+        if self.prune:
+            return pruning.next_phase(history, tolerance=self.tolerance, attempts=self.attempts)
+        return super().next_phase(step, memory, history)
+
+    def enter_phase(self, phase: Phase, model: nn.Module, memory: Memory) -> None:
+        """Prune, rewind or roll back the newest decoder; the average starts anew."""
+        pruning.enter(phase, cast(GrowingDecoders, model).newest(), memory)
+
+    def after_update(self, model: Any, memory: Memory) -> None:
+        """Keep pruned weights at zero; move the average."""
+        pruning.hold(model.decoders[-1], memory)
+        if self.ema:
+            pruning.average(model.newest(), memory, len(model.decoders), decay=self.ema)
+
+    def prunes(self, model: Any) -> int:
+        """What goes when every decoder passes every level."""
+        return pruning.most(model.decoders) if self.prune else 0
+
+    def finish(self, step: Lesson, model: nn.Module, draws: Any, memory: Memory) -> None:
+        """The average becomes the decoder's weights (a copy starts there); zeros stay zero."""
+        pruning.end(memory, model)
+
+    def serve(self, model: nn.Module, memory: Memory) -> nn.Module:
+        """The model, or a copy with every decoder's average."""
+        return pruning.averaged(model, memory) if self.ema else model
+
+    def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
+        """(B, K, D, H, W) logits → probabilities."""
+        return one_winner(logits.sigmoid(), structures) if self.exclusive else logits.sigmoid()
+
+    def axial_ranges(
+        self, image_hu: Any, spacing_mm: Any, structures: tuple[str, ...], memory: Memory
+    ) -> Mapping[str, tuple[int, int]]:
+        """The slices of this body that the learned ranges stand for."""
+        return axial_range.ranges(image_hu, structures, memory) if self.body_range else {}

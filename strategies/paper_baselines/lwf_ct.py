@@ -1,0 +1,126 @@
+"""LwF as the CT authors ran it: the old model's hard pseudo labels, and no distillation at all.
+
+The previous model predicts every new training case offline; thresholded and cleaned up, these
+predictions stand in for the missing annotation of the old structures. Dice (and, with
+`head=sigmoid`, cross-entropy) is averaged over new and over old structures apart, so a structure of
+the smaller group weighs more. `lwf` is the published method.
+
+Source: paper, section 5.3 and Tables 10 and 11 ("pseudo labeling (LwF)"); the authors' CT code.
+Differs: whole-patch Dice (`legacy_slice_dice`), the liver contains its tumors when decoded
+(`legacy_exclusive`), 1 + K channels where they have 38, unannotated structures left open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from clbench.data.postprocess import DEFAULT_RULES, clean, known
+from clbench.strategies.finetune import Finetune
+from clbench.strategies.softmax_finetune import SoftmaxFinetune
+from clbench.strategy import (
+    Batch,
+    Group,
+    Kit,
+    Lesson,
+    Memory,
+    Output,
+    Predictor,
+    contract,
+    pseudo_labels,
+)
+from clbench.strategy.losses import dice_bce, targets
+from clbench.strategy.partial_labels import allowed_channels, mean_ce
+
+if TYPE_CHECKING:
+    from clbench.data.volume import Volume
+
+
+@dataclass(frozen=True, kw_only=True)
+class LwfCt(SoftmaxFinetune):
+    """LwF of Tables 10 and 11: softmax head taught by hard pseudo labels."""
+
+    past: ClassVar[Literal["predictions", "weights"]] = "predictions"
+    unlabelled: Literal["ignore", "background"] = "ignore"
+    head: Literal["softmax", "sigmoid"] = "softmax"
+    """Output layer with background, as in the tables, or the Universal Model's heads."""
+    postprocess: bool = True
+    """Clean pseudo labels."""
+    rules: tuple[str, ...] = DEFAULT_RULES
+    """By which rules of `clbench.data.postprocess`; as it is, those of the authors' code."""
+
+    def __post_init__(self) -> None:
+        known(self.rules, "strategy.rules")
+
+    def first_step(self) -> contract.Strategy:
+        """Plain training with this head."""
+        if self.head == "sigmoid":
+            return Finetune(legacy_slice_dice=self.legacy_slice_dice)
+        return super().first_step()
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        """As the plain strategy."""
+        return self.first_step().build(kit, step)
+
+    def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
+        """As the plain strategy."""
+        self.first_step().grow(model, kit, step)
+
+    def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
+        """As the plain strategy."""
+        return self.first_step().groups(model, step, memory)
+
+    def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
+        """(B, C, …) logits → (B, K, …): the argmax of the softmax, or each sigmoid."""
+        if self.head == "sigmoid":
+            return torch.sigmoid(logits)
+        return super().decode(logits, structures)
+
+    def prepares(self, step: Lesson) -> bool:
+        """From step 2 on."""
+        return bool(step.old)
+
+    def prepare_case(
+        self, step: Lesson, volume: Volume, old: Predictor | None
+    ) -> Mapping[str, Tensor]:
+        """The old model's hard labels for one training case, as (K_old, D, H, W) uint8."""
+        if old is None:
+            return {}
+        tidy = partial(clean, rules=self.rules) if self.postprocess else None
+        return {"pseudo": pseudo_labels(old, volume, hard=True, clean=tidy)}
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        """Cross-entropy on labels and pseudo labels; Dice of new and of old structures apart.
+
+        Source: paper, section 5.3 ("pseudo labeling (LwF)"), with the Dice of eq. 3 and 4; the
+        authors' CT code, LwF. Differs: see the head of this file.
+        """
+        if not any(batch.new) or all(batch.new):
+            return self.first_step().losses(batch, new, old, memory)
+        parts = {"new": batch.new_index, "old": batch.old_index}
+        return self.supervised(self.seen(batch), new, parts)
+
+    def supervised(
+        self, batch: Batch, new: Output, parts: Mapping[str, Sequence[int]]
+    ) -> dict[str, Tensor]:
+        """The supervised terms; Dice (and binary cross-entropy) once per part of the structures."""
+        slices, terms = self.legacy_slice_dice, {}
+        if self.head == "sigmoid":
+            target, known = targets(batch, unlabelled=self.unlabelled)
+            for part, k in parts.items():
+                both = dice_bce(new.logits[:, k], target[:, k], known[:, k], slicewise=slices)
+                terms.update({f"{name}_{part}": value for name, value in both.items()})
+            return terms
+        allowed = allowed_channels(batch, unlabelled=self.unlabelled)
+        terms["ce"] = mean_ce(new.logits, allowed)
+        for part, k in parts.items():
+            for name, value in self.dice_of(batch, new, allowed, k).items():
+                terms[f"{name}_{part}"] = value
+        return terms

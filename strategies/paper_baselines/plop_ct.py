@@ -1,0 +1,63 @@
+"""PLOP as the CT authors ran it: hard pseudo labels without a gate, and POD on all maps but one.
+
+Cross-entropy on new labels and pseudo labels, Dice averaged over old and new structures together,
+and pooled distillation of encoder, bottleneck and decoder maps; neither the final map nor the
+logits are compared, and no pseudo label is weighed by its certainty. `plop` is the published
+method.
+
+Source: paper, section 5.3 and Tables 10 and 11; the authors' CT code. Differs: as `lwf_ct`. For
+one defect of that code there is no option: its label map takes every channel of a file, so where a
+file also annotates structures of later steps, these enter the cross-entropy before they are taught.
+In clbench labels of later steps never reach a strategy, so no option of one could use them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from clbench.strategy import Batch, Lesson, Memory, Output
+from clbench.strategy.distillation import pod
+
+from .lwf_ct import LwfCt
+
+LEFT_OUT = ("enc4", "final")
+"""Swin UNETR's raw last hidden state, and the last map: not among the nine maps compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlopCt(LwfCt):
+    """PLOP of Tables 10 and 11: pseudo labels, and pooled distillation of nine maps."""
+
+    past: ClassVar[Literal["predictions", "weights"]] = "weights"
+    penalties: ClassVar[tuple[str, ...]] = ("pod",)
+    factor: float = 0.0005
+    """Factor of the distance of every map (the original's for logits alone)."""
+
+    def takes_teacher(self, step: Lesson) -> bool:
+        """From step 2 on."""
+        return bool(step.old)
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        """Cross-entropy and Dice on labels and pseudo labels; POD over three planes per cell.
+
+        Source: paper, section 5.3, with the Dice of eq. 3 and 4; the authors' CT code, PLOP (after
+        the Local POD of Douillard et al., CVPR 2021, section 3.2). Differs: see the head of this
+        file.
+        """
+        if old is None:
+            return super().losses(batch, new, old, memory)
+        batch = self.seen(batch)
+        count = len(batch.structures)
+        maps = [name for name in new.features if name not in LEFT_OUT]
+        return {
+            **self.supervised(batch, new, {"all": range(count)}),
+            "pod": pod(
+                new.features, old.features, factors=dict.fromkeys(maps, self.factor),
+                current=count, learned=len(batch.new_index), pooled_axes=1,
+            ),
+        }  # fmt: skip
