@@ -63,7 +63,12 @@ def examine_step(
     rows: list[Score] = []
     opened: list[str] = []
     server = predictor(plan, plan.strategy, served, lesson.structures, memory)
-    kept = resume.Exams(plan.folder / "exam" / f"step{lesson.number}", checkpoint.digest(served))
+    kept = resume.Exams(
+        plan.folder / "exam" / f"step{lesson.number}",
+        checkpoint.digest(served),
+        resume.host(plan.device),
+    )
+    elsewhere = False
     # two steps may share a source and its test cases
     exams = {
         (catalog.source(number).name, case): number
@@ -85,12 +90,13 @@ def examine_step(
         else:
             meter.laps_s.append(found.predict_s)
             opened.append(f"{source}/{case}")
+            elsewhere |= not found.here
         rows += found.rows
         spent_s += found.seconds
         watch({"event": "exam", "done": done, "of": len(exams), "case": case})
         stop.check(f"examination after step {lesson.number}, {source} case {case}")
     start = time.monotonic()
-    reexamined = _again(plan, lesson, path, rows)
+    reexamined = _again(plan, lesson, path, rows, server if elsewhere else None)
     spent_s += time.monotonic() - start
     return Examined(
         rows=rows,
@@ -121,8 +127,19 @@ def _score(
     )
 
 
-def _again(plan: Plan, lesson: Lesson, path: Path, rows: Sequence[Score]) -> dict[str, Any]:
-    """Examine a case again with the model as its checkpoint holds it: scores must be equal."""
+def _again(
+    plan: Plan, lesson: Lesson, path: Path, rows: Sequence[Score], taught: Server | None
+) -> dict[str, Any]:
+    """Examine a case again with the model as its checkpoint holds it: scores must be equal.
+
+    Args:
+        plan: the run.
+        lesson: the step just taught.
+        path: the step's checkpoint.
+        rows: of the examination.
+        taught: the examined model, where rows come from another processor or thread count, whose
+            bits may differ; then it is asked here, too. None: the rows are from here.
+    """
     number = lesson.number
     strategy = plan.strategy.first_step() if number == 1 else plan.strategy
     model, memory = loaded(plan, strategy, lesson, path)
@@ -131,6 +148,8 @@ def _again(plan: Plan, lesson: Lesson, path: Path, rows: Sequence[Score]) -> dic
     source, case = plan.catalog.source(number).name, plan.catalog.splits[number - 1].test[0]
     _, again = _score(plan, server, lesson, number, case, Meter(plan.device))
     before = [r for r in rows if (r.step, r.eval_set, r.case) == (number, source, case)]
+    if taught is not None:
+        _, before = _score(plan, taught, lesson, number, case, Meter(plan.device))
     gap = same_scores(
         before, again, where=f"{path}, {source} case {case}", slack=slack_of(plan.device)
     )

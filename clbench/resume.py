@@ -189,6 +189,8 @@ class Exam:
     """All of it."""
     predict_s: float
     """Of them, inference."""
+    here: bool = True
+    """Examined on the same processor, with the same versions and thread count: equal bits."""
 
 
 class Exams:
@@ -197,10 +199,11 @@ class Exams:
     Args:
         folder: where; of this step, and this step alone.
         mark: the model that is examined; cases that another one answered are not taken.
+        host: see `host`; cases examined elsewhere are taken, and say so.
     """
 
-    def __init__(self, folder: Path, mark: str) -> None:
-        self.folder, self.mark = folder, mark
+    def __init__(self, folder: Path, mark: str, host: Mapping[str, Any]) -> None:
+        self.folder, self.mark, self.host = folder, mark, dict(host)
 
     def get(self, name: str) -> Exam | None:
         """A finished case; None where it is to be examined."""
@@ -213,6 +216,7 @@ class Exams:
                 [store.Score(**row) for row in content["rows"]],
                 float(content["seconds"]),
                 float(content["predict_s"]),
+                content.get("host") == self.host,
             )
         except (StoreError, KeyError, TypeError, ValueError):
             return None
@@ -222,9 +226,13 @@ class Exams:
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = [dataclasses.asdict(row) for row in exam.rows]
         content = {
-            "model": self.mark, "seconds": exam.seconds, "predict_s": exam.predict_s,
-            "rows": kept, "sha256": _sealed(kept),
-        }  # fmt: skip
+            "model": self.mark,
+            "host": self.host,
+            "seconds": exam.seconds,
+            "predict_s": exam.predict_s,
+            "rows": kept,
+            "sha256": _sealed(kept),
+        }
         store.write_json(self.folder / f"{name}.json", content)
 
     def close(self) -> None:
