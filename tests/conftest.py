@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 LayOut = Callable[..., Path]
 
 SHARED = Path(__file__).parents[2] / "shared"
+
+# the same examples on every machine, and no wall-clock limit for one of them
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads() -> None:
     """The same number of threads on every machine, so that equal runs give equal bits."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """Global random numbers that do not depend on which tests ran before."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -93,7 +108,6 @@ def real_ct() -> Path:
 def lay_out() -> LayOut:
     """Write one case into a folder in a layout; see the arguments of `made`."""
     import nibabel as nib
-    import numpy as np
 
     from clbench.data.layouts import LAYOUTS
 

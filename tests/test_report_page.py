@@ -265,7 +265,7 @@ def test_a_browser_sorts_and_filters(html: str, made: Made, tmp_path: Path) -> N
     done = subprocess.run(
         [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
          f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert "3 of 6 rows" in done.stdout
     assert 'aria-sort="ascending"' in done.stdout

@@ -21,7 +21,7 @@ import torture
 from torture import OURS, PRUNED, made
 
 from clbench import signals
-from clbench.errors import StoreError
+from clbench.errors import StoreError, TrainingError
 from clbench.run import examine, teach
 from clbench.run.course import run_plan
 from clbench.store import checkpoint, files, run_folder
@@ -177,6 +177,22 @@ def test_stopped_in_step_1_pseudo_labels_and_examination(course: Course) -> None
     assert record["cost"]["1"]["predict_s"] > 1000  # cases finished before the stop count, too
 
 
+def test_cases_examined_on_another_processor_are_not_asked_for_equal_bits(course: Course) -> None:
+    name, out, elsewhere = "finetune", "moved", {"cpu": "another"}
+    course.broken(name, out, at({"event": "exam", "done": 1}, crash), Crash)
+    (kept,) = course.folder.glob(f"{out}/kit/{name}/*/exam/step1/*.json")
+    content = json.loads(kept.read_text())
+    for row in content["rows"]:  # as another kernel might score a voxel at the threshold
+        row["value"] *= 1 - 1e-3
+    content |= {"sha256": examine._sealed(content["rows"])}
+    kept.write_text(json.dumps(content))
+    with pytest.raises(TrainingError, match="does not score as the taught one"):
+        course.run(name, out)  # from here: equal bits are asked for
+    kept.write_text(json.dumps(content | {"host": content["host"] | elsewhere}))
+    parts, _ = course.run(name, out)
+    assert run_folder.read_record(parts)["reexamined"]["1"]["largest_difference"] == 0.0
+
+
 def test_preprocessing_stops_between_two_cases(course: Course) -> None:
     asked = at({"event": "step"}, lambda: signals.ask("SIGTERM"))
     with pytest.raises(signals.Stopped, match="preprocessing for step 1, case"):
@@ -305,10 +321,12 @@ def test_parts_of_killed_processes_are_swept(tmp_path: Path) -> None:
 
 
 def test_finished_cases_of_another_model_or_damaged_are_examined_anew(tmp_path: Path) -> None:
-    exams = examine.Exams(tmp_path / "exam", "model a")
+    exams = examine.Exams(tmp_path / "exam", "model a", {"cpu": "a", "threads": 2})
     exams.put("btcv_1", examine.Exam([], 2.0, 1.5))
     assert exams.get("btcv_1") == examine.Exam([], 2.0, 1.5)
-    assert examine.Exams(tmp_path / "exam", "model b").get("btcv_1") is None
+    assert examine.Exams(tmp_path / "exam", "model b", exams.host).get("btcv_1") is None
+    moved = examine.Exams(tmp_path / "exam", "model a", {"cpu": "b", "threads": 2}).get("btcv_1")
+    assert moved == examine.Exam([], 2.0, 1.5, here=False)  # taken, but not for equal bits
     assert exams.get("btcv_2") is None
     path = tmp_path / "exam" / "btcv_1.json"
     path.write_text(path.read_text().replace('"rows": []', '"rows": [{}]'))
@@ -354,7 +372,7 @@ def test_killed_a_few_times_nothing_is_lost(tmp_path: Path, cache_root: Path) ->
     out = tmp_path / "found.csv"
     done = subprocess.run(
         [
-            sys.executable, Path(__file__).with_name("torture.py"), "--minutes=10", "--kills=5",
+            sys.executable, Path(__file__).with_name("torture.py"), "--minutes=60", "--kills=5",
             "--each=0", f"--strategies={PRUNED}", f"--cache={cache_root}", f"--out={out}",
         ],
         capture_output=True,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from clbench import signals
+from clbench import reproducibility, signals
 from clbench.errors import StoreError, TrainingError
 from clbench.evaluation.cost.meter import Meter
 from clbench.evaluation.metrics.overlap import Bits
@@ -71,7 +71,12 @@ def examine_step(
     rows: list[Score] = []
     opened: list[str] = []
     server = predictor(plan, plan.strategy, served, lesson.structures, memory)
-    kept = Exams(plan.folder / "exam" / f"step{lesson.number}", checkpoint.digest(served))
+    kept = Exams(
+        plan.folder / "exam" / f"step{lesson.number}",
+        checkpoint.digest(served),
+        reproducibility.host(plan.device),
+    )
+    elsewhere = False
     # two steps may share a source and its test cases
     exams = {
         (catalog.source(number).name, case): number
@@ -93,12 +98,13 @@ def examine_step(
         else:
             meter.laps_s.append(found.predict_s)
             opened.append(f"{source}/{case}")
+            elsewhere |= not found.here
         rows += found.rows
         spent_s += found.seconds
         watch({"event": "exam", "done": done, "of": len(exams), "case": case})
         signals.check(f"examination after step {lesson.number}, {source} case {case}")
     start = time.monotonic()
-    reexamined = _again(plan, lesson, path, rows)
+    reexamined = _again(plan, lesson, path, rows, server if elsewhere else None)
     spent_s += time.monotonic() - start
     return Examined(
         rows=rows,
@@ -129,8 +135,19 @@ def _score(
     )
 
 
-def _again(plan: Plan, lesson: Lesson, path: Path, rows: Sequence[Score]) -> dict[str, Any]:
-    """Examine a case again with the model as its checkpoint holds it: scores must be equal."""
+def _again(
+    plan: Plan, lesson: Lesson, path: Path, rows: Sequence[Score], taught: Server | None
+) -> dict[str, Any]:
+    """Examine a case again with the model as its checkpoint holds it: scores must be equal.
+
+    Args:
+        plan: the run.
+        lesson: the step just taught.
+        path: the step's checkpoint.
+        rows: of the examination.
+        taught: the examined model, where rows come from another processor or thread count, whose
+            bits may differ; then it is asked here, too. None: the rows are from here.
+    """
     number = lesson.number
     strategy = plan.strategy.first_step() if number == 1 else plan.strategy
     model, memory = loaded(plan, strategy, lesson, path)
@@ -139,6 +156,8 @@ def _again(plan: Plan, lesson: Lesson, path: Path, rows: Sequence[Score]) -> dic
     source, case = plan.catalog.source(number).name, plan.catalog.splits[number - 1].test[0]
     _, again = _score(plan, server, lesson, number, case, Meter(plan.device))
     before = [r for r in rows if (r.step, r.eval_set, r.case) == (number, source, case)]
+    if taught is not None:
+        _, before = _score(plan, taught, lesson, number, case, Meter(plan.device))
     gap = same_scores(
         before, again, where=f"{path}, {source} case {case}", slack=slack_of(plan.device)
     )
@@ -154,6 +173,8 @@ class Exam:
     """All of it."""
     predict_s: float
     """Of them, inference."""
+    here: bool = True
+    """Examined on the same processor, with the same versions and thread count: equal bits."""
 
 
 class Exams:
@@ -162,10 +183,11 @@ class Exams:
     Args:
         folder: where; of this step, and this step alone.
         mark: the model that is examined; cases that another one answered are not taken.
+        host: see `reproducibility.host`; cases examined elsewhere are taken, and say so.
     """
 
-    def __init__(self, folder: Path, mark: str) -> None:
-        self.folder, self.mark = folder, mark
+    def __init__(self, folder: Path, mark: str, host: Mapping[str, Any]) -> None:
+        self.folder, self.mark, self.host = folder, mark, dict(host)
 
     def get(self, name: str) -> Exam | None:
         """A finished case; None where it is to be examined."""
@@ -178,6 +200,7 @@ class Exams:
                 [run_folder.Score(**row) for row in content["rows"]],
                 float(content["seconds"]),
                 float(content["predict_s"]),
+                content.get("host") == self.host,
             )
         except (StoreError, KeyError, TypeError, ValueError):
             return None
@@ -187,9 +210,13 @@ class Exams:
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = [dataclasses.asdict(row) for row in exam.rows]
         content = {
-            "model": self.mark, "seconds": exam.seconds, "predict_s": exam.predict_s,
-            "rows": kept, "sha256": _sealed(kept),
-        }  # fmt: skip
+            "model": self.mark,
+            "host": self.host,
+            "seconds": exam.seconds,
+            "predict_s": exam.predict_s,
+            "rows": kept,
+            "sha256": _sealed(kept),
+        }
         files.write_json(self.folder / f"{name}.json", content)
 
     def close(self) -> None:
