@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from locations import SHARED
 
 LayOut = Callable[..., Path]
 
-SHARED = Path(__file__).parents[2] / "shared"
 
 # the same examples on every machine, and no wall-clock limit for one of them
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)

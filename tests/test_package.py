@@ -14,11 +14,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from locations import ROOT
 
 from clbench.errors import ClbenchError, DataError, UnknownName
 from clbench.spec import registry
 
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 # Folders of each floor, lowest first; a folder may import only what lies on a lower floor.

@@ -1,7 +1,7 @@
 """How many hostile and odd files the readers were tried on, for the README.
 
 `python tests/perf/fuzz_readers.py [inputs per property] [FILE.csv]`; the properties are those of
-`tests/test_fuzz.py`, drawn anew at every call. It stops at the first input that gives neither a
+`tests/data/test_damaged_files.py`, drawn anew at every call. It stops at the first input that gives neither a
 clear error nor the right volume.
 """
 
@@ -16,15 +16,16 @@ from pathlib import Path
 
 def main(count: int, target: Path | None) -> None:
     os.environ["CLBENCH_FUZZ"] = str(count)
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    import test_fuzz
+    tests = Path(__file__).parents[1]
+    sys.path[:0] = [str(tests), str(tests / "data")]
+    import test_damaged_files
 
     rows = []
-    for check in test_fuzz.PROPERTIES:
+    for check in test_damaged_files.PROPERTIES:
         what = check.__name__.replace("_", " ")
         with tempfile.TemporaryDirectory() as folder:
             check(Path(folder))
-        found = test_fuzz.tried[what]
+        found = test_damaged_files.tried[what]
         rows.append((what, found.total(), found["accepted"], found["refused"]))
         print(
             f"{what}: {found.total()} tried, {found['accepted']} read, {found['refused']} refused"

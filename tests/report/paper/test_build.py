@@ -1,0 +1,97 @@
+"""`make paper`: everything a plan lists, holes with reasons, nothing stale."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from locations import ROOT
+from synthetic_runs import Method, make_runs
+from typer.testing import CliRunner
+
+from clbench.cli.options import app
+from clbench.errors import SettingError
+from clbench.report.figures import FIGURES
+from clbench.report.paper.build import build, read_plan
+from clbench.report.paper.table import BENCH
+
+PLAN = ROOT / "paper_figs" / "paper.toml"
+
+
+def test_the_plan_of_the_paper_names_what_exists() -> None:
+    plan = read_plan(PLAN)
+    assert {(t["number"], t["bench"]) for t in plan["table"]} >= set(BENCH.items())
+    assert {f["name"] for f in plan["figure"]} == {"strip", "cost"} <= set(FIGURES)
+
+
+def test_runs_become_files_and_what_is_missing_a_hole(tmp_path: Path) -> None:
+    runs, out = tmp_path / "runs", tmp_path / "out"
+    make_runs(
+        runs,
+        {"universal": Method(), "lwf_ct": Method(seeds=(0, 1))},
+        patients={"btcv": 4, "lits": 4},
+    )
+    out.mkdir()
+    (out / "figure7.pdf").write_text("of an earlier study")
+    made = {m.file: m for m in build(PLAN, out, runs)}
+    assert {p.suffix for p in made["table10"].paths} == {".tex", ".md", ".csv", ".html"}
+    text = (out / "table10.md").read_text()
+    assert "0.466 p" in text  # the print
+    assert "hole: lwf_ct has no finished run of seed 2" in text
+    assert "no finished run of plop_ct" in text
+    (row,) = [x for x in text.splitlines() if x.startswith("| universal")][:1]
+    assert " m" in row
+    holes = [x for x in text.splitlines() if x.startswith("| lwf_ct")]
+    assert holes
+    assert not any(" m" in x for x in holes)  # never a mean over the seeds that are there
+    assert "PHANTOM" in (out / "table10.tex").read_text()
+    assert "–" in (out / "table11.md").read_text()
+    assert "clbench cost" in made["figure7"].hole
+    assert not (out / "figure7.pdf").exists()
+    for folder in runs.glob("tumor_ext/*/*"):
+        (folder / "cost.csv").write_text("step,forward_macs,parameters\n1,1e9,1e6\n2,2e9,2e6\n")
+    again = {m.file: m for m in build(PLAN, out, runs)}
+    assert (out / "figure7.pdf").read_bytes().startswith(b"%PDF")
+    assert {p.suffix for p in again["figure7"].paths} == {".pdf", ".png"}
+
+
+def test_the_command_names_files_and_holes(tmp_path: Path) -> None:
+    done = CliRunner().invoke(
+        app, ["paper", str(PLAN), "--results", str(tmp_path), "--out", str(tmp_path / "out")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "table10.tex" in done.output
+    assert "figure6: HOLE" in done.output
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("[study", "cannot be read"),
+        ("[[tabel]]\nfile = 'a'", "unknown part"),
+        ("[study]\nresults='r'\nseeds=[0]\nref='u'\nscoring='strict'\nsed=1", "unknown field"),
+        ("[study]\nresults='r'", "lacks a field"),
+    ],
+)
+def test_a_wrong_plan_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "p.toml").write_text(text)
+    with pytest.raises(SettingError, match=word):
+        list(build(tmp_path / "p.toml", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_paper_passes_the_runs_on() -> None:
+    done = subprocess.run(
+        ["make", "-n", "paper", "RESULTS=my_runs"], cwd=ROOT, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert (
+        "clbench paper paper_figs/paper.toml --out paper_figs/out --results my_runs" in done.stdout
+    )
+
+
+def test_the_plan_is_plain_toml() -> None:
+    assert tomllib.loads(PLAN.read_text())["study"]["seeds"] == [0, 1, 2]

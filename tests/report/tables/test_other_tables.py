@@ -1,0 +1,229 @@
+"""Learning, detection, distances, cost: by hand, and holes where nothing was scored."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import locations
+import pytest
+from synthetic_runs import THREE_STEPS, Method, make_runs
+from typer.testing import CliRunner
+
+from clbench.cli.options import app
+from clbench.errors import StoreError
+from clbench.evaluation.metrics import continual
+from clbench.report.evidence import gather
+from clbench.report.paper.detection import distances, table6
+from clbench.report.results import collect
+from clbench.report.tables.continual import learning_table, measures
+from clbench.report.tables.costs import MACS, cost_table
+from clbench.report.tables.render import EMPTY, FORMATS, Table, render
+from clbench.statistics.intervals import wilson
+from clbench.store import run_folder
+
+SHARED = locations.SHARED / "paper"
+
+
+def row(table: Table, label: str) -> list[str]:
+    (found,) = [r for r in table.rows if r[0] == label]
+    return list(found)
+
+
+# --------------------------------------------------------------------------------------- learning
+
+
+def test_measures_by_hand(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(kept=-0.1), "joint": Method(own_step1=True)},
+              patients={"btcv": 5, "lits": 5})  # fmt: skip
+    e = gather(tmp_path, bench="tumor_ext", ref="universal")
+    found = measures(e, e.reference)
+    groups = {g.label: g for g in collect(tmp_path, bench="tumor_ext", scoring="strict")}
+    g, j = groups["universal"], groups["joint"]
+    old = [c for c, s in e.learned_at.items() if s == 1]
+    assert found["Old"].value == pytest.approx(g.value(2, old)[0])
+    assert found["Old"].sd == pytest.approx(g.value(2, old)[1])
+    assert found["New"].value == pytest.approx(g.value(2, ["liver_tumor"])[0])
+    assert found["All"].value == pytest.approx(g.value(2, [*old, "liver_tumor"])[0])
+    bwt = [
+        continual.mean(continual.backward_transfer(r.values, r.learned_at, 2).values())
+        for r in g.runs
+    ]
+    assert found["BWT"].value == pytest.approx(continual.mean(bwt))
+    assert found["BWT"].low < found["BWT"].value < found["BWT"].high
+    assert found["Forgetting"].value == pytest.approx(-found["BWT"].value)
+    new = j.value(2, ["liver_tumor"])[0] - g.value(2, ["liver_tumor"])[0]
+    assert found["Intransigence"].value == pytest.approx(new)
+    assert found["Δ joint"].value == pytest.approx(
+        g.value(2, list(e.learned_at))[0] - j.value(2, list(e.learned_at))[0]
+    )
+    table = learning_table(e)
+    assert "PHANTOM" in table.title
+    assert row(table, "joint")[-1].startswith("+0.000")
+    long = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    assert len(long) == 14
+
+
+def test_forgetting_takes_the_best_earlier_step(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(kept=0.05)}, bench="body_ext", steps=THREE_STEPS,
+              patients=dict.fromkeys(("jhh_organ", "jhh_gastro", "jhh_cardiac"), 4))  # fmt: skip
+    e = gather(tmp_path, bench="body_ext", ref="universal")
+    found = measures(e, e.reference)
+    (g,) = collect(tmp_path, bench="body_ext", scoring="strict")
+    by_hand = [
+        continual.mean(continual.forgetting(r.values, r.learned_at, 3).values()) for r in g.runs
+    ]
+    assert found["Forgetting"].value == pytest.approx(continual.mean(by_hand))
+    assert math.isnan(found["Forgetting"].low)  # no interval: a maximum of means
+    assert found["Intransigence"].why == "no run of joint"
+    assert any("no run of joint" in n for n in learning_table(e).notes)
+
+
+def test_a_hole_is_a_hole(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(), "joint": Method(drop=[(2, "btcv/101")])},
+              patients={"btcv": 5, "lits": 5})  # fmt: skip
+    table = learning_table(gather(tmp_path, bench="tumor_ext", ref="universal"))
+    assert row(table, "joint")[2] == row(table, "universal")[-1] == EMPTY
+    assert row(table, "joint")[3] != EMPTY  # the tumor's cases are all there
+
+
+# -------------------------------------------------------------------------------------- detection
+
+
+def add(folder: Path, metric: str, values: dict[str, float], structure: str) -> None:
+    """Rows of another metric beside the Dice rows of a structure after step 2."""
+    rows = run_folder.read_scores(folder / "scores.csv")
+    home = "lits" if structure == "liver_tumor" else "btcv"
+    more = [
+        replace(r, metric=metric, value=values[r.case])
+        for r in rows
+        if r.structure == structure
+        and r.step == 2
+        and r.scoring == "strict"
+        and r.eval_set == home
+        and r.metric == "dice"
+    ]
+    run_folder.write_scores(folder / "scores.csv", [*rows, *more])
+
+
+def test_the_printed_half_of_table_6() -> None:
+    table = table6(source="printed", results=Path("none"), bench="tumor_ext")
+    assert row(table, "Universal Model")[2:5] == ["88.89 p", "95.0 p", "91.84 p"]
+    assert row(table, "UNet++")[5] == EMPTY
+    lines = list(csv.reader(io.StringIO(render(table, "csv"))))
+    if not (SHARED / "table6.csv").exists():
+        pytest.skip("the typed table of the paper is not on this machine")
+    assert lines == list(csv.reader(io.StringIO((SHARED / "table6.csv").read_text())))
+
+
+def test_detection_by_hand(tmp_path: Path) -> None:
+    folders = make_runs(
+        tmp_path, {"universal": Method(seeds=(0, 1))}, patients={"btcv": 4, "lits": 6}
+    )
+    empty = table6(source="measured", results=tmp_path, bench="tumor_ext")
+    assert set(row(empty, "universal")[2:]) == {EMPTY}
+    assert any("clbench score" in n for n in empty.notes)
+    cases = [str(200 + i) for i in range(6)]  # the last has no tumor
+    add(
+        folders[0],
+        "patient_positive",
+        dict(zip(cases, [0, 1, 1, 1, 1, 1.0], strict=True)),
+        "liver_tumor",
+    )
+    add(
+        folders[1],
+        "patient_positive",
+        dict(zip(cases, [1, 1, 1, 1, 1, 0.0], strict=True)),
+        "liver_tumor",
+    )
+    table = table6(source="both", results=tmp_path, bench="tumor_ext")
+    sen, spec, harm = row(table, "universal (PHANTOM)")[2:5]
+    i = wilson(4.5, 5)
+    assert sen == f"90.00 m (4.5/5) [{100 * i.low:.1f}–{100 * i.high:.1f}]"
+    assert spec.startswith("50.00 m (0.5/1)")
+    assert harm == "64.29 m"
+    assert row(table, "universal (PHANTOM)")[5] == EMPTY  # no kidney tumors here
+    assert "PHANTOM" in table.title
+    long = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    assert [(x["seed"], x["true_positive"], x["true_negative"]) for x in long] == [
+        ("0", "4", "0"),
+        ("1", "5", "1"),
+    ]
+
+
+def test_distances_by_hand(tmp_path: Path) -> None:
+    folders = make_runs(
+        tmp_path, {"universal": Method(seeds=(0,))}, patients={"btcv": 3, "lits": 3}
+    )
+    none = distances(results=tmp_path, bench="tumor_ext")
+    assert set(row(none, "universal")[2:]) == {EMPTY}
+    assert any("clbench score" in n for n in none.notes)
+    for c in ("spleen", "right_kidney", "liver", "pancreas"):
+        cases = {"100": 0.5, "101": 0.7, "102": math.nan if c == "pancreas" else 0.9}
+        add(folders[0], "nsd_2mm", cases, c)
+        add(folders[0], "hd95_mm", {k: 10 * v for k, v in cases.items()}, c)
+    table = distances(results=tmp_path, bench="tumor_ext")
+    nsd, hd, missed = row(table, "universal")[2:5]
+    assert nsd == f"{(3 * 0.7 + 0.6) / 4:.3f}"
+    assert float(hd) == pytest.approx(6.75, abs=0.051)
+    assert missed == "0/11"
+    assert row(table, "universal")[5] == EMPTY  # the tumor was not scored: no partial mean
+    assert table.over[2] == "Organ Mean (4)"
+
+
+def test_two_versions_of_a_metric_are_refused(tmp_path: Path) -> None:
+    make_runs(
+        tmp_path,
+        {name: Method(seeds=(0,), record={"metrics": {"nsd": {"implementation": "x", "version": v}}})
+         for name, v in (("universal", 1), ("joint", 2))},
+        patients={"btcv": 3, "lits": 3},
+    )  # fmt: skip
+    with pytest.raises(StoreError, match="do not belong in one table") as err:
+        distances(results=tmp_path, bench="tumor_ext")
+    assert "metric versions (nsd)" in str(err.value)
+
+
+# ------------------------------------------------------------------------------------------- cost
+
+
+def test_costs_of_the_record_and_of_the_file(tmp_path: Path) -> None:
+    folders = make_runs(
+        tmp_path, {"universal": Method(seeds=(0,))}, patients={"btcv": 3, "lits": 3}
+    )
+    table = cost_table(results=tmp_path, bench="tumor_ext")
+    assert [r[:3] for r in table.rows] == [("universal", "1", "1"), ("universal", "2", "1")]
+    at = {name: i for i, name in enumerate(table.columns)}
+    assert table.rows[0][at["training, min"]] == "1.0"  # 60 s of training
+    assert table.rows[0][at[MACS]] == EMPTY
+    assert any("clbench cost" in n for n in table.notes)
+    (folders[0] / "cost.csv").write_text("step,forward_macs\n1,5e9\n2,7e9\n")
+    assert [r[at[MACS]] for r in cost_table(results=tmp_path, bench="tumor_ext").rows] == [
+        "5.00",
+        "7.00",
+    ]
+    record = run_folder.read_record(folders[0])
+    run_folder.write_record(
+        folders[0], {**record, "uncounted": "the operator x cannot be counted\n  got: x"}
+    )
+    assert "operations not counted, universal: the operator x cannot be counted" in (
+        cost_table(results=tmp_path, bench="tumor_ext").notes
+    )
+    (folders[0] / "cost.csv").write_text("forward_macs\n5e9\n")
+    with pytest.raises(StoreError, match="costs of a run") as err:
+        cost_table(results=tmp_path, bench="tumor_ext")
+    assert "cost.csv" in str(err.value)
+
+
+@pytest.mark.parametrize("name", ["6", "learning", "continual", "distances", "cost"])
+def test_every_table_in_every_format(tmp_path: Path, name: str) -> None:
+    make_runs(tmp_path, {"universal": Method(seeds=(0,)), "joint": Method(seeds=(0,))},
+              patients={"btcv": 3, "lits": 3})  # fmt: skip
+    for format_ in FORMATS:
+        done = CliRunner().invoke(
+            app, ["table", name, "--results", str(tmp_path), "--format", format_]
+        )
+        assert done.exit_code == 0, done.output
+        assert "universal" in done.output or (name, format_) == ("6", "csv")

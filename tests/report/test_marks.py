@@ -1,0 +1,96 @@
+"""Marks: the rule against an independent list, and red only where a test by hand carries it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from locations import GOLDEN_FILES
+from synthetic_runs import Method, make_runs
+
+from clbench.report.paper.columns import columns10, printed_lines
+from clbench.report.paper.marks import Contest, best_and_second, compare, mark, printed_marks
+from clbench.report.results import Group, collect
+from clbench.statistics.corrections import holm
+from clbench.statistics.paired_tests import wilcoxon
+
+GOLDEN = json.loads((GOLDEN_FILES / "printed_marks.json").read_text())
+
+
+def test_the_rule_on_the_printed_step_2() -> None:
+    columns = columns10()
+    lines, _ = printed_lines(10, columns)
+    values = {(i, j): v for i, line in enumerate(lines) for j, v in line.cells.items()}
+    marks = printed_marks(range(len(columns)), values)
+    for name, expected in GOLDEN["expected"].items():
+        (j,) = [k for k, c in enumerate(columns) if c.name == name and c.step == 2]
+        for word, key in (("best", "bold"), ("second", "underline")):
+            found = [x.label for i, x in enumerate(lines) if word in marks.get((i, j), ())]
+            assert found == expected[key], (name, word)
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "second"),
+    [
+        ({"a": 0.1, "b": 0.2, "c": 0.2}, {"b", "c"}, set()),
+        ({"a": 0.1, "b": 0.2, "c": 0.3}, {"c"}, {"b"}),
+        ({"a": 0.1, "b": 0.1, "c": 0.3}, {"c"}, {"a", "b"}),
+        ({"a": 0.1, "b": math.nan}, set(), set()),
+        ({"a": 0.1, "b": 0.1}, {"a", "b"}, set()),
+        ({"a": 0.1 + 0.2, "b": 0.3, "c": 0.1}, {"a", "b"}, set()),
+        ({}, set(), set()),
+    ],
+)
+def test_ties_are_all_bold_and_then_none_is_underlined(
+    values: dict[str, float], best: set[str], second: set[str]
+) -> None:
+    assert best_and_second(values) == (best, second)
+
+
+def groups_of(tmp_path: Path, n: int, **gain: float) -> dict[str, Group]:
+    make_runs(
+        tmp_path, {name: Method(kept=g, noise=0.002) for name, g in gain.items()},
+        patients={"btcv": n, "lits": n},
+    )  # fmt: skip
+    return {g.label: g for g in collect(tmp_path, bench="tumor_ext", scoring="strict")}
+
+
+def test_a_clear_lead_is_proven_where_n_allows_it(tmp_path: Path) -> None:
+    g = groups_of(tmp_path, 12, a=0.0, b=-0.1, c=-0.2)
+    rows = dict(enumerate(g.values()))
+    contests = {
+        0: Contest(step=2, members=("spleen",), cells=rows),
+        1: Contest(step=2, members=("spleen", "liver"), cells=rows),
+        2: Contest(step=1, members=("spleen",), cells=rows),  # one checkpoint: no contest
+    }
+    marked = mark(contests)
+    assert marked.m == 2
+    assert marked.n == (12, 12)
+    assert marked.marks == {
+        (0, 0): {"best", "proven"}, (1, 0): {"second"}, (0, 1): {"best", "proven"}, (1, 1): {"second"},
+    }  # fmt: skip
+    # the same test by hand: patients paired, seeds averaged
+    at = {"spleen": 2}
+    difference = (g["a"].table(at)["btcv"] - g["b"].table(at)["btcv"]).mean(axis=0).ravel()
+    assert compare(g["a"], g["b"], at).p == wilcoxon(difference).p == pytest.approx(2**-11)
+    assert holm([2**-11, 2**-11]).adjusted.max() < 0.05
+
+
+def test_five_patients_cannot_prove_anything(tmp_path: Path) -> None:
+    g = groups_of(tmp_path, 5, a=0.0, b=-0.3)
+    marked = mark({0: Contest(step=2, members=("spleen",), cells=dict(enumerate(g.values())))})
+    assert marked.marks[0, 0] == {"best", "untestable"}
+    assert marked.marks[1, 0] == {"second"}
+
+
+def test_the_family_grows_with_the_columns(tmp_path: Path) -> None:
+    g = groups_of(tmp_path, 7, a=0.0, b=-0.3)  # 2^-6: reaches 0.05 alone, not among four
+    rows = dict(enumerate(g.values()))
+    names = ("spleen", "right_kidney", "liver", "spleen")
+    alone = mark({0: Contest(step=2, members=("spleen",), cells=rows)})
+    four = mark({j: Contest(step=2, members=(c,), cells=rows) for j, c in enumerate(names)})
+    assert "proven" in alone.marks[0, 0]
+    assert four.m == 4
+    assert "untestable" in four.marks[0, 0]

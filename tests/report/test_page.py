@@ -1,0 +1,332 @@
+"""The report: one page without network, sentences that are held against numbers, holes by name."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from locations import TESTS
+from synthetic_runs import THREE_STEPS, Method, make_runs
+from typer.testing import CliRunner
+
+from clbench.cli.options import app
+from clbench.errors import ClbenchError, StoreError
+from clbench.report.page import page
+from clbench.report.page.calibration import CLAIM, calibration_table, rates
+from clbench.report.page.page import Made, make_report
+from clbench.report.significance import sentences
+from clbench.report.significance.confirmatory import Protocol
+
+QUICK = Protocol(draws=2000, resamples=400)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs")
+    make_runs(out, {"universal": Method(), "joint": Method(new=0.1), "finetune": Method(kept=-0.4)})
+    return out
+
+
+@pytest.fixture(scope="module")
+def made(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make_report(
+        results, bench="tumor_ext", ref="universal", out=tmp_path_factory.mktemp("report"),
+        scoring="strict", protocol=QUICK,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def html(made: Made) -> str:
+    return made.files[0].read_text(encoding="utf-8")
+
+
+def test_the_page_asks_no_network_for_anything(html: str) -> None:
+    found = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert found
+    assert {f.split(":")[0] if ":" in f else f[0] for f in found} <= {"data", "#"}
+    assert "default-src 'none'" in html
+    assert "@import" not in html
+
+
+def test_the_page_says_that_the_phantom_is_no_patient(html: str, results: Path) -> None:
+    title = re.search(r"<title>(.*?)</title>", html)
+    assert title is not None
+    assert "PHANTOM, not patients" in title[1]
+
+
+def test_the_sections_are_there_and_the_last_says_what_cannot_be_shown(html: str) -> None:
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", html)
+    assert headings[0] == "Provenance"
+    assert {"Verdicts", "Tables", "Figures"} <= set(headings)
+    assert headings[-1].lower() == "what this cannot show"
+    last = html[html.rindex(headings[-1]) :]
+    claims = [r for r in rates() if r.question == CLAIM]
+    for seeds in (1, 3, 5):  # the calibration's lesson, however many seeds this report has
+        said = [f"{r.rate:.1%} at {r.seed_sd:g}" for r in claims if r.seeds == seeds]
+        assert [s.split()[-1] for s in said] == ["0", "0.01", "0.02"]
+        assert f"with {seeds} seed(s) in {', '.join(said)}" in last
+
+
+def test_every_figure_the_runs_allow_is_embedded(html: str) -> None:
+    assert html.count("data:image/svg+xml;base64,") >= 6
+    assert "The figure `strip`" in html or "strip" in html  # synthetic runs hold no prediction
+
+
+def test_verdicts_stand_on_the_page_and_in_the_terminal(made: Made, html: str) -> None:
+    assert "universal is better than finetune" in " ".join(made.lines)
+    said = [line for line in made.lines if " than " in line]
+    text = re.sub(r"<[^>]+>", "", html)
+    for line in said:
+        assert line[:60] in text.replace("&#39;", "'")
+
+
+def test_a_column_says_what_it_is_of_and_shared_cells_are_repeated(html: str) -> None:
+    table = html[html.index('id="table10"') :]
+    head = re.findall(r'<span class="over">(.*?)</span> Step 1', table[: table.index("</thead>")])
+    assert {"Spleen", "Liver", "Liver tumor"} & set(head)
+    assert len(head) == len(set(head)) > 5
+    assert 'class="best' in table
+
+
+def test_a_hole_keeps_the_strategy_s_name(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(), "lwf_ct": Method(drop=((2, "btcv/103"),))})
+    made = make_report(
+        tmp_path, bench="tumor_ext", ref="universal", out=tmp_path / "r", scoring="strict",
+        protocol=QUICK,
+    )  # fmt: skip
+    said = [line for line in made.lines if "no number" in line]
+    assert said
+    assert all("(lwf_ct: case btcv/103 has no " in line for line in said)
+    assert 'class="badge hole"' in made.files[0].read_text(encoding="utf-8")
+
+
+def test_a_sentence_against_its_numbers_stops_the_report(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = sentences.sentence
+    monkeypatch.setattr(
+        page, "sentence", lambda c, p: right(c, p).replace("is better than", "is worse than")
+    )
+    with pytest.raises(Exception, match=r"numbers|contradict|sentence"):
+        make_report(
+            results, bench="tumor_ext", ref="universal", out=tmp_path, scoring="strict",
+            protocol=QUICK,
+        )  # fmt: skip
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_a_sentence_about_forgetting_against_its_numbers_stops_the_report(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = sentences.own_sentence
+    monkeypatch.setattr(
+        page,
+        "own_sentence",
+        lambda o, p: right(o, p).replace(" forgets (", " gains on its old ("),
+    )
+    with pytest.raises(ClbenchError, match="contradicts its numbers"):
+        make_report(
+            results, bench="tumor_ext", ref="universal", out=tmp_path, scoring="strict",
+            protocol=QUICK,
+        )  # fmt: skip
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_what_holds_for_every_verdict_is_said_once(html: str, made: Made) -> None:
+    assert html.count("fewer than 5 seeds") == html.count("For each of them: fewer than 5 seeds")
+    text = next(p for p in made.files if p.name == "report.md").read_text()
+    assert text.count("For each of them: ") == html.count("For each of them: ") > 0
+
+
+def test_the_limits_are_one_line_each(made: Made) -> None:
+    text = next(p for p in made.files if p.name == "report.md").read_text()
+    last = text[text.index("## What this cannot show") :].strip().splitlines()[2:]
+    assert all(line.startswith("- ") for line in last)
+    assert any("The figure `strip`" in line for line in last)
+
+
+def test_tables_are_stored_at_full_precision(made: Made) -> None:
+    names = {p.name for p in made.files}
+    assert {"index.html", "report.md", "checklist.md", "confirmatory.csv", "summary.csv"} <= names
+    path = next(p for p in made.files if p.name == "confirmatory.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6  # three endpoints, two other strategies
+
+
+def test_every_table_is_on_the_page_and_on_disk(made: Made, html: str) -> None:
+    stems = {p.stem for p in made.files if p.suffix == ".csv"}
+    assert stems == {p.stem for p in made.files if p.suffix == ".tex"}
+    assert stems == {
+        "confirmatory", "forgetting", "structures", "eval_sets", "ranking", "summary", "learning",
+        "continual", "distances", "detection", "cost", "table10", "calibration",
+    }  # fmt: skip
+    assert all(f'id="{stem}"' in html for stem in stems)
+
+
+def test_without_a_tumor_there_is_no_table_of_detection(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(seeds=(0,))}, bench="body_ext", steps=THREE_STEPS)
+    tables, absent = page.other_tables(
+        tmp_path, bench="body_ext", ref="universal", scoring="strict"
+    )
+    assert "summary" in tables
+    assert "detection" not in tables
+    assert not [words for words in absent if "detection" in words]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX is installed")
+def test_every_table_compiles_as_latex(made: Made, tmp_path: Path) -> None:
+    inputs = "".join(rf"\input{{{p}}}\clearpage " for p in made.files if p.suffix == ".tex")
+    (tmp_path / "page.tex").write_text(
+        r"\documentclass{article}\usepackage[utf8]{inputenc}\usepackage[T1]{fontenc}"
+        r"\usepackage{booktabs,multirow,graphicx}\usepackage[table]{xcolor}"
+        rf"\begin{{document}}{inputs}\end{{document}}"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"], cwd=tmp_path,
+        capture_output=True, text=True, errors="replace", check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_the_checklist_answers_or_says_missing(made: Made) -> None:
+    text = next(p for p in made.files if p.name == "checklist.md").read_text()
+    assert "missing" in text
+    assert "patient" in text
+
+
+def test_the_command(results: Path, tmp_path: Path) -> None:
+    words = ["report", "--bench", "tumor_ext", "--ref", "universal", "--results", str(results),
+             "--out", str(tmp_path / "r"), "--margin", "0.05"]  # fmt: skip
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "r" / "index.html").is_file()
+    assert "0.05 Dice" in (tmp_path / "r" / "report.md").read_text()
+
+
+def test_one_strategy_alone_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method()})
+    made = make_report(
+        tmp_path, bench="tumor_ext", ref="universal", out=tmp_path / "r", scoring="strict",
+        protocol=QUICK,
+    )  # fmt: skip
+    assert not [line for line in made.lines if " than " in line]
+
+
+def test_nothing_of_it_loads_torch(results: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from clbench.report.page.page import make_report\n"
+        "from clbench.report.significance.confirmatory import Protocol\n"
+        f"make_report(Path({str(results)!r}), bench='tumor_ext', ref='universal', "
+        f"out=Path({str(tmp_path)!r}), scoring='strict', protocol=Protocol(draws=500, resamples=50))\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_cannot_be_written(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "r").write_text("a file")
+    with pytest.raises(StoreError, match="cannot be written"):
+        make_report(
+            results, bench="tumor_ext", ref="universal", out=tmp_path / "r", scoring="strict",
+            protocol=QUICK,
+        )  # fmt: skip
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_sorts_and_filters(html: str, made: Made, tmp_path: Path) -> None:
+    probe = """<script>
+    const table = document.querySelector('#tables table'), seen = {};
+    const column = [...table.tHead.rows[0].cells].findIndex(h => h.textContent.trim() === 'difference');
+    const read = () => [...table.tBodies[0].rows].filter(r => !r.hidden).map(
+      r => [r.cells[1].textContent.trim(), r.cells[column].textContent.trim()]);
+    const click = i => table.tHead.rows[0].cells[i].querySelector('button').click();
+    click(column); seen.up = read();
+    click(column); seen.down = read();
+    click(1); seen.names = read();
+    const box = document.querySelector('input[data-for]');
+    box.value = 'JOINT learn'; box.dispatchEvent(new Event('input')); seen.two = read();
+    box.value = 'joint'; box.dispatchEvent(new Event('input')); seen.one = read();
+    document.body.append(Object.assign(document.createElement('pre'),
+      {id: 'seen', textContent: JSON.stringify(seen)}));
+    </script></body>"""
+    (tmp_path / "page.html").write_text(html.replace("</body>", probe), encoding="utf-8")
+    done = subprocess.run(
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+         f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "page.html").as_uri()],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert "3 of 6 rows" in done.stdout
+    assert 'aria-sort="ascending"' in done.stdout
+    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)
+    assert found is not None
+    seen = json.loads(unescape(found[1]))
+    path = next(p for p in made.files if p.name == "confirmatory.csv")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = [(r["b"], float(r["difference"])) for r in csv.DictReader(file)]
+    shown = [(name, float(text.replace("\u2212", "-"))) for name, text in seen["up"]]
+    wanted = sorted(rows, key=lambda r: r[1])
+    assert [d for _, d in shown] == pytest.approx([d for _, d in wanted], abs=0.0006)
+    assert [n for n, _ in shown] == [n for n, _ in wanted]
+    assert seen["down"] == seen["up"][::-1] != seen["up"]
+    assert [n for n, _ in seen["names"]] == ["finetune"] * 3 + ["joint"] * 3
+    assert {n for n, _ in seen["one"]} == {"joint"}
+    assert len(seen["one"]) == 3
+    assert len(seen["two"]) == 1  # every word must be there, in any case
+
+
+# ------------------------------------------------------------------------------- calibration
+
+
+def test_the_stored_rates_are_nominal_where_runs_carry_no_difference() -> None:
+    plain = [
+        r for r in rates() if r.seed_sd == 0 and r.effect == 0 and r.question.startswith("bett")
+    ]
+    assert {r.seeds for r in plain} == {1, 3, 5}
+    assert all(r.studies >= 2000 for r in plain)
+    assert all(0.03 <= r.rate <= 0.07 for r in plain)
+    moved = {(r.seed_sd, r.seeds): r.rate for r in rates() if "any scope" in r.question}
+    for sd in (0.01, 0.02):
+        assert moved[sd, 1] > moved[sd, 3] > moved[sd, 5] > 0.05
+
+
+def test_power_is_what_theory_predicts() -> None:
+    power = [r for r in rates() if r.question.startswith("power")]
+    assert len(power) == 3
+    assert all(abs(r.rate - r.expected) < 4 * r.standard_error for r in power)
+
+
+def test_the_table_of_rates() -> None:
+    table = calibration_table()
+    assert len(table.rows) == len({(r.question, r.seed_sd, r.effect) for r in rates()})
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    path = TESTS / "perf" / "calibration.py"
+    spec = importlib.util.spec_from_file_location("calibration_bench", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_short_calibration(bench: ModuleType) -> None:
+    """200 null studies: 5 % claims have a standard error of 1.5 points."""
+    claims = bench.null(200, 3, 0.0, 50)[0]
+    assert 0.01 <= claims.rate <= 0.10
+    assert bench.null(200, 1, 0.02, 50)[0].rate > 0.15  # one run each, and runs differ

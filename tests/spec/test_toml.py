@@ -1,0 +1,180 @@
+"""A benchmark is one file a user writes: every mistake in it is named, with the field."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from locations import ROOT
+
+from clbench.errors import ClbenchError, SpecError
+from clbench.spec import registry, taxonomy
+from clbench.spec.taxonomy import ancestors, structure
+from clbench.spec.toml import load_benchmark, load_split
+
+BENCH = """
+name = "mine"
+version = 1
+title = "mine"
+[[source]]
+name = "a"
+title = "A"
+layout = "btcv"
+labels = {1 = "spleen", 2 = "liver"}
+[[step]]
+name = "one"
+source = "a"
+learns = ["spleen"]
+split = "cases.toml"
+phantom_split = "cases.toml"
+"""
+
+
+def test_a_users_own_file_is_read_and_mistakes_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cases.toml").write_text('train = ["1-3", 5]\nvalidation = []\ntest = [4]\n')
+    path = tmp_path / "mine.toml"
+    path.write_text(BENCH)
+    assert load_benchmark(path).steps[0].split.train == ("1", "2", "3", "5")
+    path.write_text(BENCH.replace("learns", "lerns"))
+    with pytest.raises(SpecError, match="unknown field 'lerns'") as err:
+        load_benchmark(path)
+    assert "did you mean 'learns'" in str(err.value)
+    path.write_text(BENCH.replace('"cases.toml"', '"../cases.toml"', 1))
+    with pytest.raises(SpecError, match="outside"):
+        load_benchmark(path)
+    path.write_text(BENCH.replace("version = 1", "version = "))
+    with pytest.raises(SpecError, match="not a valid TOML"):
+        load_benchmark(path)
+    path.write_text(BENCH.replace("version = 1\n", ""))
+    with pytest.raises(SpecError, match="an incomplete benchmark: version missing"):
+        load_benchmark(path)
+    with pytest.raises(SpecError, match="file not found"):
+        load_benchmark(tmp_path / "absent.toml")
+    with pytest.raises(SpecError, match="not a file that can be read"):
+        load_benchmark(tmp_path)
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """A file with this text; what it declares is forgotten after the test."""
+    monkeypatch.setattr(taxonomy, "DECLARED", {})
+
+    def made(text: str) -> Path:
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        (tmp_path / "cases.toml").write_text("train = [1]\ntest = [2]\n")
+        return path
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"spleen", 2', '"spleem", 2', "did you mean 'spleen'"),
+        ("labels = {1", "labels = {one", "not a whole number"),
+        ('1 = "spleen"', '1 = ["left_kidney", "right_kidney"]', "use `sides`"),
+        ("labels = {1", "sides = {7 = \"left_kidney\"}\nlabels = {1", "left and the right"),
+        ("labels = {1", "ignored = 3\nlabels = {1", "ignored must be a list"),
+        ('learns = ["spleen"]', 'learns = "spleen"', "learns must be a list of names"),
+        ('learns = ["spleen"]', 'learns = []', "at least one structure"),
+        ("version = 1", 'version = "one"', "version must be a whole number"),
+        ("version = 1", "version = true", "version must be a whole number"),
+        ('layout = "btcv"', "layout = 3", "layout must be text"),
+        ("[[source]]", "[source]", "write [[source]]"),
+        ("[[step]]", "[step]", "write [[step]]"),
+        ('split = "cases.toml"', "split = 3", "a split is a file or a table"),
+        ('split = "cases.toml"', "split = {train = [1], test = [1]}", "stands in train and test"),
+        ('split = "cases.toml"', "split = {train = 1, test = [1]}", "must be a list of case ids"),
+        ('split = "cases.toml"', 'split = {train = ["3-1"], test = [9]}', "runs backwards"),
+        ('split = "cases.toml"', "split = {draw = {train = 1, test = 1}}", "seed"),
+        (
+            'split = "cases.toml"',
+            'split = {draw = {seed = 1, train = 1, test = 1, needs = ["livr"]}}',
+            "did you mean 'liver'",
+        ),
+        ('split = "cases.toml"', "", "split"),
+        ("[[step]]", "[groups]\nMean = [\"liver\"]\n[[step]]", "no step learns"),
+        ("[[step]]", "[preprocessing]\nspacing_mm = [1, 1]\n[[step]]", "three positive"),
+        ('name = "mine"', 'name = "tumor_ext"', "is taken"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_named(
+    old: str, new: str, says: str, write: Callable[[str], Path]
+) -> None:
+    path = write(BENCH.replace(old, new, 1))
+    with pytest.raises(ClbenchError) as err:
+        registry.benchmark(str(path))
+    assert says in str(err.value)
+
+
+def test_a_copy_of_a_registered_benchmark_may_keep_its_name(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "benchmarks", tmp_path, dirs_exist_ok=True)
+    assert registry.benchmark(str(tmp_path / "tumor_ext.toml")).name == "tumor_ext"
+
+
+DECLARED = """
+[[structure]]
+name = "spleen_cyst"
+kind = "cyst"
+parent = "spleen"
+[[structure]]
+name = "left_ureter"
+prompt = "ureter on the left"
+kind = "duct"
+mirror = "right_ureter"
+[[structure]]
+name = "right_ureter"
+kind = "duct"
+mirror = "left_ureter"
+"""
+
+
+def test_structures_of_ones_own(write: Callable[[str], Path]) -> None:
+    text = BENCH.replace('2 = "liver"', '3 = "spleen_cyst", 4 = "left_ureter", 5 = "right_ureter"')
+    text = text.replace('learns = ["spleen"]', 'learns = ["spleen", "spleen_cyst", "left_ureter"]')
+    path = write(text + DECLARED)
+    bench = load_benchmark(path)
+    assert load_benchmark(path) == bench  # a second look is no second declaration
+    assert bench.steps[0].learns[1] == "spleen_cyst"
+    assert ancestors("spleen_cyst") == ("spleen",)
+    assert structure("spleen_cyst").prompt == "spleen cyst"
+    assert structure("left_ureter").prompt == "ureter on the left"
+    other = path.with_name("other.toml")
+    other.write_text(text + DECLARED.replace("on the left", "left"))
+    with pytest.raises(SpecError, match="another file of this session"):
+        load_benchmark(other)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('"spleen_cyst"', '"liver"', "without declaring it"),
+        ('"spleen_cyst"', '"Spleen Cyst"', "snake case"),
+        ('kind = "cyst"', 'kind = "stone"', "organ, vessel"),
+        ('parent = "spleen"', 'parent = "splen"', "did you mean 'spleen'"),
+        ('parent = "spleen"', 'parent = "spleen_cyst"', "contains itself"),
+        ('mirror = "left_ureter"', "", "does not point back"),
+        ('mirror = "right_ureter"', 'mirror = "left_kidney"', "does not point back"),
+        ('"right_ureter"\nkind', '"spleen_cyst"\nkind', "declared twice"),
+        ('kind = "cyst"', 'knd = "cyst"', "did you mean 'kind'"),
+    ],
+)
+def test_a_declaration_is_checked(
+    old: str, new: str, says: str, write: Callable[[str], Path]
+) -> None:
+    path = write(BENCH + DECLARED.replace(old, new, 1))
+    with pytest.raises(ClbenchError) as err:
+        load_benchmark(path)
+    assert says in str(err.value)
+    assert taxonomy.DECLARED == {}
+
+
+def test_a_split_file_may_draw(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text("[draw]\nseed = 1\ntrain = 20\nvalidation = 20\ntest = 20\n")
+    draw = load_split(path).draw
+    assert draw is not None
+    assert (draw.train, draw.validation, draw.test, draw.part) == (20, 20, 20, 1)

@@ -1,0 +1,112 @@
+"""Corrections, attainable p, and verdicts."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from locations import GOLDEN_FILES
+from scipy import stats as scipy_stats
+
+from clbench.errors import DataError
+from clbench.statistics.corrections import (
+    benjamini_hochberg,
+    holm,
+    largest_family,
+    pairs_needed,
+    verdict,
+)
+
+GOLDEN: dict[str, Any] = json.loads((GOLDEN_FILES / "stats.json").read_text(encoding="utf-8"))
+p_lists = st.lists(st.floats(0, 1), min_size=1, max_size=30)
+
+
+@pytest.mark.parametrize("case", sorted(GOLDEN["multiplicity"]["cases"]))
+def test_corrections_equal_the_golden_numbers(case: str) -> None:
+    golden = GOLDEN["multiplicity"]["cases"][case]
+    assert holm(golden["p"]).adjusted == pytest.approx(golden["expected"]["holm"], abs=1e-12)
+    bh = benjamini_hochberg(golden["p"])
+    assert bh.adjusted == pytest.approx(golden["expected"]["fdr_bh"], abs=1e-12)
+    assert (bh.m, bh.untested) == (len(golden["p"]), 0)
+
+
+def test_untested_comparisons_leave_the_family() -> None:
+    golden = GOLDEN["multiplicity"]["nan_policy"]
+    found = holm([math.nan if p is None else p for p in golden["p"]])
+    expected = [math.nan if p is None else p for p in golden["expected_holm_excluding_nan"]]
+    assert found.adjusted == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert (found.m, found.untested) == (4, 1)
+    assert holm([math.nan]).m == 0
+    assert holm([]).adjusted.size == 0
+    with pytest.raises(DataError):
+        holm([1.2])
+
+
+@given(p_lists)
+def test_holm_lies_between_p_and_bonferroni_and_keeps_the_order(p: list[float]) -> None:
+    values, adjusted = np.array(p), holm(p).adjusted
+    assert np.all(adjusted >= values)
+    assert np.all(adjusted <= np.minimum(1, values * len(p)) + 1e-15)
+    assert np.all(np.diff(adjusted[np.argsort(values, kind="stable")]) >= 0)
+    assert np.all(benjamini_hochberg(p).adjusted <= adjusted + 1e-12)
+
+
+@given(p_lists, st.randoms(use_true_random=False))
+def test_holm_does_not_depend_on_the_order_and_grows_with_p(p: list[float], random: Any) -> None:
+    order = list(range(len(p)))
+    random.shuffle(order)
+    assert np.array_equal(holm([p[i] for i in order]).adjusted, holm(p).adjusted[order])
+    larger = [min(1.0, x * 1.1) for x in p]
+    assert np.all(holm(larger).adjusted >= holm(p).adjusted - 1e-15)
+
+
+@given(p_lists)
+def test_benjamini_hochberg_equals_scipy(p: list[float]) -> None:
+    expected = scipy_stats.false_discovery_control(p)
+    assert benjamini_hochberg(p).adjusted == pytest.approx(expected, abs=1e-12)
+
+
+def test_attainable_families() -> None:
+    golden = GOLDEN["min_attainable_p"]
+    for n, row in golden["expected"].items():
+        assert largest_family(int(n)) == row["max_m_at_0.05"]
+    for m, n in golden["min_n_for_m"].items():
+        assert pairs_needed(int(m)) == n
+    with pytest.raises(DataError):
+        pairs_needed(0)
+
+
+def word(**changed: Any) -> tuple[str, str]:
+    given_: dict[str, Any] = {"estimate": 0.02, "p_adjusted": 0.01, "smallest_p": 0.001, "m": 3}
+    found = verdict(**(given_ | changed))
+    return found.word, found.scope
+
+
+def test_every_verdict() -> None:
+    runs = "for these training runs"
+    assert word() == ("better", runs)
+    assert word(estimate=-0.02) == ("worse", runs)
+    assert word(p_adjusted=0.06) == ("inconclusive", runs)
+    assert word(p_adjusted=0.9, p_equivalent=0.03) == ("equivalent", runs)
+    assert word(p_adjusted=0.9, p_equivalent=0.06) == ("inconclusive", runs)
+    assert word(shared=True, p_adjusted=1e-9) == ("shared", "")
+    assert word(p_adjusted=math.nan) == ("not testable", "")
+    assert word(smallest_p=0.02, p_adjusted=0.9) == ("not testable", "")
+    assert word(smallest_p=0.02, m=2, p_adjusted=0.04)[0] == "better"
+
+
+def test_only_five_agreeing_seeds_lift_the_scope() -> None:
+    runs = "for these training runs"
+    assert word(n_seeds=5, seed_interval=(0.001, 0.04)) == ("better", "")
+    assert word(n_seeds=5, seed_interval=(-0.001, 0.04)) == ("better", runs)
+    assert word(n_seeds=4, seed_interval=(0.001, 0.04)) == ("better", runs)
+    assert word(n_seeds=5) == ("better", runs)
+    nowhere = (math.nan, math.nan)
+    assert word(n_seeds=5, seed_interval=nowhere) == ("better", runs)
+    assert word(estimate=-0.02, n_seeds=6, seed_interval=(-0.03, -0.01)) == ("worse", "")
+    assert word(estimate=-0.02, n_seeds=6, seed_interval=(0.01, 0.03)) == ("worse", runs)

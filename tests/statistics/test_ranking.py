@@ -1,0 +1,163 @@
+"""Friedman, Nemenyi, Wilcoxon-Holm bars: Demšar's example, the printed Table 10, and scipy."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from locations import GOLDEN_FILES
+from scipy import stats as scipy_stats
+
+from clbench.errors import DataError
+from clbench.statistics.ranking import (
+    block_ranks,
+    cliques,
+    critical_difference,
+    friedman,
+    nemenyi,
+    wilcoxon_holm,
+)
+
+GOLDEN: dict[str, Any] = json.loads((GOLDEN_FILES / "stats.json").read_text(encoding="utf-8"))
+DEMSAR = GOLDEN["friedman_nemenyi_demsar"]
+RANKS = np.array(DEMSAR["input"]["ranks"])
+TABLE10 = GOLDEN["paper_table10_class_as_unit"]
+
+
+def test_demsar_friedman() -> None:
+    expected = DEMSAR["expected"]
+    found = friedman(-RANKS)
+    assert found.average_ranks == pytest.approx(expected["avg_ranks"], abs=1e-9)
+    assert found.chi2 == pytest.approx(expected["scipy_chi2_tie_corrected"], abs=1e-9)
+    assert found.p == pytest.approx(expected["scipy_p"], abs=1e-9)
+    assert found.chi2_no_ties == pytest.approx(expected["chi2_demsar_no_tie_correction"], abs=1e-9)
+    assert found.iman_davenport_f == pytest.approx(expected["iman_davenport_F"], abs=1e-9)
+    assert found.iman_davenport_p == pytest.approx(expected["iman_davenport_p"], abs=1e-9)
+    assert found.kendall_w == pytest.approx(expected["pingouin_Kendall_W"], abs=1e-9)
+    assert (found.n, found.n_dropped, found.flags) == (14, 0, ())
+
+
+def test_demsar_nemenyi() -> None:
+    expected, names = DEMSAR["expected"], DEMSAR["input"]["methods"]
+    found = nemenyi(dict(zip(names, -RANKS.T, strict=True)))
+    assert found.critical_difference == pytest.approx(expected["CD_0.05"], abs=1e-6)
+    assert critical_difference(4, 14, alpha=0.1) == pytest.approx(expected["CD_0.10"], abs=1e-6)
+    order = [names.index(name) for name in found.names]
+    assert found.average_ranks == pytest.approx(np.array(expected["avg_ranks"])[order])
+    p = np.array(expected["nemenyi_p"])[np.ix_(order, order)]
+    assert found.p_adjusted == pytest.approx(p, abs=1e-6)
+    assert found.cliques == (found.names,)
+    # the bars follow the critical difference: a pair is joined when its ranks lie closer
+    tight = nemenyi(dict(zip(names, -RANKS.T, strict=True)), alpha=0.1)
+    gaps = np.abs(found.average_ranks[:, None] - found.average_ranks[None, :])
+    assert tight.critical_difference is not None
+    assert ((gaps >= tight.critical_difference) == (tight.p_adjusted <= 0.1)).all()
+    assert len(tight.cliques) == 2
+
+
+def test_nemenyi_quantiles() -> None:
+    for k, q in DEMSAR["nemenyi_q05"].items():
+        scale = math.sqrt(int(k) * (int(k) + 1) / 60)
+        assert critical_difference(int(k), 10) / scale == pytest.approx(q, abs=1e-6)
+
+
+@pytest.mark.parametrize("group", ["all_14", "organs_13"])
+def test_printed_table_10(group: str) -> None:
+    names = ("LwF", "ILT", "PLOP", "Ours")
+    classes = [c for c in TABLE10["input"]["LwF"] if group == "all_14" or c != "Liver tumor"]
+    scores = {name: [TABLE10["input"][name][c] for c in classes] for name in names}
+    expected = TABLE10["expected"][group]
+    omnibus = friedman(np.column_stack([scores[name] for name in names]))
+    assert omnibus.chi2 == pytest.approx(expected["friedman_chi2"], abs=1e-9)
+    assert omnibus.p == pytest.approx(expected["friedman_p"], abs=1e-9)
+    found = wilcoxon_holm(scores)
+    assert found.m == 6
+    for pair, row in expected["pairs"].items():
+        i, j = (found.names.index(name) for name in pair.split("-"))
+        assert found.p_adjusted[i, j] == pytest.approx(row["holm_p_6"], abs=1e-12)
+        assert found.n == row["n"]
+    for name, rank in expected["avg_rank"].items():
+        assert found.average_ranks[found.names.index(name)] == pytest.approx(rank)
+    assert critical_difference(4, len(classes)) == pytest.approx(expected["CD_0.05"], abs=1e-6)
+    assert found.cliques == (found.names,)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_friedman_equals_scipy_and_ignores_monotone_changes_per_block(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = np.round(rng.random((8, 4)), 1)
+    if (scores == scores[:, :1]).all():
+        return
+    found = friedman(scores)
+    expected = scipy_stats.friedmanchisquare(*scores.T)
+    assert found.chi2 == pytest.approx(expected.statistic, abs=1e-9)
+    assert found.p == pytest.approx(expected.pvalue, abs=1e-9)
+    changed = friedman(scores**3 * rng.uniform(1, 9, (8, 1)) + 2)
+    assert changed.average_ranks == pytest.approx(found.average_ranks)
+    assert 0 <= found.kendall_w <= 1 + 1e-12
+    assert found.average_ranks.sum() == pytest.approx(10)
+
+
+def test_friedman_edges() -> None:
+    level = friedman(np.ones((5, 3)))
+    assert (level.p, level.kendall_w) == (1.0, 0.0)
+    assert "all scores equal" in level.flags
+    agreed = friedman(np.tile([0.3, 0.2, 0.1], (6, 1)))
+    assert agreed.kendall_w == pytest.approx(1)
+    assert math.isinf(agreed.iman_davenport_f)
+    assert agreed.iman_davenport_p == 0
+    holes = np.vstack([-RANKS, [np.nan, 1, 2, 3]])
+    assert friedman(holes).n_dropped == 1
+    assert friedman(holes).chi2 == friedman(-RANKS).chi2
+    for wrong in (np.ones((5, 2)), np.ones((1, 3)), np.full((5, 3), np.nan)):
+        with pytest.raises(DataError, match="Friedman"):
+            friedman(wrong)
+    with pytest.raises(DataError, match="table"):
+        block_ranks([1, 2])
+
+
+def test_wilcoxon_holm_separates_what_differs() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(0.7, 0.1, 12)
+    scores = {
+        "far": base - 0.3 + rng.normal(0, 0.01, 12),
+        "twin": base + rng.normal(0, 0.01, 12),
+        "first": base + rng.normal(0, 0.01, 12),
+    }
+    found = wilcoxon_holm(scores)
+    assert found.names[-1] == "far"
+    assert found.cliques == (found.names[:2],)
+    assert np.array_equal(found.p_adjusted, found.p_adjusted.T)
+    scores["far"] = scores["far"].copy()
+    scores["far"][0] = np.nan
+    less = wilcoxon_holm(scores)
+    assert less.n == 11
+    assert less.flags
+    with pytest.raises(DataError):
+        wilcoxon_holm({"a": [1, 2], "b": [1, 2, 3]})
+    with pytest.raises(DataError):
+        nemenyi({"a": [math.nan], "b": [1]})
+
+
+@given(st.integers(2, 7), st.integers(0, 10_000))
+@settings(max_examples=80, deadline=None)
+def test_cliques_are_all_the_longest_runs_without_a_difference(k: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    p = np.triu(rng.choice([0.01, 0.5], (k, k), p=[0.3, 0.7]), 1)
+    p = p + p.T + np.eye(k)
+    free = {
+        (i, j)
+        for i, j in itertools.combinations(range(k), 2)
+        if not (p[i : j + 1, i : j + 1] <= 0.05).any()
+    }
+    longest = {
+        (i, j) for i, j in free if not any(a <= i and j <= b and (a, b) != (i, j) for a, b in free)
+    }
+    assert set(cliques(p)) == longest
