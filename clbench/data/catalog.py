@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -313,9 +314,16 @@ def missing(split: Split, source: Source, have: Mapping[str, CaseFiles], folder:
             where=folder,
             expected=f"all cases of {split.name}",
             got=f"missing: {', '.join(absent[:20])}{' …' if len(absent) > 20 else ''}",
-            next_step=f"add the files, or choose yours with --split {source.name}=FILE.toml"
+            next_step=_ranges(absent)
+            + f"add the files, or choose yours with --split {source.name}=FILE.toml"
             + (" (btcv_public: the 30 public volumes)" if source.name == "btcv" else ""),
         )
+
+
+def _ranges(absent: Sequence[str]) -> str:
+    """Advice for ids that clbench 0.1.0 took for ranges."""
+    old = [c for c in absent if re.fullmatch(r"\d+-\d+", c)]
+    return f"for a range of cases write {old[0].replace('-', '..')!r}; else " if old else ""
 
 
 def taught(benchmark: Benchmark, splits: Sequence[Split], files: Files) -> None:

@@ -7,14 +7,22 @@ bare name of a layout, which label values or masks there are, to write a benchma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from clbench.data.find_files import count_passed_over, entries, nifti_stem, walk
 from clbench.data.labels import RawCase, read_case, read_unnamed, spacing_of
-from clbench.data.layouts import CaseFiles, find_cases, find_layout, natural, resolve_data
+from clbench.data.layouts import (
+    CaseFiles,
+    find_cases,
+    find_layout,
+    named_folders,
+    natural,
+    resolve_data,
+)
 from clbench.errors import ClbenchError, DataError, SpecError, UnknownName
 from clbench.spec.benchmark import Benchmark, Source
 from clbench.spec.taxonomy import canonical
@@ -127,9 +135,10 @@ def check_data(text: str, sources: Sequence[Source]) -> FolderReport:
     Raises:
         DataError: `text` names a source the benchmark does not have.
     """
-    if "=" not in text:
+    found = named_folders(text, [s.name for s in sources])
+    if found is None:
         return check_folder(Path(text).expanduser(), sources)
-    named = [s for s in sources if any(p.split("=")[0].strip() == s.name for p in text.split(","))]
+    named = [s for s in sources if s.name in found]
     report = FolderReport(folder=Path(text))
     for name, place in resolve_data(text, named or sources).items():
         part = check_folder(place, [s for s in named if s.name == name])
@@ -154,7 +163,7 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
         report.problems.append(f"{folder}: the data folder does not exist")
         return report
     inside = (
-        {p.name.casefold(): p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
+        {p.name.casefold(): p for p in entries(folder) if p.is_dir()} if folder.is_dir() else {}
     )
     named = [(s, inside[s.name.casefold()]) for s in sources if s.name.casefold() in inside]
     failed: list[DataError] = []
@@ -165,6 +174,7 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
             failed.append(err)
             continue
         report.cases[source.name] = [_check(files, source) for files in found.values()]
+        report.remarks += _unused(place, source.name, found)
         report.remarks += [
             f"{source.name}: a [[source.partial]] names no case that is here ({p.cases[0]}, …)"
             for p in source.partial
@@ -181,6 +191,27 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
         pairing = [e for e in failed if "case(s) have" in e.what]
         report.problems += [str(err) for err in pairing]
     return report
+
+
+def _unused(place: Path, name: str, cases: Mapping[str, CaseFiles]) -> list[str]:
+    """What lies in a folder of data and is no part of a case, counted."""
+    if not place.is_dir():  # a list of cases
+        return []
+    used = {p for files in cases.values() for p in files.files}
+    others = [
+        p.relative_to(place).as_posix()
+        for p in walk(place)
+        if nifti_stem(p) is not None and p not in used
+    ]
+    said = (
+        (count_passed_over(place), "hidden files or folders passed over"),
+        (others, "NIfTI files that belong to no case, or hold no structure of the source"),
+    )
+    return [
+        f"{name}: {len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for names, what in said
+        if names
+    ]
 
 
 def _check(files: CaseFiles, source: Source) -> CaseReport:

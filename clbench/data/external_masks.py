@@ -18,14 +18,14 @@ import numpy as np
 from nibabel.orientations import apply_orientation
 from numpy.typing import NDArray
 
+from clbench.data.find_files import composed, entries, nifti_stem
 from clbench.data.labels import bits_type, open_image, same_place, whole_numbers
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import voxels
-from clbench.errors import ClbenchError, DataError, UnknownName
+from clbench.errors import ClbenchError, DataError, UnknownName, closest
 from clbench.spec.benchmark import MAX_LABEL, Source
 from clbench.spec.taxonomy import ancestors, canonical
 
-ENDINGS = (".nii.gz", ".nii")
 LISTS = ("dataset.json", "labels.json")
 """Files that say what label values mean, looked for in the folder of predictions."""
 
@@ -38,6 +38,8 @@ class LabelMap:
     """Value → structures a voxel of it belongs to; () = nothing clbench knows of."""
     origin: str
     """Where that stands, for the record."""
+    others: tuple[str, ...] = ()
+    """Names in the list that no structure of clbench has; their voxels belong to nothing."""
 
 
 def label_map(file: Path) -> LabelMap:
@@ -46,11 +48,11 @@ def label_map(file: Path) -> LabelMap:
     `{"labels": {"background": 0, "liver": [1, 2], "liver_tumor": 2}}` (nnU-Net v2: a list is a
     region, taken as it is), `{"labels": {"0": "background", "1": "liver"}}` (v1), or the inner
     object alone. Names may be clbench's or those of public data sets. A plain value also belongs
-    to the structures that contain its structure: a voxel of liver tumor is liver.
+    to the structures that contain its structure: a voxel of liver tumor is liver. Names that no
+    structure has are passed over and listed: a tool may label more than is asked for.
 
     Raises:
         DataError: not such a file, or a value that is no whole number.
-        UnknownName: a name no structure has.
     """
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
@@ -68,6 +70,7 @@ def label_map(file: Path) -> LabelMap:
             expected='{"labels": {"background": 0, "liver": 1, …}}',
         )
     found: dict[int, list[str]] = {}
+    others: list[str] = []
     for key, value in labels.items():
         by_value = isinstance(value, str) and key.isdecimal()  # nnU-Net v1
         name, values = (value, int(key)) if by_value else (key, value)
@@ -83,10 +86,16 @@ def label_map(file: Path) -> LabelMap:
             here = found.setdefault(v, [])
             if v == 0 or name.lower() in ("background", "ignore"):
                 continue
-            own = _structure(name, file)
+            try:
+                own = canonical(name)
+            except UnknownName:
+                others.append(name)
+                continue
             here += [own] if regions else _with_parents(own)
     return LabelMap(
-        structures={v: tuple(dict.fromkeys(n)) for v, n in found.items()}, origin=file.name
+        structures={v: tuple(dict.fromkeys(n)) for v, n in found.items()},
+        origin=file.name,
+        others=tuple(others),
     )
 
 
@@ -111,17 +120,23 @@ def source_map(source: Source) -> LabelMap:
     )
 
 
-def _structure(name: str, where: Path) -> str:
-    try:
-        return canonical(name)
-    except UnknownName as err:
-        raise UnknownName(
-            err.what, where=where, expected=err.expected, got=err.got, next_step=err.next_step
-        ) from None
-
-
 def _with_parents(name: str) -> list[str]:
     return [name, *ancestors(name)]
+
+
+def said_others(names: Sequence[str]) -> str:
+    """`; no structure is called: a, b` for an error; empty without names."""
+    return f"; no structure is called: {', '.join(names[:20])}" if names else ""
+
+
+def misspelt(absent: Sequence[str], others: Sequence[str]) -> str | None:
+    """The advice to rename what looks like a missing structure, or None."""
+    pairs = [(o, s) for s in absent if (o := closest(s, others)) is not None]
+    return (
+        ", ".join(f"rename {o!r} to {s!r}" for o, s in pairs) + ", if that is meant"
+        if pairs
+        else None
+    )
 
 
 # ---------------------------------------------------------------------------------------- finding
@@ -150,7 +165,7 @@ def find_predictions(
         raise DataError(
             "the folder of predictions does not exist", where=folder, next_step="check the path"
         )
-    inside = {p.name.casefold(): p for p in folder.iterdir() if p.is_dir()}
+    inside = {p.name.casefold(): p for p in entries(folder) if p.is_dir()}
     sources = {s for s, _ in wanted}
     shared: dict[str, set[tuple[str, str]]] = {}
     names: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -158,23 +173,16 @@ def find_predictions(
         names[key] = _names(*key, files)
         for name in names[key]:
             shared.setdefault(name, set()).add(key)
+    listed = {place: _by_name(place) for place in (folder, *inside.values())}
     found: dict[tuple[str, str], Path] = {}
     for key in wanted:
         own = inside.get(key[0].casefold())
         # without a folder of its own, a name that two sources share names neither
-        places = (
-            [own / n for n in names[key]]
-            if own is not None
-            else [folder / n for n in names[key] if len(shared[n]) == 1 or len(sources) == 1]
-        )
-        hits = [
-            path
-            for place in places
-            for path in (*(place.with_name(place.name + e) for e in ENDINGS), place)
-            if path.exists()
-        ]
+        mine = [n for n in names[key] if own or len(shared[n]) == 1 or len(sources) == 1]
+        there = listed[own or folder]
+        hits = [path for n in mine for path in there.get(n, ())]
         if not hits and key[1].isdecimal() and (own is not None or len(sources) == 1):
-            hits = _numbered(own or folder, int(key[1]))
+            hits = _numbered(there, int(key[1]))
         if len(hits) > 1:
             raise DataError(
                 f"two predictions claim to be {key[0]} case {key[1]}",
@@ -185,31 +193,39 @@ def find_predictions(
         if hits:
             found[key] = hits[0]
     if not found:
-        seen = sorted(p.name for p in folder.iterdir())[:5]
+        seen = [p.name for p in entries(folder)][:5]
         key = next(iter(wanted))
         raise DataError(
             "no file in this folder is a prediction of a test case",
             where=folder,
             expected=f"for {key[0]} case {key[1]}: {key[0]}/"
-            + f", {key[0]}/".join(n + ENDINGS[0] for n in names[key][:3]),
+            + f", {key[0]}/".join(n + ".nii.gz" for n in names[key][:3]),
             got=", ".join(seen) if seen else "an empty folder",
             next_step="rename the files, or put those of each source into a folder of its name",
         )
     return found
 
 
-def _numbered(folder: Path, number: int) -> list[Path]:
+def _by_name(folder: Path) -> dict[str, list[Path]]:
+    """Name of a NIfTI file without its ending, or of a folder → what has it."""
+    found: dict[str, list[Path]] = {}
+    for path in entries(folder):
+        name = composed(path.name) if path.is_dir() else nifti_stem(path)
+        if name is not None:
+            found.setdefault(name, []).append(path)
+    return found
+
+
+def _numbered(there: Mapping[str, Sequence[Path]], number: int) -> list[Path]:
     """Label maps whose name ends with a case's number, such as `BTCV_0021.nii.gz` for 21."""
-    pattern = rf"(.*\D)?0*{number}\.nii(\.gz)?"
-    return [p for p in sorted(folder.iterdir()) if re.fullmatch(pattern, p.name) and p.is_file()]
+    pattern = rf"(.*\D)?0*{number}"
+    hits = [p for name, paths in there.items() if re.fullmatch(pattern, name) for p in paths]
+    return [p for p in hits if p.is_file()]
 
 
 def _names(source: str, case: str, files: CaseFiles) -> tuple[str, ...]:
     paths = [files.image, *([files.label] if isinstance(files.label, Path) else [])]
-    stems = [p.name for p in paths]
-    for ending in ENDINGS:
-        stems = [s.removesuffix(ending) for s in stems]
-    stems = [s.removesuffix("_0000") for s in stems]
+    stems = [(nifti_stem(p) or composed(p.name)).removesuffix("_0000") for p in paths]
     if not isinstance(files.label, Path):
         stems = []  # every case's image has the same name
     return tuple(dict.fromkeys([case, *stems, f"{source}_{case}"]))
@@ -235,7 +251,6 @@ def read_prediction_files(
 
     Raises:
         DataError: another grid or place, a value without meaning, or a mask that is missing.
-        UnknownName: a mask file that no structure is called.
     """
     shape, affine, turn, _ = open_image(image)
     kind = bits_type(len(structures))
@@ -294,13 +309,15 @@ def _masks(folder: Path, structures: Sequence[str]) -> dict[str, Path]:
     inner = folder / "segmentations"
     place = inner if inner.is_dir() else folder
     found: dict[str, Path] = {}
-    for path in sorted(place.iterdir()):
-        stem = path.name
-        for ending in ENDINGS:
-            stem = stem.removesuffix(ending)
-        if stem == path.name or stem.startswith("."):
+    others: list[str] = []
+    for path in entries(place):
+        if (stem := nifti_stem(path)) is None:
             continue
-        name = _structure(stem, path)
+        try:
+            name = canonical(stem)
+        except UnknownName:  # a tool may write more than is asked for
+            others.append(stem)
+            continue
         if name in found:
             raise DataError(
                 "two masks stand for the same structure",
@@ -314,7 +331,8 @@ def _masks(folder: Path, structures: Sequence[str]) -> dict[str, Path]:
             f"{len(absent)} structures have no mask",
             where=place,
             expected="a mask per structure, empty where nothing was found",
-            got=f"missing: {', '.join(absent[:20])}",
-            next_step="write empty masks for structures that were looked for and not found",
+            got=f"missing: {', '.join(absent[:20])}" + said_others(others),
+            next_step=misspelt(absent, others)
+            or "write empty masks for structures that were looked for and not found",
         )
     return {s: found[s] for s in structures}

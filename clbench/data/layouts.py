@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from clbench.data.find_files import composed, entries, nifti_stem, same_file, walk
 from clbench.errors import DataError, unknown_name
 from clbench.spec.benchmark import Source
 
@@ -132,11 +133,10 @@ class Pairs:
     def _files(self, folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
         images: dict[str, Path] = {}
         labels: dict[str, Path] = {}
-        for path in sorted(folder.rglob("*")):
-            inside = path.relative_to(folder).as_posix()
-            # macOS leaves a ._ companion beside every file it copies to a foreign disk
-            if path.name.startswith(".") or not inside.lower().endswith((".nii", ".nii.gz")):
+        for path in walk(folder):
+            if nifti_stem(path) is None:
                 continue
+            inside = composed(path.relative_to(folder).as_posix())
             for wrap in self.nested:
                 if inside.startswith(f"{wrap}/"):
                     inside = inside[len(wrap) + 1 :]
@@ -144,6 +144,8 @@ class Pairs:
                 case = self._match(patterns, inside)
                 if case is None:
                     continue
+                if case in found and same_file(found[case], path):
+                    break  # a second link to the same file
                 if case in found:
                     raise DataError(
                         f"two files claim to be case {case}",
@@ -214,15 +216,18 @@ class Masks:
         """See `Layout.find`. Masks carry the stems of their files; `CaseFiles.named` maps them."""
         need_folder(folder)
         found: dict[str, CaseFiles] = {}
-        for place in sorted(folder.rglob(self.image), key=lambda p: natural(p.parent.name)):
+        wanted = nifti_stem(Path(self.image))
+        images = [
+            p for p in walk(folder) if (nifti_stem(p) or "").casefold() == (wanted or "").casefold()
+        ]
+        for place in sorted(images, key=lambda p: natural(composed(p.parent.name))):
             case = place.parent
-            if not re.fullmatch(self.case, case.name) or case.name.startswith("."):
+            name = composed(case.name)
+            if not re.fullmatch(self.case, name):
                 continue
-            masks = tuple(
-                (p.name.removesuffix(".gz").removesuffix(".nii"), p)
-                for p in sorted((case / self.masks).glob("*.nii*"))
-                if not p.name.startswith(".")
-            )
+            inner = case / self.masks
+            files = entries(inner) if inner.is_dir() else []
+            masks = tuple((stem, p) for p in files if (stem := nifti_stem(p)) is not None)
             if not masks:
                 raise DataError(
                     "a case has an image but no mask",
@@ -230,14 +235,19 @@ class Masks:
                     expected=f"{self.masks}/<structure>.nii.gz beside {self.image}",
                     next_step="add the masks, or move the case elsewhere",
                 )
-            if case.name in found:
+            if name in found and same_file(found[name].image, place):
+                continue  # a second link to the same case
+            if name in found:
+                one, two = found[name].image, place
                 raise DataError(
-                    f"two folders claim to be case {case.name}",
+                    f"two folders claim to be case {name}"
+                    if one.parent != case
+                    else f"two images claim to be case {name}",
                     where=folder,
-                    got=f"{found[case.name].image.parent} and {case}",
+                    got=f"{one.parent} and {case}" if one.parent != case else f"{one} and {two}",
                     next_step="move one of them elsewhere",
                 )
-            found[case.name] = CaseFiles(case=case.name, image=place, label=masks)
+            found[name] = CaseFiles(case=name, image=place, label=masks)
         if not found:
             raise DataError(
                 f"no case of the layout {self.name!r} in this folder",
@@ -273,7 +283,7 @@ class Datalist:
     """Keys of the list whose entries carry labels."""
 
     def find(self, folder: Path) -> dict[str, CaseFiles]:
-        """See `Layout.find`. A case is named after its label file."""
+        """See `Layout.find`. A case is named after its label file, or after that file's folder."""
         place = folder / self.file
         if folder.suffix == ".json" and folder.is_file():  # a list of any name
             folder, place = folder.parent, folder
@@ -303,9 +313,12 @@ class Datalist:
                 got=str(err) or type(err).__name__,
                 next_step="repair the file or download it again",
             ) from err
+        names = [nifti_stem(label) or composed(label.name) for _, label in pairs]
+        if len(set(names)) < len(names):  # one file name in a folder per case
+            names = [composed(label.parent.name) for _, label in pairs]
         found: dict[str, CaseFiles] = {}
-        for image, label in sorted(pairs, key=lambda p: natural(p[1].name)):
-            case = label.name.removesuffix(".gz").removesuffix(".nii")
+        order = sorted(zip(names, pairs, strict=True), key=lambda n: natural(n[0]))
+        for case, (image, label) in order:
             files = CaseFiles(case=case, image=folder / image, label=folder / label)
             for path in files.files:
                 if not path.resolve().is_relative_to(folder.resolve()):
@@ -357,7 +370,7 @@ def need_folder(folder: Path) -> None:
 
 def glimpse(folder: Path) -> str:
     """A few names, so that a wrong path is seen at once."""
-    names = sorted(p.name + ("/" if p.is_dir() else "") for p in folder.iterdir())
+    names = [p.name + ("/" if p.is_dir() else "") for p in entries(folder)]
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "") if names else "an empty folder"
 
 
@@ -449,12 +462,12 @@ def resolve_data(text: str, sources: Sequence[Source]) -> dict[str, Path]:
         DataError: a folder is missing, or a source has none.
     """
     names = [s.name for s in sources]
-    if "=" in text:
-        found = _named(text, names)
+    if (named := named_folders(text, names)) is not None:
+        found = named
     else:
         folder = Path(text).expanduser()
         need_folder(folder)
-        inside = {p.name.casefold(): p for p in folder.iterdir() if p.is_dir()}
+        inside = {p.name.casefold(): p for p in entries(folder) if p.is_dir()}
         found = {n: inside[n.casefold()] for n in names if n.casefold() in inside}
         if not found and len(names) == 1:
             found = {names[0]: folder}
@@ -472,11 +485,26 @@ def resolve_data(text: str, sources: Sequence[Source]) -> dict[str, Path]:
     return found
 
 
-def _named(text: str, names: Sequence[str]) -> dict[str, Path]:
+def named_folders(text: str, names: Sequence[str]) -> dict[str, Path] | None:
+    """`btcv=PATH,lits=PATH` → source → folder; None where the text is a path alone.
+
+    A path may hold commas and equals signs: a comma parts two sources only where the name of a
+    source and `=` follow it.
+
+    Raises:
+        DataError: it names a source that is not among `names`, or a source without path.
+    """
+    if "=" not in text or (Path(text).expanduser().exists() and not _starts_a_source(text, names)):
+        return None
+    known = "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True))
+    parts = re.split(rf",(?=\s*(?:{known})\s*=)", text) if names else [text]
     found: dict[str, Path] = {}
-    for part in text.split(","):
-        name, _, path = part.partition("=")
-        if name.strip() not in names or not path:
+    for part in parts:
+        name, _, path = (piece.strip() for piece in part.partition("="))
+        if "," in path and not Path(path).expanduser().exists():
+            part = path.partition(",")[2]  # what is wrong stands behind the comma
+            name, _, path = (piece.strip() for piece in part.partition("="))
+        if name not in names or not path:
             raise DataError(
                 "--data names a source the benchmark does not have"
                 if path
@@ -485,5 +513,9 @@ def _named(text: str, names: Sequence[str]) -> dict[str, Path]:
                 expected=",".join(f"{n}=PATH" for n in names),
                 got=part,
             )
-        found[name.strip()] = Path(path).expanduser()
+        found[name] = Path(path).expanduser()
     return found
+
+
+def _starts_a_source(text: str, names: Sequence[str]) -> bool:
+    return text.partition("=")[0].strip() in names

@@ -64,7 +64,7 @@ def load(path: Path) -> Any:
         raise
     except Exception as err:  # a parser may raise anything on a hostile file
         raise damaged(path, err) from err
-    packed = path.suffix == ".gz"
+    packed = path.suffix.lower() == ".gz"
     holds = size * DEFLATE if packed else size
     if claimed > holds:
         raise DataError(
@@ -80,7 +80,7 @@ def load(path: Path) -> Any:
 
 
 def _opened(path: Path) -> Any:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _longer(path: Path, file: Any, claimed: int) -> DataError:

@@ -27,7 +27,9 @@ from clbench.data.external_masks import (
     LabelMap,
     find_predictions,
     label_map,
+    misspelt,
     read_prediction_files,
+    said_others,
     source_map,
 )
 from clbench.data.labels import spacing_of
@@ -184,8 +186,9 @@ def _maps(
                     "the label values have none for structures that are examined",
                     where=f"{folder}, {maps[source].origin}",
                     expected=f"a value for {', '.join(absent)}",
-                    got=", ".join(sorted(said)),
-                    next_step="add them to the list, even if the method never predicts them",
+                    got=", ".join(sorted(said)) + said_others(maps[source].others),
+                    next_step=misspelt(absent, maps[source].others)
+                    or "add them to the list, even if the method never predicts them",
                 )
         else:
             maps[source] = LabelMap(structures={}, origin="a mask per structure")

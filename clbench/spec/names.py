@@ -40,8 +40,16 @@ def need_case(case: object, where: object) -> None:
 
     Raises:
         SpecError: empty, too long, a slash or backslash, an invisible character, a dot or space at
-            the start, or a space at the end.
+            the start, a space at the end, or the form of a range (`1..3`).
     """
+    if isinstance(case, str) and re.fullmatch(r"\d+\.\.\d+", case):
+        raise SpecError(
+            "a case id has the form of a range",
+            where=where,
+            expected="a name without two dots between numbers",
+            got=repr(case),
+            next_step="rename the case's files",
+        )
     if (
         not isinstance(case, str)
         or not case

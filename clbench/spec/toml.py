@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+import unicodedata
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,12 +34,19 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def expand_ids(ids: list[Any], where: object) -> tuple[str, ...]:
-    """Case ids as text; `"61-80"` stands for all whole numbers from 61 to 80."""
+    """Case ids as text, composed; `"61..80"` stands for all whole numbers from 61 to 80.
+
+    `"0061..0080"` keeps the zeros in front. No id may have this form, and `"61-80"` is an id
+    (patient and visit, in many hospitals), never a range.
+
+    Raises:
+        SpecError: a range runs backwards, or stands for more than `MAX_RANGE` cases.
+    """
     found: list[str] = []
     for item in ids:
-        text = str(item)
-        low, dash, high = text.partition("-")
-        if dash and low.isdecimal() and high.isdecimal():
+        text = unicodedata.normalize("NFC", str(item))
+        low, dots, high = text.partition("..")
+        if dots and low.isdecimal() and high.isdecimal():
             short = max(len(low), len(high)) <= 9
             if short and int(low) > int(high):
                 raise SpecError("a range of cases runs backwards", where=where, got=text)
@@ -49,7 +57,8 @@ def expand_ids(ids: list[Any], where: object) -> tuple[str, ...]:
                     expected=f"at most {MAX_RANGE} cases",
                     got=text,
                 )
-            found += [str(i) for i in range(int(low), int(high) + 1)]
+            width = len(low) if low.startswith("0") else 0
+            found += [f"{i:0{width}d}" for i in range(int(low), int(high) + 1)]
         else:
             found.append(text)
     return tuple(found)

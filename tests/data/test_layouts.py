@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from clbench.data.find_files import count_passed_over, nifti_stem
 from clbench.data.labels import read_case
-from clbench.data.layouts import LAYOUTS, find_cases, find_layout, resolve_data
-from clbench.errors import DataError, UnknownName
+from clbench.data.layouts import LAYOUTS, find_cases, find_layout, named_folders, resolve_data
+from clbench.errors import DataError, SpecError, UnknownName
 from clbench.spec import registry
 from clbench.spec.benchmark import Source
+from clbench.spec.names import need_case
+from clbench.spec.toml import expand_ids
 
 SOURCES = registry.benchmark("tumor_ext").sources
 
@@ -269,3 +275,84 @@ def test_wrong_data_words(text: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as err:
         resolve_data(text.format(tmp_path), SOURCES)
     assert says in str(err.value)
+
+
+NII = "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"
+
+
+def test_links_to_folders_are_followed_and_loops_noticed(tmp_path: Path) -> None:
+    other = touch(tmp_path / "disk2", *NII)
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("imagesTr", "labelsTr"):
+        (data / name).symlink_to(other / name)
+    (other / "imagesTr" / "up").symlink_to(other / "imagesTr")  # a loop
+    assert list(LAYOUTS["nnunet"].find(data)) == ["a"]
+    cases = touch(tmp_path / "ts", "s1/ct.nii.gz", "s1/segmentations/liver.nii.gz")
+    far = touch(tmp_path / "far", "s2/ct.nii.gz", "s2/segmentations/liver.nii.gz")
+    (cases / "s2").symlink_to(far / "s2")
+    (cases / "again").mkdir()
+    (cases / "again" / "s2").symlink_to(far / "s2")  # the same case by a second link
+    assert list(LAYOUTS["totalsegmentator"].find(cases)) == ["s1", "s2"]
+
+
+@pytest.mark.parametrize(
+    "hidden", [".snapshot/daily/{}", ".ipynb_checkpoints/{}", "__MACOSX/{}", "@eaDir/{}"]
+)
+def test_hidden_copies_are_no_cases_and_are_counted(hidden: str, tmp_path: Path) -> None:
+    touch(tmp_path, "volume-1.nii", "segmentation-1.nii", "._volume-1.nii", "labels/.x.nii.gz")
+    touch(tmp_path, *(hidden.format(n) for n in ("volume-1.nii", "segmentation-1.nii")))
+    assert list(LAYOUTS["lits"].find(tmp_path)) == ["1"]
+    assert count_passed_over(tmp_path) == sorted(
+        ["._volume-1.nii", "labels/.x.nii.gz", hidden.split("/")[0] + "/"]
+    )
+
+
+def test_endings_ignore_case_and_a_case_may_be_packed_otherwise(tmp_path: Path) -> None:
+    touch(tmp_path / "a", "VOLUME-1.NII.GZ", "segmentation-1.Nii")
+    assert list(LAYOUTS["lits"].find(tmp_path / "a")) == ["1"]
+    touch(tmp_path / "b", "s1/ct.nii", "s1/segmentations/Liver.NII")
+    (files,) = LAYOUTS["totalsegmentator"].find(tmp_path / "b").values()
+    assert files.image.name == "ct.nii"
+    assert dict(files.label) == {"Liver": tmp_path / "b/s1/segmentations/Liver.NII"}  # type: ignore[arg-type]  # pairs
+    touch(tmp_path / "b", "s1/ct.nii.gz")
+    with pytest.raises(DataError, match="two images claim to be case s1"):
+        LAYOUTS["totalsegmentator"].find(tmp_path / "b")
+
+
+@given(st.text(st.characters(categories=("L", "N", "M"), include_characters="-_. "), min_size=1))
+def test_a_case_has_one_name_however_a_disk_spells_it(name: str) -> None:
+    try:
+        need_case(name, "test")
+    except SpecError:
+        return
+    spelt = {unicodedata.normalize(form, name) for form in ("NFC", "NFD")}
+    stems = {nifti_stem(Path(f"{s}{e}")) for s in spelt for e in (".nii", ".NII.gz", ".nii.GZ")}
+    assert stems == {unicodedata.normalize("NFC", name)}
+    assert expand_ids(sorted(spelt), "test") == (unicodedata.normalize("NFC", name),) * len(spelt)
+
+
+def test_composed_and_decomposed_names_are_one_case(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/Ju\u0308rgen_0000.nii.gz", "labelsTr/J\u00fcrgen.nii.gz")
+    assert list(LAYOUTS["nnunet"].find(tmp_path)) == ["J\u00fcrgen"]
+
+
+def test_one_label_name_in_a_folder_per_case(tmp_path: Path) -> None:
+    names = [(f"{c}/ct.nii.gz", f"{c}/label.nii.gz") for c in ("p1", "p2")]
+    touch(tmp_path, *(n for pair in names for n in pair))
+    listed = {"training": [{"image": i, "label": k} for i, k in names]}
+    (tmp_path / "dataset.json").write_text(json.dumps(listed))
+    assert list(LAYOUTS["msd"].find(tmp_path)) == ["p1", "p2"]
+
+
+def test_commas_and_equals_signs_in_paths(tmp_path: Path) -> None:
+    one, two = tmp_path / "a,b=c", tmp_path / "d=e"
+    for folder in (one, two):
+        folder.mkdir()
+    names = ("btcv", "lits")
+    assert named_folders(f"btcv={one},lits={two}", names) == {"btcv": one, "lits": two}
+    assert named_folders(str(one), names) is None
+    assert named_folders(f"btcv={one}", names) == {"btcv": one}
+    with pytest.raises(DataError, match="does not have") as err:
+        named_folders(f"btcv={two},liver={one}", names)
+    assert f"liver={one}" in str(err.value)

@@ -275,7 +275,7 @@ layout = "nnunet"
 labels = {1 = "liver", 4 = "aorta", 9 = "spleen"}
 sides = {2 = ["left_kidney", "right_kidney"]}
 [[source.partial]]
-cases = ["2000-2001"]
+cases = ["2000..2001"]
 annotates = ["liver", "left_kidney", "right_kidney"]
 [[source]]
 name = "atlas"

@@ -21,7 +21,7 @@ from clbench.cli.options import app
 from clbench.data.catalog import exam_cases
 from clbench.data.external_masks import label_map
 from clbench.data.volume import Volume
-from clbench.errors import ClbenchError, DataError, SettingError, SpecError, StoreError, UnknownName
+from clbench.errors import ClbenchError, DataError, SettingError, SpecError, StoreError
 from clbench.evaluation.metrics import case as case_module
 from clbench.evaluation.predictions import read_prediction
 from clbench.evaluation.scoring import to_native
@@ -215,13 +215,16 @@ def test_three_ways_to_write_a_list_of_labels(tmp_path: Path) -> None:
         ("{", DataError, "not JSON"),
         ("[1]", DataError, "has no labels"),
         ('{"labels": {"liver": 1.5}}', DataError, "not a whole number"),
-        ('{"labels": {"livr": 1}}', UnknownName, "did you mean 'liver'"),
     ):
         path.write_text(text)
         with pytest.raises(kind) as err:
             label_map(path)
         assert says in str(err.value)
         assert str(path) in str(err.value)
+    path.write_text('{"labels": {"livr": 1, "liver": 2, "bladder_wall": 3}}')
+    found = label_map(path)  # more than is asked for is passed over, and listed
+    assert found.structures == {1: (), 2: ("liver",), 3: ()}
+    assert found.others == ("livr", "bladder_wall")
     with pytest.raises(DataError, match="does not exist"):
         label_map(tmp_path / "absent.json")
 
@@ -320,7 +323,11 @@ def masks(folder: Path, names: dict[str, int]) -> None:
         (twice, DataError, "two predictions claim to be lits case 20"),
         (no_pancreas, DataError, "label values have none for structures"),
         (lambda f: masks(f, {"liver": 1}), DataError, "1 structures have no mask"),
-        (lambda f: masks(f, {"liver": 1, "livr": 1}), UnknownName, "'livr'"),
+        (
+            lambda f: masks(f, {"liver": 1, "livr_tumor": 1, "skull": 1}),
+            DataError,
+            "(?s)is called: livr_tumor, skull.*rename 'livr_tumor' to 'liver_tumor'",
+        ),
         (
             lambda f: masks(f, {"liver": 1, "liver_tumor": 2}),
             DataError,

@@ -115,10 +115,14 @@ def test_a_split_file_of_the_user_is_checked_as_well(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no plain part"):
         load_split(path)
     with pytest.raises(SpecError, match="too long"):
-        expand_ids(["1-99999999999"], path)
+        expand_ids(["1..99999999999"], path)
     with pytest.raises(SpecError, match="too long"):
-        expand_ids(["1-" + "9" * 5000], path)
-    assert expand_ids(["²-³"], path) == ("²-³",)  # digits to some, numbers to nobody
+        expand_ids(["1.." + "9" * 5000], path)
+    assert expand_ids(["²..³"], path) == ("²..³",)  # digits to some, numbers to nobody
+    assert expand_ids(["1-3", "12-1"], path) == ("1-3", "12-1")  # patient and visit
+    assert expand_ids(["008..010", 7], path) == ("008", "009", "010", "7")
+    with pytest.raises(SpecError, match="form of a range"):
+        need_case("1..3", path)
 
 
 @pytest.mark.parametrize("field", ["image", "label"])

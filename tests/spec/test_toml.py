@@ -33,7 +33,7 @@ phantom_split = "cases.toml"
 
 
 def test_a_users_own_file_is_read_and_mistakes_are_named(tmp_path: Path) -> None:
-    (tmp_path / "cases.toml").write_text('train = ["1-3", 5]\nvalidation = []\ntest = [4]\n')
+    (tmp_path / "cases.toml").write_text('train = ["1..3", 5]\nvalidation = []\ntest = [4]\n')
     path = tmp_path / "mine.toml"
     path.write_text(BENCH)
     assert load_benchmark(path).steps[0].split.train == ("1", "2", "3", "5")
@@ -88,7 +88,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
         ('split = "cases.toml"', "split = 3", "a split is a file or a table"),
         ('split = "cases.toml"', "split = {train = [1], test = [1]}", "stands in train and test"),
         ('split = "cases.toml"', "split = {train = 1, test = [1]}", "must be a list of case ids"),
-        ('split = "cases.toml"', 'split = {train = ["3-1"], test = [9]}', "runs backwards"),
+        ('split = "cases.toml"', 'split = {train = ["3..1"], test = [9]}', "runs backwards"),
         ('split = "cases.toml"', "split = {draw = {train = 1, test = 1}}", "seed"),
         (
             'split = "cases.toml"',

@@ -1,0 +1,95 @@
+"""Finding files in a user's folder, by one rule for data, predictions and lists.
+
+Links are followed, to folders as well, and a link back to a folder above it is noticed. Hidden
+files and folders (a name that starts with a dot: companions of macOS, snapshots of file servers,
+checkpoints of notebooks) and the folders that file servers add are passed over. Endings ignore
+case. Names are compared in Unicode's composed form (NFC), which macOS does not write.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+NIFTI = (".nii.gz", ".nii")
+"""Endings of NIfTI files, in any case."""
+ADDED = frozenset({"__macosx", "@eadir", "lost+found", "#recycle", "$recycle.bin"})
+"""Folders that systems add beside data, in lower case."""
+
+
+def passed_over(name: str) -> bool:
+    """Whether a file or folder of this name is not data: hidden, or added by a system."""
+    return name.startswith(".") or name.casefold() in ADDED
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form: `é` is one letter, however a disk spells it."""
+    return unicodedata.normalize("NFC", name)
+
+
+def nifti_stem(path: Path) -> str | None:
+    """The name of a NIfTI file without its ending, composed; None where it is none.
+
+    >>> nifti_stem(Path("a/Liver_01.NII.GZ"))
+    'Liver_01'
+    >>> nifti_stem(Path("notes.txt")) is None
+    True
+    """
+    for ending in NIFTI:
+        if path.name.lower().endswith(ending):
+            return composed(path.name[: -len(ending)])
+    return None
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted by name, without what is passed over."""
+    return sorted(p for p in folder.iterdir() if not passed_over(p.name))
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, in sorted order, links followed, without what is passed over.
+
+    Args:
+        folder: where; may itself be a link, and hidden.
+
+    Raises:
+        OSError: a folder cannot be read: what lies in it must not vanish without a word.
+    """
+    yield from _walk(folder, (_identity(folder),))
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    for path in entries(folder):
+        if not path.is_dir():
+            yield path
+        elif (here := _identity(path)) not in above:  # a link to a folder above it is a loop
+            yield from _walk(path, (*above, here))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def count_passed_over(folder: Path) -> list[str]:
+    """Hidden and added files and folders below a folder, relative to it; not what lies in them."""
+    names: list[str] = []
+
+    def look(here: Path, above: tuple[tuple[int, int], ...]) -> None:
+        for path in sorted(here.iterdir()):
+            if passed_over(path.name):
+                names.append(path.relative_to(folder).as_posix() + "/" * path.is_dir())
+            elif path.is_dir() and (identity := _identity(path)) not in above:
+                look(path, (*above, identity))
+
+    look(folder, (_identity(folder),))
+    return names
+
+
+def same_file(one: Path, two: Path) -> bool:
+    """Whether two paths lead to one file."""
+    try:
+        return one.samefile(two)
+    except OSError:
+        return False
