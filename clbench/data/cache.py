@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,13 @@ from clbench.data.volume import CENTERS_KEPT, Volume, preprocess
 from clbench.errors import DataError, StoreError
 from clbench.spec.benchmark import Preprocessing, Source
 from clbench.spec.taxonomy import ancestors
+from clbench.store import files as store_files
 from clbench.store.arrays import mapped, read_npz
 
 FORMAT = 2
 """Raised by any change in what an entry holds."""
+_WHAT = "a file of the cache folder"
+_NEXT_STEP = "free some disk space, or name another folder with --cache or CLBENCH_CACHE"
 
 
 def default_root() -> Path:
@@ -66,7 +67,7 @@ class VolumeCache:
 
     def _file_hash(self, path: Path) -> str:
         """Hash of an (unpacked) file."""
-        return self._remember("hashes", path, lambda: _sha256(path))
+        return self._remember("hashes", path, lambda: _unpacked_sha256(path))
 
     def holds(self, files: CaseFiles, source: Source) -> frozenset[str]:
         """The structures of which a case holds a voxel; a paired value counts for both sides."""
@@ -101,14 +102,10 @@ class VolumeCache:
                 self._known[known] = str(_unsealed(note.read_text()))
             except (OSError, ValueError):  # absent or altered
                 self._known[known] = make()
-                self._make(note.parent)
-                part = note.with_name(f"{note.name}.{os.getpid()}.{threading.get_ident()}")
-                try:
-                    part.write_text(_sealed(self._known[known]))
-                    part.replace(note)
-                except OSError as err:
-                    part.unlink(missing_ok=True)
-                    raise self._full(err) from err
+                text = _sealed(self._known[known]).encode()
+                store_files.atomic_write(
+                    note, lambda file: file.write(text), what=_WHAT, next_step=_NEXT_STEP
+                )
         return self._known[known]
 
     def _key(self, files: CaseFiles, source: Source, pre: Preprocessing) -> str:
@@ -143,9 +140,9 @@ class VolumeCache:
         found = self._open(entry, files, source, pre)
         if found is not None:
             return found
-        self._make(self.root)
         lock = FileLock(entry.with_suffix(".lock"))
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except OSError as err:
             raise self._full(err) from err
@@ -165,29 +162,22 @@ class VolumeCache:
             )
         return found
 
-    def _make(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise self._full(err) from err
-
     def _full(self, err: OSError) -> StoreError:
         return StoreError(
             "the cache folder cannot be written",
             where=self.root,
             got=err.strerror or str(err),
-            next_step="free some disk space, or name another folder with --cache or CLBENCH_CACHE",
+            next_step=_NEXT_STEP,
         )
 
     def _write(self, entry: Path, volume: Volume) -> None:
-        part = entry.with_name(f"{entry.name}.{os.getpid()}.part")
-        try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            np.save(part / "image.npy", volume.image)
-            np.save(part / "bits.npy", volume.bits)
+        """Write an entry; call it only while the entry is locked."""
+
+        def fill(folder: Path) -> None:
+            np.save(folder / "image.npy", volume.image)
+            np.save(folder / "bits.npy", volume.bits)
             arrays: dict[str, Any] = {str(k): v for k, v in volume.where.items()}
-            np.savez(part / "where.npz", **arrays)
+            np.savez(folder / "where.npz", **arrays)
             meta = {
                 "affine": volume.affine.tolist(),
                 "native_affine": volume.native_affine.tolist(),
@@ -196,18 +186,12 @@ class VolumeCache:
                 "shape": volume.image.shape,
                 "bits": str(volume.bits.dtype),
                 "counts": {str(k): v for k, v in volume.counts.items()},
-                "sha256": {p.name: _digest(p) for p in sorted(part.iterdir())},
+                "sha256": {p.name: store_files.sha256(p) for p in sorted(folder.iterdir())},
             }
-            (part / "meta.json").write_text(_sealed(meta))
-            for path in part.iterdir():
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-            shutil.rmtree(entry, ignore_errors=True)  # what is there is not whole
-            part.replace(entry)
-        except OSError as err:
-            raise self._full(err) from err
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            (folder / "meta.json").write_text(_sealed(meta))
+
+        store_files.remove_parts(entry)
+        store_files.atomic_folder(entry, fill, what=_WHAT, next_step=_NEXT_STEP)
 
     def _open(
         self, entry: Path, files: CaseFiles, source: Source, pre: Preprocessing
@@ -216,7 +200,7 @@ class VolumeCache:
         try:
             meta = _unsealed((entry / "meta.json").read_text())
             for name, digest in meta["sha256"].items():
-                if _digest(entry / name) != digest:
+                if store_files.sha256(entry / name) != digest:
                     return None
             where = {int(k): v for k, v in read_npz(entry / "where.npz", 8 * CENTERS_KEPT).items()}
             image = _mapped(entry / "image.npy", meta["shape"], "int16")
@@ -238,13 +222,8 @@ class VolumeCache:
                 where=where,
                 counts={int(k): int(v) for k, v in meta["counts"].items()},
             )
-        except (OSError, ValueError, KeyError, TypeError, EOFError):
+        except (StoreError, OSError, ValueError, KeyError, TypeError, EOFError):
             return None
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sealed(content: Mapping[str, Any] | str) -> str:
@@ -277,7 +256,7 @@ def _mapped(path: Path, shape: list[int], dtype: str) -> NDArray[Any]:
     return array
 
 
-def _sha256(path: Path) -> str:
+def _unpacked_sha256(path: Path) -> str:
     """SHA-256 of a file, unpacked where it ends in .gz, to as far as its header reaches.
 
     Raises:

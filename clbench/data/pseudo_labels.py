@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 from clbench.data.labels import bits_type
 from clbench.data.volume import UNKNOWN, Index
 from clbench.errors import StoreError
+from clbench.store import files
 from clbench.store.arrays import mapped
 
 YES = 254
@@ -37,34 +36,24 @@ def write_pseudo(path: Path, names: Sequence[str], array: NDArray[np.uint8]) -> 
         StoreError: the disk is full, or the folder cannot be written.
     """
     hard = bool(np.isin(array, (0, YES)).all())
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
+
+    def fill(folder: Path) -> None:
         if hard:
             kind = bits_type(len(names))
             bits = np.zeros(array.shape[1:], dtype=kind)
             for k in range(len(names)):
                 bits |= (array[k] == YES).astype(kind) << kind.type(k)
-            np.save(part / "map.npy", bits)
+            np.save(folder / "map.npy", bits)
         else:
-            np.save(part / "map.npy", array)
-        (part / "meta.json").write_text(json.dumps({"names": list(names), "hard": hard}))
-        for file in part.iterdir():
-            with file.open("rb+") as opened:
-                os.fsync(opened.fileno())
-        shutil.rmtree(path, ignore_errors=True)
-        part.replace(path)
-    except OSError as err:
-        raise StoreError(
-            "a pseudo label could not be written",
-            where=path,
-            got=err.strerror or str(err),
-            next_step="free some disk space and run the same command again",
-        ) from err
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            np.save(folder / "map.npy", array)
+        (folder / "meta.json").write_text(json.dumps({"names": list(names), "hard": hard}))
+
+    files.atomic_folder(
+        path,
+        fill,
+        what="a pseudo label",
+        next_step="free some disk space and run the same command again",
+    )
 
 
 def digest(path: Path) -> str:
@@ -73,14 +62,10 @@ def digest(path: Path) -> str:
     Raises:
         StoreError: it is not there.
     """
-    whole = hashlib.sha256()
-    try:
-        for name in ("meta.json", "map.npy"):
-            with (path / name).open("rb") as file:
-                whole.update(hashlib.file_digest(file, "sha256").digest())
-    except OSError as err:
-        raise StoreError("a pseudo label cannot be read", where=path, got=err.strerror) from err
-    return whole.hexdigest()
+    both = hashlib.sha256()
+    for name in ("meta.json", "map.npy"):
+        both.update(bytes.fromhex(files.sha256(path / name)))
+    return both.hexdigest()
 
 
 class PseudoMap:

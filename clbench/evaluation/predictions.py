@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.overlap import Bits, bits_dtype
+from clbench.store import files
 from clbench.store.arrays import MAX_VOXELS, read_npz
 
 
@@ -66,22 +66,12 @@ def write_prediction(
     }
     for k, name in enumerate(structures):
         arrays[f"mask_{name}"] = np.packbits((bits >> bits.dtype.type(k)) & one)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as err:
-        raise StoreError(
-            f"a prediction could not be written: {err}",
-            where=path,
-            next_step="free some disk space, choose another --out, or --keep-predictions none",
-        ) from err
-    finally:
-        part.unlink(missing_ok=True)
+    files.atomic_write(
+        path,
+        lambda file: np.savez_compressed(file, allow_pickle=False, **arrays),
+        what="a prediction",
+        next_step="free some disk space, choose another --out, or --keep-predictions none",
+    )
 
 
 def read_prediction(path: Path) -> Prediction:

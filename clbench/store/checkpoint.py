@@ -7,17 +7,16 @@ checksum over all it holds lies inside, for torch does not notice an altered bit
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from clbench.errors import StoreError
+from clbench.store import files
 from clbench.store.arrays import stored_only
-from clbench.store.files import sync_folder
 
 CHECKPOINT_SCHEMA = 1
 """Raised when the content of a checkpoint changes."""
@@ -86,27 +85,22 @@ def save(path: Path, content: dict[str, Any], *, previous: Path | None = None) -
         StoreError: the disk is full or the folder cannot be written.
     """
     _check(content, "checkpoint")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     whole = {"schema": CHECKPOINT_SCHEMA, **content}
     whole["sha256"] = _checksum(whole)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+
+    def write(file: BinaryIO) -> None:
+        try:
             torch.save(whole, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None and path.exists():
-            path.replace(previous)
-        part.replace(path)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as err:  # torch reports a full disk as RuntimeError
-        raise StoreError(
-            f"a checkpoint could not be written: {err}",
-            where=path,
-            next_step="free some disk space or choose another --out; the earlier state is intact",
-        ) from err
-    finally:
-        part.unlink(missing_ok=True)
+        except RuntimeError as err:  # how torch reports a full disk
+            raise OSError(str(err)) from err
+
+    files.atomic_write(
+        path,
+        write,
+        what="a checkpoint",
+        next_step="free some disk space or choose another --out; the earlier state is intact",
+        previous=previous,
+    )
 
 
 def unpack(path: Path) -> Any:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.errors import StoreError
+from clbench.store.files import sha256
 
 PATTERNS = ("*.csv", "*.pt", "*.jsonl", "step*.json", "predictions/**/*.npz")
 """What a finished run consists of, beside `run.json`."""
@@ -24,19 +25,6 @@ def sealed_files(folder: Path) -> Iterator[tuple[str, Path]]:
     found = {p for pattern in PATTERNS for p in folder.glob(pattern) if p.name[0] != "."}
     for path in sorted(found):
         yield path.relative_to(folder).as_posix(), path
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, read in pieces.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as err:
-        raise StoreError("a file of the run cannot be read", where=path, got=err.strerror) from err
 
 
 def seal(folder: Path, record: dict[str, Any]) -> None:

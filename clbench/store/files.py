@@ -1,16 +1,26 @@
-"""Files and folders written whole or not at all, and read with a check."""
+"""Atomic writes and checksums: files and folders appear whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
+import hashlib
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from clbench.errors import StoreError
+
+NEXT_STEP = (
+    "free some disk space, or choose another folder with --out; run the same command again and it "
+    "goes on where it stopped"
+)
+"""What to do when a file of a run could not be written."""
 
 # ----------------------------------------------------------------------------------------- writing
 
@@ -48,33 +58,166 @@ def sync_folder(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what a killed process was writing; call it only while the folder is held alone."""
     for part in folder.rglob(".*.part"):
-        shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        _remove(part)
+
+
+def remove_parts(path: Path) -> None:
+    """Remove what killed processes were writing of one path; call it only while that is locked."""
+    for part in path.parent.glob(f".{glob.escape(_stem(path))}.*.part"):
+        _remove(part)
+
+
+def atomic_write(
+    path: Path,
+    write: Callable[[BinaryIO], object],
+    *,
+    what: str = "a file of the run",
+    next_step: str = NEXT_STEP,
+    previous: Path | None = None,
+) -> None:
+    """Write a file whole or not at all: temporary name, fsync, rename.
+
+    Of several writers at once, in one process or in many, the last to end wins; their contents
+    never mix.
+
+    Args:
+        path: target; its folder is made when it is not there.
+        write: writes the content into a binary file, opened for writing.
+        what: begins the error.
+        next_step: ends the error.
+        previous: where the old file goes once the new one is whole; None: it is replaced.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written; the old file is unharmed.
+            What else `write` raises is passed on, and leaves nothing behind either.
+    """
+    part = _part(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            path.replace(previous)
+        part.replace(path)
+        sync_folder(path.parent)
+    except OSError as err:
+        raise _not_written(what, path, err, next_step) from err
+    finally:
+        _remove(part)
+
+
+def atomic_folder(
+    path: Path,
+    fill: Callable[[Path], object],
+    *,
+    what: str = "a folder of the run",
+    next_step: str = NEXT_STEP,
+    in_use: bool = False,
+) -> None:
+    """Write a folder whole or not at all: temporary name, fsync of every file, rename.
+
+    Args:
+        path: target; the folder around it is made when it is not there. A folder that lies there
+            already is replaced once the new one is whole.
+        fill: writes the content into an empty folder.
+        what: begins the error.
+        next_step: ends the error.
+        in_use: other processes may be reading files of the old folder by name: each is replaced by
+            itself, so that none is missing in between. The reader must be able to tell old from
+            new; files that only the old folder holds stay.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written; the old folder is unharmed.
+            What else `fill` raises is passed on, and leaves nothing behind either.
+    """
+    part = _part(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir()
+        fill(part)
+        content = sorted(part.rglob("*"))
+        for inner in content:
+            if inner.is_file():
+                with inner.open("rb+") as file:
+                    os.fsync(file.fileno())
+        for folder in (part, *(p for p in content if p.is_dir())):
+            sync_folder(folder)
+        if in_use and path.is_dir():
+            for inner in content:
+                target = path / inner.relative_to(part)
+                if inner.is_dir():
+                    target.mkdir(exist_ok=True)
+                else:
+                    inner.replace(target)
+        else:
+            _replace_folder(part, path)
+        sync_folder(path.parent)
+    except OSError as err:
+        raise _not_written(what, path, err, next_step) from err
+    finally:
+        _remove(part)
+
+
+def _replace_folder(part: Path, path: Path) -> None:
+    """Rename `part` to `path`; a folder that lies there already is moved aside, then removed."""
+    aside: Path | None = None
+    while True:
+        try:
+            part.replace(path)
+            break
+        except OSError as err:
+            if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if aside is not None:
+                    with contextlib.suppress(OSError):
+                        aside.replace(path)
+                raise
+        if aside is not None:  # another writer was faster
+            _remove(aside)
+        aside = _part(path)
+        with contextlib.suppress(FileNotFoundError):  # another writer moved it aside
+            path.replace(aside)
+    if aside is not None:
+        _remove(aside)
+
+
+def _stem(path: Path) -> str:
+    """The path's name, or a short one of its own where an ending would make it too long a name."""
+    name = os.fsencode(path.name)
+    return path.name if len(name) <= 200 else hashlib.sha256(name).hexdigest()[:16]
+
+
+def _part(path: Path) -> Path:
+    """A temporary name beside `path`, of this writer alone even where machines share the folder."""
+    return path.with_name(f".{_stem(path)}.{os.getpid()}.{secrets.token_hex(4)}.part")
+
+
+def _remove(part: Path) -> None:
+    """Remove a temporary file or folder; that this fails must not hide why the writing failed."""
+    with contextlib.suppress(OSError):
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
+
+
+def _not_written(what: str, path: Path, err: OSError, next_step: str) -> StoreError:
+    return StoreError(
+        f"{what} could not be written",
+        where=path,
+        got=err.strerror or str(err),
+        next_step=next_step,
+    )
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary name, fsync, rename.
+    """Write a file of a run whole or not at all, see `atomic_write`.
 
     Raises:
         StoreError: the disk is full, or the folder cannot be written; the old file is unharmed.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
-    except OSError as err:
-        raise StoreError(
-            "a file of the run could not be written",
-            where=path,
-            got=err.strerror or str(err),
-            next_step="free some disk space, or choose another folder with --out; run the same "
-            "command again and it goes on where it stopped",
-        ) from err
-    finally:
-        part.unlink(missing_ok=True)
+    atomic_write(path, lambda file: file.write(content))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -84,6 +227,24 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 # ----------------------------------------------------------------------------------------- reading
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes as 64 hexadecimal digits, read in pieces.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as err:
+        raise StoreError(
+            "a file cannot be read",
+            where=path,
+            got=err.strerror,
+            next_step="check that it is there and that you may read it",
+        ) from err
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clbench.errors import StoreError
 from clbench.store import files, run_folder
-from clbench.store.checksums import check_files, check_record, seal, sha256
+from clbench.store.checksums import check_files, check_record, seal
 
 KEPT = ".csv"
 """Files that come along: scores, cost, traces."""
@@ -47,7 +47,7 @@ def excerpt(results: Path, to: Path) -> list[Path]:
         there = to / folder.relative_to(results)
         if not (there / "run.json").exists():  # written last: without it, nothing counts
             fresh.append(folder)
-        elif sha256(there / "scores.csv") != sha256(folder / "scores.csv"):
+        elif files.sha256(there / "scores.csv") != files.sha256(folder / "scores.csv"):
             raise StoreError(
                 "another run of this name is there already",
                 where=there,

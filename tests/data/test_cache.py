@@ -132,13 +132,13 @@ def test_a_hash_is_remembered_until_the_file_changes(
     files: CaseFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = VolumeCache(tmp_path / "c").content_hash(files)
-    monkeypatch.setattr(cache_module, "_sha256", lambda path: "x" * 64)
+    monkeypatch.setattr(cache_module, "_unpacked_sha256", lambda path: "x" * 64)
     assert VolumeCache(tmp_path / "c").content_hash(files) == before
     monkeypatch.undo()
     for note in (tmp_path / "c" / "hashes").iterdir():  # an altered note is not believed
         note.write_text(note.read_text()[:-1] + "x")
     assert VolumeCache(tmp_path / "c").content_hash(files) == before
-    monkeypatch.setattr(cache_module, "_sha256", lambda path: "x" * 64)
+    monkeypatch.setattr(cache_module, "_unpacked_sha256", lambda path: "x" * 64)
     os.utime(files.image, ns=(1, 1))
     assert VolumeCache(tmp_path / "c").content_hash(files) != before
 
@@ -200,6 +200,17 @@ def test_a_full_disk_leaves_nothing(
     assert "disk space" in str(err.value)
     assert not entries(tmp_path / "c")
     assert not list((tmp_path / "c").glob("*.part"))
+
+
+def test_what_a_killed_process_left_is_removed(files: CaseFiles, tmp_path: Path) -> None:
+    root = tmp_path / "c"
+    VolumeCache(root).get(files, SOURCE, PRE)
+    (entry,) = entries(root)
+    (entry / "bits.npy").unlink()
+    for name in (entry.name, "another"):
+        (root / f".{name}.99.0a1b2c3d.part").mkdir()
+    VolumeCache(root).get(files, SOURCE, PRE)
+    assert [p.name for p in root.glob(".*")] == [".another.99.0a1b2c3d.part"]
 
 
 def test_a_truncated_file_is_named(files: CaseFiles, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import torch
 from nifti_files import LITS, body, packed, put
 from numpy.lib import format as npy
 
-from clbench.data.cache import VolumeCache, _digest, _sealed
+from clbench.data.cache import VolumeCache, _sealed
 from clbench.data.layouts import CaseFiles
 from clbench.data.pseudo_labels import PseudoMap, write_pseudo
 from clbench.errors import SettingError, StoreError
@@ -30,6 +30,7 @@ from clbench.nets.text_encodings import clip
 from clbench.spec.benchmark import Preprocessing
 from clbench.store import checkpoint, run_folder
 from clbench.store.arrays import read_npy, read_npz
+from clbench.store.files import sha256
 
 MEMORY = 64 << 20
 
@@ -150,7 +151,7 @@ def test_a_hostile_cache_entry_with_valid_checksums_is_made_again(
     (entry / name).write_bytes(made)
     if name != "meta.json":
         meta = json.loads((entry / "meta.json").read_text().split("\n")[0])
-        meta["sha256"][name] = _digest(entry / name)
+        meta["sha256"][name] = sha256(entry / name)
         (entry / "meta.json").write_text(_sealed(meta))
     got = VolumeCache(tmp_path / "c").get(files, LITS, pre)
     np.testing.assert_array_equal(got.bits, want)

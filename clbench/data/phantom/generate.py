@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from clbench.errors import DataError, StoreError
 from clbench.spec.benchmark import Source
 from clbench.spec.settings import PhantomSettings
 from clbench.spec.taxonomy import ancestors, with_descendants
+from clbench.store.files import atomic_folder, remove_parts, sha256
 
 PHANTOM_VERSION = 2
 """Raised by any change that moves a voxel; phantoms of two versions never share a folder."""
@@ -300,6 +300,7 @@ def fingerprint(
 
 CHECKSUMS = "checksums.json"
 """Beside the sources: file → SHA-256."""
+_NEXT_STEP = "free some space or choose another cache folder"
 
 
 def make_phantom(
@@ -334,41 +335,35 @@ def make_phantom(
     folders = {source.name: target / source.name for source in wanted}
     if _whole(target):
         return folders
+
+    def fill(folder: Path) -> None:
+        jobs = [(source, case) for source in wanted for case in cases[source.name]]
+        with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
+            list(pool.map(lambda job: _write(folder, job[0], job[1], settings.spacing_mm), jobs))
+        for source in wanted:
+            index = find_layout(source.layout).index(cases[source.name])
+            for name, text in index.items():
+                _put(folder / source.name / name, text.encode())
+        _seal(folder)
+
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{target.name}.lock"):
-            if _whole(target):
-                return folders
-            partial = root / f".{target.name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
-            try:
-                jobs = [(source, case) for source in wanted for case in cases[source.name]]
-                with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-                    list(
-                        pool.map(
-                            lambda job: _write(partial, job[0], job[1], settings.spacing_mm), jobs
-                        )
-                    )
-                for source in wanted:
-                    index = find_layout(source.layout).index(cases[source.name])
-                    for name, text in index.items():
-                        _put(partial / source.name / name, text.encode())
-                _seal(partial)
-                if target.is_dir():  # damaged: mended under the eyes of whoever reads in it
-                    for file in [*_files(partial), partial / CHECKSUMS]:
-                        place = target / file.relative_to(partial)
-                        place.parent.mkdir(parents=True, exist_ok=True)
-                        file.replace(place)
-                else:
-                    partial.replace(target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
+        lock = FileLock(root / f"{target.name}.lock")
+        lock.acquire()
     except OSError as err:
         raise StoreError(
-            f"the phantom cannot be written: {err.strerror or err}",
+            "the phantom cannot be written",
             where=root,
-            next_step="free some space or choose another cache folder",
+            got=err.strerror or str(err),
+            next_step=_NEXT_STEP,
         ) from err
+    try:
+        if not _whole(target):  # another process may have made it while this one waited
+            remove_parts(target)
+            # a damaged one may be open in other processes
+            atomic_folder(target, fill, what="the phantom", next_step=_NEXT_STEP, in_use=True)
+    finally:
+        lock.release()
     return folders
 
 
@@ -376,22 +371,17 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != CHECKSUMS)
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _seal(folder: Path) -> None:
-    found = {p.relative_to(folder).as_posix(): _digest(p) for p in _files(folder)}
-    _put(folder / CHECKSUMS, json.dumps(found, indent=1).encode())
+    sums = {p.relative_to(folder).as_posix(): sha256(p) for p in _files(folder)}
+    _put(folder / CHECKSUMS, json.dumps(sums, indent=1).encode())
 
 
 def _whole(folder: Path) -> bool:
     """Whether every file of a phantom is there and as it was written."""
     try:
         listed = json.loads((folder / CHECKSUMS).read_text())
-        return bool(listed) and all(_digest(folder / n) == d for n, d in listed.items())
-    except (OSError, ValueError, AttributeError):
+        return bool(listed) and all(sha256(folder / n) == d for n, d in listed.items())
+    except (StoreError, OSError, ValueError, AttributeError):
         return False
 
 
@@ -443,10 +433,7 @@ def _write(folder: Path, source: Source, case: str, spacing_mm: float) -> None:
 
 def _put(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    path.write_bytes(content)
 
 
 def _oriented(image: nib.Nifti1Image, codes: str) -> nib.Nifti1Image:

@@ -236,6 +236,15 @@ def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not [p for p in tmp_path.iterdir() if p.is_dir()]
 
 
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    settings = PhantomSettings(train=1, validation=0, test=1, spacing_mm=20.0)
+    name = fingerprint([LITS], {"lits": ["0"]}, settings)
+    for other in (name, "phantom-2-another"):
+        (tmp_path / f".{other}.99.0a1b2c3d.part" / "lits").mkdir(parents=True)
+    make_phantom(tmp_path, [LITS], {"lits": ["0"]}, settings)
+    assert [p.name for p in tmp_path.glob(".*")] == [".phantom-2-another.99.0a1b2c3d.part"]
+
+
 @pytest.mark.parametrize(
     ("cases", "settings", "same"),
     [

@@ -1,0 +1,230 @@
+"""Atomic writes: full disks, kills half way, several writers at once, errors that are not hidden."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from clbench.errors import StoreError
+from clbench.store.files import (
+    atomic_folder,
+    atomic_write,
+    remove_parts,
+    sha256,
+    sweep,
+    write_bytes,
+)
+
+
+def write_text(path: Path, text: str) -> None:
+    atomic_write(path, lambda file: file.write(text.encode()), what="a text", next_step="do this")
+
+
+def write_two_files(path: Path, text: str) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "deep").mkdir()
+        for name in ("a", "deep/b"):
+            (folder / name).write_text(text)
+
+    atomic_folder(path, fill, what="a folder", next_step="do this")
+
+
+def content(path: Path) -> str:
+    """The text of what either writer wrote; fails where a folder's files differ."""
+    if path.is_file():
+        return path.read_text()
+    first, second = (path / "a").read_text(), (path / "deep" / "b").read_text()
+    assert first == second
+    return first
+
+
+WRITERS = pytest.mark.parametrize("write", [write_text, write_two_files])
+Writer = Callable[[Path, str], None]
+
+
+def refuse(*args: object, **kwargs: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@WRITERS
+def test_what_is_written_is_there_and_nothing_else(write: Writer, tmp_path: Path) -> None:
+    path = tmp_path / "made" / "on the way" / "x"
+    write(path, "one")
+    assert content(path) == "one"
+    write(path, "two")
+    assert content(path) == "two"
+    assert [p.name for p in path.parent.iterdir()] == ["x"]
+
+
+@WRITERS
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_content(
+    write: Writer, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    write(path, "old")
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(StoreError) as err:
+        write(path, "new")
+    assert "could not be written" in err.value.what
+    assert err.value.where == path
+    assert err.value.got == "No space left on device"
+    assert err.value.next_step == "do this"
+    assert content(path) == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_folder_that_cannot_take_its_place_gives_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_two_files(tmp_path / "x", "old")
+    real, calls = os.replace, []
+
+    def fail_third(source: Path, target: Path) -> None:
+        calls.append(source)  # 1: the place is taken; 2: old one aside; 3: new one to its place
+        refuse() if len(calls) == 3 else real(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_third)
+    with pytest.raises(StoreError, match="No space left"):
+        write_two_files(tmp_path / "x", "new")
+    assert content(tmp_path / "x") == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@WRITERS
+def test_the_first_error_is_the_one_that_is_told(
+    write: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the folder is gone or a file is in its place, cleaning up fails too."""
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreError, match="could not be written"):
+        write(tmp_path / "file" / "x", "new")
+
+    def no_removal(*args: object, **kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(os, "unlink", no_removal)
+    with pytest.raises(StoreError, match="No space left"):
+        write(tmp_path / "x", "new")
+
+
+def test_what_is_no_matter_of_the_disk_is_passed_on(tmp_path: Path) -> None:
+    def broken(target: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(tmp_path / "x", broken)
+    with pytest.raises(KeyboardInterrupt):
+        atomic_folder(tmp_path / "x", broken)
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from clbench.store.files import atomic_folder, atomic_write
+path = Path(sys.argv[1])
+def die(target):
+    if isinstance(target, Path):
+        (target / "half").write_text("half")
+    else:
+        target.write(b"half")
+        target.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+{"file": atomic_write, "folder": atomic_folder}[sys.argv[2]](path, die)
+"""
+
+
+@pytest.mark.parametrize(("kind", "write"), [("file", write_text), ("folder", write_two_files)])
+def test_a_kill_half_way_leaves_the_old_content_and_a_part_that_is_swept(
+    kind: str, write: Writer, tmp_path: Path
+) -> None:
+    path = tmp_path / "deep" / "x"
+    write(path, "old")
+    for clean in (lambda: remove_parts(path), lambda: sweep(tmp_path)):
+        subprocess.run([sys.executable, "-c", KILLED, str(path), kind], check=False)
+        assert len(list(path.parent.iterdir())) == 2
+        assert content(path) == "old"
+        remove_parts(path.with_name("y"))  # not its own
+        assert len(list(path.parent.iterdir())) == 2
+        clean()
+        assert list(path.parent.iterdir()) == [path]
+    write(path, "new")
+    assert content(path) == "new"
+
+
+@WRITERS
+def test_two_writers_at_once_never_mix(write: Writer, tmp_path: Path) -> None:
+    path, errors = tmp_path / "x", []
+    barrier = threading.Barrier(4)
+
+    def work(text: str) -> None:
+        try:
+            barrier.wait()
+            for _ in range(20):
+                write(path, text * 1000)
+        except Exception as err:
+            errors.append(err)
+
+    threads = [threading.Thread(target=work, args=(t,)) for t in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert content(path) in {t * 1000 for t in "abcd"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_in_use_is_replaced_file_by_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_two_files(path, "old")
+    (path / "more").write_text("stays")
+    inode = path.stat().st_ino
+
+    def fill(folder: Path) -> None:
+        (folder / "new").mkdir()
+        (folder / "new" / "c").write_text("new")
+        (folder / "a").write_text("new")
+
+    atomic_folder(path, fill, in_use=True)
+    assert path.stat().st_ino == inode  # a reader's path never led nowhere
+    texts = {p.relative_to(path).as_posix(): p.read_text() for p in path.rglob("*") if p.is_file()}
+    assert texts == {"a": "new", "new/c": "new", "deep/b": "old", "more": "stays"}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_longest_names_a_file_system_takes(tmp_path: Path) -> None:
+    for name in ("x" * 255, "\u00e4" * 127):
+        write_text(tmp_path / name, "long")
+        write_text(tmp_path / name, "longer")
+        assert (tmp_path / name).read_text() == "longer"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_file_before_is_kept_where_that_is_asked(tmp_path: Path) -> None:
+    def write(file: BinaryIO) -> None:
+        file.write(b"2")
+
+    write_bytes(tmp_path / "x", b"1")
+    atomic_write(tmp_path / "x", write, previous=tmp_path / "before")
+    assert (tmp_path / "x").read_bytes() == b"2"
+    assert (tmp_path / "before").read_bytes() == b"1"
+
+
+def test_sha256_of_a_file(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "x", b"abc")
+    assert sha256(tmp_path / "x") == hashlib.sha256(b"abc").hexdigest()
+    with pytest.raises(StoreError, match="cannot be read") as err:
+        sha256(tmp_path / "y")
+    assert err.value.where == tmp_path / "y"
+    assert err.value.next_step
