@@ -50,6 +50,11 @@ class Verdict:
 def holm(p_values: ArrayLike) -> Family:
     """Holm's step-down correction: controls the chance of a single false claim in the family.
 
+    Example:
+        >>> from clbench.statistics.corrections import holm
+        >>> [round(p, 4) for p in holm([0.01, 0.04, 0.03]).adjusted.tolist()]  # 3 · 0.01, 2 · 0.03
+        [0.03, 0.06, 0.06]
+
     Source: Holm 1979; equals statsmodels' `multipletests(method="holm")`.
     """
     p, tested = _checked(p_values)
@@ -60,6 +65,11 @@ def holm(p_values: ArrayLike) -> Family:
 
 def benjamini_hochberg(p_values: ArrayLike) -> Family:
     """Benjamini-Hochberg: controls the expected share of false claims; for exploratory tables.
+
+    Example:
+        >>> from clbench.statistics.corrections import benjamini_hochberg
+        >>> [round(p, 6) for p in benjamini_hochberg([0.01, 0.04, 0.03]).adjusted.tolist()]
+        [0.03, 0.04, 0.04]
 
     Source: Benjamini & Hochberg 1995; equals scipy's `false_discovery_control`.
     """
@@ -73,6 +83,11 @@ def benjamini_hochberg(p_values: ArrayLike) -> Family:
 def largest_family(n_nonzero: int, alpha: float = 0.05) -> int:
     """How many comparisons a Holm family may hold before n pairs cannot reach alpha.
 
+    Example:
+        >>> from clbench.statistics.corrections import largest_family
+        >>> largest_family(6), largest_family(10)  # 0.05 · 2^5 and 0.05 · 2^9, rounded down
+        (1, 25)
+
     Source: the first Holm step needs m * 2^(1-n) <= alpha.
     """
     return math.floor(alpha / smallest_sign_p(n_nonzero))
@@ -83,6 +98,11 @@ def pairs_needed(m: int, alpha: float = 0.05) -> int:
 
     Raises:
         DataError: m below 1.
+
+    Example:
+        >>> from clbench.statistics.corrections import pairs_needed
+        >>> pairs_needed(1), pairs_needed(3)
+        (6, 7)
     """
     if m < 1:
         raise DataError("a family holds at least one comparison", expected="m >= 1", got=m)
@@ -121,6 +141,13 @@ def verdict(
         shared: both strategies have one checkpoint here.
         n_seeds: paired training runs.
         seed_interval: interval of the mean difference over paired seeds, if any.
+
+    Example:
+        >>> from clbench.statistics.corrections import verdict
+        >>> verdict(estimate=0.03, p_adjusted=0.01, smallest_p=0.001, m=3)
+        Verdict(word='better', scope='for these training runs', reason='adjusted p 0.01, m = 3')
+        >>> verdict(estimate=0.03, p_adjusted=0.1, smallest_p=0.06, m=3).word
+        'not testable'
 
     Source: this project's protocol.
     """
