@@ -61,6 +61,11 @@ class Stability:
 def draw_resamples(parts: Sequence[Stratum], *, seed: int, draws: int) -> Resamples:
     """Resample seeds and patients independently, patients within their data set.
 
+    Args:
+        parts: checked cells per data set; all with the same seeds.
+        seed: of the random numbers.
+        draws: resamples.
+
     Example:
         >>> from clbench.statistics.bootstrap import draw_resamples
         >>> from clbench.statistics.class_macro import strata

@@ -151,6 +151,11 @@ def friedman(scores: ArrayLike) -> Friedman:
 def critical_difference(k: int, n: int, *, alpha: float = 0.05) -> float:
     """Nemenyi's critical difference of average ranks for k strategies over n blocks.
 
+    Args:
+        k: strategies, at least 2.
+        n: blocks, such as patients.
+        alpha: level over all pairs.
+
     Example:
         >>> from clbench.statistics.ranking import critical_difference
         >>> round(critical_difference(4, 14), 4)

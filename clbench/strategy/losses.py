@@ -163,6 +163,12 @@ def dice_bce(
 ) -> dict[str, Tensor]:
     """`{"dice": …, "bce": …}`: both losses of the same logits, as scalars.
 
+    Args:
+        logits: (B, K, D, H, W).
+        target: (B, K, D, H, W) in [0, 1].
+        known: (B, K, D, H, W) bool; None: everywhere.
+        slicewise: Dice per slice, see `dice`; the cross-entropy stays as it is.
+
     Example:
         >>> import torch
         >>> from clbench.strategy.losses import dice_bce

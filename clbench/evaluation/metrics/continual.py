@@ -142,6 +142,12 @@ def accuracy(
 ) -> float:
     """Mean R after `step` over the structures whose step fulfils `which`.
 
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        step: 1-based step after which the scores are taken.
+        which: whether structures taught at this step take part.
+
     Example:
         >>> from clbench.evaluation.metrics.continual import accuracy
         >>> r = {(2, "liver"): 0.5, (2, "spleen"): 1.0, (2, "kidney"): 0.25}
@@ -158,6 +164,11 @@ def accuracy(
 
 def backward_transfer(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
     """Per structure learned before the last step: R after the last minus R after its own.
+
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
 
     Example:
         >>> from clbench.evaluation.metrics.continual import backward_transfer
@@ -176,6 +187,11 @@ def backward_transfer(r: Matrix, learned_at: Mapping[str, int], last: int) -> di
 
 def backward_transfer_all_pairs(r: Matrix, learned_at: Mapping[str, int], last: int) -> float:
     """Mean of R[t] - R[own step] over every later step t and structure.
+
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
 
     Example:
         >>> from clbench.evaluation.metrics.continual import backward_transfer_all_pairs
@@ -198,6 +214,11 @@ def backward_transfer_all_pairs(r: Matrix, learned_at: Mapping[str, int], last: 
 def forgetting(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
     """Per structure learned before the last step: its best R so far minus R after the last step.
 
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
+
     Example:
         >>> from clbench.evaluation.metrics.continual import forgetting
         >>> r = {(1, "liver"): 0.5, (2, "liver"): 0.75, (3, "liver"): 0.25}
@@ -218,6 +239,11 @@ def forgetting(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str,
 def forgetting_first_last(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
     """Per structure learned before the last step: R after its own step minus R after the last.
 
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
+
     Example:
         >>> from clbench.evaluation.metrics.continual import forgetting_first_last
         >>> r = {(1, "liver"): 0.5, (2, "liver"): 0.75, (3, "liver"): 0.25}
@@ -233,6 +259,11 @@ def forgetting_first_last(r: Matrix, learned_at: Mapping[str, int], last: int) -
 
 def forgetting_mammoth(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
     """Per structure learned before the last step: its best R of all steps minus R after the last.
+
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
 
     Example:
         >>> from clbench.evaluation.metrics.continual import forgetting, forgetting_mammoth
@@ -253,6 +284,11 @@ def forgetting_mammoth(r: Matrix, learned_at: Mapping[str, int], last: int) -> d
 def learning_accuracy(r: Matrix, learned_at: Mapping[str, int], *, first: int = 2) -> float:
     """Mean R of each structure right after the step that taught it, from step `first` on.
 
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        first: structures of earlier steps are left out.
+
     Example:
         >>> from clbench.evaluation.metrics.continual import learning_accuracy
         >>> r = {(1, "liver"): 0.75, (2, "liver"): 0.5, (2, "kidney"): 0.25}
@@ -267,6 +303,11 @@ def learning_accuracy(r: Matrix, learned_at: Mapping[str, int], *, first: int = 
 
 def average_incremental(r: Matrix, learned_at: Mapping[str, int], last: int) -> float:
     """Mean over the steps of the mean R of all structures learned so far.
+
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
 
     Example:
         >>> from clbench.evaluation.metrics.continual import average_incremental
@@ -283,6 +324,13 @@ def intransigence(
     r: Matrix, joint: Matrix, learned_at: Mapping[str, int], *, first: int = 2
 ) -> dict[str, float]:
     """Per structure: R of a joint model of steps 1 to its own, minus R right after its own step.
+
+    Args:
+        r: scores by (step, structure).
+        joint: the same of joint training; after step t it has seen the data of steps 1 to t at
+            once.
+        learned_at: structure → 1-based step that teaches it.
+        first: structures of earlier steps are left out.
 
     Example:
         >>> from clbench.evaluation.metrics.continual import intransigence
@@ -303,6 +351,12 @@ def relative_to_joint(
     r: Matrix, joint: Matrix, learned_at: Mapping[str, int], last: int
 ) -> dict[str, float]:
     """Per structure: R after the last step minus R of the joint model of all steps.
+
+    Args:
+        r: scores by (step, structure).
+        joint: the same of joint training.
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
 
     Example:
         >>> from clbench.evaluation.metrics.continual import relative_to_joint
@@ -329,6 +383,13 @@ def domain_transfer(
 
     Scores are those after the step right before the source is first taught: with BTCV before LiTS,
     the liver learned on BTCV and looked for on LiTS after step 1.
+
+    Args:
+        rows: scores of one run.
+        sources: name of the source of each step.
+        scoring: `strict` or `paper`.
+        metric: which score; see `cells`.
+        patient_of: "source/case" → patient; a case that is absent is a patient.
 
     Example:
         >>> from clbench.evaluation.metrics.continual import domain_transfer
