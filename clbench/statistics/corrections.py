@@ -59,8 +59,9 @@ def holm(p_values: ArrayLike) -> Family:
     """
     p, tested = _checked(p_values)
     order, m = np.argsort(p[tested], kind="stable"), int(tested.sum())
-    stepped = np.maximum.accumulate((m - np.arange(m)) * p[tested][order])
-    return _family(p, tested, order, stepped, "holm")
+    adjusted = np.empty(m)
+    adjusted[order] = np.maximum.accumulate((m - np.arange(m)) * p[tested][order])
+    return _family(p, tested, np.minimum(adjusted, 1.0), "holm")
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> Family:
@@ -71,13 +72,13 @@ def benjamini_hochberg(p_values: ArrayLike) -> Family:
         >>> [round(p, 6) for p in benjamini_hochberg([0.01, 0.04, 0.03]).adjusted.tolist()]
         [0.03, 0.04, 0.04]
 
-    Source: Benjamini & Hochberg 1995; equals scipy's `false_discovery_control`.
+    Source: Benjamini & Hochberg 1995, by `scipy.stats.false_discovery_control`.
     """
+    from scipy import stats as scipy_stats
+
     p, tested = _checked(p_values)
-    order, m = np.argsort(p[tested], kind="stable"), int(tested.sum())
-    scaled = p[tested][order] * m / np.arange(1, m + 1)
-    stepped = np.minimum.accumulate(scaled[::-1])[::-1]
-    return _family(p, tested, order, stepped, "benjamini-hochberg")
+    adjusted = scipy_stats.false_discovery_control(p[tested], method="bh")
+    return _family(p, tested, adjusted, "benjamini-hochberg")
 
 
 def largest_family(n_nonzero: int, alpha: float = 0.05) -> int:
@@ -191,13 +192,11 @@ def _checked(p_values: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
 def _family(
     p: Floats,
     tested: NDArray[np.bool_],
-    order: NDArray[np.intp],
-    stepped: Floats,
+    adjusted: Floats,
     method: Literal["holm", "benjamini-hochberg"],
 ) -> Family:
-    """Put the stepped values back into the order given."""
-    back = np.empty(order.size)
-    back[order] = np.minimum(stepped, 1.0)
-    adjusted = np.full(p.size, np.nan)
-    adjusted[tested] = back
-    return Family(adjusted=adjusted, m=order.size, untested=int(p.size - order.size), method=method)
+    """Put the corrected values back to where the comparisons stood; nan for the others."""
+    placed = np.full(p.size, np.nan)
+    placed[tested] = adjusted
+    m = int(tested.sum())
+    return Family(adjusted=placed, m=m, untested=p.size - m, method=method)

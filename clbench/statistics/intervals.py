@@ -123,6 +123,8 @@ def t_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
         (2.0, -0.4841, 4.4841)
 
     Source: scipy.stats (quantile of t with n - 1 degrees of freedom).
+    Differs: not from `ttest_1samp(...).confidence_interval`, which warns of a loss of precision
+        where all values are equal.
     """
     _check_level(level)
     found = existing(values)
@@ -168,7 +170,8 @@ def wilson(k: float, n: int, *, level: float = 0.95) -> Interval:
         >>> round(interval.low, 4), round(interval.high, 4)
         (0.1704, 0.8296)
 
-    Source: Wilson 1927; equals scipy's `binomtest(...).proportion_ci(method="wilson")`.
+    Source: Wilson 1927; equals scipy's `binomtest(...).proportion_ci(method="wilson")`, which
+        refuses half counts.
     """
     _check_counts(k, n, level)
     if n == 0:

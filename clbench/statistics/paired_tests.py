@@ -202,7 +202,7 @@ def sign_test(differences: ArrayLike, *, alpha: float = 0.05) -> PairedTest:
         >>> test.statistic, test.p, test.n_nonzero  # 2 · (5 + 1) / 2^5
         (4.0, 0.375, 5)
 
-    Source: the binomial distribution with probability 1/2, in whole numbers.
+    Source: Dixon & Mood 1946; `scipy.stats.binomtest` with probability 1/2.
     """
     values = np.round(existing(differences), DECIMALS)
     plus, minus = int((values > 0).sum()), int((values < 0).sum())
@@ -310,11 +310,12 @@ def _binomial(name: str, plus: int, minus: int, n: int, alpha: float) -> PairedT
     if total == 0:
         return _nothing(name, n)
 
-    def at_least(k: int) -> float:
-        return float(sum(math.comb(total, i) for i in range(k, total + 1)) / 2**total)
+    from scipy import stats as scipy_stats
 
     smallest = smallest_sign_p(total)
-    p_greater, p_less = at_least(plus), at_least(minus)
+    p_greater, p_less = (
+        float(scipy_stats.binomtest(k, total, alternative="greater").pvalue) for k in (plus, minus)
+    )
     return PairedTest(
         test=name,
         statistic=float(plus),
