@@ -113,7 +113,14 @@ _LISTED = dict.fromkeys(
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: object = None) -> UnknownName:
-    """The error for a name nobody knows: did-you-mean first, then the whole list."""
+    """The error for a name nobody knows: did-you-mean first, then the whole list.
+
+    Args:
+        kind: what was looked for, such as `strategy`.
+        name: the name given.
+        known: the names there are.
+        where: the file or option that holds the name.
+    """
     names = sorted(known)
     guess = closest(name, names)
     return UnknownName(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from importlib import metadata
 from pathlib import Path
@@ -177,6 +179,49 @@ def test_every_loss_names_its_source() -> None:
     )  # fmt: skip
     for loss in (*(kind.losses for kind in made if kind.__module__.startswith("clbench")), *shared):
         assert "Source: " in (loss.__doc__ or ""), f"{loss.__module__}.{loss.__qualname__}"
+
+
+def public_functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Name → public function of a module, or public method of a public class of it."""
+    for node in tree.body:
+        members = node.body if isinstance(node, ast.ClassDef) else [node]
+        owner = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+        for member in members:
+            if isinstance(member, ast.FunctionDef):
+                name = owner + member.name
+                if not any(part.startswith("_") for part in name.split(".")):
+                    yield name, member
+
+
+def described(docstring: str) -> set[str]:
+    """Arguments named in the section `Args:` of a docstring."""
+    section = re.search(r"^Args:\n((?:[ ]+.*\n|\n)*)", docstring + "\n", re.MULTILINE)
+    return set(re.findall(r"^    \*{0,2}(\w+): \S", section[1], re.MULTILINE)) if section else set()
+
+
+def test_public_functions_of_three_parameters_describe_each() -> None:
+    """Not the commands, whose options say it; not the hooks of `Strategy`, described as a group."""
+    lacking = []
+    for path in sorted((ROOT / "clbench").rglob("*.py")):
+        for name, function in public_functions(ast.parse(path.read_text(encoding="utf-8"))):
+            given = function.args
+            parameters = {
+                a.arg
+                for a in (
+                    *given.posonlyargs,
+                    *given.args,
+                    *given.kwonlyargs,
+                    given.vararg,
+                    given.kwarg,
+                )
+                if a is not None and a.arg not in ("self", "cls")
+            }
+            command = any(".command(" in ast.unparse(d) for d in function.decorator_list)
+            if len(parameters) < 3 or command or name.startswith("Strategy."):
+                continue
+            if absent := parameters - described(ast.get_docstring(function) or ""):
+                lacking.append(f"{path.relative_to(ROOT)} {name}: {', '.join(sorted(absent))}")
+    assert not lacking, "\n".join(lacking)
 
 
 def test_the_folders_refuse_to_load_under_a_second_name() -> None:

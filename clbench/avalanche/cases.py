@@ -58,6 +58,11 @@ def dataset(shelf: Shelf, keys: Sequence[CaseKey | Volume], names: Sequence[str]
     """Cases as an Avalanche data set; every subset of it knows its cases by name.
 
     A mini-batch is (image, label, task), and the task is 0 throughout.
+
+    Args:
+        shelf: opens cases as tensors and keeps them.
+        keys: the cases, each as (step, case id), or as an open volume.
+        names: what each is called in the data set, the same length.
     """
     if not keys:
         return _data.AvalancheDataset([])

@@ -57,6 +57,11 @@ def surface_dice_metrics(
     """Surface Dice (NSD) at each structure's own tolerance; see `dice_metrics`.
 
     Named `SurfaceDice_Exp`, `SurfaceDice_Stream`, `ClassSurfaceDice_Exp`.
+
+    Args:
+        experience: `SurfaceDice_Exp`: mean over the structures that the experience teaches.
+        stream: `SurfaceDice_Stream`: mean over all structures that the model answers for.
+        structures: `ClassSurfaceDice_Exp`: each structure by name.
     """
     return _scores("nsd", "SurfaceDice", experience=experience, stream=stream,
                    structures=structures)  # fmt: skip

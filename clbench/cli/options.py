@@ -96,7 +96,13 @@ def parse_splits(words: list[str]) -> dict[str, Split]:
 
 
 def one_of(option: str, value: str, choices: dict[str, Any]) -> Any:
-    """The choice called `value`, or an error that lists them."""
+    """The choice called `value`, or an error that lists them.
+
+    Args:
+        option: the option as typed, such as `--format`; named in the error.
+        value: the word given for it.
+        choices: word → what it stands for.
+    """
     if value not in choices:
         raise SettingError("unknown value", where=option, expected=", ".join(choices), got=value)
     return choices[value]

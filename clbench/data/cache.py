@@ -132,6 +132,11 @@ class VolumeCache:
     def get(self, files: CaseFiles, source: Source, pre: Preprocessing) -> Volume:
         """The preprocessed case, made when it is not there yet.
 
+        Args:
+            files: image and annotation of the case.
+            source: the data set it belongs to: its structures and label values.
+            pre: spacing in mm, HU window and patch size in voxels.
+
         Raises:
             DataError: the files cannot be used.
             StoreError: the cache folder cannot be written.

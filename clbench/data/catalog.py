@@ -62,6 +62,11 @@ class Catalog:
         While teaching it shows the annotation that `step` shows; to be measured on (`test`, and
         `trace`: validation cases looked at during a step), all it has.
 
+        Args:
+            step: 1-based step whose source holds the case.
+            case: case id within that source.
+            purpose: what it is opened for; decides whether it may be, and what is annotated.
+
         Raises:
             TrainingError: a test case for training, or an image of an earlier step that the
                 strategy did not declare.
@@ -234,7 +239,13 @@ Files = Mapping[str, Mapping[str, CaseFiles]]
 
 
 def phantom_split(step: Step, number: int, settings: PhantomSettings) -> Split:
-    """The cases of a step on the phantom: its own list, or new subjects for every step."""
+    """The cases of a step on the phantom: its own list, or new subjects for every step.
+
+    Args:
+        step: the step.
+        number: its 1-based place in the course; keeps the subjects of two steps apart.
+        settings: numbers of training, validation and test subjects.
+    """
     if step.phantom_split is not None:
         return _shorten(step.phantom_split, settings)
     sizes = (settings.train, settings.validation, settings.test)
@@ -290,7 +301,14 @@ def _shorten(split: Split, settings: PhantomSettings) -> Split:
 def resolve(
     split: Split, source: Source, files: Mapping[str, CaseFiles], cache: VolumeCache
 ) -> Split:
-    """A split by rule becomes lists."""
+    """A split by rule becomes lists.
+
+    Args:
+        split: lists of case ids, or a rule.
+        source: the data set; must have the structures that the rule needs.
+        files: case id → files of the case.
+        cache: reads annotations where the rule asks for cases that hold a structure.
+    """
     needs = set(split.draw.needs) if split.draw is not None else set()
     if wrong := needs - set(source.structures):
         raise SettingError(
@@ -307,7 +325,14 @@ def resolve(
 
 
 def missing(split: Split, source: Source, have: Mapping[str, CaseFiles], folder: Path) -> None:
-    """Refuse a split that names cases the folder does not hold."""
+    """Refuse a split that names cases the folder does not hold.
+
+    Args:
+        split: lists of case ids.
+        source: the data set, named in the advice.
+        have: case id → files at hand.
+        folder: where they were looked for.
+    """
     if absent := [c for c in split.cases if c not in have]:
         raise DataError(
             f"the split names {len(absent)} cases that the data folder does not hold",
@@ -327,7 +352,13 @@ def _ranges(absent: Sequence[str]) -> str:
 
 
 def taught(benchmark: Benchmark, splits: Sequence[Split], files: Files) -> None:
-    """Refuse a step that learns what none of its training cases annotates."""
+    """Refuse a step that learns what none of its training cases annotates.
+
+    Args:
+        benchmark: the course.
+        splits: one split per step, in order.
+        files: source → case id → files.
+    """
     for step, split in zip(benchmark.steps, splits, strict=True):
         source = benchmark.reads(step.source)
         have = {n for c in split.train for n in files[step.source][c].annotated(source)}
@@ -349,6 +380,11 @@ def same_patient(benchmark: Benchmark, splits: Sequence[Split], *, patients: boo
     """Refuse a patient of a source who is taught from in one step and tested in any.
 
     On the phantom (`patients` false) every case is a subject of its own.
+
+    Args:
+        benchmark: the course; its sources say which cases are of one patient.
+        splits: one split per step, in order.
+        patients: whether cases are scans of patients; False on the phantom.
     """
     seen: dict[tuple[str, str], tuple[str, str]] = {}
     for part in PARTS:
@@ -374,7 +410,13 @@ def same_content(
     splits: Sequence[Split],
     hashes: Mapping[tuple[str, str], str],
 ) -> None:
-    """Refuse a test case whose image is also taught from, in any step and under any name."""
+    """Refuse a test case whose image is also taught from, in any step and under any name.
+
+    Args:
+        benchmark: the course.
+        splits: one split per step, in order.
+        hashes: (source, case id) → digest of the image.
+    """
     seen: dict[str, tuple[str, str]] = {}
     for part in PARTS:
         for step, split in zip(benchmark.steps, splits, strict=True):

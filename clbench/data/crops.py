@@ -95,6 +95,11 @@ def draw_center(
 
     A class the case does not hold gives its weight to the others; within a class every voxel is
     equally likely.
+
+    Args:
+        volume: the case, with its voxels by bit pattern.
+        data: how classes are weighted.
+        rng: random numbers; advanced.
     """
     classes = (
         _posneg(volume.counts, data.posneg)

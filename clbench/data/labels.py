@@ -157,7 +157,13 @@ def same_place(
     image_shape: Shape,
     image_affine: NDArray[np.float64],
 ) -> None:
-    """Raise unless a label file lies on the image's grid."""
+    """Raise unless a label file lies on the image's grid.
+
+    Args:
+        path: the label file.
+        image_shape: (D, H, W) of the image file, in voxels.
+        image_affine: (4, 4), voxel → mm of the image file.
+    """
     shape, affine = grid(path)
     if shape != image_shape:
         raise DataError(
@@ -187,7 +193,15 @@ def read_bits(
     affine: NDArray[np.float64],
     turn: NDArray[Any],
 ) -> tuple[NDArray[Any], dict[int, int]]:
-    """Label files → bit pattern in RAS, and the voxels per raw value."""
+    """Label files → bit pattern in RAS, and the voxels per raw value.
+
+    Args:
+        files: image and annotation of the case.
+        source: the data set: structures in bit order, and their label values.
+        shape: (D, H, W) of the image file, in voxels.
+        affine: (4, 4) voxel → mm of the image file.
+        turn: (3, 2) nibabel orientation from the file's axes to RAS.
+    """
     names = source.structures
     kind = bits_type(len(names))
     counts: dict[int, int] = {}

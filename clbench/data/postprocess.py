@@ -53,6 +53,11 @@ def largest_components(mask: Mask, k: int, *, above_vox: int = 0) -> Mask:
 
     Of equally large pieces the one that comes first in C order is kept.
 
+    Args:
+        mask: (D, H, W) bool.
+        k: how many pieces to keep at most.
+        above_vox: a piece must hold more voxels than this.
+
     Source: paper, section 4.1.2, as the authors' pseudo-label code does it.
     """
     found = np.zeros(mask.shape, dtype=bool)
@@ -300,14 +305,26 @@ class BitMasks(MutableMapping[str, Mask]):
 def clean_bits(
     bits: NDArray[Any], structures: Sequence[str], rules: Sequence[str] = DEFAULT_RULES
 ) -> NDArray[Any]:
-    """A cleaned copy of a bit pattern array: (D, H, W), bit k = structures[k]."""
+    """A cleaned copy of a bit pattern array: (D, H, W), bit k = structures[k].
+
+    Args:
+        bits: (D, H, W) unsigned, bit k = structures[k].
+        structures: canonical names, in bit order.
+        rules: names of rules, applied in this order.
+    """
     view = BitMasks(bits.copy(), structures)
     apply_rules(view, rules)
     return view.bits
 
 
 def clean(masks: Tensor, structures: Sequence[str], rules: Sequence[str] = DEFAULT_RULES) -> Tensor:
-    """A cleaned copy of (K, D, H, W) bool masks on the CPU; channel k = structures[k]."""
+    """A cleaned copy of (K, D, H, W) bool masks on the CPU; channel k = structures[k].
+
+    Args:
+        masks: (K, D, H, W) bool, on the CPU; not changed.
+        structures: the K canonical names.
+        rules: names of rules, applied in this order.
+    """
     out = masks.clone()
     arrays: dict[str, Mask] = dict(zip(structures, out.numpy(), strict=True))
     apply_rules(arrays, rules)

@@ -114,7 +114,13 @@ class Volume:
 
 
 def resampled_length(length: int, native_mm: float, model_mm: float) -> int:
-    """Voxels along an axis after resampling: first centers coincide, extent rounded (as MONAI)."""
+    """Voxels along an axis after resampling: first centers coincide, extent rounded (as MONAI).
+
+    Args:
+        length: voxels along the axis now.
+        native_mm: spacing now.
+        model_mm: spacing asked for.
+    """
     return int(np.round((length - 1) * native_mm / model_mm)) + 1
 
 
@@ -130,6 +136,11 @@ def resample_linear(
 
     Equal to MONAI's `Spacing(mode="bilinear")` (a test holds it), without its grid of coordinates,
     which takes 24 bytes per output voxel.
+
+    Args:
+        image: (D, H, W) intensities.
+        native_mm: spacing of the three axes now.
+        model_mm: spacing asked for.
     """
     out = np.asarray(image, dtype=np.float32)
     for axis in range(3):
@@ -152,7 +163,13 @@ def resample_linear(
 def resample_nearest(
     bits: NDArray[Any], native_mm: Sequence[float], model_mm: Sequence[float]
 ) -> NDArray[Any]:
-    """Nearest-neighbor resampling on the grid of `resample_linear`."""
+    """Nearest-neighbor resampling on the grid of `resample_linear`.
+
+    Args:
+        bits: (D, H, W) bit patterns.
+        native_mm: spacing of the three axes now.
+        model_mm: spacing asked for.
+    """
     for axis in range(3):
         length = bits.shape[axis]
         count = resampled_length(length, native_mm[axis], model_mm[axis])

@@ -268,7 +268,13 @@ def native_rows(bits: NDArray[Any], volume: Volume) -> Rows:
 
 
 def context_of(record: Mapping[str, Any], benchmark: Benchmark, step: int) -> ScoreContext:
-    """What all rows of one step of a run share."""
+    """What all rows of one step of a run share.
+
+    Args:
+        record: `run.json` of the run.
+        benchmark: its course.
+        step: 1-based step after which the model is examined.
+    """
     return ScoreContext(
         bench=benchmark.name,
         bench_version=benchmark.version,
@@ -286,7 +292,15 @@ def metric_rows(
     words: Sequence[str],
     context: ScoreContext,
 ) -> list[Score]:
-    """Rows of every metric of the words, for the structures each metric is of."""
+    """Rows of every metric of the words, for the structures each metric is of.
+
+    Args:
+        found: structure → voxel counts and metric values; one that is absent is not annotated here.
+        structures: canonical names, in the order of the rows.
+        volume: the case that was scored.
+        words: metrics, see `clbench.evaluation.metrics.case.parse_words`.
+        context: what all rows of the step share.
+    """
     of: dict[str, list[str]] = {}
     for name in structures:
         for word in words:

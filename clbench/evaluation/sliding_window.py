@@ -50,6 +50,11 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
 
     The last window is moved back so that it ends with the volume.
 
+    Args:
+        size: voxels of the volume along the axis.
+        patch: voxels of a window along it.
+        overlap: share of a window that the next one covers again, in [0, 1).
+
     Source: `monai.data.utils.dense_patch_slices` and `monai.inferers.utils._get_scan_interval`.
     """
     if size == patch:

@@ -55,7 +55,13 @@ def tokens(text: str, vocabulary: Mapping[str, int]) -> list[int]:
 
 
 def encode(text: str, weights: Mapping[str, Tensor], vocabulary: Mapping[str, int]) -> Tensor:
-    """(384,) unit vector of a text."""
+    """(384,) unit vector of a text.
+
+    Args:
+        text: a sentence.
+        weights: name → tensor of the published model.
+        vocabulary: word piece → its number.
+    """
     ids = torch.tensor(tokens(text, vocabulary))
 
     def linear(x: Tensor, name: str) -> Tensor:

@@ -55,6 +55,12 @@ def fit(
 ) -> Vectors:
     """Pad, scale and record.
 
+    Args:
+        rows: (K, n) one vector per structure, n at most 512.
+        names: the K structures.
+        record: what to write into the record of a run beside the vectors' digest.
+        where: file or setting the vectors come from; named in errors.
+
     Raises:
         SettingError: longer than 512, not finite, or a zero vector.
     """
@@ -86,7 +92,13 @@ def fit(
 
 
 def minilm(structures: Sequence[str], *, prompt: str, path: str | None) -> Vectors:
-    """Sentence vectors of all-MiniLM-L6-v2 (Apache-2.0), shipped with clbench; needs no network."""
+    """Sentence vectors of all-MiniLM-L6-v2 (Apache-2.0), shipped with clbench; needs no network.
+
+    Args:
+        structures: canonical names, one vector each.
+        prompt: which sentence around a name: the setting `text.prompt`.
+        path: must be None: the vectors are shipped.
+    """
     _no_path("minilm", path)
     folder = resources.files("clbench.nets")
     record = json.loads((folder / "minilm.json").read_text(encoding="utf-8"))
@@ -120,6 +132,11 @@ def clip(structures: Sequence[str], *, prompt: str, path: str | None) -> Vectors
 
     A file of 32 or 38 rows without names is taken to be in the order of the paper's Table 2 and its
     extension; otherwise names say which row is which (`{name: vector}`).
+
+    Args:
+        structures: canonical names, one vector each.
+        prompt: which sentence around a name: the setting `text.prompt`; a file holds its own.
+        path: file of vectors, or the word `open_clip`.
     """
     if path not in (None, "open_clip"):
         return _from_file(structures, Path(path))
@@ -158,7 +175,13 @@ def clip(structures: Sequence[str], *, prompt: str, path: str | None) -> Vectors
 
 
 def onehot(structures: Sequence[str], *, prompt: str, path: str | None) -> Vectors:
-    """One coordinate per taxonomy structure: no language, the clean ablation."""
+    """One coordinate per taxonomy structure: no language, the clean ablation.
+
+    Args:
+        structures: canonical names, one vector each.
+        prompt: not used; every encoding takes the same arguments.
+        path: must be None: nothing is read.
+    """
     _no_path("onehot", path)
     # a benchmark's own structures follow the taxonomy, in the order the course learns them
     order = [*STRUCTURES, *(structure(s).name for s in structures if s not in STRUCTURES)]
@@ -169,7 +192,13 @@ def onehot(structures: Sequence[str], *, prompt: str, path: str | None) -> Vecto
 
 
 def random(structures: Sequence[str], *, prompt: str, path: str | None) -> Vectors:
-    """A fixed Gaussian vector per structure, drawn from its place in the taxonomy, or its name."""
+    """A fixed Gaussian vector per structure, drawn from its place in the taxonomy, or its name.
+
+    Args:
+        structures: canonical names, one vector each.
+        prompt: not used; every encoding takes the same arguments.
+        path: must be None: nothing is read.
+    """
     _no_path("random", path)
     order = list(STRUCTURES)
     rows = []

@@ -387,7 +387,13 @@ class FirstStep:
 
 
 def first_step(rows: Iterable[Score], name: str, scoring: str) -> FirstStep:
-    """The first step of a run, from its checkpoint's name and what it scored."""
+    """The first step of a run, from its checkpoint's name and what it scored.
+
+    Args:
+        rows: scores of one run.
+        name: name of its first checkpoint, which follows from what made it.
+        scoring: `strict` or `paper`.
+    """
     seen = sorted(
         f"{r.eval_set}/{r.case} {r.structure} {r.value!r} {r.status}"
         for r in rows

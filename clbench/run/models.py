@@ -23,7 +23,13 @@ from clbench.training.gpu_memory import enough_memory, try_windows
 
 
 def blank(plan: Plan, strategy: Strategy, lesson: Lesson) -> nn.Module:
-    """A model with the shape it has in `lesson`, fresh weights."""
+    """A model with the shape it has in `lesson`, fresh weights.
+
+    Args:
+        plan: the run: kit and steps.
+        strategy: builds the model and grows it.
+        lesson: the step whose shape is wanted.
+    """
     model = strategy.build(plan.kit, plan.lesson(1))
     for number in range(2, lesson.number + 1):
         strategy.grow(model, plan.kit, plan.lesson(number))
@@ -32,6 +38,12 @@ def blank(plan: Plan, strategy: Strategy, lesson: Lesson) -> nn.Module:
 
 def loaded(plan: Plan, strategy: Strategy, lesson: Lesson, path: Path) -> tuple[nn.Module, Memory]:
     """A new model and memory as a checkpoint holds them.
+
+    Args:
+        plan: the run: kit, benchmark and steps.
+        strategy: builds the model and grows it.
+        lesson: the step after which the checkpoint was saved.
+        path: the checkpoint.
 
     Raises:
         StoreError: it is missing or damaged, or was made for another benchmark, version or step.
@@ -56,7 +68,15 @@ def loaded(plan: Plan, strategy: Strategy, lesson: Lesson, path: Path) -> tuple[
 def predictor(
     plan: Plan, strategy: Strategy, model: nn.Module, structures: tuple[str, ...], memory: Memory
 ) -> Server:
-    """`model`, answering for whole volumes as the profile examines."""
+    """`model`, answering for whole volumes as the profile examines.
+
+    Args:
+        plan: the run: window size, overlap and device.
+        strategy: decodes outputs, and may name rows to leave out.
+        model: a trained model.
+        structures: names of its output channels, in order.
+        memory: the strategy's memory after the step.
+    """
 
     def ranges(volume: Volume) -> Mapping[str, tuple[int, int]]:
         x, y, z = map(float, spacing_of(volume.affine))
@@ -75,7 +95,13 @@ def predictor(
 
 
 def windows_fit(plan: Plan, doing: str, server: Server | None) -> AbstractContextManager[None]:
-    """An error where sliding windows need more memory than there is."""
+    """An error where sliding windows need more memory than there is.
+
+    Args:
+        plan: the run: window size and windows at a time.
+        doing: what was going on, for the error.
+        server: what predicts; None where no smaller setting can be tried.
+    """
     profile, patch = plan.profile, plan.catalog.preprocessing.patch_vox
     attempt = None if server is None else partial(try_windows, server.model, profile, patch)
     return enough_memory(doing, profile, patch, teaching=False, attempt=attempt)

@@ -139,6 +139,11 @@ def git_commit() -> str | None:
 def recorded_catalog(record: Mapping[str, Any], *, data: str | None, cache: Path | None) -> Catalog:
     """The data a run was examined on, found again and checked by content.
 
+    Args:
+        record: `run.json` of the run.
+        data: `phantom` or a folder of data sets; None: as recorded.
+        cache: folder of preprocessed volumes; None: the user's.
+
     Raises:
         StoreError: the benchmark has another version now, or the data changed.
     """

@@ -203,6 +203,11 @@ GROUPS: dict[str, type[Any]] = {
 def coerce(value: Any, kind: Any, where: str) -> Any:
     """Turn a TOML value or a word of the command line into the type of a field.
 
+    Args:
+        value: from TOML, or a word from the command line.
+        kind: annotation of the field.
+        where: the field, such as `train.lr`; named in the error.
+
     Raises:
         SettingError: with the type expected and the value found.
     """
@@ -274,7 +279,13 @@ def _words(kind: Any) -> str:
 
 
 def change(target: T, values: Mapping[str, Any], where: str) -> T:
-    """A copy of the dataclass `target` with typed changes; unknown names get did-you-mean."""
+    """A copy of the dataclass `target` with typed changes; unknown names get did-you-mean.
+
+    Args:
+        target: instance of a dataclass; not changed.
+        values: field → value from TOML or the command line.
+        where: name of the group, such as `train`; named in errors.
+    """
     hints = typing.get_type_hints(type(target))
     names = [f.name for f in fields(target) if f.init]  # type: ignore[arg-type]  # dataclasses only
     done: dict[str, Any] = {}

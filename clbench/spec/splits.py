@@ -147,7 +147,13 @@ class Split:
         patient: Callable[[str], str],
         fits: Callable[[str], bool] = lambda case: True,
     ) -> Split:
-        """This split with its rule applied to the cases at hand; itself where it lists ids."""
+        """This split with its rule applied to the cases at hand; itself where it lists ids.
+
+        Args:
+            cases: ids of the cases at hand.
+            patient: case id → patient; one patient's cases stay in one part.
+            fits: whether a case may take part, by its id.
+        """
         if self.draw is None:
             return self
         dealt = self.draw.deal(cases, patient=patient, fits=fits, where=f"split {self.name!r}")

@@ -61,6 +61,21 @@ class Stability:
 def draw_resamples(parts: Sequence[Stratum], *, seed: int, draws: int) -> Resamples:
     """Resample seeds and patients independently, patients within their data set.
 
+    Args:
+        parts: checked cells per data set; all with the same seeds.
+        seed: of the random numbers.
+        draws: resamples.
+
+    Example:
+        >>> from clbench.statistics.bootstrap import draw_resamples
+        >>> from clbench.statistics.class_macro import strata
+        >>> parts = strata({"btcv": [[0.1], [0.2], [0.3]]})  # one seed, three patients, one class
+        >>> weights = draw_resamples(parts, seed=0, draws=4)
+        >>> weights.seeds.tolist()  # a single seed is always drawn
+        [[1.0], [1.0], [1.0], [1.0]]
+        >>> weights.patients[0].sum(axis=1).tolist()  # three patients in every resample
+        [3.0, 3.0, 3.0, 3.0]
+
     Source: pigeonhole bootstrap (Owen 2007) for crossed factors.
     """
     rng = np.random.default_rng(seed)
@@ -81,6 +96,17 @@ def resampled(parts: Sequence[Stratum], resamples: Resamples) -> tuple[Floats, F
 
     Returns:
         (draws,) means, nan where no class is left; (draws,) classes without a resampled patient.
+
+    Example:
+        >>> import numpy as np
+        >>> from clbench.statistics.bootstrap import Resamples, resampled
+        >>> from clbench.statistics.class_macro import strata
+        >>> parts = strata({"btcv": [[0.1], [0.2], [0.3]]})
+        >>> drawn = np.array([[2.0, 0.0, 1.0]])  # the first patient twice, the second not at all
+        >>> twice = Resamples(seeds=np.ones((1, 1)), patients=(drawn,))
+        >>> means, lost = resampled(parts, twice)
+        >>> round(float(means[0]), 4), lost.tolist()  # (2 · 0.1 + 0.3) / 3
+        (0.1667, [0.0])
     """
     total = np.zeros(resamples.seeds.shape[0])
     present, classes = np.zeros_like(total), 0
@@ -114,6 +140,13 @@ def crossed_interval(
         SettingError: the level is not between 0 and 1.
         DataError: see `clbench.statistics.class_macro.strata`.
 
+    Example:
+        >>> from clbench.statistics.bootstrap import crossed_interval
+        >>> same = {"btcv": [[0.25]] * 6}  # six patients, all with the same difference
+        >>> interval = crossed_interval(same, draws=200)
+        >>> round(interval.estimate, 4), round(interval.low, 4), round(interval.high, 4)
+        (0.25, 0.25, 0.25)
+
     Source: pigeonhole bootstrap (Owen 2007), stratified by data set.
     """
     if not 0 < level < 1:
@@ -146,7 +179,14 @@ def crossed_interval(
 
 
 def seed_means(table: Table) -> Floats:
-    """(seeds,) the class-macro mean of each seed, for an interval over paired seeds."""
+    """(seeds,) the class-macro mean of each seed, for an interval over paired seeds.
+
+    Example:
+        >>> from clbench.statistics.bootstrap import seed_means
+        >>> table = {"btcv": [[[0.5], [0.25]], [[1.0], [0.5]]]}  # (2 seeds, 2 patients, 1 class)
+        >>> seed_means(table).tolist()
+        [0.375, 0.75]
+    """
     parts = strata(table)
     if not has_cells(parts):
         return np.empty(0)
@@ -165,6 +205,13 @@ def ranking_stability(
 
     Raises:
         DataError: fewer than two strategies, no cells, or strategies that differ in their cells.
+
+    Example:
+        >>> from clbench.statistics.bootstrap import ranking_stability
+        >>> scores = {"a": {"btcv": [[0.75], [0.5]]}, "b": {"btcv": [[0.5], [0.25]]}}
+        >>> stability = ranking_stability(scores, draws=100)
+        >>> stability.full_ranks.tolist(), stability.p_first.tolist()  # a is above b everywhere
+        ([1.0, 2.0], [1.0, 0.0])
 
     Source: the content of challengeR (Wiesenfarth et al. 2021).
     """

@@ -63,6 +63,12 @@ def by_patient(values: ArrayLike, patients: Sequence[Hashable]) -> Floats:
 
     Raises:
         DataError: as many ids as scans are needed.
+
+    Example:
+        >>> from clbench.statistics.class_macro import by_patient
+        >>> scans = [[0.5, 0.75], [1.0, float("nan")], [0.25, 0.5]]  # (3 scans, 2 classes)
+        >>> by_patient(scans, ["p1", "p1", "p2"]).tolist()
+        [[0.75, 0.75], [0.25, 0.5]]
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim < 2 or array.shape[-2] != len(patients):
@@ -85,6 +91,13 @@ def strata(table: Table) -> tuple[Stratum, ...]:
     Raises:
         DataError: wrong shape, infinite values, data sets with different numbers of seeds, or a
             cell that exists under one seed and not under another.
+
+    Example:
+        >>> from clbench.statistics.class_macro import strata
+        >>> nan = float("nan")
+        >>> (part,) = strata({"lits": [[0.25, nan], [nan, nan]]})  # the second patient has no class
+        >>> part.n, part.values.tolist(), part.valid.tolist()
+        (1, [[[0.25, 0.0]]], [[1.0, 0.0]])
     """
     found = []
     for name, raw in table.items():
@@ -124,7 +137,14 @@ def strata(table: Table) -> tuple[Stratum, ...]:
 
 
 def has_cells(parts: Sequence[Stratum]) -> bool:
-    """Whether any patient has any class."""
+    """Whether any patient has any class.
+
+    Example:
+        >>> from clbench.statistics.class_macro import has_cells, strata
+        >>> nan = float("nan")
+        >>> has_cells(strata({"lits": [[nan, 0.1]]})), has_cells(strata({"lits": [[nan, nan]]}))
+        (True, False)
+    """
     return any(part.valid.any() for part in parts)
 
 
@@ -133,6 +153,14 @@ def macro_mean(table: Table) -> float:
 
     Classes of different data sets count as different classes. Seeds are averaged first.
 
+    Example:
+        >>> from clbench.statistics.class_macro import macro_mean
+        >>> nan = float("nan")
+        >>> macro_mean({"lits": [[1.0, 0.5], [0.0, nan]]})  # mean of the class means 0.5 and 0.5
+        0.5
+        >>> macro_mean({"lits": [[1.0], [0.5]], "kits": [[0.25]]})  # (0.75 + 0.25) / 2
+        0.5
+
     Source: the paper's "Mean" over classes that live in different test sets.
     """
     parts = strata(table)
@@ -140,7 +168,13 @@ def macro_mean(table: Table) -> float:
 
 
 def per_patient_weights(parts: Sequence[Stratum]) -> Floats:
-    """(patients of all data sets,) each patient's share of the macro mean; they sum to it."""
+    """(patients of all data sets,) each patient's share of the macro mean; they sum to it.
+
+    Example:
+        >>> from clbench.statistics.class_macro import per_patient_weights, strata
+        >>> per_patient_weights(strata({"lits": [[1.0], [0.5]], "kits": [[0.25]]})).tolist()
+        [0.25, 0.125, 0.125]
+    """
     classes = sum(int((part.valid.sum(axis=0) > 0).sum()) for part in parts)
     if classes == 0:
         return np.empty(0)
@@ -171,6 +205,14 @@ def sign_flip(
 
     Raises:
         DataError: see `strata`.
+
+    Example:
+        >>> from clbench.statistics.class_macro import sign_flip
+        >>> test = sign_flip({"lits": [[0.1], [0.2], [0.3]]})  # 2 of 8 sign patterns are as extreme
+        >>> test.p, test.p_greater, test.method
+        (0.25, 0.125, 'exact')
+        >>> round(test.statistic, 4), test.smallest_p, test.flags
+        (0.2, 0.25, ('n too small to reach alpha',))
 
     Source: Fisher's randomization test; with one class it equals scipy's `permutation_test`
         (`permutation_type="samples"`).
@@ -238,6 +280,12 @@ def equivalence_flip(
     Raises:
         SettingError: low is not below high.
         DataError: see `strata`.
+
+    Example:
+        >>> from clbench.statistics.class_macro import equivalence_flip
+        >>> test = equivalence_flip({"lits": [[0.0]] * 6}, low=-0.02, high=0.02)
+        >>> test.p, test.n, test.method  # 1 of 2^6 sign patterns on each side
+        (0.015625, 6, 'exact')
 
     Source: Schuirmann's two one-sided tests with the permutation test of `sign_flip`.
     """

@@ -50,28 +50,44 @@ class Verdict:
 def holm(p_values: ArrayLike) -> Family:
     """Holm's step-down correction: controls the chance of a single false claim in the family.
 
+    Example:
+        >>> from clbench.statistics.corrections import holm
+        >>> [round(p, 4) for p in holm([0.01, 0.04, 0.03]).adjusted.tolist()]  # 3 · 0.01, 2 · 0.03
+        [0.03, 0.06, 0.06]
+
     Source: Holm 1979; equals statsmodels' `multipletests(method="holm")`.
     """
     p, tested = _checked(p_values)
     order, m = np.argsort(p[tested], kind="stable"), int(tested.sum())
-    stepped = np.maximum.accumulate((m - np.arange(m)) * p[tested][order])
-    return _family(p, tested, order, stepped, "holm")
+    adjusted = np.empty(m)
+    adjusted[order] = np.maximum.accumulate((m - np.arange(m)) * p[tested][order])
+    return _family(p, tested, np.minimum(adjusted, 1.0), "holm")
 
 
 def benjamini_hochberg(p_values: ArrayLike) -> Family:
     """Benjamini-Hochberg: controls the expected share of false claims; for exploratory tables.
 
-    Source: Benjamini & Hochberg 1995; equals scipy's `false_discovery_control`.
+    Example:
+        >>> from clbench.statistics.corrections import benjamini_hochberg
+        >>> [round(p, 6) for p in benjamini_hochberg([0.01, 0.04, 0.03]).adjusted.tolist()]
+        [0.03, 0.04, 0.04]
+
+    Source: Benjamini & Hochberg 1995, by `scipy.stats.false_discovery_control`.
     """
+    from scipy import stats as scipy_stats
+
     p, tested = _checked(p_values)
-    order, m = np.argsort(p[tested], kind="stable"), int(tested.sum())
-    scaled = p[tested][order] * m / np.arange(1, m + 1)
-    stepped = np.minimum.accumulate(scaled[::-1])[::-1]
-    return _family(p, tested, order, stepped, "benjamini-hochberg")
+    adjusted = scipy_stats.false_discovery_control(p[tested], method="bh")
+    return _family(p, tested, adjusted, "benjamini-hochberg")
 
 
 def largest_family(n_nonzero: int, alpha: float = 0.05) -> int:
     """How many comparisons a Holm family may hold before n pairs cannot reach alpha.
+
+    Example:
+        >>> from clbench.statistics.corrections import largest_family
+        >>> largest_family(6), largest_family(10)  # 0.05 · 2^5 and 0.05 · 2^9, rounded down
+        (1, 25)
 
     Source: the first Holm step needs m * 2^(1-n) <= alpha.
     """
@@ -83,6 +99,11 @@ def pairs_needed(m: int, alpha: float = 0.05) -> int:
 
     Raises:
         DataError: m below 1.
+
+    Example:
+        >>> from clbench.statistics.corrections import pairs_needed
+        >>> pairs_needed(1), pairs_needed(3)
+        (6, 7)
     """
     if m < 1:
         raise DataError("a family holds at least one comparison", expected="m >= 1", got=m)
@@ -121,6 +142,13 @@ def verdict(
         shared: both strategies have one checkpoint here.
         n_seeds: paired training runs.
         seed_interval: interval of the mean difference over paired seeds, if any.
+
+    Example:
+        >>> from clbench.statistics.corrections import verdict
+        >>> verdict(estimate=0.03, p_adjusted=0.01, smallest_p=0.001, m=3)
+        Verdict(word='better', scope='for these training runs', reason='adjusted p 0.01, m = 3')
+        >>> verdict(estimate=0.03, p_adjusted=0.1, smallest_p=0.06, m=3).word
+        'not testable'
 
     Source: this project's protocol.
     """
@@ -164,13 +192,11 @@ def _checked(p_values: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
 def _family(
     p: Floats,
     tested: NDArray[np.bool_],
-    order: NDArray[np.intp],
-    stepped: Floats,
+    adjusted: Floats,
     method: Literal["holm", "benjamini-hochberg"],
 ) -> Family:
-    """Put the stepped values back into the order given."""
-    back = np.empty(order.size)
-    back[order] = np.minimum(stepped, 1.0)
-    adjusted = np.full(p.size, np.nan)
-    adjusted[tested] = back
-    return Family(adjusted=adjusted, m=order.size, untested=int(p.size - order.size), method=method)
+    """Put the corrected values back to where the comparisons stood; nan for the others."""
+    placed = np.full(p.size, np.nan)
+    placed[tested] = adjusted
+    m = int(tested.sum())
+    return Family(adjusted=placed, m=m, untested=p.size - m, method=method)

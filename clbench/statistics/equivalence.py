@@ -66,6 +66,12 @@ def tost(differences: ArrayLike, *, low: float, high: float) -> Equivalence:
     Raises:
         SettingError: low is not below high.
 
+    Example:
+        >>> from clbench.statistics.equivalence import tost
+        >>> test = tost([-0.01, 0.0, 0.01], low=-0.05, high=0.05)
+        >>> round(test.p, 6), round(test.p_above_low, 6), round(test.p_below_high, 6)
+        (0.006536, 0.006536, 0.006536)
+
     Source: Schuirmann 1987, as statsmodels' `ttost_paired`. Non-inferiority uses `p_above_low`.
     """
     if not low < high:
@@ -103,6 +109,12 @@ def bayes_signed_rank(
 
     Raises:
         DataError: no pair exists.
+
+    Example:
+        >>> from clbench.statistics.equivalence import bayes_signed_rank
+        >>> posterior = bayes_signed_rank([0.1] * 8, rope=0.01, seed=0, draws=2000)
+        >>> round(posterior.p_a, 2), round(posterior.p_rope, 2), round(posterior.p_b, 2)
+        (1.0, 0.0, 0.0)
 
     Source: Benavoli et al. 2014 and 2017; baycomp (whose `p_left` is our `p_a`).
     """

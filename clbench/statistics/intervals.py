@@ -61,6 +61,14 @@ def hodges_lehmann(differences: ArrayLike, *, level: float = 0.95) -> Interval:
     Raises:
         SettingError: the level is not between 0 and 1.
 
+    Example:
+        >>> from clbench.statistics.intervals import hodges_lehmann
+        >>> interval = hodges_lehmann([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+        >>> round(interval.estimate, 4), interval.low, interval.high, interval.coverage
+        (0.35, 0.1, 0.6, 0.96875)
+        >>> hodges_lehmann([0.1, 0.2, 0.3]).flags
+        ('no 95% interval exists at n = 3 (at most 75.00%)',)
+
     Source: Hodges & Lehmann 1963; equals R's `wilcox.test(conf.int=TRUE, exact=TRUE)`.
     """
     _check_level(level)
@@ -108,7 +116,15 @@ def t_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
         values: (n,) paired differences over patients, or one mean per seed.
         level: confidence asked for.
 
+    Example:
+        >>> from clbench.statistics.intervals import t_interval
+        >>> interval = t_interval([1.0, 2.0, 3.0])  # 2 ± 4.302653 / sqrt(3)
+        >>> interval.estimate, round(interval.low, 4), round(interval.high, 4)
+        (2.0, -0.4841, 4.4841)
+
     Source: scipy.stats (quantile of t with n - 1 degrees of freedom).
+    Differs: not from `ttest_1samp(...).confidence_interval`, which warns of a loss of precision
+        where all values are equal.
     """
     _check_level(level)
     found = existing(values)
@@ -145,7 +161,17 @@ def wilson(k: float, n: int, *, level: float = 0.95) -> Interval:
     Raises:
         DataError: k outside 0..n.
 
-    Source: Wilson 1927; equals scipy's `binomtest(...).proportion_ci(method="wilson")`.
+    Example:
+        >>> from clbench.statistics.intervals import wilson
+        >>> interval = wilson(5, 5)
+        >>> interval.estimate, round(interval.low, 4), interval.high
+        (1.0, 0.5655, 1.0)
+        >>> interval = wilson(2.5, 5)  # a tie counts half
+        >>> round(interval.low, 4), round(interval.high, 4)
+        (0.1704, 0.8296)
+
+    Source: Wilson 1927; equals scipy's `binomtest(...).proportion_ci(method="wilson")`, which
+        refuses half counts.
     """
     _check_counts(k, n, level)
     if n == 0:
@@ -176,6 +202,12 @@ def clopper_pearson(k: int, n: int, *, level: float = 0.95) -> Interval:
     Raises:
         DataError: k outside 0..n.
 
+    Example:
+        >>> from clbench.statistics.intervals import clopper_pearson
+        >>> interval = clopper_pearson(0, 10)  # upper end 1 - 0.025^(1/10)
+        >>> interval.low, round(interval.high, 4)
+        (0.0, 0.3085)
+
     Source: Clopper & Pearson 1934, by scipy's beta quantiles.
     """
     _check_counts(k, n, level)
@@ -204,6 +236,12 @@ def probability_of_improvement(a: ArrayLike, b: ArrayLike, *, level: float = 0.9
 
     Raises:
         DataError: the lists differ in length.
+
+    Example:
+        >>> from clbench.statistics.intervals import probability_of_improvement
+        >>> interval = probability_of_improvement([0.5, 0.7, 0.6, 0.8], [0.4, 0.6, 0.6, 0.9])
+        >>> interval.estimate, interval.n  # two wins and half a tie of four seeds
+        (0.625, 4)
 
     Source: Bouthillier et al. 2021 (P(A > B), meaningful above 0.75).
     Differs: a Wilson interval instead of a bootstrap over seeds, because 5 wins of 5 would give the
@@ -264,6 +302,13 @@ def rank_biserial(differences: ArrayLike) -> float:
 
     Zeros are dropped, as in the Wilcoxon test. nan without pairs.
 
+    Example:
+        >>> from clbench.statistics.intervals import rank_biserial
+        >>> round(rank_biserial([0.1, 0.2, -0.3]), 4)  # (1 + 2 - 3) / 6
+        0.0
+        >>> round(rank_biserial([0.2, 0.3, -0.1]), 4)  # (2 + 3 - 1) / 6
+        0.6667
+
     Source: Kerby 2014; pingouin's `RBC`.
     """
     values = np.round(existing(differences), DECIMALS)
@@ -278,6 +323,11 @@ def rank_biserial(differences: ArrayLike) -> float:
 
 def cohen_dz(differences: ArrayLike) -> float:
     """Mean difference in units of its own standard deviation (n - 1); nan if that is 0.
+
+    Example:
+        >>> from clbench.statistics.intervals import cohen_dz
+        >>> cohen_dz([1.0, 2.0, 3.0])  # mean 2, standard deviation 1
+        2.0
 
     Source: Cohen 1988, paired form.
     Differs: pingouin's paired `cohen_d` divides by the spread of the scores instead.
@@ -294,6 +344,11 @@ def cliffs_delta(a: ArrayLike, b: ArrayLike) -> float:
 
     It ignores pairing; for the same patients use `rank_biserial`. nan if one side is empty.
 
+    Example:
+        >>> from clbench.statistics.intervals import cliffs_delta
+        >>> cliffs_delta([2, 3], [1, 3])  # of four pairs 2 above, 1 below, 1 tied
+        0.25
+
     Source: Cliff 1993.
     """
     first, second = (np.round(existing(x), DECIMALS) for x in (a, b))
@@ -306,6 +361,11 @@ def interquartile_mean(values: ArrayLike) -> float:
     """Mean of the middle half; nan without values.
 
     It trims away hard classes when taken over classes, so it is never a primary endpoint here.
+
+    Example:
+        >>> from clbench.statistics.intervals import interquartile_mean
+        >>> interquartile_mean([0.0, 0.4, 0.6, 100.0])
+        0.5
 
     Source: rliable (Agarwal et al. 2021): scipy's `trim_mean` with 0.25.
     """
@@ -327,6 +387,11 @@ def detectable_effect(n: int, *, alpha: float = 0.05, power: float = 0.8) -> flo
 
     Raises:
         SettingError: not 0 < alpha < power < 1.
+
+    Example:
+        >>> from clbench.statistics.intervals import detectable_effect
+        >>> round(detectable_effect(34), 3)  # 34 patients find half a standard deviation
+        0.495
 
     Source: noncentral t, as G*Power and statsmodels' `TTestPower`.
     """

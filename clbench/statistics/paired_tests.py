@@ -63,6 +63,11 @@ def existing(differences: ArrayLike) -> Floats:
 
     Raises:
         DataError: not one-dimensional, or an infinite value.
+
+    Example:
+        >>> from clbench.statistics.paired_tests import existing
+        >>> existing([0.1, float("nan"), -0.2]).tolist()
+        [0.1, -0.2]
     """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1:
@@ -80,12 +85,25 @@ def existing(differences: ArrayLike) -> Floats:
 
 
 def smallest_sign_p(n_nonzero: int) -> float:
-    """2^(1-n): the smallest two-sided p of a test over the 2^n sign patterns; 1 for n = 0."""
+    """2^(1-n): the smallest two-sided p of a test over the 2^n sign patterns; 1 for n = 0.
+
+    Example:
+        >>> from clbench.statistics.paired_tests import smallest_sign_p
+        >>> smallest_sign_p(0), smallest_sign_p(5), smallest_sign_p(6)
+        (1.0, 0.0625, 0.03125)
+    """
     return min(1.0, 2.0 ** (1 - n_nonzero))
 
 
 def midranks(values: Floats) -> Floats:
-    """Ranks from 1, equal values sharing the mean of their ranks."""
+    """Ranks from 1, equal values sharing the mean of their ranks.
+
+    Example:
+        >>> import numpy as np
+        >>> from clbench.statistics.paired_tests import midranks
+        >>> midranks(np.array([0.3, 0.1, 0.3])).tolist()
+        [2.5, 1.0, 2.5]
+    """
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return np.asarray((last - (counts - 1) / 2)[inverse.ravel()], dtype=np.float64)
@@ -101,6 +119,12 @@ def signed_rank_null(ranks: Floats) -> Floats:
 
     Returns:
         Probabilities; entry s belongs to the sum s/2.
+
+    Example:
+        >>> import numpy as np
+        >>> from clbench.statistics.paired_tests import signed_rank_null
+        >>> signed_rank_null(np.array([1.0, 2.0])).tolist()  # sums 0, 1, 2 and 3, each with 1/4
+        [0.25, 0.0, 0.25, 0.0, 0.25, 0.0, 0.25]
     """
     doubled = np.rint(2 * ranks).astype(np.int64)
     probability = np.zeros(int(doubled.sum()) + 1)
@@ -124,6 +148,12 @@ def wilcoxon(differences: ArrayLike, *, zeros: Zeros = "drop", alpha: float = 0.
         differences: (n,) A minus B; nan = no pair.
         zeros: `drop` (Wilcoxon), `pratt` (ranked, then dropped) or `zsplit` (half to each side).
         alpha: level for the flag "n too small to reach alpha".
+
+    Example:
+        >>> from clbench.statistics.paired_tests import wilcoxon
+        >>> test = wilcoxon([0.1, 0.2, 0.3, 0.4, 0.5, -0.6])
+        >>> test.statistic, test.p, test.method  # W+ = 1 + 2 + 3 + 4 + 5
+        (15.0, 0.4375, 'exact')
 
     Source: Wilcoxon 1945; Pratt 1959 for the zeros; exact null by convolution.
     Differs: scipy's `auto` turns normal for n > 13 as soon as a tie or a zero exists, and its
@@ -166,7 +196,13 @@ def wilcoxon(differences: ArrayLike, *, zeros: Zeros = "drop", alpha: float = 0.
 def sign_test(differences: ArrayLike, *, alpha: float = 0.05) -> PairedTest:
     """Exact sign test; `statistic` is the number of positive differences, zeros dropped.
 
-    Source: the binomial distribution with probability 1/2, in whole numbers.
+    Example:
+        >>> from clbench.statistics.paired_tests import sign_test
+        >>> test = sign_test([0.1, 0.2, 0.3, 0.4, -0.1, 0.0])
+        >>> test.statistic, test.p, test.n_nonzero  # 2 · (5 + 1) / 2^5
+        (4.0, 0.375, 5)
+
+    Source: Dixon & Mood 1946; `scipy.stats.binomtest` with probability 1/2.
     """
     values = np.round(existing(differences), DECIMALS)
     plus, minus = int((values > 0).sum()), int((values < 0).sum())
@@ -186,6 +222,12 @@ def mcnemar(a_right: ArrayLike, b_right: ArrayLike, *, alpha: float = 0.05) -> P
     Raises:
         DataError: different lengths.
 
+    Example:
+        >>> from clbench.statistics.paired_tests import mcnemar
+        >>> test = mcnemar([True, True, True, False], [False, False, True, False])
+        >>> test.statistic, test.p, test.n_nonzero
+        (2.0, 0.5, 2)
+
     Source: McNemar 1947, exact form: the sign test on the discordant pairs.
     """
     a, b = np.asarray(a_right, dtype=bool), np.asarray(b_right, dtype=bool)
@@ -196,6 +238,12 @@ def mcnemar(a_right: ArrayLike, b_right: ArrayLike, *, alpha: float = 0.05) -> P
 
 def paired_t(differences: ArrayLike) -> PairedTest:
     """Paired t-test; `statistic` is t with n - 1 degrees of freedom.
+
+    Example:
+        >>> from clbench.statistics.paired_tests import paired_t
+        >>> test = paired_t([1.0, 2.0, 3.0])  # t = 2 sqrt(3) with 2 degrees of freedom
+        >>> round(test.statistic, 4), round(test.p, 4)
+        (3.4641, 0.0742)
 
     Source: scipy.stats (Student's t distribution).
     """
@@ -235,6 +283,11 @@ def difference_in_differences(
 
     Returns:
         (n,) differences for the tests of this room; nan where one of the four is missing.
+
+    Example:
+        >>> from clbench.statistics.paired_tests import difference_in_differences
+        >>> difference_in_differences([0.5], [0.75], [0.25], [0.75]).tolist()
+        [0.25]
     """
     parts = [np.asarray(x, dtype=np.float64) for x in (a_final, a_own, b_final, b_own)]
     if len({x.shape for x in parts}) != 1:
@@ -257,11 +310,12 @@ def _binomial(name: str, plus: int, minus: int, n: int, alpha: float) -> PairedT
     if total == 0:
         return _nothing(name, n)
 
-    def at_least(k: int) -> float:
-        return float(sum(math.comb(total, i) for i in range(k, total + 1)) / 2**total)
+    from scipy import stats as scipy_stats
 
     smallest = smallest_sign_p(total)
-    p_greater, p_less = at_least(plus), at_least(minus)
+    p_greater, p_less = (
+        float(scipy_stats.binomtest(k, total, alternative="greater").pvalue) for k in (plus, minus)
+    )
     return PairedTest(
         test=name,
         statistic=float(plus),

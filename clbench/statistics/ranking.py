@@ -79,6 +79,13 @@ def block_ranks(scores: ArrayLike) -> tuple[Floats, int]:
 
     Returns:
         (complete blocks, strategies) midranks, 1 = best; number of blocks dropped.
+
+    Example:
+        >>> from clbench.statistics.ranking import block_ranks
+        >>> nan = float("nan")
+        >>> ranks, dropped = block_ranks([[0.9, 0.8, 0.8], [0.1, nan, 0.2]])
+        >>> ranks.tolist(), dropped
+        ([[1.0, 2.5, 2.5]], 1)
     """
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim != 2:
@@ -96,6 +103,14 @@ def friedman(scores: ArrayLike) -> Friedman:
 
     Raises:
         DataError: fewer than 3 strategies or 2 complete blocks.
+
+    Example:
+        >>> from clbench.statistics.ranking import friedman
+        >>> test = friedman([[0.9, 0.8, 0.7], [0.8, 0.7, 0.6], [0.9, 0.5, 0.4]])  # all blocks agree
+        >>> round(test.chi2, 4), round(test.p, 4), round(test.kendall_w, 4)
+        (6.0, 0.0498, 1.0)
+        >>> test.average_ranks.tolist()
+        [1.0, 2.0, 3.0]
 
     Source: scipy.stats.friedmanchisquare (tie-corrected); Demšar 2006 section 3.2.2 for the rest.
     """
@@ -136,6 +151,16 @@ def friedman(scores: ArrayLike) -> Friedman:
 def critical_difference(k: int, n: int, *, alpha: float = 0.05) -> float:
     """Nemenyi's critical difference of average ranks for k strategies over n blocks.
 
+    Args:
+        k: strategies, at least 2.
+        n: blocks, such as patients.
+        alpha: level over all pairs.
+
+    Example:
+        >>> from clbench.statistics.ranking import critical_difference
+        >>> round(critical_difference(4, 14), 4)
+        1.2536
+
     Source: Demšar 2006: q sqrt(k(k+1) / 6n), q from scipy's studentized range over sqrt(2).
     """
     from scipy import stats as scipy_stats
@@ -152,6 +177,12 @@ def nemenyi(scores: Mapping[str, ArrayLike], *, alpha: float = 0.05) -> Comparis
     Args:
         scores: strategy → (blocks,), the same blocks for all.
         alpha: level of the critical difference and of the bars.
+
+    Example:
+        >>> from clbench.statistics.ranking import nemenyi
+        >>> test = nemenyi({"a": [0.9, 0.8, 0.9], "b": [0.8, 0.7, 0.8], "c": [0.7, 0.6, 0.7]})
+        >>> test.names, round(test.critical_difference, 4), test.cliques
+        (('a', 'b', 'c'), 1.9136, (('a', 'b'), ('b', 'c')))
 
     Source: Nemenyi 1963 as in Demšar 2006; equals scikit-posthocs' `posthoc_nemenyi_friedman`.
     """
@@ -187,6 +218,13 @@ def wilcoxon_holm(scores: Mapping[str, ArrayLike], *, alpha: float = 0.05) -> Co
         scores: strategy → (blocks,), the same blocks for all.
         alpha: level of the bars.
 
+    Example:
+        >>> from clbench.statistics.ranking import wilcoxon_holm
+        >>> a, b = [0.75, 0.5, 0.5, 0.75, 0.5, 0.75], [0.5, 0.25, 0.25, 0.5, 0.25, 0.5]
+        >>> test = wilcoxon_holm({"b": b, "a": a})
+        >>> test.names, test.p_adjusted.tolist(), test.cliques
+        (('a', 'b'), [[1.0, 0.03125], [0.03125, 1.0]], ())
+
     Source: Benavoli et al. 2016 (pairwise tests must not depend on the pool).
     """
     names, table = _columns(scores)
@@ -220,6 +258,13 @@ def cliques(p_adjusted: Floats, *, alpha: float = 0.05) -> list[tuple[int, int]]
     Args:
         p_adjusted: (k, k) symmetric, in the order of the average ranks.
         alpha: level.
+
+    Example:
+        >>> import numpy as np
+        >>> from clbench.statistics.ranking import cliques
+        >>> p = np.array([[1.0, 0.5, 0.01], [0.5, 1.0, 0.3], [0.01, 0.3, 1.0]])
+        >>> cliques(p)
+        [(0, 1), (1, 2)]
     """
     k = len(p_adjusted)
     found: list[tuple[int, int]] = []

@@ -32,6 +32,13 @@ def kd_softmax(new: Tensor, old: Tensor, *, temperature: float = 1.0, alpha: flo
     Returns:
         (B, …): -1/C_old Σ_c q_c ln p_c, per voxel.
 
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import kd_softmax
+        >>> same = torch.zeros(1, 2, 1)  # both models say 0.5 and 0.5
+        >>> round(float(kd_softmax(same, same)), 4)  # (0.5 ln 2 + 0.5 ln 2) / 2
+        0.3466
+
     Source: Li and Hoiem, ECCV 2016, section 3 (distillation loss). Differs: mean over channels,
     as in the public segmentation ports (Cermelli et al., CVPR 2020); their sum is C_old times as
     large.
@@ -52,6 +59,13 @@ def kd_unbiased(new: Tensor, old: Tensor, *, alpha: float = 1.0) -> Tensor:
     Returns:
         (B, …): -1/C_old Σ_c q_c ln p_c with p_0 = p(background) + Σ p(new structure), per voxel.
 
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import kd_unbiased
+        >>> new, old = torch.zeros(1, 3, 1), torch.zeros(1, 2, 1)  # flat over 3 and 2 channels
+        >>> round(float(kd_unbiased(new, old)), 4)  # (0.5 ln 3/2 + 0.5 ln 3) / 2
+        0.376
+
     Source: Cermelli et al., CVPR 2020, section 3.2 (revisited distillation loss); the mean over
     channels as in their code.
     """
@@ -62,13 +76,27 @@ def kd_unbiased(new: Tensor, old: Tensor, *, alpha: float = 1.0) -> Tensor:
 
 
 def fold_new(log_p: Tensor, count: int) -> Tensor:
-    """(B, C, …) log-probabilities → (B, count, …): channels from `count` on joined to channel 0."""
+    """(B, C, …) log-probabilities → (B, count, …): channels from `count` on joined to channel 0.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import fold_new
+        >>> log_p = torch.tensor([[0.25, 0.25, 0.5]]).log()
+        >>> fold_new(log_p, 2).exp().tolist()
+        [[0.75, 0.25]]
+    """
     background = torch.cat([log_p[:, :1], log_p[:, count:]], dim=1).logsumexp(1, keepdim=True)
     return torch.cat([background, log_p[:, 1:count]], dim=1)
 
 
 def kd_sigmoid(new: Tensor, old: Tensor) -> Tensor:
     """Binary cross-entropy of matching channels, the old model's sigmoid as target; scalar mean.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import kd_sigmoid
+        >>> round(float(kd_sigmoid(torch.zeros(1, 1, 2), torch.zeros(1, 1, 2))), 4)  # ln 2
+        0.6931
 
     Source: the authors' CT code of ILT, sigmoid head.
     """
@@ -77,6 +105,12 @@ def kd_sigmoid(new: Tensor, old: Tensor) -> Tensor:
 
 def feature_mse(new: Tensor, old: Tensor) -> Tensor:
     """Mean squared difference of two feature maps; scalar.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import feature_mse
+        >>> float(feature_mse(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0])))
+        2.0
 
     Source: Michieli and Zanuttigh, ICCV Workshops 2019 (distillation on the intermediate feature
     space).
@@ -89,6 +123,13 @@ def feature_mse(new: Tensor, old: Tensor) -> Tensor:
 
 def normalized_entropy(logits: Tensor) -> Tensor:
     """(B, C, …) logits → (B, …) entropy of the softmax divided by ln C: 0 certain, 1 flat.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import normalized_entropy
+        >>> logits = torch.tensor([[[0.0, 50.0], [0.0, 0.0]]])  # (1, 2 channels, 2 voxels)
+        >>> [round(abs(e), 4) for e in normalized_entropy(logits)[0].tolist()]
+        [1.0, 0.0]
 
     Source: Douillard et al., CVPR 2021, section 3.3 (pseudo labels by entropy). Differs: their code
     divides once more, by C and by the logarithm of the number of classes.
@@ -107,6 +148,13 @@ def entropy_histogram(
         where: (B, …) bool: voxels to count (those the new labels call background).
         bins: equal bins over [0, 1].
         scale: factor on `normalized_entropy`.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import entropy_histogram
+        >>> logits = torch.tensor([[[0.0, 50.0], [0.0, 0.0]]])  # flat, and certain
+        >>> entropy_histogram(logits, torch.ones(1, 2, dtype=torch.bool), bins=4).tolist()
+        [[1, 0, 0, 1], [0, 0, 0, 0]]
     """
     count = logits.shape[1]
     entropy = normalized_entropy(logits)[where] * scale
@@ -121,6 +169,13 @@ def median_thresholds(histogram: Tensor, *, floor: float) -> Tensor:
     Args:
         histogram: (C, bins), see `entropy_histogram`.
         floor: smallest threshold; also that of a channel that never wins.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import median_thresholds
+        >>> histogram = torch.tensor([[0, 4, 0, 0], [0, 0, 0, 0]])  # the second channel never wins
+        >>> median_thresholds(histogram, floor=0.125).tolist()  # the middle of 0.25 to 0.5
+        [0.375, 0.125]
 
     Source: Douillard et al., CVPR 2021, section 3.3 (pseudo labels by entropy).
     """
@@ -144,6 +199,12 @@ def legacy_thresholds(histogram: Tensor, *, floor: float) -> Tensor:
         histogram: (C, bins); the code has 100 bins and divides the normalized entropy by
             C · ln(classes so far).
         floor: smallest threshold; also that of a channel that never wins.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import legacy_thresholds
+        >>> legacy_thresholds(torch.tensor([[4, 0, 0, 0]]), floor=0.001).tolist()  # (0 + 2 / 4) / 4
+        [0.125]
 
     Source: the public code of Douillard et al., CVPR 2021.
     """
@@ -173,6 +234,14 @@ def entropy_gate(old: Tensor, thresholds: Tensor, *, scale: float = 1.0) -> tupl
     Returns:
         (B, …) int64 winning channel, and (B, …) bool: entropy strictly below that channel's
         threshold.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import entropy_gate
+        >>> logits = torch.tensor([[[0.0, 50.0], [0.0, 0.0]]])  # flat, and certain
+        >>> winner, sure = entropy_gate(logits, torch.tensor([0.5, 0.5]))
+        >>> winner.tolist(), sure.tolist()
+        ([[0, 0]], [[False, True]])
 
     Source: Douillard et al., CVPR 2021, section 3.3 (pseudo labels by entropy).
     """
@@ -206,6 +275,18 @@ def gated_ce(
 
     Returns:
         Scalar: mean over all voxels whose labels say anything, those left out counting 0.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import gated_ce
+        >>> logits, old = torch.zeros(1, 3, 1), torch.tensor([[[0.0], [50.0]]])
+        >>> allowed = torch.tensor([[[True], [True], [False]]])  # background or the old structure
+        >>> sure = gated_ce(logits, allowed, old, torch.tensor([0.5, 0.5]))
+        >>> round(float(sure), 4)  # the old model is sure of channel 1: -ln 1/3
+        1.0986
+        >>> unsure = gated_ce(logits, allowed, 0 * old, torch.tensor([0.5, 0.5]))
+        >>> float(unsure)  # left out
+        0.0
 
     Source: Douillard et al., CVPR 2021, section 3.3 (pseudo labels by entropy).
     """
@@ -254,6 +335,13 @@ def local_pod(
         scales: cells per axis.
         pooled_axes: 1: the means keep a plane in 3-D (a strip in 2-D); 2: a strip in 3-D.
 
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import local_pod
+        >>> new, old = torch.full((1, 1, 2, 2, 2), 2.0), torch.zeros(1, 1, 2, 2, 2)
+        >>> round(float(local_pod(new, old, scales=(1,))), 4)  # 12 means of 2²: 4 sqrt(12)
+        13.8564
+
     Source: Douillard et al., CVPR 2021, section 3.2, Local POD (2-D, squared maps as in their
     code); `pooled_axes=1` in 3-D is the authors' CT code. Differs: each axis has its own cell size,
     where the codes take the last axis's for all; equal for cubes.
@@ -298,6 +386,15 @@ def pod(
         learned: classes learned in this step.
         pooled_axes: see `local_pod`.
 
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import pod
+        >>> new = {"decoder": torch.ones(1, 1, 1, 1, 1)}
+        >>> old = {"decoder": torch.zeros(1, 1, 1, 1, 1)}
+        >>> loss = pod(new, old, factors={"decoder": 0.5}, current=4, learned=1)
+        >>> round(float(loss), 4)  # 0.5 · sqrt(4) · sqrt(3)
+        1.7321
+
     Source: Douillard et al., CVPR 2021, section 3.2, Local POD; factors and growing weight from
     their code.
     """
@@ -311,6 +408,12 @@ def pod(
 
 def logits_for_pod(new: Tensor, old: Tensor) -> Tensor:
     """(B, C, …) → (B, C_old, …): new structures' logits summed into background.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import logits_for_pod
+        >>> logits_for_pod(torch.tensor([[1.0, 2.0, 3.0]]), torch.zeros(1, 2)).tolist()
+        [[4.0, 2.0]]
 
     Source: the public code of Douillard et al., CVPR 2021.
     """

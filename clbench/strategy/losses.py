@@ -38,6 +38,22 @@ def targets(
     Returns:
         target: (B, K, D, H, W) float32 in [0, 1]; 0 where unknown.
         known: (B, K, D, H, W) bool.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.contract import Batch
+        >>> from clbench.strategy.losses import targets
+        >>> batch = Batch(
+        ...     image=torch.zeros(1, 1, 1, 1, 3),
+        ...     label=torch.tensor([0, 1, 255], dtype=torch.uint8).view(1, 1, 1, 1, 3),
+        ...     pseudo=torch.tensor([0, 0, 254], dtype=torch.uint8).view(1, 1, 1, 1, 3),
+        ...     structures=("liver",),
+        ...     new=(False,),
+        ...     cases=("case1",),
+        ... )
+        >>> target, known = targets(batch)
+        >>> target.flatten().tolist(), known.flatten().tolist()  # the pseudo label fills the third
+        ([0.0, 1.0, 1.0], [True, True, True])
     """
     known = batch.label != UNKNOWN
     inside = known.any(dim=1, keepdim=True)
@@ -81,6 +97,14 @@ def dice(
     Raises:
         TrainingError: logits and target differ in shape.
 
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.losses import dice
+        >>> logits = torch.zeros(1, 1, 1, 1, 4)  # p = 0.5 in four voxels
+        >>> target = torch.tensor([1.0, 1.0, 1.0, 1.0]).view(1, 1, 1, 1, 4)
+        >>> round(float(dice(logits, target)), 4)  # 1 - 2 · 2 / (2 + 4 + 1)
+        0.4286
+
     Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4 (which writes a sum over classes;
     the code, and this, take the mean).
     """
@@ -111,6 +135,13 @@ def bce(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
     Raises:
         TrainingError: logits and target differ in shape.
 
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.losses import bce
+        >>> logits, target = torch.zeros(1, 1, 1, 1, 4), torch.ones(1, 1, 1, 1, 4)
+        >>> round(float(bce(logits, target)), 4)  # ln 2
+        0.6931
+
     Source: as `dice`.
     """
     _same_shape(logits, target, "clbench.strategy.losses.bce")
@@ -130,7 +161,21 @@ def dice_bce(
     *,
     slicewise: bool = False,
 ) -> dict[str, Tensor]:
-    """`{"dice": …, "bce": …}`: both losses of the same logits, as scalars."""
+    """`{"dice": …, "bce": …}`: both losses of the same logits, as scalars.
+
+    Args:
+        logits: (B, K, D, H, W).
+        target: (B, K, D, H, W) in [0, 1].
+        known: (B, K, D, H, W) bool; None: everywhere.
+        slicewise: Dice per slice, see `dice`; the cross-entropy stays as it is.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.losses import dice_bce
+        >>> terms = dice_bce(torch.zeros(1, 1, 1, 1, 4), torch.ones(1, 1, 1, 1, 4))
+        >>> {name: round(float(loss), 4) for name, loss in terms.items()}
+        {'dice': 0.4286, 'bce': 0.6931}
+    """
     return {
         "dice": dice(logits, target, known, slicewise=slicewise),
         "bce": bce(logits, target, known),

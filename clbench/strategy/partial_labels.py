@@ -35,6 +35,21 @@ def allowed_channels(
 
     Returns:
         (B, 1 + K, D, H, W) bool, channel 0 = background; all true where nothing is known.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.contract import Batch
+        >>> from clbench.strategy.partial_labels import allowed_channels
+        >>> batch = Batch(
+        ...     image=torch.zeros(1, 1, 1, 1, 2),
+        ...     label=torch.tensor([[0, 1], [255, 255]], dtype=torch.uint8).view(1, 2, 1, 1, 2),
+        ...     pseudo=None,
+        ...     structures=("liver", "spleen"),
+        ...     new=(True, True),
+        ...     cases=("case1",),
+        ... )
+        >>> allowed_channels(batch)[0, :, 0, 0].tolist()  # background, liver, spleen
+        [[True, False], [False, True], [True, False]]
     """
     target, known = targets(batch, unlabelled=unlabelled)
     present = known & (target > 0.5)
@@ -77,6 +92,13 @@ def marginal_ce(logits: Tensor, allowed: Tensor) -> Tensor:
     Returns:
         (B, …) float32.
 
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.partial_labels import marginal_ce
+        >>> allowed = torch.tensor([[[True], [True], [False], [False]]])
+        >>> round(float(marginal_ce(torch.zeros(1, 4, 1), allowed)), 4)  # -ln (1/4 + 1/4)
+        0.6931
+
     Source: with background and the old structures allowed together this is the cross-entropy of
     Cermelli et al., CVPR 2020, section 3.2. Differs: the set follows from the labels of each voxel.
     """
@@ -86,7 +108,15 @@ def marginal_ce(logits: Tensor, allowed: Tensor) -> Tensor:
 
 
 def mean_ce(logits: Tensor, allowed: Tensor) -> Tensor:
-    """`marginal_ce` averaged over the voxels whose labels say anything; 0 where none does."""
+    """`marginal_ce` averaged over the voxels whose labels say anything; 0 where none does.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.partial_labels import mean_ce
+        >>> allowed = torch.tensor([[[True, True], [False, True]]])  # the second voxel is unknown
+        >>> round(float(mean_ce(torch.zeros(1, 2, 2), allowed)), 4)  # ln 2, over one voxel
+        0.6931
+    """
     says = ~allowed.all(dim=1)
     loss = torch.where(says, marginal_ce(logits, allowed), 0.0)
     return loss.sum() / says.sum().clamp(min=1)
@@ -108,6 +138,23 @@ def sigmoid_dice(
         batch: the crops.
         among: structures to average over, as indices of `batch.structures`.
         slicewise: see `clbench.strategy.losses.dice`.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.contract import Batch
+        >>> from clbench.strategy.partial_labels import allowed_channels, sigmoid_dice
+        >>> batch = Batch(
+        ...     image=torch.zeros(1, 1, 1, 1, 4),
+        ...     label=torch.ones(1, 1, 1, 1, 4, dtype=torch.uint8),
+        ...     pseudo=None,
+        ...     structures=("liver",),
+        ...     new=(True,),
+        ...     cases=("case1",),
+        ... )
+        >>> logits = torch.zeros(1, 2, 1, 1, 4)
+        >>> loss = sigmoid_dice(logits, allowed_channels(batch), batch, [0])
+        >>> round(float(loss), 4)  # 1 - 2 · 2 / (2 + 4 + 1)
+        0.4286
 
     Source: the authors' CT code, which takes the sigmoid of single logits although its
     cross-entropy takes the softmax over them. A channel's target leaves out what lies deeper.
@@ -134,6 +181,18 @@ def decode_channels(logits: Tensor, structures: Sequence[str], *, exclusive: boo
         logits: channel 0 is background.
         structures: the K names.
         exclusive: take each channel alone, as the authors did: a tumor is then no liver.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.partial_labels import decode_channels
+        >>> logits = torch.tensor([[0.2, 0.3, 0.5]]).log()  # background, liver, liver tumor
+        >>> names = ("liver", "liver_tumor")
+        >>> inside = decode_channels(logits, names, exclusive=False)  # a liver tumor is liver too
+        >>> [round(p, 4) for p in inside[0].tolist()]
+        [0.8, 0.5]
+        >>> alone = decode_channels(logits, names, exclusive=True)
+        >>> [round(p, 4) for p in alone[0].tolist()]
+        [0.3, 0.5]
 
     Source: the authors' CT code decodes by argmax over all channels.
     """

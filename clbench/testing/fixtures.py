@@ -76,7 +76,13 @@ def loud(output: Output, seed: int) -> Output:
 
 
 def perturb(model: nn.Module, seed: int = 0, size: float = 0.2) -> None:
-    """Move every weight by a fixed perturbation, in units of its tensor's spread."""
+    """Move every weight by a fixed perturbation, in units of its tensor's spread.
+
+    Args:
+        model: changed in place.
+        seed: of the perturbation.
+        size: its standard deviation, as a share of a tensor's own.
+    """
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():

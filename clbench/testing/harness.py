@@ -173,7 +173,13 @@ class Bed:
         return self._ends[number].copy()
 
     def predictor(self, state: State, model: nn.Module, structures: Sequence[str]) -> Server:
-        """A model that answers for whole volumes."""
+        """A model that answers for whole volumes.
+
+        Args:
+            state: strategy and memory after a step.
+            model: a trained model.
+            structures: names of its output channels, in order.
+        """
 
         def ranges(volume: Volume) -> Mapping[str, tuple[int, int]]:
             x, y, z = map(float, spacing_of(volume.affine))

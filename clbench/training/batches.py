@@ -52,6 +52,12 @@ def draw_cases(
 
     Without past cases every case comes once before any comes twice; with them, cases are drawn by
     weight, with replacement. Cases of weight 0 are as if they were not there.
+
+    Args:
+        weights: (step, case id) → weight; those of other steps are past cases.
+        count: cases of the epoch.
+        own: the cases of the step that is being taught.
+        seed: of this epoch.
     """
     weights = {key: weight for key, weight in weights.items() if weight > 0}
     rng = np.random.Generator(np.random.PCG64(seed))
@@ -131,7 +137,14 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw_from(lesson: Lesson, phase: Phase, material: Material, *, seed: int) -> Draw:
-    """Crops for a session, cut as the loop cuts its own, numbered by places of their own."""
+    """Crops for a session, cut as the loop cuts its own, numbered by places of their own.
+
+    Args:
+        lesson: the step.
+        phase: the phase of it.
+        material: volumes, patch size and data settings.
+        seed: of the run.
+    """
 
     def draw(case: Volume | CaseKey, place: Sequence[object]) -> tuple[Tensor, Tensor]:
         image, label, _ = crop(
@@ -147,7 +160,13 @@ def draw_from(lesson: Lesson, phase: Phase, material: Material, *, seed: int) ->
 
 
 def to_batch(raw: dict[str, Any], lesson: Lesson, device: torch.device) -> Batch:
-    """Loader output → `Batch` on the device."""
+    """Loader output → `Batch` on the device.
+
+    Args:
+        raw: `image` (B, 1, D, H, W), `label` and `pseudo` (B, K, D, H, W) or None, `cases`.
+        lesson: the step: names and which are new.
+        device: where to.
+    """
     batch = Batch(
         image=raw["image"].to(device),
         label=raw["label"].to(device),

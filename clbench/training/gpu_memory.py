@@ -85,6 +85,11 @@ def smaller(
     Windows and batch are halved, for what a forward pass holds grows in proportion to them; then
     mixed precision; then the longest sides of the patch go down to a multiple of 32 (what five
     halvings need), not below 64.
+
+    Args:
+        profile: the settings that did not fit.
+        patch_vox: (D, H, W) of crops and windows, in voxels.
+        teaching: halve the batch; else the windows at a time.
     """
     change: Change = {}
     name, count = (
@@ -117,7 +122,18 @@ def try_update(
     patch_vox: Sequence[int],
     change: Mapping[str, Any],
 ) -> None:
-    """One update with a changed batch, precision and patch, on empty crops; the model is spent."""
+    """One update with a changed batch, precision and patch, on empty crops; the model is spent.
+
+    Args:
+        strategy: gives the losses.
+        model: on its device; its weights are of no use afterwards.
+        teacher: the model of the step before, or None.
+        lesson: the step: names and which are new.
+        memory: the strategy's memory.
+        profile: the settings as asked for.
+        patch_vox: (D, H, W) of a crop as asked for, in voxels.
+        change: dotted setting → smaller value, see `smaller`.
+    """
     place = next(model.parameters()).device
     batch = change.get("train.batch", profile.train.batch)
     patch = change.get("data.patch_vox", tuple(patch_vox))
@@ -146,7 +162,14 @@ def try_update(
 def try_windows(
     model: nn.Module, profile: Profile, patch_vox: Sequence[int], change: Mapping[str, Any]
 ) -> None:
-    """One forward pass of the sliding window with fewer or smaller windows."""
+    """One forward pass of the sliding window with fewer or smaller windows.
+
+    Args:
+        model: on its device.
+        profile: the settings as asked for.
+        patch_vox: (D, H, W) of a window as asked for, in voxels.
+        change: dotted setting → smaller value, see `smaller`.
+    """
     count = change.get("examine.windows", profile.examine.windows)
     patch = change.get("data.patch_vox", tuple(patch_vox))
     with torch.no_grad():

@@ -46,6 +46,12 @@ Validate = Callable[[nn.Module], float]
 def learning_rate(epoch: int, *, epochs: int, warmup: int, base: float) -> float:
     """Linear warm-up, then a cosine that would reach 0 one epoch after the last.
 
+    Args:
+        epoch: 0-based epoch.
+        epochs: epochs of the phase.
+        warmup: epochs of linear warm-up.
+        base: learning rate at the end of the warm-up.
+
     Source: the authors' schedule, stepped before each epoch (epochs here = their `max_epoch` - 1:
     their last epoch trains with a learning rate of 0 and changes nothing).
     """
@@ -76,7 +82,13 @@ def add_terms(terms: Mapping[str, Tensor], where: str) -> Tensor:
 
 
 def phase_length(phase: Phase, lesson: Lesson, train: TrainSettings) -> int:
-    """Updates per epoch of a phase."""
+    """Updates per epoch of a phase.
+
+    Args:
+        phase: its `effort` scales the length.
+        lesson: the step; its cases count where no number of updates is set.
+        train: updates per epoch (None: one pass over the cases), and the batch.
+    """
     one = train.iterations or math.ceil(len(lesson.cases) / train.batch)
     return max(1, round(one * phase.effort))
 
@@ -184,7 +196,13 @@ def freeze(model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
 
 
 def rates(model: nn.Module, groups: Sequence[Group], generator_lr: float) -> list[dict[str, Any]]:
-    """The optimizer's groups; what generates a head's weights has a factor of its own."""
+    """The optimizer's groups; what generates a head's weights has a factor of its own.
+
+    Args:
+        model: holds the heads whose weights are generated.
+        groups: parameters to train, each with its factor on the learning rate.
+        generator_lr: further factor on parameters that generate a head's weights.
+    """
     generators = {
         id(p)
         for module in model.modules()

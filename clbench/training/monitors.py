@@ -165,7 +165,13 @@ class StepWatch:
 
 
 def warning(step: int, kind: str, message: str) -> Event:
-    """A warning as an event."""
+    """A warning as an event.
+
+    Args:
+        step: 1-based step.
+        kind: short name to filter by.
+        message: what happened, as a sentence.
+    """
     return {"event": "warning", "step": step, "kind": kind, "message": message}
 
 

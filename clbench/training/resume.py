@@ -125,6 +125,11 @@ class Keeper:
     def offer(self, model: nn.Module, memory: Memory, here: Place) -> None:
         """Save the place if it is time to, or if that was asked for; then stop if that was.
 
+        Args:
+            model: in training.
+            memory: the strategy's memory.
+            here: phase, update, optimizer and history.
+
         Raises:
             Stopped: it was; everything is saved.
             TrainingError: something is trained that is not in the model.

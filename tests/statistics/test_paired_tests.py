@@ -192,8 +192,10 @@ def test_sign_test_equals_the_binomial() -> None:
     found = sign_test(D12)
     assert (found.statistic, found.n) == (expected["n_pos"], expected["n"])
     assert found.p == pytest.approx(expected["p_two_sided"], abs=1e-12)
-    one_sided = scipy_stats.binomtest(10, 12, alternative="greater").pvalue
-    assert found.p_greater == pytest.approx(one_sided, abs=1e-12)
+    at_least_10 = sum(math.comb(12, i) for i in (10, 11, 12)) / 2**12
+    assert found.p_greater == pytest.approx(at_least_10, abs=1e-12)
+    at_most_10 = 1 - sum(math.comb(12, i) for i in (11, 12)) / 2**12
+    assert found.p_less == pytest.approx(at_most_10, abs=1e-12)
 
 
 def test_mcnemar_is_the_binomial_of_the_discordant_patients() -> None:

@@ -73,7 +73,13 @@ class Draws:
         return np.asarray(self._bits.random_raw(size), dtype=np.uint64)
 
     def uniforms(self, low: float, high: float, size: int) -> Floats:
-        """`size` numbers, evenly from `low` to `high`."""
+        """`size` numbers, evenly from `low` to `high`.
+
+        Args:
+            low: smallest number.
+            high: upper limit, never reached.
+            size: how many.
+        """
         unit = (self.raw(size) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         return low + (high - low) * unit
 
@@ -285,7 +291,15 @@ def smooth_field(draws: Draws, axes: Axes, step: float) -> Floats:
 
 
 def wall(x: Floats, y: Floats, z: Floats, half: tuple[float, float], y0: float = 0.0) -> Floats:
-    """About the distance in mm beyond a rounded, slightly waisted cylinder; negative inside."""
+    """About the distance in mm beyond a rounded, slightly waisted cylinder; negative inside.
+
+    Args:
+        x: left-right position in mm, 0 in the middle.
+        y: front-back position in mm.
+        z: height in mm; the waist lies at 150.
+        half: half-axes of the cross-section in mm, left-right and front-back.
+        y0: middle of the cross-section in mm.
+    """
     qx = x / half[0]
     qy = (y - y0) / half[1]
     qx, qy = qx * qx, qy * qy
@@ -295,7 +309,14 @@ def wall(x: Floats, y: Floats, z: Floats, half: tuple[float, float], y0: float =
 
 
 def diaphragm(x: Floats, y: Floats, z: Floats, domes: tuple[float, float]) -> Floats:
-    """Height in mm above the two domes of the diaphragm; negative below."""
+    """Height in mm above the two domes of the diaphragm; negative below.
+
+    Args:
+        x: left-right position in mm, 0 in the middle.
+        y: front-back position in mm.
+        z: height in mm.
+        domes: height of the right and of the left dome in mm.
+    """
     back, front = np.maximum(y, 0.0), np.minimum(y, 0.0)
     fall = back * back / 90.0 + front * front / 260.0
     right, left = x + 66.0, x - 70.0
@@ -474,7 +495,13 @@ class Canvas:
         return outer, total
 
     def paint(self, name: str, box: Box, mask: npt.NDArray[np.bool_]) -> None:
-        """Give the voxels of `mask` inside `box` to a tissue."""
+        """Give the voxels of `mask` inside `box` to a tissue.
+
+        Args:
+            name: the tissue.
+            box: slices of the volume to paint in.
+            mask: bool, the shape of the box.
+        """
         self.tissue[box][mask] = self.code(name)
 
 

@@ -253,7 +253,13 @@ def _label(canvas: Canvas, source: Source, case: str, factor: int) -> npt.NDArra
 def fingerprint(
     sources: Sequence[Source], cases: Mapping[str, Sequence[str]], settings: PhantomSettings
 ) -> str:
-    """A text that changes with the version, the settings, the table, the sources or the cases."""
+    """A text that changes with the version, the settings, the table, the sources or the cases.
+
+    Args:
+        sources: the data sets to generate.
+        cases: source → ids of its subjects.
+        settings: size, spacing and numbers of subjects.
+    """
     table = {name: asdict(row) for name, row in tissues().items()}
     knobs = {
         "phantom.ORDER": ORDER,

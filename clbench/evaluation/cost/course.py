@@ -70,7 +70,13 @@ class Costs:
 
 
 def blank_kit(backbone: Any, size: int, prior: float | None) -> Kit:
-    """A kit whose text vectors are zeros: what they say changes no cost."""
+    """A kit whose text vectors are zeros: what they say changes no cost.
+
+    Args:
+        backbone: function of the vector size that makes the network's trunk.
+        size: length of a text vector the trunk is made for.
+        prior: probability that a fresh output starts at; None leaves its bias as made.
+    """
 
     def encode(names: Sequence[str]) -> Tensor:
         return torch.zeros(len(names), LENGTH)
@@ -93,6 +99,12 @@ class Method:
 
 def method_of(*, bench: str, strategy: str, profile: str, overrides: Sequence[str]) -> Method:
     """Resolve names and settings; see `course_costs`.
+
+    Args:
+        bench: name of a benchmark, or path of a course file.
+        strategy: name of a strategy.
+        profile: name of a profile.
+        overrides: `group.name=value` words, as `--set` takes them.
 
     Raises:
         ClbenchError: anything the user can act on.

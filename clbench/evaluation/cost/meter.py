@@ -38,7 +38,13 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def timed(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call a function that leaves its answer on the CPU, and keep its seconds."""
+        """Call a function that leaves its answer on the CPU, and keep its seconds.
+
+        Args:
+            function: what to call.
+            *args: its positional arguments.
+            **kwargs: its named arguments.
+        """
         start = time.monotonic()
         found = function(*args, **kwargs)
         self.laps_s.append(time.monotonic() - start)

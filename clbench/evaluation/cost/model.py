@@ -98,6 +98,11 @@ def grown(
     """Lesson, the model of that step, bytes of the old model where the step needs it (else 0).
 
     It is one model that grows: look at it before asking for the next.
+
+    Args:
+        strategy: builds the model and grows it.
+        kit: trunk and text vectors to build from.
+        lessons: the steps, in order.
     """
     model = strategy.build(kit, lessons[0])
     for lesson in lessons:
@@ -112,6 +117,13 @@ def step_cost(
     strategy: Strategy, lesson: Lesson, model: nn.Module, stored: int, patch_vox: Sequence[int]
 ) -> StepCost:
     """The cost of one step, from what `grown` gives.
+
+    Args:
+        strategy: says which parameters a step trains, and how many it may set to 0.
+        lesson: the step.
+        model: as it is in this step.
+        stored: bytes of the old model that is kept beside it; 0 for none.
+        patch_vox: (D, H, W) of a training crop, in voxels.
 
     Raises:
         CostError: an operator cannot be counted.

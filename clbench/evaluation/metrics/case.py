@@ -38,6 +38,11 @@ def parse_words(text: str) -> tuple[str, ...]:
 
     Raises:
         SettingError: a metric nobody knows.
+
+    Example:
+        >>> from clbench.evaluation.metrics.case import parse_words
+        >>> parse_words("dice, nsd_sweep, dice, nsd_1.50mm")
+        ('dice', 'nsd_1mm', 'nsd_2mm', 'nsd_3mm', 'nsd_1.5mm')
     """
     found: list[str] = []
     for word in filter(None, (w.strip() for w in text.split(","))):
@@ -62,7 +67,15 @@ def parse_words(text: str) -> tuple[str, ...]:
 
 
 def row_names(word: str, name: str) -> tuple[str, ...]:
-    """The metrics a word stands for in the rows of structure `name`; detection is of lesions."""
+    """The metrics a word stands for in the rows of structure `name`; detection is of lesions.
+
+    Example:
+        >>> from clbench.evaluation.metrics.case import row_names
+        >>> row_names("nsd", "liver"), row_names("patient_50vox", "liver_tumor")
+        (('nsd_2mm',), ('patient_positive_50vox',))
+        >>> row_names("lesion", "liver")
+        ()
+    """
     lesion = structure(name).kind in ("tumor", "cyst")
     if word == "nsd":
         return (f"nsd_{structure(name).tolerance_mm:g}mm",)
@@ -82,7 +95,13 @@ per case would exist or not depending on the strategy, which breaks pairs; it is
 
 
 def implementations(words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Which code and definition, in which version, makes the rows of these words."""
+    """Which code and definition, in which version, makes the rows of these words.
+
+    Example:
+        >>> from clbench.evaluation.metrics.case import implementations
+        >>> implementations(["dice"])
+        {'dice': {'implementation': 'clbench.metrics.overlap: exact voxel counts', 'version': 1}}
+    """
     made: dict[str, dict[str, Any]] = {}
     for word in words:
         family = word.split("_")[0]
@@ -124,6 +143,25 @@ def measure(
         prediction (the status tells which); where only the prediction is empty, Dice, surface
         Dice, sensitivity and F1 are 0, HD95 is the diagonal of the image, and the volume error is
         the whole volume. Counts of lesions and the patient's call are numbers in every case.
+
+    Example:
+        >>> import numpy as np
+        >>> from clbench.evaluation.metrics.case import measure
+        >>> truth = np.zeros((4, 4, 4), dtype=np.uint8)
+        >>> truth[1:3, 1:3, 1:3] = 1  # 8 voxels of the structure at bit 0
+        >>> pred = truth.copy()
+        >>> pred[1] = 0  # half of it is missed
+        >>> scores = measure(
+        ...     lambda first, end: pred[first:end],
+        ...     truth,
+        ...     (2.0, 1.0, 1.0),
+        ...     {"spleen": (0, 0)},
+        ...     ("dice", "volume_error_ml", "hd95_mm"),
+        ... )
+        >>> scores["spleen"].counts
+        Counts(both_vox=4, pred_vox=4, gt_vox=8)
+        >>> {name: round(value, 4) for name, value in scores["spleen"].values.items()}
+        {'dice': 0.6667, 'volume_error_ml': -0.008, 'hd95_mm': 2.0}
     """
     shape = truth.shape
     step = max(1, _SLAB_VOX // max(1, shape[1] * shape[2]))

@@ -50,6 +50,19 @@ def cells(
     Returns:
         (step, structure) → cell. A case counts where its score is a number, that is where its truth
         holds the structure (false alarms on an empty truth are counted by status, not by Dice).
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import cells
+        >>> from clbench.store.run_folder import Score
+        >>> def score(case: str, value: float) -> Score:
+        ...     return Score(
+        ...         bench="tumor_ext", bench_version=1, strategy="universal", seed=0, step=1,
+        ...         eval_set="lits", case=case, structure="liver", learned_at=1, scoring="strict",
+        ...         metric="dice", value=value, gt_vox=8, pred_vox=8, status="ok",
+        ...     )
+        >>> rows = [score("1", 0.5), score("2", 1.0), score("3", 0.25)]
+        >>> cells(rows, ["lits"], scoring="strict", patient_of={"lits/1": "A", "lits/2": "A"})
+        {(1, 'liver'): Cell(value=0.5, cases=3, missed=0)}
     """
     found: dict[tuple[int, str], list[Score]] = {}
     for r in rows:
@@ -77,6 +90,12 @@ def per_patient(
         values: case → score; NaN where the truth is empty.
         source: where the cases come from.
         patient_of: "source/case" → patient; a case that is absent is a patient.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import per_patient
+        >>> scores = {"scan1": 0.5, "scan2": 1.0, "scan3": float("nan")}
+        >>> per_patient(scores, "lits", {"lits/scan1": "A", "lits/scan2": "A"})
+        {'A': 0.75, 'scan3': nan}
     """
     found: dict[str, list[float]] = {}
     for case, value in values.items():
@@ -87,7 +106,13 @@ def per_patient(
 
 
 def mean(values: Iterable[float]) -> float:
-    """Plain mean; NaN for nothing, and where any value is NaN."""
+    """Plain mean; NaN for nothing, and where any value is NaN.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import mean
+        >>> mean([0.25, 0.75]), mean([]), mean([0.25, float("nan")])
+        (0.5, nan, nan)
+    """
     have = list(values)
     return math.fsum(have) / len(have) if have else math.nan
 
@@ -99,7 +124,13 @@ def _best(values: Iterable[float]) -> float:
 
 
 def spread(values: Sequence[float]) -> float:
-    """Sample standard deviation; NaN below two values."""
+    """Sample standard deviation; NaN below two values.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import spread
+        >>> spread([1.0, 2.0, 3.0]), spread([1.0])
+        (1.0, nan)
+    """
     if len(values) < 2:
         return math.nan
     m = mean(values)
@@ -111,6 +142,21 @@ def accuracy(
 ) -> float:
     """Mean R after `step` over the structures whose step fulfils `which`.
 
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        step: 1-based step after which the scores are taken.
+        which: whether structures taught at this step take part.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import accuracy
+        >>> r = {(2, "liver"): 0.5, (2, "spleen"): 1.0, (2, "kidney"): 0.25}
+        >>> learned_at = {"liver": 1, "spleen": 1, "kidney": 2}
+        >>> accuracy(r, learned_at, 2, lambda step: step < 2)  # old
+        0.75
+        >>> accuracy(r, learned_at, 2, lambda step: step == 2)  # new
+        0.25
+
     Source: old, new and all of class-incremental segmentation (Cermelli et al., CVPR 2020).
     """
     return mean(r.get((step, c), math.nan) for c, s in learned_at.items() if which(s))
@@ -118,6 +164,17 @@ def accuracy(
 
 def backward_transfer(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
     """Per structure learned before the last step: R after the last minus R after its own.
+
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import backward_transfer
+        >>> r = {(1, "liver"): 0.75, (2, "liver"): 0.5, (2, "kidney"): 0.25}
+        >>> backward_transfer(r, {"liver": 1, "kidney": 2}, 2)
+        {'liver': -0.25}
 
     Source: Lopez-Paz and Ranzato, NeurIPS 2017 (GEM), by class. Below 0 is forgetting.
     """
@@ -131,6 +188,19 @@ def backward_transfer(r: Matrix, learned_at: Mapping[str, int], last: int) -> di
 def backward_transfer_all_pairs(r: Matrix, learned_at: Mapping[str, int], last: int) -> float:
     """Mean of R[t] - R[own step] over every later step t and structure.
 
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import backward_transfer_all_pairs
+        >>> r = {(1, "liver"): 0.75, (2, "liver"): 0.5, (3, "liver"): 0.25}
+        >>> r |= {(2, "kidney"): 0.5, (3, "kidney"): 0.75, (3, "colon"): 0.5}
+        >>> learned_at = {"liver": 1, "kidney": 2, "colon": 3}
+        >>> round(backward_transfer_all_pairs(r, learned_at, 3), 4)  # (-0.25 - 0.5 + 0.25) / 3
+        -0.1667
+
     Source: Díaz-Rodríguez et al., 2018. Equals the mean of `backward_transfer` for two steps only.
     """
     return mean(
@@ -143,6 +213,17 @@ def backward_transfer_all_pairs(r: Matrix, learned_at: Mapping[str, int], last: 
 
 def forgetting(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
     """Per structure learned before the last step: its best R so far minus R after the last step.
+
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import forgetting
+        >>> r = {(1, "liver"): 0.5, (2, "liver"): 0.75, (3, "liver"): 0.25}
+        >>> forgetting(r, {"liver": 1}, 3)
+        {'liver': 0.5}
 
     Source: Chaudhry et al., ECCV 2018. The best is taken over the steps before the last, so a gain
     in the last step shows as a negative value.
@@ -158,6 +239,17 @@ def forgetting(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str,
 def forgetting_first_last(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
     """Per structure learned before the last step: R after its own step minus R after the last.
 
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import forgetting_first_last
+        >>> r = {(1, "liver"): 0.5, (2, "liver"): 0.75, (3, "liver"): 0.25}
+        >>> forgetting_first_last(r, {"liver": 1}, 3)
+        {'liver': 0.25}
+
     Source: the forgetting metric of Avalanche 0.6; minus `backward_transfer`, structure by
     structure.
     Differs: from Chaudhry's where a later step beat the structure's own.
@@ -167,6 +259,17 @@ def forgetting_first_last(r: Matrix, learned_at: Mapping[str, int], last: int) -
 
 def forgetting_mammoth(r: Matrix, learned_at: Mapping[str, int], last: int) -> dict[str, float]:
     """Per structure learned before the last step: its best R of all steps minus R after the last.
+
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import forgetting, forgetting_mammoth
+        >>> r = {(1, "liver"): 0.5, (2, "liver"): 0.25, (3, "liver"): 0.75}
+        >>> forgetting_mammoth(r, {"liver": 1}, 3), forgetting(r, {"liver": 1}, 3)
+        ({'liver': 0.0}, {'liver': -0.25})
 
     Source: the forgetting metric of the mammoth library.
     Differs: from Chaudhry's in that the last step competes too, so a gain shows as 0.
@@ -181,6 +284,18 @@ def forgetting_mammoth(r: Matrix, learned_at: Mapping[str, int], last: int) -> d
 def learning_accuracy(r: Matrix, learned_at: Mapping[str, int], *, first: int = 2) -> float:
     """Mean R of each structure right after the step that taught it, from step `first` on.
 
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        first: structures of earlier steps are left out.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import learning_accuracy
+        >>> r = {(1, "liver"): 0.75, (2, "liver"): 0.5, (2, "kidney"): 0.25}
+        >>> learned_at = {"liver": 1, "kidney": 2}
+        >>> learning_accuracy(r, learned_at), learning_accuracy(r, learned_at, first=1)
+        (0.25, 0.5)
+
     Source: Riemer et al., ICLR 2019. From step 2 on it is the plasticity of the method.
     """
     return mean(r.get((s, c), math.nan) for c, s in learned_at.items() if s >= first)
@@ -188,6 +303,17 @@ def learning_accuracy(r: Matrix, learned_at: Mapping[str, int], *, first: int = 
 
 def average_incremental(r: Matrix, learned_at: Mapping[str, int], last: int) -> float:
     """Mean over the steps of the mean R of all structures learned so far.
+
+    Args:
+        r: scores by (step, structure).
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import average_incremental
+        >>> r = {(1, "liver"): 0.75, (2, "liver"): 0.5, (2, "kidney"): 0.0}
+        >>> average_incremental(r, {"liver": 1, "kidney": 2}, 2)  # (0.75 + 0.25) / 2
+        0.5
 
     Source: Rebuffi et al., CVPR 2017 (iCaRL).
     """
@@ -198,6 +324,19 @@ def intransigence(
     r: Matrix, joint: Matrix, learned_at: Mapping[str, int], *, first: int = 2
 ) -> dict[str, float]:
     """Per structure: R of a joint model of steps 1 to its own, minus R right after its own step.
+
+    Args:
+        r: scores by (step, structure).
+        joint: the same of joint training; after step t it has seen the data of steps 1 to t at
+            once.
+        learned_at: structure → 1-based step that teaches it.
+        first: structures of earlier steps are left out.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import intransigence
+        >>> r, joint = {(2, "kidney"): 0.5}, {(2, "kidney"): 0.75}
+        >>> intransigence(r, joint, {"liver": 1, "kidney": 2})
+        {'kidney': 0.25}
 
     Source: Chaudhry et al., ECCV 2018.
     """
@@ -212,6 +351,18 @@ def relative_to_joint(
     r: Matrix, joint: Matrix, learned_at: Mapping[str, int], last: int
 ) -> dict[str, float]:
     """Per structure: R after the last step minus R of the joint model of all steps.
+
+    Args:
+        r: scores by (step, structure).
+        joint: the same of joint training.
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import relative_to_joint
+        >>> r, joint = {(2, "kidney"): 0.5}, {(2, "kidney"): 0.75}
+        >>> relative_to_joint(r, joint, {"kidney": 2}, 2)
+        {'kidney': -0.25}
 
     Source: the gap to joint training that class-incremental segmentation prints (Cermelli et al.,
     CVPR 2020).
@@ -233,6 +384,24 @@ def domain_transfer(
     Scores are those after the step right before the source is first taught: with BTCV before LiTS,
     the liver learned on BTCV and looked for on LiTS after step 1.
 
+    Args:
+        rows: scores of one run.
+        sources: name of the source of each step.
+        scoring: `strict` or `paper`.
+        metric: which score; see `cells`.
+        patient_of: "source/case" → patient; a case that is absent is a patient.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import domain_transfer
+        >>> from clbench.store.run_folder import Score
+        >>> row = Score(
+        ...     bench="tumor_ext", bench_version=1, strategy="universal", seed=0, step=1,
+        ...     eval_set="lits", case="7", structure="liver", learned_at=1, scoring="strict",
+        ...     metric="dice", value=0.5, gt_vox=8, pred_vox=8, status="ok",
+        ... )
+        >>> domain_transfer([row], ["btcv", "lits"], scoring="strict")
+        {('liver', 'lits'): Cell(value=0.5, cases=1, missed=0)}
+
     Source: forward transfer (Lopez-Paz and Ranzato, NeurIPS 2017), of the domain.
     Differs: forward transfer itself asks for the score of a structure before it is taught, when
         a model that grows by classes has no output for it.
@@ -253,7 +422,13 @@ def domain_transfer(
 
 
 def harmonic(old: float, new: float) -> float:
-    """2 old new / (old + new); 0 where both are 0."""
+    """2 old new / (old + new); 0 where both are 0.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import harmonic
+        >>> round(harmonic(0.5, 0.25), 4), harmonic(0.0, 0.0)
+        (0.3333, 0.0)
+    """
     return 0.0 if old + new == 0 else 2 * old * new / (old + new)
 
 
@@ -316,6 +491,15 @@ def course_metrics(
     Returns:
         Name (see `NAMES`) → number or reason. A score that is missing makes every measure that
         needs it n/a, never a partial mean.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import course_metrics
+        >>> r = {(1, "liver"): 0.75, (2, "liver"): 0.5, (2, "kidney"): 0.25}
+        >>> measures = course_metrics(r, {"liver": 1, "kidney": 2}, 2)
+        >>> measures["all"].value, measures["bwt"].value, measures["forgetting"].value
+        (0.375, -0.25, 0.25)
+        >>> measures["intransigence"].reason
+        'there is no run of joint training with this seed'
 
     Source: each function of `clbench.evaluation.metrics.continual` names its own.
     """
@@ -410,6 +594,13 @@ def domain(cells: Mapping[tuple[str, str], Cell], sources: Iterable[str]) -> dic
     Args:
         cells: what `transfer.domain_transfer` found.
         sources: source of each step.
+
+    Example:
+        >>> from clbench.evaluation.metrics.continual import Cell, domain
+        >>> domain({("liver", "lits"): Cell(value=0.5, cases=1, missed=0)}, ["btcv", "lits"])
+        {'liver on lits': Quantity(value=0.5, reason='')}
+        >>> domain({}, ["btcv", "btcv"])
+        {'domain': Quantity(value=nan, reason='all steps use one source')}
     """
     if not cells:
         single = len(set(sources)) == 1

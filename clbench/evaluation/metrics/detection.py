@@ -68,6 +68,19 @@ def lesions(pred: NDArray[Any], truth: NDArray[Any]) -> Lesions:
         pred: (D, H, W) bool.
         truth: (D, H, W) bool.
 
+    Example:
+        >>> import numpy as np
+        >>> from clbench.evaluation.metrics.detection import lesions
+        >>> truth = np.zeros((1, 1, 7), dtype=bool)
+        >>> truth[..., 0:2] = truth[..., 5] = True  # two lesions
+        >>> pred = np.zeros_like(truth)
+        >>> pred[..., 1] = pred[..., 3] = True  # finds the first; another is false
+        >>> count = lesions(pred, truth)
+        >>> count
+        Lesions(truth=2, found=1, pred=2, false=1, largest_pred_vox=1)
+        >>> count.sensitivity, count.ppv, count.f1
+        (0.5, 0.5, 0.5)
+
     Source: Metrics Reloaded (Maier-Hein & Reinke 2024), object detection from masks.
     Differs: 26-connected, where `scipy.ndimage.label` defaults to 6; any overlap matches, so that
         one prediction across two lesions finds both and no prediction is false twice. There is no
@@ -95,7 +108,17 @@ def _label(mask: NDArray[Any]) -> tuple[NDArray[Any], int]:
 
 
 def add(parts: Iterable[Lesions]) -> Lesions:
-    """Lesions of several cases together: pooled sensitivity, PPV and F1."""
+    """Lesions of several cases together: pooled sensitivity, PPV and F1.
+
+    Example:
+        >>> from clbench.evaluation.metrics.detection import Lesions, add
+        >>> one = Lesions(truth=2, found=1, pred=2, false=1, largest_pred_vox=4)
+        >>> two = Lesions(truth=2, found=2, pred=2, false=0, largest_pred_vox=9)
+        >>> add([one, two])
+        Lesions(truth=4, found=3, pred=4, false=1, largest_pred_vox=9)
+        >>> add([one, two]).sensitivity
+        0.75
+    """
     have = list(parts)
     return Lesions(
         truth=sum(x.truth for x in have),
@@ -135,6 +158,11 @@ def by_patient(
 
     Args:
         calls: (patient, tumor in the truth, called positive) of each case.
+
+    Example:
+        >>> from clbench.evaluation.metrics.detection import by_patient
+        >>> by_patient([("A", True, False), ("A", True, True), ("B", False, False)])
+        [(True, True), (False, False)]
     """
     found: dict[str, tuple[bool, bool]] = {}
     for patient, truth, called in calls:
@@ -152,6 +180,15 @@ def patient_level(called: Iterable[tuple[bool, bool]]) -> PatientDetection:
 
     Args:
         called: (tumor in the truth, called positive) of each patient.
+
+    Example:
+        >>> from clbench.evaluation.metrics.detection import patient_level
+        >>> called = [(True, True), (True, True), (True, False), (True, False), (False, False)]
+        >>> level = patient_level(called)
+        >>> level.sensitivity.estimate, level.specificity.estimate, round(level.harmonic, 4)
+        (0.5, 1.0, 0.6667)
+        >>> round(level.sensitivity.low, 4), round(level.sensitivity.high, 4)  # Wilson, 2 of 4
+        (0.15, 0.85)
 
     Source: the paper, Table 6; Wilson intervals as Brown et al., Statistical Science 2001 advise.
     """

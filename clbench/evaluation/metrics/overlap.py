@@ -30,6 +30,11 @@ def bits_dtype(count: int) -> np.dtype[Any]:
 
     Raises:
         SettingError: more than 64 structures.
+
+    Example:
+        >>> from clbench.evaluation.metrics.overlap import bits_dtype
+        >>> bits_dtype(8), bits_dtype(9)
+        (dtype('uint8'), dtype('uint16'))
     """
     for dtype in (np.uint8, np.uint16, np.uint32, np.uint64):
         if count <= 8 * np.dtype(dtype).itemsize:
@@ -73,6 +78,15 @@ def dice(counts: Counts) -> float:
     defined there; 0 where only the prediction is empty (`fn_only`), so that a forgotten structure
     counts.
 
+    Example:
+        >>> from clbench.evaluation.metrics.overlap import Counts, dice
+        >>> dice(Counts(both_vox=2, pred_vox=4, gt_vox=4))
+        0.5
+        >>> dice(Counts(both_vox=0, pred_vox=0, gt_vox=4))  # missed
+        0.0
+        >>> dice(Counts(both_vox=0, pred_vox=4, gt_vox=0))  # nothing to overlap with
+        nan
+
     Source: Dice 1945; empty masks as Metrics Reloaded (Maier-Hein & Reinke 2024) advises: report
         them apart.
     Differs: MONAI gives 1 for `both_empty` and 0 for `fp_only` with `ignore_empty=False`, nan for
@@ -87,6 +101,11 @@ def dice_paper(counts: Counts) -> float:
     """Dice as the authors compute it: 2 |P ∩ G| / (|P| + |G| + 1); nan where the truth is empty.
 
     A perfect match of n voxels scores 2n / (2n + 1), so small structures stay below 1.
+
+    Example:
+        >>> from clbench.evaluation.metrics.overlap import Counts, dice_paper
+        >>> dice_paper(Counts(both_vox=2, pred_vox=3, gt_vox=4))  # 2 · 2 / (3 + 4 + 1)
+        0.5
 
     Source: paper, section 5.1 (DSC), as the authors' public test code computes it; cases whose
         truth is empty are skipped there, which is nan here.
@@ -103,6 +122,11 @@ def volume_error_ml(counts: Counts, voxel_mm3: float) -> float:
     Below 0 is too small; a missed structure (`fn_only`) is off by its whole volume. False alarms
     on an empty truth are told by status and `pred_vox`, so that every strategy averages over the
     same cases.
+
+    Example:
+        >>> from clbench.evaluation.metrics.overlap import Counts, volume_error_ml
+        >>> volume_error_ml(Counts(both_vox=2, pred_vox=500, gt_vox=1500), voxel_mm3=2.0)
+        -2.0
 
     Source: absolute volume difference of Metrics Reloaded (Maier-Hein & Reinke 2024).
     Differs: keeps the sign and is not divided by the true volume, which is tiny for lesions.
@@ -126,6 +150,13 @@ def pattern_pairs(
     Returns:
         Three arrays of one length: patterns of `pred`, patterns of `truth`, number of voxels.
         Every pair of patterns stands once.
+
+    Example:
+        >>> import numpy as np
+        >>> from clbench.evaluation.metrics.overlap import pattern_pairs
+        >>> pred, truth = np.array([0, 1, 1, 3], np.uint8), np.array([0, 1, 0, 3], np.uint8)
+        >>> [array.tolist() for array in pattern_pairs(pred, truth)]
+        [[0, 1, 1, 3], [0, 0, 1, 3], [1, 1, 1, 1]]
     """
     if pred.shape != truth.shape:
         raise ValueError(f"shapes differ: {pred.shape} and {truth.shape}")
@@ -135,7 +166,16 @@ def pattern_pairs(
 def merge_pairs(
     parts: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]],
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
-    """Join (patterns, patterns, counts) of several parts of a volume; every pair stands once."""
+    """Join (patterns, patterns, counts) of several parts of a volume; every pair stands once.
+
+    Example:
+        >>> import numpy as np
+        >>> from clbench.evaluation.metrics.overlap import merge_pairs
+        >>> top = (np.array([0, 1]), np.array([0, 1]), np.array([10, 2]))
+        >>> bottom = (np.array([1]), np.array([1]), np.array([3]))
+        >>> [array.tolist() for array in merge_pairs([top, bottom])]
+        [[0, 1], [0, 1], [10, 5]]
+    """
     found: dict[tuple[int, int], int] = {}
     for p, t, n in parts:
         p_values, p_index = np.unique(p, return_inverse=True)
@@ -186,6 +226,13 @@ def counts_of(
     Args:
         pairs: what `pattern_pairs` returns.
         bit_pairs: (bit in the prediction, bit in the truth) per structure.
+
+    Example:
+        >>> import numpy as np
+        >>> from clbench.evaluation.metrics.overlap import counts_of, pattern_pairs
+        >>> pred, truth = np.array([0, 1, 1, 3], np.uint8), np.array([0, 1, 0, 3], np.uint8)
+        >>> counts_of(pattern_pairs(pred, truth), [(0, 0), (1, 1)])
+        [Counts(both_vox=2, pred_vox=3, gt_vox=2), Counts(both_vox=1, pred_vox=1, gt_vox=1)]
     """
     p, t, n = pairs
     one = np.uint64(1)

@@ -53,6 +53,20 @@ def write_trace(path: Path, rows: Iterable[TraceRow]) -> None:
 
     Raises:
         StoreError: the disk is full, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from clbench.evaluation.metrics.stability_gap import TraceRow, write_trace
+        >>> row = TraceRow(
+        ...     step=2, update=0, eval_set="btcv", case="3", structure="liver", learned_at=1,
+        ...     value=0.5, status="ok",
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_trace(Path(folder) / "trace.csv", [row])
+        ...     print((Path(folder) / "trace.csv").read_text(), end="")
+        step,update,eval_set,case,structure,learned_at,value,status
+        2,0,btcv,3,liver,1,0.5,ok
     """
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
@@ -73,6 +87,19 @@ def read_trace(path: Path, tests: Iterable[str]) -> list[TraceRow]:
 
     Raises:
         StoreError: missing, damaged (names the line), or it looks at a test case.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from clbench.evaluation.metrics.stability_gap import TraceRow, read_trace, write_trace
+        >>> row = TraceRow(
+        ...     step=2, update=0, eval_set="btcv", case="3", structure="liver", learned_at=1,
+        ...     value=0.5, status="ok",
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_trace(Path(folder) / "trace.csv", [row])
+        ...     read_trace(Path(folder) / "trace.csv", tests=["btcv/4"]) == [row]
+        True
     """
     closed, rows = set(tests), []
     try:
@@ -160,6 +187,19 @@ def curves(rows: Iterable[TraceRow], step: int) -> dict[str, dict[int, float]]:
     Raises:
         StoreError: an update lacks a case or a structure that another has; a mean over other cases
             is no curve.
+
+    Example:
+        >>> from clbench.evaluation.metrics.stability_gap import TraceRow, curves
+        >>> values = {(0, "3"): 0.5, (0, "4"): 1.0, (9, "3"): 0.25, (9, "4"): 0.5}
+        >>> rows = [
+        ...     TraceRow(
+        ...         step=2, update=update, eval_set="btcv", case=case, structure="liver",
+        ...         learned_at=1, value=value, status="ok",
+        ...     )
+        ...     for (update, case), value in values.items()
+        ... ]
+        >>> curves(rows, step=2)
+        {'liver': {0: 0.75, 9: 0.375}}
     """
     found: dict[str, dict[int, dict[tuple[str, str], float]]] = {}
     for row in rows:
@@ -191,6 +231,16 @@ def stability_gap(
         by_structure: what `curves` returns.
         learned_at: structure → 1-based step.
         step: the step being taught.
+
+    Example:
+        >>> from clbench.evaluation.metrics.stability_gap import stability_gap
+        >>> liver, kidney = {0: 0.75, 1: 0.25, 2: 0.5}, {1: 0.25, 2: 0.75}
+        >>> curves = {"liver": liver, "kidney": kidney}
+        >>> gap = stability_gap(curves, {"liver": 1, "kidney": 2}, step=2)
+        >>> gap
+        StabilityGap(before=0.75, lowest=0.25, end=0.5, min_acc=0.25, wc_acc=0.5)
+        >>> gap.depth, gap.transient, gap.persistent
+        (0.5, 0.25, 0.25)
 
     Source: De Lange, van de Ven and Tuytelaars, ICLR 2023; classes weigh the same.
     Differs: Dice of validation cases instead of accuracy; `before`, `lowest` and `end` are of the

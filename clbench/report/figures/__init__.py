@@ -103,6 +103,11 @@ class Study:
     def need(self, condition: object, what: str, next_step: str) -> None:
         """Refuse a figure that cannot be drawn from these runs.
 
+        Args:
+            condition: what must be true or not empty.
+            what: what is wrong if it is not, as a clause.
+            next_step: what the reader can do about it.
+
         Raises:
             StoreError: the condition does not hold.
         """
@@ -154,6 +159,11 @@ def _maker(name: str) -> Callable[[Study], Figure]:
 
 def save(name: str, study: Study, out: Path) -> list[Path]:
     """Write one picture as PDF and PNG, whole or not at all; return the files.
+
+    Args:
+        name: one of `FIGURES`.
+        study: the runs to draw.
+        out: folder for `NAME.pdf` and `NAME.png`.
 
     Raises:
         UnknownName: no such figure.

@@ -96,7 +96,14 @@ def _panel(
 
 
 def mean_of(e: Evidence, method: Method, step: int, structure: str) -> float:
-    """R of one cell over all seeds and patients; NaN for a hole."""
+    """R of one cell over all seeds and patients; NaN for a hole.
+
+    Args:
+        e: the runs of a benchmark.
+        method: one strategy of it.
+        step: 1-based step after which it was examined.
+        structure: canonical name, on the test cases of the source that taught it.
+    """
     cells = method.cells.get((step, e.home(structure), structure))
     if cells is None or cells.hole or np.isnan(cells.values).all():
         return math.nan

@@ -48,7 +48,13 @@ def axial(array: NDArray[Any], z: int) -> NDArray[Any]:
 def masks_of(
     bits: NDArray[Any], names: Sequence[str], wanted: Sequence[str]
 ) -> dict[str, NDArray[np.bool_]]:
-    """Structure → mask, of those that are in the patterns."""
+    """Structure → mask, of those that are in the patterns.
+
+    Args:
+        bits: (D, H, W) unsigned, bit k = names[k].
+        names: canonical names, in bit order.
+        wanted: structures to unpack.
+    """
     one = bits.dtype.type(1)
     return {
         c: ((bits >> bits.dtype.type(list(names).index(c))) & one).astype(bool)
@@ -78,7 +84,13 @@ def aspect(volume: Volume) -> float:
 def slice_dice(
     masks: Mapping[str, NDArray[np.bool_]], truth: Mapping[str, NDArray[np.bool_]], z: int
 ) -> float:
-    """Mean Dice within the slice over the structures either mask holds there."""
+    """Mean Dice within the slice over the structures either mask holds there.
+
+    Args:
+        masks: structure → (X, Y, Z) bool, predicted; an absent structure is empty.
+        truth: structure → (X, Y, Z) bool.
+        z: which slice along the last axis.
+    """
     values = []
     for c, t in truth.items():
         p = masks[c][:, :, z] if c in masks else np.zeros_like(t[:, :, z])

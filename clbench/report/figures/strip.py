@@ -89,7 +89,13 @@ def _per_case(e: Evidence, method: Method, eval_set: str, step: int) -> dict[str
 
 
 def case_of(record: Mapping[str, Any], eval_set: str, patient: str) -> str:
-    """The first test case of a patient."""
+    """The first test case of a patient.
+
+    Args:
+        record: `run.json` of a run.
+        eval_set: source of the case.
+        patient: the patient.
+    """
     patient_of: Mapping[str, str] = record["course"].get("patient_of", {})
     tests = dict.fromkeys(
         named.removeprefix(f"{eval_set}/")
@@ -103,6 +109,11 @@ def case_of(record: Mapping[str, Any], eval_set: str, patient: str) -> str:
 
 def open_volumes(study: Study, record: Mapping[str, Any], shown: Sequence[Shown]) -> list[Volume]:
     """The cases as the run saw them.
+
+    Args:
+        study: says where the data and the cache are, if not where the run found them.
+        record: `run.json` of the run whose course says which cases are whose.
+        shown: the cases to open, in the order of the rows.
 
     Raises:
         StoreError: the data at hand are not those of the run.

@@ -145,6 +145,13 @@ def frame(
     """Title above; legend and small print (definitions, n, what is missing) below.
 
     The figure grows by what stands below, so that the panels keep their size.
+
+    Args:
+        figure: with its panels drawn.
+        evidence: the runs; says whether they are of the phantom.
+        words: title.
+        small: definitions, one per line.
+        entries: what the legend shows, with labels; empty for no legend.
     """
     width, height = figure.get_size_inches()
     lines = [part for line in small.split("\n") for part in wrap(line, int(width * 23))]

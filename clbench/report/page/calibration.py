@@ -61,7 +61,13 @@ def rates() -> tuple[Rate, ...]:
 
 
 def rate(question: str, *, seeds: int, seed_sd: float) -> Rate | None:
-    """One rate, or None if it was not measured."""
+    """One rate, or None if it was not measured.
+
+    Args:
+        question: what was counted in the simulations, as `calibration.csv` names it.
+        seeds: training runs of each strategy in the simulation.
+        seed_sd: standard deviation between training runs in the simulation, in Dice.
+    """
     found = [r for r in rates() if (r.question, r.seeds, r.seed_sd) == (question, seeds, seed_sd)]
     return found[0] if found else None
 

@@ -94,6 +94,14 @@ def make_report(
 ) -> Made:
     """Read the runs, test, write; what `clbench report` does.
 
+    Args:
+        results: folder of runs.
+        bench: benchmark.
+        ref: the strategy that all others are compared with.
+        out: folder to write; made if it is not there.
+        scoring: `strict` or `paper`.
+        protocol: alpha, margin and numbers of resamples.
+
     Raises:
         StoreError: see `clbench.report.significance.analysis.analyse` and `write_report`.
         UnknownName: no finished run of the reference.
@@ -278,7 +286,14 @@ def _words(text: str) -> Markup:
 def other_tables(
     results: Path, *, bench: str, ref: str, scoring: str
 ) -> tuple[dict[str, Table], list[str]]:
-    """The tables beside the tests, and what could not be made, with the reason."""
+    """The tables beside the tests, and what could not be made, with the reason.
+
+    Args:
+        results: folder of runs.
+        bench: benchmark.
+        ref: the strategy that all others are compared with.
+        scoring: `strict` or `paper`.
+    """
     from clbench.report.evidence import gather
     from clbench.report.paper.detection import TUMORS, distances, table6
     from clbench.report.paper.table import BENCH, paper_table
@@ -317,7 +332,14 @@ def other_tables(
 def figures_of(
     results: Path, *, bench: str, ref: str, scoring: str
 ) -> tuple[list[Picture], list[str]]:
-    """Every figure that the runs allow, and what could not be drawn, with the reason."""
+    """Every figure that the runs allow, and what could not be drawn, with the reason.
+
+    Args:
+        results: folder of runs.
+        bench: benchmark.
+        ref: the strategy that all others are compared with.
+        scoring: `strict` or `paper`.
+    """
     from clbench.report.figures import FIGURES, Study, gallery
 
     drawn, missing = gallery(Study(results=results, bench=bench, ref=ref, scoring=scoring))

@@ -186,7 +186,16 @@ def long_table(
     data: str,
     verdicts: Mapping[int, str] | None,
 ) -> Table:
-    """One line per cell at full precision; the printed half alone equals its file."""
+    """One line per cell at full precision; the printed half alone equals its file.
+
+    Args:
+        which: 10 or 11, as the paper counts.
+        columns: of the wide table.
+        lines: rows of the wide table, printed and measured.
+        marks: (row, column) → bold, underlined, proven.
+        data: `phantom` or `patients`: what the measured rows rest on; empty = printed rows alone.
+        verdicts: row → verdict against the reference, or None.
+    """
     if not data and which == 10:
         heads = (
             "row_owner", "rowspan_methods", "step", "class", "printed_header", "printed_value",
@@ -245,7 +254,18 @@ def measured_table(
     ref: str,
     scale: Scale,
 ) -> Table:
-    """Table 10 or 11 with measured rows; see `clbench.report.paper.table.paper_table`."""
+    """Table 10 or 11 with measured rows; see `clbench.report.paper.table.paper_table`.
+
+    Args:
+        which: 10 or 11, as the paper counts.
+        source: `measured` or `both`.
+        results: folder of runs.
+        bench: benchmark.
+        scoring: `strict` or `paper`.
+        seeds: seeds to take; None: all.
+        ref: the strategy that verdicts compare with.
+        scale: shares or percent.
+    """
     groups = collect(results, bench=bench, scoring=scoring, seeds=seeds)
     own = bench == BENCH[which]
     columns = _columns(which, groups, own=own)

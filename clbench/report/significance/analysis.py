@@ -40,6 +40,13 @@ class Analysis:
 def analyse(results: Path, *, bench: str, ref: str, scoring: str, protocol: Protocol) -> Analysis:
     """Read the runs and make every test.
 
+    Args:
+        results: folder of runs.
+        bench: benchmark.
+        ref: the strategy that all others are compared with.
+        scoring: `strict` or `paper`.
+        protocol: alpha, margin and numbers of resamples.
+
     Raises:
         StoreError: see `clbench.report.evidence.gather`.
         UnknownName: no finished run of the reference.

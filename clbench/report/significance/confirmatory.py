@@ -292,6 +292,11 @@ def detectable_difference(
     The standard error of the stratified mean takes the place of SD/sqrt(n), and one degree of
     freedom is paid per further eval set. nan where a set has fewer than two patients.
 
+    Args:
+        difference: eval set → (seeds, patients, classes), A minus B in Dice; nan = no such cell.
+        alpha: level, already divided by the family's size if Holm's first step is meant.
+        power: chance to find the difference.
+
     Source: noncentral t, as `clbench.statistics.intervals.detectable_effect`.
     """
     parts = strata(difference)

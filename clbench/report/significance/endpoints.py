@@ -54,7 +54,13 @@ ENDPOINTS = (FINAL, KEPT, NEW)
 
 
 def terms(endpoint: Endpoint, learned_at: Mapping[str, int], last: int) -> Terms:
-    """What an endpoint adds up for each structure that takes part."""
+    """What an endpoint adds up for each structure that takes part.
+
+    Args:
+        endpoint: the question.
+        learned_at: structure → 1-based step that teaches it.
+        last: number of steps.
+    """
     if endpoint.name == "final":
         return dict.fromkeys(learned_at, ((last, 1.0),))
     if endpoint.name == "kept":
@@ -92,7 +98,13 @@ def table(
 
 
 def hole(evidence: Evidence, method: Method, endpoint: Endpoint) -> str:
-    """Why a strategy has no such number, in words; empty = it has one."""
+    """Why a strategy has no such number, in words; empty = it has one.
+
+    Args:
+        evidence: the runs of a benchmark.
+        method: one strategy of it.
+        endpoint: the question.
+    """
     words = [
         method.cells[step, evidence.home(c), c].hole
         for c, parts in terms(endpoint, evidence.learned_at, evidence.last).items()
@@ -103,13 +115,26 @@ def hole(evidence: Evidence, method: Method, endpoint: Endpoint) -> str:
 
 
 def shared_first(evidence: Evidence, a: Method, b: Method, seeds: tuple[int, ...]) -> bool:
-    """Whether two strategies have one and the same first step, at every seed."""
+    """Whether two strategies have one and the same first step, at every seed.
+
+    Args:
+        evidence: the runs of a benchmark.
+        a: one strategy.
+        b: the other.
+        seeds: seeds that both have.
+    """
     firsts = _firsts(a, b, seeds)
     return bool(firsts) and all(x is not None and x == y for x, y in firsts)
 
 
 def torn_first(a: Method, b: Method, seeds: tuple[int, ...]) -> list[int]:
-    """Seeds at which two strategies name one first step, and score differently after it."""
+    """Seeds at which two strategies name one first step, and score differently after it.
+
+    Args:
+        a: one strategy.
+        b: the other.
+        seeds: seeds that both have.
+    """
     firsts = _firsts(a, b, seeds)
     return [seeds[i] for i in torn([x for x, _ in firsts], [y for _, y in firsts])]
 

@@ -207,7 +207,14 @@ def _class_verdict(row: ClassTest, p: float, m: int, protocol: Protocol) -> Verd
 def patient_macro(
     evidence: Evidence, method: Method, endpoint: Endpoint, seeds: tuple[int, ...]
 ) -> dict[str, Floats]:
-    """Eval set → (patients,): mean over the structures a patient has, seeds averaged."""
+    """Eval set → (patients,): mean over the structures a patient has, seeds averaged.
+
+    Args:
+        evidence: the runs of a benchmark.
+        method: one strategy of it.
+        endpoint: the question.
+        seeds: seeds to average over.
+    """
     found = {}
     for name, values in table(evidence, method, endpoint, seeds).items():
         mean = values.mean(axis=0)

@@ -89,7 +89,13 @@ def rankings(evidence: Evidence, protocol: Protocol) -> list[SetRanking]:
 
 
 def stable(evidence: Evidence, protocol: Protocol, *, draws: int = 1000) -> Stable:
-    """Ranking stability of the final endpoint."""
+    """Ranking stability of the final endpoint.
+
+    Args:
+        evidence: the runs of a benchmark.
+        protocol: holds the seed of the resamples.
+        draws: resamples of patients and seeds.
+    """
     methods, left_out = rankable(evidence)
     seeds = common_seeds(methods) if methods else ()
     if len(methods) < 2 or not seeds:

@@ -122,7 +122,14 @@ def _title(record: Mapping[str, Any]) -> str:
 
 
 def summary(*, results: Path, bench: str, scoring: str, scale: Scale = SHARE) -> Table:
-    """One row per strategy: what it knew, what it lost, what it learned."""
+    """One row per strategy: what it knew, what it lost, what it learned.
+
+    Args:
+        results: folder of runs.
+        bench: benchmark.
+        scoring: `strict` or `paper`.
+        scale: shares or percent.
+    """
     over_seeds = scale.over_seeds
     groups = collect(results, bench=bench, scoring=scoring)
     if not groups:
