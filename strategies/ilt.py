@@ -9,14 +9,14 @@ mask); the features are the bottleneck's; Dice is added as in step 1 (`dice=fals
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from clbench.nets.heads import Segmenter
-from clbench.strategy import Batch, Group, Lesson, Memory, Output
+from clbench.strategy import Batch, Declaration, Group, Lesson, Memory, Output
 from clbench.strategy.distillation import feature_mse, kd_softmax
 
 from .softmax_finetune import SoftmaxFinetune
@@ -35,10 +35,10 @@ class Ilt(SoftmaxFinetune):
     freeze_encoder: bool = False
     """Train the decoder alone after step 1 (the original's variant)."""
 
-    @property
-    def penalties(self) -> tuple[str, ...]:  # type: ignore[override]  # an option decides
+    def declares(self) -> Declaration:
         """Both distillations; a frozen encoder's features cannot move away."""
-        return ("distill",) if self.freeze_encoder else ("distill", "features")
+        penalties = ("distill",) if self.freeze_encoder else ("distill", "features")
+        return replace(super().declares(), penalties=penalties)
 
     def takes_teacher(self, step: Lesson) -> bool:
         """From step 2 on."""

@@ -8,10 +8,10 @@ reach is not a matter of too little training.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from clbench.strategy import Lesson, Memory, Phase, PhaseResult, Strategy
+from clbench.strategy import Declaration, Lesson, Memory, Phase, PhaseResult, Strategy
 
 from .finetune import Finetune
 
@@ -20,9 +20,11 @@ from .finetune import Finetune
 class Joint(Finetune):
     """Train on the images of all steps so far, from scratch: the upper bound."""
 
-    past: ClassVar[Literal["images"]] = "images"
-    starts_from: ClassVar[Literal["scratch"]] = "scratch"
     unlabelled: Literal["ignore", "background"] = "ignore"
+
+    def declares(self) -> Declaration:
+        """All old images, and a new model in every step."""
+        return replace(super().declares(), past="images", starts_from="scratch")
 
     def first_step(self) -> Strategy:
         """Step 1 is plain training."""

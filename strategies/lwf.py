@@ -11,12 +11,11 @@ Source: Li and Hoiem, ECCV 2016; as ported to segmentation by Cermelli et al., C
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from clbench.strategy import Batch, Lesson, Memory, Output
+from clbench.strategy import Batch, Declaration, Lesson, Memory, Output
 from clbench.strategy.distillation import kd_softmax
 
 from .softmax_finetune import SoftmaxFinetune
@@ -26,7 +25,6 @@ from .softmax_finetune import SoftmaxFinetune
 class Lwf(SoftmaxFinetune):
     """Learning without Forgetting: distillation of the old model's softmax."""
 
-    penalties: ClassVar[tuple[str, ...]] = ("distill",)
     weight: float = 100.0
     """Weight of the distillation, a mean over channels and voxels."""
     temperature: float = 1.0
@@ -34,6 +32,10 @@ class Lwf(SoftmaxFinetune):
     size (Hinton et al., 2015)."""
     alpha: float = 1.0
     """Sharpens the old model's logits alone."""
+
+    def declares(self) -> Declaration:
+        """The distillation."""
+        return replace(super().declares(), penalties=("distill",))
 
     def takes_teacher(self, step: Lesson) -> bool:
         """From step 2 on."""

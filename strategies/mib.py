@@ -11,12 +11,12 @@ out).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from torch import Tensor
 
-from clbench.strategy import Batch, Lesson, Memory, Output
+from clbench.strategy import Batch, Declaration, Lesson, Memory, Output
 from clbench.strategy.distillation import kd_unbiased
 
 from .softmax_finetune import SoftmaxFinetune
@@ -27,18 +27,18 @@ class Mib(SoftmaxFinetune):
     """MiB: cross-entropy and distillation that model the background's shift."""
 
     unlabelled: Literal["ignore", "background"] = "ignore"
-    penalties: ClassVar[tuple[str, ...]] = ("distill",)
-    splits_background: bool = True  # type: ignore[misc]  # an option here, a fact elsewhere
+    splits_background: bool = True
     """Start new channels as equal shares of background; false: as torch initialises."""
     weight: float = 10.0
     """Weight of the distillation, a mean over channels and voxels."""
     alpha: float = 1.0
     """Sharpens the old model's logits."""
 
-    @property
-    def keeps_old_logits(self) -> bool:  # type: ignore[override]  # an option decides
-        """Background's logit moves where it is shared out."""
-        return not self.splits_background
+    def declares(self) -> Declaration:
+        """The distillation; background's logit moves where it is shared out."""
+        return replace(
+            super().declares(), penalties=("distill",), keeps_old_logits=not self.splits_background
+        )
 
     def takes_teacher(self, step: Lesson) -> bool:
         """From step 2 on."""

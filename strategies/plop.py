@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from clbench.strategy import Batch, Lesson, Memory, Output, Predictor, distillation
+from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Predictor, distillation
 from clbench.strategy.distillation import BINS, entropy_histogram, gated_ce, logits_for_pod, pod
 from clbench.strategy.partial_labels import allowed_channels
 
@@ -35,8 +35,6 @@ class Plop(SoftmaxFinetune):
 
     unlabelled: Literal["ignore", "background"] = "ignore"
     splits_background: ClassVar[bool] = True
-    keeps_old_logits: ClassVar[bool] = False
-    penalties: ClassVar[tuple[str, ...]] = ("pod",)
     feature_factor: float = 0.01
     """Factor of the distance of each feature map."""
     logit_factor: float = 0.0005
@@ -49,6 +47,10 @@ class Plop(SoftmaxFinetune):
     """Weigh each case's cross-entropy by the share of its pseudo labels that were sure."""
     legacy_median: bool = False
     """Thresholds as PLOP's code computes them, which are not medians."""
+
+    def declares(self) -> Declaration:
+        """The pooled distillation; background's logit moves, for it is shared out."""
+        return replace(super().declares(), penalties=("pod",), keeps_old_logits=False)
 
     def takes_teacher(self, step: Lesson) -> bool:
         """From step 2 on."""

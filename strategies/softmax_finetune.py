@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -27,8 +27,6 @@ from clbench.strategy.partial_labels import allowed_channels, decode_channels, m
 class SoftmaxFinetune(Strategy):
     """Softmax head with background, trained on the new data only: this family's lower bound."""
 
-    splits_background: ClassVar[bool] = False
-    """Whether new channels start as equal shares of background; else as torch initialises."""
     unlabelled: Literal["ignore", "background"] = "background"
     annotated_old: Literal["annotation", "pseudo"] = "annotation"
     """What teaches an old structure that the new data annotates; `pseudo`: the annotation is not
@@ -54,6 +52,14 @@ class SoftmaxFinetune(Strategy):
             legacy_slice_dice=self.legacy_slice_dice,
             legacy_unannotated_background=self.legacy_unannotated_background,
         )
+
+    @property
+    def splits_background(self) -> bool:
+        """Whether new channels start as equal shares of background; else as torch initialises.
+
+        A subclass makes it an option, or sets it as a class attribute.
+        """
+        return False
 
     def build(self, kit: Kit, step: Lesson) -> nn.Module:
         """Backbone and output layer: background, and one channel per structure of step 1."""

@@ -13,15 +13,16 @@ Source: paper, section 3.2 (heads), section 3.3 and eq. 5 (new steps).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
 from clbench.data.postprocess import DEFAULT_RULES, clean, known
 from clbench.strategy import (
     Batch,
+    Declaration,
     Lesson,
     Memory,
     Output,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 class Universal(Finetune):
     """Language-driven heads; old structures taught by the previous model's predictions."""
 
-    past: ClassVar[Literal["predictions"]] = "predictions"
     unlabelled: Literal["ignore", "background"] = "ignore"
     pseudo: Literal["hard", "soft"] = "hard"
     """Pseudo labels: thresholded, or probabilities."""
@@ -58,6 +58,10 @@ class Universal(Finetune):
 
     def __post_init__(self) -> None:
         known(self.rules, "strategy.rules")
+
+    def declares(self) -> Declaration:
+        """The old model's predictions stand in for missing annotation."""
+        return replace(super().declares(), past="predictions")
 
     def takes_teacher(self, step: Lesson) -> bool:
         """Where soft pseudo labels are too large to store."""

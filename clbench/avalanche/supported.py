@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, cast
 
 from clbench.avalanche.lazy_import import load
 from clbench.avalanche.plugin_state import stored
 from clbench.errors import AvalancheError
-from clbench.strategy.contract import Desk, Lesson, Memory, Session
+from clbench.strategy.contract import Declaration, Desk, Lesson, Memory, Session, Strategy
 
 REFUSED: Mapping[str, str] = {
     "LwFPlugin": "its softmax runs over the units of one prediction and its loss is summed over "
@@ -87,10 +87,13 @@ class Plugged:
     """`module:Class`."""
     loose: ClassVar[tuple[str, ...]] = ()
     """Attributes of the plugin that are not saved; `mend` makes them anew."""
-    resumes: ClassVar[Literal["update", "step"]] = "step"
     zero_penalty: Literal["fault", "allowed"] = "fault"
     """What it means if a plugin with `before_backward` leaves the loss as it is from step 2 on;
     `allowed`: for plugins that only look."""
+
+    def declares(self) -> Declaration:
+        """As the strategy it stands before; a stopped run starts its step anew."""
+        return replace(cast(Strategy, super()).declares(), resumes="step")
 
     def arguments(self) -> dict[str, Any]:
         """The plugin's constructor arguments."""

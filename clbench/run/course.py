@@ -88,7 +88,7 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
     """
     settings = plan.settings
     watch({"event": "plan", "plan": plan})
-    if plan.strategy.resumes == "step":
+    if plan.strategy.declaration.resumes == "step":
         watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
                "step: stopped there, it starts that step anew"})  # fmt: skip
     record = run_folder.read_record(plan.folder) if (plan.folder / "run.json").exists() else None

@@ -205,7 +205,7 @@ def make_plan(
         phantom=profile.phantom,
         splits=settings.splits,
     )
-    catalog.past = strategy.past
+    catalog.past = strategy.declaration.past
     vectors = encoder(
         benchmark.structures(len(benchmark.steps)),
         prompt=profile.text.prompt,

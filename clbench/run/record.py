@@ -46,7 +46,7 @@ def new_record(plan: Plan) -> dict[str, Any]:
         "steps_done": 0,
         "run_id": plan.folder.name,
         "strategy": plan.strategy_name,
-        "past": plan.strategy.past,
+        "past": plan.strategy.declaration.past,
         "identity": plan.identity,
         "with_defaults": {
             "strategy": {"version": plan.strategy.version, **dataclasses.asdict(plan.strategy)},

@@ -145,7 +145,7 @@ class _Attempt:
             opened.setdefault(purpose, set()).update(cases)
         if (here := reproducibility.host(plan.device)) not in self.hosts:
             self.hosts.append(here)
-        if lesson.number == 1 or strategy.starts_from == "scratch":
+        if lesson.number == 1 or strategy.declaration.starts_from == "scratch":
             model = blank(plan, strategy, lesson)
         else:
             assert self.start.model is not None  # noqa: S101  # step 1 went before
@@ -253,7 +253,7 @@ class _Attempt:
                 self.lesson.structures,
                 self.memory,
             ),
-            scratch=strategy.starts_from == "scratch",
+            scratch=strategy.declaration.starts_from == "scratch",
             past=earlier,
             postprocess=examine.postprocess,
         )

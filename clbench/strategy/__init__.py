@@ -5,6 +5,7 @@ from clbench.reproducibility import derive_seed
 from clbench.strategy.contract import (
     UNKNOWN,
     Batch,
+    Declaration,
     Desk,
     Group,
     Kit,
@@ -21,6 +22,7 @@ from clbench.strategy.teacher_labels import labelled_on_line, pseudo_labels
 __all__ = [
     "UNKNOWN",
     "Batch",
+    "Declaration",
     "Desk",
     "Group",
     "Kit",

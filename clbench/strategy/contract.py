@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -187,6 +187,35 @@ class Kit:
             yield
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declaration:
+    """What a method promises. The runner acts on it; `clbench check strategy` tests it."""
+
+    past: Literal["nothing", "weights", "predictions", "cases", "images"] = "weights"
+    """What it needs of earlier steps; the runner opens nothing more.
+
+    `nothing`: no old model to start from or to ask, an empty memory; `weights`: the old model;
+    `predictions`: the old model, for what it predicts on this step's cases; `cases`: also training
+    cases that it stores, each one in every step until it is dropped for good; `images`: also any
+    training case of an earlier step.
+    """
+    starts_from: Literal["previous", "scratch"] = "previous"
+    """The model a step starts with: the previous step's, grown, or a new one."""
+    unlabelled: Literal["ignore", "background"] = "ignore"
+    """How the losses treat voxels of old structures that are neither annotated nor predicted: left
+    out, or background."""
+    keeps_old_logits: bool = True
+    """Growing a model changes no logit of a structure learned before."""
+    penalties: tuple[str, ...] = ()
+    """Names of the loss terms that tie the new model to the old one: from step 2 on above 0, with a
+    gradient, wherever the two differ."""
+    resumes: Literal["update", "step"] = "update"
+    """Where a stopped run can go on: after any update, or at the start of the step alone."""
+
+
+DECLARED = frozenset(f.name for f in fields(Declaration))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
     """A continual-learning method. Override what differs; every hook has a plain default.
@@ -197,18 +226,36 @@ class Strategy:
     version: ClassVar[int] = 1
     """Raised when the same settings give other numbers: older runs are left, and not gone on with
     or reused. (A default that changes is no new setting to them.)"""
-    past: ClassVar[Literal["nothing", "weights", "predictions", "cases", "images"]] = "weights"
-    """What it needs of earlier steps; the runner opens nothing more."""
-    starts_from: ClassVar[Literal["previous", "scratch"]] = "previous"
-    """The model a step starts with."""
     unlabelled: Literal["ignore", "background"] = "ignore"
-    """How voxels of old structures without annotation are treated."""
-    keeps_old_logits: ClassVar[bool] = True
-    """Growth alone changes no old logit."""
-    penalties: ClassVar[tuple[str, ...]] = ()
-    """Names of the loss terms that hold on to the past."""
-    resumes: ClassVar[Literal["update", "step"]] = "update"
-    """Where a stopped run can go on: after any update, or at the start of the step alone."""
+    """How the losses treat voxels of old structures without annotation; see `Declaration`."""
+
+    def declares(self) -> Declaration:
+        """What the method promises, computed from its options. Override to promise otherwise.
+
+        *Called* whenever runner, honesty kit or cost model ask for `declaration`; it must depend on
+        the options alone. Extend what the parent class promises:
+        `return replace(super().declares(), past="images")`.
+
+        Returns:
+            By default: the options and class attributes that bear a field's name, the other fields
+            as `Declaration` has them.
+        """
+        return Declaration(**{n: getattr(self, n) for n in DECLARED if hasattr(self, n)})
+
+    @property
+    def declaration(self) -> Declaration:
+        """What everybody else reads: `declares`, and the class attributes that clbench 0.1.0 knew.
+
+        Up to 0.1.0 a class declared by attributes (`past = "images"`). Where a subclass of a
+        method that overrides `declares` still does, its attribute holds: the nearer class decides.
+        A class that overrides `declares` below such attributes has to promise them itself.
+        """
+        by_attribute = set[str]()
+        for kind in type(self).__mro__:
+            if "declares" in vars(kind):
+                break
+            by_attribute.update(DECLARED & vars(kind).keys())
+        return replace(self.declares(), **{name: getattr(self, name) for name in by_attribute})
 
     def first_step(self) -> Strategy:
         """The plain strategy whose step 1 this one's equals: trained once and shared."""

@@ -156,7 +156,7 @@ class Bed:
                 served = strategy.serve(state.model, state.memory)
                 state.teacher = copy.deepcopy(served).eval().requires_grad_(False)
                 state.strategy, state.lesson = strategy, lesson
-                if strategy.starts_from == "scratch":
+                if strategy.declaration.starts_from == "scratch":
                     state.model = self.blank(number)
                 else:
                     strategy.grow(state.model, self.rig.kit, lesson)

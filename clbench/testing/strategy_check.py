@@ -88,10 +88,11 @@ def check_strategy(
         name, made = strategy, load_strategy(strategy, overrides or {})
     else:
         name, made = type(strategy).__name__, strategy
+    promised = made.declaration
     declared = (
-        f"declares past={made.past}, starts_from={made.starts_from}, "
-        f"unlabelled={made.unlabelled}, keeps_old_logits={made.keeps_old_logits}, "
-        f"penalties=({', '.join(map(str, made.penalties))})"
+        f"declares past={promised.past}, starts_from={promised.starts_from}, "
+        f"unlabelled={promised.unlabelled}, keeps_old_logits={promised.keeps_old_logits}, "
+        f"penalties=({', '.join(map(str, promised.penalties))})"
     )
     report = Report(title=f"strategy {name}: {words(made)}", facts=(declared,))
     with tempfile.TemporaryDirectory(prefix="clbench-check-") as folder, calm():

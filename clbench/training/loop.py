@@ -339,7 +339,7 @@ def _teach_phase(
                     "dice": measured[-1],
                 }
             )
-        if strategy.resumes == "step":
+        if strategy.declaration.resumes == "step":
             signals.check(f"{where}; this step starts anew")
         elif keeper is not None:
             place = Place(

@@ -31,12 +31,15 @@ def refuse_undeclared(strategy: Strategy, lesson: Lesson, memory: Memory) -> Non
     Raises:
         TrainingError: it would be handed the old model.
     """
-    if lesson.number == 1 or strategy.past != "nothing":
+    if lesson.number == 1 or strategy.declaration.past != "nothing":
         return
     asked = [
         words
         for asks, words in (
-            (strategy.starts_from == "previous", "the old weights (starts_from = 'previous')"),
+            (
+                strategy.declaration.starts_from == "previous",
+                "the old weights (starts_from = 'previous')",
+            ),
             (strategy.takes_teacher(lesson), "the old model's output (takes_teacher)"),
             (strategy.prepares(lesson), "the old model's predictions (prepares)"),
         )

@@ -10,11 +10,12 @@ Source: Chaudhry et al., ICLR 2019, eq. 11, in Avalanche 0.6. Differs: cases are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from clbench.avalanche.supported import Plugged
 from clbench.strategies.finetune import Finetune
+from clbench.strategy import Declaration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +28,14 @@ class Agem(Plugged, Finetune):
         "buffer_dliter",
         "reference_gradients",
     )
-    past: ClassVar[Literal["cases"]] = "cases"
     patterns_per_experience: int = 2
     """Cases kept of every step; not tuned."""
     sample_size: int = 4
     """Crops of kept cases per update, divided among the earlier steps: at least one of each."""
+
+    def declares(self) -> Declaration:
+        """The cases that the plugin stores."""
+        return replace(super().declares(), past="cases")
 
     def arguments(self) -> dict[str, Any]:
         """The plugin's."""

@@ -12,16 +12,16 @@ import importlib
 import inspect
 import sys
 from collections.abc import Mapping
-from dataclasses import field, fields, make_dataclass
+from dataclasses import field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from clbench.avalanche.lazy_import import make_torchvision_importable
 from clbench.avalanche.supported import Plugged, find_plugin
 from clbench.errors import AvalancheError, UnknownName
 from clbench.spec.settings import change
 from clbench.strategies.finetune import Finetune
-from clbench.strategy import Strategy
+from clbench.strategy import Declaration, Strategy
 
 PLAIN = (bool, int, float, str)
 
@@ -109,7 +109,9 @@ def plugged(spec: str, kind: type[Any], overrides: Mapping[str, Any]) -> Strateg
 class Stored(Plugged):
     """A plugin that stores cases: `--set strategy.past=cases` declares it."""
 
-    past: ClassVar[Literal["cases"]] = "cases"
+    def declares(self) -> Declaration:
+        """The cases that the plugin stores."""
+        return replace(super().declares(), past="cases")
 
 
 def _literal(text: Any) -> Any:

@@ -10,11 +10,12 @@ mean loss of a batch, not of single predictions; `ewc_lambda` multiplies the sum
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from clbench.avalanche.supported import Plugged
 from clbench.strategies.finetune import Finetune
+from clbench.strategy import Declaration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +23,16 @@ class Ewc(Plugged, Finetune):
     """Fine-tuning with Avalanche's EWC plugin: important old weights are held."""
 
     plugin: ClassVar[str] = "avalanche.training.plugins:EWCPlugin"
-    penalties: ClassVar[tuple[str, ...]] = ("penalty",)
-    resumes: ClassVar[Literal["update", "step"]] = "update"  # nothing changes within a step
     ewc_lambda: float = 1.0
     """Weight of the penalty; not tuned."""
     mode: Literal["separate", "online"] = "separate"
     """One penalty per earlier step, or one for all that decays."""
     decay_factor: float | None = None
     """Of `online`."""
+
+    def declares(self) -> Declaration:
+        """The penalty; nothing of the plugin changes within a step, so any update will do."""
+        return replace(super().declares(), penalties=("penalty",), resumes="update")
 
     def arguments(self) -> dict[str, Any]:
         """The plugin's."""

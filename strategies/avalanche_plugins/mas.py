@@ -11,11 +11,12 @@ summed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from clbench.avalanche.supported import Plugged
 from clbench.strategies.finetune import Finetune
+from clbench.strategy import Declaration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +24,14 @@ class Mas(Plugged, Finetune):
     """Fine-tuning with Avalanche's MAS plugin: weights the output depends on are held."""
 
     plugin: ClassVar[str] = "avalanche.training.plugins:MASPlugin"
-    penalties: ClassVar[tuple[str, ...]] = ("penalty",)
-    resumes: ClassVar[Literal["update", "step"]] = "update"  # nothing changes within a step
     lambda_reg: float = 1.0
     """Weight of the penalty; not tuned."""
     alpha: float = 0.5
     """Share of the earlier steps in the importance."""
+
+    def declares(self) -> Declaration:
+        """The penalty; nothing of the plugin changes within a step, so any update will do."""
+        return replace(super().declares(), penalties=("penalty",), resumes="update")
 
     def arguments(self) -> dict[str, Any]:
         """The plugin's."""

@@ -10,11 +10,12 @@ step, drawn at random, `mem_size` in all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from clbench.avalanche.supported import Plugged
 from clbench.strategies.finetune import Finetune
+from clbench.strategy import Declaration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +23,14 @@ class Replay(Plugged, Finetune):
     """Fine-tuning with Avalanche's replay plugin: some old cases are kept and trained on."""
 
     plugin: ClassVar[str] = "avalanche.training.plugins:ReplayPlugin"
-    past: ClassVar[Literal["cases"]] = "cases"
     mem_size: int = 4
     """Cases kept in all; not tuned."""
     batch_size_mem: int | None = None
     """Crops of kept cases in a batch; None: as many as of new ones."""
+
+    def declares(self) -> Declaration:
+        """The cases that the plugin stores."""
+        return replace(super().declares(), past="cases")
 
     def arguments(self) -> dict[str, Any]:
         """The plugin's."""

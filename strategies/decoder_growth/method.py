@@ -24,7 +24,6 @@ class DecoderGrowth(contract.Strategy):
     """One frozen encoder, a new decoder per step: forgets nothing, and grows."""
 
     version: ClassVar[int] = 2  # its output layers learned at the rate of the rest
-    past: ClassVar[Literal["weights"]] = "weights"
     unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
     start: Literal["random", "copy"] = "random"
     """A new decoder's weights: fresh, or the previous decoder's as it was served."""

@@ -10,15 +10,15 @@ defects of that code are options that are off: `legacy_shifted_dice`, `legacy_fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clbench.nets.heads import Segmenter
 from clbench.spec.taxonomy import structure
-from clbench.strategy import UNKNOWN, Batch, Group, Kit, Lesson, Memory, Output
+from clbench.strategy import UNKNOWN, Batch, Declaration, Group, Kit, Lesson, Memory, Output
 from clbench.strategy.distillation import feature_mse, kd_sigmoid
 from clbench.strategy.losses import dice, targets
 
@@ -29,7 +29,6 @@ from .lwf_ct import LwfCt
 class IltCt(LwfCt):
     """ILT of Tables 10 and 11: pseudo labels, and distillation of the bottleneck."""
 
-    past: ClassVar[Literal["predictions", "weights"]] = "weights"
     legacy_shifted_dice: bool = False
     """Softmax head: the Dice of a new structure takes the target of the next id of the paper's
     Table 2, as the authors' index is off by one (`y[:, 1:]` of labels that hold no background). The
@@ -41,15 +40,14 @@ class IltCt(LwfCt):
     """Start every step with a fresh output layer, at 100 times the learning rate: the authors'
     loader drops every weight with "out" in its name."""
 
-    @property
-    def penalties(self) -> tuple[str, ...]:  # type: ignore[override]  # the head decides
+    def declares(self) -> Declaration:
         """The bottleneck's distance; for sigmoid heads old logits, too."""
-        return ("features", "distill") if self.head == "sigmoid" else ("features",)
-
-    @property
-    def keeps_old_logits(self) -> bool:  # type: ignore[override]  # an option decides
-        """Unless the output layer starts anew."""
-        return not self._starts_anew
+        return replace(
+            super().declares(),
+            past="weights",
+            penalties=("features", "distill") if self.head == "sigmoid" else ("features",),
+            keeps_old_logits=not self._starts_anew,
+        )
 
     @property
     def _starts_anew(self) -> bool:

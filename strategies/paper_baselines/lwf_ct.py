@@ -13,9 +13,9 @@ Differs: whole-patch Dice (`legacy_slice_dice`), the liver contains its tumors w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from clbench.strategies.finetune import Finetune
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
 from clbench.strategy import (
     Batch,
+    Declaration,
     Group,
     Kit,
     Lesson,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 class LwfCt(SoftmaxFinetune):
     """LwF of Tables 10 and 11: softmax head taught by hard pseudo labels."""
 
-    past: ClassVar[Literal["predictions", "weights"]] = "predictions"
     unlabelled: Literal["ignore", "background"] = "ignore"
     head: Literal["softmax", "sigmoid"] = "softmax"
     """Output layer with background, as in the tables, or the Universal Model's heads."""
@@ -56,6 +56,10 @@ class LwfCt(SoftmaxFinetune):
 
     def __post_init__(self) -> None:
         known(self.rules, "strategy.rules")
+
+    def declares(self) -> Declaration:
+        """The old model's predictions stand in for missing annotation."""
+        return replace(super().declares(), past="predictions")
 
     def first_step(self) -> contract.Strategy:
         """Plain training with this head."""

@@ -13,12 +13,11 @@ In clbench labels of later steps never reach a strategy, so no option of one cou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from clbench.strategy import Batch, Lesson, Memory, Output
+from clbench.strategy import Batch, Declaration, Lesson, Memory, Output
 from clbench.strategy.distillation import pod
 
 from .lwf_ct import LwfCt
@@ -31,10 +30,12 @@ LEFT_OUT = ("enc4", "final")
 class PlopCt(LwfCt):
     """PLOP of Tables 10 and 11: pseudo labels, and pooled distillation of nine maps."""
 
-    past: ClassVar[Literal["predictions", "weights"]] = "weights"
-    penalties: ClassVar[tuple[str, ...]] = ("pod",)
     factor: float = 0.0005
     """Factor of the distance of every map (the original's for logits alone)."""
+
+    def declares(self) -> Declaration:
+        """The old model itself, for the pooled distillation."""
+        return replace(super().declares(), past="weights", penalties=("pod",))
 
     def takes_teacher(self, step: Lesson) -> bool:
         """From step 2 on."""

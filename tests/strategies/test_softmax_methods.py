@@ -237,7 +237,7 @@ def test_losses_are_finite_and_teachers_constant(name: str, value: int) -> None:
     taken = old(image) if made.takes_teacher(lesson(2)) else None
     terms = made.losses(batch, new(image), taken, {"plop_thresholds": torch.full((3,), 0.5)})
     assert all(torch.isfinite(t) for t in terms.values())
-    for penalty in made.penalties:
+    for penalty in made.declaration.penalties:
         assert terms[penalty].item() > 0
     sum(terms.values()).backward()  # type: ignore[union-attr]
     assert all(p.grad is None for p in old.parameters())
@@ -250,11 +250,11 @@ def test_growth_keeps_what_it_says(name: str) -> None:
     image = torch.rand(1, 1, 16, 16, 16)
     before, after = old(image).logits, new.eval()(image).logits
     weights = weights_of(old)
-    if not made.keeps_old_logits:
+    if not made.declaration.keeps_old_logits:
         weights = {n: w for n, w in weights.items() if not n.endswith(".background")}
     assert_untouched(new, weights)
     assert_same_to_rounding(after[:, 1:3], before[:, 1:])
-    if made.keeps_old_logits:
+    if made.declaration.keeps_old_logits:
         assert_same_to_rounding(after[:, :3], before)
     else:  # background is shared with the new channels: old probabilities stay
         torch.testing.assert_close(
@@ -273,7 +273,7 @@ def test_a_fresh_classifier_forgets_the_old_channels() -> None:
 @pytest.mark.parametrize(
     "made",
     [Ilt(), Ilt(freeze_encoder=True), IltCt(), IltCt(head="sigmoid")],
-    ids=lambda m: f"{type(m).__name__} {m.penalties}",
+    ids=lambda m: f"{type(m).__name__} {m.declaration.penalties}",
 )
 def test_options_change_what_is_declared(made: Ilt | IltCt) -> None:
     old, new = grown(made)
@@ -283,9 +283,9 @@ def test_options_change_what_is_declared(made: Ilt | IltCt) -> None:
         structures=LIVER, new=(False, False, True), cases=("1",),
     )  # fmt: skip
     terms = set(made.losses(batch, new(image), old(image), {}))
-    assert {t for t in terms if t in ("features", "distill")} == set(made.penalties)
-    assert made.keeps_old_logits
-    assert not IltCt(legacy_fresh_classifier=True).keeps_old_logits
+    assert {t for t in terms if t in ("features", "distill")} == set(made.declaration.penalties)
+    assert made.declaration.keeps_old_logits
+    assert not IltCt(legacy_fresh_classifier=True).declaration.keeps_old_logits
 
 
 @pytest.mark.parametrize("kind", [Universal, LwfCt])
@@ -335,7 +335,7 @@ def test_courses_log_their_penalties(runs: dict[str, Path]) -> None:
         events = [e for e in run_folder.read_events(folder / "events.jsonl") if e.get("step") == 2]
         updates = [e for e in events if e["event"] == "update"]
         assert updates
-        for penalty in made.penalties:
+        for penalty in made.declaration.penalties:
             assert updates[-1]["terms"][penalty] > 0
 
 

@@ -24,8 +24,12 @@ from clbench.run.course import run_course
 from clbench.run.plan import RunSettings
 from clbench.spec import registry
 from clbench.store import checkpoint
+from clbench.strategies.finetune import Finetune
+from clbench.strategies.mib import Mib
+from clbench.strategies.universal import Universal
 from clbench.strategy.contract import (
     Batch,
+    Declaration,
     Draws,
     Kit,
     Lesson,
@@ -199,3 +203,58 @@ def test_a_checkpoint_of_another_version_is_refused(stopped: RunSettings, tmp_pa
     with pytest.raises(StoreError, match="another benchmark, version or step") as err:
         run_course(settings)
     assert "version 99" in str(err.value)
+
+
+# The three ways to declare: the default, class attributes (clbench 0.1.0), and `declares`.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attributes(Universal):
+    """Written against clbench 0.1.0: a fact as attribute, one as property, one as option."""
+
+    past: ClassVar[Any] = "images"
+    keeps_old_logits: bool = False
+
+    @property
+    def penalties(self) -> tuple[str, ...]:
+        return ("kd",) if self.keeps_old_logits else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extends(Attributes):
+    """Overrides `declares` below a class of attributes."""
+
+    def declares(self) -> Declaration:
+        return replace(super().declares(), resumes="step")
+
+
+class Mixin:
+    """Is no strategy, and stands before one."""
+
+    resumes = "step"
+
+
+class Mixed(Mixin, Mib):
+    """An attribute of a mix-in, over options of a method that overrides `declares`."""
+
+
+def test_what_a_plain_method_promises_follows_from_its_options() -> None:
+    assert Strategy().declaration == Declaration()
+    assert Finetune().declaration == Declaration(unlabelled="background")
+    assert Finetune(unlabelled="ignore").declaration == Declaration()
+    both = [Mib(splits_background=b).declaration.keeps_old_logits for b in (True, False)]
+    assert both == [False, True]
+
+
+def test_class_attributes_declare_as_in_0_1_0() -> None:
+    declared = Attributes(unlabelled="background").declaration
+    assert declared == Declaration(past="images", unlabelled="background", keeps_old_logits=False)
+    assert Attributes(keeps_old_logits=True).declaration.penalties == ("kd",)
+    assert Mixed().declaration == replace(Mib().declaration, resumes="step")
+
+
+def test_the_nearest_class_decides() -> None:
+    """`Extends` asks its parents, so `Universal`'s promise stands between; attributes reach it."""
+    assert Universal().declaration.past == "predictions"
+    declared = Extends(keeps_old_logits=True).declaration
+    assert declared == Declaration(past="predictions", penalties=("kd",), resumes="step")

@@ -103,7 +103,7 @@ def assert_equal(a: Path, b: Path, last_a: list[Any], last_b: list[Any]) -> None
     for step in ("step2.pt", "step3.pt"):
         one, other = checkpoint.load(a / step), checkpoint.load(b / step)
         assert same(one, other), f"{step}: {first_difference(one, other)}"
-    if made(a.parent.name).resumes == "update":
+    if made(a.parent.name).declaration.resumes == "update":
         optimizers = [last[-1]["optimizer"] for last in (last_a, last_b)]
         assert optimizers[0]["state"]
         assert same(*optimizers)
@@ -128,7 +128,7 @@ def test_every_strategy_goes_on_to_the_bit(name: str, course: Course) -> None:
     course.broken(name, "parts", at(update(3, 1, phase), crash), Crash, workers=2)
     events: list[dict[str, Any]] = []
     parts, last_parts = course.run(name, "parts", events.append)
-    midway = [1] if made(name).resumes == "update" else []
+    midway = [1] if made(name).declaration.resumes == "update" else []
     assert [e["updates"] for e in events if e["event"] == "going on"] == midway
     assert_equal(whole, parts, last, last_parts)
 
@@ -215,7 +215,7 @@ def test_damaged_places_fall_back_and_the_log_is_cut(course: Course) -> None:
     parts, last_parts = course.run(name, out, events.append)
     (warning,) = (e["what"] for e in events if e["event"] == "passed over")
     assert "step3.pt" in warning
-    midway = [1] if made(name).resumes == "update" else []
+    midway = [1] if made(name).declaration.resumes == "update" else []
     assert [e["updates"] for e in events if e["event"] == "going on"] == midway
     assert_equal(whole, parts, last, last_parts)
 

@@ -148,7 +148,7 @@ def step_cost(
 
 def needs_old_model(strategy: Strategy, lesson: Lesson) -> bool:
     """Whether the step needs the old model's answers, in the loop or for pseudo labels."""
-    offline = strategy.past == "predictions" and strategy.prepares(lesson)
+    offline = strategy.declaration.past == "predictions" and strategy.prepares(lesson)
     return lesson.number > 1 and (strategy.takes_teacher(lesson) or offline)
 
 

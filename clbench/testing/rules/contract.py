@@ -48,12 +48,12 @@ def declarations_are_legal(bed: Bed) -> None:
             next_step="hyperparameters are fields; what changes lives in memory",
         )
     for name, words in ALLOWED.items():
-        if getattr(strategy, name) not in words:
+        if getattr(strategy.declaration, name) not in words:
             raise Broken(
                 f"{name} is declared with a word that does not exist",
                 where=f"{type(strategy).__qualname__}.{name}",
                 expected=f"one of {', '.join(words)}",
-                got=getattr(strategy, name),
+                got=getattr(strategy.declaration, name),
             )
     version = strategy.version
     if not isinstance(version, int) or version < 1:
@@ -63,9 +63,9 @@ def declarations_are_legal(bed: Bed) -> None:
             expected="1, and one more whenever the same settings give other numbers",
             got=repr(version),
         )
-    if not isinstance(strategy.keeps_old_logits, bool):
-        raise Broken("keeps_old_logits is not a bool", got=strategy.keeps_old_logits)
-    terms = strategy.penalties
+    if not isinstance(strategy.declaration.keeps_old_logits, bool):
+        raise Broken("keeps_old_logits is not a bool", got=strategy.declaration.keeps_old_logits)
+    terms = strategy.declaration.penalties
     if not isinstance(terms, tuple) or not all(isinstance(t, str) for t in terms):
         raise Broken(
             "penalties is not a tuple of names",
@@ -172,7 +172,7 @@ def grows_in_any_order(bed: Bed) -> None:
 
 def starts_from_what_it_declares(bed: Bed) -> None:
     """One that says 'previous' and begins anew has forgotten all, whatever it shows afterwards."""
-    if bed.strategy.starts_from == "scratch":
+    if bed.strategy.declaration.starts_from == "scratch":
         return  # then the runner makes the model
     model = bed.blank(1)
     perturb(model)
@@ -210,7 +210,7 @@ def growth_keeps_old_logits_as_declared(bed: Bed) -> None:
             bed.strategy.grow(model, bed.rig.kit, bed.lesson(number))
             after = model.eval()(image).logits
         gone = _lost_channels(before, after)
-        if gone and bed.strategy.keeps_old_logits:
+        if gone and bed.strategy.declaration.keeps_old_logits:
             raise Broken(
                 "growing changes old logits, although keeps_old_logits is declared",
                 where=f"grow, step {number}",
@@ -219,7 +219,7 @@ def growth_keeps_old_logits_as_declared(bed: Bed) -> None:
                 next_step="leave old weights alone, or declare keeps_old_logits = False",
             )
         moved += gone
-    if not moved and not bed.strategy.keeps_old_logits:
+    if not moved and not bed.strategy.declaration.keeps_old_logits:
         raise Broken(
             "keeps_old_logits is declared False, but growing changes no old logit",
             where="grow, steps 2 and 3",

@@ -111,7 +111,7 @@ def _partial(batch: Batch) -> Iterator[Batch]:
 
 def declared_penalties_bite(bed: Bed) -> None:
     """A penalty that is zero, or has no gradient, looks like a method and is fine-tuning."""
-    if not bed.strategy.penalties:
+    if not bed.strategy.declaration.penalties:
         raise Exempt("no penalty is declared")
     for number in (2, 3):
         state = bed.start(number)
@@ -119,13 +119,13 @@ def declared_penalties_bite(bed: Bed) -> None:
         perturb(state.model)
         terms = bed.terms(state, bed.crops(state))
         weights = [p for p in state.model.parameters() if p.requires_grad]
-        for name in state.strategy.penalties:
+        for name in state.strategy.declaration.penalties:
             where = f"losses, step {number}, weights moved by a fixed perturbation"
             if name not in terms:
                 raise Broken(
                     f"the declared penalty {name!r} is not among the loss terms",
                     where=where,
-                    expected=", ".join(state.strategy.penalties),
+                    expected=", ".join(state.strategy.declaration.penalties),
                     got=", ".join(terms),
                     next_step="return it by this name, or do not declare it",
                 )

@@ -52,7 +52,7 @@ class _Probe:
 
     def __init__(self, state: State, batch: Batch, new: Output, old: Output | None) -> None:
         self.state, self.batch, self.new, self.old = state, batch, new, old
-        self.declared = state.strategy.unlabelled
+        self.declared = state.strategy.declaration.unlabelled
 
     def at(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """(loss, gradient (B, C, D, H, W)) with this label."""
@@ -109,7 +109,7 @@ class _Probe:
     def _terms(self, label: Tensor) -> dict[str, Tensor]:
         strategy, memory = self.state.strategy, copy.deepcopy(self.state.memory)
         terms = strategy.losses(relabel(self.batch, label), self.new, self.old, memory)
-        return {k: v.float() for k, v in terms.items() if k not in strategy.penalties}
+        return {k: v.float() for k, v in terms.items() if k not in strategy.declaration.penalties}
 
     def teacher_labels(self, label: Tensor, channels: list[int]) -> bool:
         """Whether all that teaches these channels of the second case is the old model's answer.

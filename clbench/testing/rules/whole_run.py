@@ -99,7 +99,7 @@ def no_test_case_is_asked_for(bed: Bed) -> None:
 
 def the_past_is_used_as_declared(bed: Bed) -> None:
     """Tables compare methods by what they need of the past: images, predictions, weights."""
-    past = bed.strategy.past
+    past = bed.strategy.declaration.past
     images = past in ("cases", "images")
     asked = [
         f"step {step} case {case}"
@@ -129,21 +129,21 @@ def _ladder(bed: Bed) -> None:
     """`nothing` is a fresh start; `predictions` are the old model's; `weights` is the old model."""
     lesson, strategy = bed.lesson(2), bed.strategy
     predicts = strategy.takes_teacher(lesson) or strategy.prepares(lesson)
-    from_old = strategy.starts_from == "previous"
-    if strategy.past == "nothing" and (predicts or from_old):
+    from_old = strategy.declaration.starts_from == "previous"
+    if strategy.declaration.past == "nothing" and (predicts or from_old):
         raise Broken(
             "past = 'nothing' is declared, but the old model is used",
             where="takes_teacher or prepares" if predicts else "starts_from",
             expected="starts_from = 'scratch', no teacher, nothing prepared",
             next_step="declare past = 'weights' or 'predictions'",
         )
-    if strategy.past == "predictions" and not predicts:
+    if strategy.declaration.past == "predictions" and not predicts:
         raise Broken(
             "past = 'predictions' is declared, but the old model is never asked",
             where="takes_teacher and prepares, step 2",
             next_step="declare past = 'weights'",
         )
-    if strategy.past == "weights" and not (predicts or from_old):
+    if strategy.declaration.past == "weights" and not (predicts or from_old):
         raise Broken(
             "past = 'weights' is declared, but the old model is never used",
             where="starts_from, takes_teacher and prepares, step 2",
@@ -174,7 +174,7 @@ def _no_hoard(bed: Bed) -> None:
                 raise Broken(
                     "memory holds a training image",
                     where=f"memory after step {number}, a tensor of shape {tuple(tensor.shape)}",
-                    expected=f"no image: past = {bed.strategy.past!r} is declared",
+                    expected=f"no image: past = {bed.strategy.declaration.past!r} is declared",
                     got=f"{found} voxel values of a crop of step 1",
                     next_step="declare past = 'cases'",
                 )
