@@ -11,6 +11,8 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -26,6 +28,32 @@ from clbench.spec.settings import PhantomSettings
 from clbench.spec.splits import PARTS, Split
 
 Purpose = Literal["train", "pseudo", "validation", "trace", "test"]
+
+_case_being_read: ContextVar[tuple[int, str] | None] = ContextVar("case_being_read", default=None)
+
+
+@contextmanager
+def reading(step: int, case: str) -> Iterator[None]:
+    """Say that files opened inside are read for the benchmark itself, and of which case.
+
+    Entered by `Catalog.open` and by the examination; file access control
+    (`clbench.training.past_data`) asks `case_being_read` and reports every other reader. The mark
+    belongs to the context it is set in: a thread started meanwhile does not have it.
+
+    Args:
+        step: 1-based step whose source holds the case.
+        case: its id.
+    """
+    token = _case_being_read.set((step, case))
+    try:
+        yield
+    finally:
+        _case_being_read.reset(token)
+
+
+def case_being_read() -> tuple[int, str] | None:
+    """(step, case) that the benchmark itself is reading here, or None."""
+    return _case_being_read.get()
 
 
 @dataclass(kw_only=True)
@@ -77,9 +105,10 @@ class Catalog:
         self.ledger.setdefault(self.step, {}).setdefault(purpose, set()).add(f"{name}/{case}")
         whole, view = (0, name, case), (step, name, case)
         if whole not in self._open:
-            self._open[whole] = self.cache.get(
-                self.files[name][case], self.source(step), self.preprocessing
-            )
+            with reading(step, case):
+                self._open[whole] = self.cache.get(
+                    self.files[name][case], self.source(step), self.preprocessing
+                )
         if purpose in ("test", "trace"):
             return self._open[whole]
         if view not in self._open:

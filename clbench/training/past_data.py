@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from clbench.data.catalog import Catalog
+from clbench.data.catalog import Catalog, case_being_read
 from clbench.errors import TrainingError
-from clbench.evaluation.scoring import score_case
 from clbench.strategy.contract import Lesson, Memory, Strategy
 
 
@@ -188,16 +187,9 @@ class Opened:
 
     def __call__(self, path: str) -> None:
         """One file was opened: by the catalog, by the examination, or by a hook."""
-        frame: Any = sys._getframe(1)
-        while frame is not None:
-            code = frame.f_code
-            if code is Catalog.open.__code__:
-                if path.endswith(".npy"):  # the case as the cache holds it
-                    name = self.catalog.source(frame.f_locals["step"]).name
-                    self.cases.setdefault(path, (name, frame.f_locals["case"]))
-                return
-            if code is score_case.__code__:
-                return
-            frame = frame.f_back
-        if path in self.cases:
+        if (read := case_being_read()) is not None:
+            if path.endswith(".npy"):  # the case as the cache holds it
+                step, case = read
+                self.cases.setdefault(path, (self.catalog.source(step).name, case))
+        elif path in self.cases:
             self.strangers.append((self.catalog.step, *self.cases[path]))

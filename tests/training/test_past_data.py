@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
+from clbench.data.catalog import case_being_read, reading
 from clbench.errors import TrainingError
 from clbench.report.results import past_card
 from clbench.run.course import run_plan
@@ -19,7 +22,12 @@ from clbench.run.plan import RunSettings, make_plan
 from clbench.store import run_folder
 from clbench.strategies.finetune import Finetune
 from clbench.strategy.contract import Draws, Lesson, Memory, Strategy
-from clbench.training.past_data import refuse_lost_cases, refuse_undeclared
+from clbench.training.past_data import (
+    Opened,
+    files_heard,
+    refuse_lost_cases,
+    refuse_undeclared,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +148,38 @@ def test_a_peep_at_a_test_label_in_the_examination_is_stopped(out: Path, cache_r
     assert f"step 1, btcv case {plan.catalog.splits[0].test[0]}" in str(err.value)
     assert run_folder.read_record(plan.folder)["steps_done"] == 0
     assert not (plan.folder / "scores.csv").exists()
+
+
+def test_a_thread_without_the_context_is_not_trusted(tmp_path: Path) -> None:
+    image = tmp_path / "image.nii.gz"
+    image.write_bytes(b"voxels")
+    files = {"x": {"1": SimpleNamespace(files=(image,))}}
+    catalog = SimpleNamespace(files=files, step=2, source=lambda step: SimpleNamespace(name="x"))
+    opened = Opened(cast("Any", catalog))
+
+    def run_thread(read: Any) -> None:
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+
+    with files_heard(opened):
+        with reading(1, "1"):
+            image.read_bytes()
+            context = contextvars.copy_context()  # as a pool of the benchmark's own would hand on
+            run_thread(lambda: context.run(image.read_bytes))
+            assert not opened.strangers
+            run_thread(image.read_bytes)
+            assert opened.strangers == [(2, "x", "1")]
+        assert case_being_read() is None
+        image.read_bytes()
+    assert opened.strangers == [(2, "x", "1")] * 2
+
+
+def test_the_context_ends_where_reading_fails() -> None:
+    missing = Path("no such file")
+    with pytest.raises(FileNotFoundError), reading(1, "a"), reading(2, "b"):
+        missing.read_bytes()
+    assert case_being_read() is None
 
 
 LESSON = Lesson(number=2, learns=("b",), structures=("a", "b"), source="two")
