@@ -1,4 +1,4 @@
-"""Cases of a course as Avalanche sees them: crops from a shelf, a data set, an experience.
+"""Data sets and experiences of a course for Avalanche: cases and their crops.
 
 Which crop a plugin gets depends on when it asks alone, so a step
 that is repeated shows it the same ones.
@@ -23,7 +23,7 @@ _dataset = load("avalanche.benchmarks.scenarios.dataset_scenario")
 _generic = load("avalanche.benchmarks.scenarios.generic_scenario")
 
 
-class Shelf:
+class CropSource:
     """Where every crop of a plugin comes from: a function of when it was asked for."""
 
     def __init__(self, desk: Desk) -> None:
@@ -44,7 +44,7 @@ class Shelf:
 class Cases(Dataset[tuple[Tensor, Tensor]]):
     """Cases as samples (image (1, *patch), label (K, *patch)): a new crop at every access."""
 
-    def __init__(self, shelf: Shelf, keys: Sequence[CaseKey | Volume], names: Sequence[str]):
+    def __init__(self, shelf: CropSource, keys: Sequence[CaseKey | Volume], names: Sequence[str]):
         self.shelf, self.keys, self.names = shelf, list(keys), list(names)
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Cases(Dataset[tuple[Tensor, Tensor]]):
         return self.shelf.crop(self.keys[index], self.names[index])
 
 
-def dataset(shelf: Shelf, keys: Sequence[CaseKey | Volume], names: Sequence[str]) -> Any:
+def dataset(shelf: CropSource, keys: Sequence[CaseKey | Volume], names: Sequence[str]) -> Any:
     """Cases as an Avalanche data set; every subset of it knows its cases by name.
 
     A mini-batch is (image, label, task), and the task is 0 throughout.

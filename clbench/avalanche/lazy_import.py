@@ -1,4 +1,4 @@
-"""The one door through which Avalanche comes in: when it is needed, and past torchvision.
+"""Lazy import of Avalanche: when it is needed, and past a torchvision that cannot load.
 
 Importing Avalanche takes seconds and hundreds of megabytes, so nobody who does not use
 it pays for it. Avalanche imports torchvision; the torchvision of PyPI is compiled for CUDA, and

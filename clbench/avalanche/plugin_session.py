@@ -1,6 +1,6 @@
-"""The strategy an Avalanche plugin believes to be part of, around the updates of our loop.
+"""Avalanche plugins in our training loop: callbacks around each update, and the proxy they see.
 
-`Conductor` is Avalanche's own supervised template: attributes,
+`AvalancheStrategyProxy` is Avalanche's own supervised template: attributes,
 mini-batch and the order of the hooks are its own code. What it does not do is train: our loop does,
 and calls it around every update. So network, loss, crops, optimizer and schedule are those of the
 strategy without the plugin.
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clbench.avalanche.cases import Experience, Shelf, dataset
+from clbench.avalanche.cases import CropSource, Experience, dataset
 from clbench.avalanche.lazy_import import load
 from clbench.avalanche.plugin_state import KEY, pack, unpack
-from clbench.avalanche.supported import REFUSED_ON_CPU, Plugged, find_plugin, refuse
+from clbench.avalanche.supported import REFUSED_ON_CPU, PluginStrategy, find_plugin, refuse
 from clbench.errors import AvalancheError
 from clbench.nets.output import Output
 from clbench.reproducibility import derive_seed
@@ -50,7 +50,7 @@ class Logits(nn.Module):
         return answer.logits
 
 
-class Conductor(_templates.SupervisedTemplate):  # type: ignore[misc, name-defined]  # untyped
+class AvalancheStrategyProxy(_templates.SupervisedTemplate):  # type: ignore[misc, name-defined]  # untyped
     """Avalanche's template, with everything that our loop owns taken out.
 
     Args:
@@ -119,9 +119,9 @@ class PluginSession(Session):
         AvalancheError: the plugin may not run here, or no checkpoint can hold its state.
     """
 
-    def __init__(self, desk: Desk, strategy: Plugged) -> None:
+    def __init__(self, desk: Desk, strategy: PluginStrategy) -> None:
         super().__init__(desk)
-        self.strategy, self.shelf = strategy, Shelf(desk)
+        self.strategy, self.shelf = strategy, CropSource(desk)
         kind = find_plugin(strategy.plugin)
         if desk.device.type == "cpu":
             refuse(kind, REFUSED_ON_CPU)
@@ -135,7 +135,7 @@ class PluginSession(Session):
             else:
                 plugin, clock = kind(**strategy.arguments()), _plugins.clock.Clock()
                 pack(self._state(plugin, clock), home=self.home)  # refused now, not after a step
-        self.conductor = Conductor(desk=desk, plugin=plugin, clock=clock)
+        self.conductor = AvalancheStrategyProxy(desk=desk, plugin=plugin, clock=clock)
         self.penalized = kind.before_backward is not _core.BaseSGDPlugin.before_backward
         self.largest, self.looked = 0.0, 0
 

@@ -1,4 +1,4 @@
-"""The state of a plugin as tensors and primitives, and back: what a checkpoint may hold.
+"""Serialization of a plugin's state: tensors and primitives for a checkpoint, and back.
 
 A plugin is any Python object; pickling it would let a checkpoint run code. So
 its attributes are written down one by one, by name: numbers, text, containers, tensors, Avalanche

@@ -92,11 +92,11 @@ def scenario(
         device="cpu",  # Avalanche's strategy says where it computes
         cache=cache,
     )
-    return Scenario(make_plan(settings, benchmark=benchmark, strategy=_Guest()))
+    return Scenario(make_plan(settings, benchmark=benchmark, strategy=_AvalancheModel()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Guest(Strategy):
+class _AvalancheModel(Strategy):
     """Stands in for a strategy where a plan asks for one: Avalanche does the teaching."""
 
     past: ClassVar[Literal["nothing"]] = "nothing"

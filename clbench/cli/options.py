@@ -1,4 +1,4 @@
-"""The command line's applications, and the words that several commands share."""
+"""The command line's applications, and options that several commands share."""
 
 from __future__ import annotations
 

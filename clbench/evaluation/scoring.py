@@ -1,4 +1,4 @@
-"""Examining a model: a score for every structure learned so far, and the masks kept on disk.
+"""Scoring a case: a score for every structure learned so far, and the masks kept on disk.
 
 One prediction per case (`Server`, of `clbench.evaluation.sliding_window`) serves both scorings:
 `strict` (the file's own grid, exact Dice) and `paper` (1.5 mm grid, the authors' Dice).

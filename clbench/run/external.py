@@ -1,4 +1,4 @@
-"""Bring your own predictions: NIfTI masks of any tool become a run folder like any other.
+"""External predictions: NIfTI masks of any tool become a run folder like any other.
 
 Steps may be scored one by one, in any order; what was not scored is a hole in every
 table. The masks are scored on the file's own grid by the code that scores native runs, so that

@@ -1,4 +1,4 @@
-"""Is a run what it says? Checksums, layout, and every number computed again; the first difference.
+"""Verification of a run: checksums, layout, and every number computed again; the first difference.
 
 What can be checked depends on what is there: checksums need a run that recorded them,
 scores need the stored predictions and the data. The rest is said to be unchecked.

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from clbench.avalanche.supported import Plugged
+from clbench.avalanche.supported import PluginStrategy
 from clbench.strategies.finetune import Finetune
 from clbench.strategy import Declaration
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agem(Plugged, Finetune):
+class Agem(PluginStrategy, Finetune):
     """Fine-tuning with Avalanche's A-GEM plugin: no update against kept old cases."""
 
     plugin: ClassVar[str] = "avalanche.training.plugins:AGEMPlugin"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.avalanche.lazy_import import make_torchvision_importable
-from clbench.avalanche.supported import Plugged, find_plugin
+from clbench.avalanche.supported import PluginStrategy, find_plugin
 from clbench.errors import AvalancheError, UnknownName
 from clbench.spec.settings import change
 from clbench.strategies.finetune import Finetune
@@ -86,10 +86,14 @@ def plugged(spec: str, kind: type[Any], overrides: Mapping[str, Any]) -> Strateg
                 required[name] = _literal(given.pop(name))
     names = tuple(name for name, _, _ in made)
 
-    def arguments(self: Plugged) -> dict[str, Any]:
+    def arguments(self: PluginStrategy) -> dict[str, Any]:
         return {n: getattr(self, n) for n in names}
 
-    bases = (Stored, Finetune) if given.pop("past", "weights") == "cases" else (Plugged, Finetune)
+    bases = (
+        (Stored, Finetune)
+        if given.pop("past", "weights") == "cases"
+        else (PluginStrategy, Finetune)
+    )
     known = {f.name for base in bases for f in fields(base)}
     if clash := known & set(names):
         raise AvalancheError(
@@ -106,7 +110,7 @@ def plugged(spec: str, kind: type[Any], overrides: Mapping[str, Any]) -> Strateg
     return change(strategy(**required), given, "strategy")  # type: ignore[no-any-return]
 
 
-class Stored(Plugged):
+class Stored(PluginStrategy):
     """A plugin that stores cases: `--set strategy.past=cases` declares it."""
 
     def declares(self) -> Declaration:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
-from clbench.avalanche.supported import Plugged
+from clbench.avalanche.supported import PluginStrategy
 from clbench.strategies.finetune import Finetune
 from clbench.strategy import Declaration
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ewc(Plugged, Finetune):
+class Ewc(PluginStrategy, Finetune):
     """Fine-tuning with Avalanche's EWC plugin: important old weights are held."""
 
     plugin: ClassVar[str] = "avalanche.training.plugins:EWCPlugin"

@@ -14,13 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from clbench.avalanche.supported import Plugged
+from clbench.avalanche.supported import PluginStrategy
 from clbench.strategies.finetune import Finetune
 from clbench.strategy import Declaration
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mas(Plugged, Finetune):
+class Mas(PluginStrategy, Finetune):
     """Fine-tuning with Avalanche's MAS plugin: weights the output depends on are held."""
 
     plugin: ClassVar[str] = "avalanche.training.plugins:MASPlugin"

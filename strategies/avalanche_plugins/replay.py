@@ -13,13 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from clbench.avalanche.supported import Plugged
+from clbench.avalanche.supported import PluginStrategy
 from clbench.strategies.finetune import Finetune
 from clbench.strategy import Declaration
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replay(Plugged, Finetune):
+class Replay(PluginStrategy, Finetune):
     """Fine-tuning with Avalanche's replay plugin: some old cases are kept and trained on."""
 
     plugin: ClassVar[str] = "avalanche.training.plugins:ReplayPlugin"

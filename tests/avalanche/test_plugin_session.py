@@ -194,7 +194,7 @@ def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(beds: Any, mode: st
             evaluator=plugins.EvaluationPlugin(),
         )  # fmt: skip
 
-    conductor = object.__new__(module.Conductor)
+    conductor = object.__new__(module.AvalancheStrategyProxy)
     reference, spy = plugins.EWCPlugin(1e3, mode, decay), Spy()
     naive(after_1, 0, reference).train(step(after_1))
     state, ours = penalty_after(bed)

@@ -1,4 +1,4 @@
-"""Meter: seconds and peak memory of one phase of a run, on the device that did the work.
+"""Time and peak memory of one phase of a run, on the device that did the work.
 
 On a GPU peak memory is what torch's allocator held; on the CPU it is resident
 memory of this process (loader processes not counted).

@@ -1,4 +1,4 @@
-"""Multiply-adds of a forward pass, counted where torch hands every operator to a device.
+"""Multiply-add counter (MACs, FLOPs) of a forward pass, at the level of torch's operators.
 
 Below the modules: functional convolutions, products inside an autograd
 function and attention count like layers do. What is neither counted nor known to be no product is

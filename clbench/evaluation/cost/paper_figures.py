@@ -1,4 +1,4 @@
-"""What the two printed cost figures of the paper count, counted anew: 466.08 and 9.44e-4 GFLOPs.
+"""The paper's printed FLOPs, counted anew: what 466.08 and 9.44e-4 GFLOPs stand for.
 
 The one is a counter's convention, the other leaves out applying the head.
 """
