@@ -78,9 +78,9 @@ def find_plugin(spec: str) -> type[Any]:
 class PluginStrategy:
     """What makes a strategy of one whose updates a plugin of Avalanche takes part in.
 
-    Stands before the strategy that gives network and loss: `class Ewc(PluginStrategy, Finetune)`; it is
-    no strategy itself, so that it brings no defaults of its own. A run that was stopped goes on where
-    the plugin's state is whole: between two steps.
+    Stands before the strategy that gives network and loss: `class Ewc(PluginStrategy, Finetune)`;
+    it is no strategy itself, so that it brings no defaults of its own. A run that was stopped goes
+    on where the plugin's state is whole: between two steps.
     """
 
     plugin: ClassVar[str] = ""
