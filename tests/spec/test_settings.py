@@ -1,6 +1,8 @@
 """Settings: typed, overridable by name, with errors that help."""
 
-from dataclasses import dataclass, fields, replace
+import pickle
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import pytest
 
@@ -8,9 +10,10 @@ from clbench.errors import SettingError, UnknownName
 from clbench.run.plan import sparse
 from clbench.spec.registry import benchmark
 from clbench.spec.settings import (
-    BOUNDS,
-    GROUPS,
+    DataSettings,
+    Profile,
     apply_overrides,
+    change,
     load_profile,
     profile_names,
     split_overrides,
@@ -31,6 +34,9 @@ def changed(word: str) -> object:
         ("train.iterations=none", None),
         ("train.iterations=7", 7),
         ("data.spacing_mm=2,2,3", (2.0, 2.0, 3.0)),
+        ("data.spacing_mm=[2, 2, 3]", (2.0, 2.0, 3.0)),
+        ("data.patch_vox=3,3,3", (3, 3, 3)),
+        ("data.patch_vox=none", None),
         ("examine.postprocess=true", True),
         ("text.prompt=v1", "v1"),
         ("backbone.weights=a b.pt", "a b.pt"),
@@ -43,8 +49,8 @@ def test_words_of_the_command_line_get_their_type(word: str, value: object) -> N
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("train.epoch=5", "did you mean train.epochs?"),
-        ("trian.epochs=5", "did you mean train.epochs?"),
+        ("train.epoch=5", "did you mean 'train.epochs'?"),
+        ("trian.epochs=5", "did you mean 'train.epochs'?"),
         ("train.epochs=many", "a whole number"),
         ("train.epochs=1.5", "a whole number"),
         ("examine.postprocess=maybe", "true or false"),
@@ -57,12 +63,12 @@ def test_words_of_the_command_line_get_their_type(word: str, value: object) -> N
         ("train.epochs=0", "at least 1"),
         ("train.iterations=0", "at least 1"),
         ("train.batch=0", "at least 1"),
-        ("train.prior=1", "between 0 and 1"),
+        ("train.prior=1", "above 0 and below 1"),
         ("data.spacing_mm=0,1,1", "above 0"),
         ("data.patch_vox=0,8,8", "at least 1"),
         ("data.window_hu=250,-175", "the lower end"),
         ("data.posneg=0,0", "not all 0"),
-        ("data.rotate90=2", "from 0 to 1"),
+        ("data.rotate90=2", "at least 0 and at most 1"),
         ("examine.overlap=1", "below 1"),
         ("examine.windows=0", "at least 1"),
         ("phantom.test=0", "at least 1"),
@@ -79,8 +85,51 @@ def test_a_setting_given_twice_is_refused() -> None:
         split_overrides(["train.lr=1e-3", "train.epochs=2", "train.lr=1e-4"])
 
 
-def test_every_bound_is_of_a_setting() -> None:
-    assert set(BOUNDS) <= {f"{g}.{f.name}" for g, kind in GROUPS.items() for f in fields(kind)}
+def test_a_wrong_setting_keeps_its_whole_range_its_value_and_a_guess() -> None:
+    with pytest.raises(SettingError) as err:
+        changed("examine.overlap=1")
+    assert err.value.what == "examine.overlap must be a number at least 0 and below 1"
+    assert err.value.fields() == {"where": "--set or profile", "got": "'1'"}
+    with pytest.raises(SettingError) as err:
+        changed("data.sampling=posnegs")
+    assert err.value.next_step == "did you mean 'posneg'?"
+
+
+def test_a_group_made_in_python_is_checked_too() -> None:
+    assert DataSettings(spacing_mm=(1, 2, 3)).spacing_mm == (1.0, 2.0, 3.0)
+    with pytest.raises(SettingError, match="lr must be a number above 0") as err:
+        replace(load_profile("paper").train, lr=-1.0)
+    assert err.value.where == "trainsettings"
+    with pytest.raises(SettingError, match="unknown field 'patch'") as err:
+        DataSettings(patch=(1, 2, 3))  # type: ignore[call-arg]
+    assert err.value.next_step == "did you mean 'patch_vox'?"
+
+
+def test_a_profile_goes_to_another_process_and_into_a_record_unchanged() -> None:
+    paper = load_profile("paper")
+    assert pickle.loads(pickle.dumps(paper)) == paper  # noqa: S301  # our own bytes
+    assert hash(paper) == hash(load_profile("paper"))
+    assert isinstance(asdict(paper)["data"]["posneg"][0], float)
+    assert Profile(**asdict(paper)) == paper
+
+
+def test_options_of_a_plain_dataclass_get_their_type() -> None:
+    """Strategies of other packages are plain dataclasses, with fields of any type."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Method:
+        level: Literal[1, 2] = 1
+        names: tuple[str, ...] = ()
+        tool: type[Any] | None = None
+        limit: int | float | str | None = None
+
+    made = change(
+        Method(), {"level": "2", "names": "['a', \"b\"]", "tool": "none", "limit": "7"}, "strategy"
+    )
+    assert made == Method(level=2, names=("a", "b"), limit=7)
+    assert change(made, {"names": "a, b"}, "strategy").names == ("a", "b")
+    with pytest.raises(SettingError, match=r"strategy\.tool must be"):
+        change(Method(), {"tool": "hammer"}, "strategy")
 
 
 def test_profiles_load_and_paper_is_the_papers() -> None:
