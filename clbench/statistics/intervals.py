@@ -173,9 +173,19 @@ def wilson(k: float, n: int, *, level: float = 0.95) -> Interval:
     Source: Wilson 1927; equals scipy's `binomtest(...).proportion_ci(method="wilson")`, which
         refuses half counts.
     """
-    _check_counts(k, n, level)
+    _check_level(level)
+    if not 0 <= k <= n:
+        raise DataError("a proportion needs 0 <= k <= n", expected=f"k in 0..{n}", got=k)
     if n == 0:
-        return _no_trials(level, "wilson")
+        return Interval(
+            estimate=math.nan,
+            low=math.nan,
+            high=math.nan,
+            level=level,
+            method="wilson",
+            n=0,
+            flags=("no patients",),
+        )
     z = _normal_quantile((1 + level) / 2)
     share = k / n
     scale = 1 + z * z / n
@@ -187,41 +197,6 @@ def wilson(k: float, n: int, *, level: float = 0.95) -> Interval:
         high=1.0 if k == n else min(1.0, center + reach),
         level=level,
         method="wilson",
-        n=n,
-    )
-
-
-def clopper_pearson(k: int, n: int, *, level: float = 0.95) -> Interval:
-    """Clopper-Pearson interval of k/n: never covers less than asked, often wider than Wilson's.
-
-    Args:
-        k: successes.
-        n: patients.
-        level: confidence asked for.
-
-    Raises:
-        DataError: k outside 0..n.
-
-    Example:
-        >>> from clbench.statistics.intervals import clopper_pearson
-        >>> interval = clopper_pearson(0, 10)  # upper end 1 - 0.025^(1/10)
-        >>> interval.low, round(interval.high, 4)
-        (0.0, 0.3085)
-
-    Source: Clopper & Pearson 1934, by scipy's beta quantiles.
-    """
-    _check_counts(k, n, level)
-    if n == 0:
-        return _no_trials(level, "clopper-pearson")
-    from scipy import stats as scipy_stats
-
-    tail = (1 - level) / 2
-    return Interval(
-        estimate=k / n,
-        low=0.0 if k == 0 else float(scipy_stats.beta.ppf(tail, k, n - k + 1)),
-        high=1.0 if k == n else float(scipy_stats.beta.ppf(1 - tail, k + 1, n - k)),
-        level=level,
-        method="clopper-pearson",
         n=n,
     )
 
@@ -275,24 +250,6 @@ def _check_level(level: float) -> None:
         raise SettingError("no such confidence", expected="0 < level < 1", got=level)
 
 
-def _check_counts(k: float, n: int, level: float) -> None:
-    _check_level(level)
-    if not 0 <= k <= n:
-        raise DataError("a proportion needs 0 <= k <= n", expected=f"k in 0..{n}", got=k)
-
-
-def _no_trials(level: float, method: str) -> Interval:
-    return Interval(
-        estimate=math.nan,
-        low=math.nan,
-        high=math.nan,
-        level=level,
-        method=method,
-        n=0,
-        flags=("no patients",),
-    )
-
-
 # --------------------------------------------------------------------------------------------------
 # How large a difference is: effect sizes, and the smallest effect a sample can find.
 
@@ -337,41 +294,6 @@ def cohen_dz(differences: ArrayLike) -> float:
         return math.nan
     sd = float(values.std(ddof=1))
     return float(values.mean()) / sd if sd > 1e-12 else math.nan
-
-
-def cliffs_delta(a: ArrayLike, b: ArrayLike) -> float:
-    """Share of cross pairs with A above B minus the share below: for different patients only.
-
-    It ignores pairing; for the same patients use `rank_biserial`. nan if one side is empty.
-
-    Example:
-        >>> from clbench.statistics.intervals import cliffs_delta
-        >>> cliffs_delta([2, 3], [1, 3])  # of four pairs 2 above, 1 below, 1 tied
-        0.25
-
-    Source: Cliff 1993.
-    """
-    first, second = (np.round(existing(x), DECIMALS) for x in (a, b))
-    if first.size == 0 or second.size == 0:
-        return math.nan
-    return float(np.sign(np.round(first[:, None] - second[None, :], DECIMALS)).mean())
-
-
-def interquartile_mean(values: ArrayLike) -> float:
-    """Mean of the middle half; nan without values.
-
-    It trims away hard classes when taken over classes, so it is never a primary endpoint here.
-
-    Example:
-        >>> from clbench.statistics.intervals import interquartile_mean
-        >>> interquartile_mean([0.0, 0.4, 0.6, 100.0])
-        0.5
-
-    Source: rliable (Agarwal et al. 2021): scipy's `trim_mean` with 0.25.
-    """
-    found = np.sort(existing(np.asarray(values, dtype=np.float64).ravel()))
-    cut = found.size // 4
-    return float(found[cut : found.size - cut].mean()) if found.size else math.nan
 
 
 def detectable_effect(n: int, *, alpha: float = 0.05, power: float = 0.8) -> float:

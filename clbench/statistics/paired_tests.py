@@ -206,34 +206,27 @@ def sign_test(differences: ArrayLike, *, alpha: float = 0.05) -> PairedTest:
     """
     values = np.round(existing(differences), DECIMALS)
     plus, minus = int((values > 0).sum()), int((values < 0).sum())
-    return _binomial("sign test", plus, minus, values.size, alpha)
+    if plus + minus == 0:
+        return _nothing("sign test", values.size)
+    from scipy import stats as scipy_stats
 
-
-def mcnemar(a_right: ArrayLike, b_right: ArrayLike, *, alpha: float = 0.05) -> PairedTest:
-    """Exact McNemar test of two detectors on the same patients.
-
-    `statistic` is the number of patients that only A has right; `n_nonzero` the discordant ones.
-
-    Args:
-        a_right: (n,) bool, A is right on this patient.
-        b_right: (n,) bool.
-        alpha: level for the flag "n too small to reach alpha".
-
-    Raises:
-        DataError: different lengths.
-
-    Example:
-        >>> from clbench.statistics.paired_tests import mcnemar
-        >>> test = mcnemar([True, True, True, False], [False, False, True, False])
-        >>> test.statistic, test.p, test.n_nonzero
-        (2.0, 0.5, 2)
-
-    Source: McNemar 1947, exact form: the sign test on the discordant pairs.
-    """
-    a, b = np.asarray(a_right, dtype=bool), np.asarray(b_right, dtype=bool)
-    if a.ndim != 1 or a.shape != b.shape:
-        raise DataError("McNemar needs the same patients twice", expected=a.shape, got=b.shape)
-    return _binomial("mcnemar", int((a & ~b).sum()), int((b & ~a).sum()), a.size, alpha)
+    smallest = smallest_sign_p(plus + minus)
+    p_greater, p_less = (
+        float(scipy_stats.binomtest(k, plus + minus, alternative="greater").pvalue)
+        for k in (plus, minus)
+    )
+    return PairedTest(
+        test="sign test",
+        statistic=float(plus),
+        p=min(1.0, 2 * min(p_greater, p_less)),
+        p_greater=p_greater,
+        p_less=p_less,
+        n=values.size,
+        n_nonzero=plus + minus,
+        method="exact",
+        smallest_p=smallest,
+        flags=(TOO_SMALL,) if smallest > alpha else (),
+    )
 
 
 def paired_t(differences: ArrayLike) -> PairedTest:
@@ -270,64 +263,10 @@ def paired_t(differences: ArrayLike) -> PairedTest:
     )
 
 
-def difference_in_differences(
-    a_final: ArrayLike, a_own: ArrayLike, b_final: ArrayLike, b_own: ArrayLike
-) -> Floats:
-    """Per patient: how much less A forgot than B, (a_final - a_own) - (b_final - b_own).
-
-    Args:
-        a_final: (n,) scores of A after the last step.
-        a_own: (n,) scores of A after the step that taught the class.
-        b_final: (n,) the same of B.
-        b_own: (n,) the same of B.
-
-    Returns:
-        (n,) differences for the tests of this room; nan where one of the four is missing.
-
-    Example:
-        >>> from clbench.statistics.paired_tests import difference_in_differences
-        >>> difference_in_differences([0.5], [0.75], [0.25], [0.75]).tolist()
-        [0.25]
-    """
-    parts = [np.asarray(x, dtype=np.float64) for x in (a_final, a_own, b_final, b_own)]
-    if len({x.shape for x in parts}) != 1:
-        raise DataError(
-            "the four score lists differ in their patients",
-            expected=parts[0].shape,
-            got=[x.shape for x in parts],
-        )
-    return (parts[0] - parts[1]) - (parts[2] - parts[3])
-
-
 def _t_tails(t: float, df: int) -> tuple[float, float]:
     from scipy import stats as scipy_stats
 
     return float(scipy_stats.t.sf(t, df)), float(scipy_stats.t.cdf(t, df))
-
-
-def _binomial(name: str, plus: int, minus: int, n: int, alpha: float) -> PairedTest:
-    total = plus + minus
-    if total == 0:
-        return _nothing(name, n)
-
-    from scipy import stats as scipy_stats
-
-    smallest = smallest_sign_p(total)
-    p_greater, p_less = (
-        float(scipy_stats.binomtest(k, total, alternative="greater").pvalue) for k in (plus, minus)
-    )
-    return PairedTest(
-        test=name,
-        statistic=float(plus),
-        p=min(1.0, 2 * min(p_greater, p_less)),
-        p_greater=p_greater,
-        p_less=p_less,
-        n=n,
-        n_nonzero=total,
-        method="exact",
-        smallest_p=smallest,
-        flags=(TOO_SMALL,) if smallest > alpha else (),
-    )
 
 
 def _nothing(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,14 +58,10 @@ class Comparison:
     """(strategies, strategies) symmetric, 1 on the diagonal; nan = not tested."""
     cliques: tuple[tuple[str, ...], ...]
     """Bars: longest runs of neighbors in which no pair differs at alpha."""
-    method: Literal["wilcoxon-holm", "nemenyi"]
-    """How the pairs were tested."""
     m: int
     """Comparisons in the family."""
     n: int
     """Blocks used."""
-    critical_difference: float | None = None
-    """Nemenyi's critical difference of average ranks, or None."""
     flags: tuple[str, ...] = ()
     """What a reader must know, in words."""
 
@@ -148,69 +143,6 @@ def friedman(scores: ArrayLike) -> Friedman:
     )
 
 
-def critical_difference(k: int, n: int, *, alpha: float = 0.05) -> float:
-    """Nemenyi's critical difference of average ranks for k strategies over n blocks.
-
-    Args:
-        k: strategies, at least 2.
-        n: blocks, such as patients.
-        alpha: level over all pairs.
-
-    Example:
-        >>> from clbench.statistics.ranking import critical_difference
-        >>> round(critical_difference(4, 14), 4)
-        1.2536
-
-    Source: Demšar 2006: q sqrt(k(k+1) / 6n), q from scipy's studentized range over sqrt(2).
-    """
-    from scipy import stats as scipy_stats
-
-    if k < 2 or n < 1:
-        raise DataError("no ranks to compare", expected="k >= 2, n >= 1", got=(k, n))
-    q = float(scipy_stats.studentized_range.isf(alpha, k, np.inf)) / math.sqrt(2)
-    return q * math.sqrt(k * (k + 1) / (6 * n))
-
-
-def nemenyi(scores: Mapping[str, ArrayLike], *, alpha: float = 0.05) -> Comparison:
-    """Nemenyi's test of all pairs; weaker than Wilcoxon-Holm and it depends on the pool.
-
-    Args:
-        scores: strategy → (blocks,), the same blocks for all.
-        alpha: level of the critical difference and of the bars.
-
-    Example:
-        >>> from clbench.statistics.ranking import nemenyi
-        >>> test = nemenyi({"a": [0.9, 0.8, 0.9], "b": [0.8, 0.7, 0.8], "c": [0.7, 0.6, 0.7]})
-        >>> test.names, round(test.critical_difference, 4), test.cliques
-        (('a', 'b', 'c'), 1.9136, (('a', 'b'), ('b', 'c')))
-
-    Source: Nemenyi 1963 as in Demšar 2006; equals scikit-posthocs' `posthoc_nemenyi_friedman`.
-    """
-    from scipy import stats as scipy_stats
-
-    names, table = _columns(scores)
-    ranks, dropped = block_ranks(table)
-    n, k = ranks.shape
-    if n == 0:
-        raise DataError("no block has a score of every strategy", expected="1 or more", got=0)
-    average = ranks.mean(axis=0)
-    gap = np.abs(average[:, None] - average[None, :]) / math.sqrt(k * (k + 1) / (6 * n))
-    p = np.ones((k, k))
-    for i, j in zip(*np.triu_indices(k, 1), strict=True):
-        p[i, j] = p[j, i] = scipy_stats.studentized_range.sf(gap[i, j] * math.sqrt(2), k, np.inf)
-    return _comparison(
-        names,
-        average,
-        p,
-        alpha,
-        method="nemenyi",
-        m=k * (k - 1) // 2,
-        n=n,
-        dropped=dropped,
-        difference=critical_difference(k, n, alpha=alpha),
-    )
-
-
 def wilcoxon_holm(scores: Mapping[str, ArrayLike], *, alpha: float = 0.05) -> Comparison:
     """Wilcoxon signed-rank test of all pairs with Holm's correction: the default bars.
 
@@ -237,16 +169,17 @@ def wilcoxon_holm(scores: Mapping[str, ArrayLike], *, alpha: float = 0.05) -> Co
     for (i, j), value in zip(pairs, family.adjusted, strict=True):
         p[i, j] = p[j, i] = value
     average = ranks.mean(axis=0) if len(ranks) else np.full(k, np.nan)
-    return _comparison(
-        names,
-        average,
-        p,
-        alpha,
-        method="wilcoxon-holm",
+    order = np.argsort(average, kind="stable")
+    p = p[np.ix_(order, order)]
+    ordered = tuple(names[i] for i in order)
+    return Comparison(
+        names=ordered,
+        average_ranks=average[order],
+        p_adjusted=p,
+        cliques=tuple(ordered[a : b + 1] for a, b in cliques(p, alpha=alpha)),
         m=family.m,
         n=len(whole),
-        dropped=dropped,
-        difference=None,
+        flags=(f"{dropped} blocks without a score of every strategy left out",) if dropped else (),
     )
 
 
@@ -286,32 +219,3 @@ def _columns(scores: Mapping[str, ArrayLike]) -> tuple[tuple[str, ...], Floats]:
             got={name: c.shape for name, c in zip(scores, columns, strict=True)},
         )
     return tuple(scores), np.column_stack(columns)
-
-
-def _comparison(
-    names: tuple[str, ...],
-    average: Floats,
-    p: Floats,
-    alpha: float,
-    *,
-    method: Literal["wilcoxon-holm", "nemenyi"],
-    m: int,
-    n: int,
-    dropped: int,
-    difference: float | None,
-) -> Comparison:
-    """Order everything by average rank and find the bars."""
-    order = np.argsort(average, kind="stable")
-    ordered = tuple(names[i] for i in order)
-    p = p[np.ix_(order, order)]
-    return Comparison(
-        names=ordered,
-        average_ranks=average[order],
-        p_adjusted=p,
-        cliques=tuple(ordered[a : b + 1] for a, b in cliques(p, alpha=alpha)),
-        method=method,
-        m=m,
-        n=n,
-        critical_difference=difference,
-        flags=(f"{dropped} blocks without a score of every strategy left out",) if dropped else (),
-    )

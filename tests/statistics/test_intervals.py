@@ -16,7 +16,6 @@ from scipy import stats as scipy_stats
 
 from clbench.errors import DataError, SettingError
 from clbench.statistics.intervals import (
-    clopper_pearson,
     hodges_lehmann,
     probability_of_improvement,
     t_interval,
@@ -87,40 +86,28 @@ def test_t_interval() -> None:
 
 def test_detection_intervals() -> None:
     for row in GOLDEN["detection_ci"]["expected"]:
-        w, c = wilson(row["k"], row["n"]), clopper_pearson(row["k"], row["n"])
+        w = wilson(row["k"], row["n"])
         assert [w.low, w.high] == pytest.approx(row["wilson95"], abs=1e-9)
-        assert [c.low, c.high] == pytest.approx(row["clopper_pearson95"], abs=1e-9)
         assert 100 * w.estimate == pytest.approx(row["pct"])
 
 
 @given(st.integers(1, 60), st.data(), st.sampled_from([0.9, 0.95, 0.99]))
 @settings(max_examples=60, deadline=None)
-def test_proportion_intervals_equal_scipy_and_mirror(n: int, data: Any, level: float) -> None:
+def test_wilson_equals_scipy_and_mirrors(n: int, data: Any, level: float) -> None:
     k = data.draw(st.integers(0, n))
-    test = scipy_stats.binomtest(k, n)
-    for ours, name in ((wilson, "wilson"), (clopper_pearson, "exact")):
-        found, expected = ours(k, n, level=level), test.proportion_ci(level, method=name)
-        assert [found.low, found.high] == pytest.approx([expected.low, expected.high], abs=1e-9)
-        mirror = ours(n - k, n, level=level)
-        assert [1 - mirror.high, 1 - mirror.low] == pytest.approx([found.low, found.high], abs=1e-9)
-        assert 0 <= found.low <= found.estimate <= found.high <= 1
+    found = wilson(k, n, level=level)
+    expected = scipy_stats.binomtest(k, n).proportion_ci(level, method="wilson")
+    assert [found.low, found.high] == pytest.approx([expected.low, expected.high], abs=1e-9)
+    mirror = wilson(n - k, n, level=level)
+    assert [1 - mirror.high, 1 - mirror.low] == pytest.approx([found.low, found.high], abs=1e-9)
+    assert 0 <= found.low <= found.estimate <= found.high <= 1
 
 
 def test_proportions_of_nothing_and_of_nonsense() -> None:
     assert math.isnan(wilson(0, 0).estimate)
-    assert clopper_pearson(0, 0).flags
-    for wrong in (wilson, clopper_pearson):
-        with pytest.raises(DataError):
-            wrong(5, 4)
-
-
-def test_clopper_pearson_covers_at_least_its_level() -> None:
-    for share in (0.05, 0.3, 0.77):
-        inside = [clopper_pearson(k, 15) for k in range(16)]
-        weight = scipy_stats.binom.pmf(range(16), 15, share)
-        assert (
-            sum(w for i, w in zip(inside, weight, strict=True) if i.low <= share <= i.high) >= 0.95
-        )
+    assert wilson(0, 0).flags
+    with pytest.raises(DataError):
+        wilson(5, 4)
 
 
 def test_probability_of_improvement_never_claims_certainty() -> None:
