@@ -29,7 +29,8 @@ def figure(
     cache: Annotated[Path | None, typer.Option(help="strip: the runs' cache.")] = None,
 ) -> None:
     """Figures of a benchmark's runs, each as PDF (vectors) and PNG (300 dpi)."""
-    from clbench.report.figures import FIGURES, Study, save
+    from clbench.report.figures import FIGURES, StripOptions, save
+    from clbench.report.significance.analysis import Analysis
     from clbench.spec import registry
 
     if name == "list":
@@ -37,19 +38,12 @@ def figure(
             typer.echo(f"  {known:<20} {words}")
         return
     one_of("--scoring", scoring, {"strict": 1, "paper": 1})
-    study = Study(
-        results=results,
-        bench=registry.name_of(bench),
-        ref=ref,
-        scoring=scoring,
-        step=step,
-        data=data,
-        cache=cache,
-    )
+    study = Analysis(results=results, bench=registry.name_of(bench), reference=ref, scoring=scoring)
+    strip = StripOptions(step=step, data=data, cache=cache)
     failed: list[ClbenchError] = []
     for one in FIGURES if name == "all" else [name]:
         try:
-            for path in save(one, study, out):
+            for path in save(one, study, out, strip):
                 typer.echo(path)
         except ClbenchError as err:
             if name != "all":
@@ -93,16 +87,17 @@ def report(
     """Test a strategy against the others: verdicts, tables, figures, one page without network."""
     one_of("--scoring", scoring, {"strict": 1, "paper": 1})
     from clbench.report.page.page import make_report
-    from clbench.report.significance.confirmatory import Protocol
+    from clbench.report.significance.analysis import Analysis
+    from clbench.report.study import Protocol
 
-    made = make_report(
-        results,
+    study = Analysis(
+        results=results,
         bench=bench,
-        ref=ref,
-        out=out,
+        reference=ref,
         scoring=scoring,
         protocol=Protocol(margin=margin, alpha=alpha),
     )
+    made = make_report(study, out)
     for line in made.lines:
         typer.echo(line)
 

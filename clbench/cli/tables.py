@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +14,73 @@ from clbench.cli.options import RESULTS, Results, app, one_of, parse_seeds, show
 from clbench.errors import SettingError
 
 if TYPE_CHECKING:
-    from clbench.report.tables.render import Table
+    from clbench.report.significance.analysis import Analysis
+    from clbench.report.tables.render import Scale, Table
+
+DEFAULTS: Mapping[str, Any] = {
+    "source": None,
+    "scoring": "strict",
+    "seeds": None,
+    "ref": "universal",
+    "metric": "dice",
+    "percent": False,
+}
+"""Options that some tables take, and what they are where they are not given."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What a table is made from."""
+
+    study: Analysis
+    """The runs."""
+    source: str
+    """`printed`, `measured` or `both`."""
+    seeds: Sequence[int] | None
+    """Those every strategy must have."""
+    metric: str
+    """Of the table `continual`."""
+    scale: Scale
+    """How the numbers are written."""
+
+
+def _in(module: str, function: str) -> Callable[..., Table]:
+    """A function of `clbench.report`, imported when its table is asked for."""
+    made: Callable[..., Table] = getattr(import_module(f"clbench.report.{module}"), function)
+    return made
+
+
+def _paper(which: int) -> Callable[[Asked], Table]:
+    return lambda a: _in("paper.table", "paper_table")(
+        which, a.study, source=a.source, seeds=a.seeds, scale=a.scale
+    )
+
+
+PAPER = "source scoring seeds ref percent"
+TABLES: dict[str, tuple[str, Callable[[Asked], Table]]] = {
+    "6": ("source", lambda a: _in("paper.detection", "table6")(a.study, source=a.source)),
+    "10": (PAPER, _paper(10)),
+    "11": (PAPER, _paper(11)),
+    "summary": ("scoring percent", lambda a: _in("tables.summary", "summary")(a.study, a.scale)),
+    "learning": (
+        "scoring ref percent",
+        lambda a: _in("tables.continual", "learning_table")(a.study, a.scale),
+    ),
+    "continual": (
+        "scoring metric percent",
+        lambda a: _in("tables.continual", "continual_table")(
+            a.study, metric=a.metric, scale=a.scale
+        ),
+    ),
+    "distances": ("", lambda a: _in("paper.detection", "distances")(a.study)),
+    "cost": ("", lambda a: _in("tables.costs", "cost_table")(a.study)),
+    "calibration": ("", lambda a: _in("page.calibration", "calibration_table")()),
+    "fuzz": ("", lambda a: _in("page.calibration", "fuzz_table")()),
+    "torture": ("", lambda a: _in("page.calibration", "torture_table")()),
+}
+"""Name → (options of `DEFAULTS` it takes, how it is made)."""
+OWN_BENCH = {"11": "body_ext"}
+"""Table → its benchmark, where that is not tumor_ext."""
 
 
 @app.command()
@@ -43,96 +111,43 @@ def table(
     ] = "terminal",
 ) -> None:
     """The paper's tables, printed and measured, side by side; and a summary of all runs."""
+    from clbench.report.significance.analysis import Analysis
     from clbench.report.tables.render import FORMATS, PERCENT, SHARE
     from clbench.spec import registry
 
-    scale = PERCENT if percent else SHARE
+    takes, make = one_of("table", name, TABLES)
     one_of("--scoring", scoring, {"strict": 1, "paper": 1})
     one_of("--format", format_, dict.fromkeys(FORMATS))
-    wanted = None if seeds is None else parse_seeds(seeds)
-    bench = None if bench is None else registry.name_of(bench)
-
-    def paper(which: int) -> Table:
-        from clbench.report.paper.table import BENCH, paper_table
-
-        own = bench in (None, BENCH[which])
-        source_ = source or ("both" if own else "measured")
-        one_of("--source", source_, {"printed": 1, "measured": 1, "both": 1})
-        return paper_table(
-            which, source=source_, results=results, bench=bench, scoring=scoring, seeds=wanted,
-            ref=ref, scale=scale,
-        )  # fmt: skip
-
-    own = bench or "tumor_ext"
-
-    def six() -> Table:
-        from clbench.report.paper.detection import table6
-
-        source_ = source or "both"
-        one_of("--source", source_, {"printed": 1, "measured": 1, "both": 1})
-        return table6(source=source_, results=results, bench=own)
-
-    def summary() -> Table:
-        from clbench.report.tables import summary as summary_module
-
-        return summary_module.summary(results=results, bench=own, scoring=scoring, scale=scale)
-
-    def learning() -> Table:
-        from clbench.report.evidence import gather
-        from clbench.report.tables.continual import learning_table
-
-        return learning_table(gather(results, bench=own, ref=ref, scoring=scoring), scale)
-
-    def continual() -> Table:
-        from clbench.report.tables.continual import continual_table
-
-        return continual_table(
-            results=results, bench=own, scoring=scoring, metric=metric, scale=scale
-        )
-
-    def distances() -> Table:
-        from clbench.report.paper import detection
-
-        return detection.distances(results=results, bench=own)
-
-    def cost() -> Table:
-        from clbench.report.tables.costs import cost_table
-
-        return cost_table(results=results, bench=own)
-
-    def calibration() -> Table:
-        from clbench.report.page.calibration import calibration_table
-
-        return calibration_table()
-
-    def fuzz() -> Table:
-        from clbench.report.page.calibration import fuzz_table
-
-        return fuzz_table()
-
-    def torture() -> Table:
-        from clbench.report.page.calibration import torture_table
-
-        return torture_table()
-
-    make: Callable[[], Table] = one_of(
-        "table",
-        name,
-        {
-            "6": six,
-            "10": lambda: paper(10),
-            "11": lambda: paper(11),
-            "summary": summary,
-            "learning": learning,
-            "continual": continual,
-            "distances": distances,
-            "cost": cost,
-            "calibration": calibration,
-            "fuzz": fuzz,
-            "torture": torture,
-        },
+    given = {
+        "source": source,
+        "scoring": scoring,
+        "seeds": seeds,
+        "ref": ref,
+        "metric": metric,
+        "percent": percent,
+    }
+    for option, value in given.items():
+        if value != DEFAULTS[option] and option not in takes.split():
+            raise SettingError(
+                f"the table {name} does not take --{option}",
+                where=f"clbench table {name}",
+                expected=", ".join(f"--{o}" for o in takes.split()) or "none of these options",
+                got=value,
+                next_step=f"leave --{option} out",
+            )
+    own = OWN_BENCH.get(name, "tumor_ext")
+    bench = own if bench is None else registry.name_of(bench)
+    source = source or ("both" if bench == own or name == "6" else "measured")
+    one_of("--source", source, {"printed": 1, "measured": 1, "both": 1})
+    study = Analysis(results=results, bench=bench, reference=ref, scoring=scoring)
+    asked = Asked(
+        study=study,
+        source=source,
+        seeds=None if seeds is None else parse_seeds(seeds),
+        metric=metric,
+        scale=PERCENT if percent else SHARE,
     )
-    show(make(), format_)
+    show(make(asked), format_)
 
 
 @app.command()

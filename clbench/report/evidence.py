@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.errors import StoreError, unknown_name
-from clbench.report.results import FirstStep, Group, collect, patients_of
+from clbench.report.results import PHANTOM, FirstStep, Group, patients_of
 from clbench.statistics.class_macro import by_patient
-from clbench.store import run_folder
 from clbench.store.run_folder import Score
 
 Floats = NDArray[np.float64]
@@ -113,36 +112,26 @@ class Evidence:
 
     def title(self) -> str:
         """Benchmark and version; says PHANTOM where it must."""
-        from clbench.report.results import PHANTOM
-
         return f"{self.bench} v{self.version}" + (f" on the {PHANTOM}" if self.phantom else "")
 
 
-def gather(
-    results: Path, *, bench: str, ref: str, scoring: str = "strict", metric: str = "dice"
+def evidence_of(
+    groups: Sequence[Group], *, where: Path, reference: str, scoring: str, metric: str = "dice"
 ) -> Evidence:
-    """Read all finished runs of a benchmark.
+    """The runs of a benchmark as arrays.
 
     Args:
-        results: folder of results.
-        bench: benchmark.
-        ref: label or registered name of the reference strategy.
+        groups: all finished runs, at least one.
+        where: their folder, for errors.
+        reference: label or registered name of the reference strategy.
         scoring: `strict` or `paper`.
         metric: which score, the larger the better.
 
     Raises:
-        StoreError: no runs, runs that do not belong together, damaged files, or rows that belong
-            to another run.
-        UnknownName: no finished run of the reference, or several variants of it.
+        StoreError: rows that belong to another run, or several variants of the reference.
+        UnknownName: no finished run of the reference.
     """
-    groups = collect(results, bench=bench, scoring=scoring)
-    if not groups:
-        raise StoreError(
-            "there are no finished runs of this benchmark",
-            where=results / bench,
-            next_step=f"clbench run --bench {bench} --strategy {ref}",
-        )
-    chosen = _reference(groups, ref, results / bench)
+    chosen = _reference(groups, reference, where)
     record = groups[0].runs[0].record
     course = record["course"]
     sources = tuple(step["source"] for step in course["steps"])
@@ -213,23 +202,22 @@ def _method(
             got=seeds,
             next_step="remove the older one",
         )
-    tables, metrics = [], set()
+    tables: list[dict[Key, dict[str, Score]]] = []
+    metrics: set[str] = set()
     for run in group.runs:
-        rows = run_folder.read_scores(run.folder / "scores.csv")
-        _refuse_strangers(rows, run.record, run.folder)
-        metrics |= {row.metric for row in rows}
+        _refuse_strangers(run.stored.rows, run.record, run.folder)
+        metrics |= run.stored.metrics
         table: dict[Key, dict[str, Score]] = {}
-        for row in rows:
-            if row.scoring == scoring and row.measures(metric):
-                cells = table.setdefault((row.step, row.eval_set, row.structure), {})
-                if row.case in cells:
-                    raise StoreError(
-                        "a case is scored twice",
-                        where=run.folder / "scores.csv",
-                        got=f"{row.eval_set}/{row.case}, {row.structure}, step {row.step}",
-                        next_step="run again with --fresh",
-                    )
-                cells[row.case] = row
+        for row in run.stored.rows_of(scoring, metric):
+            cells = table.setdefault((row.step, row.eval_set, row.structure), {})
+            if row.case in cells:
+                raise StoreError(
+                    "a case is scored twice",
+                    where=run.folder / "scores.csv",
+                    got=f"{row.eval_set}/{row.case}, {row.structure}, step {row.step}",
+                    next_step="run again with --fresh",
+                )
+            cells[row.case] = row
         tables.append(table)
     keys = {key for table in tables for key in table}
     keys |= {

@@ -10,8 +10,9 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,22 +23,68 @@ from clbench.evaluation.metrics.continual import Cell
 from clbench.store import run_folder
 from clbench.store.run_folder import Score
 
-if TYPE_CHECKING:
-    pass
-
 Floats = NDArray[np.float64]
 PHANTOM = "PHANTOM, not patients"
 """In the title of every table and figure made from phantom runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """A run folder; its record is read at once, its scores when first asked for, and once."""
+
+    folder: Path
+    """Run folder."""
+    record: Mapping[str, Any]
+    """`run.json`."""
+
+    @classmethod
+    def read(cls, folder: Path) -> StoredRun:
+        """Read `run.json`.
+
+        Raises:
+            StoreError: missing or damaged.
+        """
+        return cls(folder=folder, record=run_folder.read_record(folder))
+
+    @cached_property
+    def rows(self) -> tuple[Score, ...]:
+        """All rows of `scores.csv`.
+
+        Raises:
+            StoreError: missing or damaged.
+        """
+        return tuple(run_folder.read_scores(self.folder / "scores.csv"))
+
+    @cached_property
+    def _by_metric(self) -> dict[tuple[str, str], list[Score]]:
+        found: dict[tuple[str, str], list[Score]] = {}
+        for row in self.rows:
+            found.setdefault((row.scoring, row.metric), []).append(row)
+        return found
+
+    def rows_of(self, scoring: str, metric: str) -> list[Score]:
+        """Rows of one metric; `nsd` is surface Dice at each structure's own tolerance.
+
+        Args:
+            scoring: `strict` or `paper`.
+            metric: `dice`, `nsd`, `hd95_mm`, …
+        """
+        if metric == "nsd":
+            return [r for r in self.rows if r.scoring == scoring and r.measures(metric)]
+        return self._by_metric.get((scoring, metric), [])
+
+    @property
+    def metrics(self) -> frozenset[str]:
+        """Names of all metrics in its scores."""
+        return frozenset(metric for _, metric in self._by_metric)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
     """One run, read back."""
 
-    folder: Path
-    """Run folder."""
-    record: Mapping[str, Any]
-    """`run.json`."""
+    stored: StoredRun
+    """Its files."""
     r: Mapping[tuple[int, str], Cell]
     """R of the run, see `clbench.evaluation.metrics.continual.cells`; holes are NaN."""
     cases: Mapping[tuple[int, str], Mapping[str, float]]
@@ -53,6 +100,16 @@ class Measured:
     """Where it starts from."""
     holes: Mapping[tuple[int, str], str] = field(default_factory=dict)
     """(step, structure) → why it has no number."""
+
+    @property
+    def folder(self) -> Path:
+        """Run folder."""
+        return self.stored.folder
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """`run.json`."""
+        return self.stored.record
 
     @property
     def means(self) -> dict[str, tuple[str, ...]]:
@@ -83,15 +140,15 @@ class Measured:
 
 
 def read_run(
-    folder: Path,
+    stored: StoredRun,
     scoring: str,
     metric: str = "dice",
     patient_of: Mapping[str, str] | None = None,
 ) -> Measured:
-    """Read a run folder's record and scores.
+    """One metric of a run, case by case and as R.
 
     Args:
-        folder: run folder.
+        stored: the run's files.
         scoring: `strict` or `paper`.
         metric: which score.
         patient_of: "source/case" → patient; None: as the run's own record says.
@@ -99,24 +156,23 @@ def read_run(
     Raises:
         StoreError: missing or damaged.
     """
-    record = run_folder.read_record(folder)
+    record = stored.record
     steps = record["course"]["steps"]
     sources = tuple(step["source"] for step in steps)
     learned_at = {c: i for i, step in enumerate(steps, 1) for c in step["learns"]}
-    rows = run_folder.read_scores(folder / "scores.csv")
+    rows = stored.rows_of(scoring, metric)
     patient_of = record["course"].get("patient_of", {}) if patient_of is None else patient_of
     r = continual.cells(rows, sources, scoring=scoring, metric=metric, patient_of=patient_of)
     cases: dict[tuple[int, str], dict[str, float]] = {}
     for row in rows:
         own = sources[row.learned_at - 1] == row.eval_set
-        if own and row.scoring == scoring and row.measures(metric):
+        if own:
             cases.setdefault((row.step, row.structure), {})[row.case] = row.value
     holes = _holes(record, cases, learned_at)
     for key in holes:
         r[key] = Cell(value=math.nan, cases=len(cases.get(key, {})), missed=0)
     return Measured(
-        folder=folder,
-        record=record,
+        stored=stored,
         r=r,
         cases={
             (t, c): continual.per_patient(found, sources[learned_at[c] - 1], patient_of)
@@ -125,7 +181,9 @@ def read_run(
         learned_at=learned_at,
         sources=sources,
         patient_of=patient_of,
-        first=first_step(rows, str(record.get("shared_step1") or folder), scoring),
+        first=first_step(
+            stored.rows_of(scoring, "dice"), str(record.get("shared_step1") or stored.folder)
+        ),
         holes=holes,
     )
 
@@ -230,10 +288,9 @@ class Group:
         return found
 
 
-def collect(
-    results: Path,
+def group_runs(
+    stored: Sequence[StoredRun],
     *,
-    bench: str,
     scoring: str,
     metric: str = "dice",
     seeds: Sequence[int] | None = None,
@@ -241,8 +298,7 @@ def collect(
     """Finished runs of a benchmark, grouped by everything but the seed.
 
     Args:
-        results: folder of runs.
-        bench: benchmark.
+        stored: run folders of one benchmark, finished or not.
         scoring: `strict` or `paper`.
         metric: which score.
         seeds: the seeds every strategy must have; None takes those there are. A group that lacks
@@ -251,36 +307,34 @@ def collect(
     Raises:
         StoreError: they do not belong in one table.
     """
-    folders = run_folder.find_runs(results, bench=bench)
-    records = {f: run_folder.read_record(f) for f in folders}
-    done = [f for f in folders if records[f]["status"] == "finished"]
+    done = [s for s in stored if s.record["status"] == "finished"]
     if seeds is not None:
-        done = [f for f in done if records[f]["identity"]["seed"] in seeds]
-    run_folder.refuse_mixture([records[f] for f in done])
-    patient_of = patients_of([records[f] for f in done])
-    keyed: dict[tuple[str, str], list[Path]] = {}
-    for f in done:
-        identity = records[f]["identity"]
+        done = [s for s in done if s.record["identity"]["seed"] in seeds]
+    run_folder.refuse_mixture([s.record for s in done])
+    patient_of = patients_of([s.record for s in done])
+    keyed: dict[tuple[str, str], list[StoredRun]] = {}
+    for s in done:
+        identity = s.record["identity"]
         rest = {k: identity[k] for k in ("strategy", "vectors", "weights")}
-        keyed.setdefault((records[f]["strategy"], run_folder.run_id(rest)), []).append(f)
+        keyed.setdefault((s.record["strategy"], run_folder.run_id(rest)), []).append(s)
     names = [name for name, _ in keyed]
     groups = []
     for (name, _), members in keyed.items():
-        members.sort(key=lambda f: records[f]["identity"]["seed"])
-        one = records[members[0]]
+        members.sort(key=lambda s: s.record["identity"]["seed"])
+        one = members[0].record
         label = name
         if names.count(name) > 1:  # say what tells the variants of a strategy apart
-            others = [records[m[0]] for (n, _), m in keyed.items() if n == name]
+            others = [m[0].record for (n, _), m in keyed.items() if n == name]
             label += f" ({_differs(one, others)})"
-        have = {records[f]["identity"]["seed"] for f in members}
+        have = {s.record["identity"]["seed"] for s in members}
         groups.append(
             Group(
                 label=label,
                 strategy=name,
-                runs=tuple(read_run(f, scoring, metric, patient_of) for f in members),
+                runs=tuple(read_run(s, scoring, metric, patient_of) for s in members),
                 unfinished=sum(
-                    records[f]["strategy"] == name and records[f]["status"] != "finished"
-                    for f in folders
+                    s.record["strategy"] == name and s.record["status"] != "finished"
+                    for s in stored
                 ),
                 absent=tuple(s for s in seeds or () if s not in have),
             )
@@ -386,18 +440,10 @@ class FirstStep:
     """Checksum of all scores after step 1."""
 
 
-def first_step(rows: Iterable[Score], name: str, scoring: str) -> FirstStep:
-    """The first step of a run, from its checkpoint's name and what it scored.
-
-    Args:
-        rows: scores of one run.
-        name: name of its first checkpoint, which follows from what made it.
-        scoring: `strict` or `paper`.
-    """
+def first_step(rows: Iterable[Score], name: str) -> FirstStep:
+    """The first step of a run, from its checkpoint's name and its Dice scores."""
     seen = sorted(
-        f"{r.eval_set}/{r.case} {r.structure} {r.value!r} {r.status}"
-        for r in rows
-        if r.step == 1 and r.scoring == scoring and r.measures("dice")
+        f"{r.eval_set}/{r.case} {r.structure} {r.value!r} {r.status}" for r in rows if r.step == 1
     )
     return FirstStep(name=name, scores=hashlib.sha256("\n".join(seen).encode()).hexdigest())
 

@@ -20,6 +20,7 @@ from clbench.evaluation.metrics.stability_gap import (
     write_trace,
 )
 from clbench.evaluation.trace import Tracer
+from clbench.report.study import Study
 from clbench.report.tables.continual import continual_table
 from clbench.run.course import run_course
 from clbench.run.plan import RunSettings, make_plan
@@ -106,7 +107,7 @@ def test_the_stability_gap_stands_in_the_table(traced: tuple[Path, bytes]) -> No
     rows = read_trace(folder / "trace.csv", ())
     gap = stability_gap(curves(rows, 2), {r.structure: r.learned_at for r in rows}, 2)
     assert gap is not None
-    text = str(continual_table(results=folder.parents[2], bench="tumor_ext"))
+    text = str(continual_table(Study(results=folder.parents[2], bench="tumor_ext")))
     assert "stability gap, step 2" in text
     assert "no trace.csv" not in text
     assert f"{gap.depth:.3f}" in text

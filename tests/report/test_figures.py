@@ -18,14 +18,14 @@ from clbench.cli.options import app
 from clbench.errors import ClbenchError, StoreError, UnknownName
 from clbench.evaluation.metrics.overlap import bits_dtype
 from clbench.evaluation.predictions import write_prediction
-from clbench.report.figures import FIGURES, Study, draw, save
+from clbench.report.figures import FIGURES, StripOptions, draw, save
 from clbench.report.figures import strip as strip_room
 from clbench.report.figures.heatmap import mean_of
 from clbench.report.figures.paired import per_patient
 from clbench.report.figures.slices import axial, best_slice, outline, slice_dice
 from clbench.report.figures.strip import Shown, choose
 from clbench.report.figures.style import pens
-from clbench.report.results import collect
+from clbench.report.significance.analysis import Analysis
 from clbench.report.tables.costs import read_costs
 from clbench.store import run_folder
 
@@ -46,13 +46,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(runs: Path) -> Study:
-    return Study(results=runs, bench="tumor_ext")
+def study(runs: Path) -> Analysis:
+    return Analysis(results=runs, bench="tumor_ext")
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_every_figure_is_drawn_says_phantom_and_is_the_same_every_time(
-    study: Study, runs: Path, name: str
+    study: Analysis, runs: Path, name: str
 ) -> None:
     svg = draw(name, study)
     assert svg.startswith(b"<?xml")
@@ -62,7 +62,7 @@ def test_every_figure_is_drawn_says_phantom_and_is_the_same_every_time(
     assert b"Date" not in svg.split(b"<defs")[0]
 
 
-def test_vectors_and_pixels_are_saved_whole(study: Study, tmp_path: Path) -> None:
+def test_vectors_and_pixels_are_saved_whole(study: Analysis, tmp_path: Path) -> None:
     pdf, png = save("plane", study, tmp_path / "out")
     assert pdf.read_bytes().startswith(b"%PDF")
     assert png.read_bytes().startswith(b"\x89PNG")
@@ -73,7 +73,7 @@ def test_vectors_and_pixels_are_saved_whole(study: Study, tmp_path: Path) -> Non
 
 
 def test_a_gallery_holds_what_can_be_drawn_and_the_reason_for_the_rest(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    study: Analysis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clbench.report import figures
 
@@ -92,15 +92,15 @@ def test_three_steps_and_one_seed(tmp_path: Path) -> None:
         bench="body_ext", steps=THREE_STEPS, patients=dict.fromkeys(("jhh_organ", "jhh_gastro", "jhh_cardiac"), 5),
         phantom=False,
     )  # fmt: skip
-    study = Study(results=tmp_path, bench="body_ext")
+    study = Analysis(results=tmp_path, bench="body_ext")
     for name in ("heatmap", "forgetting", "patients"):
         svg = draw(name, study)
         assert b"PHANTOM" not in svg
     assert b"(1 seed)" in draw("heatmap", study)
 
 
-def test_the_heatmap_holds_the_numbers_of_the_tables(study: Study, runs: Path) -> None:
-    groups = {g.label: g for g in collect(runs, bench="tumor_ext", scoring="strict")}
+def test_the_heatmap_holds_the_numbers_of_the_tables(study: Analysis, runs: Path) -> None:
+    groups = {g.label: g for g in Analysis(results=runs, bench="tumor_ext").groups()}
     for m in study.evidence.methods:
         for c, s in study.evidence.learned_at.items():
             for t in range(s, 3):
@@ -109,7 +109,7 @@ def test_the_heatmap_holds_the_numbers_of_the_tables(study: Study, runs: Path) -
     assert math.isnan(mean_of(study.evidence, study.evidence.methods[-1], 2, "spleen"))  # the hole
 
 
-def test_a_patients_line_by_hand(study: Study) -> None:
+def test_a_patients_line_by_hand(study: Analysis) -> None:
     m = study.evidence.reference
     data = per_patient(study.evidence, m)["btcv"]
     own = [np.nanmean([m.cells[1, "btcv", c].values[:, 0].mean() for c in
@@ -119,7 +119,7 @@ def test_a_patients_line_by_hand(study: Study) -> None:
     assert not np.isnan(data).any()
 
 
-def test_holes_are_named_not_drawn(study: Study) -> None:
+def test_holes_are_named_not_drawn(study: Analysis) -> None:
     assert b"Not shown, because scores are missing: mib" in draw("forgetting", study)
     assert b"against mib: hole" in draw("forest", study)
     assert b"mib: case btcv/103" in draw("critical-difference", study)
@@ -135,7 +135,7 @@ def test_strategies_are_told_by_more_than_color() -> None:
 # ------------------------------------------------------------------------------------------- cost
 
 
-def test_without_counted_operations_the_next_step_is_named(study: Study) -> None:
+def test_without_counted_operations_the_next_step_is_named(study: Analysis) -> None:
     with pytest.raises(StoreError, match="recorded its operations") as err:
         draw("cost", study)
     assert "clbench cost" in str(err.value)
@@ -150,18 +150,18 @@ def test_cost_against_score(tmp_path: Path) -> None:
     costs = read_costs(folders[3], run_folder.read_record(folders[3]))
     assert (costs[2]["forward_macs"], costs[2]["parameters"]) == (4e9, 2e6)
     assert costs[2]["train_s"] == 60.0  # from run.json
-    svg = draw("cost", Study(results=tmp_path, bench="tumor_ext"))
+    svg = draw("cost", Analysis(results=tmp_path, bench="tumor_ext"))
     assert b"finetune." in svg  # in the small print: nothing was counted
     assert b"parameters, 2 million" in svg
     (folders[0] / "cost.csv").write_text("step,forward_macs\n1,many\n")
     with pytest.raises(StoreError, match="cannot be read"):
-        draw("cost", Study(results=tmp_path, bench="tumor_ext"))
+        draw("cost", Analysis(results=tmp_path, bench="tumor_ext"))
 
 
 # ------------------------------------------------------------------------------------------ strip
 
 
-def test_the_median_and_the_worst_case_by_rule(study: Study) -> None:
+def test_the_median_and_the_worst_case_by_rule(study: Analysis) -> None:
     e = study.evidence
     shown = choose(e, 2)
     means = {
@@ -242,13 +242,13 @@ def _volumes(shown: list[Shown]) -> list[Any]:
 def test_a_strip_from_stored_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_runs(tmp_path, {"universal": Method(), "finetune": Method(kept=-0.5), "joint": Method()},
               patients={"btcv": 4, "lits": 4})  # fmt: skip
-    study = Study(results=tmp_path, bench="tumor_ext")
-    monkeypatch.setattr(strip_room, "open_volumes", lambda s, record, shown: _volumes(shown))
+    study = Analysis(results=tmp_path, bench="tumor_ext")
+    monkeypatch.setattr(strip_room, "open_volumes", lambda s, o, record, shown: _volumes(shown))
     with pytest.raises(StoreError, match="stored its predictions") as err:
         draw("strip", study)
     assert "--keep-predictions" in str(err.value)
     shown = choose(study.evidence, 2)
-    for g in collect(tmp_path, bench="tumor_ext", scoring="strict"):
+    for g in Analysis(results=tmp_path, bench="tumor_ext").groups():
         if g.label == "joint":
             continue  # a hole
         for one, volume in zip(shown, _volumes(shown), strict=True):
@@ -260,7 +260,7 @@ def test_a_strip_from_stored_predictions(tmp_path: Path, monkeypatch: pytest.Mon
         assert f"{one.eval_set} {one.case}: {one.word}".encode() in svg
     assert draw("strip", study) == svg
     with pytest.raises(StoreError, match="no step 3"):
-        draw("strip", Study(results=tmp_path, bench="tumor_ext", step=3))
+        draw("strip", study, strip=StripOptions(step=3))
 
 
 # ---------------------------------------------------------------------------------------- command
@@ -271,7 +271,7 @@ def test_the_command_draws_what_it_can_and_names_the_rest(
 ) -> None:
     from clbench.report import figures
 
-    def fake(name: str, study: Study, out: Path) -> list[Path]:
+    def fake(name: str, study: Analysis, out: Path) -> list[Path]:
         if name == "cost":
             raise StoreError("no run has recorded its operations", next_step="clbench cost")
         return [out / name]

@@ -12,7 +12,8 @@ from synthetic_runs import Method, make_runs
 
 from clbench.report.paper.columns import columns10, printed_lines
 from clbench.report.paper.marks import Contest, best_and_second, compare, mark, printed_marks
-from clbench.report.results import Group, collect
+from clbench.report.results import Group
+from clbench.report.study import Protocol, Study
 from clbench.statistics.corrections import holm
 from clbench.statistics.paired_tests import wilcoxon
 
@@ -54,7 +55,7 @@ def groups_of(tmp_path: Path, n: int, **gain: float) -> dict[str, Group]:
         tmp_path, {name: Method(kept=g, noise=0.002) for name, g in gain.items()},
         patients={"btcv": n, "lits": n},
     )  # fmt: skip
-    return {g.label: g for g in collect(tmp_path, bench="tumor_ext", scoring="strict")}
+    return {g.label: g for g in Study(results=tmp_path, bench="tumor_ext").groups()}
 
 
 def test_a_clear_lead_is_proven_where_n_allows_it(tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_a_clear_lead_is_proven_where_n_allows_it(tmp_path: Path) -> None:
         1: Contest(step=2, members=("spleen", "liver"), cells=rows),
         2: Contest(step=1, members=("spleen",), cells=rows),  # one checkpoint: no contest
     }
-    marked = mark(contests)
+    marked = mark(contests, Protocol())
     assert marked.m == 2
     assert marked.n == (12, 12)
     assert marked.marks == {
@@ -74,13 +75,17 @@ def test_a_clear_lead_is_proven_where_n_allows_it(tmp_path: Path) -> None:
     # the same test by hand: patients paired, seeds averaged
     at = {"spleen": 2}
     difference = (g["a"].table(at)["btcv"] - g["b"].table(at)["btcv"]).mean(axis=0).ravel()
-    assert compare(g["a"], g["b"], at).p == wilcoxon(difference).p == pytest.approx(2**-11)
+    assert (
+        compare(g["a"], g["b"], at, Protocol()).p == wilcoxon(difference).p == pytest.approx(2**-11)
+    )
     assert holm([2**-11, 2**-11]).adjusted.max() < 0.05
 
 
 def test_five_patients_cannot_prove_anything(tmp_path: Path) -> None:
     g = groups_of(tmp_path, 5, a=0.0, b=-0.3)
-    marked = mark({0: Contest(step=2, members=("spleen",), cells=dict(enumerate(g.values())))})
+    marked = mark(
+        {0: Contest(step=2, members=("spleen",), cells=dict(enumerate(g.values())))}, Protocol()
+    )
     assert marked.marks[0, 0] == {"best", "untestable"}
     assert marked.marks[1, 0] == {"second"}
 
@@ -89,8 +94,10 @@ def test_the_family_grows_with_the_columns(tmp_path: Path) -> None:
     g = groups_of(tmp_path, 7, a=0.0, b=-0.3)  # 2^-6: reaches 0.05 alone, not among four
     rows = dict(enumerate(g.values()))
     names = ("spleen", "right_kidney", "liver", "spleen")
-    alone = mark({0: Contest(step=2, members=("spleen",), cells=rows)})
-    four = mark({j: Contest(step=2, members=(c,), cells=rows) for j, c in enumerate(names)})
+    alone = mark({0: Contest(step=2, members=("spleen",), cells=rows)}, Protocol())
+    four = mark(
+        {j: Contest(step=2, members=(c,), cells=rows) for j, c in enumerate(names)}, Protocol()
+    )
     assert "proven" in alone.marks[0, 0]
     assert four.m == 4
     assert "untestable" in four.marks[0, 0]

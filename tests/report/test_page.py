@@ -24,9 +24,16 @@ from clbench.report.page import page
 from clbench.report.page.calibration import CLAIM, calibration_table, rates
 from clbench.report.page.page import Made, make_report
 from clbench.report.significance import sentences
-from clbench.report.significance.confirmatory import Protocol
+from clbench.report.significance.analysis import Analysis
+from clbench.report.study import Protocol
 
 QUICK = Protocol(draws=2000, resamples=400)
+
+
+def study_of(results: Path, bench: str = "tumor_ext") -> Analysis:
+    return Analysis(results=results, bench=bench, protocol=QUICK)
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 
 
@@ -39,10 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make_report(
-        results, bench="tumor_ext", ref="universal", out=tmp_path_factory.mktemp("report"),
-        scoring="strict", protocol=QUICK,
-    )  # fmt: skip
+    return make_report(study_of(results), tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +104,7 @@ def test_a_column_says_what_it_is_of_and_shared_cells_are_repeated(html: str) ->
 
 def test_a_hole_keeps_the_strategy_s_name(tmp_path: Path) -> None:
     make_runs(tmp_path, {"universal": Method(), "lwf_ct": Method(drop=((2, "btcv/103"),))})
-    made = make_report(
-        tmp_path, bench="tumor_ext", ref="universal", out=tmp_path / "r", scoring="strict",
-        protocol=QUICK,
-    )  # fmt: skip
+    made = make_report(study_of(tmp_path), tmp_path / "r")
     said = [line for line in made.lines if "no number" in line]
     assert said
     assert all("(lwf_ct: case btcv/103 has no " in line for line in said)
@@ -118,10 +119,7 @@ def test_a_sentence_against_its_numbers_stops_the_report(
         page, "sentence", lambda c, p: right(c, p).replace("is better than", "is worse than")
     )
     with pytest.raises(Exception, match=r"numbers|contradict|sentence"):
-        make_report(
-            results, bench="tumor_ext", ref="universal", out=tmp_path, scoring="strict",
-            protocol=QUICK,
-        )  # fmt: skip
+        make_report(study_of(results), tmp_path)
     assert not (tmp_path / "index.html").exists()
 
 
@@ -135,10 +133,7 @@ def test_a_sentence_about_forgetting_against_its_numbers_stops_the_report(
         lambda o, p: right(o, p).replace(" forgets (", " gains on its old ("),
     )
     with pytest.raises(ClbenchError, match="contradicts its numbers"):
-        make_report(
-            results, bench="tumor_ext", ref="universal", out=tmp_path, scoring="strict",
-            protocol=QUICK,
-        )  # fmt: skip
+        make_report(study_of(results), tmp_path)
     assert not (tmp_path / "index.html").exists()
 
 
@@ -176,9 +171,7 @@ def test_every_table_is_on_the_page_and_on_disk(made: Made, html: str) -> None:
 
 def test_without_a_tumor_there_is_no_table_of_detection(tmp_path: Path) -> None:
     make_runs(tmp_path, {"universal": Method(seeds=(0,))}, bench="body_ext", steps=THREE_STEPS)
-    tables, absent = page.other_tables(
-        tmp_path, bench="body_ext", ref="universal", scoring="strict"
-    )
+    tables, absent = page.other_tables(study_of(tmp_path, bench="body_ext"))
     assert "summary" in tables
     assert "detection" not in tables
     assert not [words for words in absent if "detection" in words]
@@ -216,10 +209,7 @@ def test_the_command(results: Path, tmp_path: Path) -> None:
 
 def test_one_strategy_alone_has_nothing_to_be_compared_with(tmp_path: Path) -> None:
     make_runs(tmp_path, {"universal": Method()})
-    made = make_report(
-        tmp_path, bench="tumor_ext", ref="universal", out=tmp_path / "r", scoring="strict",
-        protocol=QUICK,
-    )  # fmt: skip
+    made = make_report(study_of(tmp_path), tmp_path / "r")
     assert not [line for line in made.lines if " than " in line]
 
 
@@ -227,9 +217,11 @@ def test_nothing_of_it_loads_torch(results: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from clbench.report.page.page import make_report\n"
-        "from clbench.report.significance.confirmatory import Protocol\n"
-        f"make_report(Path({str(results)!r}), bench='tumor_ext', ref='universal', "
-        f"out=Path({str(tmp_path)!r}), scoring='strict', protocol=Protocol(draws=500, resamples=50))\n"
+        "from clbench.report.significance.analysis import Analysis\n"
+        "from clbench.report.study import Protocol\n"
+        "quick = Protocol(draws=500, resamples=50)\n"
+        f"study = Analysis(results=Path({str(results)!r}), bench='tumor_ext', protocol=quick)\n"
+        f"make_report(study, Path({str(tmp_path)!r}))\n"
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -239,10 +231,7 @@ def test_nothing_of_it_loads_torch(results: Path, tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written(results: Path, tmp_path: Path) -> None:
     (tmp_path / "r").write_text("a file")
     with pytest.raises(StoreError, match="cannot be written"):
-        make_report(
-            results, bench="tumor_ext", ref="universal", out=tmp_path / "r", scoring="strict",
-            protocol=QUICK,
-        )  # fmt: skip
+        make_report(study_of(results), tmp_path / "r")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

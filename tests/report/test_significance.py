@@ -16,14 +16,14 @@ from scipy import stats as scipy_stats
 from synthetic_runs import ORGANS, THREE_STEPS, Method, make_runs
 
 from clbench.errors import ClbenchError, SettingError, StoreError, UnknownName
-from clbench.report.evidence import gather
 from clbench.report.page.provenance import provenance
-from clbench.report.results import collect, hole_notes
-from clbench.report.significance.analysis import Analysis, analyse
-from clbench.report.significance.confirmatory import Comparison, Protocol, detectable_difference
+from clbench.report.results import hole_notes
+from clbench.report.significance.analysis import Analysis
+from clbench.report.significance.confirmatory import Comparison, detectable_difference
 from clbench.report.significance.endpoints import ENDPOINTS, FINAL, KEPT, NEW, table
 from clbench.report.significance.sentences import audit, audit_own, own_sentence, sentence
 from clbench.report.significance.tables import all_tables, confirmatory_table, own_table
+from clbench.report.study import Protocol, Study
 from clbench.report.tables.render import render
 from clbench.statistics.class_macro import sign_flip
 from clbench.store import run_folder
@@ -40,11 +40,11 @@ FOUR = {
 def run(results: Path, **more: Any) -> Analysis:
     options: dict[str, Any] = {
         "bench": "tumor_ext",
-        "ref": "universal",
+        "reference": "universal",
         "scoring": "strict",
         "protocol": QUICK,
     }
-    return analyse(results, **{**options, **more})
+    return Analysis(results=results, **{**options, **more})
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +182,12 @@ def test_one_name_with_other_scores_is_no_shared_first_step(tmp_path: Path) -> N
               and r.scoring == "strict")  # fmt: skip
     rows[at] = replace(rows[at], value=rows[at].value + 0.01)
     run_folder.write_scores(path, rows)
-    found = run(tmp_path, ref="a")
+    found = run(tmp_path, reference="a")
     final = of(found, "final", "b")
     assert not final.first_shared
     assert any("scores after it differ (seed " in c for c in final.cautions)
     assert not any(r.shared for r in found.classes if r.step == 1)
-    (note,) = [n for n in hole_notes(collect(tmp_path, bench="tumor_ext", scoring="strict"))
+    (note,) = [n for n in hole_notes(Study(results=tmp_path, bench="tumor_ext").groups())
                if n.startswith("not shared: a and b")]  # fmt: skip
     assert "score differently" in note
 
@@ -230,7 +230,7 @@ def test_three_steps_and_a_structure_nobody_has(tmp_path: Path) -> None:
             for r in run_folder.read_scores(path)
         ]
         run_folder.write_scores(path, rows)
-    found = run(tmp_path, bench="body_ext", ref="a")
+    found = run(tmp_path, bench="body_ext", reference="a")
     final, kept, new = (of(found, e, "b") for e in ("final", "kept", "new"))
     assert (final.classes, final.classes_absent) == (7, ("colon",))
     assert (kept.classes, new.classes) == (5, 3)
@@ -247,7 +247,7 @@ def test_scans_of_one_patient_are_one_patient(tmp_path: Path) -> None:
     """Two scans of each of eight patients are eight, not sixteen: averaged before any test."""
     make_runs(tmp_path, {"a": Method(), "b": Method(kept=-0.1)}, patients={"btcv": 8, "lits": 5},
               scans=2)  # fmt: skip
-    evidence = gather(tmp_path, bench="tumor_ext", ref="a")
+    evidence = Study(results=tmp_path, bench="tumor_ext", reference="a").evidence
     assert evidence.patients["btcv"] == tuple(map(str, range(100, 108)))
     assert evidence.scans == {"btcv": 16, "lits": 10}
     values = evidence.reference.cells[2, "btcv", "spleen"].values
@@ -255,22 +255,25 @@ def test_scans_of_one_patient_are_one_patient(tmp_path: Path) -> None:
     scans = dice(tmp_path, "a", 2, "spleen")
     pair = np.mean([scans["101_0"], scans["101_1"]], axis=0)
     assert sorted(values[:, 1]) == pytest.approx(sorted(pair))
-    kept = run(tmp_path, ref="a").comparisons[1]
+    kept = run(tmp_path, reference="a").comparisons[1]
     assert kept.patients == {"btcv": 8}
     assert kept.test is not None
     assert kept.test.n == 8
     assert kept.test.smallest_p == 2 / 2**8  # 2/2**16 would count each scan as a patient
-    facts = dict(provenance(run(tmp_path, ref="a")))
+    facts = dict(provenance(run(tmp_path, reference="a")))
     assert "btcv: 8 patients (16 scans, averaged by patient)" in facts["test patients"]
 
 
 def test_older_records_take_the_patients_from_the_others(tmp_path: Path) -> None:
     make_runs(tmp_path, {"a": Method(), "b": Method()}, patients={"btcv": 8, "lits": 5}, scans=2)
     damage(tmp_path, "a", lambda r: r["course"].pop("patient_of"))
-    assert len(gather(tmp_path, bench="tumor_ext", ref="a").patients["btcv"]) == 8
+    assert (
+        len(Study(results=tmp_path, bench="tumor_ext", reference="a").evidence.patients["btcv"])
+        == 8
+    )
     damage(tmp_path, "b", lambda r: r["course"]["patient_of"].update({"btcv/100_0": "x"}))
     with pytest.raises(StoreError, match="different patients for one test case") as err:
-        gather(tmp_path, bench="tumor_ext", ref="a")
+        _ = Study(results=tmp_path, bench="tumor_ext", reference="a").evidence
     assert "btcv/100_0" in str(err.value)
 
 
@@ -448,7 +451,7 @@ def test_a_number_that_is_not_one_is_a_hole(tmp_path: Path) -> None:
 
 def test_the_reference_must_exist_and_be_one(tmp_path: Path, results: Path) -> None:
     with pytest.raises(UnknownName, match="univrsal") as err:
-        run(results, ref="univrsal")
+        run(results, reference="univrsal")
     assert "did you mean 'universal'" in str(err.value)
     make_runs(tmp_path, {"universal": Method(seeds=(0,))})
     make_runs(

@@ -25,8 +25,7 @@ from clbench.errors import ClbenchError, DataError, SettingError, SpecError, Sto
 from clbench.evaluation.metrics import case as case_module
 from clbench.evaluation.predictions import read_prediction
 from clbench.evaluation.scoring import to_native
-from clbench.report.evidence import gather
-from clbench.report.results import collect
+from clbench.report.study import Study
 from clbench.report.tables.summary import run_report, summary
 from clbench.run.external import OutsideSettings, score_predictions
 from clbench.run.record import recorded_catalog
@@ -129,15 +128,15 @@ def test_it_joins_the_tables_of_native_runs(
     shutil.copytree(smoke_run, results / "tumor_ext" / "universal" / smoke_run.name)
     for step in (1, 2):
         folder, _ = score_predictions(ask(step=step, predictions=exported / f"step{step}"))
-    mine, native_ = collect(results, bench="tumor_ext", scoring="strict")
+    mine, native_ = Study(results=results, bench="tumor_ext").groups()
     assert (mine.label, native_.label) == ("other_tool", "universal")
     assert {k: repr(c) for k, c in mine.runs[0].r.items()} == {
         k: repr(c) for k, c in native_.runs[0].r.items()
     }
-    table = summary(results=results, bench="tumor_ext", scoring="strict")
+    table = summary(Study(results=results, bench="tumor_ext"))
     row = dict(zip(table.columns, table.rows[0], strict=True))
     assert row["strategy"] == "other_tool"
-    evidence = gather(results, bench="tumor_ext", ref="universal")
+    evidence = Study(results=results, bench="tumor_ext", reference="universal").evidence
     assert [m.label for m in evidence.methods] == ["universal", "other_tool"]
     page, where = tmp_path / "page", ["--bench", "tumor_ext", "--results", str(results)]
     said = CliRunner().invoke(app, ["report", *where, "--ref", "universal", "--out", str(page)])
@@ -284,7 +283,7 @@ def test_a_missing_case_is_refused_or_a_hole(
     folder, holes = score_predictions(ask(predictions=broken, allow_missing=True))
     assert holes == ["lits/20"]
     assert run_folder.read_record(folder)["predictions"]["2"]["holes"] == ["lits/20"]
-    (group,) = collect(ask().out, bench="tumor_ext", scoring="strict")
+    (group,) = Study(results=ask().out, bench="tumor_ext").groups()
     run = group.runs[0]
     assert "1 of 2 test cases missing (lits/20)" in run.holes[2, "liver_tumor"]
     assert math.isnan(run.values[2, "liver_tumor"])  # never the mean of the other case

@@ -16,6 +16,7 @@ from clbench.cli.options import app
 from clbench.errors import ClbenchError, StoreError
 from clbench.evaluation.metrics.overlap import Counts, dice
 from clbench.evaluation.predictions import read_prediction, write_prediction
+from clbench.report.study import Study
 from clbench.report.tables.summary import summary
 from clbench.run.rescore import score_run
 from clbench.run.verify import verify_run, word_of
@@ -258,7 +259,7 @@ def test_an_excerpt_holds_the_tables_says_so_and_verifies(run: Path, tmp_path: P
     assert "sealed anew" in record["excerpt"]
     assert set(record["files"]) == {p.name for p in made.glob("*.csv")}
     assert any("scores.csv" in line for line in verify_run(made).lines())
-    tables = [summary(results=r, bench="tumor_ext", scoring="strict") for r in (results, to)]
+    tables = [summary(Study(results=r, bench="tumor_ext")) for r in (results, to)]
     assert tables[0] == tables[1]
     assert excerpt(results, to) == []  # there already
     (made / "run.json").unlink()  # a copy that was broken off is made again

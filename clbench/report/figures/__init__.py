@@ -9,19 +9,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clbench.errors import ClbenchError, StoreError, unknown_name
+from clbench.errors import ClbenchError, unknown_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from clbench.report.evidence import Evidence
-    from clbench.report.significance.confirmatory import Comparison, Protocol
-    from clbench.report.significance.exploratory import ClassTest
-    from clbench.report.significance.ranking import SetRanking, Stable
+    from clbench.report.significance.analysis import Analysis
 
 FIGURES: Mapping[str, tuple[str, str]] = {
     "heatmap": ("heatmap", "score of every structure after every step, and its change"),
@@ -39,89 +35,26 @@ KINDS = ("pdf", "png", "svg")
 """What `draw` can make."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """The runs a figure shows; everything is computed when first asked for."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StripOptions:
+    """What the figure `strip` asks for beside the runs."""
 
-    results: Path
-    """Folder of runs."""
-    bench: str
-    """Benchmark."""
-    ref: str = "universal"
-    """Reference strategy."""
-    scoring: str = "strict"
-    """`strict` or `paper`."""
-    cache: Path | None = None
-    """Where preprocessed volumes are kept; for the strip."""
-    data: str | None = None
-    """Real data of the runs as given to `clbench run`; for the strip. None: as the runs say."""
     step: int | None = None
-    """After which step the strip looks; None: the last."""
-
-    @cached_property
-    def evidence(self) -> Evidence:
-        """The runs as arrays."""
-        from clbench.report.evidence import gather
-
-        return gather(self.results, bench=self.bench, ref=self.ref, scoring=self.scoring)
-
-    @cached_property
-    def protocol(self) -> Protocol:
-        """What was decided before looking."""
-        from clbench.report.significance.confirmatory import Protocol
-
-        return Protocol()
-
-    @cached_property
-    def comparisons(self) -> list[Comparison]:
-        """The confirmatory tests."""
-        from clbench.report.significance.confirmatory import confirm
-
-        return confirm(self.evidence, self.protocol)
-
-    @cached_property
-    def classes(self) -> list[ClassTest]:
-        """The tests of single structures."""
-        from clbench.report.significance.exploratory import by_class
-
-        return by_class(self.evidence, self.protocol)
-
-    @cached_property
-    def rankings(self) -> list[SetRanking]:
-        """Rankings per eval set."""
-        from clbench.report.significance.ranking import rankings
-
-        return rankings(self.evidence, self.protocol)
-
-    @cached_property
-    def stable(self) -> Stable:
-        """Ranking stability."""
-        from clbench.report.significance.ranking import stable
-
-        return stable(self.evidence, self.protocol)
-
-    def need(self, condition: object, what: str, next_step: str) -> None:
-        """Refuse a figure that cannot be drawn from these runs.
-
-        Args:
-            condition: what must be true or not empty.
-            what: what is wrong if it is not, as a clause.
-            next_step: what the reader can do about it.
-
-        Raises:
-            StoreError: the condition does not hold.
-        """
-        if not condition:
-            raise StoreError(what, where=self.results / self.bench, next_step=next_step)
+    """After which step it looks; None: the last."""
+    data: str | None = None
+    """Real data of the runs as given to `clbench run`; None: as the runs say."""
+    cache: Path | None = None
+    """Where preprocessed volumes are kept; None: as the runs say."""
 
 
-def draw(name: str, study: Study, kind: str = "svg") -> bytes:
+def draw(name: str, study: Analysis, kind: str = "svg", strip: StripOptions | None = None) -> bytes:
     """One picture.
 
     Args:
         name: one of `FIGURES`.
         study: the runs.
         kind: `pdf`, `png` or `svg`.
+        strip: of the figure `strip`.
 
     Raises:
         UnknownName: no such figure.
@@ -132,10 +65,10 @@ def draw(name: str, study: Study, kind: str = "svg") -> bytes:
     from clbench.report.figures import style
 
     with style.look():
-        return style.to_bytes(_maker(name)(study), kind)
+        return style.to_bytes(_figure(name, study, strip), kind)
 
 
-def gallery(study: Study, kind: str = "svg") -> tuple[dict[str, bytes], dict[str, str]]:
+def gallery(study: Analysis, kind: str = "svg") -> tuple[dict[str, bytes], dict[str, str]]:
     """Every picture these runs can give, and the reason for each they cannot.
 
     Returns:
@@ -151,19 +84,20 @@ def gallery(study: Study, kind: str = "svg") -> tuple[dict[str, bytes], dict[str
     return pictures, absent
 
 
-def _maker(name: str) -> Callable[[Study], Figure]:
+def _figure(name: str, study: Analysis, strip: StripOptions | None) -> Figure:
     module = importlib.import_module(f"clbench.report.figures.{FIGURES[name][0]}")
-    made: Callable[[Study], Figure] = getattr(module, name.replace("-", "_"))
-    return made
+    make: Callable[..., Figure] = getattr(module, name.replace("-", "_"))
+    return make(study, strip or StripOptions()) if name == "strip" else make(study)
 
 
-def save(name: str, study: Study, out: Path) -> list[Path]:
+def save(name: str, study: Analysis, out: Path, strip: StripOptions | None = None) -> list[Path]:
     """Write one picture as PDF and PNG, whole or not at all; return the files.
 
     Args:
         name: one of `FIGURES`.
-        study: the runs to draw.
-        out: folder for `NAME.pdf` and `NAME.png`.
+        study: the runs.
+        out: folder to write to.
+        strip: of the figure `strip`.
 
     Raises:
         UnknownName: no such figure.
@@ -176,7 +110,7 @@ def save(name: str, study: Study, out: Path) -> list[Path]:
     from clbench.report.figures import style
 
     with style.look():
-        figure = _maker(name)(study)
+        figure = _figure(name, study, strip)
         content = {kind: style.to_bytes(figure, kind) for kind in ("pdf", "png")}
     files.make_folder(out)
     written = []

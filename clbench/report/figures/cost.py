@@ -12,20 +12,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from clbench.report.evidence import Method
-from clbench.report.figures import Study, style
-from clbench.report.results import collect
+from clbench.report.figures import style
+from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import FINAL, hole, table
 from clbench.report.tables.costs import Cost, read_costs
 from clbench.statistics.bootstrap import crossed_interval
 
-DRAWS = 2000
 VISIBLE = 1.02
 """Growth of operations from which on an arrow can be seen."""
 LARGEST_PT = 26
 """Diameter of the largest bubble."""
 
 
-def cost(study: Study) -> Figure:
+def cost(study: Analysis) -> Figure:
     """MACs of one forward patch (x, logarithmic) against mean Dice after the last step (y).
 
     The area of a bubble is the number of parameters; the line leads from the cost after step 1 to
@@ -33,8 +32,8 @@ def cost(study: Study) -> Figure:
 
     Source: the form of the paper's Fig. 7, with intervals and MACs instead of one counter's FLOPs.
     """
-    e = study.evidence
-    groups = collect(study.results, bench=study.bench, scoring=study.scoring)
+    e, p = study.evidence, study.protocol
+    groups = study.groups()
     costs = {g.label: _counted(read_costs(g.runs[0].folder, g.runs[0].record)) for g in groups}
     shown: list[Method] = []
     missing: list[Method] = []
@@ -55,7 +54,12 @@ def cost(study: Study) -> Figure:
     seen: list[float] = []
     for m in shown:
         steps, pen = costs[m.label], pens[m.label]
-        value = crossed_interval(table(e, m, FINAL, m.seeds), draws=DRAWS)
+        value = crossed_interval(
+            table(e, m, FINAL, m.seeds),
+            seed=p.seed,
+            draws=p.descriptive_resamples,
+            level=p.level,
+        )
         last = steps[e.last]
         x = last["forward_macs"] / 1e9
         y = value.estimate
@@ -88,7 +92,8 @@ def cost(study: Study) -> Figure:
     words = (
         f"MACs: multiply-adds, counted once each, after step {e.last}. Arrows: growth since "
         f"step 1, where it is above {VISIBLE - 1:.0%}. Area of a bubble: parameters, "
-        f"{' to '.join(millions)} million. Bars: 95 % over patients and seeds (crossed bootstrap)."
+        f"{' to '.join(millions)} million. Bars: {p.percent} over patients and "
+        "seeds (crossed bootstrap)."
     ).replace("%.", " %.")
     if missing:
         words += " Not shown, because scores or operations are missing: "

@@ -5,16 +5,15 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from clbench.report.figures import Study, style
+from clbench.report.figures import style
+from clbench.report.significance.analysis import Analysis
 from clbench.report.tables.continual import cells_at
 from clbench.statistics.bootstrap import crossed_interval, seed_means
 
-DRAWS = 2000
 
-
-def forgetting(study: Study) -> Figure:
+def forgetting(study: Analysis) -> Figure:
     """A panel per step whose structures can be forgotten: mean Dice from there to the last step."""
-    e = study.evidence
+    e, p = study.evidence, study.protocol
     study.need(e.last > 1, "a course of one step forgets nothing", "name another benchmark")
     pens = style.pens([m.label for m in e.methods])
     panels = e.last - 1
@@ -31,7 +30,10 @@ def forgetting(study: Study) -> Figure:
             shift = 0.05 * (i - (len(e.methods) - 1) / 2) / max(1, len(e.methods) / 4)
             x = np.array(steps) + shift
             seeds = np.array([seed_means(t) for t in tables])
-            intervals = [crossed_interval(t, draws=DRAWS) for t in tables]
+            intervals = [
+                crossed_interval(t, seed=p.seed, draws=p.descriptive_resamples, level=p.level)
+                for t in tables
+            ]
             y = np.array([v.estimate for v in intervals])
             low = y - np.array([v.low for v in intervals])
             high = np.array([v.high for v in intervals]) - y
@@ -54,7 +56,9 @@ def forgetting(study: Study) -> Figure:
     if panels > 1:
         style.letters(list(axes))
     missing = [m.label for m in e.methods if m.label not in shown]
-    words = "Bars: 95 % over patients and seeds (crossed bootstrap). Thin lines: single seeds."
+    words = (
+        f"Bars: {p.percent} over patients and seeds (crossed bootstrap). Thin lines: single seeds."
+    )
     if missing:
         words += f"\nNot shown, because scores are missing: {', '.join(missing)}."
     style.frame(

@@ -9,13 +9,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
 from clbench.report.evidence import Evidence
-from clbench.report.figures import Study, style
+from clbench.report.figures import style
+from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import FINAL
 
 ACROSS = 3
 
 
-def forest(study: Study) -> Figure:
+def forest(study: Analysis) -> Figure:
     """Hodges-Lehmann pseudomedian with its exact interval per structure.
 
     The diamond is the mean of all structures with its crossed bootstrap interval, the band the
@@ -44,7 +45,8 @@ def forest(study: Study) -> Figure:
         figure,
         e,
         f"{e.bench}: paired differences after the last step, reference {e.reference.label}",
-        "Dots: Hodges-Lehmann over patients, seeds averaged, with exact 95 % interval (open: none "
+        "Dots: Hodges-Lehmann over patients, seeds averaged, with exact "
+        f"{study.protocol.percent} interval (open: none "
         "exists at this n). Diamond: mean of all structures, crossed bootstrap. Gray band: "
         f"±{study.protocol.margin:g}, the equivalence margin. Titles: verdict of the confirmatory "
         "test of that mean, for these training runs. Every panel has its own scale.",
@@ -52,7 +54,7 @@ def forest(study: Study) -> Figure:
     return figure
 
 
-def _panel(study: Study, ax: Axes, e: Evidence, other: str, structures: list[str]) -> None:
+def _panel(study: Analysis, ax: Axes, e: Evidence, other: str, structures: list[str]) -> None:
     rows = {
         r.structure: r
         for r in study.classes

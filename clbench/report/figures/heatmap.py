@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from clbench.report.evidence import Evidence, Method
-from clbench.report.figures import Study, style
+from clbench.report.figures import style
+from clbench.report.significance.analysis import Analysis
 
 ACROSS = 5
 """Strategies side by side."""
 CELL_IN, ROW_IN = 0.30, 0.165
 
 
-def heatmap(study: Study) -> Figure:
+def heatmap(study: Analysis) -> Figure:
     """R[step, structure] and R[last] - R[own step] per strategy; hatched: a hole, blank: N/A."""
     e = study.evidence
     structures = sorted(e.learned_at, key=lambda c: e.learned_at[c])

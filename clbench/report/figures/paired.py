@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clbench.report.evidence import Evidence, Method
-from clbench.report.figures import Study, style
+from clbench.report.figures import style
+from clbench.report.significance.analysis import Analysis
 
 ACROSS = 5
 
@@ -33,7 +34,7 @@ def per_patient(e: Evidence, method: Method) -> dict[str, np.ndarray]:
     return means
 
 
-def patients(study: Study) -> Figure:
+def patients(study: Analysis) -> Figure:
     """One panel per strategy; each line is one patient, the thick one the median patient."""
     e = study.evidence
     study.need(e.last > 1, "a course of one step forgets nothing", "name another benchmark")

@@ -6,19 +6,18 @@ import math
 
 from matplotlib.figure import Figure
 
-from clbench.report.figures import Study, style
+from clbench.report.figures import style
+from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import KEPT, NEW, hole, table
 from clbench.statistics.bootstrap import crossed_interval
 
-DRAWS = 2000
 
-
-def plane(study: Study) -> Figure:
+def plane(study: Analysis) -> Figure:
     """Backward transfer (x) against Dice of new structures at their own step (y).
 
-    Both with 95 % intervals over patients and seeds. Up and right is better.
+    Both with intervals over patients and seeds. Up and right is better.
     """
-    e = study.evidence
+    e, p = study.evidence, study.protocol
     study.need(e.last > 1, "a course of one step keeps nothing", "name another benchmark")
     pens = style.pens([m.label for m in e.methods])
     figure = style.new(style.COLUMN_IN, 2.9)
@@ -30,7 +29,13 @@ def plane(study: Study) -> Figure:
             missing.append(m.label)
             continue
         kept, new = (
-            crossed_interval(table(e, m, which, m.seeds), draws=DRAWS) for which in (KEPT, NEW)
+            crossed_interval(
+                table(e, m, which, m.seeds),
+                seed=p.seed,
+                draws=p.descriptive_resamples,
+                level=p.level,
+            )
+            for which in (KEPT, NEW)
         )
         pen = pens[m.label]
         bars = [
@@ -48,7 +53,9 @@ def plane(study: Study) -> Figure:
     ax.set_ylabel("Dice of new structures, own step (learned →)")
     ax.grid(True, linewidth=0.3, color="#d9d9d9")
     ax.set_axisbelow(True)
-    words = "Bars: 95 % over patients and seeds (crossed bootstrap). Up and right is better."
+    words = (
+        f"Bars: {p.percent} over patients and seeds (crossed bootstrap). Up and right is better."
+    )
     if missing:
         words += f" Not shown, because scores are missing: {', '.join(missing)}."
     shown = {name: pen for name, pen in pens.items() if name not in missing}

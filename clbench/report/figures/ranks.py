@@ -6,11 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from clbench.report.figures import Study, style
+from clbench.report.figures import style
+from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.ranking import SetRanking
 
 
-def critical_difference(study: Study) -> Figure:
+def critical_difference(study: Analysis) -> Figure:
     """Average ranks over the patients of each eval set.
 
     Bars join what Wilcoxon-Holm cannot tell apart.
@@ -78,7 +79,7 @@ def _p(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"= {p:.2g}" if p < 0.1 else f"= {p:.3f}"
 
 
-def rank_stability(study: Study) -> Figure:
+def rank_stability(study: Analysis) -> Figure:
     """Share of resamples in which each strategy takes each rank: the area of a blob."""
     e = study.evidence
     found = study.stable.stability

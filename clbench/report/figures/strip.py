@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from clbench.errors import StoreError
 from clbench.report.evidence import Evidence, Method
-from clbench.report.figures import Study, style
+from clbench.report.figures import StripOptions, style
 from clbench.report.figures.slices import (
     aspect,
     axial,
@@ -28,6 +29,7 @@ from clbench.report.figures.slices import (
     panel,
     slice_dice,
 )
+from clbench.report.study import Study
 
 if TYPE_CHECKING:
     from clbench.data.volume import Volume
@@ -89,13 +91,7 @@ def _per_case(e: Evidence, method: Method, eval_set: str, step: int) -> dict[str
 
 
 def case_of(record: Mapping[str, Any], eval_set: str, patient: str) -> str:
-    """The first test case of a patient.
-
-    Args:
-        record: `run.json` of a run.
-        eval_set: source of the case.
-        patient: the patient.
-    """
+    """The first test case of a patient."""
     patient_of: Mapping[str, str] = record["course"].get("patient_of", {})
     tests = dict.fromkeys(
         named.removeprefix(f"{eval_set}/")
@@ -107,13 +103,16 @@ def case_of(record: Mapping[str, Any], eval_set: str, patient: str) -> str:
     return str(first)
 
 
-def open_volumes(study: Study, record: Mapping[str, Any], shown: Sequence[Shown]) -> list[Volume]:
+def open_volumes(
+    study: Study, options: StripOptions, record: Mapping[str, Any], shown: Sequence[Shown]
+) -> list[Volume]:
     """The cases as the run saw them.
 
     Args:
-        study: says where the data and the cache are, if not where the run found them.
-        record: `run.json` of the run whose course says which cases are whose.
-        shown: the cases to open, in the order of the rows.
+        study: the runs.
+        options: where images and cache are.
+        record: `run.json` of one of the runs.
+        shown: which cases.
 
     Raises:
         StoreError: the data at hand are not those of the run.
@@ -144,12 +143,12 @@ def open_volumes(study: Study, record: Mapping[str, Any], shown: Sequence[Shown]
             strict=True,
         )
     }
-    named = study.cache or settings["cache"]
+    named = options.cache or settings["cache"]
     catalog = build_catalog(
         benchmark,
         profile.preprocessing(benchmark.preprocessing),
-        data=study.data or settings["data"],
-        cache_root=default_root() if named is None else type(study.results)(named),
+        data=options.data or settings["data"],
+        cache_root=default_root() if named is None else Path(named),
         phantom=profile.phantom,
         splits=splits,
     )
@@ -169,20 +168,19 @@ def open_volumes(study: Study, record: Mapping[str, Any], shown: Sequence[Shown]
     ]
 
 
-def strip(study: Study) -> Figure:
+def strip(study: Study, options: StripOptions) -> Figure:
     """CT, truth and the prediction of each strategy, a row per case.
 
     Source: the form of the paper's Fig. 6, with cases chosen by rule.
     """
     from clbench.evaluation.predictions import read_prediction
-    from clbench.report.results import collect
 
     e = study.evidence
-    step = study.step or e.last
+    step = options.step or e.last
     study.need(1 <= step <= e.last, f"there is no step {step}", f"choose 1 to {e.last}")
     shown = choose(e, step)
     study.need(shown, "the reference has no scored case", "finish its runs")
-    groups = {g.label: g for g in collect(study.results, bench=study.bench, scoring=study.scoring)}
+    groups = {g.label: g for g in study.groups()}
     record = groups[e.reference.label].runs[0].record
     shown = [replace(s, case=case_of(record, s.eval_set, s.case)) for s in shown]
     seeds = set.intersection(*(set(m.seeds) for m in e.methods))
@@ -199,7 +197,7 @@ def strip(study: Study) -> Figure:
         "no strategy has stored its predictions",
         "run again with --keep-predictions test",
     )
-    volumes = open_volumes(study, record, shown)
+    volumes = open_volumes(study, options, record, shown)
     known = [c for c, s in e.learned_at.items() if s <= step]
     colors = palette(known)
     heads = ["CT", "truth", *(m.label for m in e.methods)]

@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -99,7 +100,11 @@ def to_bytes(figure: Figure, kind: str) -> bytes:
     }[kind]
     with look():
         _settle(figure)
-        figure.savefig(out, format=kind, dpi=DPI, metadata=metadata)
+        if kind == "svg":  # `savefig` would draw twice, once for a layout that is settled
+            figure.set_dpi(DPI)
+            FigureCanvasSVG(figure).print_svg(out, metadata=metadata)
+        else:
+            figure.savefig(out, format=kind, dpi=DPI, metadata=metadata)
     return out.getvalue()
 
 
@@ -109,9 +114,10 @@ def _settle(figure: Figure) -> None:
     The solver's last digits depend on the order of its equations in memory, and the names of clip
     paths on every digit.
     """
-    if figure.get_layout_engine() is None:
+    engine = figure.get_layout_engine()
+    if engine is None:
         return
-    figure.draw_without_rendering()
+    engine.execute(figure)
     figure.set_layout_engine("none")
     for ax in figure.axes:
         x, y, width, height = (round(v, 5) for v in ax.get_position(original=True).bounds)

@@ -16,6 +16,8 @@ from clbench.report.tables.render import EMPTY, Table
 
 CLAIM = "better or worse, any scope"
 SETTLED = "better or worse beyond these training runs"
+SIMULATED_ALPHA = 0.05
+"""Level of the tests in the simulated studies, see `tests/perf/calibration.py`."""
 OUTSIDE = "0 outside the crossed bootstrap interval"
 
 
@@ -92,7 +94,7 @@ def calibration_table() -> Table:
     studies = min(r.studies for r in rates())
     error = max(r.standard_error for r in rates())
     return Table(
-        title="How often a claim is made in simulated studies (alpha 5 %)",
+        title=f"How often a claim is made in simulated studies (alpha {100 * SIMULATED_ALPHA:g} %)",
         columns=(
             "what is counted", "sd of a training run", *(f"{s} seed{'s'[: s > 1]}" for s in seeds),
             "nominal",

@@ -63,7 +63,7 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
         ("Same hardware for times?", "yes: " + devices.pop() if len(devices) == 1
          else f"**no**: {', '.join(sorted(devices))}"),
         ("External data?", ", ".join(sorted(external)) or MISSING),
-        ("Code version?", ", ".join(map(str, gits)) if None not in gits else MISSING),
+        ("Code version?", ", ".join(sorted(map(str, gits))) if None not in gits else MISSING),
         ("Per-case scores kept?", "yes: scores.csv of every run"),
         ("Inter-rater variability?", MISSING),
         ("Patient characteristics, ethics?", "not applicable: phantom" if e.phantom else MISSING),

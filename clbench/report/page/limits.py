@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from clbench.report.page.calibration import CLAIM, OUTSIDE, SETTLED, rate, rates
+from clbench.report.page.calibration import CLAIM, OUTSIDE, SETTLED, SIMULATED_ALPHA, rate, rates
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import ENDPOINTS
 from clbench.statistics.corrections import SEEDS_TO_GENERALIZE, largest_family, pairs_needed
@@ -70,6 +70,11 @@ def _seeds(a: Analysis) -> Iterator[str]:
         yield (
             f"Exact confidence: the percentile interval missed the truth in {outside.rate:.1%} of "
             "simulated studies of this size, not in 5 %. The permutation test decides, not it."
+        )
+    if a.protocol.alpha != SIMULATED_ALPHA:
+        yield (
+            "How often a claim at this report's level is wrong: the simulated studies were tested "
+            f"at {SIMULATED_ALPHA:.0%}, this report at {a.protocol.alpha:.6g}."
         )
 
 

@@ -24,8 +24,7 @@ from clbench.report.page.calibration import calibration_table
 from clbench.report.page.checklist import checklist, markdown
 from clbench.report.page.limits import limits
 from clbench.report.page.provenance import cards, provenance
-from clbench.report.significance.analysis import Analysis, analyse
-from clbench.report.significance.confirmatory import Protocol
+from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import ENDPOINTS
 from clbench.report.significance.sentences import audit, audit_own, own_sentence, sentence
 from clbench.report.significance.tables import all_tables
@@ -89,37 +88,33 @@ class Made:
     """What to print: the verdicts and where they are."""
 
 
-def make_report(
-    results: Path, *, bench: str, ref: str, out: Path, scoring: str, protocol: Protocol
-) -> Made:
+def make_report(study: Analysis, out: Path) -> Made:
     """Read the runs, test, write; what `clbench report` does.
 
     Args:
-        results: folder of runs.
-        bench: benchmark.
-        ref: the strategy that all others are compared with.
-        out: folder to write; made if it is not there.
-        scoring: `strict` or `paper`.
-        protocol: alpha, margin and numbers of resamples.
+        study: the runs, the reference and the protocol.
+        out: folder to write to.
 
     Raises:
-        StoreError: see `clbench.report.significance.analysis.analyse` and `write_report`.
+        StoreError: see `clbench.report.study.Study.evidence` and `write_report`.
         UnknownName: no finished run of the reference.
     """
-    a = analyse(results, bench=bench, ref=ref, scoring=scoring, protocol=protocol)
-    extra, absent = other_tables(results, bench=bench, ref=ref, scoring=scoring)
-    pictures, undrawn = figures_of(results, bench=bench, ref=ref, scoring=scoring)
+    protocol = study.protocol
+    title = study.evidence.title()  # runs that cannot be compared are refused before any drawing
+    extra, absent = other_tables(study)
+    pictures, undrawn = figures_of(study)
     command = (
-        f"clbench report --bench {bench} --ref {shlex.quote(ref)} --results {results} "
-        f"--scoring {scoring} --margin {protocol.margin:g} --alpha {protocol.alpha:g}"
+        f"clbench report --bench {study.bench} --ref {shlex.quote(study.reference)} "
+        f"--results {study.results} --scoring {study.scoring} "
+        f"--margin {protocol.margin:g} --alpha {protocol.alpha:g}"
     )
     files = write_report(
-        a, out, command=command, extra=extra, pictures=pictures, absent=[*absent, *undrawn]
+        study, out, command=command, extra=extra, pictures=pictures, absent=[*absent, *undrawn]
     )
-    said = [sentence(c, protocol) for c in a.comparisons] + [
-        own_sentence(o, protocol) for o in a.own
+    said = [sentence(c, protocol) for c in study.comparisons] + [
+        own_sentence(o, protocol) for o in study.own
     ]
-    return Made(files=tuple(files), lines=(a.evidence.title(), *said, f"Report: {files[0]}"))
+    return Made(files=tuple(files), lines=(title, *said, f"Report: {files[0]}"))
 
 
 def write_report(
@@ -283,42 +278,26 @@ def _words(text: str) -> Markup:
     return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe))  # noqa: S704  # escaped
 
 
-def other_tables(
-    results: Path, *, bench: str, ref: str, scoring: str
-) -> tuple[dict[str, Table], list[str]]:
-    """The tables beside the tests, and what could not be made, with the reason.
-
-    Args:
-        results: folder of runs.
-        bench: benchmark.
-        ref: the strategy that all others are compared with.
-        scoring: `strict` or `paper`.
-    """
-    from clbench.report.evidence import gather
+def other_tables(study: Analysis) -> tuple[dict[str, Table], list[str]]:
+    """The tables beside the tests, and what could not be made, with the reason."""
     from clbench.report.paper.detection import TUMORS, distances, table6
     from clbench.report.paper.table import BENCH, paper_table
-    from clbench.report.results import collect
     from clbench.report.tables import summary
     from clbench.report.tables.continual import continual_table, learning_table
     from clbench.report.tables.costs import cost_table
 
     makers: dict[str, Callable[[], Table]] = {
-        "summary": lambda: summary.summary(results=results, bench=bench, scoring=scoring),
-        "learning": lambda: learning_table(gather(results, bench=bench, ref=ref, scoring=scoring)),
-        "continual": lambda: continual_table(results=results, bench=bench, scoring=scoring),
-        "distances": lambda: distances(results=results, bench=bench),
-        "cost": lambda: cost_table(results=results, bench=bench),
+        "summary": lambda: summary.summary(study),
+        "learning": lambda: learning_table(study),
+        "continual": lambda: continual_table(study),
+        "distances": lambda: distances(study),
+        "cost": lambda: cost_table(study),
     }
-    taught = {
-        c for g in collect(results, bench=bench, scoring=scoring) for c in g.runs[0].learned_at
-    }
-    if taught & {f"{t}_tumor" for t in TUMORS}:
-        makers["detection"] = lambda: table6(source="measured", results=results, bench=bench)
+    if set(study.evidence.learned_at) & {f"{t}_tumor" for t in TUMORS}:
+        makers["detection"] = lambda: table6(study, source="measured")
     for number, own in BENCH.items():
-        if own == bench:
-            makers[f"table{number}"] = lambda number=number: paper_table(  # type: ignore[misc]
-                number, source="both", results=results, bench=bench, scoring=scoring, ref=ref
-            )
+        if own == study.bench:
+            makers[f"table{number}"] = lambda number=number: paper_table(number, study)  # type: ignore[misc]
     found: dict[str, Table] = {}
     absent: list[str] = []
     for name, make in makers.items():
@@ -329,20 +308,11 @@ def other_tables(
     return found, absent
 
 
-def figures_of(
-    results: Path, *, bench: str, ref: str, scoring: str
-) -> tuple[list[Picture], list[str]]:
-    """Every figure that the runs allow, and what could not be drawn, with the reason.
+def figures_of(study: Analysis) -> tuple[list[Picture], list[str]]:
+    """Every figure that the runs allow, and what could not be drawn, with the reason."""
+    from clbench.report.figures import FIGURES, gallery
 
-    Args:
-        results: folder of runs.
-        bench: benchmark.
-        ref: the strategy that all others are compared with.
-        scoring: `strict` or `paper`.
-    """
-    from clbench.report.figures import FIGURES, Study, gallery
-
-    drawn, missing = gallery(Study(results=results, bench=bench, ref=ref, scoring=scoring))
+    drawn, missing = gallery(study)
     pictures = [
         Picture(
             name=name, title=name.replace("-", " ").capitalize(), caption=FIGURES[name][1],

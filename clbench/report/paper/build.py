@@ -9,12 +9,16 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clbench.errors import ClbenchError, SettingError, closest
 from clbench.spec.names import need_inner, need_name
 from clbench.store import files
+
+if TYPE_CHECKING:
+    from clbench.report.significance.analysis import Analysis
 
 FORMATS = {"tex": "tex", "md": "md", "csv": "csv", "html": "html"}
 """Format → file ending, for every table."""
@@ -85,18 +89,31 @@ def build(plan: Path, out: Path, results: Path | None = None) -> Iterator[Made]:
         SettingError: the plan is wrong.
         StoreError: `out` cannot be written.
     """
+    from clbench.report.significance.analysis import Analysis
+
     listed = read_plan(plan)
-    study = listed["study"]
+    settings = listed["study"]
     for item in (*listed.get("table", []), *listed.get("figure", [])):
         need_name(item["file"], f"{plan}, file")
     if results is None:
-        need_inner(study["results"], f"{plan}, results")
-    folder = results or Path(study["results"])
+        need_inner(settings["results"], f"{plan}, results")
+    folder = results or Path(settings["results"])
     files.make_folder(out)
+
+    @cache
+    def study(bench: str) -> Analysis:
+        return Analysis(
+            results=folder,
+            bench=bench,
+            reference=settings["ref"],
+            scoring=settings["scoring"],
+        )
+
+    seeds = settings["seeds"]
     for item in listed.get("table", []):
-        yield _one(item, out, lambda item=item: _table(item, study, folder))
+        yield _one(item, out, lambda item=item: _table(item, study(item["bench"]), seeds))
     for item in listed.get("figure", []):
-        yield _one(item, out, lambda item=item: _figure(item, study, folder))
+        yield _one(item, out, lambda item=item: _figure(item, study(item["bench"])))
 
 
 def _one(item: Mapping[str, Any], out: Path, make: Any) -> Made:
@@ -113,19 +130,15 @@ def _one(item: Mapping[str, Any], out: Path, make: Any) -> Made:
     return Made(file=item["file"], paths=tuple(paths))
 
 
-def _table(item: Mapping[str, Any], study: Mapping[str, Any], results: Path) -> dict[str, bytes]:
+def _table(item: Mapping[str, Any], study: Analysis, seeds: list[int]) -> dict[str, bytes]:
     from clbench.report.paper.table import paper_table
     from clbench.report.tables.render import render
 
-    table = paper_table(
-        item["number"], source=item["source"], bench=item["bench"], results=results,
-        scoring=study["scoring"], seeds=study["seeds"], ref=study["ref"],
-    )  # fmt: skip
+    table = paper_table(item["number"], study, source=item["source"], seeds=seeds)
     return {end: (render(table, f) + "\n").encode() for f, end in FORMATS.items()}
 
 
-def _figure(item: Mapping[str, Any], study: Mapping[str, Any], results: Path) -> dict[str, bytes]:
-    from clbench.report.figures import Study, draw
+def _figure(item: Mapping[str, Any], study: Analysis) -> dict[str, bytes]:
+    from clbench.report.figures import draw
 
-    runs = Study(results=results, bench=item["bench"], ref=study["ref"], scoring=study["scoring"])
-    return {kind: draw(item["name"], runs, kind) for kind in ("pdf", "png")}
+    return {kind: draw(item["name"], study, kind) for kind in ("pdf", "png")}

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import resources
-from pathlib import Path
 
 from clbench.evaluation.metrics import continual
 from clbench.evaluation.metrics.detection import by_patient
-from clbench.report.results import PHANTOM, Group, collect, hole_notes
+from clbench.report.results import PHANTOM, Group, Measured, hole_notes
+from clbench.report.study import Protocol, Study
 from clbench.report.tables.render import EMPTY, Table, number
 from clbench.spec.taxonomy import STRUCTURES
 from clbench.statistics.intervals import wilson
-from clbench.store import run_folder
 
 TUMORS = ("liver", "kidney", "pancreas")
 SCORE_FIRST = "not scored yet: clbench score RUN adds the rows to a finished run"
@@ -29,13 +28,12 @@ def printed6() -> list[dict[str, str]]:
     return list(csv.DictReader(text.splitlines()))
 
 
-def table6(*, source: str, results: Path, bench: str, voxels: int = 0) -> Table:
+def table6(study: Study, *, source: str, voxels: int = 0) -> Table:
     """Sensitivity, specificity and their harmonic mean, in percent.
 
     Args:
+        study: the runs; not looked at for `printed`.
         source: `printed`, `measured` or `both`.
-        results: folder of runs; not looked at for `printed`.
-        bench: whose runs.
         voxels: smallest predicted tumor that counts as a call; 0 = any voxel.
 
     Raises:
@@ -60,12 +58,17 @@ def table6(*, source: str, results: Path, bench: str, voxels: int = 0) -> Table:
         ]
     phantom = False
     if source != "printed":
-        groups = collect(results, bench=bench, scoring="strict")
+        groups = study.groups(scoring="strict")
         phantom = any(not g.patients for g in groups)
         metric = "patient_positive" + (f"_{voxels}vox" if voxels else "")
-        rows += [_row(g, metric, long, both=source == "both") for g in groups]
+        rows += [
+            _row(g, metric, long, both=source == "both", protocol=study.protocol) for g in groups
+        ]
         notes += [
-            "m: measured after the last step; percent, (k/n, k averaged over seeds), [Wilson 95 %]",
+            (
+                "m: measured after the last step; percent, (k/n, k averaged over seeds), "
+                f"[Wilson {study.protocol.percent}]"
+            ),
             f"positive: {voxels or 'any'} predicted voxels of tumor; choose it on validation cases",
             "harmonic: 2 Sen Spec / (Sen + Spec)",
             *([] if groups else ["no finished run"]),
@@ -96,15 +99,14 @@ def _printed_long(cells: Sequence[dict[str, str]]) -> Table:
     return Table(title="", columns=tuple(cells[0]), rows=tuple(tuple(c.values()) for c in cells))
 
 
-def _row(group: Group, metric: str, long: list[tuple[str, ...]], *, both: bool) -> tuple[str, ...]:
+def _row(
+    group: Group, metric: str, long: list[tuple[str, ...]], *, both: bool, protocol: Protocol
+) -> tuple[str, ...]:
     label = group.label + (" (PHANTOM)" if both and not group.patients else "")
     texts: list[str] = []
     for tumor in TUMORS:
         name = f"{tumor}_tumor"
-        counts = [
-            _counts(run.folder, metric, name, run.last, run.sources, run.patient_of)
-            for run in group.runs
-        ]
+        counts = [_counts(run, metric, name) for run in group.runs]
         scored = [c for c in counts if c is not None]
         if len(scored) < len(counts):
             texts += [EMPTY] * 3
@@ -112,31 +114,24 @@ def _row(group: Group, metric: str, long: list[tuple[str, ...]], *, both: bool) 
         for run, c in zip(group.runs, scored, strict=True):
             long.append((label, tumor, str(run.seed), *map(str, c)))
         tp, p, tn, n = (continual.mean(c[i] for c in scored) for i in range(4))
-        sen, spec = _share(tp, round(p)), _share(tn, round(n))
+        sen, spec = _share(tp, round(p), protocol), _share(tn, round(n), protocol)
         texts += [sen[1], spec[1]]
         h = math.nan if math.isnan(sen[0] + spec[0]) else continual.harmonic(sen[0], spec[0])
         texts.append(EMPTY if math.isnan(h) else f"{100 * h:.2f} m")
     return (label, str(len(group.runs)), *texts)
 
 
-def _counts(
-    folder: Path,
-    metric: str,
-    name: str,
-    step: int,
-    sources: Sequence[str],
-    patient_of: Mapping[str, str],
-) -> tuple[int, int, int, int] | None:
+def _counts(run: Measured, metric: str, name: str) -> tuple[int, int, int, int] | None:
     """True positives, patients with, true negatives, patients without; None if not scored."""
     rows = [
-        r for r in run_folder.read_scores(folder / "scores.csv")
-        if r.metric == metric and r.structure == name and r.step == step
-        and r.eval_set == sources[r.learned_at - 1] and r.gt_vox is not None
+        r for r in run.stored.rows
+        if r.metric == metric and r.structure == name and r.step == run.last
+        and r.eval_set == run.sources[r.learned_at - 1] and r.gt_vox is not None
     ]  # fmt: skip
     if not rows:
         return None
     calls = by_patient(
-        (patient_of.get(f"{r.eval_set}/{r.case}", r.case), bool(r.gt_vox), r.value > 0)
+        (run.patient_of.get(f"{r.eval_set}/{r.case}", r.case), bool(r.gt_vox), r.value > 0)
         for r in rows
     )
     have = [called for truth, called in calls if truth]
@@ -144,8 +139,8 @@ def _counts(
     return sum(have), len(have), len(lack) - sum(lack), len(lack)
 
 
-def _share(k: float, n: int) -> tuple[float, str]:
-    i = wilson(k, n)
+def _share(k: float, n: int, protocol: Protocol) -> tuple[float, str]:
+    i = wilson(k, n, level=protocol.level)
     if n == 0:
         return math.nan, EMPTY
     count = f"{k:g}" if k == round(k) else f"{k:.1f}"
@@ -153,15 +148,13 @@ def _share(k: float, n: int) -> tuple[float, str]:
     return k / n, f"{100 * i.estimate:.2f} m ({count}/{n}) [{ends}]"
 
 
-def distances(*, results: Path, bench: str) -> Table:
+def distances(study: Study) -> Table:
     """Surface Dice and HD95 after the last step, per strategy and group, with counts of misses.
 
     Raises:
         StoreError: the runs do not belong in one table.
     """
-    found = {
-        m: collect(results, bench=bench, scoring="strict", metric=m) for m in ("nsd", "hd95_mm")
-    }
+    found = {m: study.groups(scoring="strict", metric=m) for m in ("nsd", "hd95_mm")}
     rows = []
     groups = found["nsd"]
     names = groups[0].runs[0].means if groups else {}
@@ -181,7 +174,8 @@ def distances(*, results: Path, bench: str) -> Table:
     empty = groups and all(c == EMPTY for row in rows for c in row[2:])
     tolerances = sorted({STRUCTURES[c].tolerance_mm for m in names.values() for c in m})
     return Table(
-        title=f"{bench}: distances after the last step" + (f" on the {PHANTOM}" if phantom else ""),
+        title=f"{study.bench}: distances after the last step"
+        + (f" on the {PHANTOM}" if phantom else ""),
         columns=("strategy", "seeds", *("NSD", "HD95 mm", "missed") * len(names)),
         over=("", "", *(f"{n} ({len(m)})" for n, m in names.items() for _ in range(3))),
         rows=tuple(rows),

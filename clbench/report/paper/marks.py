@@ -16,9 +16,9 @@ from clbench.report.tables.render import Mark
 
 if TYPE_CHECKING:
     from clbench.report.results import Group
+    from clbench.report.study import Protocol
     from clbench.statistics.paired_tests import PairedTest
 
-ALPHA = 0.05
 DIGITS = 9  # means of the same numbers in another order are equal
 K = TypeVar("K", bound=Hashable)
 
@@ -64,13 +64,17 @@ class Marked:
     """Smallest and largest number of patients of a comparison."""
 
 
-def mark(contests: Mapping[int, Contest]) -> Marked:
+def mark(contests: Mapping[int, Contest], protocol: Protocol) -> Marked:
     """Marks of measured cells, all over the same cases and seeds.
 
     One comparison per column, best against runner-up: paired by patient, seeds averaged first;
     Wilcoxon signed-rank for one structure, stratified sign-flip for a mean of several; two-sided,
     Holm over all columns compared. Looking at the best two of many is no advantage: the gap between
     the top two of K equals is on average smaller than the gap of a pair named beforehand.
+
+    Args:
+        contests: column → who competes there.
+        protocol: level, sign patterns and seed of the tests.
     """
     from clbench.statistics.corrections import holm
 
@@ -88,12 +92,12 @@ def mark(contests: Mapping[int, Contest]) -> Marked:
         if second:
             (winner,) = best
             a, b = contest.cells[winner], contest.cells[min(second)]
-            tests[winner, j] = compare(a, b, dict.fromkeys(contest.members, contest.step))
+            tests[winner, j] = compare(a, b, dict.fromkeys(contest.members, contest.step), protocol)
     family = holm([t.p for t in tests.values()])
     for (i, j), test, p in zip(tests, tests.values(), family.adjusted, strict=True):
-        if math.isnan(test.p) or test.smallest_p * family.m > ALPHA:
+        if math.isnan(test.p) or test.smallest_p * family.m > protocol.alpha:
             found[i, j].add("untestable")
-        elif p <= ALPHA:
+        elif p <= protocol.alpha:
             found[i, j].add("proven")
     n = [t.n for t in tests.values()] or [0]
     return Marked(
@@ -103,13 +107,14 @@ def mark(contests: Mapping[int, Contest]) -> Marked:
     )
 
 
-def compare(a: Group, b: Group, at: Mapping[str, int]) -> PairedTest:
+def compare(a: Group, b: Group, at: Mapping[str, int], protocol: Protocol) -> PairedTest:
     """The test of A against B: patients paired, seeds averaged.
 
     Args:
         a: runs of one strategy.
         b: runs of another, scored on the same cases under the same seeds.
         at: structure → after which step.
+        protocol: level, sign patterns and seed.
     """
     from clbench.statistics.class_macro import sign_flip
     from clbench.statistics.paired_tests import wilcoxon
@@ -118,8 +123,8 @@ def compare(a: Group, b: Group, at: Mapping[str, int]) -> PairedTest:
     difference = {s: ours[s].mean(axis=0) - theirs[s].mean(axis=0) for s in ours}
     if len(at) == 1:
         (only,) = difference.values()
-        return wilcoxon(only.ravel())
-    return sign_flip(difference)
+        return wilcoxon(only.ravel(), alpha=protocol.alpha)
+    return sign_flip(difference, seed=protocol.seed, draws=protocol.draws, alpha=protocol.alpha)
 
 
 def printed_marks(

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from clbench.errors import SettingError
-from clbench.report.evidence import Method, gather
+from clbench.report.evidence import Method
 from clbench.report.paper.columns import (
     BESIDE,
     NONE,
@@ -26,9 +25,10 @@ from clbench.report.paper.columns import (
     printed_lines,
     split_shared,
 )
-from clbench.report.paper.marks import ALPHA, Contest, mark, printed_marks
-from clbench.report.results import PHANTOM, FirstStep, Group, collect, hole_notes, same_seeds
-from clbench.report.significance.confirmatory import Protocol, confirm
+from clbench.report.paper.marks import Contest, mark, printed_marks
+from clbench.report.results import PHANTOM, FirstStep, Group, hole_notes, same_seeds
+from clbench.report.significance.analysis import Analysis
+from clbench.report.significance.confirmatory import confirm
 from clbench.report.significance.endpoints import FINAL
 from clbench.report.tables.render import EMPTY, SHARE, Mark, Scale, Table
 from clbench.spec.taxonomy import STRUCTURES, canonical
@@ -40,38 +40,32 @@ WHAT = {10: "tumor extension", 11: "body extension"}
 
 def paper_table(
     which: int,
+    study: Analysis,
     *,
     source: str = "both",
-    results: Path = Path("results"),
-    bench: str | None = None,
-    scoring: str = "strict",
     seeds: Sequence[int] | None = None,
-    ref: str = "universal",
     scale: Scale = SHARE,
 ) -> Table:
     """Table 10 or 11.
 
     Args:
         which: 10 or 11.
+        study: the runs, not looked at for `printed`, the reference and the protocol. Runs of any
+            other benchmark than the table's stand alone.
         source: `printed`, `measured` or `both`.
-        results: folder of runs; not looked at for `printed`.
-        bench: whose runs; default the benchmark of the table. Any other stands alone.
-        scoring: of the measured cells.
-        seeds: those every strategy must have; see `clbench.report.results.collect`.
-        ref: reference strategy of the verdicts.
+        seeds: those every strategy must have; see `clbench.report.study.Study.groups`.
         scale: how the numbers are written.
 
     Raises:
         StoreError: the measured runs do not belong in one table.
         SettingError: another benchmark's runs beside the printed numbers.
     """
-    bench = bench or BENCH[which]
-    if source != "measured" and bench != BENCH[which]:
+    if source != "measured" and study.bench != BENCH[which]:
         raise SettingError(
             f"the paper's Table {which} has no numbers of this benchmark",
             where="--bench",
             expected=f"{BENCH[which]}; other data stand in a table of their own: --source measured",
-            got=bench,
+            got=study.bench,
         )
     columns = columns10() if which == 10 else columns11()
     if source == "printed":
@@ -80,10 +74,7 @@ def paper_table(
             which, columns, lines, [(0, shared)], title="printed in the paper", scale=scale
         )
 
-    return measured_table(
-        which, source=source, results=results, bench=bench, scoring=scoring, seeds=seeds, ref=ref,
-        scale=scale,
-    )  # fmt: skip
+    return measured_table(which, study, source=source, seeds=seeds, scale=scale)
 
 
 def assemble(
@@ -186,16 +177,7 @@ def long_table(
     data: str,
     verdicts: Mapping[int, str] | None,
 ) -> Table:
-    """One line per cell at full precision; the printed half alone equals its file.
-
-    Args:
-        which: 10 or 11, as the paper counts.
-        columns: of the wide table.
-        lines: rows of the wide table, printed and measured.
-        marks: (row, column) → bold, underlined, proven.
-        data: `phantom` or `patients`: what the measured rows rest on; empty = printed rows alone.
-        verdicts: row → verdict against the reference, or None.
-    """
+    """One line per cell at full precision; the printed half alone equals its file."""
     if not data and which == 10:
         heads = (
             "row_owner", "rowspan_methods", "step", "class", "printed_header", "printed_value",
@@ -245,29 +227,15 @@ def long_table(
 
 def measured_table(
     which: int,
+    study: Analysis,
     *,
     source: str,
-    results: Path,
-    bench: str,
-    scoring: str,
     seeds: Sequence[int] | None,
-    ref: str,
     scale: Scale,
 ) -> Table:
-    """Table 10 or 11 with measured rows; see `clbench.report.paper.table.paper_table`.
-
-    Args:
-        which: 10 or 11, as the paper counts.
-        source: `measured` or `both`.
-        results: folder of runs.
-        bench: benchmark.
-        scoring: `strict` or `paper`.
-        seeds: seeds to take; None: all.
-        ref: the strategy that verdicts compare with.
-        scale: shares or percent.
-    """
-    groups = collect(results, bench=bench, scoring=scoring, seeds=seeds)
-    own = bench == BENCH[which]
+    """Table 10 or 11 with measured rows; see `clbench.report.paper.table.paper_table`."""
+    groups = study.groups(seeds=seeds)
+    own = study.bench == BENCH[which]
     columns = _columns(which, groups, own=own)
     phantom = any(not g.patients for g in groups)
     ordered = _ordered(which, groups) if own else [(None, "", g) for g in groups]
@@ -289,22 +257,22 @@ def measured_table(
         }  # fmt: skip
         contests[j] = Contest(step=c.step, members=c.members, cells=cells)
     ranked = same_seeds(groups)
-    marked = mark(contests) if ranked else mark({})
-    notes = _measured_notes(groups, columns, scoring)
+    marked = mark(contests if ranked else {}, study.protocol)
+    notes = _measured_notes(groups, columns, study.scoring)
     notes += [f"no finished run of {s} (beside {p})" for p, s, g in ordered if p and g is None]
     notes += hole_notes(groups)
     if marked.m:
         notes.append(
             "light red (*): the best leads the next with p_Holm ≤ "
-            f"{ALPHA:g}; dagger (†): not testable at this n; paired by patient, seeds averaged, "
-            "two-sided, Wilcoxon signed-rank for one structure, stratified sign-flip for a mean; "
-            f"m = {marked.m}, n = {_range(marked.n)} patients"
+            f"{study.protocol.alpha:g}; dagger (†): not testable at this n; paired by patient, "
+            "seeds averaged, two-sided, Wilcoxon signed-rank for one structure, stratified "
+            f"sign-flip for a mean; m = {marked.m}, n = {_range(marked.n)} patients"
         )
     if source == "both" and phantom:
         notes.append("no difference is formed: phantom and patients are different data")
     elif source == "both":
         notes.append("difference: measured minus printed; other training runs, maybe other cases")
-    words, tested = verdicts(results, groups, bench=bench, scoring=scoring, seeds=seeds, ref=ref)
+    words, tested = verdicts(study, groups, seeds)
     notes.append(tested)
     title = "measured" + (f" on the {PHANTOM}" if phantom else "")
     return assemble(
@@ -323,7 +291,7 @@ def measured_table(
         data="phantom" if phantom else "patients",
         what=""
         if own
-        else f"{bench} in the layout of Table {which} ({WHAT[which]}), different data",
+        else f"{study.bench} in the layout of Table {which} ({WHAT[which]}), different data",
         scale=scale,
     )
 
@@ -504,23 +472,14 @@ _SEEN_BY_OTHER = {"better": "worse", "worse": "better"}
 
 
 def verdicts(
-    results: Path,
-    groups: Sequence[Group],
-    *,
-    bench: str,
-    scoring: str,
-    seeds: Sequence[int] | None,
-    ref: str,
+    study: Analysis, groups: Sequence[Group], seeds: Sequence[int] | None
 ) -> tuple[dict[str, str], str]:
     """The word for each strategy against the reference, seen from the strategy.
 
     Args:
-        results: folder of runs.
+        study: the runs, the reference and the protocol.
         groups: the strategies of the table.
-        bench: benchmark.
-        scoring: of the table.
-        seeds: the table's seeds; None: all there are.
-        ref: label or registered name of the reference.
+        seeds: the table's seeds; None: all there are, and the tests of the study are the table's.
 
     Returns:
         Label → word, and a line that says what was tested. No word where nothing can be compared.
@@ -528,18 +487,18 @@ def verdicts(
     whole = [g for g in groups if not g.absent]
     if len(whole) < 2:
         return {}, "no verdict: two strategies with finished runs are needed"
+    ref, protocol = study.reference, study.protocol
     names = [g.label for g in whole if ref in (g.label, g.strategy)]
     if len(names) != 1:
         return {}, f"no verdict: {len(names)} finished strategies answer to the reference {ref!r}"
-    evidence = gather(results, bench=bench, ref=names[0], scoring=scoring)
-    kept = [m for m in evidence.methods if m.label in {g.label for g in whole}]
+    comparisons = study.comparisons
     if seeds is not None:
-        kept = [_restricted(m, seeds) for m in kept]
-    # the word depends on the permutation test, not on the bootstrap interval
-    protocol = Protocol(resamples=100)
+        labels = {g.label for g in whole}
+        methods = [_restricted(m, seeds) for m in study.evidence.methods if m.label in labels]
+        comparisons = confirm(replace(study.evidence, methods=tuple(methods)), protocol)
     found = {**{g.label: HOLE for g in groups}, names[0]: "reference"}
     cautious, m = False, 0
-    for c in confirm(replace(evidence, methods=tuple(kept)), protocol):
+    for c in comparisons:
         if c.endpoint is FINAL and c.verdict is not None:
             found[c.b] = _SEEN_BY_OTHER.get(c.verdict.word, c.verdict.word)
             cautious, m = cautious or bool(c.verdict.scope), c.m

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.errors import SettingError
 from clbench.report.evidence import Evidence, Method
 from clbench.report.significance.endpoints import (
     ENDPOINTS,
@@ -26,6 +25,7 @@ from clbench.report.significance.endpoints import (
     terms,
     torn_first,
 )
+from clbench.report.study import Protocol
 from clbench.statistics.bootstrap import crossed_interval, seed_means
 from clbench.statistics.class_macro import (
     equivalence_flip,
@@ -45,43 +45,6 @@ from clbench.statistics.intervals import (
 from clbench.statistics.paired_tests import PairedTest
 
 Floats = NDArray[np.float64]
-MARGIN = 0.02
-"""Default equivalence margin, Dice; declared before looking."""
-ALPHA = 0.05
-"""Default level."""
-DRAWS = 100_000
-"""Sign patterns sampled above 20 patients."""
-RESAMPLES = 10_000
-"""Bootstrap resamples."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Protocol:
-    """What was decided before looking."""
-
-    alpha: float = ALPHA
-    """Level of every family."""
-    margin: float = MARGIN
-    """Half-width of "equivalent", Dice."""
-    draws: int = DRAWS
-    """Sampled sign patterns."""
-    resamples: int = RESAMPLES
-    """Bootstrap resamples."""
-    seed: int = 0
-    """Of both."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.alpha < 0.5:
-            raise SettingError("no such level", where="--alpha", expected="0 < alpha < 0.5",
-                               got=self.alpha)  # fmt: skip
-        if not 0 < self.margin < 1:
-            raise SettingError("no such margin", where="--margin", expected="0 < margin < 1 (Dice)",
-                               got=self.margin)  # fmt: skip
-
-    @property
-    def level(self) -> float:
-        """Confidence of every interval."""
-        return 1 - self.alpha
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,8 +146,9 @@ def _compare(
     )  # fmt: skip
     ea, eb = (table(evidence, m, endpoint, seeds, with_empty=True) for m in (ref, other))
     empty = sign_flip(
-        {name: ea[name] - eb[name] for name in ea}, seed=protocol.seed, draws=protocol.draws
-    )
+        {name: ea[name] - eb[name] for name in ea}, seed=protocol.seed, draws=protocol.draws,
+        alpha=protocol.alpha,
+    )  # fmt: skip
     per_seed = [seed_means(x) for x in (a, b)]
     first = shared_first(evidence, ref, other, seeds)
     absent = [c for c in _classes(evidence, endpoint) if _is_absent(evidence, ref, c)]

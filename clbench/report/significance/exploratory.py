@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.report.evidence import Evidence, Key, Method
-from clbench.report.significance.confirmatory import Protocol, common_seeds
+from clbench.report.significance.confirmatory import common_seeds
 from clbench.report.significance.endpoints import FINAL, Endpoint, hole, shared_first, table
+from clbench.report.study import Protocol
 from clbench.statistics.corrections import Verdict, benjamini_hochberg, holm, verdict
 from clbench.statistics.equivalence import Equivalence, Posterior, bayes_signed_rank, tost
 from clbench.statistics.intervals import (

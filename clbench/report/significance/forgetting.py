@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, replace
 
 from clbench.report.evidence import Evidence
-from clbench.report.significance.confirmatory import Protocol
 from clbench.report.significance.endpoints import KEPT, hole, table
+from clbench.report.study import Protocol
 from clbench.statistics.bootstrap import crossed_interval
 from clbench.statistics.class_macro import equivalence_flip, sign_flip
 from clbench.statistics.corrections import SEEDS_TO_GENERALIZE, holm
@@ -63,7 +63,7 @@ def own_forgetting(evidence: Evidence, protocol: Protocol) -> list[Own]:
             rows.append(Own(method=method.label, hole=why))
             continue
         change = table(evidence, method, KEPT, method.seeds)
-        test = sign_flip(change, seed=protocol.seed, draws=protocol.draws)
+        test = sign_flip(change, seed=protocol.seed, draws=protocol.draws, alpha=protocol.alpha)
         equal = equivalence_flip(
             change, low=-protocol.margin, high=protocol.margin, seed=protocol.seed,
             draws=protocol.draws,

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.report.evidence import Evidence, Method
-from clbench.report.significance.confirmatory import Protocol, common_seeds
+from clbench.report.significance.confirmatory import common_seeds
 from clbench.report.significance.endpoints import FINAL, hole, table
 from clbench.report.significance.exploratory import patient_macro
+from clbench.report.study import Protocol
 from clbench.statistics.bootstrap import Stability, ranking_stability
 from clbench.statistics.ranking import Comparison as Ranking
 from clbench.statistics.ranking import Friedman, friedman, wilcoxon_holm
@@ -88,14 +89,8 @@ def rankings(evidence: Evidence, protocol: Protocol) -> list[SetRanking]:
     return found
 
 
-def stable(evidence: Evidence, protocol: Protocol, *, draws: int = 1000) -> Stable:
-    """Ranking stability of the final endpoint.
-
-    Args:
-        evidence: the runs of a benchmark.
-        protocol: holds the seed of the resamples.
-        draws: resamples of patients and seeds.
-    """
+def stable(evidence: Evidence, protocol: Protocol) -> Stable:
+    """Ranking stability of the final endpoint."""
     methods, left_out = rankable(evidence)
     seeds = common_seeds(methods) if methods else ()
     if len(methods) < 2 or not seeds:
@@ -105,7 +100,7 @@ def stable(evidence: Evidence, protocol: Protocol, *, draws: int = 1000) -> Stab
         m.label: table(evidence, m, FINAL, seeds) for m in methods
     }
     return Stable(
-        stability=ranking_stability(tables, seed=protocol.seed, draws=draws),
+        stability=ranking_stability(tables, seed=protocol.seed, draws=protocol.rank_resamples),
         seeds=seeds,
         left_out=left_out,
     )

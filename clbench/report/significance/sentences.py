@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 
 from clbench.errors import ClbenchError
-from clbench.report.significance.confirmatory import Comparison, Protocol
+from clbench.report.significance.confirmatory import Comparison
 from clbench.report.significance.forgetting import Own
+from clbench.report.study import Protocol
 from clbench.statistics.corrections import SEEDS_TO_GENERALIZE
 
 NO_NUMBER = "no number"

@@ -152,6 +152,11 @@ def own_table(a: Analysis) -> Table:
     )  # fmt: skip
 
 
+def smallest_n(alpha: float) -> int:
+    """Fewest patients for which an exact signed-rank interval of level 1 - alpha exists."""
+    return math.ceil(math.log2(2 / alpha))
+
+
 def class_table(a: Analysis) -> Table:
     """Exploratory: structure by step by pair."""
     rows, long = [], []
@@ -193,8 +198,9 @@ def class_table(a: Analysis) -> Table:
             (f"Wilcoxon signed-rank, exact permutation null with ties and zeros, on seed averages; "
             f"m = {m}. Verdict by Benjamini-Hochberg, alpha {a.protocol.alpha:g}; a test whose "
             "smallest p times m exceeds alpha is not testable."),
-            ("Pseudomedian: Hodges-Lehmann with its exact interval; none exists below 6 patients "
-            "at 95 %. Missed: cases times seeds in which nothing was found, reference / other."),
+            (f"Pseudomedian: Hodges-Lehmann with its exact interval; none exists below "
+            f"{smallest_n(a.protocol.alpha)} patients at {a.protocol.percent}. Missed: cases "
+                "times seeds in which nothing was found, reference / other."),
         ),
         keys=3,
         long=_long("classes", "step eval_set structure a b hole shared mean_a mean_b pseudomedian "

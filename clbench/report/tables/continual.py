@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual, stability_gap
 from clbench.evaluation.metrics.continual import NAMES, Quantity, course_metrics, domain
 from clbench.report.evidence import Evidence, Method
-from clbench.report.results import PHANTOM, Group, Measured, collect, hole_notes
+from clbench.report.results import PHANTOM, Group, Measured, hole_notes
+from clbench.report.study import Protocol, Study
 from clbench.report.tables.render import EMPTY, SHARE, Scale, Table
 from clbench.statistics.bootstrap import crossed_interval, seed_means
-from clbench.store import run_folder
 
 JOINT = "joint"
 """The strategy that stands for joint training."""
@@ -39,33 +37,18 @@ UNTRACED = Quantity(
 )
 
 
-def continual_table(
-    *,
-    results: Path,
-    bench: str,
-    scoring: str = "strict",
-    metric: str = "dice",
-    scale: Scale = SHARE,
-) -> Table:
+def continual_table(study: Study, *, metric: str = "dice", scale: Scale = SHARE) -> Table:
     """All measures of all strategies of a benchmark, one row each.
 
     Args:
-        results: folder of runs.
-        bench: benchmark.
-        scoring: `strict` or `paper`.
+        study: the runs.
         metric: which score R is made of; the larger the better (`dice`, `nsd`, …).
         scale: how the numbers are written.
 
     Raises:
         StoreError: no finished runs, or runs that do not belong in one table.
     """
-    groups = collect(results, bench=bench, scoring=scoring, metric=metric)
-    if not groups:
-        raise StoreError(
-            "there are no finished runs of this benchmark",
-            where=results / bench,
-            next_step=f"clbench run --bench {bench} --strategy universal",
-        )
+    groups, scoring = study.finished(metric=metric), study.scoring
     joint = _joint(groups)
     found = {
         g.label: [_measures(run, joint, scoring, metric) for run in g.runs] for g in groups
@@ -132,7 +115,7 @@ def _measures(
     if isinstance(joint, str):
         several = Quantity(value=math.nan, reason=joint)
         found |= dict.fromkeys(("intransigence", "delta_joint", "relative_joint"), several)
-    rows = run_folder.read_scores(run.folder / "scores.csv")
+    rows = run.stored.rows_of(scoring, metric)
     cells = continual.domain_transfer(
         rows, run.sources, scoring=scoring, metric=metric, patient_of=run.patient_of
     )
@@ -185,9 +168,6 @@ def _merged(
 
 
 Floats = NDArray[np.float64]
-JOINT_STRATEGY = "joint"
-"""The strategy that sees all old cases: the upper bound."""
-DRAWS = 2000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -197,7 +177,7 @@ class Measure:
     value: float = math.nan
     """Mean over structures, patients and seeds."""
     low: float = math.nan
-    """Lower end of the 95 % interval over patients and seeds."""
+    """Lower end of the interval over patients and seeds."""
     high: float = math.nan
     """Upper end."""
     sd: float = math.nan
@@ -237,10 +217,14 @@ def cells_at(
     return {name: np.stack(values, axis=-1) for name, values in found.items()}
 
 
-def _measure(table: Mapping[str, Floats], why: str = "scores are missing") -> Measure:
+def _measure(
+    table: Mapping[str, Floats], protocol: Protocol, why: str = "scores are missing"
+) -> Measure:
     if not table:
         return Measure(why=why)
-    i = crossed_interval(table, draws=DRAWS)
+    i = crossed_interval(
+        table, seed=protocol.seed, draws=protocol.descriptive_resamples, level=protocol.level
+    )
     return Measure(
         value=i.estimate, low=i.low, high=i.high, sd=continual.spread(list(seed_means(table)))
     )
@@ -250,35 +234,42 @@ def _minus(a: Mapping[str, Floats], b: Mapping[str, Floats]) -> dict[str, Floats
     return {name: a[name] - b[name] for name in a} if a and b else {}
 
 
-def measures(e: Evidence, method: Method) -> dict[str, Measure]:
-    """Name → number, in the order of the table."""
+def measures(e: Evidence, method: Method, protocol: Protocol) -> dict[str, Measure]:
+    """Name → number, in the order of the table.
+
+    Args:
+        e: the runs.
+        method: one of their strategies.
+        protocol: level and resamples of the intervals.
+    """
     last = e.last
     old = {c: s for c, s in e.learned_at.items() if s < last}
     new = {c: s for c, s in e.learned_at.items() if s > 1}
     at_end = dict.fromkeys(e.learned_at, last)
     found = {
-        "Old": _measure(cells_at(e, method, dict.fromkeys(old, last))),
-        "New": _measure(cells_at(e, method, new)),
-        "All": _measure(cells_at(e, method, at_end)),
+        "Old": _measure(cells_at(e, method, dict.fromkeys(old, last)), protocol),
+        "New": _measure(cells_at(e, method, new), protocol),
+        "All": _measure(cells_at(e, method, at_end), protocol),
         "BWT": _measure(
-            _minus(cells_at(e, method, dict.fromkeys(old, last)), cells_at(e, method, old))
+            _minus(cells_at(e, method, dict.fromkeys(old, last)), cells_at(e, method, old)),
+            protocol,
         ),
-        "Forgetting": _forgetting(e, method),
+        "Forgetting": _forgetting(e, method, protocol),
     }
-    joint = [m for m in e.methods if m.strategy == JOINT_STRATEGY]
+    joint = [m for m in e.methods if m.strategy == JOINT]
     if len(joint) != 1:
         absent = Measure(why="no run of joint" if not joint else "several variants of joint")
         return {**found, "Intransigence": absent, "Δ joint": absent}
     seeds = [s for s in method.seeds if s in joint[0].seeds]
     why = "no seed in common with joint" if not seeds else "scores are missing"
     mine, bound = cells_at(e, method, new, seeds), cells_at(e, joint[0], new, seeds)
-    found["Intransigence"] = _measure(_minus(bound, mine), why)
+    found["Intransigence"] = _measure(_minus(bound, mine), protocol, why)
     mine, bound = cells_at(e, method, at_end, seeds), cells_at(e, joint[0], at_end, seeds)
-    found["Δ joint"] = _measure(_minus(mine, bound), why)
+    found["Δ joint"] = _measure(_minus(mine, bound), protocol, why)
     return found
 
 
-def _forgetting(e: Evidence, method: Method) -> Measure:
+def _forgetting(e: Evidence, method: Method, protocol: Protocol) -> Measure:
     """The best of the earlier steps minus the last, per structure; its interval for two steps only.
 
     Source: Chaudhry et al., ECCV 2018; see `clbench.evaluation.metrics.continual.forgetting`.
@@ -286,7 +277,7 @@ def _forgetting(e: Evidence, method: Method) -> Measure:
     old = {c: s for c, s in e.learned_at.items() if s < e.last}
     if e.last == 2:
         end = dict.fromkeys(old, e.last)
-        return _measure(_minus(cells_at(e, method, old), cells_at(e, method, end)))
+        return _measure(_minus(cells_at(e, method, old), cells_at(e, method, end)), protocol)
     per_seed = []
     for i in range(len(method.seeds)):
         r = {}
@@ -300,11 +291,14 @@ def _forgetting(e: Evidence, method: Method) -> Measure:
     return Measure(value=value, sd=continual.spread(per_seed), why="scores are missing")
 
 
-def learning_table(e: Evidence, scale: Scale = SHARE) -> Table:
-    """One row per strategy; a mean over structures, [95 % interval] over patients, ± over seeds."""
+def learning_table(study: Study, scale: Scale = SHARE) -> Table:
+    """One row per strategy; a mean over structures, [interval] over patients, ± over seeds."""
+    e, protocol = study.evidence, study.protocol
     rows, long, why = [], [], []
+    names: list[str] = []
     for m in e.methods:
-        found = measures(e, m)
+        found = measures(e, m, protocol)
+        names = list(found)
         rows.append(
             (
                 m.label, str(len(m.seeds)),
@@ -316,7 +310,6 @@ def learning_table(e: Evidence, scale: Scale = SHARE) -> Table:
             long.append((m.label, name, *exact, str(len(m.seeds)), x.why))
         if reasons := {f"{k}: {x.why}" for k, x in found.items() if math.isnan(x.value)}:
             why.append(f"hole: {m.label}, {'; '.join(sorted(reasons))}")
-    names = list(measures(e, e.methods[0]))
     sizes = ", ".join(f"{len(p)} {s}" for s, p in e.patients.items())
     return Table(
         title=f"{e.title()}: what was kept and learned, {scale.unit}",
@@ -325,8 +318,14 @@ def learning_table(e: Evidence, scale: Scale = SHARE) -> Table:
         keys=2,
         narrow=3,
         notes=(
-            f"{e.scoring} scoring; mean over structures, [95 % interval] of patients and seeds:",
-            f"crossed bootstrap ({DRAWS} draws; {sizes} test cases), ± sd over seeds",
+            (
+                f"{e.scoring} scoring; mean over structures, [{protocol.percent} interval] of "
+                "patients and seeds:"
+            ),
+            (
+                f"crossed bootstrap ({protocol.descriptive_resamples} draws; {sizes} test cases), "
+                "± sd over seeds"
+            ),
             "Old: structures of earlier steps after the last step; All: all structures after it",
             "New: structures of step 2 and later, each right after its own step",
             "BWT: old structures, last step minus own step (Lopez-Paz and Ranzato 2017)",

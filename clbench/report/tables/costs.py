@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
-from clbench.report.results import PHANTOM, Group, collect, hole_notes
+from clbench.report.results import PHANTOM, Group, hole_notes
+from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, Table
 
 if TYPE_CHECKING:
@@ -77,13 +78,13 @@ def read_costs(folder: Path, record: Mapping[str, Any]) -> dict[int, Cost]:
     return dict(found)
 
 
-def cost_table(*, results: Path, bench: str) -> Table:
+def cost_table(study: Study) -> Table:
     """One row per strategy and step; means over seeds.
 
     Raises:
         StoreError: the runs do not belong in one table, or a cost cannot be read.
     """
-    groups = collect(results, bench=bench, scoring="strict")
+    groups = study.groups(scoring="strict")
     rows = [row for g in groups for row in _rows(g)]
     phantom = any(not g.patients for g in groups)
     devices = sorted({str(r.record.get("device", "unknown")) for g in groups for r in g.runs})
@@ -111,7 +112,7 @@ def cost_table(*, results: Path, bench: str) -> Table:
         i for i, h in enumerate(heads) if "GPU" not in h or any(r[3 + i] != EMPTY for r in rows)
     ]
     return Table(
-        title=f"{bench}: cost per step" + (f" on the {PHANTOM}" if phantom else ""),
+        title=f"{study.bench}: cost per step" + (f" on the {PHANTOM}" if phantom else ""),
         columns=("strategy", "step", "seeds", *(heads[i] for i in shown)),
         rows=tuple((*row[:3], *(row[3 + i] for i in shown)) for row in rows),
         keys=3,

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from clbench.evaluation.metrics import continual
-from clbench.report.results import PHANTOM
+from clbench.report.results import PHANTOM, StoredRun
 from clbench.report.tables.render import EMPTY, Table, number
-from clbench.store import run_folder
 from clbench.store.run_folder import Score
 
 
@@ -24,8 +23,9 @@ def score_report(folder: Path) -> list[Table]:
     Raises:
         StoreError: missing or damaged files.
     """
-    record = run_folder.read_record(folder)
-    rows = [r for r in run_folder.read_scores(folder / "scores.csv") if r.scoring == "strict"]
+    stored = StoredRun.read(folder)
+    record = stored.record
+    rows = [r for r in stored.rows if r.scoring == "strict"]
     last = max((r.step for r in rows), default=0)
     steps = record["course"]["steps"]
     sources = [s["source"] for s in steps]

@@ -11,26 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
-from clbench.report.results import PHANTOM, Group, Measured, collect, past_card, read_run
-from clbench.report.tables.render import EMPTY, SHARE, Scale, Table, number, render
-from clbench.store import run_folder
-
-__all__ = [
-    "EMPTY",
-    "PHANTOM",
-    "Group",
-    "Measured",
-    "Table",
-    "collect",
-    "number",
-    "read_run",
-    "render",
-    "run_report",
-    "summary",
-]
-
+from clbench.report.results import PHANTOM, StoredRun, past_card, read_run
+from clbench.report.study import Study
+from clbench.report.tables.render import EMPTY, SHARE, Scale, Table, number
 
 LOWER_BOUND = "finetune"
 """Label of the strategy whose loss the others are set beside."""
@@ -38,11 +22,11 @@ LOWER_BOUND = "finetune"
 
 def run_report(folder: Path, *, scoring: str) -> list[Table]:
     """What one run ends with: the score of every structure after each step, and the forgetting."""
-    run = read_run(folder, scoring)
+    run = read_run(StoredRun.read(folder), scoring)
     record, last = run.record, run.last
     steps = range(1, last + 1)
     ceiling = continual.cells(
-        run_folder.read_scores(folder / "scores.csv"),
+        run.stored.rows_of("strict", "dice_ceiling"),
         run.sources,
         scoring="strict",
         metric="dice_ceiling",
@@ -121,23 +105,10 @@ def _title(record: Mapping[str, Any]) -> str:
     )
 
 
-def summary(*, results: Path, bench: str, scoring: str, scale: Scale = SHARE) -> Table:
-    """One row per strategy: what it knew, what it lost, what it learned.
-
-    Args:
-        results: folder of runs.
-        bench: benchmark.
-        scoring: `strict` or `paper`.
-        scale: shares or percent.
-    """
+def summary(study: Study, scale: Scale = SHARE) -> Table:
+    """One row per strategy: what it knew, what it lost, what it learned."""
     over_seeds = scale.over_seeds
-    groups = collect(results, bench=bench, scoring=scoring)
-    if not groups:
-        raise StoreError(
-            "there are no finished runs of this benchmark",
-            where=results / bench,
-            next_step=f"clbench run --bench {bench} --strategy universal",
-        )
+    groups = study.finished()
     rows, lost = [], {}
     for g in groups:
         last, at = g.runs[0].last, g.runs[0].learned_at
@@ -171,7 +142,7 @@ def summary(*, results: Path, bench: str, scoring: str, scale: Scale = SHARE) ->
     )
     over = "mean ± sd over seeds"
     notes = [
-        f"{scale.unit} ({scoring} scoring), class means over test cases ({cases}); {over}.",
+        f"{scale.unit} ({study.scoring} scoring), class means over test cases ({cases}); {over}.",
         f"profile {record['identity']['profile']['name']}, data {record['data_fingerprint']}.",
         *_beside_the_lower_bound(lost),
     ]

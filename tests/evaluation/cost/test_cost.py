@@ -34,6 +34,7 @@ from clbench.evaluation.cost.paper_figures import (
 )
 from clbench.nets import output
 from clbench.nets.heads import SIZES, WIDTH, dynamic_head, dynamic_head_plain
+from clbench.report.study import Study
 from clbench.report.tables.costs import COLUMNS, cost_table, growth_table, read_costs, step_table
 from clbench.report.tables.render import EMPTY
 from clbench.run import cost_table as cost_file
@@ -429,7 +430,7 @@ def test_a_run_leaves_its_costs(smoke_run: Path) -> None:
     assert "uncounted" not in record
     read = read_costs(smoke_run, record)
     assert {name for name, *_ in COLUMNS if "cuda" not in name} <= set(read[2])
-    table = cost_table(results=smoke_run.parents[2], bench="tumor_ext")
+    table = cost_table(Study(results=smoke_run.parents[2], bench="tumor_ext"))
     (line,) = [r for r in table.rows if r[:2] == ("universal", "2")]
     shown = dict(zip(table.columns, line, strict=True))
     assert float(shown["old model, MB"]) == round(read[2]["teacher_bytes"] / 1e6, 1) > 0

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 from clbench.cli.options import app
 from clbench.errors import SettingError, StoreError
 from clbench.report.paper.columns import printed10, printed11
-from clbench.report.paper.table import paper_table
-from clbench.report.results import collect
+from clbench.report.paper.table import BENCH, paper_table
+from clbench.report.significance.analysis import Analysis
+from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, FORMATS, Table, render
 from clbench.store import run_folder
 
@@ -74,7 +75,18 @@ def cells(table: Table) -> list[str]:
     ("which", "source", "n"), [(10, "table10_printed_layout.csv", 96), (11, "table11.csv", 30)]
 )
 def test_the_printed_half_is_the_paper_cell_by_cell(which: int, source: str, n: int) -> None:
-    lines = list(csv.reader(io.StringIO(render(paper_table(which, source="printed"), "csv"))))
+    lines = list(
+        csv.reader(
+            io.StringIO(
+                render(
+                    paper_table(
+                        which, Analysis(results=Path("none"), bench=BENCH[which]), source="printed"
+                    ),
+                    "csv",
+                )
+            )
+        )
+    )
     assert len(lines) == n + 1
     if not (SHARED / source).exists():
         pytest.skip("the typed table of the paper is not on this machine")
@@ -82,18 +94,25 @@ def test_the_printed_half_is_the_paper_cell_by_cell(which: int, source: str, n: 
 
 
 def test_what_is_seen_is_what_was_printed() -> None:
-    table = paper_table(10, source="printed")
+    table = paper_table(10, Analysis(results=Path("none"), bench="tumor_ext"), source="printed")
     seen = [c.removesuffix(" p") for c in cells(table)]
     assert sorted(seen) == sorted(c.value for c in printed10())  # the shared cell once
     assert [table.spans[0, 1 + j] for j in range(0, 32, 2)] == [3] * 16
     assert table.over[1:5] == ("Spleen", "Spleen", "R kidney", "R kidney")
-    seen = [c.removesuffix(" p") for c in cells(paper_table(11, source="printed"))]
+    seen = [
+        c.removesuffix(" p")
+        for c in cells(
+            paper_table(11, Analysis(results=Path("none"), bench="body_ext"), source="printed")
+        )
+    ]
     assert sorted(seen) == sorted(c["dsc"] for c in printed11())
 
 
 def test_every_printed_cell_is_marked_and_nothing_is_proven() -> None:
     for which in (10, 11):
-        table = paper_table(which, source="printed")
+        table = paper_table(
+            which, Analysis(results=Path("none"), bench=BENCH[which]), source="printed"
+        )
         assert all(c == "N/A" or c.endswith(" p") for c in cells(table))
         assert not any({"proven", "untestable"} & m for m in table.marks.values())
 
@@ -112,7 +131,12 @@ def test_printed_means_follow_from_printed_cells_but_for_one() -> None:
             mean = round((sum(organs) + float(row["Liver tumor"])) / 14, 3)
             gaps |= {key} if mean != float(row["Mean"]) else set()
     assert gaps == {("PLOP", 2)}
-    assert any("0.768" in n and "0.767" in n for n in paper_table(10, source="printed").notes)
+    assert any(
+        "0.768" in n and "0.767" in n
+        for n in paper_table(
+            10, Analysis(results=Path("none"), bench="tumor_ext"), source="printed"
+        ).notes
+    )
 
 
 def test_printed_tables_start_without_scipy_pandas_matplotlib_or_torch(tmp_path: Path) -> None:
@@ -147,7 +171,7 @@ def test_measured_tables_and_the_summary_start_without_torch_or_matplotlib(tmp_p
 
 def test_a_measured_cell_by_hand(tmp_path: Path) -> None:
     folders = tumor(tmp_path, {"universal": Method()})
-    table = paper_table(10, source="measured", results=tmp_path)
+    table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured")
     row = line(table, "universal [minilm]")
     per_seed = []
     for folder in folders:
@@ -163,7 +187,7 @@ def test_a_measured_cell_by_hand(tmp_path: Path) -> None:
 
 def test_strategies_that_share_step_1_print_it_once(tmp_path: Path) -> None:
     tumor(tmp_path, {**CT, "universal": Method(own_step1=True)})
-    table = paper_table(10, source="measured", results=tmp_path)
+    table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured")
     assert [r[0] for r in table.rows] == ["lwf_ct", "ilt_ct", "plop_ct", "universal [minilm]"]
     assert {n for (i, _), n in table.spans.items() if i == 0} == {3}
     assert [bool(line(table, s)["Spleen, Step 1"]) for s in CT] == [True, False, False]
@@ -173,7 +197,7 @@ def test_strategies_that_share_step_1_print_it_once(tmp_path: Path) -> None:
 def test_both_stand_side_by_side(tmp_path: Path) -> None:
     tumor(tmp_path, {**CT, "universal": Method(own_step1=True), "finetune": Method(kept=-0.6)},
           phantom=False)  # fmt: skip
-    table = paper_table(10, source="both", results=tmp_path)
+    table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="both")
     labels = [r[0] for r in table.rows]
     assert labels == [
         "LwF, ILT, PLOP", "lwf_ct, ilt_ct, plop_ct", "  difference",
@@ -192,7 +216,7 @@ def test_both_stand_side_by_side(tmp_path: Path) -> None:
 
 def test_phantom_never_stands_beside_patients_without_its_name(tmp_path: Path) -> None:
     tumor(tmp_path, {**CT, "universal": Method(), "joint": Method()})
-    table = paper_table(10, source="both", results=tmp_path)
+    table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="both")
     assert "PHANTOM" in table.title
     printed = {"LwF, ILT, PLOP", "LwF", "ILT", "PLOP", "Ours"}
     assert all("PHANTOM" in r[0] for r in table.rows if r[0] not in printed)
@@ -205,10 +229,10 @@ def test_phantom_never_stands_beside_patients_without_its_name(tmp_path: Path) -
 
 def test_an_absent_strategy_is_a_row_of_holes(tmp_path: Path) -> None:
     tumor(tmp_path, {"universal": Method()})
-    table = paper_table(10, source="both", results=tmp_path)
+    table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="both")
     assert set(line(table, "lwf_ct").values()) <= {"lwf_ct", "", EMPTY, "N/A"}
     assert any("no finished run of lwf_ct" in n for n in table.notes)
-    empty = paper_table(11, source="measured", results=tmp_path)
+    empty = paper_table(11, Analysis(results=tmp_path, bench="body_ext"), source="measured")
     assert any("no finished run" in n for n in empty.notes)
     assert set(cells(empty)) == {EMPTY}
 
@@ -220,7 +244,9 @@ def test_rows_that_are_whole_are_ranked_and_judged_beside_a_hole(tmp_path: Path)
          "ilt_ct": Method(seeds=(0, 3))},
         patients={"btcv": 10, "lits": 10},
     )  # fmt: skip
-    table = paper_table(10, source="measured", results=tmp_path, seeds=[0, 1])
+    table = paper_table(
+        10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured", seeds=[0, 1]
+    )
     assert table.marks
     assert line(table, "ilt_ct")["verdict"] == "hole"
     assert line(table, "lwf_ct")["verdict"] == "worse"
@@ -231,11 +257,13 @@ def test_rows_that_are_whole_are_ranked_and_judged_beside_a_hole(tmp_path: Path)
 
 def test_an_absent_seed_is_a_hole_never_a_partial_mean(tmp_path: Path) -> None:
     tumor(tmp_path, {"universal": Method(), "lwf_ct": Method(seeds=(0, 2))})
-    table = paper_table(10, source="measured", results=tmp_path, seeds=[0, 1, 2])
+    table = paper_table(
+        10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured", seeds=[0, 1, 2]
+    )
     assert set(list(line(table, "lwf_ct").values())[2:]) <= {EMPTY, "N/A", ""}
     assert line(table, "universal [minilm]")["Spleen, Step 2"].endswith(" m")
     assert any("hole: lwf_ct has no finished run of seed 1" in n for n in table.notes)
-    loose = paper_table(10, source="measured", results=tmp_path)
+    loose = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured")
     assert line(loose, "lwf_ct")["seeds"] == "2"
     assert not loose.marks  # rows over other seeds are not ranked
     assert any("not the same seeds" in n for n in loose.notes)
@@ -243,7 +271,7 @@ def test_an_absent_seed_is_a_hole_never_a_partial_mean(tmp_path: Path) -> None:
 
 def test_a_missing_case_is_a_hole_with_its_name(tmp_path: Path) -> None:
     tumor(tmp_path, {"universal": Method(), "lwf_ct": Method(drop=[(2, "btcv/102")])})
-    table = paper_table(10, source="measured", results=tmp_path)
+    table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured")
     row = line(table, "lwf_ct")
     assert row["Spleen, Step 2"] == row["Organ Mean, Step 2"] == row["Mean, Step 2"] == EMPTY
     assert row["Liver Tumor, Step 2"].endswith(" m")  # another set of cases
@@ -252,7 +280,7 @@ def test_a_missing_case_is_a_hole_with_its_name(tmp_path: Path) -> None:
 
 def test_one_seed_says_so(tmp_path: Path) -> None:
     tumor(tmp_path, {"universal": Method(seeds=(4,))})
-    table = paper_table(10, source="measured", results=tmp_path)
+    table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured")
     assert any("one seed" in n for n in table.notes)
 
 
@@ -261,7 +289,12 @@ def test_variants_of_universal_are_named_by_their_encoding(tmp_path: Path) -> No
         tumor(tmp_path, {"universal": Method(
             identity={"vectors": encoding, "profile": {"name": "smoke", "text": {"encoding": encoding}}},
             record={"text_encoding": {"encoding": encoding}})})  # fmt: skip
-    labels = [r[0] for r in paper_table(10, source="measured", results=tmp_path).rows]
+    labels = [
+        r[0]
+        for r in paper_table(
+            10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured"
+        ).rows
+    ]
     assert "universal (clip)" in labels
     assert "universal (minilm)" in labels
 
@@ -269,7 +302,7 @@ def test_variants_of_universal_are_named_by_their_encoding(tmp_path: Path) -> No
 def test_older_runs_recorded_their_splits_by_name(tmp_path: Path) -> None:
     for folder in tumor(tmp_path, {"universal": Method(), "lwf_ct": Method(kept=-0.3)}):
         change(folder, splits={"a.toml": {"test": [], "draw": None}, "b.toml": {"test": []}})
-    table = paper_table(10, source="measured", results=tmp_path)
+    table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured")
     assert line(table, "lwf_ct")["verdict"] in ("worse", "not testable")
 
 
@@ -279,15 +312,19 @@ def test_a_verdict_per_strategy_seen_from_the_strategy(tmp_path: Path) -> None:
         patients={"btcv": 10, "lits": 10},
     )  # fmt: skip
     for source in ("measured", "both"):
-        table = paper_table(10, source=source, results=tmp_path)
+        table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source=source)
         words = {r[0].split(" ")[0]: r[-1] for r in table.rows if r[-1]}
         assert words["lwf_ct"] == "worse"
         assert words["universal"] == "reference"
         assert "plop_ct" not in words
     assert any("Holm (m = 2)" in n and "for these training runs" in n for n in table.notes)
-    swapped = paper_table(10, source="measured", results=tmp_path, ref="lwf_ct")
+    swapped = paper_table(
+        10, Analysis(results=tmp_path, bench="tumor_ext", reference="lwf_ct"), source="measured"
+    )
     assert line(swapped, "universal [minilm]")["verdict"] == "better"
-    none = paper_table(10, source="measured", results=tmp_path, ref="mib")
+    none = paper_table(
+        10, Analysis(results=tmp_path, bench="tumor_ext", reference="mib"), source="measured"
+    )
     assert any("no verdict" in n and "mib" in n for n in none.notes)
 
 
@@ -299,12 +336,12 @@ def test_table_11_measured_by_hand(tmp_path: Path) -> None:
         tmp_path,
         {"universal_onehot": Method(kept=-0.1), "lwf_ct": Method(kept=-0.2), "mib": Method()},
     )
-    table = paper_table(11, source="measured", results=tmp_path)
+    table = paper_table(11, Analysis(results=tmp_path, bench="body_ext"), source="measured")
     assert [r[0] for r in table.rows] == [
         "lwf_ct", "ilt_ct", "plop_ct", "universal_onehot", "universal", "mib"
     ]  # fmt: skip
     row = line(table, "lwf_ct")
-    (g,) = [g for g in collect(tmp_path, bench="body_ext", scoring="strict") if g.label == "lwf_ct"]
+    (g,) = [g for g in Study(results=tmp_path, bench="body_ext").groups() if g.label == "lwf_ct"]
     by_hand = [(r.r[3, "aorta"].value + r.r[3, "postcava"].value) / 2 for r in g.runs]
     assert row["JHH_cardiac, Step 3"] == f"{sum(by_hand) / 3:.3f} m"
     assert table.columns[2:] == ("Step 1", "Step 2", "Step 3", "Step 2", "Step 3", "Step 3")
@@ -314,7 +351,7 @@ def test_table_11_measured_by_hand(tmp_path: Path) -> None:
 
 def test_table_11_both_keeps_the_papers_three_equal_cells(tmp_path: Path) -> None:
     body(tmp_path, {"universal": Method(), **CT}, phantom=False)
-    table = paper_table(11, source="both", results=tmp_path)
+    table = paper_table(11, Analysis(results=tmp_path, bench="body_ext"), source="both")
     assert [line(table, m)["JHH_organ, Step 1"] for m in ("LwF", "ILT", "PLOP")] == ["0.891 p"] * 3
     labels = [r[0] for r in table.rows]
     assert labels[labels.index("Ours (CLIP)") + 1] == "universal [minilm]"
@@ -324,8 +361,10 @@ def test_table_11_both_keeps_the_papers_three_equal_cells(tmp_path: Path) -> Non
 def test_another_benchmark_has_a_table_of_its_own(tmp_path: Path) -> None:
     body(tmp_path, {"universal": Method()}, bench="body_ext_totalseg")
     with pytest.raises(SettingError, match="no numbers of this benchmark"):
-        paper_table(11, source="both", results=tmp_path, bench="body_ext_totalseg")
-    table = paper_table(11, source="measured", results=tmp_path, bench="body_ext_totalseg")
+        paper_table(11, Analysis(results=tmp_path, bench="body_ext_totalseg"), source="both")
+    table = paper_table(
+        11, Analysis(results=tmp_path, bench="body_ext_totalseg"), source="measured"
+    )
     assert "different data" in table.title
     assert not any(c.endswith(" p") for c in cells(table))
     done = CliRunner().invoke(
@@ -361,7 +400,7 @@ def test_runs_that_answer_other_questions_are_refused(
     (other, *_) = tumor(tmp_path, {"lwf_ct": Method(seeds=(0,))})
     change(other, **{field: value})
     with pytest.raises(StoreError, match="do not belong in one table") as err:
-        paper_table(10, source="measured", results=tmp_path)
+        paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured")
     assert field in str(err.value)
 
 
@@ -369,7 +408,7 @@ def test_phantom_beside_patients_is_refused(tmp_path: Path) -> None:
     tumor(tmp_path, {"universal": Method()})
     tumor(tmp_path, {"lwf_ct": Method()}, phantom=False)
     with pytest.raises(StoreError, match="do not belong") as err:
-        paper_table(10, source="both", results=tmp_path)
+        paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="both")
     assert "phantom and patients" in str(err.value)
 
 
@@ -378,14 +417,16 @@ def test_a_damaged_score_file_is_named(tmp_path: Path) -> None:
     path = folder / "scores.csv"
     path.write_text(path.read_text()[:-9])
     with pytest.raises(StoreError, match="cannot be read") as err:
-        paper_table(10, source="measured", results=tmp_path)
+        paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured")
     assert "line" in str(err.value)
     assert str(folder) in str(err.value)
 
 
 def test_two_scorings_are_two_tables(tmp_path: Path) -> None:
     tumor(tmp_path, {"universal": Method()}, scorings=("strict",))
-    table = paper_table(10, source="measured", results=tmp_path, scoring="paper")
+    table = paper_table(
+        10, Analysis(results=tmp_path, bench="tumor_ext", scoring="paper"), source="measured"
+    )
     assert set(cells(table)) == {EMPTY, "N/A"}
     assert any("not scored" in n for n in table.notes)
 
@@ -399,7 +440,10 @@ def test_every_format_of_every_source(tmp_path: Path, which: int, format_: str) 
     make = tumor if which == 10 else body
     make(tmp_path, {"universal": Method(seeds=(0,)), "lwf_ct": Method(seeds=(0,))})
     for source in ("printed", "measured", "both"):
-        text = render(paper_table(which, source=source, results=tmp_path), format_)
+        text = render(
+            paper_table(which, Analysis(results=tmp_path, bench=BENCH[which]), source=source),
+            format_,
+        )
         assert ("0.783" in text or "0.466" in text) == (source != "measured")
         if source != "printed":
             assert "phantom" in text.lower()
@@ -407,10 +451,10 @@ def test_every_format_of_every_source(tmp_path: Path, which: int, format_: str) 
 
 def test_the_long_form_holds_full_precision(tmp_path: Path) -> None:
     tumor(tmp_path, {"universal": Method()})
-    table = paper_table(10, source="measured", results=tmp_path)
+    table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured")
     (cell,) = [x for x in csv.DictReader(io.StringIO(render(table, "csv")))
                if x["method"].startswith("universal") and x["class"] == "Organ Mean" and x["step"] == "2"]  # fmt: skip
-    (g,) = collect(tmp_path, bench="tumor_ext", scoring="strict")
+    (g,) = Study(results=tmp_path, bench="tumor_ext").groups()
     value, sd = g.value(2, ORGANS)
     assert float(cell["value"]) == value
     assert float(cell["sd"]) == sd

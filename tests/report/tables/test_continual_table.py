@@ -17,6 +17,7 @@ from clbench.evaluation.metrics import continual
 from clbench.evaluation.metrics.continual import NAMES
 from clbench.evaluation.metrics.stability_gap import TraceRow, write_trace
 from clbench.report.results import read_run
+from clbench.report.study import Study
 from clbench.report.tables.continual import continual_table
 from clbench.report.tables.render import EMPTY, PERCENT, SHARE, Table, render
 from clbench.store import run_folder
@@ -31,7 +32,7 @@ def cell(table: Table, words: str, column: str) -> str:
 
 def test_every_measure_of_every_strategy(tmp_path: Path) -> None:
     make_runs(tmp_path, {"universal": Method(kept=-0.1), "joint": Method()}, patients=FEW)
-    table = continual_table(results=tmp_path, bench="tumor_ext")
+    table = continual_table(Study(results=tmp_path, bench="tumor_ext"))
     assert {r[0] for r in table.rows} >= set(NAMES.values())
     bwt = [
         continual.mean(continual.backward_transfer(r.values, r.learned_at, 2).values())
@@ -47,7 +48,7 @@ def test_every_measure_of_every_strategy(tmp_path: Path) -> None:
     assert "domain transfer: n/a, no structure is annotated both" in notes
     assert "stability gap: n/a, no trace.csv" in notes
     assert "bwt,backward transfer (GEM: last row),universal,0,-0" in render(table, "csv")
-    percent = continual_table(results=tmp_path, bench="tumor_ext", scale=PERCENT)
+    percent = continual_table(Study(results=tmp_path, bench="tumor_ext"), scale=PERCENT)
     want = f"{100 * continual.mean(bwt):.1f} ± {100 * continual.spread(bwt):.1f}"
     assert cell(percent, NAMES["bwt"], "universal") == want
     assert percent.title.endswith("Dice, %")
@@ -61,7 +62,7 @@ def test_without_joint_with_two_and_with_a_hole(tmp_path: Path) -> None:
         tmp_path, {"universal": method, "lwf_ct": Method()}, bench="body_ext", steps=THREE_STEPS,
         patients=few,
     )  # fmt: skip
-    table = continual_table(results=tmp_path, bench="body_ext")
+    table = continual_table(Study(results=tmp_path, bench="body_ext"))
     assert cell(table, NAMES["intransigence"], "lwf_ct") == EMPTY
     assert cell(table, NAMES["forgetting"], "universal") == EMPTY  # needs step 2
     assert cell(table, NAMES["bwt"], "universal") != EMPTY  # does not
@@ -74,7 +75,7 @@ def test_without_joint_with_two_and_with_a_hole(tmp_path: Path) -> None:
             tmp_path, {"joint": Method(identity={"strategy": {"class": "Joint", "x": bound}})},
             bench="body_ext", steps=THREE_STEPS, patients=few,
         )  # fmt: skip
-    notes = "\n".join(continual_table(results=tmp_path, bench="body_ext").notes)
+    notes = "\n".join(continual_table(Study(results=tmp_path, bench="body_ext")).notes)
     assert "several variants of joint training" in notes
 
 
@@ -89,7 +90,7 @@ def test_the_liver_on_lits_after_step_1(tmp_path: Path) -> None:
         for r in run_folder.read_scores(folder / "scores.csv")
     ]
     run_folder.write_scores(folder / "scores.csv", rows)
-    table = continual_table(results=tmp_path, bench="tumor_ext")
+    table = continual_table(Study(results=tmp_path, bench="tumor_ext"))
     assert cell(table, "domain transfer: liver on lits, after step 1", "universal") == "0.250"
 
 
@@ -105,7 +106,7 @@ def test_the_stability_gap_of_traced_runs(tmp_path: Path) -> None:
         for u, v in zip((0, 10, 20), values, strict=True)
     ]  # fmt: skip
     write_trace(folder / "trace.csv", rows)
-    table = continual_table(results=tmp_path, bench="tumor_ext")
+    table = continual_table(Study(results=tmp_path, bench="tumor_ext"))
     gap = {r[0].split(": ")[1].split(" ")[0]: r[0] for r in table.rows if r[0].startswith("stab")}
     assert cell(table, gap["depth"], "universal") == "0.500"
     assert cell(table, gap["transient"], "universal") == "0.400"
@@ -117,7 +118,7 @@ def test_the_stability_gap_of_traced_runs(tmp_path: Path) -> None:
 
 def test_no_runs(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no finished runs"):
-        continual_table(results=tmp_path, bench="tumor_ext")
+        continual_table(Study(results=tmp_path, bench="tumor_ext"))
 
 
 # ------------------------------------------------------------------------------------- in percent

@@ -16,9 +16,8 @@ from typer.testing import CliRunner
 from clbench.cli.options import app
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
-from clbench.report.evidence import gather
 from clbench.report.paper.detection import distances, table6
-from clbench.report.results import collect
+from clbench.report.study import Protocol, Study
 from clbench.report.tables.continual import learning_table, measures
 from clbench.report.tables.costs import MACS, cost_table
 from clbench.report.tables.render import EMPTY, FORMATS, Table, render
@@ -39,9 +38,10 @@ def row(table: Table, label: str) -> list[str]:
 def test_measures_by_hand(tmp_path: Path) -> None:
     make_runs(tmp_path, {"universal": Method(kept=-0.1), "joint": Method(own_step1=True)},
               patients={"btcv": 5, "lits": 5})  # fmt: skip
-    e = gather(tmp_path, bench="tumor_ext", ref="universal")
-    found = measures(e, e.reference)
-    groups = {g.label: g for g in collect(tmp_path, bench="tumor_ext", scoring="strict")}
+    study = Study(results=tmp_path, bench="tumor_ext")
+    e = study.evidence
+    found = measures(e, e.reference, Protocol())
+    groups = {g.label: g for g in Study(results=tmp_path, bench="tumor_ext").groups()}
     g, j = groups["universal"], groups["joint"]
     old = [c for c, s in e.learned_at.items() if s == 1]
     assert found["Old"].value == pytest.approx(g.value(2, old)[0])
@@ -60,7 +60,7 @@ def test_measures_by_hand(tmp_path: Path) -> None:
     assert found["Δ joint"].value == pytest.approx(
         g.value(2, list(e.learned_at))[0] - j.value(2, list(e.learned_at))[0]
     )
-    table = learning_table(e)
+    table = learning_table(study)
     assert "PHANTOM" in table.title
     assert row(table, "joint")[-1].startswith("+0.000")
     long = list(csv.DictReader(io.StringIO(render(table, "csv"))))
@@ -70,22 +70,23 @@ def test_measures_by_hand(tmp_path: Path) -> None:
 def test_forgetting_takes_the_best_earlier_step(tmp_path: Path) -> None:
     make_runs(tmp_path, {"universal": Method(kept=0.05)}, bench="body_ext", steps=THREE_STEPS,
               patients=dict.fromkeys(("jhh_organ", "jhh_gastro", "jhh_cardiac"), 4))  # fmt: skip
-    e = gather(tmp_path, bench="body_ext", ref="universal")
-    found = measures(e, e.reference)
-    (g,) = collect(tmp_path, bench="body_ext", scoring="strict")
+    study = Study(results=tmp_path, bench="body_ext")
+    e = study.evidence
+    found = measures(e, e.reference, Protocol())
+    (g,) = Study(results=tmp_path, bench="body_ext").groups()
     by_hand = [
         continual.mean(continual.forgetting(r.values, r.learned_at, 3).values()) for r in g.runs
     ]
     assert found["Forgetting"].value == pytest.approx(continual.mean(by_hand))
     assert math.isnan(found["Forgetting"].low)  # no interval: a maximum of means
     assert found["Intransigence"].why == "no run of joint"
-    assert any("no run of joint" in n for n in learning_table(e).notes)
+    assert any("no run of joint" in n for n in learning_table(study).notes)
 
 
 def test_a_hole_is_a_hole(tmp_path: Path) -> None:
     make_runs(tmp_path, {"universal": Method(), "joint": Method(drop=[(2, "btcv/101")])},
               patients={"btcv": 5, "lits": 5})  # fmt: skip
-    table = learning_table(gather(tmp_path, bench="tumor_ext", ref="universal"))
+    table = learning_table(Study(results=tmp_path, bench="tumor_ext"))
     assert row(table, "joint")[2] == row(table, "universal")[-1] == EMPTY
     assert row(table, "joint")[3] != EMPTY  # the tumor's cases are all there
 
@@ -110,7 +111,7 @@ def add(folder: Path, metric: str, values: dict[str, float], structure: str) -> 
 
 
 def test_the_printed_half_of_table_6() -> None:
-    table = table6(source="printed", results=Path("none"), bench="tumor_ext")
+    table = table6(Study(results=Path("none"), bench="tumor_ext"), source="printed")
     assert row(table, "Universal Model")[2:5] == ["88.89 p", "95.0 p", "91.84 p"]
     assert row(table, "UNet++")[5] == EMPTY
     lines = list(csv.reader(io.StringIO(render(table, "csv"))))
@@ -123,7 +124,7 @@ def test_detection_by_hand(tmp_path: Path) -> None:
     folders = make_runs(
         tmp_path, {"universal": Method(seeds=(0, 1))}, patients={"btcv": 4, "lits": 6}
     )
-    empty = table6(source="measured", results=tmp_path, bench="tumor_ext")
+    empty = table6(Study(results=tmp_path, bench="tumor_ext"), source="measured")
     assert set(row(empty, "universal")[2:]) == {EMPTY}
     assert any("clbench score" in n for n in empty.notes)
     cases = [str(200 + i) for i in range(6)]  # the last has no tumor
@@ -139,7 +140,7 @@ def test_detection_by_hand(tmp_path: Path) -> None:
         dict(zip(cases, [1, 1, 1, 1, 1, 0.0], strict=True)),
         "liver_tumor",
     )
-    table = table6(source="both", results=tmp_path, bench="tumor_ext")
+    table = table6(Study(results=tmp_path, bench="tumor_ext"), source="both")
     sen, spec, harm = row(table, "universal (PHANTOM)")[2:5]
     i = wilson(4.5, 5)
     assert sen == f"90.00 m (4.5/5) [{100 * i.low:.1f}–{100 * i.high:.1f}]"
@@ -158,14 +159,14 @@ def test_distances_by_hand(tmp_path: Path) -> None:
     folders = make_runs(
         tmp_path, {"universal": Method(seeds=(0,))}, patients={"btcv": 3, "lits": 3}
     )
-    none = distances(results=tmp_path, bench="tumor_ext")
+    none = distances(Study(results=tmp_path, bench="tumor_ext"))
     assert set(row(none, "universal")[2:]) == {EMPTY}
     assert any("clbench score" in n for n in none.notes)
     for c in ("spleen", "right_kidney", "liver", "pancreas"):
         cases = {"100": 0.5, "101": 0.7, "102": math.nan if c == "pancreas" else 0.9}
         add(folders[0], "nsd_2mm", cases, c)
         add(folders[0], "hd95_mm", {k: 10 * v for k, v in cases.items()}, c)
-    table = distances(results=tmp_path, bench="tumor_ext")
+    table = distances(Study(results=tmp_path, bench="tumor_ext"))
     nsd, hd, missed = row(table, "universal")[2:5]
     assert nsd == f"{(3 * 0.7 + 0.6) / 4:.3f}"
     assert float(hd) == pytest.approx(6.75, abs=0.051)
@@ -182,7 +183,7 @@ def test_two_versions_of_a_metric_are_refused(tmp_path: Path) -> None:
         patients={"btcv": 3, "lits": 3},
     )  # fmt: skip
     with pytest.raises(StoreError, match="do not belong in one table") as err:
-        distances(results=tmp_path, bench="tumor_ext")
+        distances(Study(results=tmp_path, bench="tumor_ext"))
     assert "metric versions (nsd)" in str(err.value)
 
 
@@ -193,14 +194,14 @@ def test_costs_of_the_record_and_of_the_file(tmp_path: Path) -> None:
     folders = make_runs(
         tmp_path, {"universal": Method(seeds=(0,))}, patients={"btcv": 3, "lits": 3}
     )
-    table = cost_table(results=tmp_path, bench="tumor_ext")
+    table = cost_table(Study(results=tmp_path, bench="tumor_ext"))
     assert [r[:3] for r in table.rows] == [("universal", "1", "1"), ("universal", "2", "1")]
     at = {name: i for i, name in enumerate(table.columns)}
     assert table.rows[0][at["training, min"]] == "1.0"  # 60 s of training
     assert table.rows[0][at[MACS]] == EMPTY
     assert any("clbench cost" in n for n in table.notes)
     (folders[0] / "cost.csv").write_text("step,forward_macs\n1,5e9\n2,7e9\n")
-    assert [r[at[MACS]] for r in cost_table(results=tmp_path, bench="tumor_ext").rows] == [
+    assert [r[at[MACS]] for r in cost_table(Study(results=tmp_path, bench="tumor_ext")).rows] == [
         "5.00",
         "7.00",
     ]
@@ -209,11 +210,11 @@ def test_costs_of_the_record_and_of_the_file(tmp_path: Path) -> None:
         folders[0], {**record, "uncounted": "the operator x cannot be counted\n  got: x"}
     )
     assert "operations not counted, universal: the operator x cannot be counted" in (
-        cost_table(results=tmp_path, bench="tumor_ext").notes
+        cost_table(Study(results=tmp_path, bench="tumor_ext")).notes
     )
     (folders[0] / "cost.csv").write_text("forward_macs\n5e9\n")
     with pytest.raises(StoreError, match="costs of a run") as err:
-        cost_table(results=tmp_path, bench="tumor_ext")
+        cost_table(Study(results=tmp_path, bench="tumor_ext"))
     assert "cost.csv" in str(err.value)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from clbench.report.significance.analysis import Analysis
 from clbench.report.tables.render import (
     EMPTY,
     FORMATS,
@@ -161,8 +162,8 @@ def test_latex_compiles(tmp_path: Path) -> None:
         for t in (
             WIDE,
             SHARED,
-            paper_table(10, source="printed"),
-            paper_table(11, source="printed"),
+            paper_table(10, Analysis(results=Path("none"), bench="tumor_ext"), source="printed"),
+            paper_table(11, Analysis(results=Path("none"), bench="body_ext"), source="printed"),
         )
     )
     (tmp_path / "page.tex").write_text(PAGE % body, encoding="utf-8")

@@ -13,6 +13,7 @@ import pytest
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
+from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, SHARE, Table
 from clbench.report.tables.summary import run_report, summary
 from clbench.store import run_folder
@@ -131,7 +132,7 @@ def test_a_summary_over_seeds(make: Make, tmp_path: Path) -> None:
     make()
     make(seed=1, rows=[score(1, "spleen", 0.9), score(1, "liver", 0.9), score(2, "spleen", 0.5),
                        score(2, "liver", 0.5), score(2, "liver_tumor", 0.2, "7")])  # fmt: skip
-    table = summary(results=tmp_path, bench="tumor_ext", scoring="strict")
+    table = summary(Study(results=tmp_path, bench="tumor_ext"))
     assert cell(table, "universal", "seeds") == "0, 1"
     assert cell(table, "universal", "step 1 structures, after step 1") == "0.800 ± 0.141"
     assert cell(table, "universal", "lowest of them, any seed") == "0.600 (liver, seed 0)"
@@ -143,14 +144,14 @@ def test_a_summary_over_seeds(make: Make, tmp_path: Path) -> None:
 def test_variants_of_a_strategy_are_told_apart(make: Make, tmp_path: Path) -> None:
     make(hyper={"pseudo": "hard", "x": 1})
     make(hyper={"pseudo": "soft", "x": 1})
-    labels = {r[0] for r in summary(results=tmp_path, bench="tumor_ext", scoring="strict").rows}
+    labels = {r[0] for r in summary(Study(results=tmp_path, bench="tumor_ext")).rows}
     assert labels == {"universal (pseudo=hard)", "universal (pseudo=soft)"}
 
 
 def test_versions_of_a_strategy_are_told_apart(make: Make, tmp_path: Path) -> None:
     make()
     make(hyper={"version": 2})
-    labels = {r[0] for r in summary(results=tmp_path, bench="tumor_ext", scoring="strict").rows}
+    labels = {r[0] for r in summary(Study(results=tmp_path, bench="tumor_ext")).rows}
     assert labels == {"universal (version=1)", "universal (version=2)"}
 
 
@@ -163,7 +164,7 @@ def test_each_loss_is_set_beside_the_lower_bounds_on_the_seeds_they_share(
                               score(2, "liver_tumor", 0.2, "7")])  # fmt: skip
 
     def notes() -> list[str]:
-        found = summary(results=tmp_path, bench="tumor_ext", scoring="strict").notes
+        found = summary(Study(results=tmp_path, bench="tumor_ext")).notes
         return [n for n in found if "finetune" in n]
 
     run("lwf_ct", 0, 0.1)
@@ -189,7 +190,7 @@ def test_each_loss_is_set_beside_the_lower_bounds_on_the_seeds_they_share(
 def test_an_unfinished_run_is_left_out_and_mentioned(make: Make, tmp_path: Path) -> None:
     make()
     make(seed=1, status="unfinished")
-    table = summary(results=tmp_path, bench="tumor_ext", scoring="strict")
+    table = summary(Study(results=tmp_path, bench="tumor_ext"))
     assert cell(table, "universal", "seeds") == "0 (one seed)"
     assert any("1 unfinished" in note for note in table.notes)
 
@@ -198,12 +199,12 @@ def test_phantom_and_patients_are_never_in_one_table(make: Make, tmp_path: Path)
     make()
     make(seed=1, patients=True)
     with pytest.raises(StoreError, match="one table"):
-        summary(results=tmp_path, bench="tumor_ext", scoring="strict")
+        summary(Study(results=tmp_path, bench="tumor_ext"))
 
 
 def test_no_runs_is_said_with_the_command_that_makes_one(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no finished runs") as err:
-        summary(results=tmp_path, bench="tumor_ext", scoring="strict")
+        summary(Study(results=tmp_path, bench="tumor_ext"))
     assert "clbench run" in str(err.value)
 
 
@@ -225,15 +226,19 @@ def test_a_report_of_a_real_run(smoke_run: Path) -> None:
 
 
 def test_a_strip_of_a_real_run(smoke_run: Path, smoke_out: Path, cache_root: Path) -> None:
-    from clbench.report.figures import Study, draw
+    from clbench.report.figures import StripOptions, draw
     from clbench.report.figures.strip import Shown, open_volumes
+    from clbench.report.significance.analysis import Analysis
 
-    study = Study(results=smoke_out, bench="tumor_ext", cache=cache_root)
+    study = Analysis(results=smoke_out, bench="tumor_ext")
+    here = StripOptions(cache=cache_root)
     record = run_folder.read_record(smoke_run)
     case = record["course"]["test"][0][0].split("/")[1]
-    (volume,) = open_volumes(study, record, [Shown(eval_set="btcv", case=case, word="", score=0)])
+    (volume,) = open_volumes(
+        study, here, record, [Shown(eval_set="btcv", case=case, word="", score=0)]
+    )
     assert (volume.source, volume.case) == ("btcv", case)
     with pytest.raises(StoreError, match="not those of the run"):
-        open_volumes(study, {**record, "data_fingerprint": "other"}, [])
+        open_volumes(study, here, {**record, "data_fingerprint": "other"}, [])
     if not any(f.parent.name != "universal" for f in run_folder.find_runs(smoke_out)):
-        assert draw("strip", study).startswith(b"<?xml")
+        assert draw("strip", study, strip=here).startswith(b"<?xml")

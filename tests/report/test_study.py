@@ -1,0 +1,122 @@
+"""A study: one protocol on the whole page, every file read once, every test made once."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+from synthetic_runs import Method, make_runs
+from typer.testing import CliRunner
+
+from clbench.cli.options import app
+from clbench.errors import SettingError
+from clbench.report.study import Protocol
+
+METHODS = {
+    "universal": Method(kept=-0.01),
+    "joint": Method(new=0.03),
+    "lwf_ct": Method(kept=-0.01),
+    "finetune": Method(kept=-0.4),
+    "mib": Method(kept=-0.02, own_step1=True, step1=-0.02),
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study")
+    cost = {
+        str(i): {"train": {"train_s": 60.0, "parameters": 1000 * i, "forward_macs": 10**9}}
+        for i in (1, 2)
+    }
+    methods = {
+        name: Method(kept=m.kept, new=m.new, step1=m.step1, record={"cost": cost})
+        for name, m in METHODS.items()
+    }
+    make_runs(out, methods)
+    return out
+
+
+# ----------------------------------------------------------------------------- one protocol
+
+
+def written(results: Path, out: Path, *options: str) -> dict[str, str]:
+    """File or figure → its text, of `clbench report` with these options."""
+    words = ["report", "--bench", "tumor_ext", "--ref", "universal", "--results", str(results)]
+    done = CliRunner().invoke(app, [*words, "--out", str(out), *options])
+    assert done.exit_code == 0, done.output
+    texts = {p.name: p.read_text(encoding="utf-8") for p in out.glob("*.*")}
+    html = texts["index.html"]
+    for data, name in re.findall(r'<img src="data:[^,]*,([^"]*)" alt="([^."]*)', html):
+        texts[f"figure {name}"] = base64.b64decode(data).decode()
+    texts["index.html"] = re.sub(r"data:[^\"']*", "", html)
+    return texts
+
+
+def statements(texts: dict[str, str]) -> list[str]:
+    """What the report says in words: no numbers of cells, nothing about the simulated studies."""
+    said = [
+        line
+        for line in texts["report.md"].splitlines()
+        if not re.match(r"\|(?! (alpha|equivalence margin))", line) and not re.search("simulated studies|studies per cell", line)
+    ]  # fmt: skip
+    headers = re.findall(r"^\|.*\|\n(?=\| ?:?-)", texts["report.md"], re.M)
+    said += [h for h in headers if "sd of a training run" not in h]
+    said += texts["checklist.md"].splitlines()
+    for name, text in texts.items():
+        if name.startswith("figure "):
+            said.append(" ".join(s for s in re.findall(r"<!-- (.*?) -->", text) if " " in s))
+    return [unescape(line) for line in said]
+
+
+DEFAULT_LEVEL = re.compile(r"(?<![\d.+−-])0\.0[25](?!\d)|9[05] ?%")
+
+
+def test_the_pattern_finds_the_defaults(results: Path, tmp_path: Path) -> None:
+    found = [s for s in statements(written(results, tmp_path / "r")) if DEFAULT_LEVEL.search(s)]
+    text = "\n".join(found)
+    for words in ("p_Holm ≤ 0.05", "alpha 0.05, equivalence margin 0.02", "±0.02", "95 % interval",
+                  "95 % over patients", "Wilson 95 %", "at 95 %"):  # fmt: skip
+        assert words in text, words
+
+
+def test_level_and_margin_hold_on_the_whole_page(results: Path, tmp_path: Path) -> None:
+    texts = written(results, tmp_path / "r", "--alpha", "0.01", "--margin", "0.03")
+    said = statements(texts)
+    assert [s for s in said if DEFAULT_LEVEL.search(s)] == []
+    text = "\n".join(said)
+    for words in (
+        "p_Holm ≤ 0.01", "alpha 0.01, equivalence margin 0.03", "±0.03, the equivalence margin",
+        "99 % interval", "99 % over patients", "Wilson 99 %",
+        "none exists below 8 patients at 99 %",
+    ):  # fmt: skip
+        assert words in text, words
+    assert "at 5%, this report at 0.01" in texts["report.md"]
+
+
+def test_marks_and_verdicts_follow_the_level_and_the_margin(results: Path, tmp_path: Path) -> None:
+    loose = written(results, tmp_path / "a", "--alpha", "0.05", "--margin", "0.2")
+    strict = written(results, tmp_path / "b", "--alpha", "0.0005", "--margin", "0.001")
+    assert loose["table10.csv"].count("proven") > strict["table10.csv"].count("proven")
+    assert "equivalent" in loose["table10.csv"]
+    assert "equivalent" not in strict["table10.csv"]
+    assert loose["learning.csv"] != strict["learning.csv"]  # wider intervals
+    names = {n for n in loose if n.startswith("figure ")}
+    assert len(names) == 8
+    for name in names - {"figure Heatmap", "figure Patients", "figure Rank stability"}:
+        assert loose[name] != strict[name], name
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"alpha": 0.0}, {"alpha": 0.5}, {"margin": 0.0}, {"margin": 1.0}]
+)
+def test_no_level_and_no_margin(wrong: dict[str, float]) -> None:
+    with pytest.raises(SettingError, match=r"no such (level|margin)"):
+        Protocol(**wrong)  # type: ignore[arg-type]
+
+
+def test_percent_is_exact() -> None:
+    assert Protocol(alpha=0.05).percent == "95 %"
+    assert Protocol(alpha=0.005).percent == "99.5 %"
