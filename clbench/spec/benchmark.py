@@ -12,31 +12,41 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
+from typing import Annotated, Any, Literal
+
+from annotated_types import Predicate
+from pydantic import AliasChoices, Field
 
 from clbench.errors import SpecError, closest
 from clbench.spec.names import need_case, need_name
+from clbench.spec.splits import Cases
 from clbench.spec.splits import Draw as Draw
 from clbench.spec.splits import Split as Split
 from clbench.spec.taxonomy import Structure, structure
+from clbench.spec.validation import Names, checked
 
 MAX_LABEL = (1 << 16) - 1
 """Largest label value: a table of all values is looked up voxel by voxel."""
+# a whole number stays one: 2 and 2.0 have two hashes, so the file's own way to write it is kept
+Number = int | float
+Length = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
+Size = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked(SpecError)
 class Partial:
     """Cases of a source that annotate fewer structures than the rest."""
 
-    cases: tuple[str, ...]
+    cases: Cases
     """Case ids."""
-    annotates: tuple[str, ...]
+    annotates: Names
     """The structures these cases annotate."""
     why: str = ""
     """Where the fact comes from."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked(SpecError)
 class Source:
     """A data set: how it lies on disk, what its label values mean, what each case annotates."""
 
@@ -46,14 +56,25 @@ class Source:
     """Name for readers."""
     layout: str
     """Folder layout (`clbench.data.layouts`)."""
-    labels: Mapping[int, str] = field(default_factory=dict)
+    labels: Annotated[
+        Mapping[int, str],
+        Field(
+            description="a table, a whole number = one structure; for a pair under one value use "
+            "`sides`"
+        ),
+    ] = field(default_factory=dict)
     """Raw label value → structure; a structure also holds the values of those inside it."""
-    masks: Mapping[str, str] = field(default_factory=dict)
+    masks: Annotated[Mapping[str, str], Field(description="a table, file stem = one structure")] = (
+        field(default_factory=dict)
+    )
     """For layouts with a mask per structure: file stem → structure; several stems may stand for
     one structure (two generations of names)."""
-    sides: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    sides: Annotated[
+        Mapping[int, tuple[str, str]],
+        Field(description="a table, a whole number = the left and the right structure of a pair"),
+    ] = field(default_factory=dict)
     """Raw label value that holds both of a pair → (left, right) structure."""
-    ignored: tuple[int, ...] = ()
+    ignored: Annotated[tuple[int, ...], Field(description="a list of label values")] = ()
     """Further label values that occur and count as background."""
     partial: tuple[Partial, ...] = ()
     """Cases that annotate fewer structures."""
@@ -81,7 +102,7 @@ class Source:
         for name in (*self.masks, *(c for p in self.partial for c in p.cases)):
             need_case(name, where)
         for value, pair in self.sides.items():
-            if len(pair) != 2 or structure(pair[0], where).mirror != pair[1]:
+            if structure(pair[0], where).mirror != pair[1]:
                 raise SpecError(
                     "sides needs the left and the right structure of a pair",
                     where=where,
@@ -160,40 +181,29 @@ class Source:
         return match[1]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked(SpecError)
 class Preprocessing:
     """How a volume becomes what a network sees."""
 
-    orientation: str = "RAS"
+    orientation: Literal["RAS"] = "RAS"
     """Axis codes after reorientation; axis 0 grows to the patient's right, 1 to the front, 2 up."""
-    spacing_mm: tuple[float, float, float] = (1.5, 1.5, 1.5)
+    spacing_mm: Annotated[
+        tuple[Length, Length, Length], Field(description="three positive numbers")
+    ] = (1.5, 1.5, 1.5)
     """Voxel size after resampling (image linear, label nearest)."""
-    window_hu: tuple[float, float] = (-175.0, 250.0)
+    window_hu: Annotated[
+        tuple[Number, Number],
+        Predicate(lambda window: window[0] < window[1]),
+        Field(description="two numbers: the lower end, then the upper"),
+    ] = (-175.0, 250.0)
     """HU range that is mapped to [0, 1]; values outside are clipped."""
-    patch_vox: tuple[int, int, int] = (96, 96, 96)
+    patch_vox: Annotated[
+        tuple[Size, Size, Size], Field(description="three positive whole numbers")
+    ] = (96, 96, 96)
     """Training patch and sliding window, in voxels."""
 
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.orientation != "RAS":
-            raise SpecError("only RAS is supported", where="preprocessing", got=self.orientation)
-        if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
-            raise SpecError(
-                "spacing_mm needs three positive numbers",
-                where="preprocessing",
-                got=self.spacing_mm,
-            )
-        if len(self.window_hu) != 2 or self.window_hu[0] >= self.window_hu[1]:
-            raise SpecError("window_hu needs low < high", where="preprocessing", got=self.window_hu)
-        if len(self.patch_vox) != 3 or min(self.patch_vox) < 1:
-            raise SpecError(
-                "patch_vox needs three positive whole numbers",
-                where="preprocessing",
-                got=self.patch_vox,
-            )
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked(SpecError)
 class Step:
     """One lesson: which structures are learned, from which source."""
 
@@ -201,19 +211,24 @@ class Step:
     """Short name for tables."""
     source: str
     """Name of the source."""
-    learns: tuple[str, ...]
+    learns: Names
     """Structures first learned here, in channel order."""
-    split: Split
+    split: Annotated[Split, Field(description="a file or a table")]
     """Cases on real data."""
-    phantom_split: Split | None = None
+    phantom_split: Annotated[Split | None, Field(description="a file or a table")] = None
     """Cases on the embedded phantom; None: as many as the profile asks for, numbered by step."""
-    shows: tuple[str, ...] | None = None
+    shows: Names | None = None
     """Structures whose annotation this step's cases show while teaching. None: all the source
     annotates, but not what other steps learn from the same source: in a source that several steps
     share, each sees its own lesson."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def _tables(table: str, field_name: str) -> Any:
+    """A field that a course file writes as tables of another name: `[[source]]`."""
+    return Field(validation_alias=AliasChoices(table, field_name))
+
+
+@checked(SpecError)
 class Benchmark:
     """A course: sources, steps and how to read the result."""
 
@@ -223,17 +238,19 @@ class Benchmark:
     """Raised by any change that moves a number; results of two versions never share a table."""
     title: str
     """One line for `clbench list`."""
-    sources: tuple[Source, ...]
+    sources: Annotated[tuple[Source, ...], _tables("source", "sources")]
     """The data sets."""
-    steps: tuple[Step, ...]
+    steps: Annotated[tuple[Step, ...], _tables("step", "steps")]
     """The lessons, in order."""
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """Common to all steps."""
-    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: Annotated[
+        Mapping[str, Names], Field(description="a table, printed name = a list of names")
+    ] = field(default_factory=dict)
     """Table groups: printed name → structures whose plain mean it is."""
     citation: str = ""
     """What to cite."""
-    declares: tuple[Structure, ...] = ()
+    declares: Annotated[tuple[Structure, ...], _tables("structure", "declares")] = ()
     """Structures this course adds to the taxonomy."""
 
     def __post_init__(self) -> None:

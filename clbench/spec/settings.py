@@ -269,7 +269,7 @@ def split_overrides(words: list[str]) -> dict[str, dict[str, str]]:
                 f"there is no group of settings called {group!r}",
                 where=f"--set {word}",
                 expected=", ".join([*GROUPS, "strategy"]),
-                next_step=f"did you mean '{guess}.{name}'?" if guess else None,
+                next_step=f"did you mean {guess}.{name}?" if guess else None,
             )
         if name in found.setdefault(group, {}):
             raise SettingError(

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Annotated
+
+from pydantic import Field
 
 from clbench.errors import SpecError
 from clbench.spec.names import need_case
+from clbench.spec.taxonomy import structure
+from clbench.spec.validation import Names, checked
 
 PARTS = ("train", "validation", "test")
+Cases = Annotated[tuple[str, ...], Field(description="a list of case ids")]
+Patients = Annotated[int, Field(ge=1)]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked(SpecError)
 class Draw:
     """A rule that draws a split from the cases at hand, patient by patient.
 
@@ -23,27 +30,23 @@ class Draw:
 
     seed: int
     """Changes the order of the patients."""
-    train: int
+    train: Patients
     """Patients to learn from."""
-    validation: int = 0
+    validation: Annotated[int, Field(ge=0)] = 0
     """Patients for choices made while developing."""
-    test: int
+    test: Patients
     """Patients for the examination."""
-    part: int = 1
+    part: Annotated[int, Field(ge=1)] = 1
     """1-based block."""
-    needs: tuple[str, ...] = ()
+    needs: Names = ()
     """Structures of which a case must hold a voxel; for sources that image other regions too."""
-    without: tuple[str, ...] = ()
+    without: Cases = ()
     """Case ids that are never drawn: damaged files, say."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if min(self.train, self.test, self.part) < 1 or self.validation < 0:
-            raise SpecError(
-                "a drawn split needs at least one train and one test patient and part ≥ 1",
-                where="draw",
-                got=f"train={self.train}, test={self.test}, part={self.part}",
-            )
+        """Check that the structures asked for exist."""
+        for name in self.needs:
+            structure(name, "draw, needs")
 
     def deal(
         self,
@@ -94,17 +97,17 @@ class Draw:
         }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked(SpecError)
 class Split:
     """Which cases of a source train, validate and test a step."""
 
     name: str
     """File name, for records."""
-    train: tuple[str, ...] = ()
+    train: Cases = ()
     """Case ids a model learns from."""
-    validation: tuple[str, ...] = ()
+    validation: Cases = ()
     """Case ids for choices made while developing."""
-    test: tuple[str, ...] = ()
+    test: Cases = ()
     """Case ids no training ever opens."""
     origin: str = ""
     """Where the ids come from."""

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from clbench.errors import SpecError, unknown_name
+from clbench.spec.validation import Names, checked
 
 Kind = Literal["organ", "vessel", "duct", "device", "tumor", "cyst"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@checked(SpecError)
 class Structure:
     """One structure of the body.
 
@@ -33,7 +33,7 @@ class Structure:
     """What it is; decides sampling class and post-processing."""
     template_id: int | None = None
     """Number in the paper's Table 2 (1 to 32) or the authors' extension (33 to 38)."""
-    aliases: tuple[str, ...] = ()
+    aliases: Names = ()
     """Names printed in the paper's tables and used by public data sets."""
     parent: str | None = None
     """The structure that contains this one."""
@@ -166,12 +166,12 @@ def declare(structures: Sequence[Structure], where: object = None) -> None:
                 if new.name in STRUCTURES
                 else "another file of this session declares it differently: choose another name",
             )
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", new.name) or new.kind not in get_args(Kind):
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", new.name):
             raise SpecError(
-                "a declared structure needs a name in snake case and a known kind",
+                "a declared structure needs a name in snake case",
                 where=where,
-                expected=f"kind among {', '.join(get_args(Kind))}",
-                got=f"name {new.name!r}, kind {new.kind!r}",
+                expected="a small letter first, then small letters, digits and _",
+                got=repr(new.name),
             )
         for tie in (new.parent, new.mirror):
             if tie is not None and tie not in added:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import field
-from typing import Any, TypeVar, dataclass_transform
+from dataclasses import asdict, field, is_dataclass
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from annotated_types import Predicate as Predicate
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -21,6 +21,7 @@ from clbench.errors import ClbenchError, closest
 
 T = TypeVar("T")
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
+Names = Annotated[tuple[str, ...], Field(description="a list of names")]
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, Field))
@@ -66,9 +67,13 @@ def from_toml(
     checks = TypeAdapter(kind)
     try:
         # strict JSON: a list stands for a tuple and a key for a number; "1" and true for neither
-        return checks.validate_json(json.dumps(values, default=str), strict=True)
+        return checks.validate_json(json.dumps(values, default=_plain), strict=True)
     except ValidationError as err:
         raise from_validation_error(err, checks, values, raised=raised, where=where) from None
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
 def from_validation_error(
@@ -140,7 +145,7 @@ def from_validation_error(
         where=where,
         expected=f"one of {', '.join(known)}",
         got=key,
-        next_step=f"did you mean {guess!r}?" if guess else None,
+        next_step=f"did you mean {guess if prefix else repr(guess)}?" if guess else None,
     )
 
 

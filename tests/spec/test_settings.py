@@ -49,8 +49,8 @@ def test_words_of_the_command_line_get_their_type(word: str, value: object) -> N
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("train.epoch=5", "did you mean 'train.epochs'?"),
-        ("trian.epochs=5", "did you mean 'train.epochs'?"),
+        ("train.epoch=5", "did you mean train.epochs?"),
+        ("trian.epochs=5", "did you mean train.epochs?"),
         ("train.epochs=many", "a whole number"),
         ("train.epochs=1.5", "a whole number"),
         ("examine.postprocess=maybe", "true or false"),

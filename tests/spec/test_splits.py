@@ -96,7 +96,7 @@ def test_a_case_without_a_patient_is_named() -> None:
     "bad", [{"train": 0}, {"test": 0}, {"validation": -1}, {"part": 0}], ids=str
 )
 def test_ranges(bad: dict[str, int]) -> None:
-    with pytest.raises(SpecError, match="drawn split"):
+    with pytest.raises(SpecError, match=f"{next(iter(bad))} must be a whole number at least"):
         replace(RULE, **bad)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +75,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
     ("old", "new", "says"),
     [
         ('"spleen", 2', '"spleem", 2', "did you mean 'spleen'"),
-        ("labels = {1", "labels = {one", "not a whole number"),
+        ("labels = {1", "labels = {one", "a whole number = one structure"),
         ('1 = "spleen"', '1 = ["left_kidney", "right_kidney"]', "use `sides`"),
         ("labels = {1", "sides = {7 = \"left_kidney\"}\nlabels = {1", "left and the right"),
         ("labels = {1", "ignored = 3\nlabels = {1", "ignored must be a list"),
@@ -85,7 +86,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
         ('layout = "btcv"', "layout = 3", "layout must be text"),
         ("[[source]]", "[source]", "write [[source]]"),
         ("[[step]]", "[step]", "write [[step]]"),
-        ('split = "cases.toml"', "split = 3", "a split is a file or a table"),
+        ('split = "cases.toml"', "split = 3", "split must be a file or a table"),
         ('split = "cases.toml"', "split = {train = [1], test = [1]}", "stands in train and test"),
         ('split = "cases.toml"', "split = {train = 1, test = [1]}", "must be a list of case ids"),
         ('split = "cases.toml"', 'split = {train = ["3..1"], test = [9]}', "runs backwards"),
@@ -95,7 +96,14 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
             'split = {draw = {seed = 1, train = 1, test = 1, needs = ["livr"]}}',
             "did you mean 'liver'",
         ),
-        ('split = "cases.toml"', "", "split"),
+        ('split = "cases.toml"', "", "an incomplete step: split missing"),
+        ('split = "cases.toml"', "split = {draw = {seed = 1, train = 0, test = 1}}", "at least 1"),
+        ('split = "cases.toml"', 'split = {train = [1], tst = [2]}', "did you mean 'test'"),
+        ("[[step]]", "[[source.partial]]\ncases = 3\n[[step]]", "cases must be a list of case ids"),
+        ("[[step]]", '[[source.partial]]\nannotates = ["liver"]\n[[step]]', "cases missing"),
+        ("[[step]]", "[preprocessing]\nwindow_hu = [9, 1]\n[[step]]", "the lower end"),
+        ("[[step]]", '[preprocessing]\norientation = "LPS"\n[[step]]', "one of RAS"),
+        ("[[step]]", "[preprocessing]\npatch_vox = [1.5, 1, 1]\n[[step]]", "positive whole"),
         ("[[step]]", "[groups]\nMean = [\"liver\"]\n[[step]]", "no step learns"),
         ("[[step]]", "[preprocessing]\nspacing_mm = [1, 1]\n[[step]]", "three positive"),
         ('name = "mine"', 'name = "tumor_ext"', "is taken"),
@@ -108,6 +116,46 @@ def test_every_mistake_is_named(
     with pytest.raises(ClbenchError) as err:
         registry.benchmark(str(path))
     assert says in str(err.value)
+
+
+DIGESTS = {
+    "body_ext": "8e2cc554e6d6b7b6",
+    "body_ext_totalseg": "faa6c92bd7c6b949",
+    "tumor_ext": "1f654e0fd32c65a6",
+}
+"""Course → hash that runs of it are known by."""
+
+
+def test_an_error_names_file_item_and_value(write: Callable[[str], Path]) -> None:
+    path = write(BENCH.replace('layout = "btcv"', "layout = 3"))
+    with pytest.raises(SpecError) as err:
+        load_benchmark(path)
+    assert err.value.what == "layout must be text"
+    assert err.value.fields() == {"where": f"{path}, source 'a'", "got": "3"}
+    path = write(BENCH.replace('learns = ["spleen"]', 'lerns = ["spleen"]'))
+    with pytest.raises(SpecError) as err:
+        load_benchmark(path)
+    assert err.value.where == f"{path}, step 'one'"
+    (path.parent / "cases.toml").write_text("train = [1]\ntest = 2\n")
+    path.write_text(BENCH)
+    with pytest.raises(SpecError, match="test must be a list of case ids") as err:
+        load_benchmark(path)
+    assert err.value.where == path.parent / "cases.toml"
+
+
+def test_a_course_keeps_its_hash_and_goes_to_another_process(
+    write: Callable[[str], Path],
+) -> None:
+    path = write(BENCH)
+    plain = load_benchmark(path)
+    assert pickle.loads(pickle.dumps(plain)) == plain  # noqa: S301  # our own bytes
+    path.write_text(
+        BENCH.replace("[[step]]", "[preprocessing]\nspacing_mm = [2, 2, 2.5]\n[[step]]")
+    )
+    spacing = load_benchmark(path).preprocessing.spacing_mm
+    assert [type(s) for s in spacing] == [int, int, float]  # as written: 2 and 2.0 hash apart
+    for name, digest in DIGESTS.items():
+        assert registry.benchmark(name).digest() == digest
 
 
 def test_a_copy_of_a_registered_benchmark_may_keep_its_name(tmp_path: Path) -> None:
