@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clbench.store.run_folder import Score
 
@@ -433,9 +433,7 @@ def harmonic(old: float, new: float) -> float:
 
 
 # --------------------------------------------------------------------------------------------------
-# Every continual-learning measure of a run by name, each a number or n/a with the reason.
-# The formulas are in `clbench.evaluation.metrics.continual`; here they get names, in the
-# order of a table, and a measure that cannot be computed says why.
+# Every measure of a run by name, each a number or n/a with the reason.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -453,28 +451,222 @@ class Quantity:
             raise ValueError(f"value {self.value} with reason {self.reason!r}")
 
 
-NAMES: dict[str, str] = {
-    "old": "old structures, after the last step",
-    "new": "new structures of the last step",
-    "all": "all structures, after the last step",
-    "all_by_step": "the same, every step weighing the same",
-    "bwt": "backward transfer (GEM: last row)",
-    "bwt_all_pairs": "backward transfer (Díaz-Rodríguez: all pairs)",
-    "forgetting": "forgetting (Chaudhry: best before the last step)",
-    "forgetting_first_last": "forgetting (first minus last)",
-    "forgetting_mammoth": "forgetting (mammoth: best of all steps)",
-    "learning": "learning accuracy, from step 2 (plasticity)",
-    "learning_all": "learning accuracy, all steps",
-    "average_incremental": "average incremental",
-    "harmonic": "harmonic mean of old and new",
-    "forward": "forward transfer",
-    "intransigence": "intransigence (joint minus own step), from step 2",
-    "delta_joint": "all structures, minus joint",
-    "relative_joint": "all structures, relative to joint",
-}
-"""Name → words for readers, in the order of a table."""
-
+Key = tuple[int, str]
+"""(1-based step, structure): where a score stands in R."""
 ONE_STEP = "one step: nothing comes before or after"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CourseScores:
+    """R of one run, and which step teaches which structure: what a measure is computed from."""
+
+    r: Matrix
+    """R of the run."""
+    joint: Matrix | None
+    """R of joint training with the same seed, or None."""
+    learned_at: Mapping[str, int]
+    """Structure → 1-based step that teaches it."""
+    last: int
+    """Number of steps."""
+
+    @property
+    def old(self) -> list[str]:
+        """Structures of the steps before the last."""
+        return [c for c, s in self.learned_at.items() if s < self.last]
+
+    @property
+    def new(self) -> list[str]:
+        """Structures of the last step."""
+        return [c for c, s in self.learned_at.items() if s == self.last]
+
+    @property
+    def from_step_2(self) -> list[str]:
+        """Structures of all steps but the first."""
+        return [c for c, s in self.learned_at.items() if s > 1]
+
+    def at_end(self, names: Iterable[str]) -> list[Key]:
+        """Scores after the last step."""
+        return [(self.last, c) for c in names]
+
+    def at_own(self, names: Iterable[str]) -> list[Key]:
+        """Scores right after the step that teaches a structure."""
+        return [(self.learned_at[c], c) for c in names]
+
+    def since_own(self, names: Iterable[str]) -> list[Key]:
+        """Scores after the step that teaches a structure and after every later one."""
+        return [(t, c) for c in names for t in range(self.learned_at[c], self.last + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """One number about a whole course, class-macro, and what it takes to compute it."""
+
+    name: str
+    """Short name in files."""
+    label: str
+    """Words for readers."""
+    formula: Callable[[CourseScores], float] = lambda c: math.nan
+    """The number."""
+    needs: Callable[[CourseScores], Sequence[Key]] = lambda c: ()
+    """The scores it needs; where one is missing there is no number, never a partial mean."""
+    joint: bool = field(default=False, kw_only=True)
+    """The same scores are needed of joint training."""
+    one_step: bool = field(default=False, kw_only=True)
+    """It exists for a course of a single step."""
+    never: str = field(default="", kw_only=True)
+    """Why no course here can have it; empty where one can."""
+
+    def of(self, course: CourseScores) -> Quantity:
+        """The number, or the reason why there is none."""
+
+        def nothing(reason: str) -> Quantity:
+            return Quantity(value=math.nan, reason=reason)
+
+        if self.never:
+            return nothing(self.never)
+        sides = [("", course.r)]
+        if self.joint:
+            if course.joint is None:
+                return nothing("there is no run of joint training with this seed")
+            sides.append(("joint training: ", course.joint))
+        try:
+            value = self.formula(course)
+        except ZeroDivisionError:  # of a ratio to joint training, the only one
+            return nothing("joint training scores 0")
+        if course.last == 1 and not self.one_step:
+            return nothing(ONE_STEP)
+        for whose, scores in sides:
+            absent = [key for key in self.needs(course) if math.isnan(scores.get(key, math.nan))]
+            if absent:
+                step, name = absent[0]
+                more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+                return nothing(f"{whose}{name} has no score after step {step}{more}")
+        return Quantity(value=value)
+
+
+def _old(c: CourseScores) -> float:
+    return accuracy(c.r, c.learned_at, c.last, lambda step: step < c.last)
+
+
+def _new(c: CourseScores) -> float:
+    return accuracy(c.r, c.learned_at, c.last, lambda step: step == c.last)
+
+
+def _all(c: CourseScores) -> float:
+    return accuracy(c.r, c.learned_at, c.last, lambda step: True)
+
+
+def _all_by_step(c: CourseScores) -> float:
+    steps = sorted(set(c.learned_at.values()))
+    return mean(accuracy(c.r, c.learned_at, c.last, step.__eq__) for step in steps)
+
+
+def _end(c: CourseScores) -> list[Key]:
+    return c.at_end(c.learned_at)
+
+
+def _old_ends(c: CourseScores) -> list[Key]:
+    return [*c.at_own(c.old), *c.at_end(c.old)]
+
+
+def _old_path(c: CourseScores) -> list[Key]:
+    return c.since_own(c.old)
+
+
+def _macro(
+    by_structure: Callable[[Matrix, Mapping[str, int], int], dict[str, float]],
+) -> Callable[[CourseScores], float]:
+    """Mean over structures of a function of R."""
+    return lambda c: mean(by_structure(c.r, c.learned_at, c.last).values())
+
+
+MEASURES = (
+    Measure("old", "old structures, after the last step", _old, lambda c: c.at_end(c.old)),
+    Measure(
+        "new", "new structures of the last step", _new, lambda c: c.at_end(c.new), one_step=True
+    ),
+    Measure("all", "all structures, after the last step", _all, _end, one_step=True),
+    Measure(
+        "all_by_step", "the same, every step weighing the same", _all_by_step, _end, one_step=True
+    ),
+    Measure("bwt", "backward transfer (GEM: last row)", _macro(backward_transfer), _old_ends),
+    Measure(
+        "bwt_all_pairs",
+        "backward transfer (Díaz-Rodríguez: all pairs)",
+        lambda c: backward_transfer_all_pairs(c.r, c.learned_at, c.last),
+        _old_path,
+    ),
+    Measure(
+        "forgetting",
+        "forgetting (Chaudhry: best before the last step)",
+        _macro(forgetting),
+        _old_path,
+    ),
+    Measure(
+        "forgetting_first_last",
+        "forgetting (first minus last)",
+        _macro(forgetting_first_last),
+        _old_ends,
+    ),
+    Measure(
+        "forgetting_mammoth",
+        "forgetting (mammoth: best of all steps)",
+        _macro(forgetting_mammoth),
+        _old_path,
+    ),
+    Measure(
+        "learning",
+        "learning accuracy, from step 2 (plasticity)",
+        lambda c: learning_accuracy(c.r, c.learned_at),
+        lambda c: c.at_own(c.from_step_2),
+    ),
+    Measure(
+        "learning_all",
+        "learning accuracy, all steps",
+        lambda c: learning_accuracy(c.r, c.learned_at, first=1),
+        lambda c: c.at_own(c.learned_at),
+        one_step=True,
+    ),
+    Measure(
+        "average_incremental",
+        "average incremental",
+        lambda c: average_incremental(c.r, c.learned_at, c.last),
+        lambda c: c.since_own(c.learned_at),
+        one_step=True,
+    ),
+    Measure("harmonic", "harmonic mean of old and new", lambda c: harmonic(_old(c), _new(c)), _end),
+    Measure(
+        "forward",
+        "forward transfer",
+        never="class-incremental: no output exists before a structure is taught",
+    ),
+    Measure(
+        "intransigence",
+        "intransigence (joint minus own step), from step 2",
+        lambda c: mean(intransigence(c.r, c.joint or {}, c.learned_at).values()),
+        lambda c: c.at_own(c.from_step_2),
+        joint=True,
+    ),
+    Measure(
+        "delta_joint",
+        "all structures, minus joint",
+        lambda c: mean(relative_to_joint(c.r, c.joint or {}, c.learned_at, c.last).values()),
+        _end,
+        joint=True,
+        one_step=True,
+    ),
+    Measure(
+        "relative_joint",
+        "all structures, relative to joint",
+        lambda c: _all(c) / mean((c.joint or {}).get(key, math.nan) for key in _end(c)),
+        _end,
+        joint=True,
+        one_step=True,
+    ),
+)
+"""In the order of a table; each formula names its source."""
+NAMES: dict[str, str] = {measure.name: measure.label for measure in MEASURES}
+"""Name → words for readers, in the order of a table."""
 
 
 def course_metrics(
@@ -483,7 +675,7 @@ def course_metrics(
     """All measures of one run, class-macro.
 
     Args:
-        r: R of the run (values of `transfer.cells`).
+        r: R of the run (values of `cells`).
         learned_at: structure → 1-based step.
         last: number of steps.
         joint: R of the run of joint training with the same seed, if there is one.
@@ -501,98 +693,17 @@ def course_metrics(
         >>> measures["intransigence"].reason
         'there is no run of joint training with this seed'
 
-    Source: each function of `clbench.evaluation.metrics.continual` names its own.
+    Source: each function of this module names its own.
     """
-    old = [c for c, s in learned_at.items() if s < last]
-    new = [c for c, s in learned_at.items() if s == last]
-    later = [c for c, s in learned_at.items() if s > 1]
-    end = [(last, c) for c in learned_at]
-    own = [(s, c) for c, s in learned_at.items()]
-    path = [(t, c) for c, s in learned_at.items() for t in range(s, last + 1)]
-
-    def known(value: float, needs: Iterable[tuple[int, str]], *, steps: bool = True) -> Quantity:
-        """A number, or the first score that lacks."""
-        if steps and last == 1:
-            return Quantity(value=math.nan, reason=ONE_STEP)
-        absent = [key for key in needs if math.isnan(r.get(key, math.nan))]
-        return _quantity(value, absent, "")
-
-    def over(values: Mapping[str, float]) -> float:
-        return mean(values.values())
-
-    now = {c: r.get((last, c), math.nan) for c in learned_at}
-    kept, learned = (mean(now[c] for c in names) for names in (old, new))
-    walk = [k for k in path if k[1] in old]
-    found = {
-        "old": known(kept, [(last, c) for c in old]),
-        "new": known(learned, [(last, c) for c in new], steps=False),
-        "all": known(over(now), end, steps=False),
-        "all_by_step": known(
-            mean(accuracy(r, learned_at, last, t.__eq__) for t in sorted(set(learned_at.values()))),
-            end,
-            steps=False,
-        ),
-        "bwt": known(
-            over(backward_transfer(r, learned_at, last)),
-            [k for k in (*own, *end) if k[1] in old],
-        ),
-        "bwt_all_pairs": known(backward_transfer_all_pairs(r, learned_at, last), walk),
-        "forgetting": known(over(forgetting(r, learned_at, last)), walk),
-        "forgetting_first_last": known(
-            over(forgetting_first_last(r, learned_at, last)),
-            [k for k in (*own, *end) if k[1] in old],
-        ),
-        "forgetting_mammoth": known(over(forgetting_mammoth(r, learned_at, last)), walk),
-        "learning": known(learning_accuracy(r, learned_at), [k for k in own if k[1] in later]),
-        "learning_all": known(learning_accuracy(r, learned_at, first=1), own, steps=False),
-        "average_incremental": known(average_incremental(r, learned_at, last), path, steps=False),
-        "harmonic": known(harmonic(kept, learned), end),
-        "forward": Quantity(
-            value=math.nan,
-            reason="class-incremental: no output exists before a structure is taught",
-        ),
-    }
-    if joint is None:
-        none = Quantity(value=math.nan, reason="there is no run of joint training with this seed")
-        return found | dict.fromkeys(("intransigence", "delta_joint", "relative_joint"), none)
-
-    def beside(value: float, keys: Iterable[tuple[int, str]], *, steps: bool = False) -> Quantity:
-        """The same, when the joint run must have the scores too."""
-        keys = list(keys)
-        mine = known(value if not math.isnan(value) else 0.0, keys, steps=steps)
-        if mine.reason:
-            return mine
-        return _quantity(
-            value, [k for k in keys if math.isnan(joint.get(k, math.nan))], "joint training: "
-        )
-
-    top = mean(joint.get(k, math.nan) for k in end)
-    return found | {
-        "intransigence": beside(
-            over(intransigence(r, joint, learned_at)),
-            [k for k in own if k[1] in later],
-            steps=True,
-        ),
-        "delta_joint": beside(over(relative_to_joint(r, joint, learned_at, last)), end),
-        "relative_joint": Quantity(value=math.nan, reason="joint training scores 0")
-        if top == 0
-        else beside(over(now) / top, end),
-    }
-
-
-def _quantity(value: float, absent: list[tuple[int, str]], whose: str) -> Quantity:
-    if not absent:
-        return Quantity(value=value)
-    step, name = absent[0]
-    more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-    return Quantity(value=math.nan, reason=f"{whose}{name} has no score after step {step}{more}")
+    course = CourseScores(r=r, joint=joint, learned_at=learned_at, last=last)
+    return {measure.name: measure.of(course) for measure in MEASURES}
 
 
 def domain(cells: Mapping[tuple[str, str], Cell], sources: Iterable[str]) -> dict[str, Quantity]:
     """`domain_transfer` as named quantities, such as `liver on lits`.
 
     Args:
-        cells: what `transfer.domain_transfer` found.
+        cells: what `domain_transfer` returns.
         sources: source of each step.
 
     Example:
