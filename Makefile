@@ -13,7 +13,7 @@ help:
 	@echo "make lint    ruff, mypy --strict"
 	@echo "make perf    benchmark scripts (ratios, no pass or fail)"
 	@echo "make torture kill runs at random moments, 100 times; they must end as undisturbed ones (MINUTES=30)"
-	@echo "make readme  write the phantom tables of README.md anew from results/reference"
+	@echo "make readme  write the tables and pictures of every README.md anew from results/"
 	@echo "make paper   build the tables and figures of paper_figs/paper.toml (RESULTS=folder of runs)"
 	@echo "make wheel   build dist/clbench-*.whl"
 
@@ -45,7 +45,7 @@ torture: $(STAMP)
 	$(BIN)/python tests/torture.py --minutes $(or $(MINUTES),30) --out results/calibration/torture.csv
 
 readme: $(STAMP)
-	$(BIN)/clbench readme README.md
+	$(BIN)/clbench readme README.md */README.md
 
 paper: $(STAMP)
 	$(BIN)/clbench paper paper_figs/paper.toml --out paper_figs/out $(if $(RESULTS),--results $(RESULTS))

@@ -1,9 +1,10 @@
-"""Commands that write figures, reports, the paper's set, and the tables of a README."""
+"""Commands that write figures, reports, the paper's set, and the tables of READMEs."""
 
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -103,34 +104,52 @@ def report(
 
 
 @app.command(hidden=True)
-def readme(path: Path) -> None:
-    """Write the blocks of a Markdown file anew that name the clbench command they come from."""
-    path.write_text(rewrite(path.read_text(encoding="utf-8"), app), encoding="utf-8")
+def readme(
+    pages: Annotated[list[Path], typer.Argument(help="Markdown files.")],
+) -> None:
+    """Write the blocks of Markdown files anew that name the clbench command they come from."""
+    for path in pages:
+        path.write_text(rewrite(path.read_text(encoding="utf-8"), app), encoding="utf-8")
 
 
 # --------------------------------------------------------------------------------------------------
 # Blocks of a Markdown file that name the command they come from, written anew by running it.
 #
 # A block reads `<!-- $ clbench table summary … -->`, the output, `<!-- end -->`. So no number in a
-# README is typed by hand, and a test can tell a stale one.
+# README is typed by hand, and a test can tell a stale one. Where the command is `clbench figure`,
+# the output is a link to the picture it has written.
 
 
-_BLOCK = re.compile(r"(<!-- \$ clbench (?P<words>[^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- \$ clbench (?P<command>[^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def rewrite(text: str, app: typer.Typer) -> str:
-    """`text` with every block's content replaced by what its command prints now.
+    """A Markdown text with every block's content replaced by what its command prints now.
+
+    Commands run in the current folder, and their paths are relative to it.
 
     Raises:
         ClbenchError: a command fails; names it.
     """
 
-    def fresh(match: re.Match[str]) -> str:
-        result = CliRunner().invoke(app, shlex.split(match["words"]))
+    def fresh(block: re.Match[str]) -> str:
+        arguments = shlex.split(block["command"])
+        result = CliRunner().invoke(app, arguments)
         if result.exit_code != 0:
             raise ClbenchError(
-                "a command of the README fails", where=match["words"], got=result.exception
+                "a command of the README fails", where=block["command"], got=result.exception
             )
-        return f"{match[1]}\n{result.stdout.strip()}\n\n{match[3]}"
+        output = result.stdout.strip()
+        if arguments[0] == "figure":
+            output = _picture(arguments[1], output.splitlines())
+        return f"{block[1]}\n{output}\n\n{block[3]}"
 
     return _BLOCK.sub(fresh, text)
+
+
+def _picture(name: str, paths: Sequence[str]) -> str:
+    """Markdown that shows the PNG among the files of a figure, with what it shows in words."""
+    from clbench.report.figures import FIGURES
+
+    (png,) = [path for path in paths if path.endswith(".png")]
+    return f"![{FIGURES[name][1]}]({png})"

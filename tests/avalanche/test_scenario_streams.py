@@ -489,7 +489,7 @@ def test_metrics_say_where_they_cannot_work() -> None:
 def test_the_readme_shows_three_strategies_in_25_lines(
     monkeypatch: pytest.MonkeyPatch, cache_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "strategies" / "README.md").read_text(encoding="utf-8")
     (code,) = [
         block
         for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -505,7 +505,7 @@ def test_the_readme_shows_three_strategies_in_25_lines(
     # its default file is what stdout was when Avalanche was imported
     monkeypatch.setattr(TextLogger.__init__, "__defaults__", (sys.stdout,))
     module = types.ModuleType("readme_avalanche")
-    exec(compile(code, "README.md", "exec"), module.__dict__)  # noqa: S102  # our own page
+    exec(compile(code, "strategies/README.md", "exec"), module.__dict__)  # noqa: S102  # our page
     printed = capsys.readouterr().out
     for name in ("Dice_Exp/eval_phase/test_stream/Task000/Exp001", "StreamForgetting/"):
         assert printed.count(name) >= 3

@@ -340,9 +340,9 @@ def test_a_course_over_two_layouts_in_any_order(cache_root: Path, tmp_path: Path
 
 
 def test_the_readmes_course_runs(cache_root: Path, tmp_path: Path) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
     whole, declared = re.findall(
-        r"```toml\n(.*?)```", text.split("## Your own course")[1], re.DOTALL
+        r"```toml\n(.*?)```", text.split("## A whole course file")[1], re.DOTALL
     )[:2]
     path = tmp_path / "my_course.toml"
     path.write_text(whole + declared)
