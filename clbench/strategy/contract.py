@@ -1,9 +1,26 @@
-"""The one contract of a continual-learning method: Batch, Output, Memory, Kit, Strategy.
+"""The contract of a continual-learning method: Strategy and its hooks, and what they are handed.
 
-A strategy is a frozen dataclass whose fields are its hyperparameters; what it
-remembers between steps lives in `Memory` alone, so every checkpoint holds all of it. The loop
+A strategy is a frozen dataclass whose fields are its hyperparameters; what it remembers between
+steps lives in `Memory` alone, so every checkpoint holds all of it. The loop
 (`clbench.training.loop`) owns model, teacher, optimizer, order of cases and crops; a strategy only
-answers.
+answers. The hooks of one step, in the order in which they are called:
+
+    build or grow                                       the model
+    prepares, prepare_case (per training case), prepare pseudo labels and other offline work
+    extra_cases, takes_teacher                          data and old model
+    next_phase -> None ends the step
+        enter_phase, groups, session                    once per phase
+            losses, after_backward, after_update        once per update
+        serve                                           where the phase is validated
+    finish
+    serve, decode, axial_ranges                         examination; teacher of the next step
+
+In step 1 they are the hooks of `first_step()`. A hook must repeat to the bit: the loop seeds all
+random states before `enter_phase`, every update and `finish`; elsewhere draw from `Kit.fresh` or
+`Kit.generator` alone. A runnable example is in `clbench.strategy`.
+
+Shapes: B crops; K structures learned so far, K_old of them before this step; C channels of logits;
+D, H, W voxels, left-right, back-front and feet-head (RAS).
 """
 
 from __future__ import annotations
@@ -18,36 +35,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from clbench.data.volume import UNKNOWN as UNKNOWN
 from clbench.data.volume import Volume
 from clbench.nets.output import Output
 from clbench.reproducibility import derive_seed
 
-UNKNOWN = 255
-"""Label value of a voxel whose structure is not annotated (and pseudo value of no prediction)."""
-
 Memory = dict[str, "Tensor | int | float | str | list[object]"]
-"""All a strategy remembers; saved in every checkpoint."""
+"""All a strategy remembers from update to update and from step to step: a plain dict by names of
+its own. Empty before step 1, saved in every checkpoint; tensors of any shape, on any device."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """What the loop teaches with.
+    """The crops of one update.
 
-    K structures have been learned so far (this step's included); their order never changes.
+    K structures have been learned so far, this step's included; their order never changes. Tensors
+    lie on the run's device. Losses must not change them: `dataclasses.replace` makes another batch.
     """
 
     image: Tensor
-    """(B, 1, D, H, W) float32 in [0, 1]."""
+    """(B, 1, D, H, W) float32: HU clipped to the benchmark's window and mapped to [0, 1]."""
     label: Tensor
-    """(B, K, D, H, W) uint8: 0, 1, or 255 = not annotated here."""
+    """(B, K, D, H, W) uint8: 0 absent, 1 present, `UNKNOWN` (255) not annotated, or padding."""
     pseudo: Tensor | None
-    """(B, K, D, H, W) uint8: 255 = none, else round(254 p); a hard label is 0 or 254."""
+    """(B, K, D, H, W) uint8, what `prepare_case` returned: round(254 p), a hard label 0 or 254,
+    `UNKNOWN` (255) where there is none (new structures, padding); None: no case has any."""
     structures: tuple[str, ...]
-    """The K names."""
+    """The K names, in channel order."""
     new: tuple[bool, ...]
-    """K: learned in this step."""
+    """K flags: learned in this step."""
     cases: tuple[str, ...]
-    """B case ids."""
+    """B names "step/case id", for records and error messages."""
 
     @property
     def old_index(self) -> list[int]:
@@ -62,7 +80,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Lesson:
-    """Where in the course we are."""
+    """One step of the course: what is learned, and from which cases."""
 
     number: int
     """1-based step."""
@@ -71,13 +89,14 @@ class Lesson:
     structures: tuple[str, ...]
     """All structures learned up to and including this step, in channel order."""
     source: str
-    """Data set of this step."""
+    """Name of this step's data set."""
     cases: tuple[str, ...] = ()
-    """This step's training cases."""
+    """Ids of this step's training cases."""
     validation: tuple[str, ...] = ()
-    """This step's validation cases; see `Phase.validations`."""
+    """Ids of this step's validation cases; see `Phase.validations`."""
     past: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
-    """Training cases of each earlier step; a strategy may name them only if `past` allows."""
+    """Earlier step → ids of its training cases; `extra_cases` may name them only where
+    `Declaration.past` is `cases` or `images`."""
     voxels: int = 0
     """Voxels of this step's training cases together, model grid; known while the step is taught."""
 
@@ -94,20 +113,21 @@ class Lesson:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """A stretch of training with its own optimizer and schedule."""
+    """A stretch of training with an optimizer and a learning-rate schedule of its own."""
 
     name: str = "train"
     """Name for records; part of the seed of every crop, so equal names see equal crops."""
     effort: float = 1.0
-    """Updates per epoch, in units of the profile's."""
+    """Factor on the profile's updates per epoch."""
     lr: float = 1.0
     """Factor on the profile's learning rate."""
     epochs: int | None = None
-    """Epochs; None: the profile's."""
+    """Number of epochs; None: the profile's."""
     constant: bool = False
     """One learning rate throughout, instead of warm-up and cosine."""
     validations: int = 0
-    """After each of this many last epochs, the served model is measured on the validation cases."""
+    """After each of this many last epochs, the served model is measured on the validation cases; a
+    step without any is then an error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +135,7 @@ class PhaseResult:
     """A phase that has ended."""
 
     phase: Phase
-    """The phase."""
+    """The phase, as `next_phase` returned it."""
     validation: tuple[float, ...] = ()
     """Mean Dice of the structures first taught in this step, model grid, one per measurement; nan
     where no validation case holds any of them."""
@@ -130,23 +150,28 @@ class Group:
     """Parameters trained together. Parameters in no group are frozen."""
 
     parameters: list[nn.Parameter]
-    """The parameters."""
+    """Parameters of the model, each in one group alone."""
     lr: float = 1.0
     """Factor on the phase's learning rate."""
 
 
 class Predictor(Protocol):
-    """The model served after the previous step, for offline pseudo labels."""
+    """The model served after the previous step, asked for whole volumes by sliding windows."""
 
     structures: tuple[str, ...]
-    """Names of the K channels."""
+    """Names of the K_old channels of `probabilities`."""
 
     def probabilities(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
-        """Slabs (start, stop, (K, stop - start, H, W) probabilities) along axis 0, in order."""
+        """What the model predicts, decoded by `Strategy.decode`.
+
+        Yields:
+            (start, stop, p): slices start to stop along axis 0, in order and without gaps, and
+            p (K_old, stop - start, H, W) float32 on the CPU, 0 outside `Strategy.axial_ranges`.
+        """
         ...
 
     def logits(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
-        """The same before `decode`: (C, stop - start, H, W) logits."""
+        """The same before decoding: (start, stop, (C, stop - start, H, W) float32 logits)."""
         ...
 
 
@@ -161,27 +186,52 @@ class Kit:
         seed: int,
         prior: float | None = None,
     ) -> None:
+        """Put the parts together, as a run does from its profile.
+
+        Args:
+            backbone: makes a backbone of the profile's size.
+            encode: n names → (n, 512) float32 text vectors.
+            seed: of the run.
+            prior: see the attribute.
+        """
         self._backbone = backbone
         self._encode = encode
         self.seed = seed
+        """Seed of the run."""
         self.prior = prior
-        """Probability with which a new structure's voxels start; None: as torch initialises."""
+        """Probability in (0, 1) that a new structure's channel starts with in every voxel; None: as
+        torch initialises. For `Segmenter.add`."""
 
     def backbone(self) -> nn.Module:
-        """A new backbone (see `clbench.nets.backbones`), initialised from the current RNG state."""
+        """A new backbone on the CPU (see `clbench.nets.backbones`): (B, 1, D, H, W) → named maps.
+
+        Initialised from the global random state; call it inside `fresh`.
+        """
         return self._backbone()
 
     def encoding(self, structures: Sequence[str]) -> Tensor:
-        """(len(structures), 512) float32 text vectors, in the order asked for."""
+        """(len(structures), 512) float32 text vectors on the CPU, in the order asked for."""
         return self._encode(structures)
 
     def generator(self, step: int, name: str) -> torch.Generator:
-        """A CPU generator that depends on seed, step and name only."""
+        """A new CPU generator that depends on the run's seed, step and name alone.
+
+        Args:
+            step: 1-based step.
+            name: of the strategy's choosing; another name, other numbers.
+        """
         return torch.Generator().manual_seed(derive_seed(self.seed, step, name))
 
     @contextmanager
     def fresh(self, step: int, name: str) -> Iterator[None]:
-        """Initialise layers in this block: global RNG seeded by (seed, step, name), restored."""
+        """In this block the CPU's global random state follows from (seed, step, name) alone.
+
+        Initialise layers in it; afterwards the random state is what it was.
+
+        Args:
+            step: 1-based step.
+            name: of the strategy's choosing; another name, other numbers.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, step, name))
             yield
@@ -218,9 +268,10 @@ DECLARED = frozenset(f.name for f in fields(Declaration))
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """A continual-learning method. Override what differs; every hook has a plain default.
+    """A continual-learning method. Override what differs.
 
     Subclasses are frozen dataclasses; their fields are hyperparameters (`--set strategy.x=…`).
+    `build`, `grow` and `losses` have to be there; every other hook has a plain default.
     """
 
     version: ClassVar[int] = 1
@@ -258,92 +309,284 @@ class Strategy:
         return replace(self.declares(), **{name: getattr(self, name) for name in by_attribute})
 
     def first_step(self) -> Strategy:
-        """The plain strategy whose step 1 this one's equals: trained once and shared."""
+        """The plain strategy whose step 1 equals this one's, so that it is trained once and shared.
+
+        *Called* before a run, and by the cost model.
+
+        Returns:
+            A strategy whose hooks teach step 1 in place of this one's: with the same network, and
+            with none of the options that make no difference in step 1.
+        """
         return self
 
     def build(self, kit: Kit, step: Lesson) -> nn.Module:
-        """A new model for the structures of step 1; its forward returns `Output`."""
+        """Make the model of step 1.
+
+        *Called* before step 1, before every step if a step starts from `scratch`, and to load a
+        checkpoint (followed by `grow` for every later step, so both must give the same shapes).
+
+        Args:
+            kit: backbone, text vectors, random numbers; layers are made inside `kit.fresh`.
+            step: step 1.
+
+        Returns:
+            A model on the CPU: (B, 1, D, H, W) float32 → `Output` with logits (B, C, D, H, W).
+        """
         raise NotImplementedError(f"{type(self).__name__} must say how its model is built")
 
     def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
-        """Add what the new structures need, in place. Replayed to load any checkpoint."""
+        """Add what the new structures need.
+
+        *Called* before each step from the second on, once per step also when a checkpoint is
+        loaded: what it adds may depend on arguments and options alone.
+
+        Args:
+            model: as trained in the step before; on any device, new layers go to the same.
+            kit: as for `build`.
+            step: the step that begins; `step.learns` are the new structures.
+
+        May change: the model, in place. Where `keeps_old_logits` is declared, no logit of an old
+        structure.
+        """
         raise NotImplementedError(f"{type(self).__name__} must say how its model grows")
 
     def takes_teacher(self, step: Lesson) -> bool:
-        """Whether the losses need the old model's output on every batch."""
+        """Whether the losses need the old model's output on every batch.
+
+        *Called* before a step is taught and by the cost model.
+
+        Args:
+            step: any step; in step 1 there is no old model, whatever is returned.
+
+        Returns:
+            True: `losses` gets `old`, at the cost of one more forward pass per update.
+        """
+        return False
+
+    def prepares(self, step: Lesson) -> bool:
+        """Whether `prepare_case` has work to do in this step.
+
+        *Called* before a step is taught and by the cost model.
+
+        Args:
+            step: any step.
+
+        Returns:
+            False: no case is opened for it, and `prepare` gets an empty mapping.
+        """
         return False
 
     def prepare_case(
         self, step: Lesson, volume: Volume, old: Predictor | None
     ) -> Mapping[str, Tensor]:
-        """Offline work per training case, cached: `{"pseudo": (K_old, D, H, W) uint8}`, or {}."""
-        return {}
+        """Offline work for one training case, such as pseudo labels; kept when a run is stopped.
 
-    def prepares(self, step: Lesson) -> bool:
-        """Whether `prepare_case` has work to do in this step."""
-        return False
+        *Called* once per training case of the step, before training, where `prepares`.
+
+        Args:
+            step: the step that begins.
+            volume: the whole case, (D, H, W), with the labels this step may see; read-only.
+            old: the model served after the step before; None in step 1.
+
+        Returns:
+            Name → CPU tensor of any shape. `pseudo`, if there, is (K_old, D, H, W) uint8 as in
+            `Batch.pseudo`: cut with every crop, it becomes that field. The others go to `prepare`.
+        """
+        return {}
 
     def prepare(
         self, step: Lesson, per_case: Mapping[str, Mapping[str, Tensor]], memory: Memory
     ) -> None:
-        """A fold over the prepared cases, before training."""
+        """Sum up what was prepared over the cases of the step.
+
+        *Called* once per step, after every `prepare_case` and before training; once more when a
+        stopped step goes on.
+
+        Args:
+            step: the step that begins.
+            per_case: case id → what `prepare_case` returned, without `pseudo`.
+            memory: the strategy's memory.
+
+        May change: memory.
+        """
 
     def extra_cases(self, step: Lesson, memory: Memory) -> Mapping[tuple[int, str], float]:
-        """(past step, case) → weight. This step's own cases weigh 1 together.
+        """Training cases of earlier steps to train on, where `past` is `cases` or `images`.
 
-        A case of weight 0 is opened for the strategy's session, and not drawn by the loop.
+        *Called* once per step, after `prepare`.
+
+        Args:
+            step: the step that begins; `step.past` lists the cases that exist.
+            memory: the strategy's memory; must not change here.
+
+        Returns:
+            (earlier step, case id) → weight. Crops are drawn in proportion, this step's own cases
+            weighing 1 together. A case of weight 0 is opened for the strategy's session, and not
+            drawn by the loop.
         """
         return {}
 
     def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
-        """Parameters to train, asked anew for every phase; absent ones are frozen.
+        """The parameters to train; all others are frozen.
 
-        Frozen parameters feel neither gradient nor weight decay, and a module with nothing but
-        frozen parameters works in evaluation mode.
+        *Called* at the start of every phase, after `enter_phase`.
+
+        Args:
+            model: the model in training, on the run's device.
+            step: the step.
+            memory: the strategy's memory; must not change here.
+
+        Returns:
+            Groups of parameters, each with its factor on the learning rate. Frozen parameters get
+            neither gradient nor weight decay, and a module with nothing but frozen parameters works
+            in evaluation mode.
         """
         return [Group(parameters=list(model.parameters()))]
 
     def session(self, desk: Desk) -> Session | None:
-        """A companion for one phase, where hooks are not enough (`clbench.strategy.contract`).
+        """An object that takes part in every update of one phase, where hooks are not enough.
 
-        It sees the optimizer, and may replace the batches and add to the loss.
+        *Called* at the start of every phase, after `groups`.
+
+        Args:
+            desk: the phase with its model, teacher, optimizer and data.
+
+        Returns:
+            A `Session` that may replace the batches, add to the loss and change gradients; None:
+            the plain one, which calls `losses`, `after_backward` and `after_update`.
         """
         return None
 
     def losses(
         self, batch: Batch, new: Output, old: Output | None, memory: Memory
     ) -> dict[str, Tensor]:
-        """Named loss terms; the loop adds, guards and logs them."""
+        """The loss of one update, as named terms.
+
+        *Called* once per update, inside the loop's autocast.
+
+        Args:
+            batch: the crops.
+            new: the model's output on `batch.image`: logits (B, C, D, H, W), with gradient.
+            old: the teacher's on the same crops, logits (B, C_old, D, H, W), without gradient; None
+                unless `takes_teacher`, and in step 1.
+            memory: the strategy's memory.
+
+        Returns:
+            Name → scalar; at least one. The loop adds them up, stops at a term that is not finite
+            and logs each by its name. Labels that are `UNKNOWN` must not matter.
+
+        May change: memory; neither batch nor outputs.
+        """
         raise NotImplementedError(f"{type(self).__name__} must say what it minimises")
 
     def after_backward(self, model: nn.Module, memory: Memory) -> None:
-        """Change gradients before the update."""
+        """Change the gradients of an update.
+
+        *Called* once per update, after the backward pass; gradients are unscaled, not yet clipped.
+
+        Args:
+            model: the model in training; frozen parameters have `grad` None.
+            memory: the strategy's memory.
+
+        May change: gradients in place, memory.
+        """
 
     def after_update(self, model: nn.Module, memory: Memory) -> None:
-        """Change weights or memory after the update."""
+        """Change weights after an update.
+
+        *Called* once per update, after the optimizer's step.
+
+        Args:
+            model: the model in training.
+            memory: the strategy's memory.
+
+        May change: weights in place (under `torch.no_grad()`), memory.
+        """
 
     def next_phase(
         self, step: Lesson, memory: Memory, history: Sequence[PhaseResult]
     ) -> Phase | None:
-        """The phase after those in `history`; None ends the step."""
+        """The next phase of a step.
+
+        *Called* before the first phase of a step and after each.
+
+        Args:
+            step: the step.
+            memory: the strategy's memory; must not change here.
+            history: the phases of this step that have ended, in order, with what validation gave.
+
+        Returns:
+            The phase to train; None ends the step. By default one phase as the profile says.
+        """
         return None if history else Phase()
 
     def enter_phase(self, phase: Phase, model: nn.Module, memory: Memory) -> None:
-        """Prepare the model for a phase."""
+        """Bring the model to where a phase starts.
+
+        *Called* at the start of every phase, before `groups`.
+
+        Args:
+            phase: what `next_phase` returned.
+            model: the model in training, on the run's device.
+            memory: the strategy's memory.
+
+        May change: weights in place, memory.
+        """
 
     def finish(self, step: Lesson, model: nn.Module, draws: Draws, memory: Memory) -> None:
-        """Work after the last phase of a step, with training crops at hand if it needs any."""
+        """Work after the last phase of a step, such as measuring how much each weight matters.
+
+        *Called* once per step, before the model is saved, served and examined.
+
+        Args:
+            step: the step that ends.
+            model: the trained model, in training mode.
+            draws: `draws(n)` gives n batches of this step's own training crops.
+            memory: the strategy's memory.
+
+        May change: weights in place, memory.
+        """
 
     def serve(self, model: nn.Module, memory: Memory) -> nn.Module:
-        """The model to examine, and the teacher of the next step."""
+        """The model to examine, to validate, and to teach the next step.
+
+        *Called* after every step, and wherever a phase is validated.
+
+        Args:
+            model: the model in training; training goes on with it, so it must not change.
+            memory: the strategy's memory; must not change here.
+
+        Returns:
+            `model` itself, or a copy with other weights.
+        """
         return model
 
     def prunes(self, model: nn.Module) -> int:
-        """How many weights of a model it sets to zero at the most, for what a method costs."""
+        """How many weights the method sets to zero at the most.
+
+        *Called* by the cost model.
+
+        Args:
+            model: a model of any step.
+
+        Returns:
+            A number of parameters of `model`.
+        """
         return 0
 
     def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
-        """(B, C, D, H, W) logits → (B, K, D, H, W) probabilities; above 0.5 is foreground."""
+        """Turn the model's logits into one probability per structure.
+
+        *Called* for every slab of a volume, in examination, validation and for pseudo labels; slab
+        by slab must give what the whole volume gives.
+
+        Args:
+            logits: (B, C, D, H, W) float32.
+            structures: the K names the model answers for, in channel order.
+
+        Returns:
+            (B, K, D, H, W) in [0, 1]; above 0.5 is foreground.
+        """
         return torch.sigmoid(logits)
 
     def axial_ranges(
@@ -353,25 +596,26 @@ class Strategy:
         structures: tuple[str, ...],
         memory: Memory,
     ) -> Mapping[str, tuple[int, int]]:
-        """Where along the body a structure may be: structure → (start, stop) on axis 2.
+        """Where along the body a structure may be; outside, its probability is 0.
 
-        Asked once per whole volume, in examination and for pseudo labels: outside its range a
-        structure's probability is 0. Structures not named are not limited.
+        *Called* once per whole volume, in examination, validation and for pseudo labels.
 
         Args:
             image_hu: (D, H, W) the volume, read-only; axis 2 grows towards the head.
             spacing_mm: its voxel size.
             structures: those the model answers for.
-            memory: the strategy's memory.
+            memory: the strategy's memory; must not change here.
+
+        Returns:
+            Structure → (start, stop) on axis 2; structures not named are not limited.
         """
         return {}
 
 
 # --------------------------------------------------------------------------------------------------
-# What happens around each update of a phase: by default, the hooks of the strategy.
-# Most methods need no more than those hooks. One that must see the optimizer,
-# draw crops of its own or replace the batches brings a session of its own (`Strategy.session`); the
-# loop, its phases and its schedule stay the same.
+# What happens around each update of a phase: by default, the hooks of the strategy. A method that
+# must see the optimizer, draw crops of its own or replace the batches brings a session of its own
+# (`Strategy.session`); the loop, its phases and its schedule stay the same.
 
 
 Draw = Callable[["Volume | tuple[int, str]", Sequence[object]], tuple[Tensor, Tensor]]
@@ -381,32 +625,32 @@ case is (step, name) as the step may draw it, or a volume at hand."""
 
 @dataclass(frozen=True, kw_only=True)
 class Desk:
-    """What the loop lays out for one phase."""
+    """One phase of training: what its session works with."""
 
     strategy: Strategy
     """The method."""
     model: nn.Module
-    """The model; its forward returns `Output`."""
+    """The model in training: (B, 1, D, H, W) → `Output`."""
     teacher: nn.Module | None
-    """The model served after the previous step, where the strategy takes it."""
+    """The model served after the previous step, frozen, where the strategy takes it."""
     optimizer: torch.optim.Optimizer
-    """The loop sets its learning rates before every update."""
+    """The optimizer; the loop sets its learning rates before every update."""
     lesson: Lesson
     """The step."""
     phase: Phase
     """The phase."""
     memory: Memory
-    """What the strategy remembers."""
+    """The strategy's memory; saved with every checkpoint."""
     epochs: int
-    """Of the phase."""
+    """Epochs of the phase."""
     updates: int
-    """Per epoch."""
+    """Updates per epoch."""
     batch: int
     """Crops per update."""
     seed: int
-    """Of the run."""
+    """Seed of the run."""
     device: torch.device
-    """Where to compute."""
+    """The device to compute on."""
     draw: Draw
     """Cuts a crop of a case that this step may open."""
     validation: Callable[[str], Volume] | None = None
@@ -416,7 +660,11 @@ class Desk:
 
 
 class Session:
-    """The plain one: batches as they come, losses and changes as the strategy says."""
+    """What happens in each update of a phase; this one calls the hooks of the strategy.
+
+    For every update the loop calls, in this order: next of `batches`, `terms`, `after_backward`,
+    `before_update`, `after_update`. A subclass may add to each.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
@@ -430,7 +678,11 @@ class Session:
         return own
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """Forward pass and named loss terms, inside the loop's autocast."""
+        """Forward pass and loss, inside the loop's autocast.
+
+        Returns:
+            Name → scalar, as `Strategy.losses`.
+        """
         d = self.desk
         new: Output = d.model(batch.image)
         old: Output | None = None
@@ -440,12 +692,12 @@ class Session:
         return d.strategy.losses(batch, new, old, d.memory)
 
     def after_backward(self) -> None:
-        """Gradients are there, unscaled; they may be clipped next."""
+        """After the backward pass: gradients are unscaled, and may be clipped next."""
         self.desk.strategy.after_backward(self.desk.model, self.desk.memory)
 
     def before_update(self) -> None:
-        """Gradients are final."""
+        """Before the optimizer's step: gradients are final."""
 
     def after_update(self) -> None:
-        """The weights have changed."""
+        """After the optimizer's step: the weights have changed."""
         self.desk.strategy.after_update(self.desk.model, self.desk.memory)
