@@ -18,12 +18,13 @@ import numpy as np
 from nibabel.orientations import apply_orientation
 from numpy.typing import NDArray
 
-from clbench.data.labels import bits_type, open_image, same_place, whole_numbers
+from clbench.data.labels import open_image, same_place, whole_numbers
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import voxels
 from clbench.errors import ClbenchError, DataError, UnknownName
 from clbench.spec.benchmark import MAX_LABEL, Source
 from clbench.spec.taxonomy import ancestors, canonical
+from clbench.types import bits_dtype
 
 ENDINGS = (".nii.gz", ".nii")
 LISTS = ("dataset.json", "labels.json")
@@ -238,7 +239,7 @@ def read_prediction_files(
         UnknownName: a mask file that no structure is called.
     """
     shape, affine, turn, _ = open_image(image)
-    kind = bits_type(len(structures))
+    kind = bits_dtype(len(structures))
     bits = np.zeros(shape, dtype=kind)
     if path.is_dir():
         for name, file in _masks(path, structures).items():

@@ -18,12 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from clbench.data.labels import UNKNOWN as UNKNOWN  # part of the contract
 from clbench.data.volume import Volume
 from clbench.nets.output import Output
 from clbench.reproducibility import derive_seed
-
-UNKNOWN = 255
-"""Label value of a voxel whose structure is not annotated (and pseudo value of no prediction)."""
 
 Memory = dict[str, "Tensor | int | float | str | list[object]"]
 """All a strategy remembers; saved in every checkpoint."""
