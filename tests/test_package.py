@@ -26,7 +26,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Folders of each floor, lowest first; a folder may import only what lies on a lower floor.
 FLOORS = (
     {"errors", "published", "calibration", "benchmarks"},
-    {"signals", "reproducibility"},
+    {"signals", "reproducibility", "types"},
     {"spec", "statistics"},
     {"store"},
     {"data", "nets"},

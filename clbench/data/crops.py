@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clbench.data.labels import UNKNOWN
 from clbench.data.pseudo_labels import PseudoMap
-from clbench.data.volume import UNKNOWN, Volume
+from clbench.data.volume import Volume
 from clbench.spec.settings import DataSettings
 from clbench.spec.taxonomy import structure
 

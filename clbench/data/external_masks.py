@@ -19,12 +19,13 @@ from nibabel.orientations import apply_orientation
 from numpy.typing import NDArray
 
 from clbench.data.find_files import composed, entries, nifti_stem
-from clbench.data.labels import bits_type, open_image, same_place, whole_numbers
+from clbench.data.labels import open_image, same_place, whole_numbers
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import voxels
 from clbench.errors import ClbenchError, DataError, UnknownName, closest
 from clbench.spec.benchmark import MAX_LABEL, Source
 from clbench.spec.taxonomy import ancestors, canonical
+from clbench.types import bits_dtype
 
 LISTS = ("dataset.json", "labels.json")
 """Files that say what label values mean, looked for in the folder of predictions."""
@@ -253,7 +254,7 @@ def read_prediction_files(
         DataError: another grid or place, a value without meaning, or a mask that is missing.
     """
     shape, affine, turn, _ = open_image(image)
-    kind = bits_type(len(structures))
+    kind = bits_dtype(len(structures))
     bits = np.zeros(shape, dtype=kind)
     if path.is_dir():
         for name, file in _masks(path, structures).items():

@@ -23,7 +23,12 @@ from clbench.data.postprocess import split_left_right
 from clbench.errors import DataError
 from clbench.spec.benchmark import Source
 from clbench.spec.taxonomy import ancestors
+from clbench.types import bits_dtype
 
+UNKNOWN = 255
+"""Label value of a voxel whose structure is not annotated, and pseudo label of no prediction."""
+PSEUDO_SCALE = 254
+"""A pseudo label of probability p is stored as round(254 p); a hard one is 0 or 254."""
 MAX_AFFINE_GAP_VOX = 0.1
 """How far image and label may lie apart at any corner."""
 MAX_HU = 1e6
@@ -48,16 +53,6 @@ class RawCase:
     """Axis codes of the file, e.g. LPS."""
     counts: Mapping[int, int]
     """Raw label value → voxels (of one label map; empty for binary masks)."""
-
-
-def bits_type(structures: int) -> np.dtype[Any]:
-    """The smallest unsigned type with a bit per structure."""
-    for kind, room in ((np.uint8, 8), (np.uint16, 16), (np.uint32, 32), (np.uint64, 64)):
-        if structures <= room:
-            return np.dtype(kind)
-    raise DataError(
-        "a source has more structures than a bit pattern can hold", expected="≤ 64", got=structures
-    )
 
 
 def pattern_of(name: str, names: Sequence[str]) -> int:
@@ -203,7 +198,7 @@ def read_bits(
         turn: (3, 2) nibabel orientation from the file's axes to RAS.
     """
     names = source.structures
-    kind = bits_type(len(names))
+    kind = bits_dtype(len(names))
     counts: dict[int, int] = {}
     pairs: dict[int, tuple[str, str]] = {}
     if isinstance(files.label, Path):

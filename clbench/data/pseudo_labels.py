@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.data.labels import bits_type
-from clbench.data.volume import UNKNOWN, Index
+from clbench.data.labels import PSEUDO_SCALE, UNKNOWN
+from clbench.data.volume import Index
 from clbench.errors import StoreError
 from clbench.store import files
 from clbench.store.arrays import mapped
-
-YES = 254
-"""Pseudo value of probability 1; p is stored as round(254 p)."""
+from clbench.types import bits_dtype
 
 
 def write_pseudo(path: Path, names: Sequence[str], array: NDArray[np.uint8]) -> None:
@@ -35,14 +33,14 @@ def write_pseudo(path: Path, names: Sequence[str], array: NDArray[np.uint8]) -> 
     Raises:
         StoreError: the disk is full, or the folder cannot be written.
     """
-    hard = bool(np.isin(array, (0, YES)).all())
+    hard = bool(np.isin(array, (0, PSEUDO_SCALE)).all())
 
     def fill(folder: Path) -> None:
         if hard:
-            kind = bits_type(len(names))
+            kind = bits_dtype(len(names))
             bits = np.zeros(array.shape[1:], dtype=kind)
             for k in range(len(names)):
-                bits |= (array[k] == YES).astype(kind) << kind.type(k)
+                bits |= (array[k] == PSEUDO_SCALE).astype(kind) << kind.type(k)
             np.save(folder / "map.npy", bits)
         else:
             np.save(folder / "map.npy", array)
@@ -91,7 +89,7 @@ class PseudoMap:
             meta = json.loads((path / "meta.json").read_text())
             array = mapped(path / "map.npy")
             names, hard = [str(n) for n in meta["names"]], bool(meta["hard"])
-            if array.dtype != (bits_type(len(names)) if hard else np.uint8) or (
+            if array.dtype != (bits_dtype(len(names)) if hard else np.uint8) or (
                 array.ndim != 3 if hard else array.ndim != 4 or len(array) != len(names)
             ):
                 raise ValueError(f"{array.dtype} {array.shape} for {len(names)} structures")
@@ -120,7 +118,9 @@ class PseudoMap:
             i = self.names.index(name)
             if self.hard:
                 one = part.dtype.type(1)
-                out[k] = ((part >> part.dtype.type(i)) & one).astype(np.uint8) * np.uint8(YES)
+                out[k] = ((part >> part.dtype.type(i)) & one).astype(np.uint8) * np.uint8(
+                    PSEUDO_SCALE
+                )
             else:
                 out[k] = part[i]
         return out

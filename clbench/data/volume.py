@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.data.labels import RawCase, open_image, read_bits, spacing_of
+from clbench.data.labels import UNKNOWN, RawCase, open_image, read_bits, spacing_of
 from clbench.data.layouts import CaseFiles
 from clbench.errors import DataError
 from clbench.spec.benchmark import Preprocessing, Source
 from clbench.store.arrays import MAX_VOXELS
 
 Index = tuple[slice, slice, slice]
-UNKNOWN = 255
-"""Label value of a voxel whose structure is not annotated."""
 CENTERS_KEPT = 50_000
 """Voxels remembered per bit pattern for crop centers."""
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.errors import StoreError
-from clbench.evaluation.metrics.overlap import Bits, bits_dtype
 from clbench.store import files
 from clbench.store.arrays import MAX_VOXELS, read_npz
+from clbench.types import Bits, bits_dtype
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

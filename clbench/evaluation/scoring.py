@@ -17,9 +17,7 @@ from clbench.data.volume import Volume
 from clbench.errors import SettingError
 from clbench.evaluation.metrics.case import Found, row_names
 from clbench.evaluation.metrics.overlap import (
-    Bits,
     Counts,
-    bits_dtype,
     counts_of,
     dice,
     dice_paper,
@@ -31,12 +29,12 @@ from clbench.evaluation.predictions import Prediction, read_prediction, write_pr
 from clbench.evaluation.sliding_window import Server, sliding_slabs
 from clbench.spec.benchmark import Benchmark
 from clbench.store.run_folder import Score
+from clbench.types import Bits
 
 __all__ = [
     "Prediction",
     "ScoreContext",
     "Server",
-    "bits_dtype",
     "mean_dice",
     "read_prediction",
     "score_case",

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clbench.data.postprocess import clean_bits
 from clbench.errors import SettingError, TrainingError
-from clbench.evaluation.metrics.overlap import Bits, bits_dtype
+from clbench.types import Bits, bits_dtype
 
 if TYPE_CHECKING:
     from clbench.data.volume import Volume

@@ -23,7 +23,6 @@ from clbench import reproducibility, signals
 from clbench.data.catalog import reading
 from clbench.errors import StoreError, TrainingError
 from clbench.evaluation.cost.meter import Meter
-from clbench.evaluation.metrics.overlap import Bits
 from clbench.evaluation.predictions import write_prediction
 from clbench.evaluation.scoring import ScoreContext, score_case
 from clbench.evaluation.sliding_window import Server
@@ -33,6 +32,7 @@ from clbench.store import checkpoint, files, run_folder
 from clbench.store.run_folder import Score
 from clbench.strategy.contract import Lesson, Memory
 from clbench.training.resume import Watch
+from clbench.types import Bits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -36,7 +36,7 @@ from clbench.data.labels import spacing_of
 from clbench.data.volume import Volume, resample_nearest
 from clbench.errors import DataError, SettingError
 from clbench.evaluation.metrics.case import DEFAULT, implementations, measure
-from clbench.evaluation.metrics.overlap import Bits, counts_of, dice_paper, pattern_pairs
+from clbench.evaluation.metrics.overlap import counts_of, dice_paper, pattern_pairs
 from clbench.evaluation.scoring import context_of, metric_rows, score_rows, truth_bits
 from clbench.run.course import alone
 from clbench.run.record import course_of, git_commit, split_hashes
@@ -49,6 +49,7 @@ from clbench.store import run_folder
 from clbench.store.checksums import seal
 from clbench.store.run_folder import Score
 from clbench.training.resume import Watch
+from clbench.types import Bits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from clbench.data.volume import UNKNOWN as UNKNOWN
+from clbench.data.labels import UNKNOWN as UNKNOWN  # part of the contract
 from clbench.data.volume import Volume
 from clbench.nets.output import Output
 from clbench.reproducibility import derive_seed

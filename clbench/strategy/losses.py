@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from clbench.data.labels import PSEUDO_SCALE
 from clbench.errors import TrainingError
 from clbench.strategy.contract import UNKNOWN, Batch
-
-PSEUDO_SCALE = 254.0
-"""A pseudo label of p is stored as round(254 p)."""
 
 
 def targets(

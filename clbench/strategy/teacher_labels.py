@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from clbench.data.labels import PSEUDO_SCALE
 from clbench.strategy.contract import UNKNOWN, Batch, Predictor
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def labelled_on_line(batch: Batch, probabilities: Tensor) -> Batch:
         probabilities: (B, K_old, D, H, W), the old model's; a constant.
     """
     inside = (batch.label != UNKNOWN).any(dim=1, keepdim=True)
-    soft = (probabilities.detach().float() * 254.0).round().to(torch.uint8)
+    soft = (probabilities.detach().float() * PSEUDO_SCALE).round().to(torch.uint8)
     pseudo = torch.full_like(batch.label, UNKNOWN)
     pseudo[:, batch.old_index] = torch.where(inside, soft, UNKNOWN)
     return replace(batch, pseudo=pseudo)
@@ -52,10 +53,10 @@ def pseudo_labels(
     """
     slabs = []
     for _, _, p in old.probabilities(volume):
-        slabs.append((p > 0.5) if hard else (p * 254.0).round().to(torch.uint8))
+        slabs.append((p > 0.5) if hard else (p * PSEUDO_SCALE).round().to(torch.uint8))
     found = torch.cat(slabs, dim=1)
     if hard:
         if clean is not None:
             found = clean(found, old.structures)
-        found = found.to(torch.uint8) * 254
+        found = found.to(torch.uint8) * PSEUDO_SCALE
     return found

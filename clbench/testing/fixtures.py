@@ -50,7 +50,7 @@ def made_batch(lesson: Lesson, *, pseudo: bool = False, seed: int = 0) -> Batch:
     return Batch(
         image=image,
         label=label,
-        pseudo=torch.full_like(label, 255) if pseudo else None,
+        pseudo=torch.full_like(label, UNKNOWN) if pseudo else None,
         structures=lesson.structures,
         new=lesson.new_flags,
         cases=(f"{lesson.number}/a", f"{lesson.number}/b"),

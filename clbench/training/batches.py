@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clbench.data.crops import crop
+from clbench.data.labels import UNKNOWN
 from clbench.data.pseudo_labels import PseudoMap
 from clbench.data.volume import Volume
 from clbench.reproducibility import derive_seed
@@ -125,7 +126,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     pseudo = [i["pseudo"] for i in items]
     if any(p is not None for p in pseudo):
         pseudo = [
-            p if p is not None else np.full_like(i["label"], 255)
+            p if p is not None else np.full_like(i["label"], UNKNOWN)
             for p, i in zip(pseudo, items, strict=True)
         ]
     return {

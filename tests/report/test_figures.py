@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from clbench.cli.options import app
 from clbench.errors import ClbenchError, StoreError, UnknownName
-from clbench.evaluation.metrics.overlap import bits_dtype
 from clbench.evaluation.predictions import write_prediction
 from clbench.report.figures import FIGURES, StripOptions, draw, save
 from clbench.report.figures import strip as strip_room
@@ -28,6 +27,7 @@ from clbench.report.figures.style import pens
 from clbench.report.significance.analysis import Analysis
 from clbench.report.tables.costs import read_costs
 from clbench.store import run_folder
+from clbench.types import bits_dtype
 
 METHODS = {
     "universal": Method(kept=-0.02),

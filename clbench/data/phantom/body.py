@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clbench.data.phantom.anatomy import ORDER, RECIPES, Ball, Recipe, Tube, tissues
+from clbench.types import Floats
 
-Floats: TypeAlias = npt.NDArray[np.float64]
 Box: TypeAlias = tuple[slice, slice, slice]
 Axes: TypeAlias = tuple[Floats, Floats, Floats]
 Point: TypeAlias = tuple[float, float, float]

@@ -26,12 +26,13 @@ from filelock import FileLock
 from clbench.data.layouts import find_layout
 from clbench.data.phantom import body
 from clbench.data.phantom.anatomy import ORDER, tissues
-from clbench.data.phantom.body import Canvas, Draws, Floats, draw_subject, fill
+from clbench.data.phantom.body import Canvas, Draws, draw_subject, fill
 from clbench.errors import DataError, StoreError
 from clbench.spec.benchmark import Source
 from clbench.spec.settings import PhantomSettings
 from clbench.spec.taxonomy import ancestors, with_descendants
 from clbench.store.files import atomic_folder, remove_parts, sha256
+from clbench.types import Floats
 
 PHANTOM_VERSION = 2
 """Raised by any change that moves a voxel; phantoms of two versions never share a folder."""

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from clbench.errors import SettingError, closest
 from clbench.evaluation.metrics import detection, overlap, surface
-from clbench.evaluation.metrics.overlap import Bits, Counts, counts_of, merge_pairs, pattern_pairs
+from clbench.evaluation.metrics.overlap import Counts, counts_of, merge_pairs, pattern_pairs
 from clbench.evaluation.metrics.surface import Rows, Surfaces
 from clbench.spec.taxonomy import structure
+from clbench.types import Bits
 
 DEFAULT = ("nsd", "hd95_mm", "volume_error_ml", "lesion", "patient")
 """What `clbench score` adds to Dice."""

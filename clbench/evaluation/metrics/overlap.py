@@ -13,38 +13,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.errors import SettingError
+from clbench.types import Bits
 
 Status = Literal["ok", "both_empty", "fp_only", "fn_only"]
-Bits = NDArray[np.unsignedinteger[Any]]
 
 VERSION = 1
 """Raised by any change that moves a number."""
 IMPLEMENTATION = "clbench.metrics.overlap: exact voxel counts"
 """Goes into the record of every run scored with it."""
 _SLAB_VOX = 1 << 24  # voxels compared at a time; bounds the memory of the comparison
-
-
-def bits_dtype(count: int) -> np.dtype[Any]:
-    """The smallest unsigned type with one bit per structure.
-
-    Raises:
-        SettingError: more than 64 structures.
-
-    Example:
-        >>> from clbench.evaluation.metrics.overlap import bits_dtype
-        >>> bits_dtype(8), bits_dtype(9)
-        (dtype('uint8'), dtype('uint16'))
-    """
-    for dtype in (np.uint8, np.uint16, np.uint32, np.uint64):
-        if count <= 8 * np.dtype(dtype).itemsize:
-            return np.dtype(dtype)
-    raise SettingError(
-        "a bit pattern holds at most 64 structures",
-        where="examination",
-        expected="64 or fewer",
-        got=count,
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from clbench.evaluation.metrics.overlap import Bits
+from clbench.types import Bits
 
 VERSION = 1
 """Raised by any change that moves a number."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from clbench.data.labels import PSEUDO_SCALE
 from clbench.nets.output import Output
 from clbench.strategy.contract import UNKNOWN, Batch
 from clbench.testing.fixtures import (
@@ -236,7 +237,7 @@ def _finite(state: State, bed: Bed) -> None:
              "unknown": torch.full_like(label, UNKNOWN), "mixed": label}  # fmt: skip
     new, old = bed.answers(state, batch)
     for name, made in cases.items():
-        for p in (None,) if pseudo is None else (pseudo, pseudo * 0, pseudo * 0 + 254):
+        for p in (None,) if pseudo is None else (pseudo, pseudo * 0, pseudo * 0 + PSEUDO_SCALE):
             for scale in (1.0, 100.0):
                 logits = (scale * new.logits.detach()).requires_grad_(True)
                 terms = state.strategy.losses(

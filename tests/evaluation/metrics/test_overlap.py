@@ -17,12 +17,12 @@ from clbench.errors import SettingError
 from clbench.evaluation.metrics import overlap as overlap_module
 from clbench.evaluation.metrics.overlap import (
     Counts,
-    bits_dtype,
     counts_of,
     dice,
     dice_paper,
     pattern_pairs,
 )
+from clbench.types import bits_dtype
 
 GOLDEN = json.loads((GOLDEN_FILES / "postprocess.json").read_text())
 EDGES = {  # prediction, truth → status, exact Dice, the paper's Dice

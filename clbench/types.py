@@ -1,0 +1,33 @@
+"""Array types: floats, and bit patterns that hold every structure of a voxel in one number."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clbench.errors import SettingError
+
+Floats: TypeAlias = NDArray[np.float64]
+"""Double precision numbers."""
+Bits: TypeAlias = NDArray[np.unsignedinteger[Any]]
+"""Bit patterns: bit k set = the voxel belongs to structure k; of the type `bits_dtype` says."""
+
+
+def bits_dtype(count: int) -> np.dtype[Any]:
+    """The smallest unsigned type with one bit per structure.
+
+    Raises:
+        SettingError: more than 64 structures.
+    """
+    for dtype in (np.uint8, np.uint16, np.uint32, np.uint64):
+        if count <= 8 * np.dtype(dtype).itemsize:
+            return np.dtype(dtype)
+    raise SettingError(
+        "a bit pattern holds at most 64 structures",
+        where="structures of one source or model",
+        expected="64 or fewer",
+        got=count,
+        next_step="name fewer structures in the course",
+    )
