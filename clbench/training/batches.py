@@ -27,7 +27,6 @@ from clbench.strategy.contract import (
 
 CaseKey = tuple[int, str]
 """(step whose source holds it, case id)."""
-"""Receives one event per update and per validation; never changes the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

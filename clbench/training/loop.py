@@ -8,9 +8,10 @@ workers changes nothing, and a stopped step goes on to the bit (`clbench.trainin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ from clbench.strategy.contract import (
 )
 from clbench.training.batches import Crops, Material, collate, draw_from, to_batch
 from clbench.training.gpu_memory import noted
-from clbench.training.monitors import check_gradient, positives
+from clbench.training.monitors import check_gradient, count_positives
 from clbench.training.resume import Keeper, Place, Watch
 
 Validate = Callable[[nn.Module], float]
@@ -61,24 +62,73 @@ def learning_rate(epoch: int, *, epochs: int, warmup: int, base: float) -> float
     return 0.5 * base * (1.0 + math.cos(math.pi * (n - warmup) / (epochs + 1 - warmup)))
 
 
-def add_terms(terms: Mapping[str, Tensor], where: str) -> Tensor:
-    """The sum of the loss terms.
+def sum_terms(terms: Mapping[str, Tensor], where: str) -> Tensor:
+    """The sum of the loss terms, on their device; whether it is finite is not looked at.
+
+    Args:
+        terms: name → a tensor of one element.
+        where: step, phase, epoch, iteration, cases.
 
     Raises:
-        TrainingError: a term is not finite; names it, the step and the update.
+        TrainingError: there are none, or one has several elements.
     """
     if not terms:
         raise TrainingError("the strategy returned no loss term", where=where)
     for name, value in terms.items():
-        if not bool(torch.isfinite(value).all()):
+        if value.numel() != 1:
+            raise TrainingError(
+                f"the loss term {name!r} is not a single number",
+                where=where,
+                expected="a tensor of one element",
+                got=f"shape {tuple(value.shape)}",
+                next_step="reduce it in the strategy's losses, for example by .mean()",
+            )
+    return torch.stack([v.float() for v in terms.values()]).sum()
+
+
+def check_terms(values: Mapping[str, float], where: str) -> None:
+    """Refuse a loss term that is not finite.
+
+    Args:
+        values: name → value of the term.
+        where: step, phase, epoch, iteration, cases.
+
+    Raises:
+        TrainingError: names the first such term, the step and the update.
+    """
+    for name, value in values.items():
+        if not math.isfinite(value):
             raise TrainingError(
                 f"the loss term {name!r} is not finite",
                 where=where,
-                got=float(value.detach()),
+                got=value,
                 next_step="lower the learning rate (--set train.lr=…), clip the gradient "
                 "(--set train.clip_norm=12) or look at the cases of this batch in events.jsonl",
             )
-    return torch.stack([v.float() for v in terms.values()]).sum()
+
+
+def add_terms(terms: Mapping[str, Tensor], where: str) -> Tensor:
+    """The sum of the loss terms, each looked at: `sum_terms` and `check_terms` in one.
+
+    Args:
+        terms: name → a tensor of one element.
+        where: step, phase, epoch, iteration, cases.
+
+    Raises:
+        TrainingError: there are none, or one is not finite.
+    """
+    total = sum_terms(terms, where)
+    check_terms(dict(zip(terms, to_host(terms.values()), strict=True)), where)
+    return total
+
+
+def to_host(tensors: Iterable[Tensor]) -> list[float]:
+    """All elements of the tensors, one after the other, by a single transfer from the device.
+
+    float64 holds every float32, float16 and bfloat16, and every count below 2^53, exactly.
+    """
+    values: list[float] = torch.cat([t.detach().double().reshape(-1) for t in tensors]).tolist()
+    return values
 
 
 def phase_length(phase: Phase, lesson: Lesson, train: TrainSettings) -> int:
@@ -91,6 +141,25 @@ def phase_length(phase: Phase, lesson: Lesson, train: TrainSettings) -> int:
     """
     one = train.iterations or math.ceil(len(lesson.cases) / train.batch)
     return max(1, round(one * phase.effort))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """What stays the same while a step is taught; `teach` says what each is."""
+
+    strategy: Strategy
+    model: nn.Module
+    teacher: nn.Module | None
+    lesson: Lesson
+    memory: Memory
+    material: Material
+    train: TrainSettings
+    seed: int
+    device: torch.device
+    workers: int
+    watch: Watch
+    validate: Validate | None
+    keeper: Keeper | None
 
 
 def teach(
@@ -135,6 +204,21 @@ def teach(
     model.to(device)
     if teacher is not None:
         teacher.to(device).eval().requires_grad_(False)
+    step = _Step(
+        strategy=strategy,
+        model=model,
+        teacher=teacher if strategy.takes_teacher(lesson) else None,
+        lesson=lesson,
+        memory=memory,
+        material=material,
+        train=train,
+        seed=seed,
+        device=device,
+        workers=workers,
+        watch=watch,
+        validate=validate,
+        keeper=keeper,
+    )
     at = None if keeper is None else keeper.restore(model, memory)
     history: list[PhaseResult] = [] if at is None else list(at.history)
     while (
@@ -143,41 +227,44 @@ def teach(
         if at is None:
             reseed(seed, lesson.number, phase.name, "enter")
             strategy.enter_phase(phase, model, memory)
-        measured = _teach_phase(
-            strategy, model, teacher, lesson, memory, material, phase, tuple(history), at,
-            train=train, seed=seed, device=device, workers=workers, watch=watch,
-            validate=validate, keeper=keeper,
-        )  # fmt: skip
+        measured = _teach_phase(step, phase, tuple(history), at)
         history.append(PhaseResult(phase=phase, validation=measured))
         at = None
     reseed(seed, lesson.number, "finish")
-    draws = _draws(lesson, material, train=train, seed=seed, device=device, workers=workers)
-    strategy.finish(lesson, model, draws, memory)
+    strategy.finish(lesson, model, _draws(step), memory)
 
 
-def _draws(
-    lesson: Lesson,
-    material: Material,
-    *,
-    train: TrainSettings,
-    seed: int,
-    device: torch.device,
-    workers: int,
-) -> Draws:
+def _draws(step: _Step) -> Draws:
+    """Batches of the step's own cases, for what a strategy computes once it is taught."""
+    lesson, train = step.lesson, step.train
     own = {(lesson.number, c): 1.0 / len(lesson.cases) for c in lesson.cases}
 
     def draws(count: int) -> Iterator[Batch]:
         crops = Crops(
-            lesson, Phase(name="finish"), replace(material, weights=own),
-            epochs=1, per_epoch=count * train.batch, seed=seed,
-        )  # fmt: skip
-        for raw in DataLoader(
-            crops, batch_size=train.batch, num_workers=workers, collate_fn=collate,
-            worker_init_fn=leave_to_parent,
-        ):  # fmt: skip
-            yield to_batch(raw, lesson, device)
+            lesson,
+            Phase(name="finish"),
+            replace(step.material, weights=own),
+            epochs=1,
+            per_epoch=count * train.batch,
+            seed=step.seed,
+        )
+        for raw in _loader(crops, step, first_update=0):
+            yield to_batch(raw, lesson, step.device)
 
     return draws
+
+
+def _loader(crops: Crops, step: _Step, *, first_update: int) -> DataLoader[dict[str, Any]]:
+    """Batches of the crops in their order, from one update on."""
+    size = step.train.batch
+    return DataLoader(
+        crops,
+        batch_size=size,
+        sampler=range(first_update * size, len(crops)),
+        num_workers=step.workers,
+        collate_fn=collate,
+        worker_init_fn=leave_to_parent,
+    )
 
 
 def freeze(model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
@@ -218,144 +305,298 @@ def rates(model: nn.Module, groups: Sequence[Group], generator_lr: float) -> lis
     return found
 
 
-def _teach_phase(
-    strategy: Strategy,
-    model: nn.Module,
-    teacher: nn.Module | None,
-    lesson: Lesson,
-    memory: Memory,
-    material: Material,
-    phase: Phase,
-    history: tuple[PhaseResult, ...],
-    at: Place | None,
-    *,
-    train: TrainSettings,
-    seed: int,
-    device: torch.device,
-    workers: int,
-    watch: Watch,
-    validate: Validate | None,
-    keeper: Keeper | None,
-) -> tuple[float, ...]:
-    # 1. What is trained: the parameters of the strategy's groups; all others are frozen.
-    groups = at.groups if at else strategy.groups(model, lesson, memory)
-    chosen = [p for g in groups for p in g.parameters]
-    freeze(model, chosen)
+@dataclass(frozen=True, kw_only=True)
+class _PhaseSetup:
+    """One phase, ready for its next update."""
+
+    groups: Sequence[Group]
+    """What is trained, as the strategy said."""
+    trained: Sequence[nn.Parameter]
+    """The parameters of all groups; every other one is frozen."""
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    """Of the loss, under fp16; does nothing otherwise."""
+    autocast: Callable[[], torch.autocast]
+    """Mixed precision, as the settings ask."""
+    session: Session
+    """The strategy's hooks, or a session of its own around them."""
+    batches: Iterator[Batch]
+    """One per update that is still to do."""
+    epochs: int
+    updates: int
+    """Per epoch."""
+    done: int
+    """Updates that a stopped attempt made."""
+    measured: list[float]
+    """Validations so far; grows."""
+
+
+def _open_phase(step: _Step, phase: Phase, at: Place | None) -> _PhaseSetup:
+    """Freeze what is not trained, make the optimizer, and number the crops.
+
+    Args:
+        step: what is taught.
+        phase: which of its phases.
+        at: where a stopped attempt goes on, or None.
+    """
+    strategy, model, train = step.strategy, step.model, step.train
+    groups = at.groups if at else strategy.groups(model, step.lesson, step.memory)
+    trained = [p for g in groups for p in g.parameters]
+    freeze(model, trained)
     optimizer = torch.optim.AdamW(
         rates(model, groups, train.generator_lr),
         lr=train.lr,
         betas=(0.9, train.beta2),
         weight_decay=train.weight_decay,
-        fused=device.type == "cpu",  # one pass over memory instead of five
+        fused=step.device.type == "cpu",  # one pass over memory instead of five
     )
-    amp = torch.bfloat16 if train.amp == "bf16" else torch.float16
-    autocast = device.type == "cuda" and train.amp != "off"
-    scaler = torch.amp.GradScaler("cuda", enabled=autocast and train.amp == "fp16")
-    done, measured = 0, list[float]()
+    mixed = step.device.type == "cuda" and train.amp != "off"
+    scaler = torch.amp.GradScaler("cuda", enabled=mixed and train.amp == "fp16")
     if at is not None:  # a stopped attempt goes on after its last saved update
-        done, measured = at.updates, list(at.measured)
         optimizer.load_state_dict(dict(at.optimizer))
         if at.scaler:
             scaler.load_state_dict(dict(at.scaler))
+    done = 0 if at is None else at.updates
 
-    # 2. What is seen: crops numbered from 0, in order.
-    updates = phase_length(phase, lesson, train)
+    # crops are numbered from 0, in order
+    updates = phase_length(phase, step.lesson, train)
     epochs = train.epochs if phase.epochs is None else phase.epochs
     crops = Crops(
-        lesson, phase, material, epochs=epochs, per_epoch=updates * train.batch, seed=seed
+        step.lesson,
+        phase,
+        step.material,
+        epochs=epochs,
+        per_epoch=updates * train.batch,
+        seed=step.seed,
     )
-    loader = DataLoader(
-        crops, batch_size=train.batch, sampler=range(done * train.batch, len(crops)),
-        num_workers=workers, collate_fn=collate, worker_init_fn=leave_to_parent,
-    )  # fmt: skip
-
-    # 3. Who takes part: the strategy's hooks, or a session of its own around them.
+    loader = _loader(crops, step, first_update=done)
     desk = Desk(
-        strategy=strategy, model=model, optimizer=optimizer, lesson=lesson, phase=phase,
-        teacher=teacher if strategy.takes_teacher(lesson) else None, memory=memory,
-        epochs=epochs, updates=updates, batch=train.batch, seed=seed, device=device,
-        draw=draw_from(lesson, phase, material, seed=seed), validation=material.validation,
+        strategy=strategy,
+        model=model,
+        optimizer=optimizer,
+        lesson=step.lesson,
+        phase=phase,
+        teacher=step.teacher,
+        memory=step.memory,
+        epochs=epochs,
+        updates=updates,
+        batch=train.batch,
+        seed=step.seed,
+        device=step.device,
+        draw=draw_from(step.lesson, phase, step.material, seed=step.seed),
+        validation=step.material.validation,
         done=done,
-    )  # fmt: skip
+    )
     session = strategy.session(desk) or Session(desk)
-    batches = session.batches(to_batch(raw, lesson, device) for raw in loader)
+    return _PhaseSetup(
+        groups=groups,
+        trained=trained,
+        optimizer=optimizer,
+        scaler=scaler,
+        autocast=partial(
+            torch.autocast,
+            step.device.type,
+            dtype=torch.bfloat16 if train.amp == "bf16" else torch.float16,
+            enabled=mixed,
+        ),
+        session=session,
+        batches=session.batches(to_batch(raw, step.lesson, step.device) for raw in loader),
+        epochs=epochs,
+        updates=updates,
+        done=done,
+        measured=[] if at is None else list(at.measured),
+    )
 
-    # 4. The updates.
-    for number, batch in enumerate(batches, done):
-        reseed(seed, lesson.number, phase.name, "update", number)
-        epoch, iteration = divmod(number, updates)
-        where = f"step {lesson.number}, phase {phase.name}, epoch {epoch}, iteration {iteration}"
-        rate = phase.lr * (
-            train.lr
-            if phase.constant
-            else learning_rate(epoch, epochs=epochs, warmup=train.warmup, base=train.lr)
+
+def _teach_phase(
+    step: _Step, phase: Phase, history: tuple[PhaseResult, ...], at: Place | None
+) -> tuple[float, ...]:
+    """Every update of one phase; returns its validations.
+
+    Args:
+        step: what is taught.
+        phase: which of its phases.
+        history: the phases before it.
+        at: where a stopped attempt goes on, or None.
+    """
+    setup = _open_phase(step, phase, at)
+    session, optimizer, scaler = setup.session, setup.optimizer, setup.scaler
+    for number, batch in enumerate(setup.batches, setup.done):
+        reseed(step.seed, step.lesson.number, phase.name, "update", number)
+        epoch, iteration = divmod(number, setup.updates)
+        place = (
+            f"step {step.lesson.number}, phase {phase.name}, epoch {epoch}, iteration {iteration}"
         )
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        there = f"{where}, cases {', '.join(batch.cases)}"
+        where = f"{place}, cases {', '.join(batch.cases)}"
+        rate = _set_learning_rate(step, phase, setup, epoch)
+
         optimizer.zero_grad(set_to_none=True)
-        with noted(there):
-            with torch.autocast(device.type, dtype=amp, enabled=autocast):
+        with noted(where):
+            with setup.autocast():
                 terms = session.terms(batch)
-            total = add_terms(terms, there)
-            scaler.scale(total).backward()  # type: ignore[no-untyped-call]  # torch
+            loss = sum_terms(terms, where)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch
         scaler.unscale_(optimizer)
         session.after_backward()
-        norm = float(
-            nn.utils.get_total_norm([p.grad for p in chosen if p.grad is not None])
-            if train.clip_norm is None
-            else nn.utils.clip_grad_norm_(chosen, train.clip_norm)
-        )
-        check_gradient(norm, there, scaled=scaler.is_enabled())
+        norm = _gradient_norm(setup.trained, step.train.clip_norm)
+
+        # the one time an update waits for the device, and before any weight changes
+        numbers = _transfer(terms, loss, norm, count_positives(batch.label))
+        check_terms(numbers["terms"], where)
+        check_gradient(numbers["grad_norm"], where, scaled=scaler.is_enabled())
+
         session.before_update()
-        with noted(there):
+        with noted(where):
             scaler.step(optimizer)
         scaler.update()
         session.after_update()
-        watch(
-            {
-                "event": "update",
-                "step": lesson.number,
-                "phase": phase.name,
-                "epoch": epoch,
-                "iteration": iteration,
-                "of": epochs * updates,
-                "lr": rate,
-                "loss": float(total.detach()),
-                "terms": {name: float(v.detach()) for name, v in terms.items()},
-                "cases": list(batch.cases),
-                "grad_norm": norm,
-                "voxels": positives(batch.label),
-            }
-        )
-        if iteration + 1 == updates and epoch + phase.validations >= epochs:
-            measured.append(_measure(validate, strategy.serve(model, memory), lesson, where))
-            watch(
-                {
-                    "event": "validation",
-                    "step": lesson.number,
-                    "phase": phase.name,
-                    "epoch": epoch,
-                    "dice": measured[-1],
-                }
-            )
-        if strategy.declaration.resumes == "step":
-            signals.check(f"{where}; this step starts anew")
-        elif keeper is not None:
-            place = Place(
-                phase=phase, history=history, updates=number + 1, measured=tuple(measured),
-                groups=groups, optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
-            )  # fmt: skip
-            keeper.offer(model, memory, place)
-    return tuple(measured)
+
+        step.watch(_update_event(step, phase, setup, number, rate, batch.cases, numbers))
+        if iteration + 1 == setup.updates and epoch + phase.validations >= setup.epochs:
+            setup.measured.append(_validate(step, phase, epoch, place))
+        _save(step, phase, history, setup, number + 1, place)
+    return tuple(setup.measured)
 
 
-def _measure(validate: Validate | None, served: nn.Module, lesson: Lesson, where: str) -> float:
-    if validate is None:
+def _set_learning_rate(step: _Step, phase: Phase, setup: _PhaseSetup, epoch: int) -> float:
+    """Set every group's learning rate for an epoch; returns the one that is scaled by group."""
+    train = step.train
+    rate = phase.lr * (
+        train.lr
+        if phase.constant
+        else learning_rate(epoch, epochs=setup.epochs, warmup=train.warmup, base=train.lr)
+    )
+    for group in setup.optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
+    return rate
+
+
+def _gradient_norm(trained: Sequence[nn.Parameter], clip_norm: float | None) -> Tensor:
+    """The total norm of the gradient, on its device; the gradient is clipped where asked."""
+    if clip_norm is None:
+        return nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    return nn.utils.clip_grad_norm_(trained, clip_norm)
+
+
+class _Numbers(TypedDict):
+    """What an update's event says of it, and the guards look at."""
+
+    terms: dict[str, float]
+    loss: float
+    grad_norm: float
+    voxels: list[int]
+
+
+def _transfer(terms: Mapping[str, Tensor], loss: Tensor, norm: Tensor, voxels: Tensor) -> _Numbers:
+    """The numbers of an update, by a single transfer from the device.
+
+    Args:
+        terms: loss terms, one element each.
+        loss: their sum.
+        norm: of the gradient; without any gradient torch makes it on the CPU.
+        voxels: (K,) annotated positive voxels.
+    """
+    numbers = to_host([*terms.values(), loss, norm.to(loss.device), voxels])
+    count = len(terms)
+    return {
+        "terms": dict(zip(terms, numbers[:count], strict=True)),
+        "loss": numbers[count],
+        "grad_norm": numbers[count + 1],
+        "voxels": [int(n) for n in numbers[count + 2 :]],
+    }
+
+
+def _update_event(
+    step: _Step,
+    phase: Phase,
+    setup: _PhaseSetup,
+    number: int,
+    rate: float,
+    cases: Sequence[str],
+    numbers: _Numbers,
+) -> dict[str, Any]:
+    """An update as a line of `events.jsonl`.
+
+    Args:
+        step: what is taught.
+        phase: which of its phases.
+        setup: how long the phase is.
+        number: of the update in the phase, from 0.
+        rate: learning rate.
+        cases: what the batch was cut from.
+        numbers: losses, gradient norm and voxels.
+    """
+    epoch, iteration = divmod(number, setup.updates)
+    return {
+        "event": "update",
+        "step": step.lesson.number,
+        "phase": phase.name,
+        "epoch": epoch,
+        "iteration": iteration,
+        "of": setup.epochs * setup.updates,
+        "lr": rate,
+        "loss": numbers["loss"],
+        "terms": numbers["terms"],
+        "cases": list(cases),
+        "grad_norm": numbers["grad_norm"],
+        "voxels": numbers["voxels"],
+    }
+
+
+def _validate(step: _Step, phase: Phase, epoch: int, where: str) -> float:
+    """Mean Dice of the model that would be served now, on the step's validation cases."""
+    served = step.strategy.serve(step.model, step.memory)
+    if step.validate is None:
         raise TrainingError(
             "the strategy asks for validation, but this step has no validation cases",
             where=where,
             expected="cases under `validation` in the split of every step",
-            next_step=f"name some with --split {lesson.source}=FILE.toml",
+            next_step=f"name some with --split {step.lesson.source}=FILE.toml",
         )
-    return validate(served)
+    dice = step.validate(served)
+    step.watch(
+        {
+            "event": "validation",
+            "step": step.lesson.number,
+            "phase": phase.name,
+            "epoch": epoch,
+            "dice": dice,
+        }
+    )
+    return dice
+
+
+def _save(
+    step: _Step,
+    phase: Phase,
+    history: tuple[PhaseResult, ...],
+    setup: _PhaseSetup,
+    updates: int,
+    where: str,
+) -> None:
+    """Save between two updates where it is time to, and stop where that was asked for.
+
+    Args:
+        step: what is taught.
+        phase: which of its phases.
+        history: the phases before it.
+        setup: the phase's optimizer and the like.
+        updates: of the phase that are done.
+        where: step, phase, epoch, iteration.
+
+    Raises:
+        Stopped: it was asked for.
+    """
+    if step.strategy.declaration.resumes == "step":
+        signals.check(f"{where}; this step starts anew")
+    elif step.keeper is not None:
+        position = Place(
+            phase=phase,
+            history=history,
+            updates=updates,
+            measured=tuple(setup.measured),
+            groups=setup.groups,
+            optimizer=setup.optimizer.state_dict(),
+            scaler=setup.scaler.state_dict(),
+        )
+        step.keeper.offer(step.model, step.memory, position)

@@ -56,10 +56,16 @@ def check_gradient(norm: float, where: str, *, scaled: bool) -> None:
         )
 
 
-def positives(label: Tensor) -> list[int]:
-    """Annotated positive voxels of each of the K structures in a batch (B, K, D, H, W)."""
-    found: list[int] = (label == 1).sum(dim=(0, 2, 3, 4)).tolist()
-    return found
+def count_positives(label: Tensor) -> Tensor:
+    """Annotated positive voxels of each of the K structures in a batch.
+
+    Args:
+        label: (B, K, D, H, W).
+
+    Returns:
+        (K,) int64, on the device of the label: the loop transfers it with its other numbers.
+    """
+    return (label == 1).sum(dim=(0, 2, 3, 4))
 
 
 class StepWatch:

@@ -6,12 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from locations import GOLDEN_FILES
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from clbench.errors import TrainingError
 from clbench.nets.heads import UniversalHead
@@ -29,7 +31,7 @@ from clbench.strategy.contract import (
     Strategy,
 )
 from clbench.training.batches import Material, collate, draw_cases
-from clbench.training.loop import add_terms, freeze, learning_rate, rates, teach
+from clbench.training.loop import add_terms, freeze, learning_rate, rates, sum_terms, teach, to_host
 
 GOLDEN = json.loads((GOLDEN_FILES / "lr_schedule.json").read_text())
 OWN = [(1, str(i)) for i in range(5)]
@@ -86,6 +88,21 @@ def test_a_loss_that_is_not_finite_stops_with_its_place(bad: float) -> None:
         assert part in str(err.value)
     with pytest.raises(TrainingError, match="no loss term"):
         add_terms({}, "here")
+
+
+def test_a_loss_term_of_several_elements_is_refused_by_name() -> None:
+    with pytest.raises(TrainingError, match="'bce' is not a single number") as err:
+        sum_terms({"dice": torch.tensor(1.0), "bce": torch.ones(2, 3)}, "step 2")
+    assert "shape (2, 3)" in str(err.value)
+
+
+def test_numbers_reach_the_host_exactly() -> None:
+    rng = torch.Generator().manual_seed(0)
+    halves = [torch.randn(5, generator=rng).to(t) for t in (torch.bfloat16, torch.float16)]
+    singles = torch.randn(5, generator=rng) * 1e-30
+    counts = torch.tensor([2**31 + 1, 2**52 + 1])
+    want = [float(v) for t in (*halves, singles) for v in t] + [2.0**31 + 1, 2.0**52 + 1]
+    assert to_host([*halves, singles, counts]) == want
 
 
 def test_missing_pseudo_labels_become_none() -> None:
@@ -240,6 +257,76 @@ def test_workers_change_nothing(lesson_and_material: tuple[Lesson, Material]) ->
 def test_training_stops_at_a_bad_loss(lesson_and_material: tuple[Lesson, Material]) -> None:
     with pytest.raises(TrainingError, match="step 1, phase train, epoch 0, iteration 0"):
         run(*lesson_and_material, Plain(bad=True))
+
+
+class Transfers(TorchFunctionMode):
+    """Counts the calls that make the host wait for a tensor's values."""
+
+    WAIT: ClassVar[set[str]] = {
+        "item", "tolist", "numpy", "cpu", "__float__", "__int__", "__bool__", "__index__",
+        "__array__", "__contains__", "equal", "nonzero",
+    }  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self.WAIT:
+            self.calls.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoTerms(Plain):
+    """As many loss terms as are asked for, so that a transfer per term would show."""
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        value = super().losses(batch, new, old, memory)["mse"]
+        return {"mse": value, "size": new.logits.square().mean()}
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_one_transfer_from_the_device_per_update(
+    lesson_and_material: tuple[Lesson, Material], clip_norm: float | None
+) -> None:
+    lesson, material = lesson_and_material
+    per_update: list[list[str]] = []
+    events: list[dict[str, Any]] = []
+    with Transfers() as transfers:
+
+        def watch(event: dict[str, Any]) -> None:
+            per_update.append(transfers.calls[:])
+            transfers.calls.clear()
+            events.append(event)
+
+        teach(
+            TwoTerms(), Toy(), None, lesson, {}, material,
+            train=replace(TRAIN, clip_norm=clip_norm), seed=7, device=torch.device("cpu"),
+            watch=watch,
+        )  # fmt: skip
+    first_of_phase = ["item", "tolist"]  # a loader draws its seed, on the host, when it starts
+    assert per_update == [first_of_phase if i in (0, 6) else ["tolist"] for i in range(18)]
+    for event in events:
+        assert event["loss"] == pytest.approx(sum(event["terms"].values()), rel=1e-6)
+        assert all(type(n) is int for n in event["voxels"])
+
+
+def test_a_bad_loss_changes_no_weight(lesson_and_material: tuple[Lesson, Material]) -> None:
+    lesson, material = lesson_and_material
+    model = Toy()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    events: list[dict[str, Any]] = []
+    with pytest.raises(TrainingError, match="loss term 'mse' is not finite"):
+        teach(
+            Plain(bad=True), model, None, lesson, {}, material, train=TRAIN, seed=7,
+            device=torch.device("cpu"), watch=events.append,
+        )  # fmt: skip
+    assert events == []
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
 @dataclass(frozen=True, kw_only=True)

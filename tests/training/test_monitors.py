@@ -28,7 +28,7 @@ from clbench.training.monitors import (
     StepWatch,
     check_gradient,
     constant_labels,
-    positives,
+    count_positives,
     refuse_constant_labels,
 )
 
@@ -123,7 +123,7 @@ def test_positive_voxels_are_counted_without_the_unknown() -> None:
     label[0, 0] = 1
     label[1, 0, 0] = 1
     label[:, 1] = 255
-    assert positives(label) == [12, 0, 0]
+    assert count_positives(label).tolist() == [12, 0, 0]
 
 
 def test_a_structure_that_no_crop_shows_is_warned_of() -> None:
