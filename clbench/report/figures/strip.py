@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from clbench.errors import StoreError
 from clbench.report.evidence import Evidence, Method
 from clbench.report.figures import Study, style
 from clbench.report.figures.slices import (
@@ -102,57 +101,24 @@ def case_of(record: Mapping[str, Any], eval_set: str, patient: str) -> str:
 
 
 def open_volumes(study: Study, record: Mapping[str, Any], shown: Sequence[Shown]) -> list[Volume]:
-    """The cases as the run saw them.
+    """The cases as the run saw them, whatever the profile of that name says today.
+
+    Args:
+        study: says where the data lies now.
+        record: of the run.
+        shown: which cases.
 
     Raises:
         StoreError: the data at hand are not those of the run.
     """
-    from clbench.data.cache import default_root
-    from clbench.data.catalog import build_catalog
-    from clbench.spec import registry
-    from clbench.spec.settings import apply_overrides, load_profile, split_overrides
-    from clbench.spec.splits import Split
+    from clbench.run.record import catalog_of
 
-    settings = record["settings"]
-    benchmark = registry.benchmark(settings["bench"])
-    profile = apply_overrides(
-        load_profile(record["identity"]["profile"]["name"]),
-        split_overrides(list(settings["overrides"])),
-    )
-    recorded = record["identity"]["splits"]
-    splits = {
-        step.name: Split(
-            name=s["name"],
-            train=tuple(s["train"]),
-            validation=tuple(s["validation"]),
-            test=tuple(s["test"]),
-        )
-        for step, s in zip(
-            benchmark.steps,
-            recorded.values() if isinstance(recorded, Mapping) else recorded,
-            strict=True,
-        )
-    }
-    named = study.cache or settings["cache"]
-    catalog = build_catalog(
-        benchmark,
-        profile.preprocessing(benchmark.preprocessing),
-        data=study.data or settings["data"],
-        cache_root=default_root() if named is None else type(study.results)(named),
-        phantom=profile.phantom,
-        splits=splits,
-    )
-    if catalog.fingerprint != record["data_fingerprint"]:
-        raise StoreError(
-            "the images at hand are not those of the run",
-            where=study.results / study.bench,
-            expected=record["data_fingerprint"],
-            got=catalog.fingerprint,
-            next_step="name the data the runs used with --data, and their cache with --cache",
-        )
+    catalog = catalog_of(record, data=study.data, cache=study.cache)
     return [
         catalog.cache.get(
-            catalog.files[s.eval_set][s.case], benchmark.source(s.eval_set), catalog.preprocessing
+            catalog.files[s.eval_set][s.case],
+            catalog.benchmark.source(s.eval_set),
+            catalog.preprocessing,
         )
         for s in shown
     ]
