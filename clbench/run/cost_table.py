@@ -15,10 +15,10 @@ from typing import Any
 from torch import nn
 
 from clbench.errors import CostError, StoreError
-from clbench.evaluation.cost.course import method_of
+from clbench.evaluation.cost.course import method_for
 from clbench.evaluation.cost.model import PARTS, forward_macs, grown
 from clbench.run.plan import Plan
-from clbench.spec import registry
+from clbench.run.record import benchmark_of, profile_of, strategy_of
 from clbench.spec.names import need_name
 from clbench.store import files, run_folder
 from clbench.store.checksums import reseal
@@ -56,6 +56,8 @@ def write_costs(plan: Plan, record: dict[str, Any]) -> None:
 def recount(folder: Path) -> Path:
     """Write `cost.csv` of a finished run anew, from its record; return its path.
 
+    What is counted are the models of the settings the run recorded.
+
     Raises:
         StoreError: no finished run, another benchmark version, or predictions made elsewhere.
         CostError: an operator cannot be counted.
@@ -67,27 +69,11 @@ def recount(folder: Path) -> Path:
             where=folder,
             next_step="count a method of clbench: clbench cost --bench … --strategy …",
         )
-    settings, identity = record["settings"], record["identity"]
     if record["status"] != "finished":
         raise StoreError(
             "the run is not finished", where=folder, next_step="run the same command again"
         )
-    name = settings["profile"] or ("paper" if record["patients"] else "quick")
-    method = method_of(
-        bench=settings["bench"],
-        strategy=settings["strategy"],
-        profile=name,
-        overrides=settings["overrides"],
-    )
-    version = registry.benchmark(settings["bench"]).version
-    if version != identity["bench_version"]:
-        raise StoreError(
-            "the benchmark has changed since the run",
-            where=folder,
-            expected=f"{identity['bench']} version {identity['bench_version']}",
-            got=f"version {version}",
-            next_step="run again with this version",
-        )
+    method = method_for(benchmark_of(record), strategy_of(record), profile_of(record))
     models = grown(method.strategy, method.kit, method.lessons)
     _write(folder, record, _counted(models, method.patch_vox))
     reseal(folder, record)

@@ -22,16 +22,13 @@ from clbench.data.cache import default_root
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.case import implementations
-from clbench.run.plan import Plan
+from clbench.run.plan import Plan, load_strategy
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
-from clbench.spec.settings import (
-    GROUPS,
-    Profile,
-    change,
-)
+from clbench.spec.settings import GROUPS, Profile, change, load_profile, split_overrides
 from clbench.spec.splits import Split
 from clbench.store import run_folder
+from clbench.strategy.contract import Strategy
 
 
 def new_record(plan: Plan) -> dict[str, Any]:
@@ -133,11 +130,11 @@ def git_commit() -> str | None:
     return found.stdout.strip() or None
 
 
-# ------------------------------------------------------------------------------------- of any run
+# ------------------------------------------------------------------- what a run was made of, again
 
 
-def recorded_catalog(record: Mapping[str, Any], *, data: str | None, cache: Path | None) -> Catalog:
-    """The data a run was examined on, found again and checked by content.
+def benchmark_of(record: Mapping[str, Any]) -> Benchmark:
+    """The benchmark of a run, as it is registered now.
 
     Args:
         record: `run.json` of the run.
@@ -145,10 +142,10 @@ def recorded_catalog(record: Mapping[str, Any], *, data: str | None, cache: Path
         cache: folder of preprocessed volumes; None: the user's.
 
     Raises:
-        StoreError: the benchmark has another version now, or the data changed.
+        StoreError: it has another version now, or its file has another content.
     """
-    settings, identity = record["settings"], record["identity"]
-    benchmark = registry.benchmark(settings["bench"])
+    bench, identity = record["settings"]["bench"], record["identity"]
+    benchmark = registry.benchmark(bench)
     if benchmark.version != identity["bench_version"]:
         raise StoreError(
             "the run was made on another version of the benchmark",
@@ -160,33 +157,73 @@ def recorded_catalog(record: Mapping[str, Any], *, data: str | None, cache: Path
     if identity.get("course") not in (None, benchmark.digest()):
         raise StoreError(
             "the benchmark's file was changed since the run was made",
-            where=settings["bench"],
+            where=bench,
             expected=f"content {identity['course']}",
             got=benchmark.digest(),
             next_step="run it again",
         )
-    raw = identity["profile"]
-    groups = {g: change(kind(), raw.get(g, {}), g) for g, kind in GROUPS.items()}
-    profile = Profile(name=raw["name"], **groups)
-    kept = settings["cache"]
+    return benchmark
+
+
+def profile_of(record: Mapping[str, Any]) -> Profile:
+    """The settings a run was made with; what the profile of that name says today plays no part.
+
+    Predictions made elsewhere were made with no profile: the one whose phantom and whose grid they
+    were scored on is known by its name alone.
+    """
+    if record.get("external"):
+        return load_profile(record["settings"]["profile"])
+    recorded = record["identity"]["profile"]  # what differs from the defaults
+    groups = {g: change(kind(), recorded.get(g, {}), g) for g, kind in GROUPS.items()}
+    return Profile(name=recorded["name"], **groups)
+
+
+def strategy_of(record: Mapping[str, Any]) -> Strategy:
+    """The strategy of a run with its hyperparameters."""
+    settings = record["settings"]
+    overrides = split_overrides(list(settings["overrides"]))
+    return load_strategy(settings["strategy"], overrides.get("strategy", {}))
+
+
+def catalog_of(
+    record: Mapping[str, Any], *, data: str | None = None, cache: Path | None = None
+) -> Catalog:
+    """The data of a run, opened with the settings and splits it recorded, checked by content.
+
+    Args:
+        record: content of its `run.json`.
+        data: where the data lies now, as in `clbench run --data`; None: where the run found it.
+        cache: where preprocessed volumes and the phantom are kept; None: where the run kept them.
+
+    Raises:
+        StoreError: the benchmark has another version now, or the data changed.
+        DataError: the data cannot be read.
+    """
+    settings, benchmark, profile = record["settings"], benchmark_of(record), profile_of(record)
+    data = data or settings["data"]
+    if cache is None and settings["cache"] is not None:
+        cache = Path(settings["cache"])
+    recorded = record["identity"]["splits"]
+    if isinstance(recorded, Mapping):  # as the first runs recorded them, by step
+        recorded = list(recorded.values())
     catalog = build_catalog(
         benchmark,
         profile.preprocessing(benchmark.preprocessing),
-        data=data or settings["data"],
-        cache_root=cache or (Path(kept) if kept else default_root()),
+        data=data,
+        cache_root=cache or default_root(),
         phantom=profile.phantom,
         splits={
-            step.name: _split(s)
-            for step, s in zip(benchmark.steps, identity["splits"], strict=True)
+            step.name: _split(split) for step, split in zip(benchmark.steps, recorded, strict=True)
         },
     )
     if catalog.fingerprint != record["data_fingerprint"]:
         raise StoreError(
             "the data is not what the run was made on",
-            where=data or settings["data"] or "the phantom",
+            where=data or "the phantom",
             expected=record["data_fingerprint"],
             got=catalog.fingerprint,
-            next_step="point --data at the same files; if they changed for good, run again",
+            next_step="name the same files with --data, and their cache with --cache; if they "
+            "changed for good, run again",
         )
     return catalog
 

@@ -25,7 +25,7 @@ from clbench.evaluation.scoring import (
     truth_bits,
 )
 from clbench.run.course import alone
-from clbench.run.record import recorded_catalog
+from clbench.run.record import catalog_of
 from clbench.store import run_folder
 from clbench.store.checksums import reseal
 from clbench.store.run_folder import Score
@@ -69,7 +69,7 @@ def score_run(
             where=folder,
             next_step="score them again: clbench score --predictions … --metrics …",
         )
-    catalog = recorded_catalog(record, data=data, cache=cache)
+    catalog = catalog_of(record, data=data, cache=cache)
     benchmark, last = catalog.benchmark, len(catalog.benchmark.steps)
     with alone(folder, wait=False):
         rows = run_folder.read_scores(folder / "scores.csv")

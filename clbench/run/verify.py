@@ -22,7 +22,7 @@ from clbench.evaluation.metrics.stability_gap import FILE, read_trace
 from clbench.evaluation.predictions import read_prediction
 from clbench.evaluation.scoring import context_of, metric_rows, native_rows, score_case, truth_bits
 from clbench.run.cost_table import RECORDED
-from clbench.run.record import recorded_catalog
+from clbench.run.record import catalog_of
 from clbench.store import checkpoint, checksums, run_folder
 from clbench.store.run_folder import Score
 
@@ -190,7 +190,7 @@ def _again(
         found.unchecked.append("scores against predictions: the run keeps no predictions")
         return
     try:
-        catalog = recorded_catalog(record, data=data, cache=cache)
+        catalog = catalog_of(record, data=data, cache=cache)
     except ClbenchError as err:
         if data is not None:
             raise

@@ -28,7 +28,7 @@ from clbench.evaluation.scoring import to_native
 from clbench.report.study import Study
 from clbench.report.tables.summary import run_report, summary
 from clbench.run.external import OutsideSettings, score_predictions
-from clbench.run.record import recorded_catalog
+from clbench.run.record import catalog_of
 from clbench.run.rescore import score_run
 from clbench.store import run_folder
 from clbench.store.run_folder import Score
@@ -45,7 +45,7 @@ def save(path: Path, array: NDArray[Any], volume: Volume) -> None:
 
 @pytest.fixture(scope="module")
 def volumes(smoke_run: Path) -> dict[tuple[str, str], Volume]:
-    catalog = recorded_catalog(run_folder.read_record(smoke_run), data=None, cache=None)
+    catalog = catalog_of(run_folder.read_record(smoke_run), data=None, cache=None)
     return {(s, c): catalog.open(n, c, "test") for n, s, c in exam_cases(catalog)}
 
 

@@ -18,7 +18,14 @@ from clbench.evaluation.cost.model import StepCost, forward_macs, grown, lessons
 from clbench.nets.output import count_parameters
 from clbench.nets.text_encodings import LENGTH
 from clbench.spec import registry
-from clbench.spec.settings import apply_overrides, change, load_profile, split_overrides
+from clbench.spec.benchmark import Benchmark
+from clbench.spec.settings import (
+    Profile,
+    apply_overrides,
+    change,
+    load_profile,
+    split_overrides,
+)
 from clbench.spec.taxonomy import STRUCTURES
 from clbench.strategy.contract import Kit, Lesson, Strategy
 
@@ -110,19 +117,30 @@ def method_of(*, bench: str, strategy: str, profile: str, overrides: Sequence[st
         ClbenchError: anything the user can act on.
     """
     groups = split_overrides(list(overrides))
-    benchmark = registry.benchmark(bench)
-    settings = apply_overrides(load_profile(profile), groups)
-    net = settings.backbone
+    return method_for(
+        registry.benchmark(bench),
+        change(registry.load("strategy", strategy)(), groups.get("strategy", {}), "strategy"),
+        apply_overrides(load_profile(profile), groups),
+    )
+
+
+def method_for(benchmark: Benchmark, strategy: Strategy, profile: Profile) -> Method:
+    """A strategy on a benchmark with the settings of a profile, ready to build its models.
+
+    Args:
+        benchmark: gives the structures of every step.
+        strategy: with its hyperparameters.
+        profile: names the network, and the patch that is counted on.
+    """
+    net = profile.backbone
     return Method(
         bench=benchmark.name,
         bench_version=benchmark.version,
-        strategy=change(
-            registry.load("strategy", strategy)(), groups.get("strategy", {}), "strategy"
-        ),
-        kit=blank_kit(registry.load("backbone", net.name), net.size, settings.train.prior),
+        strategy=strategy,
+        kit=blank_kit(registry.load("backbone", net.name), net.size, profile.train.prior),
         lessons=lessons_of(benchmark),
         backbone=f"{net.name} {net.size}",
-        patch_vox=settings.preprocessing(benchmark.preprocessing).patch_vox,
+        patch_vox=profile.preprocessing(benchmark.preprocessing).patch_vox,
     )
 
 

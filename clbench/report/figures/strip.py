@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from clbench.errors import StoreError
 from clbench.report.evidence import Evidence, Method
 from clbench.report.figures import StripOptions, style
 from clbench.report.figures.slices import (
@@ -106,7 +104,7 @@ def case_of(record: Mapping[str, Any], eval_set: str, patient: str) -> str:
 def open_volumes(
     study: Study, options: StripOptions, record: Mapping[str, Any], shown: Sequence[Shown]
 ) -> list[Volume]:
-    """The cases as the run saw them.
+    """The cases as the run saw them, whatever the profile of that name says today.
 
     Args:
         study: the runs.
@@ -117,52 +115,14 @@ def open_volumes(
     Raises:
         StoreError: the data at hand are not those of the run.
     """
-    from clbench.data.cache import default_root
-    from clbench.data.catalog import build_catalog
-    from clbench.spec import registry
-    from clbench.spec.settings import apply_overrides, load_profile, split_overrides
-    from clbench.spec.splits import Split
+    from clbench.run.record import catalog_of
 
-    settings = record["settings"]
-    benchmark = registry.benchmark(settings["bench"])
-    profile = apply_overrides(
-        load_profile(record["identity"]["profile"]["name"]),
-        split_overrides(list(settings["overrides"])),
-    )
-    recorded = record["identity"]["splits"]
-    splits = {
-        step.name: Split(
-            name=s["name"],
-            train=tuple(s["train"]),
-            validation=tuple(s["validation"]),
-            test=tuple(s["test"]),
-        )
-        for step, s in zip(
-            benchmark.steps,
-            recorded.values() if isinstance(recorded, Mapping) else recorded,
-            strict=True,
-        )
-    }
-    named = options.cache or settings["cache"]
-    catalog = build_catalog(
-        benchmark,
-        profile.preprocessing(benchmark.preprocessing),
-        data=options.data or settings["data"],
-        cache_root=default_root() if named is None else Path(named),
-        phantom=profile.phantom,
-        splits=splits,
-    )
-    if catalog.fingerprint != record["data_fingerprint"]:
-        raise StoreError(
-            "the images at hand are not those of the run",
-            where=study.results / study.bench,
-            expected=record["data_fingerprint"],
-            got=catalog.fingerprint,
-            next_step="name the data the runs used with --data, and their cache with --cache",
-        )
+    catalog = catalog_of(record, data=options.data, cache=options.cache)
     return [
         catalog.cache.get(
-            catalog.files[s.eval_set][s.case], benchmark.source(s.eval_set), catalog.preprocessing
+            catalog.files[s.eval_set][s.case],
+            catalog.benchmark.source(s.eval_set),
+            catalog.preprocessing,
         )
         for s in shown
     ]
