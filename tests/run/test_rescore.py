@@ -57,7 +57,7 @@ def test_rows_are_added_and_nothing_else_moves(smoke_run: Path, scored: Path) ->
     new = [r for r in after if r.metric not in ("dice", "dice_ceiling")]
     assert {r.scoring for r in new} == {"strict"}
     assert {r.metric for r in new} == {
-        "nsd_1mm", "nsd_2mm", "nsd_3mm", "hd95_mm", "volume_error_ml", *case_module.LESION_ROWS,
+        "nsd_1mm", "nsd_2mm", "nsd_3mm", "hd95_mm", "volume_error_ml", *(metric.name for metric in case_module.LESION),
         "patient_positive", "patient_positive_50vox",
     }  # fmt: skip
     assert {r.structure for r in new if r.metric.startswith(("lesion", "patient"))} == {

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ WORDS = ("dice", *DEFAULT, "nsd_sweep", "nsd_1.5mm", "patient_50vox")
 SWEEP_MM = (1.0, 2.0, 3.0)
 """Tolerances of `nsd_sweep`."""
 _NSD = re.compile(r"nsd_(\d+(?:\.\d+)?)mm")
-_PATIENT = re.compile(r"patient_(\d+)vox")
+_PATIENT = re.compile(r"patient(?:_(\d+)vox)?")
 _SLAB_VOX = 1 << 24  # voxels compared at a time
 
 
@@ -54,17 +55,21 @@ def parse_words(text: str) -> tuple[str, ...]:
         elif (tolerance := _NSD.fullmatch(word)) and float(tolerance[1]) > 0:
             found.append(f"nsd_{float(tolerance[1]):g}mm")
         else:
-            guess = closest(word, WORDS)
-            raise SettingError(
-                f"there is no metric called {word!r}",
-                where="--metrics",
-                expected=", ".join(WORDS),
-                got=word,
-                next_step=f"did you mean {guess!r}?" if guess else None,
-            )
+            raise _unknown(word)
     if not found:
         raise SettingError("no metric is named", where="--metrics", expected=", ".join(WORDS))
     return tuple(dict.fromkeys(found))
+
+
+def _unknown(word: str) -> SettingError:
+    guess = closest(word, WORDS)
+    return SettingError(
+        f"there is no metric called {word!r}",
+        where="--metrics",
+        expected=", ".join(WORDS),
+        got=word,
+        next_step=f"did you mean {guess!r}?" if guess else None,
+    )
 
 
 def row_names(word: str, name: str) -> tuple[str, ...]:
@@ -77,22 +82,7 @@ def row_names(word: str, name: str) -> tuple[str, ...]:
         >>> row_names("lesion", "liver")
         ()
     """
-    lesion = structure(name).kind in ("tumor", "cyst")
-    if word == "nsd":
-        return (f"nsd_{structure(name).tolerance_mm:g}mm",)
-    if word == "lesion":
-        return LESION_ROWS if lesion else ()
-    if word == "patient" or _PATIENT.fullmatch(word):
-        return (f"patient_positive{word.removeprefix('patient')}",) if lesion else ()
-    return (word,)
-
-
-LESION_ROWS = (
-    "lesion_truth", "lesion_found", "lesion_pred", "lesion_false",
-    "lesion_sensitivity", "lesion_f1",
-)  # fmt: skip
-"""Four counts, which pool over cases (`detection.add`), and two scores of the case. A PPV
-per case would exist or not depending on the strategy, which breaks pairs; it is pooled."""
+    return tuple(metric.name for metric in metrics_of(word, name))
 
 
 def implementations(words: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -105,11 +95,8 @@ def implementations(words: Sequence[str]) -> dict[str, dict[str, Any]]:
     """
     made: dict[str, dict[str, Any]] = {}
     for word in words:
-        family = word.split("_")[0]
-        room: Any = {
-            "nsd": surface, "hd95": surface, "lesion": detection, "patient": detection,
-        }.get(family, overlap)  # fmt: skip
-        made[family] = {"implementation": room.IMPLEMENTATION, "version": room.VERSION}
+        code = _of_word("nsd_1mm" if word == "nsd" else word)[0].code
+        made[word.split("_")[0]] = {"implementation": code.IMPLEMENTATION, "version": code.VERSION}
     return made
 
 
@@ -172,7 +159,8 @@ def measure(
     )
     counts = dict(zip(bits, counts_of(pairs, list(bits.values())), strict=True))
     edges: tuple[Surfaces, Surfaces] | None = None
-    if any(not w.startswith(("dice", "volume")) for w in words):
+    asked = {name: [m for word in words for m in metrics_of(word, name)] for name in bits}
+    if any(metric.needs_surfaces for metrics in asked.values() for metric in metrics):
         edges = (
             surface.surfaces(rows, shape),
             surface.surfaces(lambda a, b: truth[a:b], shape),
@@ -182,11 +170,7 @@ def measure(
         case = _Case(rows, truth, spacing_mm, counts[name], p_bit, t_bit, edges)
         found[name] = Found(
             counts=counts[name],
-            values={
-                row: value
-                for word in words
-                for row, value in zip(row_names(word, name), case.values(word, name), strict=True)
-            },
+            values={metric.name: metric.compute(case) for metric in asked[name]},
         )
     return found
 
@@ -209,35 +193,15 @@ class _Case:
         self._distances: surface.Distances | None = None
         self._lesions: detection.Lesions | None = None
 
-    def values(self, word: str, name: str) -> Iterator[float]:
-        """One number per row name of the word."""
-        counts = self.counts
-        for row in row_names(word, name):
-            if row == "dice":
-                yield overlap.dice(counts)
-            elif row == "volume_error_ml":
-                yield overlap.volume_error_ml(counts, math.prod(self.spacing_mm))
-            elif row.startswith("lesion_"):
-                yield float(getattr(self.lesions(), row.removeprefix("lesion_")))
-            elif row.startswith("patient_positive"):
-                size = _PATIENT.fullmatch(word)
-                needed = max(1, int(size[1])) if size else 1
-                yield float(self.lesions().largest_pred_vox >= needed)
-            elif counts.gt_vox == 0:
-                yield math.nan
-            elif counts.pred_vox == 0:
-                missed = row == "hd95_mm"
-                yield surface.diagonal_mm(self.truth.shape, self.spacing_mm) if missed else 0.0
-            elif row == "hd95_mm":
-                yield surface.hd95(self.distances())
-            else:
-                tolerance = _NSD.fullmatch(row)
-                assert tolerance is not None  # noqa: S101  # parse_words let nothing else through
-                yield surface.surface_dice(self.distances(), float(tolerance[1]))
+    def by_distance(self, score: Callable[[surface.Distances], float], missed: float) -> float:
+        """A score of two surfaces; nan where the truth is empty, `missed` where the other is."""
+        if self.counts.gt_vox == 0:
+            return math.nan
+        return missed if self.counts.pred_vox == 0 else score(self.distances())
 
     def distances(self) -> surface.Distances:
         if self._distances is None:
-            assert self.edges is not None  # noqa: S101  # made for every word that comes here
+            assert self.edges is not None  # noqa: S101  # made for `needs_surfaces`
             pred, truth = self.edges
             self._distances = surface.distances(
                 pred.of(self.p_bit), truth.of(self.t_bit), pred.shape, self.spacing_mm
@@ -246,7 +210,7 @@ class _Case:
 
     def lesions(self) -> detection.Lesions:
         if self._lesions is None:
-            assert self.edges is not None  # noqa: S101  # made for every word that comes here
+            assert self.edges is not None  # noqa: S101  # made for `needs_surfaces`
             pred, truth = self.edges
             index = np.concatenate([pred.of(self.p_bit), truth.of(self.t_bit)])
             if index.size == 0:
@@ -264,3 +228,137 @@ class _Case:
 
 def _mask(bits: Bits, bit: int) -> NDArray[np.bool_]:
     return (bits >> bits.dtype.type(bit) & 1).astype(bool)
+
+
+# ------------------------------------------------------------------------------------ the registry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One metric of one structure of one case, with the facts a table or a test needs."""
+
+    name: str
+    """Name in `scores.csv`."""
+    unit: Literal["share", "mm", "ml", "lesions", "yes or no"]
+    """Unit of the value; a share lies in [0, 1], yes is 1."""
+    higher_is_better: bool | None
+    """None: neither, as of a signed error or a count of the truth."""
+    code: ModuleType
+    """The module whose `IMPLEMENTATION` and `VERSION` a run records."""
+    compute: Callable[[_Case], float]
+    """The value."""
+    needs_surfaces: bool = True
+    """It asks where surfaces lie; the others need voxel counts alone."""
+    of_lesions: bool = False
+    """Only tumors and cysts have it."""
+
+
+def _lesion(part: str, higher_is_better: bool | None, unit: Literal["share", "lesions"]) -> Metric:
+    return Metric(
+        name=f"lesion_{part}",
+        unit=unit,
+        higher_is_better=higher_is_better,
+        code=detection,
+        compute=lambda case: float(getattr(case.lesions(), part)),
+        of_lesions=True,
+    )
+
+
+LESION = (
+    _lesion("truth", None, "lesions"),
+    _lesion("found", True, "lesions"),
+    _lesion("pred", None, "lesions"),
+    _lesion("false", False, "lesions"),
+    _lesion("sensitivity", True, "share"),
+    _lesion("f1", True, "share"),
+)
+"""Four counts, which pool over cases (`detection.add`), and two scores of the case. A PPV
+per case would exist or not depending on the strategy, which breaks pairs; it is pooled."""
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            name="dice",
+            unit="share",
+            higher_is_better=True,
+            code=overlap,
+            compute=lambda case: overlap.dice(case.counts),
+            needs_surfaces=False,
+        ),
+        Metric(
+            name="volume_error_ml",
+            unit="ml",
+            higher_is_better=None,
+            code=overlap,
+            compute=lambda case: overlap.volume_error_ml(case.counts, math.prod(case.spacing_mm)),
+            needs_surfaces=False,
+        ),
+        Metric(
+            name="hd95_mm",
+            unit="mm",
+            higher_is_better=False,
+            code=surface,
+            compute=lambda case: case.by_distance(
+                surface.hd95, surface.diagonal_mm(case.truth.shape, case.spacing_mm)
+            ),
+        ),
+        *LESION,
+    )
+}
+"""Name → metric; `nsd_<τ>mm` and `patient_positive…` carry a number and are made on demand."""
+
+
+def _nsd(name: str, tolerance_mm: float) -> Metric:
+    return Metric(
+        name=name,
+        unit="share",
+        higher_is_better=True,
+        code=surface,
+        compute=lambda case: case.by_distance(
+            lambda distances: surface.surface_dice(distances, tolerance_mm), 0.0
+        ),
+    )
+
+
+def _patient_positive(name: str, least_vox: int) -> Metric:
+    return Metric(
+        name=name,
+        unit="yes or no",
+        higher_is_better=None,  # right or wrong by the patient: see `detection.patient_level`
+        code=detection,
+        compute=lambda case: float(case.lesions().largest_pred_vox >= max(1, least_vox)),
+        of_lesions=True,
+    )
+
+
+def metrics_of(word: str, name: str) -> tuple[Metric, ...]:
+    """The metrics a word stands for on structure `name`; none where they are of lesions alone.
+
+    Raises:
+        SettingError: a metric nobody knows.
+
+    Example:
+        >>> from clbench.evaluation.metrics.case import metrics_of
+        >>> (nsd,) = metrics_of("nsd", "liver")
+        >>> nsd.name, nsd.unit, nsd.higher_is_better
+        ('nsd_2mm', 'share', True)
+        >>> metrics_of("lesion", "liver")
+        ()
+    """
+    facts = structure(name)
+    metrics = _of_word(f"nsd_{facts.tolerance_mm:g}mm" if word == "nsd" else word)
+    lesion = facts.kind in ("tumor", "cyst")
+    return tuple(metric for metric in metrics if lesion or not metric.of_lesions)
+
+
+def _of_word(word: str) -> tuple[Metric, ...]:
+    if word == "lesion":
+        return LESION
+    if size := _PATIENT.fullmatch(word):
+        return (_patient_positive(word.replace("patient", "patient_positive"), int(size[1] or 1)),)
+    if tolerance := _NSD.fullmatch(word):
+        return (_nsd(word, float(tolerance[1])),)
+    if word not in METRICS:
+        raise _unknown(word)
+    return (METRICS[word],)

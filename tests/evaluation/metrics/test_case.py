@@ -250,3 +250,32 @@ def test_words_and_the_rows_they_make() -> None:
     with pytest.raises(ValueError, match="empty surface"):
         surface.distances(np.zeros(0, np.int64), np.zeros(1, np.int64), (2, 2, 2), (1, 1, 1))
     assert case.implementations(("nsd_2mm", "patient", "dice"))["nsd"]["version"] == 1
+
+
+def test_the_declared_direction_and_unit_are_those_of_the_values() -> None:
+    """No prediction scores better than the truth itself, by the direction each metric declares."""
+    rng = np.random.default_rng(7)
+    words = ("dice", "nsd_1mm", "hd95_mm", "volume_error_ml", "lesion", "patient")
+    metrics = {m.name: m for word in words for m in case.metrics_of(word, "liver_tumor")}
+    assert {m.higher_is_better for m in metrics.values()} == {True, False, None}
+    for _ in range(20):
+        truth, pred = ((rng.random((6, 7, 8)) < 0.1).astype(np.uint8) for _ in range(2))
+        best, value = one(truth, truth, words=words).values, one(pred, truth, words=words).values
+        for name, metric in metrics.items():
+            if metric.higher_is_better is not None:
+                sign = 1 if metric.higher_is_better else -1
+                assert sign * value[name] <= sign * best[name], name
+            if metric.unit == "share":
+                assert 0 <= value[name] <= 1, name
+            if metric.unit == "yes or no":
+                assert value[name] in (0, 1)
+            if metric.unit == "lesions":
+                assert value[name] == int(value[name])
+    for name, metric in case.METRICS.items():
+        assert (metric.unit in ("mm", "ml")) == name.endswith(f"_{metric.unit}"), name
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(SettingError, match="no metric called 'hd96_mm'") as err:
+        one(np.zeros((2, 2, 2), np.uint8), np.zeros((2, 2, 2), np.uint8), words=("hd96_mm",))
+    assert "did you mean 'hd95_mm'?" in str(err.value)
