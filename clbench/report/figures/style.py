@@ -102,7 +102,7 @@ def to_bytes(figure: Figure, kind: str) -> bytes:
         _settle(figure)
         if kind == "svg":  # `savefig` would draw twice, once for a layout that is settled
             figure.set_dpi(DPI)
-            FigureCanvasSVG(figure).print_svg(out, metadata=metadata)
+            FigureCanvasSVG(figure).print_svg(out, metadata=metadata)  # type: ignore[no-untyped-call]
         else:
             figure.savefig(out, format=kind, dpi=DPI, metadata=metadata)
     return out.getvalue()
