@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import re
+from collections import Counter
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic_runs import Method, make_runs
@@ -13,7 +15,9 @@ from typer.testing import CliRunner
 
 from clbench.cli.options import app
 from clbench.errors import SettingError
+from clbench.report.significance import analysis
 from clbench.report.study import Protocol
+from clbench.store import run_folder
 
 METHODS = {
     "universal": Method(kept=-0.01),
@@ -120,3 +124,65 @@ def test_no_level_and_no_margin(wrong: dict[str, float]) -> None:
 def test_percent_is_exact() -> None:
     assert Protocol(alpha=0.05).percent == "95 %"
     assert Protocol(alpha=0.005).percent == "99.5 %"
+
+
+# ------------------------------------------------------------------- read once, tested once
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file of a run is opened."""
+    count: Counter[str] = Counter()
+    scores, record = run_folder.read_scores, run_folder.read_record
+
+    def counted_scores(path: Path) -> list[run_folder.Score]:
+        count[str(path)] += 1
+        return scores(path)
+
+    def counted_record(folder: Path) -> dict[str, Any]:
+        count[str(folder / "run.json")] += 1
+        return record(folder)
+
+    monkeypatch.setattr(run_folder, "read_scores", counted_scores)
+    monkeypatch.setattr(run_folder, "read_record", counted_record)
+    return count
+
+
+def test_a_report_reads_every_file_once_and_makes_every_test_once(
+    results: Path, tmp_path: Path, reads: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Counter[str] = Counter()
+    for name in ("confirm", "own_forgetting", "by_class", "by_set", "rankings", "stable"):
+        right = getattr(analysis, name)
+
+        def counted(*given: Any, name: str = name, right: Any = right) -> Any:
+            made[name] += 1
+            return right(*given)
+
+        monkeypatch.setattr(analysis, name, counted)
+    written(results, tmp_path / "r")
+    files = [str(p) for p in results.rglob("*") if p.name in ("run.json", "scores.csv")]
+    assert reads == dict.fromkeys(files, 1)
+    assert set(made.values()) == {1}
+    assert len(made) == 6
+
+
+@pytest.mark.parametrize(
+    "name", ["6", "10", "11", "summary", "learning", "continual", "distances", "cost"]
+)
+def test_a_table_reads_every_file_once(results: Path, reads: Counter[str], name: str) -> None:
+    words = ["table", name, "--bench", "tumor_ext", "--results", str(results)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert set(reads.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    "words", [["cost", "--metric", "nsd"], ["fuzz", "--percent"], ["summary", "--seeds", "0"]]
+)
+def test_a_table_refuses_an_option_it_does_not_take(results: Path, words: list[str]) -> None:
+    with pytest.raises(SettingError, match=r"does not take --") as err:
+        CliRunner().invoke(
+            app, ["table", *words, "--results", str(results)], catch_exceptions=False
+        )
+    assert "leave" in str(err.value)

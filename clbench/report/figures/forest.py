@@ -36,9 +36,11 @@ def forest(study: Analysis) -> Figure:
             ax.set_axis_off()
             continue
         _panel(study, ax, e, e.others[i].label, structures)
-        names = [*(style.name_of(c) for c in structures), "Mean of all"]
-        at = [*range(len(structures)), len(structures) + 0.6]
-        ax.set_yticks(at, names if i % across == 0 else [""] * len(at))
+        if i % across == 0:
+            names = [*(style.name_of(c) for c in structures), "Mean of all"]
+            ax.set_yticks([*range(len(structures)), len(structures) + 0.6], names)
+        else:
+            ax.set_yticks([])
         if i // across == down - 1 or i + across >= len(e.others):
             ax.set_xlabel(f"Dice, {e.reference.label} minus the other")
     style.frame(
@@ -67,20 +69,26 @@ def _panel(study: Analysis, ax: Axes, e: Evidence, other: str, structures: list[
     limit = min(1.0, max([0.05, *reach]) * 1.12)
     ax.axvspan(-study.protocol.margin, study.protocol.margin, color="#e4e4e4", linewidth=0)
     ax.axvline(0, color="black", linewidth=0.6)
+    dots: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
+    spans: list[tuple[float, float, int]] = []
     for y, c in enumerate(structures):
         r = rows.get(c)
         if r is None or r.hole or r.pseudomedian is None:
             why = "hole" if r is None or r.hole else "no patients"
             ax.text(0, y, why, ha="center", va="center", fontsize=5.5, style="italic")
             continue
-        hl = r.pseudomedian
-        known = not math.isnan(hl.low)
+        estimate, low, high = r.pseudomedian.estimate, r.pseudomedian.low, r.pseudomedian.high
+        known = not math.isnan(low)
+        dots[known].append((estimate, y))
         if known:
-            ax.plot(
-                [max(hl.low, -limit), min(hl.high, limit)], [y, y], color="black", linewidth=0.9
-            )
-        ax.plot(hl.estimate, y, "o", color="black", markersize=3.4,
-                markerfacecolor="black" if known else "white", markeredgewidth=0.8)  # fmt: skip
+            spans.append((max(low, -limit), min(high, limit), y))
+    if spans:
+        low_ends, high_ends, ys = zip(*spans, strict=True)
+        ax.hlines(ys, low_ends, high_ends, color="black", linewidth=0.9)
+    for known, face in ((True, "black"), (False, "white")):
+        if dots[known]:
+            ax.plot(*zip(*dots[known], strict=True), "o", color="black", markersize=3.4,
+                    markerfacecolor=face, markeredgewidth=0.8)  # fmt: skip
     foot = len(structures) + 0.6
     ax.axhline(len(structures) - 0.2, color=style.GRAY, linewidth=0.4)
     if whole.interval is not None:

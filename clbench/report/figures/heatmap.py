@@ -47,7 +47,7 @@ def heatmap(study: Analysis) -> Figure:
             ax.set_yticks([])
     for color, norm, label in ((score, to_score, "Dice"), (change, to_change, "change")):
         bar = figure.colorbar(
-            ScalarMappable(norm, color), ax=axes.ravel().tolist(), aspect=22,
+            ScalarMappable(norm, color), ax=axes[:, -1].tolist(), aspect=22,
             shrink=0.6 if down == 1 else 0.35, pad=0.01,
             extend="both" if label == "change" else "neither",
         )  # fmt: skip
@@ -114,13 +114,18 @@ def mean_of(e: Evidence, method: Method, step: int, structure: str) -> float:
 def _cell(
     ax: Axes, x: float, y: float, value: float, text: str, colors: Colormap, norm: Normalize
 ) -> None:
+    # `add_artist`: the limits are set by hand; a number lies within its cell, so that the layout
+    # need not ask how large it is
     at = (x - 0.5, y - 0.5)
     if math.isnan(value):
-        ax.add_patch(Rectangle(at, 1, 1, facecolor="white", edgecolor="#9a9a9a", hatch="////",
+        ax.add_artist(Rectangle(at, 1, 1, facecolor="white", edgecolor="#9a9a9a", hatch="////",
                                linewidth=0))  # fmt: skip
         return
     face = colors(norm(value))
-    ax.add_patch(Rectangle(at, 1, 1, facecolor=face, edgecolor="white", linewidth=0.4))
+    ax.add_artist(Rectangle(at, 1, 1, facecolor=face, edgecolor="white", linewidth=0.4))
     dark = 0.299 * face[0] + 0.587 * face[1] + 0.114 * face[2] < 0.5
-    ax.text(x, y, text, ha="center", va="center_baseline", fontsize=5.6,
-            color="white" if dark else "black")  # fmt: skip
+    number = ax.text(
+        x, y, text, ha="center", va="center_baseline", fontsize=5.6,
+        color="white" if dark else "black",
+    )  # fmt: skip
+    number.set_in_layout(False)

@@ -102,7 +102,7 @@ def to_bytes(figure: Figure, kind: str) -> bytes:
         _settle(figure)
         if kind == "svg":  # `savefig` would draw twice, once for a layout that is settled
             figure.set_dpi(DPI)
-            FigureCanvasSVG(figure).print_svg(out, metadata=metadata)  # type: ignore[no-untyped-call]  # matplotlib
+            FigureCanvasSVG(figure).print_svg(out, metadata=metadata)  # type: ignore[no-untyped-call]
         else:
             figure.savefig(out, format=kind, dpi=DPI, metadata=metadata)
     return out.getvalue()
@@ -151,13 +151,6 @@ def frame(
     """Title above; legend and small print (definitions, n, what is missing) below.
 
     The figure grows by what stands below, so that the panels keep their size.
-
-    Args:
-        figure: with its panels drawn.
-        evidence: the runs; says whether they are of the phantom.
-        words: title.
-        small: definitions, one per line.
-        entries: what the legend shows, with labels; empty for no legend.
     """
     width, height = figure.get_size_inches()
     lines = [part for line in small.split("\n") for part in wrap(line, int(width * 23))]
