@@ -1,4 +1,4 @@
-"""Self-supervised or foreign weights into a backbone: safely, and with a word on what fitted.
+"""Pretrained weights for a backbone: loaded safely, with a report of what fitted.
 
 Names are matched from their end, because files wrap them differently (`module.`,
 `state_dict`, `swinViT.`).
