@@ -1,4 +1,4 @@
-"""Asked to stop: a signal becomes a question that is answered between two pieces of work.
+"""Signal handling: a run that is asked to stop ends after the update at hand, with all saved.
 
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (what SLURM sends ahead of the end with
 `--signal=USR1@120`) let the work at hand be finished and saved; a second SIGINT stops at once.

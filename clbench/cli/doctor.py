@@ -1,4 +1,4 @@
-"""`clbench doctor`: what was searched and found on this machine, and what would stop a run.
+"""`clbench doctor`: diagnosis of the environment, and what would stop a run.
 
 Torch and every plugin are tried in a process of their own, so that even one
 that crashes the interpreter is named.
@@ -75,7 +75,7 @@ def examine(*, bench: str, data: str | None, results: Path, cache: Path | None) 
         results: what would stand after `--out`.
         cache: what would stand after `--cache`.
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     probed = _probe()
     for section, look in (
         ("Python", _python),
@@ -87,8 +87,8 @@ def examine(*, bench: str, data: str | None, results: Path, cache: Path | None) 
         ("Runs", lambda: _runs(results)),
         ("Disk", lambda: _disk(results, cache)),
     ):
-        found += _looked(section, look)
-    return found
+        findings += _looked(section, look)
+    return findings
 
 
 _Said = Iterator[tuple[Literal["ok", "note", "STOP"], str]]
@@ -96,14 +96,15 @@ _Said = Iterator[tuple[Literal["ok", "note", "STOP"], str]]
 
 def _looked(section: str, look: Callable[[], _Said]) -> list[Finding]:
     """The findings of one section; one that fails is a finding itself."""
-    found = []
+    findings = []
     try:
         for level, text in look():
-            found.append(Finding(section=section, level=level, text=text))  # kept up to a failure
-    except Exception as err:  # a doctor must not fall ill
+            # one by one: what was found up to a failure stays
+            findings.append(Finding(section=section, level=level, text=text))
+    except Exception as err:  # a check that fails is a finding, and the other checks go on
         text = str(err) if isinstance(err, ClbenchError) else f"{type(err).__name__}: {err}"
-        found.append(Finding(section=section, level="STOP", text=text))
-    return found
+        findings.append(Finding(section=section, level="STOP", text=text))
+    return findings
 
 
 def _python() -> _Said:
@@ -157,17 +158,17 @@ def _pins() -> dict[str, str]:
 
 def _probe() -> dict[str, dict[str, Any]]:
     """Thing tried → what became of it, from a process that may die of it."""
-    things, found = [], {}
+    things, outcomes = [], {}
     for kind in registry.GROUPS:
         try:
             things += [(kind, name) for name in registry.entries(kind)]
         except ClbenchError as err:
-            found[f"{kind} names"] = {"failed": str(err)}
+            outcomes[f"{kind} names"] = {"failed": str(err)}
     while True:
-        words = [sys.executable, "-c", _PROBE, json.dumps(things)]
+        command = [sys.executable, "-c", _PROBE, json.dumps(things)]
         try:
             done = subprocess.run(  # noqa: S603  # our own program
-                words, capture_output=True, text=True, check=False, timeout=PROBE_S
+                command, capture_output=True, text=True, check=False, timeout=PROBE_S
             )
             out, end = done.stdout, f"the process died with status {done.returncode}"
         except subprocess.TimeoutExpired as err:
@@ -181,13 +182,13 @@ def _probe() -> dict[str, dict[str, Any]]:
                 continue  # a plugin that prints
             trying = said.get("trying", "")
             if "name" in said:
-                found[said["name"]] = said
+                outcomes[said["name"]] = said
         if not trying:
-            return found
-        found[trying] = {"failed": end}
-        things = [(k, n) for k, n in things if f"{k} {n}" not in found]
+            return outcomes
+        outcomes[trying] = {"failed": end}
+        things = [(k, n) for k, n in things if f"{k} {n}" not in outcomes]
         if trying == "torch" or not things:
-            return found
+            return outcomes
 
 
 def _devices(probed: dict[str, dict[str, Any]]) -> _Said:
@@ -291,11 +292,11 @@ def _runs(results: Path) -> _Said:
         if record["status"] == "finished":
             finished += 1
             continue
-        words = " ".join(map(str, record.get("command", []))) or "the same command"
+        command = " ".join(map(str, record.get("command", []))) or "the same command"
         steps = len(record.get("course", {}).get("steps", [])) or "?"
         yield (
             "note",
-            f"unfinished, {record['steps_done']} of {steps} steps: {folder}; go on with: {words}",
+            f"unfinished, {record['steps_done']} of {steps} steps: {folder}; go on with: {command}",
         )
     yield "ok", f"{results}: {len(folders)} run(s), {finished} finished"
 

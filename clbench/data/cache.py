@@ -1,4 +1,4 @@
-"""Preprocessed volumes on disk, keyed by content; safe when two runs start at once.
+"""Cache of preprocessed volumes, keyed by content; safe when two runs start at once.
 
 One folder per entry: `image.npy` and `bits.npy` (memory-mapped, uncompressed: a random
 96³ crop costs 4 ms), `where.npz`, `meta.json`. Every file carries a checksum: an entry that is not
@@ -73,18 +73,18 @@ class VolumeCache:
         """The structures of which a case holds a voxel; a paired value counts for both sides."""
 
         def values(path: Path) -> list[int]:
-            made = self._remember("values", path, lambda: json.dumps(values_of(path)))
-            return [int(v) for v in json.loads(made) if v]
+            text = self._remember("values", path, lambda: json.dumps(values_of(path)))
+            return [int(v) for v in json.loads(text) if v]
 
         if isinstance(files.label, Path):
-            found = [
+            names = [
                 n
                 for v in values(files.label)
                 for n in source.sides.get(v, (source.labels.get(v, ""),))
             ]
         else:
-            found = [name for name, path in files.label if values(path)]
-        return frozenset(n for name in found if name for n in (name, *ancestors(name)))
+            names = [name for name, path in files.label if values(path)]
+        return frozenset(n for name in names if name for n in (name, *ancestors(name)))
 
     def _remember(self, what: str, path: Path, make: Callable[[], str]) -> str:
         """A text about a file's content, kept by path, size and time of change."""
@@ -142,9 +142,9 @@ class VolumeCache:
             StoreError: the cache folder cannot be written.
         """
         entry = self.root / self._key(files, source, pre)
-        found = self._open(entry, files, source, pre)
-        if found is not None:
-            return found
+        volume = self._open(entry, files, source, pre)
+        if volume is not None:
+            return volume
         lock = FileLock(entry.with_suffix(".lock"))
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -152,20 +152,20 @@ class VolumeCache:
         except OSError as err:
             raise self._full(err) from err
         try:
-            found = self._open(entry, files, source, pre)  # another process may have made it
-            if found is not None:
-                return found
+            volume = self._open(entry, files, source, pre)  # another process may have made it
+            if volume is not None:
+                return volume
             self._write(entry, preprocess(read_case(files, source), source, pre))
         finally:
             lock.release()
-        found = self._open(entry, files, source, pre)
-        if found is None:
+        volume = self._open(entry, files, source, pre)
+        if volume is None:
             raise StoreError(
                 "a preprocessed volume vanished while it was used",
                 where=entry,
                 next_step="use a cache folder no other program cleans (--cache or CLBENCH_CACHE)",
             )
-        return found
+        return volume
 
     def _full(self, err: OSError) -> StoreError:
         return StoreError(

@@ -1,6 +1,7 @@
-"""One training crop: a pure function of volume, settings and seed. No state, no global randomness.
+"""Training crops and augmentation: a pure function of volume, settings and seed.
 
-So the number of loader workers changes nothing, and a stopped run goes on to the bit.
+Without state and without global randomness, so that the number of loader workers changes nothing,
+and a stopped run goes on to the bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Predictions other tools wrote: NIfTI files found by case, label values read by a stated map.
+"""External predictions of other tools: NIfTI files by case, label values by a stated map.
 
 Three forms: a label map per case (`CASE.nii.gz`; nnU-Net's output folder as it is), or
 a folder per case with a mask per structure (`CASE/liver.nii.gz`). Nothing is resampled: a file on

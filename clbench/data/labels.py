@@ -1,4 +1,4 @@
-"""The files of one case: read, checked against each other, turned to RAS.
+"""Image and label files of a case: read, checked against each other, turned to RAS.
 
 Labels become a bit pattern per voxel (bit i = structure i of the source), in which a
 structure holds the structures inside it: a tumor voxel is liver and tumor at once.

@@ -1,4 +1,4 @@
-"""How public data sets lie on disk: folder in, cases out. Nothing is read but file names.
+"""Dataset layouts on disk: folder in, cases out. Nothing is read but file names.
 
 A layout knows names only; what label values mean is the benchmark's business
 (`clbench.spec.benchmark.Source`).

@@ -1,4 +1,4 @@
-"""NIfTI files, read with suspicion: a header's claims are checked before memory is taken for them.
+"""NIfTI reading: what a header claims is checked before memory is taken for it.
 
 A file must hold what its header says, neither less nor more, and carry numbers;
 whatever a parser makes of a hostile file ends as a `DataError` that names it.

@@ -1,4 +1,4 @@
-"""Cleaning up predicted masks by anatomy: largest pieces, veins, tumors inside their organs.
+"""Post-processing of predicted masks by anatomy: largest pieces, veins, tumors inside their organs.
 
 The rules of the authors' pseudo-label code, each by name, each can be
 left out. All voxel counts and the 5³ margins are the authors' and assume 1.5 mm voxels; on another

@@ -1,4 +1,4 @@
-"""Pseudo labels on disk: what the old model saw in a training case, until the step is taught.
+"""Pseudo labels on disk: predictions of the old model on training cases, until the step ends.
 
 Hard labels take one bit per structure and voxel, soft ones one byte.
 """

@@ -1,4 +1,4 @@
-"""One case on the model grid: resample, crop, look up labels; and the way back to the file's grid.
+"""Preprocessing and resampling: a case on the model's grid, and back to the grid of its file.
 
 `clbench.data.labels` reads the files.
 """

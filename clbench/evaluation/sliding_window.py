@@ -1,4 +1,4 @@
-"""The sliding window: a network made for small patches answers for a whole volume, slab by slab.
+"""Sliding window inference: a network for small patches predicts a whole volume, slab by slab.
 
 Windows overlap; where they do, their logits are averaged with weights that
 fall off from the window's center (Gaussian). Windows are visited in order along axis 0, and rows
@@ -31,18 +31,18 @@ SIGMA_SCALE = 0.125
 """Width of the Gaussian, in units of the patch: MONAI's default and the authors' choice."""
 
 
-def importance_map(patch_vox: Triple, *, sigma_scale: float = SIGMA_SCALE) -> Tensor:
+def importance_map(patch_vox: Triple) -> Tensor:
     """How much each voxel of a window counts: (d, h, w) float32, 1 at the center.
 
-    A Gaussian per axis with sigma = sigma_scale * size, never below max(its minimum, 1e-3).
+    A Gaussian per axis with sigma = `SIGMA_SCALE` times the size, never below max(its minimum,
+    1e-3).
 
-    Source: `monai.data.utils.compute_importance_map`, mode "gaussian" (equal to the bit, tested).
+    Source: `monai.data.utils.compute_importance_map`, mode "gaussian".
     """
-    weight = torch.ones(())
-    for size in patch_vox:
-        x = torch.arange(size, dtype=torch.float32) - (size - 1) / 2.0
-        weight = weight.unsqueeze(-1) * torch.exp(x**2 / (-2 * (sigma_scale * size) ** 2))
-    return weight.clamp_(min=max(float(weight.min()), 1e-3))
+    from monai.data.utils import compute_importance_map  # costs seconds to import
+
+    weight: Tensor = compute_importance_map(patch_vox, mode="gaussian", sigma_scale=SIGMA_SCALE)
+    return weight
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
@@ -52,16 +52,16 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
 
     Args:
         size: voxels of the volume along the axis.
-        patch: voxels of a window along it.
-        overlap: share of a window that the next one covers again, in [0, 1).
+        patch: voxels of a window, at most `size`.
+        overlap: share of a window that its neighbor covers, in [0, 1).
 
-    Source: `monai.data.utils.dense_patch_slices` and `monai.inferers.utils._get_scan_interval`.
+    Source: `monai.data.utils.dense_patch_slices`, at the interval of
+        `monai.inferers.sliding_window_inference`.
     """
-    if size == patch:
-        return [0]
-    interval = max(int(patch * (1 - overlap)), 1)
-    count = -(-(size - patch) // interval) + 1
-    return [min(i * interval, size - patch) for i in range(count)]
+    from monai.data.utils import dense_patch_slices  # costs seconds to import
+
+    interval = patch if size == patch else max(int(patch * (1 - overlap)), 1)
+    return [rows.start for (rows,) in dense_patch_slices((size,), (patch,), (interval,))]
 
 
 def sliding_slabs(
@@ -290,15 +290,15 @@ class Server:
         limits = self._limits(volume)
         for start, stop, logits in self.logits(volume):
             with torch.no_grad():
-                found = self.decode(logits.unsqueeze(0), self.structures)
-                if found.ndim != 5 or found.shape[:2] != (1, len(self.structures)):
+                decoded = self.decode(logits.unsqueeze(0), self.structures)
+                if decoded.ndim != 5 or decoded.shape[:2] != (1, len(self.structures)):
                     raise TrainingError(
                         "the strategy's decode returns another number of structures",
                         where=f"decode, case {volume.source}/{volume.case}",
                         expected=f"(1, {len(self.structures)}, d, H, W)",
-                        got=tuple(found.shape),
+                        got=tuple(decoded.shape),
                     )
-                if bool(torch.isnan(found.sum())):
+                if bool(torch.isnan(decoded.sum())):
                     raise TrainingError(
                         "the model's answer is not a number (NaN)",
                         where=f"case {volume.source}/{volume.case}, rows {start} to {stop - 1}",
@@ -306,13 +306,13 @@ class Server:
                         got="NaN",
                         next_step="look at the loss terms in events.jsonl; lower train.lr",
                     )
-                found = found[0].float()
+                decoded = decoded[0].float()
                 if limits:
-                    found = found.clone()  # decode may have answered with a view
+                    decoded = decoded.clone()  # decode may have answered with a view
                 for k, (low, high) in limits.items():
-                    found[k, :, :, :low] = 0
-                    found[k, :, :, high:] = 0
-            yield start, stop, found
+                    decoded[k, :, :, :low] = 0
+                    decoded[k, :, :, high:] = 0
+            yield start, stop, decoded
 
     def _limits(self, volume: Volume) -> dict[int, tuple[int, int]]:
         """Channel → (start, stop) on axis 2.
@@ -320,7 +320,7 @@ class Server:
         Raises:
             TrainingError: a range of an unknown structure or one that leaves the volume.
         """
-        found = {}
+        limits = {}
         for name, (low, high) in self.ranges(volume).items():
             size = volume.image.shape[2]
             if name not in self.structures or not 0 <= low <= high <= size:
@@ -330,8 +330,8 @@ class Server:
                     expected=f"0 <= start <= stop <= {size} for {', '.join(self.structures)}",
                     got=f"{name}: {low}, {high}",
                 )
-            found[self.structures.index(name)] = (low, high)
-        return found
+            limits[self.structures.index(name)] = (low, high)
+        return limits
 
     def predict(self, volume: Volume, *, postprocess: bool = False) -> Bits:
         """The prediction as bit patterns: (D, H, W), bit k set where structures[k] is above 0.5.
@@ -343,8 +343,8 @@ class Server:
         d, h, w = volume.image.shape
         dtype = bits_dtype(len(self.structures))
         bits = np.zeros((d, h, w), dtype=dtype)
-        for start, stop, found in self.probabilities(volume):
-            for k, channel in enumerate(found):
+        for start, stop, probabilities in self.probabilities(volume):
+            for k, channel in enumerate(probabilities):
                 bits[start:stop] |= (channel > 0.5).numpy().astype(dtype) << dtype.type(k)
         return clean_bits(bits, self.structures) if postprocess else bits
 

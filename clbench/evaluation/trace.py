@@ -1,4 +1,4 @@
-"""Looking at old structures while a new step is taught: writes `trace.csv`, changes nothing.
+"""Tracing old structures while a new step is taught (stability gap): writes `trace.csv`.
 
 Every so many updates the model that would be served is measured on the
 validation cases of this and all earlier steps (purpose `trace` in the ledger: looked at, never

@@ -1,4 +1,4 @@
-"""One encoder, and a decoder with its output layer per step: a network that grows by decoders.
+"""Growing decoders: one encoder, and per step a decoder with its own output layer.
 
 Decoders share nothing but the encoder's maps, so what one answers does not depend on
 those that came later.

@@ -1,4 +1,4 @@
-"""Heads: feature maps in, one logit per structure out; they grow by name and keep what they had.
+"""Output heads: feature maps in, one logit per structure out; they grow and keep old weights.
 
 `UniversalHead` generates each structure's three little convolutions from text and
 image; `ConvHead` is the plain output layer of the softmax methods.

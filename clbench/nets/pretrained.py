@@ -1,4 +1,4 @@
-"""Pretrained weights loaded into a backbone: safely, with a report of what fitted.
+"""Pretrained weights for a backbone: loaded safely, with a report of what fitted.
 
 Names are matched from their end, because files wrap them differently (`module.`,
 `state_dict`, `swinViT.`).

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clbench.errors import StoreError, unknown_name
 from clbench.report.results import PHANTOM, FirstStep, Group, patients_of
 from clbench.statistics.class_macro import by_patient
 from clbench.store.run_folder import Score
+from clbench.types import Floats
 
-Floats = NDArray[np.float64]
 Key = tuple[int, str, str]
 """(1-based step, eval set, structure)."""
 

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
 from clbench.evaluation.metrics.continual import Cell
 from clbench.store import run_folder
 from clbench.store.run_folder import Score
+from clbench.types import Floats
 
-Floats = NDArray[np.float64]
 PHANTOM = "PHANTOM, not patients"
 """In the title of every table and figure made from phantom runs."""
 

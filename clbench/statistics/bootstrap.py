@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clbench.errors import DataError, SettingError
 from clbench.statistics.class_macro import Stratum, Table, has_cells, macro_mean, strata
 from clbench.statistics.intervals import Interval
 from clbench.statistics.ranking import block_ranks
+from clbench.types import Floats
 
-Floats = NDArray[np.float64]
 ONE_RUN = "one training run: conditional on it"
 FEW_SEEDS = "fewer than 5 seeds: their variance is understated by (seeds - 1) / seeds"
 SMALL_N = "n < 50: percentile interval is approximate"

@@ -26,8 +26,8 @@ from clbench.statistics.paired_tests import (
     PairedTest,
     smallest_sign_p,
 )
+from clbench.types import Floats
 
-Floats = NDArray[np.float64]
 Table = Mapping[str, ArrayLike]
 _ENUMERATE_UP_TO = 20  # 2^20 sign patterns take milliseconds
 _CHUNK = 10_000

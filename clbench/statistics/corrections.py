@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from clbench.errors import DataError
 from clbench.statistics.paired_tests import smallest_sign_p
+from clbench.types import Floats
 
-Floats = NDArray[np.float64]
 Word = Literal["better", "worse", "equivalent", "inconclusive", "not testable", "shared"]
 SEEDS_TO_GENERALIZE = 5  # with fewer, a seed effect alone can produce the verdict
 

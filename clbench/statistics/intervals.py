@@ -10,12 +10,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from clbench.errors import DataError, SettingError
 from clbench.statistics.paired_tests import DECIMALS, existing, midranks, signed_rank_null
 
-Floats = NDArray[np.float64]
 _EXACT_UP_TO = 200
 
 

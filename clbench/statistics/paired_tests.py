@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from clbench.errors import DataError
+from clbench.types import Floats
 
-Floats = NDArray[np.float64]
 Method = Literal["exact", "permutation", "monte carlo", "normal", "t", "none"]
 Zeros = Literal["drop", "pratt", "zsplit"]
 

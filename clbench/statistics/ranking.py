@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from clbench.errors import DataError
 from clbench.statistics.corrections import holm
 from clbench.statistics.paired_tests import DECIMALS, midranks, wilcoxon
-
-Floats = NDArray[np.float64]
+from clbench.types import Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

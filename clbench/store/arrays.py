@@ -1,4 +1,4 @@
-"""Files of arrays, read with suspicion: data alone, and no more than the file can hold.
+"""NumPy arrays from untrusted files: no pickles, and no more memory than the file can hold.
 
 numpy takes the memory a header asks for before it looks for the data; here
 the claim is compared with the file first.
@@ -81,11 +81,11 @@ def read_npz(path: Path, largest: int) -> dict[str, NDArray[Any]]:
             whole = sum(m.file_size for m in members)
             if whole > min(DEFLATE * path.stat().st_size, memory_bytes()):
                 raise ValueError(f"it claims to unpack to {whole} bytes")
-            found = {}
+            arrays = {}
             for member in members:
                 with file.open(member) as stream:
-                    found[member.filename.removesuffix(".npy")] = _array(stream, member.file_size)
-            return found
+                    arrays[member.filename.removesuffix(".npy")] = _array(stream, member.file_size)
+            return arrays
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as err:
         raise ValueError(str(err) or type(err).__name__) from err
 

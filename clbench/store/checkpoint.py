@@ -1,4 +1,4 @@
-"""One atomic file: tensors and primitives, nothing that runs code when it is read.
+"""Checkpoints: one atomic file of tensors and primitives, nothing that runs code when read.
 
 Written under a temporary name, flushed, renamed; read with `weights_only=True`. A
 checksum over all it holds lies inside, for torch does not notice an altered bit.
@@ -41,35 +41,35 @@ def _check(value: Any, where: str) -> None:
 
 def digest(model: nn.Module) -> str:
     """A short name of a model's exact weights: equal for equal bits, wherever they lie."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()[:16]
+        sha.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()[:16]
 
 
-def _sum(value: Any, found: Any) -> None:
+def _sum(value: Any, sha: Any) -> None:
     """Take a value into a checksum: structure, types and bits."""
     if isinstance(value, Tensor):
-        found.update(f"{tuple(value.shape)} {value.dtype}".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        sha.update(f"{tuple(value.shape)} {value.dtype}".encode())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif isinstance(value, dict):
-        found.update(f"dict {len(value)}".encode())
+        sha.update(f"dict {len(value)}".encode())
         for key, item in value.items():
-            found.update(repr(key).encode())
-            _sum(item, found)
+            sha.update(repr(key).encode())
+            _sum(item, sha)
     elif isinstance(value, list | tuple):
-        found.update(f"list {len(value)}".encode())
+        sha.update(f"list {len(value)}".encode())
         for item in value:
-            _sum(item, found)
+            _sum(item, sha)
     else:
-        found.update(repr(value).encode())
+        sha.update(repr(value).encode())
 
 
 def _checksum(content: dict[str, Any]) -> str:
-    found = hashlib.sha256()
-    _sum({k: v for k, v in content.items() if k != "sha256"}, found)
-    return found.hexdigest()
+    sha = hashlib.sha256()
+    _sum({k: v for k, v in content.items() if k != "sha256"}, sha)
+    return sha.hexdigest()
 
 
 def save(path: Path, content: dict[str, Any], *, previous: Path | None = None) -> None:
@@ -155,12 +155,12 @@ def load(path: Path) -> dict[str, Any]:
             next_step="use the clbench that wrote it, or run again with --fresh",
         )
     said = content.pop("sha256", None)  # None: written before there was one
-    if said is not None and said != (found := _checksum(content)):
+    if said is not None and said != (checksum := _checksum(content)):
         raise StoreError(
             "a checkpoint was altered",
             where=path,
             expected=f"checksum {said[:16]}",
-            got=found[:16],
+            got=checksum[:16],
             next_step="delete the file and run again; the step is then taught anew",
         )
     return content

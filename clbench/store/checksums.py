@@ -22,8 +22,8 @@ _SEAL = "record_sha256"
 
 def sealed_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """(name, path) of the files of a run, in order; half-written ones have names with a dot."""
-    found = {p for pattern in PATTERNS for p in folder.glob(pattern) if p.name[0] != "."}
-    for path in sorted(found):
+    paths = {p for pattern in PATTERNS for p in folder.glob(pattern) if p.name[0] != "."}
+    for path in sorted(paths):
         yield path.relative_to(folder).as_posix(), path
 
 

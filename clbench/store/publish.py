@@ -1,4 +1,4 @@
-"""Finished runs without their weights: record and tables, small enough to publish beside a paper.
+"""Publishing runs: record and tables of finished runs without weights, to lie beside a paper.
 
 An excerpt says that it is one, and is sealed anew over what it keeps, so
 tables, figures and reports read it like the run itself.

@@ -197,12 +197,12 @@ def _question(record: Mapping[str, Any]) -> dict[str, Any]:
     Text encoding and pre-trained weights belong to the method: they name a row, not a table.
     A method from outside has no profile.
     """
-    found = {k: record["identity"].get(k) for k in _ALIKE}
-    profile = {k: v for k, v in found.pop("profile").items() if k != "text"}
+    parts = {k: record["identity"].get(k) for k in _ALIKE}
+    profile = {k: v for k, v in parts.pop("profile").items() if k != "text"}
     backbone = {k: v for k, v in profile.pop("backbone", {}).items() if k != "weights"}
     if backbone:
         profile["backbone"] = backbone
-    return found if record.get("external") else {**found, "profile": profile}
+    return parts if record.get("external") else {**parts, "profile": profile}
 
 
 def refuse_mixture(records: Sequence[Mapping[str, Any]]) -> None:
@@ -224,8 +224,12 @@ def refuse_mixture(records: Sequence[Mapping[str, Any]]) -> None:
         differs = [k for k in _ALIKE if k in theirs and ours.get(k) != theirs[k]]
         if first["patients"] != other["patients"]:
             differs.insert(0, "phantom and patients")
-        made = {name: how.get("version") for name, how in other.get("metrics", {}).items()}
-        if changed := sorted(m for m, v in made.items() if versions.setdefault(m, v) != v):
+        metric_versions = {
+            name: how.get("version") for name, how in other.get("metrics", {}).items()
+        }
+        if changed := sorted(
+            m for m, v in metric_versions.items() if versions.setdefault(m, v) != v
+        ):
             differs.append(f"metric versions ({', '.join(changed)})")
         if differs:
             raise StoreError(
@@ -255,8 +259,8 @@ class EventLog:
         if size is not None:
             os.truncate(path, size)
             return
-        kept = [e for e in read_events(path) if keep(e)] if path.exists() else []
-        write_bytes(path, "".join(map(_line, kept)).encode())
+        events = [e for e in read_events(path) if keep(e)] if path.exists() else []
+        write_bytes(path, "".join(map(_line, events)).encode())
 
     def __enter__(self) -> EventLog:
         self._file = self.path.open("a", encoding="utf-8")
@@ -311,10 +315,10 @@ def _line(event: Mapping[str, Any]) -> str:
 
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The events of a log; a last line cut off by a crash is left out."""
-    found = []
+    events = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
+            events.append(json.loads(line))
         except ValueError:
             break
-    return found
+    return events

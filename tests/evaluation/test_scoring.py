@@ -17,7 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from locations import GOLDEN_FILES
-from monai.data.utils import compute_importance_map, dense_patch_slices
+from monai.data.utils import dense_patch_slices
 from monai.inferers import sliding_window_inference
 from monai.inferers.utils import _get_scan_interval
 from torch import Tensor, nn
@@ -119,20 +119,27 @@ def monai(
 
 
 @pytest.mark.parametrize("patch", [(96, 96, 96), (32, 48, 16), (7, 5, 1), (1, 1, 1)])
-def test_importance_map_is_monais(patch: tuple[int, int, int]) -> None:
-    assert torch.equal(importance_map(patch), compute_importance_map(patch, mode="gaussian"))
+def test_importance_map_is_a_gaussian_per_axis(patch: tuple[int, int, int]) -> None:
+    weight = torch.ones(())
+    for size in patch:
+        x = torch.arange(size, dtype=torch.float32) - (size - 1) / 2.0
+        weight = weight.unsqueeze(-1) * torch.exp(x**2 / (-2 * (0.125 * size) ** 2))
+    expected = weight.clamp(min=max(float(weight.min()), 1e-3))
+    assert torch.equal(importance_map(patch), expected)  # the bits that runs have had so far
 
 
 @settings(max_examples=200, deadline=None)
 @given(
     patch=st.integers(1, 40), more=st.integers(0, 200), overlap=st.floats(0, 0.97, allow_nan=False)
 )
-def test_window_starts_are_monais(patch: int, more: int, overlap: float) -> None:
+def test_window_starts_are_those_of_monais_inferer(patch: int, more: int, overlap: float) -> None:
     size = patch + more
     interval = _get_scan_interval((size,), (patch,), 1, (overlap,))
-    assert window_starts(size, patch, overlap) == [
-        s[0].start for s in dense_patch_slices((size,), (patch,), interval)
-    ]
+    starts = window_starts(size, patch, overlap)
+    assert starts == [s[0].start for s in dense_patch_slices((size,), (patch,), interval)]
+    assert starts[0] == 0
+    assert starts[-1] == size - patch
+    assert all(0 < after - before <= interval[0] for before, after in itertools.pairwise(starts))
 
 
 @pytest.mark.parametrize(

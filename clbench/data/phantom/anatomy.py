@@ -1,4 +1,4 @@
-"""What the phantom's body consists of: a table of facts per structure, and shapes to build it from.
+"""Anatomy of the phantom: a table of facts per structure, and shapes to build a body from.
 
 Numbers that describe a structure (place, spread, volume, HU, neighbours) stand in `anatomy.csv`;
 the shapes below are balls and tubes in a standard torso. A further structure needs a row there, a
@@ -276,14 +276,14 @@ def tissues() -> dict[str, Tissue]:
     text = (
         resources.files("clbench.data.phantom").joinpath("anatomy.csv").read_text(encoding="utf-8")
     )
-    found = {}
+    table = {}
     for row in csv.DictReader(text.splitlines()):
         number = {
             key: float(value) if value else 0.0 for key, value in row.items() if key in _NUMBERS
         }
         fractions = (row["cx"] or "0.5", row["cy"] or "0.5", row["cz"] or "0.5")
         cx, cy, cz = (float(value) for value in fractions)
-        found[row["name"]] = Tissue(
+        table[row["name"]] = Tissue(
             name=row["name"],
             part_of=row["part_of"],
             follows=row["follows"],
@@ -298,7 +298,7 @@ def tissues() -> dict[str, Tissue]:
             texture_hu=number["texture_hu"],
             touches=tuple(row["touches"].split(";")) if row["touches"] else (),
         )
-    return found
+    return table
 
 
 _NUMBERS = frozenset(

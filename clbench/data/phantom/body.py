@@ -57,7 +57,7 @@ _DEVIATES = np.array(
 )  # fmt: skip
 
 
-class Draws:
+class RandomStream:
     """Random numbers for one purpose, the same on every machine and numpy version.
 
     Args:
@@ -137,21 +137,21 @@ def draw_subject(key: str, *, tumors: bool) -> Subject:
         key: any text; names source and case.
         tumors: whether the liver holds tumors.
     """
-    draws = Draws(key, "body")
-    scale = tuple(1.0 + VARIATION * d for d in draws.uniforms(-0.035, 0.035, 3).tolist())
-    place = tuple(draws.uniforms(-4.0, 4.0, 3).tolist())
-    fat = (draws.uniform(6, 20), draws.uniform(5, 17), draws.uniform(6, 14))
+    stream = RandomStream(key, "body")
+    scale = tuple(1.0 + VARIATION * d for d in stream.uniforms(-0.035, 0.035, 3).tolist())
+    place = tuple(stream.uniforms(-4.0, 4.0, 3).tolist())
+    fat = (stream.uniform(6, 20), stream.uniform(5, 17), stream.uniform(6, 14))
     domes = (
-        240.0 + 4.0 * VARIATION * draws.normal(),
-        228.0 + 4.0 * VARIATION * draws.normal(),
+        240.0 + 4.0 * VARIATION * stream.normal(),
+        228.0 + 4.0 * VARIATION * stream.normal(),
     )
-    gas = draws.uniform(0.05, 0.13)
+    gas = stream.uniform(0.05, 0.13)
     table = tissues()
     shifts: dict[str, Point] = {}
 
     def shift(name: str) -> Point:
         if name not in shifts:
-            row, own = table[name], Draws(key, "place", name)
+            row, own = table[name], RandomStream(key, "place", name)
             base = shift(row.follows) if row.follows else (0.0, 0.0, 0.0)
             x, y, z = (
                 b + VARIATION * sd * own.normal() for b, sd in zip(base, row.sd_mm, strict=True)
@@ -161,12 +161,12 @@ def draw_subject(key: str, *, tumors: bool) -> Subject:
 
     recipes, rough = {}, {}
     for name, recipe in RECIPES.items():
-        row, own = table[name], Draws(key, "shape", name)
+        row, own = table[name], RandomStream(key, "shape", name)
         size = 1.0 + VARIATION * row.size_sd * own.normal()
         weights = own.uniforms(-row.rough_mm, row.rough_mm, 2).tolist()
         rough[name] = (2.0 * weights[0], 2.0 * weights[1])
         recipes[name] = _moved(recipe, row.centre_mm, shift(name), size)
-    if draws.uniform(0.0, 1.0) < GALL_BLADDER_ABSENT:
+    if stream.uniform(0.0, 1.0) < GALL_BLADDER_ABSENT:
         del recipes["gall_bladder"]
     return Subject(
         key=key,
@@ -209,12 +209,12 @@ def _moved(recipe: Recipe, centre: Point, shift: Point, size: float) -> Recipe:
 
 
 def _draw_lesions(key: str, liver: Recipe, domes: tuple[float, float]) -> tuple[Lesion, ...]:
-    draws = Draws(key, "tumors")
-    count = TUMOR_COUNTS[int(draws.uniform(0, len(TUMOR_COUNTS)))]
+    stream = RandomStream(key, "tumors")
+    count = TUMOR_COUNTS[int(stream.uniform(0, len(TUMOR_COUNTS)))]
     low, high = TUMOR_DIAMETER_LIMITS_MM
     diameters = []
     for _ in range(count):
-        position = draws.uniform(0, len(_DEVIATES) - 1)
+        position = stream.uniform(0, len(_DEVIATES) - 1)
         i = int(position)
         deviate = float(_DEVIATES[i] + (position - i) * (_DEVIATES[i + 1] - _DEVIATES[i]))
         diameters.append(
@@ -223,9 +223,9 @@ def _draw_lesions(key: str, liver: Recipe, domes: tuple[float, float]) -> tuple[
     lesions: list[Lesion] = []
     for diameter in sorted(diameters, reverse=True):
         radius = 0.5 * diameter
-        x = draws.uniforms(-150, 75, 400)
-        y = draws.uniforms(-90, 95, 400)
-        z = draws.uniforms(60, 245, 400)
+        x = stream.uniforms(-150, 75, 400)
+        y = stream.uniforms(-90, 95, 400)
+        z = stream.uniforms(60, 245, 400)
         depth = np.maximum(_field(liver, (x, y, z)), diaphragm(x, y, z, domes) + 3.0)
         depth = np.maximum(depth, wall(x, y, z, CAVITY_MM) + 2.0)
         free = depth < -0.75 * radius
@@ -233,7 +233,7 @@ def _draw_lesions(key: str, liver: Recipe, domes: tuple[float, float]) -> tuple[
             dx, dy, dz = x - other.at[0], y - other.at[1], z - other.at[2]
             gap = radius + max(other.semi) + 4.0
             free &= dx * dx + dy * dy + dz * dz > gap * gap
-        a, b = draws.uniforms(0.85, 1.18, 2).tolist()
+        a, b = stream.uniforms(0.85, 1.18, 2).tolist()
         hits = np.flatnonzero(free)
         if hits.size:
             i = int(hits[0])
@@ -268,17 +268,17 @@ def _spline(
     return cell.astype(np.intp), (0.5 * g * g, 0.5 + f * g, 0.5 * f * f)
 
 
-def smooth_field(draws: Draws, axes: Axes, step: float) -> Floats:
+def smooth_field(stream: RandomStream, axes: Axes, step: float) -> Floats:
     """A random field between −1 and 1 that changes over about `step` mm (quadratic B-spline).
 
     Args:
-        draws: random numbers; the field does not depend on the grid it is sampled on.
+        stream: random numbers; the field does not depend on the grid it is sampled on.
         axes: coordinates along x, y, z in mm.
         step: distance of the lattice points in mm.
     """
     start = (-200.0, -150.0, -40.0)
     counts = [int(size / step) + 4 for size in (400.0, 300.0, 340.0)]
-    field = draws.uniforms(-1.0, 1.0, counts[0] * counts[1] * counts[2]).reshape(counts)
+    field = stream.uniforms(-1.0, 1.0, counts[0] * counts[1] * counts[2]).reshape(counts)
     for dim in range(3):
         cell, weights = _spline(axes[dim], step, start[dim], counts[dim])
         shape = [1, 1, 1]
@@ -429,12 +429,14 @@ class Canvas:
         shaped = (x[:, None, None], y[None, :, None], z[None, None, :])
         self.warped: list[Floats] = []
         for dim in range(3):
-            field = smooth_field(Draws(subject.key, "warp", dim), self.straight, WARP_LATTICE_MM)
+            field = smooth_field(
+                RandomStream(subject.key, "warp", dim), self.straight, WARP_LATTICE_MM
+            )
             field *= WARP_MM * VARIATION
             field += shaped[dim]
             self.warped.append(field)
         self.rough = [
-            smooth_field(Draws(subject.key, "rough", i), self.straight, ROUGH_LATTICE_MM)
+            smooth_field(RandomStream(subject.key, "rough", i), self.straight, ROUGH_LATTICE_MM)
             for i in range(2)
         ]
         self._shaped: Axes = shaped

@@ -26,7 +26,7 @@ from filelock import FileLock
 from clbench.data.layouts import find_layout
 from clbench.data.phantom import body
 from clbench.data.phantom.anatomy import ORDER, tissues
-from clbench.data.phantom.body import Canvas, Draws, draw_subject, fill
+from clbench.data.phantom.body import Canvas, RandomStream, draw_subject, fill
 from clbench.errors import DataError, StoreError
 from clbench.spec.benchmark import Source
 from clbench.spec.settings import PhantomSettings
@@ -92,21 +92,21 @@ def domain_of(source: Source) -> Domain:
     """The acquisition that a source's cases share."""
     if source.layout in DOMAINS:
         return DOMAINS[source.layout]
-    draws = Draws(PHANTOM_VERSION, source.name, "domain")
-    plane = draws.uniform(4.2, 5.0)
+    stream = RandomStream(PHANTOM_VERSION, source.name, "domain")
+    plane = stream.uniform(4.2, 5.0)
     return Domain(
-        spacing_mm=(plane, plane, draws.uniform(3.5, 5.0)),
-        enhancement=draws.uniform(0.6, 1.0),
-        noise_hu=draws.uniform(8.0, 14.0),
+        spacing_mm=(plane, plane, stream.uniform(3.5, 5.0)),
+        enhancement=stream.uniform(0.6, 1.0),
+        noise_hu=stream.uniform(8.0, 14.0),
         orientations=("RAS", "LPS"),
-        arterial_hu=draws.uniform(0.0, 60.0),
+        arterial_hu=stream.uniform(0.0, 60.0),
     )
 
 
 def tumor_free(case: str) -> bool:
     """Whether a case of a source with tumors holds none: exactly 3 of any 20 numbered cases."""
     few, many = TUMOR_FREE
-    number = int(case) if case.isdecimal() else int(Draws("tumor-free", case).raw(1)[0] >> 8)
+    number = int(case) if case.isdecimal() else int(RandomStream("tumor-free", case).raw(1)[0] >> 8)
     return (7 * number + 5) % many < few
 
 
@@ -131,8 +131,8 @@ def make_case(source: Source, case: str, spacing_mm: float) -> PhantomCase:
         spacing_mm: see `PhantomSettings.spacing_mm`.
     """
     key = f"{PHANTOM_VERSION}/{source.name}/{case}"
-    domain, draws = domain_of(source), Draws(key, "grid")
-    plane, slices = draws.uniforms(0.96, 1.04, 2).tolist()
+    domain, stream = domain_of(source), RandomStream(key, "grid")
+    plane, slices = stream.uniforms(0.96, 1.04, 2).tolist()
     spacing = [
         base * jitter * spacing_mm / 5.0
         for base, jitter in zip(domain.spacing_mm, (plane, plane, slices), strict=True)
@@ -166,21 +166,21 @@ def _blocks(fine: npt.NDArray[Any], factor: int) -> list[npt.NDArray[Any]]:
 
 def tissue_hu(key: str, domain: Domain) -> dict[str, float]:
     """Mean HU of every tissue of one subject."""
-    found = {}
+    mean_hu = {}
     for name, row in tissues().items():
         mean = row.hu_native + domain.enhancement * (row.hu_pv - row.hu_native)
-        found[name] = mean + body.VARIATION * row.hu_sd * Draws(key, "hu", name).normal()
+        mean_hu[name] = mean + body.VARIATION * row.hu_sd * RandomStream(key, "hu", name).normal()
     for name in ARTERIES[1:]:
-        found[name] = found["aorta"]  # one blood
+        mean_hu[name] = mean_hu["aorta"]  # arteries hold the same blood
     for names, sign in ((ARTERIES, 1.0), (VEINS, -0.5)):
         for name in names:
-            found[name] += sign * domain.arterial_hu
+            mean_hu[name] += sign * domain.arterial_hu
     for inner, outer in (("right_kidney", "left_kidney"), ("right_lung", "left_lung")):
-        found[outer] = found[inner]  # both sides of one body enhance alike
-    found["left_kidney_medulla"] = found["right_kidney_medulla"]
-    contrast = Draws(key, "contrast").uniform(*TUMOR_CONTRAST_HU)
-    found["liver_tumor"] = found["liver"] - contrast
-    return found
+        mean_hu[outer] = mean_hu[inner]  # both sides of one body enhance alike
+    mean_hu["left_kidney_medulla"] = mean_hu["right_kidney_medulla"]
+    contrast = RandomStream(key, "contrast").uniform(*TUMOR_CONTRAST_HU)
+    mean_hu["liver_tumor"] = mean_hu["liver"] - contrast
+    return mean_hu
 
 
 def _image(canvas: Canvas, key: str, domain: Domain, factor: int) -> npt.NDArray[np.int16]:
@@ -193,14 +193,14 @@ def _image(canvas: Canvas, key: str, domain: Domain, factor: int) -> npt.NDArray
     for part in parts:
         mean += part
     mean /= len(parts)
-    mean += domain.noise_hu * _noise(Draws(key, "noise"), mean.shape)
+    mean += domain.noise_hu * _noise(RandomStream(key, "noise"), mean.shape)
     np.maximum(mean, -1024.0, out=mean)
     return np.rint(mean).astype(np.int16)
 
 
-def _noise(draws: Draws, shape: tuple[int, ...]) -> Floats:
+def _noise(stream: RandomStream, shape: tuple[int, ...]) -> Floats:
     """White noise, slightly blurred in plane, of sd 1: each deviate is four 16-bit uniform ones."""
-    quarters = draws.raw(int(np.prod(shape))).view(np.uint16).reshape(-1, 4)
+    quarters = stream.raw(int(np.prod(shape))).view(np.uint16).reshape(-1, 4)
     total = quarters[:, 0].astype(np.float64)
     for i in (1, 2, 3):
         total += quarters[:, i]
@@ -320,7 +320,8 @@ def make_phantom(
     """Write the phantom of a benchmark once and say where it lies.
 
     Two processes may ask at the same time: one writes, the other waits. A folder appears under its
-    final name only when it is complete; one that was damaged or altered since is mended.
+    final name only when it is complete; one that was damaged or altered since is written again,
+    file by file, since other processes may be reading in it.
 
     Args:
         root: where phantoms are kept; this one lies in `root / fingerprint(…)`.
@@ -367,7 +368,6 @@ def make_phantom(
     try:
         if not _whole(target):  # another process may have made it while this one waited
             remove_parts(target)
-            # a damaged one may be open in other processes
             atomic_folder(target, fill, what="the phantom", next_step=_NEXT_STEP, in_use=True)
     finally:
         lock.release()
@@ -411,24 +411,24 @@ def _check(needed: Sequence[str]) -> None:
 
 
 def _write(folder: Path, source: Source, case: str, spacing_mm: float) -> None:
-    made = make_case(source, case, spacing_mm)
+    phantom_case = make_case(source, case, spacing_mm)
     codes = domain_of(source).orientations
-    draws = Draws(PHANTOM_VERSION, source.name, case, "orientation")
-    stored = codes[int(draws.uniform(0, len(codes)))]
+    stream = RandomStream(PHANTOM_VERSION, source.name, case, "orientation")
+    stored = codes[int(stream.uniform(0, len(codes)))]
     image, label = find_layout(source.layout).paths(folder / source.name, case)
-    arrays: dict[Path, npt.NDArray[Any]] = {image: made.image}
+    arrays: dict[Path, npt.NDArray[Any]] = {image: phantom_case.image}
     if label.suffix:
-        arrays[label] = made.label
+        arrays[label] = phantom_case.label
     else:  # a folder of masks; of two names for one structure the first
         stems = {name: stem for stem, name in reversed(list(source.masks.items()))}
         values = label_values(source)
         for name in source.annotated(case):
             inside = [values[n] for n in with_descendants(name, source.structures)]
             if name in known_structures():
-                mask = np.isin(made.label, inside).astype(np.uint8)
+                mask = np.isin(phantom_case.label, inside).astype(np.uint8)
                 arrays[label / f"{stems[name]}.nii.gz"] = mask
     for path, array in arrays.items():
-        file = _oriented(nib.Nifti1Image(array, made.affine), stored)
+        file = _oriented(nib.Nifti1Image(array, phantom_case.affine), stored)
         file.header.set_xyzt_units("mm")
         file.set_sform(file.affine, 1)
         file.set_qform(file.affine, 1)

@@ -63,8 +63,8 @@ def cost(study: Analysis) -> Figure:
         last = steps[e.last]
         x = last["forward_macs"] / 1e9
         y = value.estimate
-        bars = [[0.0 if math.isnan(value.low) else y - value.low],
-                [0.0 if math.isnan(value.high) else value.high - y]]  # fmt: skip
+        bars = [[0.0 if math.isnan(value.low) else max(0.0, y - value.low)],
+                [0.0 if math.isnan(value.high) else max(0.0, value.high - y)]]  # fmt: skip
         seen += [x, steps.get(1, last)["forward_macs"] / 1e9]
         if 1 in steps and last["forward_macs"] > VISIBLE * steps[1]["forward_macs"]:
             ax.annotate(

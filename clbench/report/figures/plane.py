@@ -39,8 +39,8 @@ def plane(study: Analysis) -> Figure:
         )
         pen = pens[m.label]
         bars = [
-            [[0.0 if math.isnan(i.low) else i.estimate - i.low],
-             [0.0 if math.isnan(i.high) else i.high - i.estimate]]
+            [[0.0 if math.isnan(i.low) else max(0.0, i.estimate - i.low)],
+             [0.0 if math.isnan(i.high) else max(0.0, i.high - i.estimate)]]
             for i in (kept, new)
         ]  # fmt: skip
         ax.errorbar(

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clbench.report.evidence import Evidence, Method
 from clbench.report.significance.endpoints import (
@@ -43,8 +42,7 @@ from clbench.statistics.intervals import (
     t_interval,
 )
 from clbench.statistics.paired_tests import PairedTest
-
-Floats = NDArray[np.float64]
+from clbench.types import Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

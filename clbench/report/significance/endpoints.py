@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clbench.report.evidence import Evidence, Method
 from clbench.report.results import FirstStep, torn
+from clbench.types import Floats
 
-Floats = NDArray[np.float64]
 Which = Literal["final", "kept", "new"]
 Terms = Mapping[str, tuple[tuple[int, float], ...]]
 """Structure → (step, factor) to add up."""

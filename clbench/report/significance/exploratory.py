@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clbench.report.evidence import Evidence, Key, Method
 from clbench.report.significance.confirmatory import common_seeds
@@ -28,8 +27,8 @@ from clbench.statistics.intervals import (
     t_interval,
 )
 from clbench.statistics.paired_tests import PairedTest, paired_t, sign_test, wilcoxon
+from clbench.types import Floats
 
-Floats = NDArray[np.float64]
 ROPE = 0.01
 """Half-width of "practically equal" in the Bayesian test, Dice."""
 

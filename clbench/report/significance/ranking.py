@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clbench.report.evidence import Evidence, Method
 from clbench.report.significance.confirmatory import common_seeds
@@ -20,8 +19,7 @@ from clbench.report.study import Protocol
 from clbench.statistics.bootstrap import Stability, ranking_stability
 from clbench.statistics.ranking import Comparison as Ranking
 from clbench.statistics.ranking import Friedman, friedman, wilcoxon_holm
-
-Floats = NDArray[np.float64]
+from clbench.types import Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

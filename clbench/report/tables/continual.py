@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clbench.evaluation.metrics import continual, stability_gap
 from clbench.evaluation.metrics.continual import NAMES, Quantity, course_metrics, domain
@@ -20,6 +19,7 @@ from clbench.report.results import PHANTOM, Group, Measured, hole_notes
 from clbench.report.study import Protocol, Study
 from clbench.report.tables.render import EMPTY, SHARE, Scale, Table
 from clbench.statistics.bootstrap import crossed_interval, seed_means
+from clbench.types import Floats
 
 JOINT = "joint"
 """The strategy that stands for joint training."""
@@ -165,9 +165,6 @@ def _merged(
 # What continual learning did to each strategy: old, new, all, kept, forgotten, against joint.
 # Each number comes with its interval over patients and, apart, its spread
 # over seeds; a strategy with a hole has a hole.
-
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

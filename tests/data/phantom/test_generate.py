@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from locations import ROOT
 
+from clbench.data.catalog import phantom_split
 from clbench.data.labels import read_case
 from clbench.data.layouts import LAYOUTS, find_cases
 from clbench.data.phantom import generate as room
@@ -20,7 +23,7 @@ from clbench.data.volume import Volume, preprocess
 from clbench.errors import DataError, StoreError
 from clbench.spec import registry
 from clbench.spec.benchmark import Preprocessing, Source
-from clbench.spec.settings import PhantomSettings
+from clbench.spec.settings import PhantomSettings, load_profile
 
 BENCH = registry.benchmark("tumor_ext")
 BTCV, LITS = BENCH.sources
@@ -258,6 +261,24 @@ def test_the_fingerprint(cases: Any, settings: PhantomSettings, same: bool) -> N
     one = fingerprint(BENCH.sources, CASES, COARSE)
     assert (fingerprint(BENCH.sources, cases, settings) == one) is same
     assert one.startswith("phantom-2-")
+
+
+@pytest.mark.parametrize("bench", ["tumor_ext", "body_ext"])
+def test_the_fingerprint_is_that_of_the_reference_runs(bench: str) -> None:
+    """It is part of every run's id: one that moves would orphan all runs on the phantom."""
+    pinned = {
+        "tumor_ext": "phantom-2-31fd4c33ba730872",
+        "body_ext": "phantom-2-9ad6ff4da9d94ca6",
+    }
+    benchmark, quick = registry.benchmark(bench), load_profile("quick").phantom
+    cases: dict[str, list[str]] = {source.name: [] for source in benchmark.sources}
+    for number, step in enumerate(benchmark.steps, 1):
+        cases[step.source] += phantom_split(step, number, quick).cases
+    unique = {name: list(dict.fromkeys(ids)) for name, ids in cases.items()}
+    assert fingerprint(benchmark.sources, unique, quick) == pinned[bench]
+    records = sorted((ROOT / "results" / "reference" / bench).glob("*/*/run.json"))
+    recorded = {json.loads(p.read_text())["identity"]["data_fingerprint"] for p in records}
+    assert recorded == {pinned[bench]}
 
 
 def test_the_fingerprint_follows_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
