@@ -28,6 +28,7 @@ from clbench.spec.benchmark import Benchmark
 from clbench.spec.names import need_name
 from clbench.spec.settings import Profile, apply_overrides, change, load_profile, split_overrides
 from clbench.spec.splits import Split
+from clbench.store.files import sha256
 from clbench.store import run_folder
 from clbench.strategy.contract import Kit, Lesson, Strategy
 
@@ -280,4 +281,4 @@ def _file_hash(path: str | None) -> str | None:
         raise SettingError(
             "the file of backbone weights does not exist", where="backbone.weights", got=path
         )
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return sha256(file)
