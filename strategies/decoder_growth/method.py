@@ -19,7 +19,7 @@ from clbench.nets.growing_decoders import GrowingDecoders, one_winner
 from clbench.strategies.decoder_growth import axial_range, pruning
 from clbench.strategy import (
     Batch,
-    Draws,
+    DrawBatches,
     Group,
     Kit,
     Lesson,
@@ -132,7 +132,7 @@ class DecoderGrowth(Strategy):
         decoders = cast(GrowingDecoders, model).decoders
         return pruning.most_pruned_weights(decoders) if self.prune else 0
 
-    def finish(self, step: Lesson, model: nn.Module, draws: Draws, memory: Memory) -> None:
+    def finish(self, step: Lesson, model: nn.Module, draws: DrawBatches, memory: Memory) -> None:
         """The average becomes the decoder's weights (a copy starts there); zeros stay zero."""
         pruning.finish_step(cast(GrowingDecoders, model), memory)
 
