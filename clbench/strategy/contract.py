@@ -141,8 +141,9 @@ class PhaseResult:
     where no validation case holds any of them."""
 
 
-Draws = Callable[[int], Iterator[Batch]]
+DrawBatches = Callable[[int], Iterator[Batch]]
 """n → n batches of this step's own training crops, the same ones at every call."""
+Draws = DrawBatches  # its name in 0.1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -443,13 +444,13 @@ class Strategy:
         """
         return [Group(parameters=list(model.parameters()))]
 
-    def session(self, desk: Desk) -> Session | None:
+    def session(self, context: PhaseContext) -> Session | None:
         """An object that takes part in every update of one phase, where hooks are not enough.
 
         *Called* at the start of every phase, after `groups`.
 
         Args:
-            desk: the phase with its model, teacher, optimizer and data.
+            context: the phase with its model, teacher, optimizer and data.
 
         Returns:
             A `Session` that may replace the batches, add to the loss and change gradients; None:
@@ -533,7 +534,7 @@ class Strategy:
         May change: weights in place, memory.
         """
 
-    def finish(self, step: Lesson, model: nn.Module, draws: Draws, memory: Memory) -> None:
+    def finish(self, step: Lesson, model: nn.Module, draws: DrawBatches, memory: Memory) -> None:
         """Work after the last phase of a step, such as measuring how much each weight matters.
 
         *Called* once per step, before the model is saved, served and examined.
@@ -618,13 +619,13 @@ class Strategy:
 # (`Strategy.session`); the loop, its phases and its schedule stay the same.
 
 
-Draw = Callable[["Volume | tuple[int, str]", Sequence[object]], tuple[Tensor, Tensor]]
+CutCrop = Callable[["Volume | tuple[int, str]", Sequence[object]], tuple[Tensor, Tensor]]
 """(case, place) → image (1, *patch) and label (K, *patch); the crop depends on the place alone. A
 case is (step, name) as the step may draw it, or a volume at hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Desk:
+class PhaseContext:
     """One phase of training: what its session works with."""
 
     strategy: Strategy
@@ -651,12 +652,17 @@ class Desk:
     """Seed of the run."""
     device: torch.device
     """The device to compute on."""
-    draw: Draw
+    draw: CutCrop
     """Cuts a crop of a case that this step may open."""
     validation: Callable[[str], Volume] | None = None
     """Opens a validation case of this step."""
     done: int = 0
     """Updates of the phase that an earlier attempt has done."""
+
+
+# their names in 0.1.0
+Desk = PhaseContext
+Draw = CutCrop
 
 
 class Session:
@@ -666,8 +672,18 @@ class Session:
     `before_update`, `after_update`. A subclass may add to each.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, context: PhaseContext) -> None:
+        """Take part in one phase.
+
+        Args:
+            context: the phase with its model, teacher, optimizer and data.
+        """
+        self.context = context
+
+    @property
+    def desk(self) -> PhaseContext:
+        """`context` by its name in 0.1.0."""
+        return self.context
 
     def batches(self, own: Iterator[Batch]) -> Iterator[Batch]:
         """The batches of the phase, one per update that is still to do.
@@ -683,21 +699,21 @@ class Session:
         Returns:
             Name → scalar, as `Strategy.losses`.
         """
-        d = self.desk
-        new: Output = d.model(batch.image)
+        context = self.context
+        new: Output = context.model(batch.image)
         old: Output | None = None
-        if d.teacher is not None:
+        if context.teacher is not None:
             with torch.no_grad():
-                old = d.teacher(batch.image)
-        return d.strategy.losses(batch, new, old, d.memory)
+                old = context.teacher(batch.image)
+        return context.strategy.losses(batch, new, old, context.memory)
 
     def after_backward(self) -> None:
         """After the backward pass: gradients are unscaled, and may be clipped next."""
-        self.desk.strategy.after_backward(self.desk.model, self.desk.memory)
+        self.context.strategy.after_backward(self.context.model, self.context.memory)
 
     def before_update(self) -> None:
         """Before the optimizer's step: gradients are final."""
 
     def after_update(self) -> None:
         """After the optimizer's step: the weights have changed."""
-        self.desk.strategy.after_update(self.desk.model, self.desk.memory)
+        self.context.strategy.after_update(self.context.model, self.context.memory)

@@ -1,13 +1,13 @@
-"""Where along the body a structure may lie: learned from annotation, applied to a whole volume.
+"""Axial range of a structure: where along the body it lies, learned from annotated slices.
 
-A slice's place is its share of the height of the body in the image; so the
-prior holds for images that show the same part of the body, and moves with it.
+A slice's height is its share of the length of the body in the image, 0 at the feet's end and 1 at
+the head's; so ranges hold for images that show the same part of the body, and move with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -21,67 +21,79 @@ if TYPE_CHECKING:
     from clbench.data.volume import Volume
 
 KEY = "axial_range/"
-"""Memory: `axial_range/<structure>` → [low, high]."""
+"""Memory: `axial_range/<structure>` → [low, high], heights."""
 BODY_HU = -500
-"""Above it is body."""
+"""Voxels above it belong to the body."""
 PERCENTILES = (0.5, 99.5)
-"""Of all annotated slices of a structure; tumors and cysts: the extremes."""
-WIDENED = 0.25
-"""By this share of the structure's range on both sides; tumors and cysts: by the sd of slices."""
+"""Of the heights of all annotated slices of a structure; tumors and cysts: the extremes."""
+MARGIN = 0.25
+"""Share of the structure's range added on both sides; tumors and cysts: the standard deviation of
+the heights."""
 
 
-def body(image_hu: NDArray[np.int16]) -> tuple[int, int]:
+def body_extent(image_hu: NDArray[np.int16]) -> tuple[int, int]:
     """(start, stop) of the body on axis 2 of a (D, H, W) image; all of it where there is none."""
     inside = np.flatnonzero((image_hu > BODY_HU).any(axis=(0, 1)))
     return (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, image_hu.shape[2])
 
 
-def levels(volume: Volume, structures: Sequence[str]) -> Mapping[str, Tensor]:
-    """Structure → (n,) float32 places of the slices that show it; only annotated structures."""
-    start, stop = body(volume.image)
+def slice_heights(volume: Volume, structures: Sequence[str]) -> dict[str, Tensor]:
+    """Structure → (n,) float32 heights of the slices that show it; only annotated structures."""
+    start, stop = body_extent(volume.image)
     every = slice(None)
     label = volume.labels(structures, (every, every, every))
-    found = {}
+    heights = {}
     for k, name in enumerate(structures):
         slices = np.flatnonzero((label[k] == 1).any(axis=(0, 1)))
         if slices.size:
-            places = (slices + 0.5 - start) / (stop - start)
-            found[name] = torch.from_numpy(places.astype(np.float32))
-    return found
+            shares = (slices + 0.5 - start) / (stop - start)
+            heights[name] = torch.from_numpy(shares.astype(np.float32))
+    return heights
 
 
-def remember(cases: Iterable[Mapping[str, Tensor]], memory: Memory) -> None:
+def store_ranges(cases: Iterable[Mapping[str, Tensor]], memory: Memory) -> None:
     """Write the range of every structure that the cases show into memory.
+
+    Args:
+        cases: per case what `slice_heights` returned.
+        memory: gets one `axial_range/<structure>` each.
 
     Source: the released code of Ji et al. (ICCV 2023), inference range of a decoder. Differs: the
     range is widened by a share of itself, theirs by a share of the mean body-part score.
     """
-    seen: dict[str, list[Tensor]] = {}
+    heights: dict[str, list[Tensor]] = {}
     for case in cases:
-        for name, places in case.items():
-            seen.setdefault(name, []).append(places)
-    for name, parts in seen.items():
+        for name, of_case in case.items():
+            heights.setdefault(name, []).append(of_case)
+    for name, parts in heights.items():
         every = torch.cat(parts).double().numpy()
         if structure(name).kind in ("tumor", "cyst"):
             low, high = float(every.min()), float(every.max())
-            room = float(every.std())
+            margin = float(every.std())
         else:
             low, high = (float(x) for x in np.percentile(every, PERCENTILES))
-            room = WIDENED * (high - low)
-        memory[KEY + name] = [low - room, high + room]
+            margin = MARGIN * (high - low)
+        memory[KEY + name] = [low - margin, high + margin]
 
 
-def ranges(
+def slice_ranges(
     image_hu: NDArray[np.int16], structures: Sequence[str], memory: Memory
 ) -> dict[str, tuple[int, int]]:
-    """Structure → (start, stop) slices on axis 2, for structures with a range in memory."""
-    start, stop = body(image_hu)
-    size, found = image_hu.shape[2], {}
+    """Structure → (start, stop) slices on axis 2, for structures with a range in memory.
+
+    Args:
+        image_hu: (D, H, W) whole volume.
+        structures: the names asked for.
+        memory: with the ranges that `store_ranges` wrote.
+    """
+    start, stop = body_extent(image_hu)
+    size = image_hu.shape[2]
+    slices: dict[str, tuple[int, int]] = {}
     for name in structures:
-        if (kept := memory.get(KEY + name)) is None:
+        if KEY + name not in memory:
             continue
-        limits: Any = kept
-        low, high = (start + share * (stop - start) for share in limits)
+        heights = cast("list[float]", memory[KEY + name])
+        low, high = (start + height * (stop - start) for height in heights)
         first, last = int(np.floor(low)), int(np.ceil(high))
-        found[name] = (min(max(first, 0), size), min(max(last, 0), size))
-    return found
+        slices[name] = (min(max(first, 0), size), min(max(last, 0), size))
+    return slices

@@ -7,23 +7,40 @@ deep supervision, architecture search or features of older decoders; `classifier
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clbench.nets.growing_decoders import GrowingDecoders, one_winner
 from clbench.strategies.decoder_growth import axial_range, pruning
-from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Phase, contract
+from clbench.strategy import (
+    Batch,
+    DrawBatches,
+    Group,
+    Kit,
+    Lesson,
+    Memory,
+    Output,
+    Phase,
+    PhaseResult,
+    Predictor,
+    Strategy,
+)
 from clbench.strategy.losses import dice_bce, targets
+
+if TYPE_CHECKING:
+    from clbench.data.volume import Volume
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderGrowth(contract.Strategy):
+class DecoderGrowth(Strategy):
     """One frozen encoder, a new decoder per step: forgets nothing, and grows."""
 
-    version: ClassVar[int] = 2  # its output layers learned at the rate of the rest
+    version: ClassVar[int] = 2  # in version 1 output layers learned at the rate of the rest
     unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
     start: Literal["random", "copy"] = "random"
     """A new decoder's weights: fresh, or the previous decoder's as it was served."""
@@ -55,65 +72,84 @@ class DecoderGrowth(contract.Strategy):
 
     def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
         """All in step 1 until pruning, then the newest decoder; the encoder never learns again."""
-        decoder, output = (list(m.parameters()) for m in cast(GrowingDecoders, model).newest())
-        if step.number == 1 and not pruning.only_newest(memory):
-            decoder = [*cast(Any, model).backbone.parameters(), *decoder]
+        growing = cast(GrowingDecoders, model)
+        decoder, output = (list(part.parameters()) for part in growing.newest())
+        if step.number == 1 and not pruning.pruning_has_begun(memory):
+            decoder = [*growing.backbone.parameters(), *decoder]
         return [Group(parameters=decoder), Group(parameters=output, lr=self.classifier_lr)]
 
     def prepares(self, step: Lesson) -> bool:
         """Only to learn where along the body structures are."""
         return self.body_range
 
-    def prepare_case(self, step: Lesson, volume: Any, old: Any) -> Mapping[str, Tensor]:
-        """Slices of each new structure, as shares of the body's height."""
-        return axial_range.levels(volume, step.learns) if self.body_range else {}
+    def prepare_case(
+        self, step: Lesson, volume: Volume, old: Predictor | None
+    ) -> Mapping[str, Tensor]:
+        """Structure → (n,) heights of the slices that show it, as shares of the body."""
+        return axial_range.slice_heights(volume, step.learns) if self.body_range else {}
 
-    def prepare(self, step: Lesson, per_case: Mapping[str, Any], memory: Memory) -> None:
+    def prepare(
+        self, step: Lesson, per_case: Mapping[str, Mapping[str, Tensor]], memory: Memory
+    ) -> None:
         """The range of each new structure."""
-        axial_range.remember(per_case.values(), memory)
+        axial_range.store_ranges(per_case.values(), memory)
 
-    def losses(self, batch: Batch, new: Output, old: Any, memory: Memory) -> dict[str, Tensor]:
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
         """Dice and binary cross-entropy of the new structures.
 
         Source: Ji et al., ICCV 2023, and their code. Differs: see the head of this file.
         """
-        k, (target, known) = batch.new_index, targets(batch, unlabelled=self.unlabelled)
+        target, known = targets(batch, unlabelled=self.unlabelled)
+        k = batch.new_index
         return dice_bce(new.logits[:, k], target[:, k], known[:, k])
 
-    def next_phase(self, step: Lesson, memory: Memory, history: Any) -> Phase | None:
+    def next_phase(
+        self, step: Lesson, memory: Memory, history: Sequence[PhaseResult]
+    ) -> Phase | None:
         """Train; with `prune`, then prune as far as validation allows, and recover."""
         if self.prune:
-            return pruning.next_phase(history, tolerance=self.tolerance, attempts=self.attempts)
+            return pruning.next_prune_phase(
+                history, tolerance=self.tolerance, attempts=self.attempts
+            )
         return super().next_phase(step, memory, history)
 
     def enter_phase(self, phase: Phase, model: nn.Module, memory: Memory) -> None:
         """Prune, rewind or roll back the newest decoder; the average starts anew."""
-        pruning.enter(phase, cast(GrowingDecoders, model).newest(), memory)
+        pruning.enter_phase(phase, cast(GrowingDecoders, model).newest(), memory)
 
-    def after_update(self, model: Any, memory: Memory) -> None:
+    def after_update(self, model: nn.Module, memory: Memory) -> None:
         """Keep pruned weights at zero; move the average."""
-        pruning.hold(model.decoders[-1], memory)
+        growing = cast(GrowingDecoders, model)
+        pruning.apply_masks(growing.decoders[-1], pruning.current_masks(memory))
         if self.ema:
-            pruning.average(model.newest(), memory, len(model.decoders), decay=self.ema)
+            number = len(growing.decoders)
+            pruning.update_ema(growing.newest(), memory, number, decay=self.ema)
 
-    def prunes(self, model: Any) -> int:
-        """What goes when every decoder passes every level."""
-        return pruning.most(model.decoders) if self.prune else 0
+    def prunes(self, model: nn.Module) -> int:
+        """The weights that are removed when every decoder passes every level."""
+        decoders = cast(GrowingDecoders, model).decoders
+        return pruning.most_pruned_weights(decoders) if self.prune else 0
 
-    def finish(self, step: Lesson, model: nn.Module, draws: Any, memory: Memory) -> None:
+    def finish(self, step: Lesson, model: nn.Module, draws: DrawBatches, memory: Memory) -> None:
         """The average becomes the decoder's weights (a copy starts there); zeros stay zero."""
-        pruning.end(memory, model)
+        pruning.finish_step(cast(GrowingDecoders, model), memory)
 
     def serve(self, model: nn.Module, memory: Memory) -> nn.Module:
         """The model, or a copy with every decoder's average."""
-        return pruning.averaged(model, memory) if self.ema else model
+        return pruning.ema_model(cast(GrowingDecoders, model), memory) if self.ema else model
 
     def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
         """(B, K, D, H, W) logits → probabilities."""
         return one_winner(logits.sigmoid(), structures) if self.exclusive else logits.sigmoid()
 
     def axial_ranges(
-        self, image_hu: Any, spacing_mm: Any, structures: tuple[str, ...], memory: Memory
+        self,
+        image_hu: NDArray[np.int16],
+        spacing_mm: tuple[float, float, float],
+        structures: tuple[str, ...],
+        memory: Memory,
     ) -> Mapping[str, tuple[int, int]]:
         """The slices of this body that the learned ranges stand for."""
-        return axial_range.ranges(image_hu, structures, memory) if self.body_range else {}
+        return axial_range.slice_ranges(image_hu, structures, memory) if self.body_range else {}

@@ -263,14 +263,16 @@ def result(name: str, *dice: float) -> PhaseResult:
         ([result("train", 0.8), result("prune 0.0", math.nan)], "prune 0.1"),
     ],
 )
-def test_what_follows_in_the_lottery(history: list[PhaseResult], then: str | None) -> None:
-    phase = pruning.next_phase(history, tolerance=0.02, attempts=2)
+def test_the_next_prune_phase_follows_from_the_history(
+    history: list[PhaseResult], then: str | None
+) -> None:
+    phase = pruning.next_prune_phase(history, tolerance=0.02, attempts=2)
     assert (None if phase is None else phase.name) == then
 
 
 def test_pruning_needs_something_to_be_judged_by() -> None:
     with pytest.raises(TrainingError, match="cannot be judged") as err:
-        pruning.next_phase([result("train", math.nan)], tolerance=0.02, attempts=2)
+        pruning.next_prune_phase([result("train", math.nan)], tolerance=0.02, attempts=2)
     assert "validation" in str(err.value)
 
 
@@ -284,30 +286,31 @@ def test_pruning_rewinds_survivors_and_can_be_taken_back() -> None:
     decoder, memory = nn.Sequential(nn.Conv3d(4, 25, 1), nn.Conv3d(25, 4, 1)), Memory()
     head = nn.Linear(4, 2)
     outputs, newest = head.weight.detach().clone(), [decoder, head]
-    pruning.enter(Phase(), newest, memory)
-    assert not pruning.only_newest(memory)
-    pruning.enter(Phase(name="prune 0.0"), newest, memory)
-    assert pruning.only_newest(memory)
+    pruning.enter_phase(Phase(), newest, memory)
+    assert not pruning.pruning_has_begun(memory)
+    pruning.enter_phase(Phase(name="prune 0.0"), newest, memory)
+    assert pruning.pruning_has_begun(memory)
     assert sparsity(decoder) == pytest.approx(0.8)
     first = {n: w.detach().clone() for n, w in prunable(decoder).items()}
     with torch.no_grad():  # an epoch of retraining
         for w in [*decoder.parameters(), head.weight]:
             w.add_(1.0)
-    pruning.hold(decoder, memory)
+    pruning.apply_masks(decoder, pruning.current_masks(memory))
     assert sparsity(decoder) == pytest.approx(0.8)
-    pruning.enter(Phase(name="prune 0.1"), newest, memory)  # tried again
+    pruning.enter_phase(Phase(name="prune 0.1"), newest, memory)  # tried again
     assert torch.equal(head.weight, outputs)
     assert all(torch.equal(w, first[n]) for n, w in prunable(decoder).items())
-    pruning.enter(Phase(name="prune 1.0"), newest, memory)
+    pruning.enter_phase(Phase(name="prune 1.0"), newest, memory)
     assert sparsity(decoder) == pytest.approx(0.82)
-    pruning.enter(Phase(name="recover, rolled back"), newest, memory)
+    pruning.enter_phase(Phase(name="recover, rolled back"), newest, memory)
     assert all(torch.equal(w, first[n]) for n, w in prunable(decoder).items())
     with torch.no_grad():
         for w in decoder.parameters():
             w.add_(1.0)
-    pruning.hold(decoder, memory)
+    pruning.apply_masks(decoder, pruning.current_masks(memory))
     assert sparsity(decoder) == pytest.approx(0.8)
-    pruning.end(memory)
+    model: Any = SimpleNamespace(decoders=[decoder], heads=[head])
+    pruning.finish_step(model, memory)
     assert not [k for k in memory if k.startswith("prune")]
 
 
@@ -317,14 +320,14 @@ def test_pruning_rewinds_survivors_and_can_be_taken_back() -> None:
 def test_a_range_is_learned_as_a_share_of_the_body_and_moves_with_it() -> None:
     memory = Memory()
     places = torch.arange(40, 61) / 100
-    axial_range.remember([{"spleen": places[:10]}, {"spleen": places[10:]}], memory)
+    axial_range.store_ranges([{"spleen": places[:10]}, {"spleen": places[10:]}], memory)
     image = np.full((3, 3, 120), -1000, dtype=np.int16)
     image[1, 1, 10:110] = 40  # a body of 100 slices
-    assert axial_range.body(image) == (10, 110)
-    low, high = axial_range.ranges(image, ("spleen", "liver"), memory)["spleen"]
+    assert axial_range.body_extent(image) == (10, 110)
+    low, high = axial_range.slice_ranges(image, ("spleen", "liver"), memory)["spleen"]
     # 0.401 to 0.599, widened by a quarter of 0.198
     assert (low, high) == (10 + 35, 10 + 65)
-    assert axial_range.ranges(image, ("liver",), memory) == {}
+    assert axial_range.slice_ranges(image, ("liver",), memory) == {}
 
 
 def test_the_range_of_a_tumor_is_its_extremes_widened_by_their_spread() -> None:
@@ -338,15 +341,15 @@ def test_the_range_of_a_tumor_is_its_extremes_widened_by_their_spread() -> None:
         return shown
 
     volume: Any = SimpleNamespace(image=image, labels=labels)
-    found = axial_range.levels(volume, ["liver", "spleen", "liver_tumor"])
+    found = axial_range.slice_heights(volume, ["liver", "spleen", "liver_tumor"])
     assert set(found) == {"liver_tumor"}
     torch.testing.assert_close(found["liver_tumor"], torch.tensor([0.25, 0.35, 0.75]))
     memory = Memory()
-    axial_range.remember([found], memory)
+    axial_range.store_ranges([found], memory)
     spread = float(np.std([0.25, 0.35, 0.75]))
     want = [0.25 - spread, 0.75 + spread]
     assert memory[axial_range.KEY + "liver_tumor"] == pytest.approx(want, abs=1e-6)
-    assert axial_range.ranges(image, ("liver_tumor",), memory) == {
+    assert axial_range.slice_ranges(image, ("liver_tumor",), memory) == {
         "liver_tumor": (math.floor(4 + 10 * want[0]), math.ceil(4 + 10 * want[1]))
     }
 

@@ -30,7 +30,7 @@ from clbench.strategies.universal import Universal
 from clbench.strategy.contract import (
     Batch,
     Declaration,
-    Draws,
+    DrawBatches,
     Kit,
     Lesson,
     Memory,
@@ -97,7 +97,7 @@ class Softmax(Strategy):
             terms["keep"] = ((new.logits[:, : old.logits.shape[1]] - old.logits) ** 2).mean()
         return terms
 
-    def finish(self, step: Lesson, model: nn.Module, draws: Draws, memory: Memory) -> None:
+    def finish(self, step: Lesson, model: nn.Module, draws: DrawBatches, memory: Memory) -> None:
         memory["drawn"] = [float(b.image.sum()) for b in draws(3)]
 
     def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
