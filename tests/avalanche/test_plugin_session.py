@@ -18,6 +18,7 @@ from clbench.errors import AvalancheError, ClbenchError, UnknownName
 from clbench.report.results import past_card
 from clbench.run.course import run_plan
 from clbench.run.plan import load_strategy
+from clbench.run.teach import StepState
 from clbench.spec import registry
 from clbench.store import checkpoint, run_folder
 from clbench.strategies.avalanche_plugins.agem import Agem
@@ -27,7 +28,7 @@ from clbench.strategies.avalanche_plugins.replay import Replay
 from clbench.strategies.finetune import Finetune
 from clbench.strategy.contract import Phase, Strategy
 from clbench.testing.fixtures import calm, perturb, same
-from clbench.testing.harness import Bed, State
+from clbench.testing.harness import Bed
 from clbench.training.batches import draw_from
 
 OWN: tuple[Strategy, ...] = (Ewc(), Mas(), Replay(), Agem())
@@ -53,7 +54,7 @@ def user(name: str, **overrides: str) -> Strategy:
     return load_strategy(f"avalanche_users:{name}", overrides)
 
 
-def plugin_of(bed: Bed, state: State) -> Any:
+def plugin_of(bed: Bed, state: StepState) -> Any:
     """Plugin and clock as they lie in memory."""
     home = load("avalanche.training.plugins").EWCPlugin.__module__
     return unpack(
@@ -140,7 +141,7 @@ def test_evaluation_and_a_plugin_that_looks_on_leave_training_as_it_is(beds: Any
 # ---------------------------------------------------------------------------------------- penalties
 
 
-def crops(bed: Bed, state: State) -> list[tuple[Tensor, Tensor]]:
+def crops(bed: Bed, state: StepState) -> list[tuple[Tensor, Tensor]]:
     """What a plugin saw in after_training_exp: one crop of every training case."""
     draw = draw_from(state.lesson, Phase(), bed.material(state), seed=0)
     number = state.lesson.number
@@ -150,7 +151,7 @@ def crops(bed: Bed, state: State) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def penalty_after(bed: Bed) -> tuple[State, Tensor]:
+def penalty_after(bed: Bed) -> tuple[StepState, Tensor]:
     """The state at the start of step 2 with its weights moved, and the penalty there."""
     state = bed.start(2)
     bed.enter(state)
@@ -169,7 +170,7 @@ def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(beds: Any, mode: st
     experience = load("avalanche.benchmarks.scenarios.dataset_scenario").DatasetExperience
     plugins, training = load("avalanche.training.plugins"), load("avalanche.training.supervised")
 
-    def step(state: State) -> Any:
+    def step(state: StepState) -> Any:
         pairs = crops(bed, state)
         tasks = attribute([0] * len(pairs), "targets_task_labels", use_in_getitem=True)
         made = experience(dataset=data([pairs], data_attributes=[tasks]), current_experience=0)
@@ -182,7 +183,7 @@ def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(beds: Any, mode: st
         def before_backward(self, strategy: Any, **kwargs: Any) -> None:
             self.penalty = float(strategy.loss) - float(strategy.criterion())
 
-    def naive(state: State, epochs: int, *more: Any) -> Any:
+    def naive(state: StepState, epochs: int, *more: Any) -> Any:
         def loss(out: Tensor, y: Tensor) -> Tensor:
             conductor.desk = _Desk(state)
             return conductor.loss_of(out, y)
@@ -206,7 +207,7 @@ def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(beds: Any, mode: st
 
 
 class _Desk:
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: StepState) -> None:
         self.strategy, self.lesson, self.memory = state.strategy, state.lesson, state.memory
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from clbench.run.teach import StepState
 from clbench.testing.fixtures import dice_thrown, first_difference, perturb, same
-from clbench.testing.harness import Bed, State
+from clbench.testing.harness import Bed
 from clbench.testing.report import Broken
 
 
@@ -18,6 +19,24 @@ def a_step_can_be_taught(bed: Bed) -> None:
     """Three steps through the real loop: every hook is called as a run would call it."""
     for number in (1, 2, 3):
         bed.end(number)
+        phases: list[list[dict[str, Any]]] = []
+        for event in bed.events[number]:
+            if event["event"] == "update":
+                if (event["epoch"], event["iteration"]) == (0, 0) or not phases:
+                    phases.append([])
+                phases[-1].append(event)
+        taught = bed.teaches(number).next_phase(bed.lesson(number), bed.start(number).memory, ())
+        if taught is not None and not phases:
+            raise Broken("a step was taught without an update", where=f"step {number}")
+        for updates in phases:
+            if len(updates) != updates[0]["of"]:
+                raise Broken(
+                    "updates of a phase are missing",
+                    where=f"step {number}, phase {updates[0]['phase']}",
+                    expected=f"{updates[0]['of']} updates",
+                    got=len(updates),
+                    next_step="yield every batch of the phase in the session's batches",
+                )
 
 
 def hooks_leave_the_strategy_as_it_was(bed: Bed) -> None:
@@ -54,28 +73,28 @@ def hooks_repeat_to_the_bit(bed: Bed) -> None:
                 )
 
 
-Hook = Callable[[State], dict[str, Any]]
+Hook = Callable[[StepState], dict[str, Any]]
 
 
 def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
     """Name → the hook called on a state; what it returns and what it leaves behind."""
     kit = bed.rig.kit
 
-    def traces(state: State, **result: Any) -> dict[str, Any]:
+    def traces(state: StepState, **result: Any) -> dict[str, Any]:
         return {**result, "model": dict(state.model.state_dict()), "memory": state.memory}
 
-    def build(state: State) -> dict[str, Any]:
+    def build(state: StepState) -> dict[str, Any]:
         return dict(state.strategy.build(kit, bed.lesson(1)).state_dict())
 
-    def grow(state: State) -> dict[str, Any]:
+    def grow(state: StepState) -> dict[str, Any]:
         before = bed.end(number - 1)
         state.strategy.grow(before.model, kit, state.lesson)
         return dict(before.model.state_dict())
 
-    def prepare_case(state: State) -> dict[str, Any]:
+    def prepare_case(state: StepState) -> dict[str, Any]:
         return traces(state, **bed.prepared(state, state.lesson.cases[0]))
 
-    def prepare(state: State) -> dict[str, Any]:
+    def prepare(state: StepState) -> dict[str, Any]:
         made = {case: bed.prepared(state, case) for case in state.lesson.cases}
         rest = {
             case: {k: v for k, v in found.items() if k != "pseudo"} for case, found in made.items()
@@ -83,7 +102,7 @@ def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
         state.strategy.prepare(state.lesson, rest, state.memory)
         return traces(state)
 
-    def plans(state: State) -> dict[str, Any]:
+    def plans(state: StepState) -> dict[str, Any]:
         groups = bed.enter(state)
         place = {id(p): name for name, p in state.model.named_parameters()}
         return traces(
@@ -92,7 +111,7 @@ def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
             groups=[([place.get(id(p), "?") for p in g.parameters], g.lr) for g in groups],
         )
 
-    def answers(state: State) -> dict[str, Any]:
+    def answers(state: StepState) -> dict[str, Any]:
         strategy, lesson = state.strategy, state.lesson
         logits = bed.answers(state, bed.crops(state))[0].logits.detach()
         return traces(
@@ -104,7 +123,7 @@ def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
             first_step=repr(strategy.first_step()),
         )
 
-    def losses(state: State) -> dict[str, Any]:
+    def losses(state: StepState) -> dict[str, Any]:
         state.model.train()
         perturb(state.model)  # a penalty must have something to say
         batch = bed.crops(state)
@@ -115,7 +134,7 @@ def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
             raise Broken("losses changes the batch it is given", where=f"step {number}")
         return {**{f"term {k}": v.detach() for k, v in terms.items()}, "memory": state.memory}
 
-    def updates(state: State) -> dict[str, Any]:
+    def updates(state: StepState) -> dict[str, Any]:
         bed.enter(state)
         rng = torch.Generator().manual_seed(0)
         for p in state.model.parameters():
@@ -125,7 +144,7 @@ def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
         state.strategy.after_update(state.model, state.memory)
         return traces(state, **grads)
 
-    def finish(state: State) -> dict[str, Any]:
+    def finish(state: StepState) -> dict[str, Any]:
         bed.enter(state)
         state.strategy.finish(
             state.lesson,
@@ -135,12 +154,12 @@ def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
         )
         return traces(state)
 
-    def axial_ranges(state: State) -> dict[str, Any]:
+    def axial_ranges(state: StepState) -> dict[str, Any]:
         volume = bed.rig.catalog.open(number, state.lesson.cases[0], "train")
         server = bed.predictor(state, state.model, state.lesson.structures)
         return traces(state, ranges=dict(server.ranges(volume)))
 
-    def serve(state: State) -> dict[str, Any]:
+    def serve(state: StepState) -> dict[str, Any]:
         state = bed.end(number)
         return dict(state.strategy.serve(state.model, state.memory).state_dict())
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clbench.nets.output import Output
+from clbench.run.teach import StepState
 from clbench.strategy.contract import UNKNOWN, Batch
 from clbench.testing.fixtures import (
     first_difference,
@@ -20,7 +21,7 @@ from clbench.testing.fixtures import (
     relabel,
     same,
 )
-from clbench.testing.harness import Bed, State, words
+from clbench.testing.harness import Bed, words
 from clbench.testing.report import Broken, Exempt
 
 # ------------------------------------------------------------------------------------- step 1
@@ -153,7 +154,7 @@ def declared_penalties_bite(bed: Bed) -> None:
 # -------------------------------------------------------------------------------------- teacher
 
 
-def _with_teacher(bed: Bed) -> State:
+def _with_teacher(bed: Bed) -> StepState:
     state = bed.start(2)
     if not state.strategy.takes_teacher(state.lesson):
         raise Exempt("no teacher is taken (takes_teacher)")
@@ -228,7 +229,7 @@ def losses_of_later_steps_are_finite_too(bed: Bed) -> None:
     _finite(bed.start(2), bed)
 
 
-def _finite(state: State, bed: Bed) -> None:
+def _finite(state: StepState, bed: Bed) -> None:
     bed.enter(state)
     batch = made_batch(state.lesson, pseudo=bool(state.pseudo))
     label, pseudo = batch.label, batch.pseudo

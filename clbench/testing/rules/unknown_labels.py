@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from clbench.nets.output import Output
+from clbench.run.teach import StepState
 from clbench.strategy.contract import UNKNOWN, Batch
 from clbench.testing.fixtures import loud, made_batch, padded, relabel
-from clbench.testing.harness import Bed, State
+from clbench.testing.harness import Bed
 from clbench.testing.report import Broken
 
 
@@ -50,7 +51,7 @@ def _fixed(output: Output) -> Output:
 class _Probe:
     """Supervised loss and its gradient in the logits, for one label after another."""
 
-    def __init__(self, state: State, batch: Batch, new: Output, old: Output | None) -> None:
+    def __init__(self, state: StepState, batch: Batch, new: Output, old: Output | None) -> None:
         self.state, self.batch, self.new, self.old = state, batch, new, old
         self.declared = state.strategy.unlabelled
 

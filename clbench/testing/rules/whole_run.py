@@ -19,10 +19,11 @@ from clbench.errors import StoreError, TrainingError
 from clbench.evaluation.scoring import ScoreContext, score_case
 from clbench.run.course import run_plan
 from clbench.run.plan import Plan
+from clbench.run.teach import StepState
 from clbench.store import checkpoint, run_folder
 from clbench.store.run_folder import Score
 from clbench.testing.fixtures import dice_thrown, first_difference, same
-from clbench.testing.harness import Bed, State
+from clbench.testing.harness import Bed
 from clbench.testing.report import Broken
 from clbench.training.past_data import Opened, files_heard
 
@@ -250,7 +251,7 @@ def saved_and_loaded_it_scores_the_same(bed: Bed) -> None:
             )
 
 
-def _scores(bed: Bed, state: State) -> tuple[list[Score], Tensor]:
+def _scores(bed: Bed, state: StepState) -> tuple[list[Score], Tensor]:
     """Every score on the step's test case, and the probabilities behind them."""
     number, catalog = state.lesson.number, bed.rig.catalog
     model = state.strategy.serve(state.model, copy.deepcopy(state.memory))
