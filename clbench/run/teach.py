@@ -34,7 +34,7 @@ from clbench.training.gpu_memory import enough_memory, try_update
 from clbench.training.loop import Validate, teach
 from clbench.training.monitors import StepWatch, constant_labels, refuse_constant_labels
 from clbench.training.pseudo_labelling import prepare
-from clbench.training.resume import Keeper, Watch
+from clbench.training.resume import StepCheckpointer, Watch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,7 +184,7 @@ def train_step(
     watch: Watch,
     *,
     earlier: Sequence[dict[str, Any]] = (),
-    keeper: Keeper | None = None,
+    checkpointer: StepCheckpointer | None = None,
 ) -> None:
     """Every update of the step, monitored; changes `state.model` and `state.memory`.
 
@@ -194,11 +194,11 @@ def train_step(
         material: what `load_training_data` returned.
         watch: is told of every update, validation and warning.
         earlier: events of this step from before it was stopped.
-        keeper: saves the place between two updates; None: nothing is saved.
+        checkpointer: saves the place between two updates; None: nothing is saved.
 
     Raises:
         ClbenchError: anything the user can act on.
-        Stopped: by a signal, where a keeper saves.
+        Stopped: by a signal, where a checkpointer saves.
     """
     strategy, lesson, profile = state.strategy, state.lesson, plan.profile
     guard = StepWatch(lesson, clips=profile.train.clip_norm is not None, past=earlier)
@@ -232,7 +232,7 @@ def train_step(
             workers=plan.settings.workers,
             watch=see,
             validate=_validate(plan, state),
-            keeper=keeper,
+            checkpointer=checkpointer,
         )
     tracer.end()
     for event in guard.end(material.volumes.values()):
@@ -261,8 +261,8 @@ def teach_step(
     """
     log, meter = path.parent / "events.jsonl", Meter(plan.device)
     taught_by = "none" if start.teacher is None else checkpoint.digest(start.teacher)
-    keeper = _open_keeper(plan, path, log, taught_by, watch)
-    before = keeper.found or {}
+    checkpointer = _open_checkpointer(plan, path, log, taught_by, watch)
+    before = checkpointer.found or {}
     hosts = list(before.get("hosts", ()))
     same_threads = hosts and plan.settings.threads is None
     with reproducibility.threads(hosts[-1]["threads"] if same_threads else None):
@@ -297,25 +297,31 @@ def teach_step(
                 events.write(event)
                 watch(event)
 
-            keeper.facts = lambda: {**cost(), "teacher": taught_by, "events": events.flushed()}
+            checkpointer.facts = lambda: {
+                **cost(),
+                "teacher": taught_by,
+                "events": events.flushed(),
+            }
             earlier = [e for e in run_folder.read_events(log) if e["step"] == lesson.number]
-            train_step(plan, state, material, log_event, earlier=earlier, keeper=keeper)
+            train_step(plan, state, material, log_event, earlier=earlier, checkpointer=checkpointer)
             total = cost()
     _write(plan, state, path, total)
-    keeper.close()
+    checkpointer.close()
     shutil.rmtree(plan.folder / "pseudo", ignore_errors=True)
     return state.model
 
 
-def _open_keeper(plan: Plan, path: Path, log: Path, taught_by: str, watch: Watch) -> Keeper:
+def _open_checkpointer(
+    plan: Plan, path: Path, log: Path, taught_by: str, watch: Watch
+) -> StepCheckpointer:
     """What a stopped attempt left, unless its log or the model it started from is another one."""
-    keeper = Keeper(path, every_s=plan.settings.checkpoint_s, watch=watch)
-    before = keeper.found
+    checkpointer = StepCheckpointer(path, every_s=plan.settings.checkpoint_s, watch=watch)
+    before = checkpointer.found
     if before and not (log.exists() and log.stat().st_size >= before["events"]):
-        keeper.forget("its event log was cut short")
+        checkpointer.forget("its event log was cut short")
     elif before and before["teacher"] != taught_by:
-        keeper.forget("the model it started from is another one now")
-    return keeper
+        checkpointer.forget("the model it started from is another one now")
+    return checkpointer
 
 
 def _tracer(plan: Plan, state: StepState, earlier: Sequence[dict[str, Any]]) -> Tracer:

@@ -1,4 +1,4 @@
-"""The test bed of a strategy: the tiny course, and the state at any point of it.
+"""The test harness of a strategy: the tiny course, and the state at any point of it.
 
 Steps are taught by the loop that teaches real runs. States are handed out as
 copies, so that no rule sees another's work.
@@ -34,7 +34,7 @@ from clbench.strategy.contract import (
     Session,
     Strategy,
 )
-from clbench.testing.fixtures import OVERRIDES, dice_thrown, tiny_backbone, tiny_course
+from clbench.testing.fixtures import OVERRIDES, seeded, tiny_backbone, tiny_course
 from clbench.training.batches import Crops, Material, collate, draw_from, to_batch
 from clbench.training.loop import freeze
 
@@ -47,7 +47,7 @@ def tiny_kit(plan: Plan) -> None:
     plan.kit = Kit(backbone=tiny_backbone, encode=kit.encoding, seed=kit.seed, prior=kit.prior)
 
 
-class Bed:
+class StrategyHarness:
     """A strategy on the tiny course.
 
     Args:
@@ -85,16 +85,16 @@ class Bed:
             overrides=OVERRIDES, cache=self.cache, device="cpu",
         )  # fmt: skip
 
-    def plan(self, out: str) -> Plan:
+    def plan_run(self, out: str) -> Plan:
         """A run of this course, planned."""
         plan = make_plan(self.settings(out), benchmark=tiny_course(), strategy=self.strategy)
         tiny_kit(plan)
         return plan
 
     @cached_property
-    def rig(self) -> Plan:
+    def plan(self) -> Plan:
         """Kit, lessons and volumes for the rules that call the hooks themselves."""
-        return self.plan("rig")
+        return self.plan_run("rig")
 
     @cached_property
     def first(self) -> Strategy:
@@ -110,17 +110,17 @@ class Bed:
     def lesson(self, number: int) -> Lesson:
         """A step of the tiny course, as it is while it is taught."""
         if number not in self._voxels:
-            catalog, step = self.rig.catalog, self.rig.catalog.step
+            catalog, step = self.plan.catalog, self.plan.catalog.step
             catalog.step = number
             self._voxels[number] = catalog.voxels(number)
             catalog.step = step
-        return replace(self.rig.lesson(number), voxels=self._voxels[number])
+        return replace(self.plan.lesson(number), voxels=self._voxels[number])
 
     def blank(self, number: int) -> nn.Module:
         """A fresh model with the shape it has in a step, as a run makes one for a checkpoint."""
-        model = self.strategy.build(self.rig.kit, self.lesson(1))
+        model = self.strategy.build(self.plan.kit, self.lesson(1))
         for n in range(2, number + 1):
-            self.strategy.grow(model, self.rig.kit, self.lesson(n))
+            self.strategy.grow(model, self.plan.kit, self.lesson(n))
         return model
 
     def start(self, number: int) -> StepState:
@@ -135,10 +135,10 @@ class Bed:
                 model, memory = before.model, before.memory
                 served = strategy.serve(model, memory)
                 teacher = copy.deepcopy(served).eval().requires_grad_(False)
-            self.rig.catalog.step = number
+            self.plan.catalog.step = number
             start = runner.Start(model=model, teacher=teacher, memory=memory, ledger={})
-            state = runner.start_model(self.rig, strategy, self.rig.lesson(number), start)
-            runner.make_pseudo_labels(self.rig, state, lambda event: None)
+            state = runner.start_model(self.plan, strategy, self.plan.lesson(number), start)
+            runner.make_pseudo_labels(self.plan, state, lambda event: None)
             self._starts[number] = state
         return self._starts[number].copy()
 
@@ -152,12 +152,12 @@ class Bed:
 
     def predictor(self, state: StepState, model: nn.Module, structures: Sequence[str]) -> Server:
         """A model that answers for whole volumes, as a run examines it."""
-        return predictor(self.rig, state.strategy, model, tuple(structures), state.memory)
+        return predictor(self.plan, state.strategy, model, tuple(structures), state.memory)
 
     def prepared(self, state: StepState, case: str) -> dict[str, Tensor]:
         """What `prepare_case` makes of one training case."""
-        self.rig.catalog.step = state.lesson.number
-        volume = self.rig.catalog.open(state.lesson.number, case, "pseudo")
+        self.plan.catalog.step = state.lesson.number
+        volume = self.plan.catalog.open(state.lesson.number, case, "pseudo")
         old = None
         if state.teacher is not None:
             old = self.predictor(state, state.teacher, state.lesson.old)
@@ -167,13 +167,13 @@ class Bed:
 
     def material(self, state: StepState) -> Material:
         """What a step is taught with."""
-        self.rig.catalog.step = state.lesson.number
+        self.plan.catalog.step = state.lesson.number
         # a rule of its own complains of cases that may not be opened
-        return runner.load_training_data(self.rig, state, {}, may_open=self._may_open)
+        return runner.load_training_data(self.plan, state, {}, may_open=self._may_open)
 
     def test_cases(self) -> set[tuple[str, str]]:
         """(source, case) of every test case of the course."""
-        catalog = self.rig.catalog
+        catalog = self.plan.catalog
         return {
             (catalog.source(i).name, case)
             for i, split in enumerate(catalog.splits, 1)
@@ -182,7 +182,7 @@ class Bed:
 
     def _may_open(self, step: int, case: str) -> bool:
         try:
-            self.rig.catalog.open(step, case, "train")
+            self.plan.catalog.open(step, case, "train")
         except (TrainingError, KeyError, IndexError):
             return False
         return True
@@ -190,7 +190,7 @@ class Bed:
     def teach(self, state: StepState) -> list[dict[str, Any]]:
         """Train the step of a state as real runs do; returns its events."""
         events: list[dict[str, Any]] = []
-        runner.train_step(self.rig, state, self.material(state), events.append)
+        runner.train_step(self.plan, state, self.material(state), events.append)
         return events
 
     def crops(self, state: StepState, index: int = 0) -> Batch:
@@ -225,7 +225,7 @@ class Bed:
 
     def answers(self, state: StepState, batch: Batch) -> tuple[Output, Output | None]:
         """What model and teacher say to a batch; the teacher only where it is taken."""
-        with dice_thrown(0):
+        with seeded(0):
             new: Output = state.model(batch.image)
             old: Output | None = None
             if state.teacher is not None and state.strategy.takes_teacher(state.lesson):
