@@ -40,7 +40,7 @@ from clbench.spec import registry
 from clbench.store import checkpoint, files, run_folder
 from clbench.strategies.decoder_growth.method import DecoderGrowth
 from clbench.strategy.contract import Lesson, Memory, Phase, PhaseResult, Strategy
-from clbench.testing.harness import Bed
+from clbench.testing.harness import StrategyHarness
 from clbench.training import loop, pseudo_labelling
 
 PHASES = ("start", "train", "prune", "pseudo", "examine", "write")
@@ -156,8 +156,8 @@ class Subject:
             return child
         try:
             torch.set_num_threads(1)
-            bed = Bed(made(self.name), name=self.name, folder=folder, cache=cache)
-            plan = bed.plan("out")
+            harness = StrategyHarness(made(self.name), name=self.name, folder=folder, cache=cache)
+            plan = harness.plan_run("out")
             plan.settings = dataclasses.replace(
                 plan.settings, checkpoint_s=0, workers=self.workers, threads=1
             )

@@ -33,7 +33,7 @@ from clbench.store.run_folder import Score
 from clbench.strategy.contract import Lesson, Memory, Strategy
 from clbench.training import past_data
 from clbench.training.monitors import warnings_of
-from clbench.training.past_data import Opened
+from clbench.training.past_data import FileAccessMonitor
 from clbench.training.resume import Watch
 
 
@@ -119,7 +119,7 @@ class _Course:
         self.memory: Memory = {}
         self.model: nn.Module | None = None
         self.teacher: nn.Module | None = None
-        self.files = Opened(plan.catalog)
+        self.files = FileAccessMonitor(plan.catalog)
         done = int(self.record["steps_done"])
         if done:
             self.rows = [
@@ -137,7 +137,7 @@ class _Course:
             plan.catalog.step = number
             lesson = plan.lesson(number)
             self.watch({"event": "step", "lesson": lesson, "of": len(plan.benchmark.steps)})
-            with past_data.closed(self.files):
+            with past_data.refuse_unrecorded_reads(self.files):
                 self._learn(lesson)
                 assert self.model is not None  # noqa: S101  # set by _learn; tells the type checker
                 served = plan.strategy.serve(self.model, self.memory)

@@ -28,8 +28,8 @@ from clbench.spec.benchmark import Benchmark
 from clbench.spec.names import need_name
 from clbench.spec.settings import Profile, apply_overrides, change, load_profile, split_overrides
 from clbench.spec.splits import Split
-from clbench.store.files import sha256
 from clbench.store import run_folder
+from clbench.store.files import sha256
 from clbench.strategy.contract import Kit, Lesson, Strategy
 
 

@@ -1,7 +1,8 @@
 """Teaching one step of a planned course, or going on where an attempt at it was stopped.
 
-Leaves `step<t>.pt`, `step<t>.json` (what the step took, all attempts together)
-and the step's lines in `events.jsonl`. The loop over updates itself is `clbench.training.loop`.
+`teach_step` starts the model, makes pseudo labels, loads training data and trains; the honesty kit
+calls the same four functions. Leaves `step<t>.pt`, `step<t>.json` (what the step took, all attempts
+together) and the step's lines in `events.jsonl`. The loop over updates is `clbench.training.loop`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from clbench import reproducibility, signals
+from clbench.data.pseudo_labels import PseudoMap
 from clbench.evaluation.cost.meter import Meter
 from clbench.evaluation.scoring import mean_dice
 from clbench.evaluation.trace import Tracer
@@ -31,8 +33,8 @@ from clbench.training.batches import CaseKey, Material
 from clbench.training.gpu_memory import enough_memory, try_update
 from clbench.training.loop import Validate, teach
 from clbench.training.monitors import StepWatch, constant_labels, refuse_constant_labels
-from clbench.training.pseudo_labelling import Prepared, prepare
-from clbench.training.resume import Keeper, Watch
+from clbench.training.pseudo_labelling import prepare
+from clbench.training.resume import StepCheckpointer, Watch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +51,198 @@ class Start:
     """Step → purpose → cases opened so far, of the run's record."""
 
 
+@dataclass(kw_only=True)
+class StepState:
+    """A step being taught. Resume saves its model and memory, with the place in the step."""
+
+    strategy: Strategy
+    """The method that teaches the step (in step 1, the one it names by `first_step`)."""
+    lesson: Lesson
+    """The step."""
+    model: nn.Module
+    """Grown for the step; training changes it."""
+    memory: Memory
+    """What the strategy remembers; changes."""
+    teacher: nn.Module | None = None
+    """The model served after the previous step, frozen. None in step 1."""
+    pseudo: dict[CaseKey, PseudoMap] = field(default_factory=dict)
+    """Offline pseudo labels of this step's cases."""
+    pseudo_kept_s: float = 0.0
+    """Seconds that stopped attempts took for the pseudo labels they finished."""
+
+    def copy(self) -> StepState:
+        """Model and memory of its own; strategy, frozen teacher and pseudo labels are shared."""
+        model, memory = copy.deepcopy((self.model, self.memory))
+        return replace(self, model=model, memory=memory)
+
+
+def start_model(plan: Plan, strategy: Strategy, lesson: Lesson, start: Start) -> StepState:
+    """The model as the step finds it: new, or the old one grown.
+
+    Args:
+        plan: the run.
+        strategy: the method (in step 1 the one it names by `first_step`).
+        lesson: the step; `plan.catalog.step` is its number.
+        start: what the step begins with.
+
+    Raises:
+        DataError: the labels of a structure the step learns say the same everywhere.
+    """
+    lesson = replace(lesson, voxels=plan.catalog.voxels(lesson.number))
+    if lesson.number == 1 or strategy.declaration.starts_from == "scratch":
+        model = blank(plan, strategy, lesson)
+    else:
+        assert start.model is not None  # noqa: S101  # step 1 went before
+        model = start.model
+        strategy.grow(model, plan.kit, lesson)
+    model.to(plan.device)
+    refuse_constant_labels(
+        lesson, [plan.catalog.open(lesson.number, c, "train") for c in lesson.cases]
+    )
+    return StepState(
+        strategy=strategy, lesson=lesson, model=model, memory=start.memory, teacher=start.teacher
+    )
+
+
+def make_pseudo_labels(plan: Plan, state: StepState, watch: Watch) -> None:
+    """Let the strategy prepare its cases with the old model; fills `state.pseudo`.
+
+    Args:
+        plan: the run; finished cases lie in its folder under `pseudo/`.
+        state: the step, its model started.
+        watch: is told of every case.
+
+    Raises:
+        StoreError: finished cases of another model, or no room on the disk.
+        Stopped: asked to, between two cases.
+    """
+    lesson, teacher, old = state.lesson, state.teacher, None
+    if teacher is not None and state.strategy.prepares(lesson):
+        old = predictor(plan, state.strategy, teacher, lesson.old, state.memory)
+    with windows_fit(plan, f"preparing step {lesson.number}", old):
+        prepared = prepare(
+            state.strategy,
+            lesson,
+            state.memory,
+            plan.catalog,
+            old=old,
+            mark="none" if old is None or teacher is None else checkpoint.digest(teacher),
+            folder=plan.folder / "pseudo" / f"step{lesson.number}",
+            watch=watch,
+        )
+    state.pseudo, state.pseudo_kept_s = prepared.maps, prepared.kept_s
+
+
+def load_training_data(
+    plan: Plan,
+    state: StepState,
+    ledger: Mapping[str, Any],
+    *,
+    may_open: Callable[[int, str], bool] | None = None,
+) -> Material:
+    """Volumes and weights of all cases the step may draw.
+
+    Args:
+        plan: the run.
+        state: the step, with its pseudo labels.
+        ledger: of the run's record: step → purpose → cases opened.
+        may_open: leaves out the extra cases it says no to, where a case that may not be opened
+            is examined elsewhere; None: such a case is an error.
+
+    Raises:
+        TrainingError: a case that the strategy did not declare, or had let go.
+        Stopped: asked to, between two cases.
+    """
+    catalog, lesson = plan.catalog, state.lesson
+    weights: dict[CaseKey, float] = {
+        (lesson.number, c): 1.0 / len(lesson.cases) for c in lesson.cases
+    }
+    extra = state.strategy.extra_cases(lesson, state.memory)
+    if may_open is None:
+        past_data.refuse_lost_cases(catalog, lesson, extra, ledger)
+    else:
+        extra = {key: weight for key, weight in extra.items() if may_open(*key)}
+    weights.update(extra)
+    volumes = {}
+    for key in weights:
+        volumes[key] = catalog.open(key[0], key[1], "train")
+        signals.check(f"step {lesson.number}, opening case {key[1]}")
+    return Material(
+        volumes=volumes,
+        weights=weights,
+        pseudo=state.pseudo,
+        patch_vox=catalog.preprocessing.patch_vox,
+        data=plan.profile.data,
+        validation=lambda case: catalog.open(lesson.number, case, "validation"),
+    )
+
+
+def train_step(
+    plan: Plan,
+    state: StepState,
+    material: Material,
+    watch: Watch,
+    *,
+    earlier: Sequence[dict[str, Any]] = (),
+    checkpointer: StepCheckpointer | None = None,
+) -> None:
+    """Every update of the step, monitored; changes `state.model` and `state.memory`.
+
+    Args:
+        plan: the run.
+        state: the step, ready to be trained.
+        material: what `load_training_data` returned.
+        watch: is told of every update, validation and warning.
+        earlier: events of this step from before it was stopped.
+        checkpointer: saves the place between two updates; None: nothing is saved.
+
+    Raises:
+        ClbenchError: anything the user can act on.
+        Stopped: by a signal, where a checkpointer saves.
+    """
+    strategy, lesson, profile = state.strategy, state.lesson, plan.profile
+    guard = StepWatch(lesson, clips=profile.train.clip_norm is not None, past=earlier)
+    tracer = _tracer(plan, state, earlier)
+
+    def see(event: dict[str, Any]) -> None:
+        watch(event)
+        for each in guard.see(event):
+            see(each)
+        tracer.see(event)
+
+    for event in constant_labels(lesson, list(material.volumes.values())):
+        if event not in earlier:
+            see(event)
+    teacher = copy.deepcopy(state.teacher) if strategy.takes_teacher(lesson) else None
+    patch = plan.catalog.preprocessing.patch_vox
+    update = partial(
+        try_update, strategy, state.model, teacher, lesson, state.memory, profile, patch
+    )
+    with enough_memory(f"teaching step {lesson.number}", profile, patch, attempt=update):
+        teach(
+            strategy,
+            state.model,
+            teacher,
+            lesson,
+            state.memory,
+            material,
+            train=profile.train,
+            seed=plan.settings.seed,
+            device=plan.device,
+            workers=plan.settings.workers,
+            watch=see,
+            validate=_validate(plan, state),
+            checkpointer=checkpointer,
+        )
+    tracer.end()
+    for event in guard.end(material.volumes.values()):
+        see(event)
+
+
 def teach_step(
     plan: Plan, strategy: Strategy, lesson: Lesson, path: Path, start: Start, watch: Watch
 ) -> nn.Module:
-    """Teach a step and write its checkpoint.
+    """Teach a step and write its checkpoint, or go on where an attempt at it was stopped.
 
     Args:
         plan: the run.
@@ -69,223 +259,120 @@ def teach_step(
         ClbenchError: anything the user can act on.
         Stopped: by a signal; what is saved beside `path` goes on from there.
     """
-    attempt = _Attempt(plan, strategy, lesson, path, start, watch)
-    same_threads = attempt.hosts and plan.settings.threads is None
-    with reproducibility.threads(attempt.hosts[-1]["threads"] if same_threads else None):
-        return attempt.go()
-
-
-class _Attempt:
-    """One attempt at a step, and what it knows of those before it."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        strategy: Strategy,
-        lesson: Lesson,
-        path: Path,
-        start: Start,
-        watch: Watch,
-    ) -> None:
-        self.plan, self.strategy, self.path, self.start = plan, strategy, path, start
-        self.lesson, self.watch = lesson, watch
-        self.catalog, self.memory = plan.catalog, start.memory
-        self.log = path.parent / "events.jsonl"
-        self.meter = Meter(plan.device)
-        self.taught_by = "none" if start.teacher is None else checkpoint.digest(start.teacher)
-        self.keeper = Keeper(path, every_s=plan.settings.checkpoint_s, watch=watch)
-        found = self.keeper.found
-        if found and not (self.log.exists() and self.log.stat().st_size >= found["events"]):
-            self.keeper.forget("its event log was cut short")
-        elif found and found["teacher"] != self.taught_by:
-            self.keeper.forget("the model it started from is another one now")
-        self.before = self.keeper.found or {}
-        self.hosts = list(self.before.get("hosts", ()))
-
-    def go(self) -> nn.Module:
-        """Prepare, teach, write."""
+    log, meter = path.parent / "events.jsonl", Meter(plan.device)
+    taught_by = "none" if start.teacher is None else checkpoint.digest(start.teacher)
+    checkpointer = _open_checkpointer(plan, path, log, taught_by, watch)
+    before = checkpointer.found or {}
+    hosts = list(before.get("hosts", ()))
+    same_threads = hosts and plan.settings.threads is None
+    with reproducibility.threads(hosts[-1]["threads"] if same_threads else None):
         begun = time.monotonic()
-        model = self._begin()
-        prepared = self._prepare()
-        material = self._material(prepared)
-        taught = time.monotonic()
+        past_data.refuse_undeclared(strategy, lesson, start.memory)
+        opened = plan.catalog.ledger.setdefault(lesson.number, {})
+        for purpose, cases in before.get("opened", {}).items():
+            opened.setdefault(purpose, set()).update(cases)
+        if (here := reproducibility.host(plan.device)) not in hosts:
+            hosts.append(here)
+        state = start_model(plan, strategy, lesson, start)
+        make_pseudo_labels(plan, state, watch)
+        material = load_training_data(plan, state, start.ledger)
+        prepared = time.monotonic()
 
-        def facts() -> dict[str, Any]:
+        def cost() -> dict[str, Any]:
             """What the step took so far, all attempts together."""
-            now, before = time.monotonic(), self.before
             return {
-                "prepare_s": before.get("prepare_s", prepared.kept_s) + taught - begun,
-                "train_s": before.get("train_s", 0.0) + now - taught,
-                **{k: max(before.get(k, 0), v) for k, v in self.meter.peaks().items()},
-                "opened": self.catalog.opened().get(str(self.lesson.number), {}),
-                "hosts": self.hosts,
+                "prepare_s": before.get("prepare_s", state.pseudo_kept_s) + prepared - begun,
+                "train_s": before.get("train_s", 0.0) + time.monotonic() - prepared,
+                **{k: max(before.get(k, 0), v) for k, v in meter.peaks().items()},
+                "opened": plan.catalog.opened().get(str(lesson.number), {}),
+                "hosts": hosts,
             }
 
         # lines of an attempt that was broken off go: those of the step, or after its last place
         with run_folder.EventLog(
-            self.log,
-            keep=lambda e: int(e["step"]) < self.lesson.number,
-            size=self.before.get("events"),
+            log, keep=lambda e: int(e["step"]) < lesson.number, size=before.get("events")
         ) as events:
-            here = {"teacher": self.taught_by}
-            self.keeper.facts = lambda: {**facts(), **here, "events": events.flushed()}
-            self._teach(model, material, events)
-            cost = facts()
-        self._write(model, prepared, cost)
-        return model
 
-    def _begin(self) -> nn.Module:
-        """The model as the step finds it; refuses what cannot be taught."""
-        plan, strategy, catalog = self.plan, self.strategy, self.catalog
-        lesson = replace(self.lesson, voxels=catalog.voxels(self.lesson.number))
-        self.lesson = lesson
-        past_data.refuse_undeclared(strategy, lesson, self.memory)
-        for purpose, cases in self.before.get("opened", {}).items():
-            opened = catalog.ledger.setdefault(lesson.number, {})
-            opened.setdefault(purpose, set()).update(cases)
-        if (here := reproducibility.host(plan.device)) not in self.hosts:
-            self.hosts.append(here)
-        if lesson.number == 1 or strategy.declaration.starts_from == "scratch":
-            model = blank(plan, strategy, lesson)
-        else:
-            assert self.start.model is not None  # noqa: S101  # step 1 went before
-            model = self.start.model
-            strategy.grow(model, plan.kit, lesson)
-        model.to(plan.device)
-        refuse_constant_labels(
-            lesson, [catalog.open(lesson.number, c, "train") for c in lesson.cases]
-        )
-        return model
-
-    def _prepare(self) -> Prepared:
-        """Pseudo labels and the like, with the model served after the previous step."""
-        plan, lesson, teacher = self.plan, self.lesson, self.start.teacher
-        old, mark = None, "none"
-        if teacher is not None and self.strategy.prepares(lesson):
-            old = predictor(plan, self.strategy, teacher, lesson.old, self.memory)
-            mark = self.taught_by
-        with windows_fit(plan, f"preparing step {lesson.number}", old):
-            return prepare(
-                self.strategy,
-                lesson,
-                self.memory,
-                self.catalog,
-                old=old,
-                mark=mark,
-                folder=plan.folder / "pseudo" / f"step{lesson.number}",
-                watch=self.watch,
-            )
-
-    def _material(self, prepared: Prepared) -> Material:
-        """Volumes and weights of all cases the step may draw."""
-        catalog, lesson = self.catalog, self.lesson
-        keys: dict[CaseKey, float] = {
-            (lesson.number, c): 1.0 / len(lesson.cases) for c in lesson.cases
-        }
-        extra = self.strategy.extra_cases(lesson, self.memory)
-        past_data.refuse_lost_cases(catalog, lesson, extra, self.start.ledger)
-        keys.update(extra)
-        volumes = {}
-        for key in keys:
-            volumes[key] = catalog.open(key[0], key[1], "train")
-            signals.check(f"step {lesson.number}, opening case {key[1]}")
-        return Material(
-            volumes=volumes,
-            weights=keys,
-            pseudo=prepared.maps,
-            patch_vox=catalog.preprocessing.patch_vox,
-            data=self.plan.profile.data,
-            validation=lambda case: catalog.open(lesson.number, case, "validation"),
-        )
-
-    def _teach(self, model: nn.Module, material: Material, events: run_folder.EventLog) -> None:
-        """Every update, watched."""
-        plan, strategy, lesson = self.plan, self.strategy, self.lesson
-        earlier = [e for e in run_folder.read_events(self.log) if e["step"] == lesson.number]
-        guard = StepWatch(lesson, clips=plan.profile.train.clip_norm is not None, past=earlier)
-        tracer = self._tracer(model, earlier)
-
-        def watch(event: dict[str, Any]) -> None:
-            events.write(event)
-            self.watch(event)
-            for each in guard.see(event):
-                watch(each)
-            tracer.see(event)
-
-        for event in constant_labels(lesson, list(material.volumes.values())):
-            if event not in earlier:
+            def log_event(event: dict[str, Any]) -> None:
+                events.write(event)
                 watch(event)
-        teacher = copy.deepcopy(self.start.teacher) if strategy.takes_teacher(lesson) else None
-        profile, patch = plan.profile, self.catalog.preprocessing.patch_vox
-        update = partial(try_update, strategy, model, teacher, lesson, self.memory, profile, patch)
-        with enough_memory(f"teaching step {lesson.number}", profile, patch, attempt=update):
-            teach(
-                strategy,
-                model,
-                teacher,
-                lesson,
-                self.memory,
-                material,
-                train=profile.train,
-                seed=plan.settings.seed,
-                device=plan.device,
-                workers=plan.settings.workers,
-                watch=watch,
-                validate=self._validate(),
-                keeper=self.keeper,
-            )
-        tracer.end()
-        for event in guard.end(material.volumes.values()):
-            watch(event)
 
-    def _tracer(self, model: nn.Module, earlier: Sequence[dict[str, Any]]) -> Tracer:
-        """Looks on while `model` is taught."""
-        plan, strategy, examine = self.plan, self.strategy, self.plan.profile.examine
-        return Tracer(
-            self.lesson,
-            every=examine.trace_every,
-            folder=plan.folder,
-            catalog=self.catalog,
-            served=lambda: predictor(
-                plan,
-                strategy,
-                strategy.serve(model, self.memory),
-                self.lesson.structures,
-                self.memory,
-            ),
-            scratch=strategy.declaration.starts_from == "scratch",
-            past=earlier,
-            postprocess=examine.postprocess,
-        )
+            checkpointer.facts = lambda: {
+                **cost(),
+                "teacher": taught_by,
+                "events": events.flushed(),
+            }
+            earlier = [e for e in run_folder.read_events(log) if e["step"] == lesson.number]
+            train_step(plan, state, material, log_event, earlier=earlier, checkpointer=checkpointer)
+            total = cost()
+    _write(plan, state, path, total)
+    checkpointer.close()
+    shutil.rmtree(plan.folder / "pseudo", ignore_errors=True)
+    return state.model
 
-    def _validate(self) -> Validate | None:
-        """Measures a model on this step's validation cases, opened when first asked for."""
-        catalog, lesson = self.catalog, self.lesson
 
-        def validate(served: nn.Module) -> float:
-            server = predictor(self.plan, self.strategy, served, lesson.structures, self.memory)
-            volumes = (catalog.open(lesson.number, c, "validation") for c in lesson.validation)
-            return mean_dice(server, volumes, lesson.learns)
+def _open_checkpointer(
+    plan: Plan, path: Path, log: Path, taught_by: str, watch: Watch
+) -> StepCheckpointer:
+    """What a stopped attempt left, unless its log or the model it started from is another one."""
+    checkpointer = StepCheckpointer(path, every_s=plan.settings.checkpoint_s, watch=watch)
+    before = checkpointer.found
+    if before and not (log.exists() and log.stat().st_size >= before["events"]):
+        checkpointer.forget("its event log was cut short")
+    elif before and before["teacher"] != taught_by:
+        checkpointer.forget("the model it started from is another one now")
+    return checkpointer
 
-        return validate if lesson.validation else None
 
-    def _write(self, model: nn.Module, prepared: Prepared, cost: dict[str, Any]) -> None:
-        """What the step took, then its checkpoint; the places on the way go."""
-        cost["parameters"], cost["nonzero_parameters"] = count_parameters(model)
-        cost["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        cost["pseudo_bytes"] = sum(m.nbytes for m in prepared.maps.values())
-        files.write_json(self.path.with_suffix(".json"), cost)
-        checkpoint.save(
-            self.path,
-            {
-                "model": model.state_dict(),
-                "memory": self.memory,
-                "step": self.lesson.number,
-                "structures": list(self.lesson.structures),
-                "bench": self.plan.benchmark.name,
-                "bench_version": self.plan.benchmark.version,
-                "strategy": type(self.strategy).__name__,
-            },
-        )
-        self.keeper.close()
-        shutil.rmtree(self.plan.folder / "pseudo", ignore_errors=True)
+def _tracer(plan: Plan, state: StepState, earlier: Sequence[dict[str, Any]]) -> Tracer:
+    """Measures old structures while the model is taught."""
+    strategy, lesson, examine = state.strategy, state.lesson, plan.profile.examine
+    return Tracer(
+        lesson,
+        every=examine.trace_every,
+        folder=plan.folder,
+        catalog=plan.catalog,
+        served=lambda: predictor(
+            plan,
+            strategy,
+            strategy.serve(state.model, state.memory),
+            lesson.structures,
+            state.memory,
+        ),
+        scratch=strategy.declaration.starts_from == "scratch",
+        past=earlier,
+        postprocess=examine.postprocess,
+    )
+
+
+def _validate(plan: Plan, state: StepState) -> Validate | None:
+    """Measures a model on this step's validation cases, opened when first asked for."""
+    catalog, lesson = plan.catalog, state.lesson
+
+    def validate(served: nn.Module) -> float:
+        server = predictor(plan, state.strategy, served, lesson.structures, state.memory)
+        volumes = (catalog.open(lesson.number, c, "validation") for c in lesson.validation)
+        return mean_dice(server, volumes, lesson.learns)
+
+    return validate if lesson.validation else None
+
+
+def _write(plan: Plan, state: StepState, path: Path, cost: dict[str, Any]) -> None:
+    """What the step took, then its checkpoint."""
+    model = state.model
+    cost["parameters"], cost["nonzero_parameters"] = count_parameters(model)
+    cost["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    cost["pseudo_bytes"] = sum(m.nbytes for m in state.pseudo.values())
+    files.write_json(path.with_suffix(".json"), cost)
+    checkpoint.save(
+        path,
+        {
+            "model": model.state_dict(),
+            "memory": state.memory,
+            "step": state.lesson.number,
+            "structures": list(state.lesson.structures),
+            "bench": plan.benchmark.name,
+            "bench_version": plan.benchmark.version,
+            "strategy": type(state.strategy).__name__,
+        },
+    )

@@ -29,7 +29,7 @@ from clbench.spec.splits import Split
 from clbench.store import run_folder
 from clbench.strategy.contract import Batch, Kit, Lesson, Memory, Strategy
 from clbench.strategy.losses import dice_bce, targets
-from clbench.testing.fixtures import OVERRIDES, calm
+from clbench.testing.fixtures import OVERRIDES, reproducible
 from clbench.testing.harness import tiny_kit
 from clbench.testing.report import Broken, Exempt, Report, Rule, judge
 
@@ -391,6 +391,6 @@ def check_benchmark(name: str, *, only: Sequence[str] = (), cache: Path | None =
     """
     path = registry.benchmark_path(name)
     report = Report(title=f"benchmark {name}", facts=(f"read from {path}",))
-    with tempfile.TemporaryDirectory(prefix="clbench-check-") as folder, calm():
+    with tempfile.TemporaryDirectory(prefix="clbench-check-") as folder, reproducible():
         home = Path(folder)
         return judge(Exam(name, folder=home, cache=cache or home / "cache"), RULES, report, only)

@@ -62,7 +62,7 @@ def relabel(batch: Batch, label: Tensor) -> Batch:
     return replace(batch, label=label)
 
 
-def loud(output: Output, seed: int) -> Output:
+def confident_output(output: Output, seed: int) -> Output:
     """An answer of the same shape that is sure of itself, with leaves that take gradients."""
     rng = torch.Generator().manual_seed(seed)
 
@@ -103,7 +103,7 @@ def padded(batch: Batch) -> Batch:
 
 
 @contextmanager
-def dice_thrown(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Global random states that depend on `seed` inside, and are as before afterwards."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  # a plugin may use it
     with torch.random.fork_rng(devices=[]):
@@ -129,9 +129,9 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def calm() -> Iterator[None]:
+def reproducible() -> Iterator[None]:
     """Both: what is checked here neither sees nor leaves any of it."""
-    with one_thread(), dice_thrown(0):
+    with one_thread(), seeded(0):
         yield
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from clbench.run.plan import load_strategy
 from clbench.strategy.contract import Strategy
-from clbench.testing.fixtures import calm
-from clbench.testing.harness import Bed, words
+from clbench.testing.fixtures import reproducible
+from clbench.testing.harness import StrategyHarness, words
 from clbench.testing.report import Report, Rule, judge
 from clbench.testing.rules import contract, hooks, losses, unknown_labels, whole_run
 
-Check = Callable[[Bed], None]
+Check = Callable[[StrategyHarness], None]
 BASE: tuple[Check, ...] = (contract.declarations_are_legal, contract.builds)
 TAUGHT: tuple[Check, ...] = (
     *BASE,
@@ -25,7 +25,7 @@ TAUGHT: tuple[Check, ...] = (
 EXACT: tuple[Check, ...] = (*TAUGHT, hooks.hooks_repeat_to_the_bit)
 PENAL: tuple[Check, ...] = (*EXACT, losses.declared_penalties_bite)
 
-RULES: tuple[Rule[Bed], ...] = (
+RULES: tuple[Rule[StrategyHarness], ...] = (
     Rule(check=contract.declarations_are_legal),
     Rule(check=contract.builds, needs=(contract.declarations_are_legal,)),
     Rule(check=contract.grows_in_any_order, needs=BASE),
@@ -95,7 +95,7 @@ def check_strategy(
         f"penalties=({', '.join(map(str, promised.penalties))})"
     )
     report = Report(title=f"strategy {name}: {words(made)}", facts=(declared,))
-    with tempfile.TemporaryDirectory(prefix="clbench-check-") as folder, calm():
+    with tempfile.TemporaryDirectory(prefix="clbench-check-") as folder, reproducible():
         home = Path(folder)
-        bed = Bed(made, name=name, folder=home, cache=cache or home / "cache")
-        return judge(bed, RULES, report, only)
+        harness = StrategyHarness(made, name=name, folder=home, cache=cache or home / "cache")
+        return judge(harness, RULES, report, only)

@@ -1,4 +1,4 @@
-"""Headroom: where a GPU ran out of memory, the largest setting that fits there, found by trying.
+"""GPU out of memory: the error names the largest setting that fits, found by trying.
 
 How much one update needs is not known before it has been made: activations,
 loss terms and optimizer differ with network, method and card. So after the failure, smaller

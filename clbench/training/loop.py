@@ -38,7 +38,7 @@ from clbench.strategy.contract import (
 from clbench.training.batches import Crops, Material, collate, draw_from, to_batch
 from clbench.training.gpu_memory import noted
 from clbench.training.monitors import check_gradient, count_positives
-from clbench.training.resume import Keeper, Place, Watch
+from clbench.training.resume import StepCheckpointer, TrainingPosition, Watch
 
 Validate = Callable[[nn.Module], float]
 """Mean Dice of the model on this step's validation cases; draws no random number."""
@@ -159,7 +159,7 @@ class _Step:
     workers: int
     watch: Watch
     validate: Validate | None
-    keeper: Keeper | None
+    checkpointer: StepCheckpointer | None
 
 
 def teach(
@@ -176,7 +176,7 @@ def teach(
     workers: int = 0,
     watch: Watch = lambda event: None,
     validate: Validate | None = None,
-    keeper: Keeper | None = None,
+    checkpointer: StepCheckpointer | None = None,
 ) -> None:
     """Teach one step: change `model` and `memory` in place.
 
@@ -194,12 +194,12 @@ def teach(
         workers: loader processes.
         watch: called with one event per update and per validation.
         validate: measures the served model; None: there are no validation cases.
-        keeper: saves the place between two updates, and knows where a stopped attempt was.
+        checkpointer: saves the place between two updates, and knows where a stopped attempt was.
 
     Raises:
         TrainingError: a loss that is not finite, a broken promise, or a phase that must be
             validated where there are no validation cases.
-        Stopped: the keeper was asked to stop; everything is saved.
+        Stopped: the checkpointer was asked to stop; everything is saved.
     """
     model.to(device)
     if teacher is not None:
@@ -217,9 +217,9 @@ def teach(
         workers=workers,
         watch=watch,
         validate=validate,
-        keeper=keeper,
+        checkpointer=checkpointer,
     )
-    at = None if keeper is None else keeper.restore(model, memory)
+    at = None if checkpointer is None else checkpointer.restore(model, memory)
     history: list[PhaseResult] = [] if at is None else list(at.history)
     while (
         phase := at.phase if at else strategy.next_phase(lesson, memory, tuple(history))
@@ -331,7 +331,7 @@ class _PhaseSetup:
     """Validations so far; grows."""
 
 
-def _open_phase(step: _Step, phase: Phase, at: Place | None) -> _PhaseSetup:
+def _open_phase(step: _Step, phase: Phase, at: TrainingPosition | None) -> _PhaseSetup:
     """Freeze what is not trained, make the optimizer, and number the crops.
 
     Args:
@@ -409,7 +409,7 @@ def _open_phase(step: _Step, phase: Phase, at: Place | None) -> _PhaseSetup:
 
 
 def _teach_phase(
-    step: _Step, phase: Phase, history: tuple[PhaseResult, ...], at: Place | None
+    step: _Step, phase: Phase, history: tuple[PhaseResult, ...], at: TrainingPosition | None
 ) -> tuple[float, ...]:
     """Every update of one phase; returns its validations.
 
@@ -589,8 +589,8 @@ def _save(
     """
     if step.strategy.declaration.resumes == "step":
         signals.check(f"{where}; this step starts anew")
-    elif step.keeper is not None:
-        position = Place(
+    elif step.checkpointer is not None:
+        position = TrainingPosition(
             phase=phase,
             history=history,
             updates=updates,
@@ -599,4 +599,4 @@ def _save(
             optimizer=setup.optimizer.state_dict(),
             scaler=setup.scaler.state_dict(),
         )
-        step.keeper.offer(step.model, step.memory, position)
+        step.checkpointer.offer(step.model, step.memory, position)

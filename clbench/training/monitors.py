@@ -1,4 +1,4 @@
-"""Numbers that watch themselves: gradients, what is sampled, constant labels, saved models.
+"""Training monitors: gradient norms, structures never sampled, constant labels.
 
 Nothing here changes a number of a run. A watch stops it with an error, or
 warns; a warning is an event of `events.jsonl`, stands in `run.json`, and is shown at the end. The

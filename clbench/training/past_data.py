@@ -1,4 +1,4 @@
-"""The past stays closed: what a strategy declares to need of earlier steps is all it is given.
+"""Access control for past data: a strategy is given what it declares to need, and no more.
 
 `Catalog.open` refuses images; here is the rest. `nothing`: no old weights, no old
 model to ask, no memory. `weights` and `predictions`: no image. `cases`: images of earlier steps,
@@ -89,7 +89,7 @@ def refuse_lost_cases(
 
 
 @contextmanager
-def closed(opened: Opened) -> Iterator[None]:
+def refuse_unrecorded_reads(monitor: FileAccessMonitor) -> Iterator[None]:
     """Stop when a file of a case is read past the catalog, unless the step is taught with it.
 
     In teaching and in examining: what a hook reads there of a test case would be its answer.
@@ -98,38 +98,38 @@ def closed(opened: Opened) -> Iterator[None]:
     were not forked are not heard.
 
     Args:
-        opened: who reads which case.
+        monitor: records the reads.
 
     Raises:
         TrainingError: in whatever reads the file, and once more at the end.
     """
-    catalog = opened.catalog
+    catalog = monitor.catalog
     split, source = catalog.splits[catalog.step - 1], catalog.source(catalog.step).name
 
-    def foreign() -> str | None:
+    def forbidden_read() -> str | None:
         return next(
             (
                 f"{name} case {case}"
-                for step, name, case in opened.strangers
+                for step, name, case in monitor.unrecorded_reads
                 if step == catalog.step and not (name == source and case in split.train)
             ),
             None,
         )
 
     def refuse() -> None:
-        if (found := foreign()) is not None:
+        if (forbidden := forbidden_read()) is not None:
             raise TrainingError(
                 "a file of another step, or of a test case, was read past the catalog",
-                where=f"step {catalog.step}, {found}",
+                where=f"step {catalog.step}, {forbidden}",
                 expected="this step's training cases only; others through extra_cases",
                 next_step="use the volume a hook is given, and declare what you need of the past",
             )
 
     def hear(path: str) -> None:
-        opened(path)
+        monitor(path)
         refuse()
 
-    with files_heard(hear):
+    with listening_to_opens(hear):
         try:
             yield
         except Exception:
@@ -155,7 +155,7 @@ def _hear(event: str, args: tuple[Any, ...]) -> None:
 
 
 @contextmanager
-def files_heard(listener: Callable[[str], None]) -> Iterator[None]:
+def listening_to_opens(listener: Callable[[str], None]) -> Iterator[None]:
     """Call `listener` with the path of every file that Python opens inside.
 
     The audit hook itself stays for the life of the process (Python offers no way back); with no
@@ -171,8 +171,12 @@ def files_heard(listener: Callable[[str], None]) -> Iterator[None]:
         _LISTENERS.remove(listener)
 
 
-class Opened:
-    """Which cases were opened by whom; the catalog's own reading is told from everybody else's."""
+class FileAccessMonitor:
+    """Records which files of cases are opened by anything but the catalog and the examination.
+
+    Args:
+        catalog: the course's data; says which files belong to which case.
+    """
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
@@ -182,7 +186,7 @@ class Opened:
             for case, found in files.items()
             for path in found.files
         }
-        self.strangers: list[tuple[int, str, str]] = []
+        self.unrecorded_reads: list[tuple[int, str, str]] = []
         """(step, source, case) read past the catalog."""
 
     def __call__(self, path: str) -> None:
@@ -192,4 +196,4 @@ class Opened:
                 step, case = read
                 self.cases.setdefault(path, (self.catalog.source(step).name, case))
         elif path in self.cases:
-            self.strangers.append((self.catalog.step, *self.cases[path]))
+            self.unrecorded_reads.append((self.catalog.step, *self.cases[path]))

@@ -1,4 +1,4 @@
-"""Where a stopped step goes on: what is saved between two updates, when, and how it comes back.
+"""Resuming a stopped step: the checkpoint between two updates, when it is saved, how it is loaded.
 
 Crops are numbered and the random state of every update is a function of its number, so
 model, optimizer, memory and the place in the step are all there is. Two files are kept, the newest
@@ -28,7 +28,7 @@ Watch = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class TrainingPosition:
     """Between two updates: all that the next one depends on, but model and memory."""
 
     phase: Phase
@@ -47,7 +47,7 @@ class Place:
     """State of the gradient scaler; empty where there is none."""
 
 
-class Keeper:
+class StepCheckpointer:
     """Saves the place in a step, and brings a stopped attempt back to it.
 
     Args:
@@ -95,7 +95,7 @@ class Keeper:
         self._found = None
         self.watch({"event": "passed over", "what": f"the step starts anew: {why}"})
 
-    def restore(self, model: nn.Module, memory: Memory) -> Place | None:
+    def restore(self, model: nn.Module, memory: Memory) -> TrainingPosition | None:
         """Bring `model` and `memory` back in place; None where there is nothing to go on from."""
         if self._found is None:
             return None
@@ -104,7 +104,7 @@ class Keeper:
         memory.clear()
         memory.update(content["memory"])
         named = dict(model.named_parameters())
-        place = Place(
+        place = TrainingPosition(
             phase=Phase(**content["phase"]),
             history=tuple(
                 PhaseResult(phase=Phase(**h["phase"]), validation=tuple(h["validation"]))
@@ -122,7 +122,7 @@ class Keeper:
         self.watch({"event": "going on", "phase": place.phase.name, "updates": place.updates})
         return place
 
-    def offer(self, model: nn.Module, memory: Memory, here: Place) -> None:
+    def offer(self, model: nn.Module, memory: Memory, here: TrainingPosition) -> None:
         """Save the place if it is time to, or if that was asked for; then stop if that was.
 
         Args:

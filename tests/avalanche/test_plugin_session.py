@@ -18,6 +18,7 @@ from clbench.errors import AvalancheError, ClbenchError, UnknownName
 from clbench.report.results import past_card
 from clbench.run.course import run_plan
 from clbench.run.plan import load_strategy
+from clbench.run.teach import StepState
 from clbench.spec import registry
 from clbench.store import checkpoint, run_folder
 from clbench.strategies.avalanche_plugins.agem import Agem
@@ -26,34 +27,34 @@ from clbench.strategies.avalanche_plugins.mas import Mas
 from clbench.strategies.avalanche_plugins.replay import Replay
 from clbench.strategies.finetune import Finetune
 from clbench.strategy.contract import Phase, Strategy
-from clbench.testing.fixtures import calm, perturb, same
-from clbench.testing.harness import Bed, State
+from clbench.testing.fixtures import perturb, reproducible, same
+from clbench.testing.harness import StrategyHarness
 from clbench.training.batches import draw_from
 
 OWN: tuple[Strategy, ...] = (Ewc(), Mas(), Replay(), Agem())
 
 
 @pytest.fixture(scope="module")
-def beds(tmp_path_factory: pytest.TempPathFactory, cache_root: Path) -> Any:
-    """Strategy → its test bed; each step is taught once."""
-    made: dict[Strategy, Bed] = {}
+def harnesses(tmp_path_factory: pytest.TempPathFactory, cache_root: Path) -> Any:
+    """Strategy → its test harness; each step is taught once."""
+    made: dict[Strategy, StrategyHarness] = {}
 
-    def bed(strategy: Strategy) -> Bed:
+    def harness(strategy: Strategy) -> StrategyHarness:
         if strategy not in made:
-            folder = tmp_path_factory.mktemp("bed")
+            folder = tmp_path_factory.mktemp("harness")
             name = type(strategy).__name__.lower()
-            made[strategy] = Bed(strategy, name=name, folder=folder, cache=cache_root)
+            made[strategy] = StrategyHarness(strategy, name=name, folder=folder, cache=cache_root)
         return made[strategy]
 
-    with calm():
-        yield bed
+    with reproducible():
+        yield harness
 
 
 def user(name: str, **overrides: str) -> Strategy:
     return load_strategy(f"avalanche_users:{name}", overrides)
 
 
-def plugin_of(bed: Bed, state: State) -> Any:
+def plugin_of(harness: StrategyHarness, state: StepState) -> Any:
     """Plugin and clock as they lie in memory."""
     home = load("avalanche.training.plugins").EWCPlugin.__module__
     return unpack(
@@ -64,13 +65,13 @@ def plugin_of(bed: Bed, state: State) -> Any:
 # ------------------------------------------------------------------------------------ hooks in order
 
 
-def test_the_hooks_come_in_the_order_of_avalanches_own_template(beds: Any) -> None:
+def test_the_hooks_come_in_the_order_of_avalanches_own_template(harnesses: Any) -> None:
     strategy = user("Recorder", zero_penalty="allowed")
     from avalanche_users import CALLS, HOOKS, Recorder
 
-    bed = beds(strategy)
+    harness = harnesses(strategy)
     CALLS.clear()
-    bed.end(1)
+    harness.end(1)
     ours = list(CALLS)
     assert set(ours) == set(HOOKS)
 
@@ -103,8 +104,8 @@ def test_the_hooks_come_in_the_order_of_avalanches_own_template(beds: Any) -> No
 
 
 @pytest.mark.parametrize("strategy", OWN, ids=lambda s: type(s).__name__)
-def test_step_1_is_fine_tuning_to_the_bit(beds: Any, strategy: Strategy) -> None:
-    ours, plain = beds(strategy).end(1), beds(Finetune()).end(1)
+def test_step_1_is_fine_tuning_to_the_bit(harnesses: Any, strategy: Strategy) -> None:
+    ours, plain = harnesses(strategy).end(1), harnesses(Finetune()).end(1)
     assert same(dict(ours.model.state_dict()), dict(plain.model.state_dict()))
 
 
@@ -115,19 +116,19 @@ def test_settings_of_fine_tuning_are_those_of_fine_tuning(strategy: Strategy) ->
 
 
 @pytest.mark.parametrize("strategy", OWN, ids=lambda s: type(s).__name__)
-def test_later_steps_are_not(beds: Any, strategy: Strategy) -> None:
-    ours, plain = beds(strategy).end(3), beds(Finetune()).end(3)
+def test_later_steps_are_not(harnesses: Any, strategy: Strategy) -> None:
+    ours, plain = harnesses(strategy).end(3), harnesses(Finetune()).end(3)
     assert not same(dict(ours.model.state_dict()), dict(plain.model.state_dict()))
 
 
-def test_evaluation_and_a_plugin_that_looks_on_leave_training_as_it_is(beds: Any) -> None:
-    bed = beds(user("Recorder", zero_penalty="allowed"))
+def test_evaluation_and_a_plugin_that_looks_on_leave_training_as_it_is(harnesses: Any) -> None:
+    harness = harnesses(user("Recorder", zero_penalty="allowed"))
     for number in (1, 2, 3):
-        ours, plain = bed.end(number), beds(Finetune()).end(number)
+        ours, plain = harness.end(number), harnesses(Finetune()).end(number)
         assert same(dict(ours.model.state_dict()), dict(plain.model.state_dict()))
         assert ours.model.training
     left = []
-    for each in (bed, beds(Finetune())):
+    for each in (harness, harnesses(Finetune())):
         torch.manual_seed(5)
         each.teach(each.start(1))
         left.append(torch.get_rng_state())
@@ -140,9 +141,9 @@ def test_evaluation_and_a_plugin_that_looks_on_leave_training_as_it_is(beds: Any
 # ---------------------------------------------------------------------------------------- penalties
 
 
-def crops(bed: Bed, state: State) -> list[tuple[Tensor, Tensor]]:
+def crops(harness: StrategyHarness, state: StepState) -> list[tuple[Tensor, Tensor]]:
     """What a plugin saw in after_training_exp: one crop of every training case."""
-    draw = draw_from(state.lesson, Phase(), bed.material(state), seed=0)
+    draw = draw_from(state.lesson, Phase(), harness.material(state), seed=0)
     number = state.lesson.number
     return [
         draw((number, case), ("plugin", "end", i, f"{number}/{case}"))
@@ -150,27 +151,27 @@ def crops(bed: Bed, state: State) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def penalty_after(bed: Bed) -> tuple[State, Tensor]:
+def penalty_after(harness: StrategyHarness) -> tuple[StepState, Tensor]:
     """The state at the start of step 2 with its weights moved, and the penalty there."""
-    state = bed.start(2)
-    bed.enter(state)
+    state = harness.start(2)
+    harness.enter(state)
     perturb(state.model)
-    return state, bed.terms(state, bed.crops(state))["penalty"]
+    return state, harness.terms(state, harness.crops(state))["penalty"]
 
 
 @pytest.mark.parametrize("mode", ["separate", "online"])
-def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(beds: Any, mode: str) -> None:
+def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(harnesses: Any, mode: str) -> None:
     decay = None if mode == "separate" else 0.5
-    bed = beds(Ewc(ewc_lambda=1e3, mode=mode, decay_factor=decay))  # type: ignore[arg-type]
-    after_1 = bed.end(1)
+    harness = harnesses(Ewc(ewc_lambda=1e3, mode=mode, decay_factor=decay))  # type: ignore[arg-type]
+    after_1 = harness.end(1)
     module = load("clbench.avalanche.plugin_session")
     data = load("avalanche.benchmarks.utils.data").AvalancheDataset
     attribute = load("avalanche.benchmarks.utils.data_attribute").DataAttribute
     experience = load("avalanche.benchmarks.scenarios.dataset_scenario").DatasetExperience
     plugins, training = load("avalanche.training.plugins"), load("avalanche.training.supervised")
 
-    def step(state: State) -> Any:
-        pairs = crops(bed, state)
+    def step(state: StepState) -> Any:
+        pairs = crops(harness, state)
         tasks = attribute([0] * len(pairs), "targets_task_labels", use_in_getitem=True)
         made = experience(dataset=data([pairs], data_attributes=[tasks]), current_experience=0)
         made.task_labels, made.origin_stream = [0], type("Stream", (), {"name": "train"})
@@ -182,7 +183,7 @@ def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(beds: Any, mode: st
         def before_backward(self, strategy: Any, **kwargs: Any) -> None:
             self.penalty = float(strategy.loss) - float(strategy.criterion())
 
-    def naive(state: State, epochs: int, *more: Any) -> Any:
+    def naive(state: StepState, epochs: int, *more: Any) -> Any:
         def loss(out: Tensor, y: Tensor) -> Tensor:
             conductor.desk = _Desk(state)
             return conductor.loss_of(out, y)
@@ -197,7 +198,7 @@ def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(beds: Any, mode: st
     conductor = object.__new__(module.AvalancheStrategyProxy)
     reference, spy = plugins.EWCPlugin(1e3, mode, decay), Spy()
     naive(after_1, 0, reference).train(step(after_1))
-    state, ours = penalty_after(bed)
+    state, ours = penalty_after(harness)
     two = naive(state, 1, reference, spy)
     two.clock.train_exp_counter = 1
     two.train(step(state))
@@ -206,19 +207,19 @@ def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(beds: Any, mode: st
 
 
 class _Desk:
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: StepState) -> None:
         self.strategy, self.lesson, self.memory = state.strategy, state.lesson, state.memory
 
 
-def test_fisher_and_penalty_of_ewc_by_hand(beds: Any) -> None:
-    bed = beds(Ewc(ewc_lambda=1e3))
-    after_1 = bed.end(1)
+def test_fisher_and_penalty_of_ewc_by_hand(harnesses: Any) -> None:
+    harness = harnesses(Ewc(ewc_lambda=1e3))
+    after_1 = harness.end(1)
     old = {name: p.detach().clone() for name, p in after_1.model.named_parameters()}
     fisher = {name: torch.zeros_like(p) for name, p in old.items()}
-    pairs = crops(bed, after_1)
+    pairs = crops(harness, after_1)
     for image, label in pairs:
         after_1.model.zero_grad()
-        batch = bed.crops(after_1)
+        batch = harness.crops(after_1)
         batch = type(batch)(
             image=image[None], label=label[None], pseudo=None, structures=batch.structures,
             new=batch.new, cases=("one",),
@@ -228,7 +229,7 @@ def test_fisher_and_penalty_of_ewc_by_hand(beds: Any) -> None:
         torch.stack(list(losses.values())).sum().backward()
         for name, p in after_1.model.named_parameters():
             fisher[name] += (torch.zeros_like(p) if p.grad is None else p.grad).pow(2) / len(pairs)
-    state, ours = penalty_after(bed)
+    state, ours = penalty_after(harness)
     new = dict(state.model.named_parameters())
     expected = 1e3 * sum((fisher[n] * (new[n].detach() - old[n]).pow(2)).sum() for n in old)
     assert float(ours) == pytest.approx(float(expected), rel=1e-4)
@@ -238,49 +239,49 @@ def test_fisher_and_penalty_of_ewc_by_hand(beds: Any) -> None:
     assert all(g is None or not g.any() for g in grads), "nothing holds what is new"
 
 
-def test_the_importance_of_mas_by_hand(beds: Any) -> None:
-    bed = beds(Mas())
-    after_1 = bed.end(1)
+def test_the_importance_of_mas_by_hand(harnesses: Any) -> None:
+    harness = harnesses(Mas())
+    after_1 = harness.end(1)
     expected = {n: torch.zeros_like(p) for n, p in after_1.model.named_parameters()}
-    pairs = crops(bed, after_1)
+    pairs = crops(harness, after_1)
     for image, _ in pairs:
         after_1.model.zero_grad()
         logits = after_1.model(image[None]).logits
         (logits.pow(2).sum() / logits[:, 0].numel()).backward()
         for name, p in after_1.model.named_parameters():
             expected[name] += (torch.zeros_like(p) if p.grad is None else p.grad.abs()) / len(pairs)
-    plugin, _ = plugin_of(bed, after_1)
+    plugin, _ = plugin_of(harness, after_1)
     assert {k.removeprefix("model.") for k in plugin.importance} == set(expected)
     for name, found in plugin.importance.items():
         torch.testing.assert_close(found.data, expected[name.removeprefix("model.")])
-    _, penalty = penalty_after(bed)
+    _, penalty = penalty_after(harness)
     assert float(penalty) > 0
 
 
 # --------------------------------------------------------------------------------------- stored cases
 
 
-def test_replay_stores_cases_by_id_and_every_batch_holds_some(beds: Any) -> None:
-    bed = beds(Replay())
-    assert stored(bed.end(1).memory) == [(1, case) for case in sorted(bed.lesson(1).cases)]
-    state = bed.start(2)
+def test_replay_stores_cases_by_id_and_every_batch_holds_some(harnesses: Any) -> None:
+    harness = harnesses(Replay())
+    assert stored(harness.end(1).memory) == [(1, case) for case in sorted(harness.lesson(1).cases)]
+    state = harness.start(2)
     assert set(state.strategy.extra_cases(state.lesson, state.memory).values()) == {0.0}
-    assert {step for step, _ in stored(bed.end(2).memory)} == {1, 2}
-    assert not any(isinstance(v, Tensor) and v.numel() > 8 for v in bed.end(2).memory.values())
+    assert {step for step, _ in stored(harness.end(2).memory)} == {1, 2}
+    assert not any(isinstance(v, Tensor) and v.numel() > 8 for v in harness.end(2).memory.values())
 
 
 def test_a_run_of_replay_books_the_cases_and_says_first_how_it_resumes(
-    beds: Any,
+    harnesses: Any,
 ) -> None:
-    bed = beds(Replay())
+    harness = harnesses(Replay())
     events: list[dict[str, Any]] = []
-    folder = run_plan(bed.plan("booked"), events.append)
+    folder = run_plan(harness.plan_run("booked"), events.append)
     kinds = [e["event"] for e in events]
     assert kinds.index("note") < kinds.index("step")
     (word,) = [e["what"] for e in events if e["event"] == "note"]
     assert "cannot go on in the middle of a step" in word
     record = run_folder.read_record(folder)
-    past = {f"first/{case}" for case in bed.lesson(1).cases}
+    past = {f"first/{case}" for case in harness.lesson(1).cases}
     assert past <= set(record["ledger"]["2"]["train"])
     assert record["past"] == "cases"
     assert past_card(record).startswith("stored cases: ")
@@ -296,10 +297,10 @@ def test_a_run_of_replay_books_the_cases_and_says_first_how_it_resumes(
     assert {r.strategy for r in run_folder.read_scores(folder / "scores.csv")} == {"replay"}
 
 
-def test_agem_takes_out_what_points_against_kept_cases(beds: Any) -> None:
-    bed = beds(Agem())
-    state = bed.start(2)
-    bed.enter(state)
+def test_agem_takes_out_what_points_against_kept_cases(harnesses: Any) -> None:
+    harness = harnesses(Agem())
+    state = harness.start(2)
+    harness.enter(state)
     seen: list[Tensor] = []
     module = load("clbench.avalanche.plugin_session")
     made: list[Any] = []
@@ -311,7 +312,7 @@ def test_agem_takes_out_what_points_against_kept_cases(beds: Any) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "PluginSession", Spied)
-        bed.terms(state, bed.crops(state))
+        harness.terms(state, harness.crops(state))
     (session,) = made
     reference = session.conductor.plugins[0].reference_gradients
     place = 0
@@ -328,29 +329,29 @@ def test_agem_takes_out_what_points_against_kept_cases(beds: Any) -> None:
 # ------------------------------------------------------------------------------- a user's own plugin
 
 
-def test_a_users_plugin_keeps_its_model_over_three_steps(beds: Any) -> None:
+def test_a_users_plugin_keeps_its_model_over_three_steps(harnesses: Any) -> None:
     strategy = user("Teacher", weight="2.5")
     assert strategy.weight == 2.5  # type: ignore[attr-defined]
     assert type(strategy).__name__ == "avalanche_users:Teacher"
-    bed = beds(strategy)
-    state, penalty = penalty_after(bed)
+    harness = harnesses(strategy)
+    state, penalty = penalty_after(harness)
     assert float(penalty) > 0
     plugin, clock = unpack(
-        bed.end(3).memory, home="avalanche_users", device=torch.device("cpu"), dataset=list
+        harness.end(3).memory, home="avalanche_users", device=torch.device("cpu"), dataset=list
     )
     assert plugin.notes == {"steps": [0, 1, 2], "loud": False}
     assert clock.train_exp_counter == 3
     assert clock.train_iterations == 6
     mine = {k.removeprefix("model."): v for k, v in plugin.model.state_dict().items()}
-    assert same(mine, dict(bed.end(3).model.state_dict()))
-    image = bed.crops(state).image
+    assert same(mine, dict(harness.end(3).model.state_dict()))
+    image = harness.crops(state).image
     with torch.no_grad():
-        assert torch.equal(plugin.model(image), bed.end(3).model.eval()(image).logits)
+        assert torch.equal(plugin.model(image), harness.end(3).model.eval()(image).logits)
 
 
-def test_a_plugin_of_avalanche_by_its_full_name_is_the_registered_one(beds: Any) -> None:
+def test_a_plugin_of_avalanche_by_its_full_name_is_the_registered_one(harnesses: Any) -> None:
     named = load_strategy("avalanche.training.plugins:EWCPlugin", {"ewc_lambda": "1.0"})
-    ours, theirs = beds(Ewc()).end(2), beds(named).end(2)
+    ours, theirs = harnesses(Ewc()).end(2), harnesses(named).end(2)
     assert same(dict(ours.model.state_dict()), dict(theirs.model.state_dict()))
 
 
@@ -365,15 +366,15 @@ def test_a_plugin_of_avalanche_by_its_full_name_is_the_registered_one(beds: Any)
         ("Si", "SynapticIntelligencePlugin is refused: it keeps a view"),
     ],
 )
-def test_what_would_go_wrong_in_silence_is_said(beds: Any, name: str, says: str) -> None:
-    bed = beds(user(name))
+def test_what_would_go_wrong_in_silence_is_said(harnesses: Any, name: str, says: str) -> None:
+    harness = harnesses(user(name))
     with pytest.raises(AvalancheError, match=says) as err:
-        bed.end(2)
+        harness.end(2)
     assert err.value.fields()
 
 
-def test_a_penalty_may_stay_zero_where_that_is_said(beds: Any) -> None:
-    beds(user("Silent", zero_penalty="allowed")).end(2)
+def test_a_penalty_may_stay_zero_where_that_is_said(harnesses: Any) -> None:
+    harnesses(user("Silent", zero_penalty="allowed")).end(2)
 
 
 @pytest.mark.parametrize(
@@ -415,9 +416,11 @@ def test_a_strategy_named_by_module_has_a_folder_of_its_own(
     cache_root: Path, tmp_path: Path
 ) -> None:
     strategy = user("Teacher")
-    bed = Bed(strategy, name="avalanche_users:Teacher", folder=tmp_path, cache=cache_root)
-    assert bed.plan("named").folder.parent.name == "avalanche_users.Teacher"
-    assert bed.plan("named").strategy_name == "avalanche_users.Teacher"
+    harness = StrategyHarness(
+        strategy, name="avalanche_users:Teacher", folder=tmp_path, cache=cache_root
+    )
+    assert harness.plan_run("named").folder.parent.name == "avalanche_users.Teacher"
+    assert harness.plan_run("named").strategy_name == "avalanche_users.Teacher"
 
 
 # ------------------------------------------------------------------------------------------ keeping

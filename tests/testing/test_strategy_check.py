@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,8 +22,11 @@ from clbench.data.volume import Volume
 from clbench.errors import SettingError, UnknownName
 from clbench.nets.heads import ConvHead, Segmenter
 from clbench.nets.output import Output
+from clbench.run import teach as runner
 from clbench.spec import registry
+from clbench.strategies.finetune import Finetune
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
+from clbench.strategy import contract
 from clbench.strategy.contract import Batch, Group, Kit, Lesson, Memory, Predictor, Strategy
 from clbench.strategy.losses import dice_bce, targets
 from clbench.strategy.partial_labels import allowed_channels, mean_ce
@@ -770,3 +774,27 @@ def test_the_command_refuses_a_wrong_word(
     done = CliRunner().invoke(app, ["check", "strategy", *words])
     assert isinstance(done.exception, kind)
     assert says in str(done.exception)
+
+
+def test_a_runner_that_trains_nothing_breaks_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "train_step", lambda *args, **more: None)
+    report = check_strategy(Finetune(), only=("a step can be taught",))
+    assert "taught without an update" in str(report)
+    assert not report.ok
+
+
+def test_a_runner_that_skips_an_update_breaks_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    train_step = runner.train_step
+
+    def skip_one(plan: Any, state: Any, material: Any, watch: Any, **more: Any) -> None:
+        own = contract.Session.batches
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                contract.Session, "batches", lambda self, all_of: islice(own(self, all_of), 1)
+            )
+            train_step(plan, state, material, watch, **more)
+
+    monkeypatch.setattr(runner, "train_step", skip_one)
+    report = check_strategy(Finetune(), only=("a step can be taught",))
+    assert "updates of a phase are missing" in str(report)
+    assert not report.ok

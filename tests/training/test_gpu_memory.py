@@ -16,7 +16,7 @@ from clbench.run.course import run_plan
 from clbench.spec.settings import load_profile
 from clbench.strategies.finetune import Finetune
 from clbench.strategy.contract import Batch, Memory
-from clbench.testing.harness import Bed
+from clbench.testing.harness import StrategyHarness
 from clbench.training.gpu_memory import enough_memory, smaller
 
 PATCH = (96, 96, 64)
@@ -93,8 +93,8 @@ class Hungry(Finetune):
 
 
 def test_a_run_names_update_cases_and_what_fits(tmp_path: Path, cache_root: Path) -> None:
-    bed = Bed(Hungry(), name="hungry", folder=tmp_path, cache=cache_root)
-    plan = bed.plan("out")
+    harness = StrategyHarness(Hungry(), name="hungry", folder=tmp_path, cache=cache_root)
+    plan = harness.plan_run("out")
     plan.profile = replace(plan.profile, train=replace(plan.profile.train, batch=2))
     with pytest.raises(SettingError) as err:
         run_plan(plan)
@@ -114,8 +114,8 @@ class Blind(Finetune):
 
 
 def test_examining_names_the_case(tmp_path: Path, cache_root: Path) -> None:
-    bed = Bed(Blind(), name="blind", folder=tmp_path, cache=cache_root)
-    plan = bed.plan("out")
+    harness = StrategyHarness(Blind(), name="blind", folder=tmp_path, cache=cache_root)
+    plan = harness.plan_run("out")
     plan.profile = replace(plan.profile, examine=replace(plan.profile.examine, windows=2))
     with pytest.raises(SettingError, match="examining after step 1, case") as err:
         run_plan(plan)

@@ -23,8 +23,8 @@ from clbench.store import run_folder
 from clbench.strategies.finetune import Finetune
 from clbench.strategy.contract import Draws, Lesson, Memory, Strategy
 from clbench.training.past_data import (
-    Opened,
-    files_heard,
+    FileAccessMonitor,
+    listening_to_opens,
     refuse_lost_cases,
     refuse_undeclared,
 )
@@ -155,24 +155,24 @@ def test_a_thread_without_the_context_is_not_trusted(tmp_path: Path) -> None:
     image.write_bytes(b"voxels")
     files = {"x": {"1": SimpleNamespace(files=(image,))}}
     catalog = SimpleNamespace(files=files, step=2, source=lambda step: SimpleNamespace(name="x"))
-    opened = Opened(cast("Any", catalog))
+    opened = FileAccessMonitor(cast("Any", catalog))
 
     def run_thread(read: Any) -> None:
         thread = threading.Thread(target=read)
         thread.start()
         thread.join()
 
-    with files_heard(opened):
+    with listening_to_opens(opened):
         with reading(1, "1"):
             image.read_bytes()
             context = contextvars.copy_context()  # as a pool of the benchmark's own would hand on
             run_thread(lambda: context.run(image.read_bytes))
-            assert not opened.strangers
+            assert not opened.unrecorded_reads
             run_thread(image.read_bytes)
-            assert opened.strangers == [(2, "x", "1")]
+            assert opened.unrecorded_reads == [(2, "x", "1")]
         assert case_being_read() is None
         image.read_bytes()
-    assert opened.strangers == [(2, "x", "1")] * 2
+    assert opened.unrecorded_reads == [(2, "x", "1")] * 2
 
 
 def test_the_context_ends_where_reading_fails() -> None:

@@ -28,7 +28,7 @@ from clbench.run.course import run_plan
 from clbench.store import checkpoint, files, run_folder
 from clbench.strategy.contract import Phase
 from clbench.testing.fixtures import first_difference, same
-from clbench.testing.harness import Bed
+from clbench.testing.harness import StrategyHarness
 from clbench.training import resume
 
 Watch = Callable[[dict[str, Any]], None]
@@ -56,18 +56,18 @@ class Course:
         self, name: str, out: str, watch: Watch = lambda e: None, **more: Any
     ) -> tuple[Path, list[dict[str, Any]]]:
         """The run folder, and the last place of every step that was taught."""
-        bed = Bed(made(name), name=name, folder=self.folder, cache=self.cache)
-        plan = bed.plan(out)
+        harness = StrategyHarness(made(name), name=name, folder=self.folder, cache=self.cache)
+        plan = harness.plan_run(out)
         plan.settings = dataclasses.replace(plan.settings, checkpoint_s=0, **more)
         last: list[dict[str, Any]] = []
-        close = resume.Keeper.close
+        close = resume.StepCheckpointer.close
 
-        def closing(self: resume.Keeper) -> None:
+        def closing(self: resume.StepCheckpointer) -> None:
             last.append(checkpoint.load(self.path) if self.path.exists() else {})
             close(self)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(resume.Keeper, "close", closing)
+            patch.setattr(resume.StepCheckpointer, "close", closing)
             return run_plan(plan, watch), last
 
     def broken(self, name: str, out: str, watch: Watch, how: type[Exception], **more: Any) -> None:
@@ -340,12 +340,14 @@ def test_what_is_trained_must_be_in_the_model(tmp_path: Path) -> None:
     from clbench.errors import TrainingError
     from clbench.strategy.contract import Group
 
-    place = resume.Place(
+    place = resume.TrainingPosition(
         phase=Phase(), history=(), updates=1, measured=(), optimizer={}, scaler={},
         groups=[Group(parameters=[torch.nn.Parameter(torch.zeros(1))])],
     )  # fmt: skip
     with pytest.raises(TrainingError, match="not in its model"):
-        resume.Keeper(tmp_path / "step1.pt", every_s=0).offer(torch.nn.Linear(1, 1), {}, place)
+        resume.StepCheckpointer(tmp_path / "step1.pt", every_s=0).offer(
+            torch.nn.Linear(1, 1), {}, place
+        )
 
 
 def test_the_kill_benchmark_sees_every_kind_of_half_written_file(

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from clbench.nets.output import Output
 from clbench.strategy.contract import Lesson
-from clbench.testing.fixtures import PATCH, loud, perturb, same
-from clbench.testing.harness import Bed
+from clbench.testing.fixtures import PATCH, confident_output, perturb, same
+from clbench.testing.harness import StrategyHarness
 from clbench.testing.report import Broken
 
 ALLOWED: Mapping[str, tuple[str, ...]] = {
@@ -36,9 +36,9 @@ only where shapes are equal.
 # ------------------------------------------------------------------------------- declarations
 
 
-def declarations_are_legal(bed: Bed) -> None:
+def declarations_are_legal(harness: StrategyHarness) -> None:
     """The runner acts on them: a word it does not know would be taken for a promise."""
-    strategy = bed.strategy
+    strategy = harness.strategy
     parameters = getattr(type(strategy), "__dataclass_params__", None)
     if not (is_dataclass(strategy) and parameters is not None and parameters.frozen):
         raise Broken(
@@ -78,10 +78,10 @@ def declarations_are_legal(bed: Bed) -> None:
 # ------------------------------------------------------------------------------------- models
 
 
-def builds(bed: Bed) -> None:
+def builds(harness: StrategyHarness) -> None:
     """Without a model whose answer has one logit per voxel, nothing else can be said."""
-    lesson = bed.lesson(1)
-    model = bed.strategy.build(bed.rig.kit, lesson)
+    lesson = harness.lesson(1)
+    model = harness.strategy.build(harness.plan.kit, lesson)
     if not isinstance(model, nn.Module):
         raise Broken("build returns no torch module", got=type(model).__name__)
     _answer(model, lesson)
@@ -128,19 +128,19 @@ def course(order: Sequence[Sequence[str]]) -> Iterator[Lesson]:
         )
 
 
-def grows_in_any_order(bed: Bed) -> None:
+def grows_in_any_order(harness: StrategyHarness) -> None:
     """A course may add one structure or many, in any order; a checkpoint is loaded by growing."""
-    kit = bed.rig.kit
+    kit = harness.plan.kit
     for order in ORDERS:
         model: nn.Module | None = None
         lessons = list(course(order))
         for lesson in lessons:
             if model is None:
-                model = bed.strategy.build(kit, lesson)
+                model = harness.strategy.build(kit, lesson)
             else:
-                bed.strategy.grow(model, kit, lesson)
+                harness.strategy.grow(model, kit, lesson)
             found = _answer(model, lesson)
-            decoded = bed.strategy.decode(found.logits, lesson.structures)
+            decoded = harness.strategy.decode(found.logits, lesson.structures)
             if decoded.shape[1] != len(lesson.structures):
                 raise Broken(
                     "the model does not answer for every structure learned so far",
@@ -150,9 +150,9 @@ def grows_in_any_order(bed: Bed) -> None:
                 )
         assert model is not None  # noqa: S101  # ORDERS has no empty course
         perturb(model)
-        again = bed.strategy.build(kit, lessons[0])
+        again = harness.strategy.build(kit, lessons[0])
         for lesson in lessons[1:]:
-            bed.strategy.grow(again, kit, lesson)
+            harness.strategy.grow(again, kit, lesson)
         try:
             again.load_state_dict(model.state_dict())
         except RuntimeError as err:
@@ -170,18 +170,18 @@ def grows_in_any_order(bed: Bed) -> None:
             )
 
 
-def starts_from_what_it_declares(bed: Bed) -> None:
+def starts_from_what_it_declares(harness: StrategyHarness) -> None:
     """One that says 'previous' and begins anew has forgotten all, whatever it shows afterwards."""
-    if bed.strategy.declaration.starts_from == "scratch":
+    if harness.strategy.declaration.starts_from == "scratch":
         return  # then the runner makes the model
-    model = bed.blank(1)
+    model = harness.blank(1)
     perturb(model)
     before = copy.deepcopy(model.state_dict())
-    bed.strategy.grow(model, bed.rig.kit, bed.lesson(2))
+    harness.strategy.grow(model, harness.plan.kit, harness.lesson(2))
     _nothing_kept(before, model, "grow, step 2")
-    state = bed.start(2)
+    state = harness.start(2)
     before = copy.deepcopy(state.model.state_dict())
-    bed.enter(state)
+    harness.enter(state)
     _nothing_kept(before, state.model, "enter_phase, step 2")
 
 
@@ -198,19 +198,19 @@ def _nothing_kept(before: Mapping[str, Tensor], model: nn.Module, where: str) ->
         )
 
 
-def growth_keeps_old_logits_as_declared(bed: Bed) -> None:
+def growth_keeps_old_logits_as_declared(harness: StrategyHarness) -> None:
     """Else old structures are lost or kept (to rounding, 1e-5) before any update, and unseen."""
     image = torch.rand(2, 1, PATCH, PATCH, PATCH, generator=torch.Generator().manual_seed(1))
     moved = []
     for number in (2, 3):
-        model = bed.blank(number - 1)
+        model = harness.blank(number - 1)
         perturb(model)
         with torch.no_grad():
             before = model.eval()(image).logits
-            bed.strategy.grow(model, bed.rig.kit, bed.lesson(number))
+            harness.strategy.grow(model, harness.plan.kit, harness.lesson(number))
             after = model.eval()(image).logits
         gone = _lost_channels(before, after)
-        if gone and bed.strategy.declaration.keeps_old_logits:
+        if gone and harness.strategy.declaration.keeps_old_logits:
             raise Broken(
                 "growing changes old logits, although keeps_old_logits is declared",
                 where=f"grow, step {number}",
@@ -219,7 +219,7 @@ def growth_keeps_old_logits_as_declared(bed: Bed) -> None:
                 next_step="leave old weights alone, or declare keeps_old_logits = False",
             )
         moved += gone
-    if not moved and not bed.strategy.declaration.keeps_old_logits:
+    if not moved and not harness.strategy.declaration.keeps_old_logits:
         raise Broken(
             "keeps_old_logits is declared False, but growing changes no old logit",
             where="grow, steps 2 and 3",
@@ -241,12 +241,12 @@ def _lost_channels(before: Tensor, after: Tensor) -> list[int]:
     return gone
 
 
-def another_seed_gives_other_weights(bed: Bed) -> None:
+def another_seed_gives_other_weights(harness: StrategyHarness) -> None:
     """Three seeds with one set of initial weights would measure less than seeds claim to."""
-    kit = copy.copy(bed.rig.kit)
+    kit = copy.copy(harness.plan.kit)
     kit.seed += 1
-    one = bed.strategy.build(bed.rig.kit, bed.lesson(1))
-    two = bed.strategy.build(kit, bed.lesson(1))
+    one = harness.strategy.build(harness.plan.kit, harness.lesson(1))
+    two = harness.strategy.build(kit, harness.lesson(1))
     if same(one.state_dict(), two.state_dict()):
         raise Broken(
             "another seed gives the same initial weights",
@@ -255,20 +255,20 @@ def another_seed_gives_other_weights(bed: Bed) -> None:
         )
 
 
-def decodes_to_probabilities(bed: Bed) -> None:
+def decodes_to_probabilities(harness: StrategyHarness) -> None:
     """Examination decodes slab by slab and calls above 0.5 foreground."""
     for number in (1, 2, 3):
-        structures = bed.lesson(number).structures
-        like = _answer(bed.blank(number), bed.lesson(number))
+        structures = harness.lesson(number).structures
+        like = _answer(harness.blank(number), harness.lesson(number))
         for scale in (1.0, 1e4):
-            logits = scale * loud(like, 1).logits.detach()[:, :, :, :6, :5]
+            logits = scale * confident_output(like, 1).logits.detach()[:, :, :, :6, :5]
             kept = logits.clone()
-            found = bed.strategy.decode(logits, structures)
+            found = harness.strategy.decode(logits, structures)
             _check_probabilities(found, logits, structures)
             if not same(logits, kept):
                 raise Broken("decode changes the logits it is given", where="decode")
             slabs = [
-                bed.strategy.decode(logits[:, :, a:b], structures)
+                harness.strategy.decode(logits[:, :, a:b], structures)
                 for a, b in ((0, 1), (1, 5), (5, PATCH))
             ]
             if not torch.allclose(torch.cat(slabs, dim=2), found, atol=ROUNDING):

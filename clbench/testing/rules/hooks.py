@@ -9,42 +9,63 @@ from typing import Any
 import torch
 from torch import nn
 
-from clbench.testing.fixtures import dice_thrown, first_difference, perturb, same
-from clbench.testing.harness import Bed, State
+from clbench.run.teach import StepState
+from clbench.testing.fixtures import first_difference, perturb, same, seeded
+from clbench.testing.harness import StrategyHarness
 from clbench.testing.report import Broken
 
 
-def a_step_can_be_taught(bed: Bed) -> None:
+def a_step_can_be_taught(harness: StrategyHarness) -> None:
     """Three steps through the real loop: every hook is called as a run would call it."""
     for number in (1, 2, 3):
-        bed.end(number)
+        harness.end(number)
+        phases: list[list[dict[str, Any]]] = []
+        for event in harness.events[number]:
+            if event["event"] == "update":
+                if (event["epoch"], event["iteration"]) == (0, 0) or not phases:
+                    phases.append([])
+                phases[-1].append(event)
+        taught = harness.teaches(number).next_phase(
+            harness.lesson(number), harness.start(number).memory, ()
+        )
+        if taught is not None and not phases:
+            raise Broken("a step was taught without an update", where=f"step {number}")
+        for updates in phases:
+            if len(updates) != updates[0]["of"]:
+                raise Broken(
+                    "updates of a phase are missing",
+                    where=f"step {number}, phase {updates[0]['phase']}",
+                    expected=f"{updates[0]['of']} updates",
+                    got=len(updates),
+                    next_step="yield every batch of the phase in the session's batches",
+                )
 
 
-def hooks_leave_the_strategy_as_it_was(bed: Bed) -> None:
+def hooks_leave_the_strategy_as_it_was(harness: StrategyHarness) -> None:
     """What is written on the strategy is in no checkpoint: a resumed run would go on without it."""
     for number in (1, 2, 3):
-        state = bed.end(number)
+        state = harness.end(number)
         state.strategy.serve(state.model, state.memory)
-    now = bed.traits()
-    if not same(now, bed.before):
-        what = first_difference(now, bed.before)
+    now = harness.traits()
+    if not same(now, harness.before):
+        what = first_difference(now, harness.before)
         raise Broken(
             "a hook changed the strategy",
             where=what,
-            expected=f"as it was built: {bed.before.get(what)!r}",
+            expected=f"as it was built: {harness.before.get(what)!r}",
             got=f"{now.get(what)!r}",
             next_step="keep what changes in memory; every hook is given it",
         )
 
 
-def hooks_repeat_to_the_bit(bed: Bed) -> None:
+def hooks_repeat_to_the_bit(harness: StrategyHarness) -> None:
     """A run must repeat and resume exactly; a hook may draw from kit.generator alone."""
     for number in (1, 2):
-        for name, hook in _hooks(bed, number):
+        for name, hook in _hooks(harness, number):
             results = []
             for seed in (1, 2):
-                with dice_thrown(seed):
-                    results.append(hook(bed.start(number)))
+                with seeded(seed):
+                    results.append(hook(harness.start(number)))
             if not same(*results):
                 raise Broken(
                     f"{name}, called twice from one checkpoint, gives two results",
@@ -54,37 +75,37 @@ def hooks_repeat_to_the_bit(bed: Bed) -> None:
                 )
 
 
-Hook = Callable[[State], dict[str, Any]]
+Hook = Callable[[StepState], dict[str, Any]]
 
 
-def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
+def _hooks(harness: StrategyHarness, number: int) -> Iterator[tuple[str, Hook]]:
     """Name → the hook called on a state; what it returns and what it leaves behind."""
-    kit = bed.rig.kit
+    kit = harness.plan.kit
 
-    def traces(state: State, **result: Any) -> dict[str, Any]:
+    def traces(state: StepState, **result: Any) -> dict[str, Any]:
         return {**result, "model": dict(state.model.state_dict()), "memory": state.memory}
 
-    def build(state: State) -> dict[str, Any]:
-        return dict(state.strategy.build(kit, bed.lesson(1)).state_dict())
+    def build(state: StepState) -> dict[str, Any]:
+        return dict(state.strategy.build(kit, harness.lesson(1)).state_dict())
 
-    def grow(state: State) -> dict[str, Any]:
-        before = bed.end(number - 1)
+    def grow(state: StepState) -> dict[str, Any]:
+        before = harness.end(number - 1)
         state.strategy.grow(before.model, kit, state.lesson)
         return dict(before.model.state_dict())
 
-    def prepare_case(state: State) -> dict[str, Any]:
-        return traces(state, **bed.prepared(state, state.lesson.cases[0]))
+    def prepare_case(state: StepState) -> dict[str, Any]:
+        return traces(state, **harness.prepared(state, state.lesson.cases[0]))
 
-    def prepare(state: State) -> dict[str, Any]:
-        made = {case: bed.prepared(state, case) for case in state.lesson.cases}
+    def prepare(state: StepState) -> dict[str, Any]:
+        made = {case: harness.prepared(state, case) for case in state.lesson.cases}
         rest = {
             case: {k: v for k, v in found.items() if k != "pseudo"} for case, found in made.items()
         }
         state.strategy.prepare(state.lesson, rest, state.memory)
         return traces(state)
 
-    def plans(state: State) -> dict[str, Any]:
-        groups = bed.enter(state)
+    def plans(state: StepState) -> dict[str, Any]:
+        groups = harness.enter(state)
         place = {id(p): name for name, p in state.model.named_parameters()}
         return traces(
             state,
@@ -92,9 +113,9 @@ def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
             groups=[([place.get(id(p), "?") for p in g.parameters], g.lr) for g in groups],
         )
 
-    def answers(state: State) -> dict[str, Any]:
+    def answers(state: StepState) -> dict[str, Any]:
         strategy, lesson = state.strategy, state.lesson
-        logits = bed.answers(state, bed.crops(state))[0].logits.detach()
+        logits = harness.answers(state, harness.crops(state))[0].logits.detach()
         return traces(
             state,
             decode=strategy.decode(logits, lesson.structures),
@@ -104,19 +125,19 @@ def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
             first_step=repr(strategy.first_step()),
         )
 
-    def losses(state: State) -> dict[str, Any]:
+    def losses(state: StepState) -> dict[str, Any]:
         state.model.train()
         perturb(state.model)  # a penalty must have something to say
-        batch = bed.crops(state)
-        new, old = bed.answers(state, batch)
+        batch = harness.crops(state)
+        new, old = harness.answers(state, batch)
         kept = copy.deepcopy((batch.image, batch.label, batch.pseudo))
         terms = state.strategy.losses(batch, new, old, state.memory)
         if not same(kept, (batch.image, batch.label, batch.pseudo)):
             raise Broken("losses changes the batch it is given", where=f"step {number}")
         return {**{f"term {k}": v.detach() for k, v in terms.items()}, "memory": state.memory}
 
-    def updates(state: State) -> dict[str, Any]:
-        bed.enter(state)
+    def updates(state: StepState) -> dict[str, Any]:
+        harness.enter(state)
         rng = torch.Generator().manual_seed(0)
         for p in state.model.parameters():
             p.grad = torch.randn(p.shape, generator=rng) if p.requires_grad else None
@@ -125,29 +146,29 @@ def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
         state.strategy.after_update(state.model, state.memory)
         return traces(state, **grads)
 
-    def finish(state: State) -> dict[str, Any]:
-        bed.enter(state)
+    def finish(state: StepState) -> dict[str, Any]:
+        harness.enter(state)
         state.strategy.finish(
             state.lesson,
             state.model,
-            lambda count: (bed.crops(state, i) for i in range(count)),
+            lambda count: (harness.crops(state, i) for i in range(count)),
             state.memory,
         )
         return traces(state)
 
-    def axial_ranges(state: State) -> dict[str, Any]:
-        volume = bed.rig.catalog.open(number, state.lesson.cases[0], "train")
-        server = bed.predictor(state, state.model, state.lesson.structures)
+    def axial_ranges(state: StepState) -> dict[str, Any]:
+        volume = harness.plan.catalog.open(number, state.lesson.cases[0], "train")
+        server = harness.predictor(state, state.model, state.lesson.structures)
         return traces(state, ranges=dict(server.ranges(volume)))
 
-    def serve(state: State) -> dict[str, Any]:
-        state = bed.end(number)
+    def serve(state: StepState) -> dict[str, Any]:
+        state = harness.end(number)
         return dict(state.strategy.serve(state.model, state.memory).state_dict())
 
     yield "build", build
     if number > 1:
         yield "grow", grow
-    if bed.teaches(number).prepares(bed.lesson(number)):
+    if harness.teaches(number).prepares(harness.lesson(number)):
         yield "prepare_case", prepare_case
         yield "prepare", prepare
     yield "extra_cases, next_phase, enter_phase or groups", plans
@@ -159,10 +180,10 @@ def _hooks(bed: Bed, number: int) -> Iterator[tuple[str, Hook]]:
     yield "serve", serve
 
 
-def serving_leaves_the_model_as_it_was(bed: Bed) -> None:
+def serving_leaves_the_model_as_it_was(harness: StrategyHarness) -> None:
     """A run goes on with the model it trained; a resumed one loads it before it was served."""
     for number in (1, 2):
-        state = bed.end(number)
+        state = harness.end(number)
         before = copy.deepcopy(dict(state.model.state_dict()))
         memory = copy.deepcopy(state.memory)
         served = state.strategy.serve(state.model, state.memory)

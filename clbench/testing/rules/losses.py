@@ -11,32 +11,33 @@ from torch import Tensor
 
 from clbench.data.labels import PSEUDO_SCALE
 from clbench.nets.output import Output
+from clbench.run.teach import StepState
 from clbench.strategy.contract import UNKNOWN, Batch
 from clbench.testing.fixtures import (
+    confident_output,
     first_difference,
-    loud,
     made_batch,
     padded,
     perturb,
     relabel,
     same,
 )
-from clbench.testing.harness import Bed, State, words
+from clbench.testing.harness import StrategyHarness, words
 from clbench.testing.report import Broken, Exempt
 
 # ------------------------------------------------------------------------------------- step 1
 
 
-def step_1_equals_its_first_step(bed: Bed) -> None:
+def step_1_equals_its_first_step(harness: StrategyHarness) -> None:
     """Step 1 is taught once, by first_step(), and shared; whoever differs would run on a lie."""
-    first, own = bed.first, bed.strategy
-    lesson = bed.lesson(1)
+    first, own = harness.first, harness.strategy
+    lesson = harness.lesson(1)
     where = f"first_step() = {words(first)}"
     if not same_method(first.first_step(), first):
         raise Broken(
             "first_step() has another first_step()", where=where, got=words(first.first_step())
         )
-    one, two = (s.build(bed.rig.kit, lesson) for s in (first, own))
+    one, two = (s.build(harness.plan.kit, lesson) for s in (first, own))
     if not same(dict(one.state_dict()), dict(two.state_dict())):
         raise Broken(
             "build makes another model than that of first_step()",
@@ -47,11 +48,11 @@ def step_1_equals_its_first_step(bed: Bed) -> None:
         return
     ends = []
     for strategy in (first, own):
-        state = bed.start(1)
+        state = harness.start(1)
         state.strategy = strategy
-        for batch in (bed.crops(state), *_partial(made_batch(lesson))):
+        for batch in (harness.crops(state), *_partial(made_batch(lesson))):
             state.model.train()
-            new, _ = bed.answers(state, batch)
+            new, _ = harness.answers(state, batch)
             leaf = replace(new, logits=new.logits.detach().requires_grad_(True))
             total = _total(strategy.losses(batch, leaf, None, copy.deepcopy(state.memory)))
             ends.append((total.detach(), torch.autograd.grad(total, leaf.logits)[0]))
@@ -67,9 +68,9 @@ def step_1_equals_its_first_step(bed: Bed) -> None:
             )
     states = []
     for strategy in (first, own):
-        state = bed.start(1)
+        state = harness.start(1)
         state.strategy = strategy
-        bed.teach(state)
+        harness.teach(state)
         states.append(state)
     if not same(states[0].memory, states[1].memory):
         raise Broken(
@@ -110,15 +111,15 @@ def _partial(batch: Batch) -> Iterator[Batch]:
 # ------------------------------------------------------------------------------------ penalties
 
 
-def declared_penalties_bite(bed: Bed) -> None:
+def declared_penalties_bite(harness: StrategyHarness) -> None:
     """A penalty that is zero, or has no gradient, looks like a method and is fine-tuning."""
-    if not bed.strategy.declaration.penalties:
+    if not harness.strategy.declaration.penalties:
         raise Exempt("no penalty is declared")
     for number in (2, 3):
-        state = bed.start(number)
-        bed.enter(state)
+        state = harness.start(number)
+        harness.enter(state)
         perturb(state.model)
-        terms = bed.terms(state, bed.crops(state))
+        terms = harness.terms(state, harness.crops(state))
         weights = [p for p in state.model.parameters() if p.requires_grad]
         for name in state.strategy.declaration.penalties:
             where = f"losses, step {number}, weights moved by a fixed perturbation"
@@ -154,20 +155,20 @@ def declared_penalties_bite(bed: Bed) -> None:
 # -------------------------------------------------------------------------------------- teacher
 
 
-def _with_teacher(bed: Bed) -> State:
-    state = bed.start(2)
+def _with_teacher(harness: StrategyHarness) -> StepState:
+    state = harness.start(2)
     if not state.strategy.takes_teacher(state.lesson):
         raise Exempt("no teacher is taken (takes_teacher)")
-    bed.enter(state)
+    harness.enter(state)
     perturb(state.model)
     return state
 
 
-def the_teacher_stays_without_gradient(bed: Bed) -> None:
+def the_teacher_stays_without_gradient(harness: StrategyHarness) -> None:
     """A teacher that moves with its student teaches nothing."""
-    state = _with_teacher(bed)
-    batch = bed.crops(state)
-    new, old = bed.answers(state, batch)
+    state = _with_teacher(harness)
+    batch = harness.crops(state)
+    new, old = harness.answers(state, batch)
     assert old is not None and state.teacher is not None  # noqa: S101, PT018  # _with_teacher
     answers = {"logits": old.logits, **old.features}
     kept = copy.deepcopy(answers)
@@ -192,15 +193,15 @@ def the_teacher_stays_without_gradient(bed: Bed) -> None:
         raise Broken("the teacher's weights took a gradient", where=", ".join(with_grad[:3]))
 
 
-def the_teacher_is_used(bed: Bed) -> None:
+def the_teacher_is_used(harness: StrategyHarness) -> None:
     """A forward pass of the old model on every batch for nothing, or a penalty that forgot it."""
-    state = _with_teacher(bed)
-    batch = bed.crops(state)
-    new, old = bed.answers(state, batch)
+    state = _with_teacher(harness)
+    batch = harness.crops(state)
+    new, old = harness.answers(state, batch)
     assert old is not None  # noqa: S101  # _with_teacher
     values = []
     for seed in (1, 2):
-        other = loud(old, seed)
+        other = confident_output(old, seed)
         fixed = Output(
             logits=other.logits.detach(),
             features={k: v.detach() for k, v in other.features.items()},
@@ -219,23 +220,23 @@ def the_teacher_is_used(bed: Bed) -> None:
 # -------------------------------------------------------------------------------- finite, groups
 
 
-def losses_are_finite_on_empty_and_full_masks(bed: Bed) -> None:
+def losses_are_finite_on_empty_and_full_masks(harness: StrategyHarness) -> None:
     """Most crops lack most organs: 0/0 would come up in the first minute of a long run."""
-    _finite(bed.start(1), bed)
+    _finite(harness.start(1), harness)
 
 
-def losses_of_later_steps_are_finite_too(bed: Bed) -> None:
+def losses_of_later_steps_are_finite_too(harness: StrategyHarness) -> None:
     """The same with a teacher, pseudo labels and penalties."""
-    _finite(bed.start(2), bed)
+    _finite(harness.start(2), harness)
 
 
-def _finite(state: State, bed: Bed) -> None:
-    bed.enter(state)
+def _finite(state: StepState, harness: StrategyHarness) -> None:
+    harness.enter(state)
     batch = made_batch(state.lesson, pseudo=bool(state.pseudo))
     label, pseudo = batch.label, batch.pseudo
     cases = {"full": torch.ones_like(label), "empty": torch.zeros_like(label),
              "unknown": torch.full_like(label, UNKNOWN), "mixed": label}  # fmt: skip
-    new, old = bed.answers(state, batch)
+    new, old = harness.answers(state, batch)
     for name, made in cases.items():
         for p in (None,) if pseudo is None else (pseudo, pseudo * 0, pseudo * 0 + PSEUDO_SCALE):
             for scale in (1.0, 100.0):
@@ -263,11 +264,11 @@ def _finite(state: State, bed: Bed) -> None:
                     raise Broken("the gradient of the loss is not finite", where=where)
 
 
-def gradient_stays_in_the_declared_groups(bed: Bed) -> None:
+def gradient_stays_in_the_declared_groups(harness: StrategyHarness) -> None:
     """What is frozen on paper must not move, and what moves must be in the checkpoint."""
     for number in (1, 2):
-        state = bed.start(number)
-        groups = bed.enter(state)
+        state = harness.start(number)
+        groups = harness.enter(state)
         named = {id(p): n for n, p in state.model.named_parameters()}
         inside = [id(p) for g in groups for p in g.parameters]
         where = f"groups, step {number}"
@@ -279,7 +280,7 @@ def gradient_stays_in_the_declared_groups(bed: Bed) -> None:
                 where=where,
                 expected="parameters of the model: only those are saved",
             )
-        fixed = {n for n, p in bed.blank(number).named_parameters() if not p.requires_grad}
+        fixed = {n for n, p in harness.blank(number).named_parameters() if not p.requires_grad}
         if marked := [named[i] for i in inside if named[i] in fixed]:
             raise Broken(
                 "a parameter that build or grow marks as fixed is trained",
@@ -293,8 +294,8 @@ def gradient_stays_in_the_declared_groups(bed: Bed) -> None:
         frozen = {n: p.detach().clone() for n, p in outside.items()}
         optimizer = torch.optim.AdamW([{"params": g.parameters, "lr": 1e-3} for g in groups])
         for index in (0, 1):
-            batch = bed.crops(state, index)
-            new, old = bed.answers(state, batch)
+            batch = harness.crops(state, index)
+            new, old = harness.answers(state, batch)
             optimizer.zero_grad(set_to_none=True)
             _total(state.strategy.losses(batch, new, old, state.memory)).backward()  # type: ignore[no-untyped-call]  # torch
             state.strategy.after_backward(state.model, state.memory)

@@ -10,20 +10,26 @@ import torch
 from torch import Tensor
 
 from clbench.nets.output import Output
+from clbench.run.teach import StepState
 from clbench.strategy.contract import UNKNOWN, Batch
-from clbench.testing.fixtures import loud, made_batch, padded, relabel
-from clbench.testing.harness import Bed, State
+from clbench.testing.fixtures import confident_output, made_batch, padded, relabel
+from clbench.testing.harness import StrategyHarness
 from clbench.testing.report import Broken
 
 
-def unknown_voxels_are_treated_as_declared(bed: Bed) -> None:
+def unknown_voxels_are_treated_as_declared(harness: StrategyHarness) -> None:
     """255 is neither background nor organ: the whole difficulty of partly labelled data."""
     for number in (1, 2):
-        state = bed.start(number)
-        bed.enter(state)
+        state = harness.start(number)
+        harness.enter(state)
         full = made_batch(state.lesson, pseudo=bool(state.pseudo))
-        new, old = bed.answers(state, full)
-        probe = _Probe(state, full, loud(new, 1), None if old is None else _fixed(loud(old, 2)))
+        new, old = harness.answers(state, full)
+        probe = _Probe(
+            state,
+            full,
+            confident_output(new, 1),
+            None if old is None else _fixed(confident_output(old, 2)),
+        )
         where = f"losses without penalties, step {number}"
 
         _, grad = probe.at(padded(full).label)
@@ -50,7 +56,7 @@ def _fixed(output: Output) -> Output:
 class _Probe:
     """Supervised loss and its gradient in the logits, for one label after another."""
 
-    def __init__(self, state: State, batch: Batch, new: Output, old: Output | None) -> None:
+    def __init__(self, state: StepState, batch: Batch, new: Output, old: Output | None) -> None:
         self.state, self.batch, self.new, self.old = state, batch, new, old
         self.declared = state.strategy.declaration.unlabelled
 

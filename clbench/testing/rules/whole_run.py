@@ -19,35 +19,43 @@ from clbench.errors import StoreError, TrainingError
 from clbench.evaluation.scoring import ScoreContext, score_case
 from clbench.run.course import run_plan
 from clbench.run.plan import Plan
+from clbench.run.teach import StepState
 from clbench.store import checkpoint, run_folder
 from clbench.store.run_folder import Score
-from clbench.testing.fixtures import dice_thrown, first_difference, same
-from clbench.testing.harness import Bed, State
+from clbench.testing.fixtures import first_difference, same, seeded
+from clbench.testing.harness import StrategyHarness
 from clbench.testing.report import Broken
-from clbench.training.past_data import Opened, files_heard
+from clbench.training.past_data import FileAccessMonitor, listening_to_opens
 
-HOARD = 32
+MIN_COPIED_VALUES = 32
 """So many voxel values of a training crop found in memory are no coincidence."""
 
 
 class Course:
     """One run of the tiny course, with everything it opened."""
 
-    def __init__(self, bed: Bed, out: str, *, dice: int, stop_in_step: int | None = None) -> None:
-        self.plan: Plan = bed.plan(out)
-        self.opened = Opened(self.plan.catalog)
+    def __init__(
+        self,
+        harness: StrategyHarness,
+        out: str,
+        *,
+        global_seed: int,
+        stop_in_step: int | None = None,
+    ) -> None:
+        self.plan: Plan = harness.plan_run(out)
+        self.file_access = FileAccessMonitor(self.plan.catalog)
         self.losses: list[tuple[Any, ...]] = []
-        with dice_thrown(dice), files_heard(self.opened):
+        with seeded(global_seed), listening_to_opens(self.file_access):
             if stop_in_step is not None:
                 try:
                     run_plan(self.plan, lambda event: self._watch(event, stop_in_step))
                 except _Stop:
-                    self.plan = bed.plan(out)
-                    self.opened.catalog = self.plan.catalog
+                    self.plan = harness.plan_run(out)
+                    self.file_access.catalog = self.plan.catalog
             try:
                 run_plan(self.plan, lambda event: self._watch(event, None))
             except TrainingError:
-                if not self.opened.strangers:
+                if not self.file_access.unrecorded_reads:
                     raise
                 # stopped at a file read past the catalog; a rule says what sort of file it was
 
@@ -63,33 +71,33 @@ class _Stop(Exception):  # noqa: N818  # a signal, not an error
     """Breaks a run off between two updates."""
 
 
-def run_of(bed: Bed) -> Course:
+def run_of(harness: StrategyHarness) -> Course:
     """The first run, made once."""
-    if not hasattr(bed, "_course"):
-        bed._course = Course(bed, "run", dice=1)  # type: ignore[attr-defined]
-    made: Course = bed._course  # type: ignore[attr-defined]
+    if not hasattr(harness, "_course"):
+        harness._course = Course(harness, "run", global_seed=1)  # type: ignore[attr-defined]
+    made: Course = harness._course  # type: ignore[attr-defined]
     return made
 
 
 # ----------------------------------------------------------------------------------- the rules
 
 
-def _asked(bed: Bed) -> list[tuple[int, int, str]]:
+def _asked(harness: StrategyHarness) -> list[tuple[int, int, str]]:
     """(step, step of the case, case) of every case that extra_cases names."""
     return [
         (number, step, case)
         for number in (1, 2, 3)
-        for step, case in bed.teaches(number).extra_cases(
-            bed.lesson(number), bed.start(number).memory
+        for step, case in harness.teaches(number).extra_cases(
+            harness.lesson(number), harness.start(number).memory
         )
     ]
 
 
-def no_test_case_is_asked_for(bed: Bed) -> None:
+def no_test_case_is_asked_for(harness: StrategyHarness) -> None:
     """A case once trained on tests nothing."""
-    tests = bed.test_cases()
-    for number, step, case in _asked(bed):
-        if (bed.rig.catalog.source(step).name, case) in tests:
+    tests = harness.test_cases()
+    for number, step, case in _asked(harness):
+        if (harness.plan.catalog.source(step).name, case) in tests:
             raise Broken(
                 "a test case is asked for in training",
                 where=f"extra_cases, step {number}: case {case} of step {step}",
@@ -97,14 +105,14 @@ def no_test_case_is_asked_for(bed: Bed) -> None:
             )
 
 
-def the_past_is_used_as_declared(bed: Bed) -> None:
+def the_past_is_used_as_declared(harness: StrategyHarness) -> None:
     """Tables compare methods by what they need of the past: images, predictions, weights."""
-    past = bed.strategy.declaration.past
+    past = harness.strategy.declaration.past
     images = past in ("cases", "images")
     asked = [
         f"step {step} case {case}"
-        for number, step, case in _asked(bed)
-        if number != step or case not in bed.lesson(number).cases
+        for number, step, case in _asked(harness)
+        if number != step or case not in harness.lesson(number).cases
     ]
     if asked and not images:
         raise Broken(
@@ -120,14 +128,14 @@ def the_past_is_used_as_declared(bed: Bed) -> None:
             where="extra_cases, steps 2 and 3",
             next_step="declare what is needed: 'predictions', 'weights' or 'nothing'",
         )
-    _ladder(bed)
+    _ladder(harness)
     if not images:
-        _no_hoard(bed)
+        _no_stored_image(harness)
 
 
-def _ladder(bed: Bed) -> None:
+def _ladder(harness: StrategyHarness) -> None:
     """`nothing` is a fresh start; `predictions` are the old model's; `weights` is the old model."""
-    lesson, strategy = bed.lesson(2), bed.strategy
+    lesson, strategy = harness.lesson(2), harness.strategy
     predicts = strategy.takes_teacher(lesson) or strategy.prepares(lesson)
     from_old = strategy.declaration.starts_from == "previous"
     if strategy.declaration.past == "nothing" and (predicts or from_old):
@@ -162,28 +170,28 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _no_hoard(bed: Bed) -> None:
+def _no_stored_image(harness: StrategyHarness) -> None:
     """No training image in memory."""
-    state = bed.start(1)
-    voxels = torch.cat([bed.crops(state, i).image.flatten() for i in (0, 1)])
+    state = harness.start(1)
+    voxels = torch.cat([harness.crops(state, i).image.flatten() for i in (0, 1)])
     rare = torch.tensor(sorted({v for v in voxels.tolist() if 0.0 < v < 1.0}))
     for number in (1, 2):
-        for tensor in _tensors(bed.end(number).memory):
+        for tensor in _tensors(harness.end(number).memory):
             found = int(torch.isin(rare, tensor.detach().float().flatten()).sum())
-            if found >= min(HOARD, len(rare)):
+            if found >= min(MIN_COPIED_VALUES, len(rare)):
                 raise Broken(
                     "memory holds a training image",
                     where=f"memory after step {number}, a tensor of shape {tuple(tensor.shape)}",
-                    expected=f"no image: past = {bed.strategy.declaration.past!r} is declared",
+                    expected=f"no image: past = {harness.strategy.declaration.past!r} is declared",
                     got=f"{found} voxel values of a crop of step 1",
                     next_step="declare past = 'cases'",
                 )
 
 
-def test_cases_stay_closed(bed: Bed) -> None:
+def test_cases_stay_closed(harness: StrategyHarness) -> None:
     """The ledger shows what went through the catalog; a file opened beside it would be in none."""
-    tests = bed.test_cases()
-    for step, source, case in run_of(bed).opened.strangers:
+    tests = harness.test_cases()
+    for step, source, case in run_of(harness).file_access.unrecorded_reads:
         if (source, case) in tests:
             raise Broken(
                 "a test case was opened past the catalog",
@@ -193,12 +201,12 @@ def test_cases_stay_closed(bed: Bed) -> None:
             )
 
 
-def the_past_stays_closed(bed: Bed) -> None:
+def the_past_stays_closed(harness: StrategyHarness) -> None:
     """Whoever looks at old images unseen beats every method that keeps to the rules."""
-    course = run_of(bed)
-    for step, source, case in course.opened.strangers:
+    course = run_of(harness)
+    for step, source, case in course.file_access.unrecorded_reads:
         own = course.plan.catalog.source(step).name, course.plan.catalog.splits[step - 1].train
-        if (source != own[0] or case not in own[1]) and (source, case) not in bed.test_cases():
+        if (source != own[0] or case not in own[1]) and (source, case) not in harness.test_cases():
             raise Broken(
                 "a file of another step was opened past the catalog",
                 where=f"step {step}: {source} case {case}",
@@ -207,11 +215,11 @@ def the_past_stays_closed(bed: Bed) -> None:
             )
 
 
-def memory_can_be_saved(bed: Bed) -> None:
+def memory_can_be_saved(harness: StrategyHarness) -> None:
     """Memory is all that a resumed run has: tensors, numbers, text, and lists and dicts of them."""
     for number in (1, 2, 3):
-        state = bed.end(number)
-        path = bed.folder / "memory" / f"{number}.pt"
+        state = harness.end(number)
+        path = harness.folder / "memory" / f"{number}.pt"
         try:
             checkpoint.save(path, {"memory": state.memory})
         except TypeError as err:
@@ -224,21 +232,21 @@ def memory_can_be_saved(bed: Bed) -> None:
             raise Broken("memory comes back from a checkpoint as something else", where=str(path))
 
 
-def saved_and_loaded_it_scores_the_same(bed: Bed) -> None:
+def saved_and_loaded_it_scores_the_same(harness: StrategyHarness) -> None:
     """What is scored must be what is saved, or no later step and no reader can have it."""
     for number in (1, 2, 3):
-        state = bed.end(number)
-        path = bed.folder / "saved" / f"{number}.pt"
+        state = harness.end(number)
+        path = harness.folder / "saved" / f"{number}.pt"
         checkpoint.save(path, {"model": state.model.state_dict(), "memory": state.memory})
         try:
             content = checkpoint.load(path)
         except StoreError as err:
             raise Broken("a checkpoint cannot be read again", where=err.what) from err
         loaded = state.copy()
-        loaded.model = bed.blank(number)
+        loaded.model = harness.blank(number)
         loaded.model.load_state_dict(content["model"])
         loaded.memory = content["memory"]
-        one, two = _scores(bed, state), _scores(bed, loaded)
+        one, two = _scores(harness, state), _scores(harness, loaded)
         if not same([repr(r) for r in one[0]], [repr(r) for r in two[0]]) or not same(
             one[1], two[1]
         ):
@@ -250,18 +258,18 @@ def saved_and_loaded_it_scores_the_same(bed: Bed) -> None:
             )
 
 
-def _scores(bed: Bed, state: State) -> tuple[list[Score], Tensor]:
+def _scores(harness: StrategyHarness, state: StepState) -> tuple[list[Score], Tensor]:
     """Every score on the step's test case, and the probabilities behind them."""
-    number, catalog = state.lesson.number, bed.rig.catalog
+    number, catalog = state.lesson.number, harness.plan.catalog
     model = state.strategy.serve(state.model, copy.deepcopy(state.memory))
-    server = bed.predictor(state, model, state.lesson.structures)
+    server = harness.predictor(state, model, state.lesson.structures)
     volume = catalog.open(number, catalog.splits[number - 1].test[0], "test")
     rows = score_case(
         server.predict(volume),
         state.lesson.structures,
         volume,
         context=ScoreContext(
-            bench="kit", bench_version=1, strategy=bed.name, seed=0, step=number,
+            bench="kit", bench_version=1, strategy=harness.name, seed=0, step=number,
             learned_at=dict.fromkeys(state.lesson.structures, 1),
         ),
     )  # fmt: skip
@@ -269,10 +277,10 @@ def _scores(bed: Bed, state: State) -> tuple[list[Score], Tensor]:
     return rows, torch.cat(slabs, dim=1)
 
 
-def the_same_seed_gives_the_same_numbers(bed: Bed) -> None:
+def the_same_seed_gives_the_same_numbers(harness: StrategyHarness) -> None:
     """Two runs of one seed, the second broken off and resumed: equal losses, scores and weights."""
-    one = run_of(bed)
-    two = Course(bed, "again", dice=2, stop_in_step=3)
+    one = run_of(harness)
+    two = Course(harness, "again", global_seed=2, stop_in_step=3)
     for a, b in zip(one.losses, two.losses, strict=False):
         if a != b:
             raise Broken(
