@@ -112,8 +112,9 @@ def open_volumes(study: Study, record: Mapping[str, Any], shown: Sequence[Shown]
         StoreError: the data at hand are not those of the run.
     """
     from clbench.run.record import catalog_of
+    from clbench.store.record import RunRecord
 
-    catalog = catalog_of(record, data=study.data, cache=study.cache)
+    catalog = catalog_of(RunRecord.from_json(record), data=study.data, cache=study.cache)
     return [
         catalog.cache.get(
             catalog.files[s.eval_set][s.case],
