@@ -23,7 +23,7 @@ from clbench.errors import StoreError
 from clbench.run.cost_table import write_costs
 from clbench.run.examine import examine_step
 from clbench.run.models import loaded
-from clbench.run.plan import Plan, RunSettings, make_plan
+from clbench.run.plan import Plan, RunSettings, open_run, resolve
 from clbench.run.record import new_record
 from clbench.run.teach import Start, teach_step
 from clbench.store import files as store_files
@@ -72,11 +72,7 @@ def run_course(settings: RunSettings, watch: Watch = lambda event: None) -> Path
     Raises:
         ClbenchError: anything the user can act on.
     """
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    if settings.deterministic:
-        reproducibility.deterministic()
-    return run_plan(make_plan(settings), watch)
+    return run_plan(open_run(resolve(settings)), watch)
 
 
 def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
@@ -87,6 +83,10 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
         Stopped: by a signal; the same command goes on.
     """
     settings = plan.settings
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        reproducibility.deterministic()
     watch({"event": "plan", "plan": plan})
     if plan.strategy.resumes == "step":
         watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.data.cache import default_root
-from clbench.data.catalog import build_catalog, exam_cases
+from clbench.data.catalog import exam_cases
 from clbench.data.external_masks import (
     LISTS,
     LabelMap,
@@ -32,11 +31,11 @@ from clbench.evaluation.metrics.case import DEFAULT, measure
 from clbench.evaluation.metrics.overlap import Bits, counts_of, dice_paper, pattern_pairs
 from clbench.evaluation.scoring import context_of, metric_rows, score_rows, truth_bits
 from clbench.run.course import alone
+from clbench.run.plan import open_catalog, resolve_profile
 from clbench.run.record import external_record
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.names import need_name
-from clbench.spec.settings import load_profile
 from clbench.spec.splits import Split
 from clbench.store import run_folder
 from clbench.store.record import RunRecord
@@ -91,14 +90,13 @@ def score_predictions(
     """
     benchmark = registry.benchmark(settings.bench)
     _check(settings, benchmark)
-    profile = load_profile(settings.profile or ("quick" if settings.data is None else "paper"))
-    catalog = build_catalog(
+    profile = resolve_profile(settings.profile, {}, data=settings.data)
+    catalog = open_catalog(
         benchmark,
-        profile.preprocessing(benchmark.preprocessing),
+        profile,
         data=settings.data,
-        cache_root=settings.cache or default_root(),
-        phantom=profile.phantom,
         splits=settings.splits,
+        cache=settings.cache,
     )
     structures = benchmark.structures(settings.step)
     exams = {

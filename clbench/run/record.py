@@ -18,11 +18,10 @@ from typing import Any
 import torch
 
 import clbench
-from clbench.data.cache import default_root
-from clbench.data.catalog import Catalog, build_catalog
+from clbench.data.catalog import Catalog
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.case import implementations
-from clbench.run.plan import Plan, load_strategy
+from clbench.run.plan import Plan, load_strategy, open_catalog
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.settings import GROUPS, Profile, change, load_profile, split_overrides
@@ -252,15 +251,14 @@ def catalog_of(record: RunRecord, *, data: str | None = None, cache: Path | None
     if cache is None and settings["cache"] is not None:
         cache = Path(settings["cache"])
     recorded = record.identity["splits"]
-    catalog = build_catalog(
+    catalog = open_catalog(
         benchmark,
-        profile.preprocessing(benchmark.preprocessing),
+        profile,
         data=data,
-        cache_root=cache or default_root(),
-        phantom=profile.phantom,
         splits={
             step.name: _split(split) for step, split in zip(benchmark.steps, recorded, strict=True)
         },
+        cache=cache,
     )
     if catalog.fingerprint != record.data_fingerprint:
         raise StoreError(
