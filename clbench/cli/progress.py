@@ -15,7 +15,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from clbench.store import run_folder
+from clbench.store.record import RunRecord
 
 
 class Progress:
@@ -95,7 +95,7 @@ class Progress:
             case "already finished":
                 self.console.print("this run is finished; --fresh repeats it")
             case "finished":
-                for warning in run_folder.read_record(event["folder"]).get("warnings", ()):
+                for warning in RunRecord.read(event["folder"]).warnings or ():
                     self.console.print(
                         f"WARNING: {warning['message']}", style="yellow", highlight=False,
                         markup=False,

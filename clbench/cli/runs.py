@@ -73,12 +73,12 @@ def run(
     )
     from clbench.cli.progress import Progress
     from clbench.report.tables.summary import run_report
-    from clbench.run.course import run_course
-    from clbench.run.plan import RunSettings
+    from clbench.run.course import run_plan
+    from clbench.run.plan import RunSettings, open_run, resolve
 
     for number in numbers:
         with Progress() as progress:
-            folder = run_course(
+            resolved = resolve(
                 RunSettings(
                     bench=bench,
                     strategy=strategy,
@@ -96,9 +96,9 @@ def run(
                     cache=cache,
                     checkpoint_s=checkpoint_every,
                     deterministic=deterministic,
-                ),
-                progress.watch,
+                )
             )
+            folder = run_plan(open_run(resolved), progress.watch)
         for which in scorings:
             for table in run_report(folder, scoring=which):
                 show(table, "terminal")

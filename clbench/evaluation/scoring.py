@@ -28,6 +28,7 @@ from clbench.evaluation.metrics.surface import Rows
 from clbench.evaluation.predictions import Prediction, read_prediction, write_prediction
 from clbench.evaluation.sliding_window import Server, sliding_slabs
 from clbench.spec.benchmark import Benchmark
+from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
 from clbench.types import Bits
 
@@ -265,19 +266,19 @@ def native_rows(bits: NDArray[Any], volume: Volume) -> Rows:
     return rows
 
 
-def context_of(record: Mapping[str, Any], benchmark: Benchmark, step: int) -> ScoreContext:
+def context_of(record: RunRecord, benchmark: Benchmark, step: int) -> ScoreContext:
     """What all rows of one step of a run share.
 
     Args:
-        record: `run.json` of the run.
+        record: of the run.
         benchmark: its course.
         step: 1-based step after which the model is examined.
     """
     return ScoreContext(
         bench=benchmark.name,
         bench_version=benchmark.version,
-        strategy=record["strategy"],
-        seed=record["identity"]["seed"],
+        strategy=record.strategy,
+        seed=record.seed,
         step=step,
         learned_at={s: benchmark.learned_at(s) for s in benchmark.structures(step)},
     )

@@ -10,7 +10,6 @@ import csv
 import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -20,8 +19,8 @@ from clbench.evaluation.cost.model import PARTS, forward_macs, grown
 from clbench.run.plan import Plan
 from clbench.run.record import benchmark_of, profile_of, strategy_of
 from clbench.spec.names import need_name
-from clbench.store import files, run_folder
-from clbench.store.checksums import reseal
+from clbench.store import files
+from clbench.store.record import RunRecord
 from clbench.strategy.contract import Lesson
 
 RECORDED = (
@@ -36,20 +35,20 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write_costs(plan: Plan, record: dict[str, Any]) -> None:
+def write_costs(plan: Plan, record: RunRecord) -> None:
     """Write `cost.csv` of a run that has done all its steps.
 
     A network that cannot be counted costs the run nothing but its MACs: the cells stay empty, and
-    `record["uncounted"]` says why.
+    `record.uncounted` says why.
     """
     lessons = [plan.lesson(i) for i in range(1, len(plan.benchmark.steps) + 1)]
     models = grown(plan.strategy, plan.kit, lessons)
     try:
         counted = _counted(models, plan.catalog.preprocessing.patch_vox)
     except CostError as err:
-        record["uncounted"], counted = str(err), {}
+        record.uncounted, counted = str(err), {}
     else:
-        record.pop("uncounted", None)
+        record.uncounted = None
     _write(plan.folder, record, counted)
 
 
@@ -62,22 +61,22 @@ def recount(folder: Path) -> Path:
         StoreError: no finished run, another benchmark version, or predictions made elsewhere.
         CostError: an operator cannot be counted.
     """
-    record = run_folder.read_record(folder)
-    if record.get("external"):
+    record = RunRecord.read(folder)
+    if record.external:
         raise StoreError(
             "the predictions of this run were made elsewhere: there is no model to count",
             where=folder,
             next_step="count a method of clbench: clbench cost --bench … --strategy …",
         )
-    if record["status"] != "finished":
+    if record.status != "finished":
         raise StoreError(
             "the run is not finished", where=folder, next_step="run the same command again"
         )
     method = method_for(benchmark_of(record), strategy_of(record), profile_of(record))
     models = grown(method.strategy, method.kit, method.lessons)
     _write(folder, record, _counted(models, method.patch_vox))
-    reseal(folder, record)
-    run_folder.write_record(folder, record)
+    record.reseal(folder)
+    record.write(folder)
     return folder / "cost.csv"
 
 
@@ -96,13 +95,11 @@ def _counted(
     return found
 
 
-def _write(
-    folder: Path, record: Mapping[str, Any], counted: Mapping[int, Mapping[str, int]]
-) -> None:
+def _write(folder: Path, record: RunRecord, counted: Mapping[int, Mapping[str, int]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()
-    for step, cost in sorted(record["cost"].items(), key=lambda item: int(item[0])):
+    for step, cost in sorted(record.cost.items(), key=lambda item: int(item[0])):
         flat = {**cost, **cost.get("train", {})}
         row = {name: repr(flat[name]) for name in RECORDED if name in flat}
         row["step"] = step
@@ -113,10 +110,12 @@ def _write(
     files.write_bytes(folder / "cost.csv", text.getvalue().encode())
 
 
-def _checkpoint(folder: Path, record: Mapping[str, Any], step: int) -> int | None:
+def _checkpoint(folder: Path, record: RunRecord, step: int) -> int | None:
     """Bytes of the step's checkpoint; step 1 lies where strategies share it. None: not there."""
+    home = folder
     if step == 1:
-        need_name(record["shared_step1"], folder / "run.json")
-    home = folder.parents[1] / "_shared" / record["shared_step1"] if step == 1 else folder
+        shared = record.shared_step1 or ""
+        need_name(shared, folder / "run.json")
+        home = folder.parents[1] / "_shared" / shared
     path = home / f"step{step}.pt"
     return path.stat().st_size if path.is_file() else None

@@ -23,12 +23,12 @@ from clbench.errors import StoreError
 from clbench.run.cost_table import write_costs
 from clbench.run.examine import examine_step
 from clbench.run.models import loaded
-from clbench.run.plan import Plan, RunSettings, make_plan
+from clbench.run.plan import Plan, RunSettings, open_run, resolve
 from clbench.run.record import new_record
 from clbench.run.teach import Start, teach_step
 from clbench.store import files as store_files
 from clbench.store import run_folder
-from clbench.store.checksums import seal
+from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
 from clbench.strategy.contract import Lesson, Memory, Strategy
 from clbench.training import past_data
@@ -72,11 +72,7 @@ def run_course(settings: RunSettings, watch: Watch = lambda event: None) -> Path
     Raises:
         ClbenchError: anything the user can act on.
     """
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    if settings.deterministic:
-        reproducibility.deterministic()
-    return run_plan(make_plan(settings), watch)
+    return run_plan(open_run(resolve(settings)), watch)
 
 
 def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
@@ -87,12 +83,16 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
         Stopped: by a signal; the same command goes on.
     """
     settings = plan.settings
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.deterministic:
+        reproducibility.deterministic()
     watch({"event": "plan", "plan": plan})
     if plan.strategy.declaration.resumes == "step":
         watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
                "step: stopped there, it starts that step anew"})  # fmt: skip
-    record = run_folder.read_record(plan.folder) if (plan.folder / "run.json").exists() else None
-    if record is not None and record["status"] == "finished" and not settings.fresh:
+    record = RunRecord.read(plan.folder) if (plan.folder / "run.json").exists() else None
+    if record is not None and record.status == "finished" and not settings.fresh:
         watch({"event": "already finished", "folder": plan.folder})
         return plan.folder
     with signals.listening(), alone(plan.folder, wait=False):
@@ -103,7 +103,7 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
             record = None
         count = None
         if record is not None and settings.threads is None:
-            count = record["threads"]  # equal bits need as many
+            count = record.threads  # equal bits need as many
         with reproducibility.threads(count):
             _Course(plan, record, watch).go()
     return plan.folder
@@ -112,7 +112,7 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
 class _Course:
     """The state of a running course."""
 
-    def __init__(self, plan: Plan, record: dict[str, Any] | None, watch: Watch) -> None:
+    def __init__(self, plan: Plan, record: RunRecord | None, watch: Watch) -> None:
         self.plan, self.watch = plan, watch
         self.record = record or new_record(plan)
         self.rows: list[Score] = []
@@ -120,7 +120,7 @@ class _Course:
         self.model: nn.Module | None = None
         self.teacher: nn.Module | None = None
         self.files = FileAccessMonitor(plan.catalog)
-        done = int(self.record["steps_done"])
+        done = self.record.steps_done
         if done:
             self.rows = [
                 r for r in run_folder.read_scores(plan.folder / "scores.csv") if r.step <= done
@@ -129,10 +129,11 @@ class _Course:
     def go(self) -> None:
         plan = self.plan
         here = reproducibility.host(plan.device)
-        self.record.setdefault("host", here)
-        self._mark(int(self.record["steps_done"]) + 1, here)
-        self.record["starts"] = self.record.get("starts", 0) + 1
-        run_folder.write_record(plan.folder, self.record)
+        if self.record.host is None:
+            self.record.host = here
+        self._mark(self.record.steps_done + 1, here)
+        self.record.starts = (self.record.starts or 0) + 1
+        self.record.write(plan.folder)
         for number in range(1, len(plan.benchmark.steps) + 1):
             plan.catalog.step = number
             lesson = plan.lesson(number)
@@ -141,11 +142,11 @@ class _Course:
                 self._learn(lesson)
                 assert self.model is not None  # noqa: S101  # set by _learn; tells the type checker
                 served = plan.strategy.serve(self.model, self.memory)
-                if int(self.record["steps_done"]) < number:
+                if self.record.steps_done < number:
                     self._examine(lesson, served)
             self.teacher = copy.deepcopy(served).eval().requires_grad_(False)
         write_costs(plan, self.record)
-        self.record["status"] = "finished"
+        self.record.status = "finished"
         for left in ("resume", "pseudo", "exam"):  # by a process killed after its last use
             shutil.rmtree(plan.folder / left, ignore_errors=True)
         self._save(sealed=True)
@@ -153,14 +154,16 @@ class _Course:
 
     def _mark(self, step: int, host: Mapping[str, Any]) -> None:
         """Say in the record that a step was worked on elsewhere than where the run began."""
-        differs = reproducibility.differences(self.record["host"], host)
-        marks = self.record.setdefault("resumed_elsewhere", [])
+        differs = reproducibility.differences(self.record.host or host, host)
+        if self.record.resumed_elsewhere is None:
+            self.record.resumed_elsewhere = []
+        marks = self.record.resumed_elsewhere
         if differs and (mark := {"step": step, "differs": differs}) not in marks:
             marks.append(mark)
 
     def _opened(self, opened: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
         """Enter step → purpose → cases into the ledger of the record."""
-        ledger: dict[str, Any] = self.record["ledger"]
+        ledger = self.record.ledger
         for step, by_purpose in opened.items():
             for purpose, cases in by_purpose.items():
                 have = ledger.setdefault(step, {}).setdefault(purpose, [])
@@ -169,8 +172,8 @@ class _Course:
     def _save(self, *, sealed: bool = False) -> None:
         self._opened(self.plan.catalog.opened())
         if sealed:
-            seal(self.plan.folder, self.record)
-        run_folder.write_record(self.plan.folder, self.record)
+            self.record.seal(self.plan.folder)
+        self.record.write(self.plan.folder)
 
     # ------------------------------------------------------------------------------- learning
 
@@ -197,18 +200,18 @@ class _Course:
         self._opened({str(lesson.number): cost.pop("opened")})
         for host in cost.pop("hosts", ()):
             self._mark(lesson.number, host)
-        self.record["cost"].setdefault(str(lesson.number), {})["train"] = {**cost, "shared": first}
+        self.record.cost.setdefault(str(lesson.number), {})["train"] = {**cost, "shared": first}
         own = plan.folder / "events.jsonl"
         if first and not own.exists():  # the record of a run is whole in its own folder
             store_files.write_bytes(own, (home / "events.jsonl").read_bytes())
-        self.record["warnings"] = warnings_of(run_folder.read_events(own))
+        self.record.warnings = warnings_of(run_folder.read_events(own))
 
     def _teach(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
         start = Start(
             model=self.model,
             teacher=self.teacher,
             memory=self.memory,
-            ledger=self.record["ledger"],
+            ledger=self.record.ledger,
         )
         self.model = teach_step(self.plan, strategy, lesson, path, start, self.watch)
 
@@ -224,8 +227,11 @@ class _Course:
         self.rows += found.rows
         self._opened({str(number): {"test": found.opened}})
         run_folder.write_scores(self.plan.folder / "scores.csv", self.rows)
-        self.record["cost"].setdefault(str(number), {}).update(found.cost)
-        self.record.setdefault("reexamined", {})[str(number)] = found.reexamined
-        self.record["steps_done"] = number
+        self.record.cost.setdefault(str(number), {}).update(found.cost)
+        self.record.reexamined = {
+            **(self.record.reexamined or {}),
+            str(number): found.reexamined,
+        }
+        self.record.steps_done = number
         self._save()
         found.kept.close()

@@ -7,21 +7,15 @@ equal masks give equal bits.
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import clbench
-from clbench.data.cache import default_root
-from clbench.data.catalog import Catalog, build_catalog, exam_cases
+from clbench.data.catalog import exam_cases
 from clbench.data.external_masks import (
     LISTS,
     LabelMap,
@@ -35,18 +29,18 @@ from clbench.data.external_masks import (
 from clbench.data.labels import spacing_of
 from clbench.data.volume import Volume, resample_nearest
 from clbench.errors import DataError, SettingError
-from clbench.evaluation.metrics.case import DEFAULT, implementations, measure
+from clbench.evaluation.metrics.case import DEFAULT, measure
 from clbench.evaluation.metrics.overlap import counts_of, dice_paper, pattern_pairs
 from clbench.evaluation.scoring import context_of, metric_rows, score_rows, truth_bits
 from clbench.run.course import alone
-from clbench.run.record import course_of, git_commit, split_hashes
+from clbench.run.plan import open_catalog, resolve_profile
+from clbench.run.record import external_record
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.names import need_name
-from clbench.spec.settings import load_profile
 from clbench.spec.splits import Split
 from clbench.store import run_folder
-from clbench.store.checksums import seal
+from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
 from clbench.training.resume import Watch
 from clbench.types import Bits
@@ -99,14 +93,13 @@ def score_predictions(
     """
     benchmark = registry.benchmark(settings.bench)
     _check(settings, benchmark)
-    profile = load_profile(settings.profile or ("quick" if settings.data is None else "paper"))
-    catalog = build_catalog(
+    profile = resolve_profile(settings.profile, {}, data=settings.data)
+    catalog = open_catalog(
         benchmark,
-        profile.preprocessing(benchmark.preprocessing),
+        profile,
         data=settings.data,
-        cache_root=settings.cache or default_root(),
-        phantom=profile.phantom,
         splits=settings.splits,
+        cache=settings.cache,
     )
     structures = benchmark.structures(settings.step)
     exams = {
@@ -125,8 +118,29 @@ def score_predictions(
             next_step="add them, or accept holes in every table with --allow-missing",
         )
     maps = _maps(settings, benchmark, found)
-    record = _record(settings, benchmark, catalog, profile.name)
-    folder = settings.out / benchmark.name / settings.name / record["run_id"]
+    predictions: dict[str, Any] = {
+        "folder": str(settings.predictions),
+        "labels": None if settings.labels is None else str(settings.labels),
+        "holes": holes,
+    }
+    record = external_record(
+        benchmark,
+        catalog,
+        name=settings.name,
+        seed=settings.seed,
+        step=settings.step,
+        settings={
+            "bench": settings.bench,
+            "seed": settings.seed,
+            "data": settings.data,
+            "profile": profile.name,
+            "out": str(settings.out),
+            "cache": None if settings.cache is None else str(settings.cache),
+        },
+        predictions=predictions,
+        words=settings.words,
+    )
+    folder = settings.out / benchmark.name / settings.name / record.run_id
     rows: list[Score] = []
     for done, ((source, case), path) in enumerate(found.items(), 1):
         volume = catalog.open(exams[source, case], case, "test")
@@ -135,15 +149,14 @@ def score_predictions(
     with alone(folder, wait=True):
         path = folder / "scores.csv"
         if (folder / "run.json").exists():
-            old = run_folder.read_record(folder)
+            old = RunRecord.read(folder)
             rows += [r for r in run_folder.read_scores(path) if r.step != settings.step]
-            record["predictions"] = {**old["predictions"], **record["predictions"]}
-            record["metrics"] = {**old["metrics"], **record["metrics"]}
-        record["predictions"][str(settings.step)]["holes"] = holes
-        record["steps_done"] = max(int(s) for s in record["predictions"])
+            record.predictions = {**(old.predictions or {}), str(settings.step): predictions}
+            record.metrics = {**old.metrics, **record.metrics}
+            record.steps_done = max(int(s) for s in record.predictions)
         run_folder.write_scores(path, rows)
-        seal(folder, record)
-        run_folder.write_record(folder, record)
+        record.seal(folder)
+        record.write(folder)
     return folder, holes
 
 
@@ -202,7 +215,7 @@ def _score(
     structures: Sequence[str],
     settings: OutsideSettings,
     meaning: LabelMap,
-    record: Mapping[str, Any],
+    record: RunRecord,
     benchmark: Benchmark,
 ) -> list[Score]:
     """All rows of one case: both scorings of Dice, and the metrics asked for."""
@@ -239,66 +252,3 @@ def _on_model_grid(native: NDArray[Any], volume: Volume) -> NDArray[Any]:
         slice(start, start + n) for start, n in zip(volume.start, volume.bits.shape, strict=True)
     )
     return np.ascontiguousarray(full[a, b, c])
-
-
-def _record(
-    settings: OutsideSettings, benchmark: Benchmark, catalog: Catalog, profile: str
-) -> dict[str, Any]:
-    """`run.json` of a method from outside: what is not known is empty, never made up."""
-    identity: dict[str, Any] = {
-        "bench": benchmark.name,
-        "bench_version": benchmark.version,
-        "strategy": {"class": "external", "name": settings.name},
-        "profile": {"name": "external"},
-        "data_fingerprint": catalog.fingerprint,
-        "splits": [asdict(s) for s in catalog.splits],
-        "vectors": None,
-        "weights": None,
-        "seed": settings.seed,
-        "numerics": clbench.NUMERICS,
-    }
-    if registry.is_path(settings.bench):  # nobody guards the version of a file of one's own
-        identity["course"] = benchmark.digest()
-    return {
-        "schema": run_folder.SCHEMA,
-        "status": "finished",
-        "external": True,
-        "steps_done": settings.step,
-        "run_id": run_folder.run_id(identity),
-        "strategy": settings.name,
-        "identity": identity,
-        "patients": catalog.patients,
-        "data_fingerprint": catalog.fingerprint,
-        "text_encoding": {},
-        "backbone_weights": None,
-        "course": course_of(benchmark, catalog),
-        "settings": {
-            "bench": settings.bench,
-            "seed": settings.seed,
-            "data": settings.data,
-            "profile": profile,
-            "out": str(settings.out),
-            "cache": None if settings.cache is None else str(settings.cache),
-        },
-        "split_sha256": split_hashes(catalog),
-        "shared_step1": None,
-        "versions": {
-            "clbench": clbench.__version__,
-            "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("numpy", "scipy", "nibabel")},
-        },
-        "git": git_commit(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "device": "unknown",
-        "threads": None,
-        "host_cpus": os.cpu_count(),
-        "cost": {},
-        "ledger": {},
-        "predictions": {
-            str(settings.step): {
-                "folder": str(settings.predictions),
-                "labels": None if settings.labels is None else str(settings.labels),
-            }
-        },
-        "metrics": implementations(("dice", *settings.words)),
-    }

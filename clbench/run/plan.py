@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError
 from clbench.nets.backbones import Backbone
 from clbench.nets.pretrained import WeightReport, load_weights
+from clbench.nets.text_encodings import Vectors
 from clbench.spec import registry
-from clbench.spec.benchmark import Benchmark
+from clbench.spec.benchmark import Benchmark, Preprocessing
 from clbench.spec.names import need_name
 from clbench.spec.settings import Profile, apply_overrides, change, load_profile, split_overrides
 from clbench.spec.splits import Split
@@ -168,109 +170,246 @@ def sparse(settings: Any) -> dict[str, Any]:
     return found
 
 
-def make_plan(
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """Settings with every name resolved; images, vectors and weights are read when asked for."""
+
+    settings: RunSettings
+    """What was asked for."""
+    benchmark: Benchmark
+    """What is taught."""
+    profile: Profile
+    """With the changes of `--set`."""
+    strategy: Strategy
+    """With its hyperparameters."""
+    strategy_name: str
+    """As its folder is called."""
+    device: torch.device
+    """Where it computes."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How volumes become crops."""
+        return self.profile.preprocessing(self.benchmark.preprocessing)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The data, opened; the phantom is made where it is not there yet."""
+        catalog = open_catalog(
+            self.benchmark,
+            self.profile,
+            data=self.settings.data,
+            splits=self.settings.splits,
+            cache=self.settings.cache,
+        )
+        catalog.past = self.strategy.declaration.past
+        return catalog
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        """A vector per structure of the course."""
+        text = self.profile.text
+        encoder = registry.load("encoding", text.encoding)
+        encoded: Vectors = encoder(
+            self.benchmark.structures(len(self.benchmark.steps)), prompt=text.prompt, path=text.path
+        )
+        return encoded
+
+    def new_backbone(self) -> nn.Module:
+        """The network of the profile, as it is initialised, without weights from a file."""
+        net = self.profile.backbone
+        network: nn.Module = registry.load("backbone", net.name)(net.size)
+        return network
+
+
+def open_catalog(
+    benchmark: Benchmark,
+    profile: Profile,
+    *,
+    data: str | None,
+    splits: Mapping[str, Split],
+    cache: Path | None,
+) -> Catalog:
+    """The data of a benchmark, as a profile prepares it.
+
+    Args:
+        benchmark: names the sources.
+        profile: gives the grid, and the size of the phantom.
+        data: `name=PATH,…` or one folder; None: the phantom.
+        splits: source or step → split that replaces the benchmark's.
+        cache: where preprocessed volumes and the phantom are kept; None: the user's cache.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    return build_catalog(
+        benchmark,
+        profile.preprocessing(benchmark.preprocessing),
+        data=data,
+        cache_root=cache or default_root(),
+        phantom=profile.phantom,
+        splits=splits,
+    )
+
+
+def resolve_profile(
+    name: str | None, overrides: Mapping[str, Mapping[str, str]], *, data: str | None
+) -> Profile:
+    """The profile called `name` with changes; None: `quick` on the phantom, `paper` on real data.
+
+    Args:
+        name: registered profile, or None.
+        overrides: group → name → value, as `split_overrides` gives them.
+        data: the data named on the command line; None: the phantom.
+    """
+    return apply_overrides(load_profile(name or ("quick" if data is None else "paper")), overrides)
+
+
+def resolve(
     settings: RunSettings,
     *,
     benchmark: Benchmark | None = None,
     strategy: Strategy | None = None,
-) -> Plan:
-    """Resolve names, find data, fix the run's identity. Trains nothing, writes no run folder.
+) -> Resolved:
+    """Resolve every name, before an image is opened or a file is written.
 
     Args:
         settings: what is asked for.
         benchmark: stands in for the registered one, for those who have the object at hand.
         strategy: the same.
+
+    Raises:
+        ClbenchError: an unknown name, a setting out of range, a device that is not there, a patch
+            that the network cannot take.
     """
     overrides = split_overrides(list(settings.overrides))
     if benchmark is None:
         benchmark = registry.benchmark(settings.bench)
-    name = settings.profile or ("quick" if settings.data is None else "paper")
-    profile = apply_overrides(load_profile(name), overrides)
+    profile = resolve_profile(settings.profile, overrides, data=settings.data)
     called = settings.strategy.replace(":", ".")  # `module:Class`, as a folder may be called
     need_name(called, "--strategy")
     if strategy is None:
         strategy = load_strategy(settings.strategy, overrides.get("strategy", {}))
-    device = pick_device(settings.device)
-    make_backbone = registry.load("backbone", profile.backbone.name)
-    encoder = registry.load("encoding", profile.text.encoding)
-    preprocessing = profile.preprocessing(benchmark.preprocessing)
+    resolved = Resolved(
+        settings=settings,
+        benchmark=benchmark,
+        profile=profile,
+        strategy=strategy,
+        strategy_name=called,
+        device=pick_device(settings.device),
+    )
+    registry.load("encoding", profile.text.encoding)
     with torch.random.fork_rng(devices=[]):
-        trial = make_backbone(profile.backbone.size)
+        trial = resolved.new_backbone()
     if isinstance(trial, Backbone):  # before anything is written, not in the first update
-        trial.check(preprocessing.patch_vox, train=True)
-    catalog = build_catalog(
-        benchmark,
-        preprocessing,
-        data=settings.data,
-        cache_root=settings.cache or default_root(),
-        phantom=profile.phantom,
-        splits=settings.splits,
-    )
-    catalog.past = strategy.declaration.past
-    vectors = encoder(
-        benchmark.structures(len(benchmark.steps)),
-        prompt=profile.text.prompt,
-        path=profile.text.path,
-    )
-    place = {n: i for i, n in enumerate(vectors.names)}
+        trial.check(resolved.preprocessing.patch_vox, train=True)
+    return resolved
 
-    weights = profile.backbone.weights
-    mark = _file_hash(weights)
-    report = load_weights(trial, Path(weights)) if weights else None
-    del trial
 
-    def backbone() -> nn.Module:
-        made: nn.Module = make_backbone(profile.backbone.size)
-        if weights is not None:
-            load_weights(made, Path(weights))
-        return made
+def identity_of(resolved: Resolved) -> dict[str, Any]:
+    """What the run id is made from: everything that may move a number of the run.
 
-    kit = Kit(
-        backbone=backbone,
-        encode=lambda names: torch.from_numpy(vectors.array[[place[n] for n in names]]),
-        seed=settings.seed,
-        prior=profile.train.prior,
-    )
-    groups = sparse(profile)
+    Host, device, threads and commit are recorded beside it, but are no part of it.
+    """
+    benchmark, catalog = resolved.benchmark, resolved.catalog
+    groups = sparse(resolved.profile)
     if catalog.patients:
         groups.pop("phantom", None)  # has no influence on real data
     groups.pop("summary", None)
     groups.get("examine", {}).pop("trace_every", None)  # looks on, and moves no number
     if not groups.get("examine", True):
         del groups["examine"]
-    splits = [dataclasses.asdict(s) for s in catalog.splits]
     identity = {
         "bench": benchmark.name,
         "bench_version": benchmark.version,
-        "strategy": _describe(strategy),
+        "strategy": _describe(resolved.strategy),
         "profile": groups,
         "data_fingerprint": catalog.fingerprint,
-        "splits": splits,
-        "vectors": hashlib.sha256(vectors.array.tobytes()).hexdigest(),
-        "weights": mark,
-        "seed": settings.seed,
+        "splits": [dataclasses.asdict(s) for s in catalog.splits],
+        "vectors": hashlib.sha256(resolved.vectors.array.tobytes()).hexdigest(),
+        "weights": _file_hash(resolved.profile.backbone.weights),
+        "seed": resolved.settings.seed,
         "numerics": clbench.NUMERICS,
     }
-    if registry.is_path(settings.bench):  # nobody guards the version of a file of one's own
+    if registry.is_path(resolved.settings.bench):  # no version guards a user's own file
         identity["course"] = benchmark.digest()
-    first = {**identity, "strategy": _describe(strategy.first_step())}
-    first["splits"] = splits[:1]
-    base = settings.out / benchmark.name
+    return identity
+
+
+def first_step_identity(identity: Mapping[str, Any], strategy: Strategy) -> dict[str, Any]:
+    """What the first step's checkpoint depends on; runs that are alike in it share the training."""
+    return {
+        **identity,
+        "strategy": _describe(strategy.first_step()),
+        "splits": identity["splits"][:1],
+    }
+
+
+def open_run(resolved: Resolved) -> Plan:
+    """Read data, vectors and weights; fix the run's identity. Trains nothing, writes no run folder.
+
+    Raises:
+        ClbenchError: data, vectors or weights that cannot be read.
+    """
+    identity = identity_of(resolved)
+    home = resolved.settings.out / resolved.benchmark.name
+    first = first_step_identity(identity, resolved.strategy)
+    kit, weights = _kit(resolved)
     return Plan(
-        settings=settings,
-        benchmark=benchmark,
-        profile=profile,
-        strategy=strategy,
-        strategy_name=called,
-        catalog=catalog,
+        settings=resolved.settings,
+        benchmark=resolved.benchmark,
+        profile=resolved.profile,
+        strategy=resolved.strategy,
+        strategy_name=resolved.strategy_name,
+        catalog=resolved.catalog,
         kit=kit,
-        text_record=dict(vectors.record),
-        weights=report,
-        device=device,
-        folder=base / called / run_folder.run_id(identity),
-        shared=base / "_shared" / run_folder.run_id(first),
+        text_record=dict(resolved.vectors.record),
+        weights=weights,
+        device=resolved.device,
+        folder=home / resolved.strategy_name / run_folder.run_id(identity),
+        shared=home / "_shared" / run_folder.run_id(first),
         identity=identity,
     )
+
+
+def make_plan(
+    settings: RunSettings,
+    *,
+    benchmark: Benchmark | None = None,
+    strategy: Strategy | None = None,
+) -> Plan:
+    """`open_run` of `resolve`: the whole way from settings to a plan.
+
+    Args:
+        settings: what is asked for.
+        benchmark: stands in for the registered one, for those who have the object at hand.
+        strategy: the same.
+    """
+    return open_run(resolve(settings, benchmark=benchmark, strategy=strategy))
+
+
+def _kit(resolved: Resolved) -> tuple[Kit, WeightReport | None]:
+    """What a strategy builds its models from, and what was loaded from a file of weights."""
+    vectors, weights = resolved.vectors, resolved.profile.backbone.weights
+    place = {n: i for i, n in enumerate(vectors.names)}
+    report = None
+    if weights is not None:  # tried once, so that a wrong file is refused before the first step
+        with torch.random.fork_rng(devices=[]):
+            report = load_weights(resolved.new_backbone(), Path(weights))
+
+    def backbone() -> nn.Module:
+        network = resolved.new_backbone()
+        if weights is not None:
+            load_weights(network, Path(weights))
+        return network
+
+    kit = Kit(
+        backbone=backbone,
+        encode=lambda names: torch.from_numpy(vectors.array[[place[n] for n in names]]),
+        seed=resolved.settings.seed,
+        prior=resolved.profile.train.prior,
+    )
+    return kit, report
 
 
 def _file_hash(path: str | None) -> str | None:

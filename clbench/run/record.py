@@ -18,63 +18,117 @@ from typing import Any
 import torch
 
 import clbench
-from clbench.data.cache import default_root
-from clbench.data.catalog import Catalog, build_catalog
+from clbench.data.catalog import Catalog
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.case import implementations
-from clbench.run.plan import Plan, load_strategy
+from clbench.run.plan import Plan, load_strategy, open_catalog
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.settings import GROUPS, Profile, change, load_profile, split_overrides
 from clbench.spec.splits import Split
 from clbench.store import run_folder
+from clbench.store.record import RunRecord
 from clbench.strategy.contract import Strategy
 
 
-def new_record(plan: Plan) -> dict[str, Any]:
+def new_record(plan: Plan) -> RunRecord:
     """The first `run.json`: what was asked for, with every default, and where it runs."""
     settings = dataclasses.asdict(plan.settings)
     settings.pop("splits")
     settings["out"] = str(settings["out"])
     settings["cache"] = None if settings["cache"] is None else str(settings["cache"])
-    return {
-        "schema": run_folder.SCHEMA,
-        "status": "unfinished",
-        "steps_done": 0,
-        "run_id": plan.folder.name,
-        "strategy": plan.strategy_name,
-        "past": plan.strategy.declaration.past,
-        "identity": plan.identity,
-        "with_defaults": {
+    return RunRecord(
+        status="unfinished",
+        steps_done=0,
+        run_id=plan.folder.name,
+        strategy=plan.strategy_name,
+        past=plan.strategy.declaration.past,
+        identity=plan.identity,
+        with_defaults={
             "strategy": {"version": plan.strategy.version, **dataclasses.asdict(plan.strategy)},
             "profile": dataclasses.asdict(plan.profile),
         },
-        "patients": plan.catalog.patients,
-        "data_fingerprint": plan.catalog.fingerprint,
-        "text_encoding": plan.text_record,
-        "backbone_weights": None if plan.weights is None else dataclasses.asdict(plan.weights),
-        "course": course_of(plan.benchmark, plan.catalog),
-        "settings": settings,
-        "split_sha256": split_hashes(plan.catalog),
-        "shared_step1": plan.shared.name,
+        text_encoding=plan.text_record,
+        backbone_weights=None if plan.weights is None else dataclasses.asdict(plan.weights),
+        settings=settings,
+        shared_step1=plan.shared.name,
+        device=str(plan.device)
+        if plan.device.type == "cpu"
+        else torch.cuda.get_device_name(plan.device),
+        threads=torch.get_num_threads(),
+        metrics=implementations(("dice",)),
+        **_data_and_host(plan.benchmark, plan.catalog, ("torch", "monai")),
+    )
+
+
+def external_record(
+    benchmark: Benchmark,
+    catalog: Catalog,
+    *,
+    name: str,
+    seed: int,
+    step: int,
+    settings: dict[str, Any],
+    predictions: dict[str, Any],
+    words: Sequence[str],
+) -> RunRecord:
+    """`run.json` of a method from outside: what is not known is empty, never made up.
+
+    Args:
+        benchmark: what the predictions are of.
+        catalog: the data they are scored on.
+        name: of the method.
+        seed: which training run of the method it was.
+        step: 1-based step after which the predictions were made.
+        settings: what the command line asked for, as JSON.
+        predictions: where the predictions of the step lay.
+        words: metrics beside Dice.
+    """
+    identity: dict[str, Any] = {
+        "bench": benchmark.name,
+        "bench_version": benchmark.version,
+        "strategy": {"class": "external", "name": name},
+        "profile": {"name": "external"},
+        "data_fingerprint": catalog.fingerprint,
+        "splits": [dataclasses.asdict(s) for s in catalog.splits],
+        "vectors": None,
+        "weights": None,
+        "seed": seed,
+        "numerics": clbench.NUMERICS,
+    }
+    if registry.is_path(settings["bench"]):  # no version guards the content of a user's own file
+        identity["course"] = benchmark.digest()
+    return RunRecord(
+        status="finished",
+        external=True,
+        steps_done=step,
+        run_id=run_folder.run_id(identity),
+        strategy=name,
+        identity=identity,
+        settings=settings,
+        predictions={str(step): predictions},
+        metrics=implementations(("dice", *words)),
+        **_data_and_host(benchmark, catalog, ()),
+    )
+
+
+def _data_and_host(
+    benchmark: Benchmark, catalog: Catalog, packages: Sequence[str]
+) -> dict[str, Any]:
+    """The fields that say the same of every run; `packages` beside those that always count."""
+    return {
+        "patients": catalog.patients,
+        "data_fingerprint": catalog.fingerprint,
+        "course": course_of(benchmark, catalog),
+        "split_sha256": split_hashes(catalog),
         "versions": {
             "clbench": clbench.__version__,
             "python": platform.python_version(),
-            **{
-                name: metadata.version(name)
-                for name in ("torch", "monai", "numpy", "scipy", "nibabel")
-            },
+            **{n: metadata.version(n) for n in (*packages, "numpy", "scipy", "nibabel")},
         },
         "git": git_commit(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "device": str(plan.device)
-        if plan.device.type == "cpu"
-        else torch.cuda.get_device_name(plan.device),
-        "threads": torch.get_num_threads(),
         "host_cpus": os.cpu_count(),
-        "cost": {},
-        "ledger": {},
-        "metrics": implementations(("dice",)),
     }
 
 
@@ -133,7 +187,7 @@ def git_commit() -> str | None:
 # ------------------------------------------------------------------- what a run was made of, again
 
 
-def benchmark_of(record: Mapping[str, Any]) -> Benchmark:
+def benchmark_of(record: RunRecord) -> Benchmark:
     """The benchmark of a run, as it is registered now.
 
     Args:
@@ -144,12 +198,12 @@ def benchmark_of(record: Mapping[str, Any]) -> Benchmark:
     Raises:
         StoreError: it has another version now, or its file has another content.
     """
-    bench, identity = record["settings"]["bench"], record["identity"]
+    bench, identity = record.settings["bench"], record.identity
     benchmark = registry.benchmark(bench)
     if benchmark.version != identity["bench_version"]:
         raise StoreError(
             "the run was made on another version of the benchmark",
-            where=record["run_id"],
+            where=record.run_id,
             expected=f"{benchmark.name} v{benchmark.version}",
             got=f"v{identity['bench_version']}",
             next_step="run it again",
@@ -165,33 +219,31 @@ def benchmark_of(record: Mapping[str, Any]) -> Benchmark:
     return benchmark
 
 
-def profile_of(record: Mapping[str, Any]) -> Profile:
+def profile_of(record: RunRecord) -> Profile:
     """The settings a run was made with; what the profile of that name says today plays no part.
 
     Predictions made elsewhere were made with no profile: the one whose phantom and whose grid they
     were scored on is known by its name alone.
     """
-    if record.get("external"):
-        return load_profile(record["settings"]["profile"])
-    recorded = record["identity"]["profile"]  # what differs from the defaults
+    if record.external:
+        return load_profile(record.settings["profile"])
+    recorded = record.identity["profile"]  # what differs from the defaults
     groups = {g: change(kind(), recorded.get(g, {}), g) for g, kind in GROUPS.items()}
     return Profile(name=recorded["name"], **groups)
 
 
-def strategy_of(record: Mapping[str, Any]) -> Strategy:
+def strategy_of(record: RunRecord) -> Strategy:
     """The strategy of a run with its hyperparameters."""
-    settings = record["settings"]
+    settings = record.settings
     overrides = split_overrides(list(settings["overrides"]))
     return load_strategy(settings["strategy"], overrides.get("strategy", {}))
 
 
-def catalog_of(
-    record: Mapping[str, Any], *, data: str | None = None, cache: Path | None = None
-) -> Catalog:
+def catalog_of(record: RunRecord, *, data: str | None = None, cache: Path | None = None) -> Catalog:
     """The data of a run, opened with the settings and splits it recorded, checked by content.
 
     Args:
-        record: content of its `run.json`.
+        record: of the run.
         data: where the data lies now, as in `clbench run --data`; None: where the run found it.
         cache: where preprocessed volumes and the phantom are kept; None: where the run kept them.
 
@@ -199,28 +251,25 @@ def catalog_of(
         StoreError: the benchmark has another version now, or the data changed.
         DataError: the data cannot be read.
     """
-    settings, benchmark, profile = record["settings"], benchmark_of(record), profile_of(record)
+    settings, benchmark, profile = record.settings, benchmark_of(record), profile_of(record)
     data = data or settings["data"]
     if cache is None and settings["cache"] is not None:
         cache = Path(settings["cache"])
-    recorded = record["identity"]["splits"]
-    if isinstance(recorded, Mapping):  # as the first runs recorded them, by step
-        recorded = list(recorded.values())
-    catalog = build_catalog(
+    recorded = record.identity["splits"]
+    catalog = open_catalog(
         benchmark,
-        profile.preprocessing(benchmark.preprocessing),
+        profile,
         data=data,
-        cache_root=cache or default_root(),
-        phantom=profile.phantom,
         splits={
             step.name: _split(split) for step, split in zip(benchmark.steps, recorded, strict=True)
         },
+        cache=cache,
     )
-    if catalog.fingerprint != record["data_fingerprint"]:
+    if catalog.fingerprint != record.data_fingerprint:
         raise StoreError(
             "the data is not what the run was made on",
             where=data or "the phantom",
-            expected=record["data_fingerprint"],
+            expected=record.data_fingerprint,
             got=catalog.fingerprint,
             next_step="name the same files with --data, and their cache with --cache; if they "
             "changed for good, run again",

@@ -27,7 +27,7 @@ from clbench.evaluation.scoring import (
 from clbench.run.course import alone
 from clbench.run.record import catalog_of
 from clbench.store import run_folder
-from clbench.store.checksums import reseal
+from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
 from clbench.training.resume import Watch
 
@@ -56,14 +56,14 @@ def score_run(
         StoreError: an unfinished run, a missing or foreign prediction, other data.
         DataError: data that cannot be read.
     """
-    record = run_folder.read_record(folder)
-    if record["status"] != "finished":
+    record = RunRecord.read(folder)
+    if record.status != "finished":
         raise StoreError(
             "the run is not finished",
             where=folder,
             next_step="repeat its command; it goes on where it stopped",
         )
-    if record.get("external"):
+    if record.external:
         raise StoreError(
             "the run holds predictions made elsewhere, of which no copy is kept",
             where=folder,
@@ -111,9 +111,9 @@ def score_run(
         run_folder.write_scores(
             folder / "scores.csv", [*keep, *(r for r in made if r.metric in new)]
         )
-        record["metrics"] = {**record.get("metrics", {}), **implementations(("dice", *words))}
-        reseal(folder, record)
-        run_folder.write_record(folder, record)
+        record.metrics = {**record.metrics, **implementations(("dice", *words))}
+        record.reseal(folder)
+        record.write(folder)
     return folder
 
 

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from clbench.data.catalog import exam_cases
 from clbench.data.labels import spacing_of
@@ -24,6 +23,7 @@ from clbench.evaluation.scoring import context_of, metric_rows, native_rows, sco
 from clbench.run.cost_table import RECORDED
 from clbench.run.record import catalog_of
 from clbench.store import checkpoint, checksums, run_folder
+from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
 
 Key = tuple[int, str, str, str, str, str]
@@ -65,29 +65,30 @@ def verify_run(folder: Path, *, data: str | None = None, cache: Path | None = No
         StoreError: the first difference: file, row, column, expected, got.
         DataError: data was named that cannot be read.
     """
-    record = run_folder.read_record(folder)
+    content = run_folder.read_record(folder)
     found = Verified(folder=folder, checked=[f"run.json, schema {run_folder.SCHEMA}"])
     changed: list[StoreError] = []
-    if checksums.check_record(folder, record):
-        changed = list(checksums.check_files(folder, record))
-        found.checked.append(f"checksums of run.json and {len(record['files'])} files")
+    if checksums.check_record(folder, content):
+        changed = list(checksums.check_files(folder, content))
+        found.checked.append(f"checksums of run.json and {len(content['files'])} files")
     else:
         found.unchecked.append("checksums: the run recorded none")
+    record = RunRecord.from_json(content, folder / "run.json")
     # damage in the scores is named by row and column, where it can be found there
     if first := next((e for e in changed if e.where != folder / "scores.csv"), None):
         raise first
-    if record["status"] == "finished" or record["steps_done"]:
+    if record.status == "finished" or record.steps_done:
         rows = _scores(folder, record)
         found.checked.append(f"scores.csv: {len(rows)} rows against run.json and themselves")
         _again(folder, record, rows, found, data, cache)
     if changed:
         raise changed[0]
-    if record["status"] != "finished":
+    if record.status != "finished":
         found.unchecked.append("the steps to come: the run is not finished")
     _checkpoints(folder, record, found)
     _cost(folder, record, found)
     if (folder / FILE).exists():
-        read_trace(folder / FILE, [c for cases in record["course"]["test"] for c in cases])
+        read_trace(folder / FILE, [c for cases in record.course["test"] for c in cases])
         found.checked.append(FILE)
     found.unchecked.append("means and forgetting: none is stored, tables compute them from rows")
     return found
@@ -96,16 +97,16 @@ def verify_run(folder: Path, *, data: str | None = None, cache: Path | None = No
 # ----------------------------------------------------------------------------------- scores alone
 
 
-def _scores(folder: Path, record: Mapping[str, Any]) -> dict[Key, tuple[int, Score]]:
+def _scores(folder: Path, record: RunRecord) -> dict[Key, tuple[int, Score]]:
     """Key → (line, row): every row that must be there once, true to the record and to itself."""
     path = folder / "scores.csv"
     rows: dict[Key, tuple[int, Score]] = {}
     scores = run_folder.read_scores(path)
-    steps = record["course"]["steps"]
+    steps = record.course["steps"]
     learned = {name: i for i, s in enumerate(steps, 1) for name in s["learns"]}
     same = {
-        "bench": record["identity"]["bench"], "bench_version": record["identity"]["bench_version"],
-        "strategy": record["strategy"], "seed": record["identity"]["seed"],
+        "bench": record.identity["bench"], "bench_version": record.identity["bench_version"],
+        "strategy": record.strategy, "seed": record.identity["seed"],
     }  # fmt: skip
     for line, row in enumerate(scores, 2):
         key = key_of(row)
@@ -124,7 +125,7 @@ def _scores(folder: Path, record: Mapping[str, Any]) -> dict[Key, tuple[int, Sco
             expected="sorted rows, values by repr",
             next_step="take the file from a copy, or run again with --fresh",
         )
-    if not record.get("external"):  # predictions made elsewhere may have declared holes
+    if not record.external:  # predictions made elsewhere may have declared holes
         _complete(path, record, rows)
     return rows
 
@@ -153,11 +154,11 @@ def _itself(path: Path, line: int, row: Score) -> None:
         )  # fmt: skip
 
 
-def _complete(path: Path, record: Mapping[str, Any], rows: Mapping[Key, tuple[int, Score]]) -> None:
+def _complete(path: Path, record: RunRecord, rows: Mapping[Key, tuple[int, Score]]) -> None:
     """Every learned structure of every test case must have its rows."""
     learned: list[str] = []
-    tests = sorted({case for cases in record["course"]["test"] for case in cases})
-    for number, step in enumerate(record["course"]["steps"][: record["steps_done"]], 1):
+    tests = sorted({case for cases in record.course["test"] for case in cases})
+    for number, step in enumerate(record.course["steps"][: record.steps_done], 1):
         learned += step["learns"]
         for case in tests:
             source, _, name = case.partition("/")
@@ -178,7 +179,7 @@ def _complete(path: Path, record: Mapping[str, Any], rows: Mapping[Key, tuple[in
 
 def _again(
     folder: Path,
-    record: Mapping[str, Any],
+    record: RunRecord,
     rows: Mapping[Key, tuple[int, Score]],
     found: Verified,
     data: str | None,
@@ -186,7 +187,7 @@ def _again(
 ) -> None:
     """Compute every row again from the stored predictions and the data."""
     stored = sorted((folder / "predictions").glob("step*/*.npz"))
-    if record.get("external") or not stored:
+    if record.external or not stored:
         found.unchecked.append("scores against predictions: the run keeps no predictions")
         return
     try:
@@ -199,7 +200,7 @@ def _again(
     done, seen = 0, set()
     for number, source, case in exam_cases(catalog):
         volume = catalog.open(number, case, "test")
-        for step in range(1, int(record["steps_done"]) + 1):
+        for step in range(1, record.steps_done + 1):
             path = folder / "predictions" / f"step{step}" / f"{source}_{case}.npz"
             structures, context = (
                 catalog.benchmark.structures(step),
@@ -279,12 +280,12 @@ def _differs(
 # ----------------------------------------------------------------------------------- other files
 
 
-def _checkpoints(folder: Path, record: Mapping[str, Any], found: Verified) -> None:
+def _checkpoints(folder: Path, record: RunRecord, found: Verified) -> None:
     """Checkpoints must open, and be of the step their name says."""
     learned: list[str] = []
-    for number, step in enumerate(record["course"]["steps"], 1):
+    for number, step in enumerate(record.course["steps"], 1):
         learned += step["learns"]
-        shared = folder.parents[1] / "_shared" / str(record.get("shared_step1"))
+        shared = folder.parents[1] / "_shared" / str(record.shared_step1)
         path = (shared if number == 1 else folder) / f"step{number}.pt"
         if not path.is_file():
             found.unchecked.append(f"checkpoint of step {number}: not kept here")
@@ -300,7 +301,7 @@ def _checkpoints(folder: Path, record: Mapping[str, Any], found: Verified) -> No
         found.checked.append(f"checkpoint of step {number}")
 
 
-def _cost(folder: Path, record: Mapping[str, Any], found: Verified) -> None:
+def _cost(folder: Path, record: RunRecord, found: Verified) -> None:
     """`cost.csv` must repeat what the record holds."""
     path = folder / "cost.csv"
     if not path.exists():
@@ -309,7 +310,7 @@ def _cost(folder: Path, record: Mapping[str, Any], found: Verified) -> None:
     with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     for line, cells in enumerate(lines, 2):
-        cost = record["cost"].get(cells.get("step", ""), {})
+        cost = record.cost.get(cells.get("step", ""), {})
         flat = {**cost, **cost.get("train", {})}
         for column in RECORDED:
             expected = repr(flat[column]) if column in flat else ""

@@ -335,7 +335,7 @@ def test_a_course_over_two_layouts_in_any_order(cache_root: Path, tmp_path: Path
     assert changed.folder != folder
     with pytest.raises(StoreError, match="different course"):
         run_folder.refuse_mixture(
-            [run_folder.read_record(folder), json.loads(json.dumps(new_record(changed)))]
+            [run_folder.read_record(folder), json.loads(json.dumps(new_record(changed).to_json()))]
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from clbench.run.record import catalog_of, profile_of
 from clbench.spec import settings as settings_module
 from clbench.spec.settings import load_profile
 from clbench.store import run_folder
+from clbench.store.record import RunRecord
 
 SMOKE_MM = (12.0, 12.0, 12.0)
 
@@ -49,11 +51,12 @@ def test_a_changed_profile_changes_neither_data_nor_pictures_nor_costs_of_a_run(
     home = tmp_path / "results" / "tumor_ext"
     run = home / "universal" / smoke_run.name
     shutil.copytree(smoke_run, run)
-    record = run_folder.read_record(run)
-    source, _, case = record["course"]["test"][0][0].partition("/")
+    content = run_folder.read_record(run)
+    record = RunRecord.from_json(content)
+    source, _, case = record.course["test"][0][0].partition("/")
     shown = [Shown(eval_set=source, case=case, word="worst", score=0.0)]
     study = Study(results=home.parent, bench="tumor_ext")
-    (before,) = open_volumes(study, record, shown)
+    (before,) = open_volumes(study, content, shown)
     recount(run)
     cost = (run / "cost.csv").read_bytes()
 
@@ -61,7 +64,7 @@ def test_a_changed_profile_changes_neither_data_nor_pictures_nor_costs_of_a_run(
 
     assert profile_of(record).data.spacing_mm == SMOKE_MM
     assert catalog_of(record).preprocessing.spacing_mm == SMOKE_MM
-    (after,) = open_volumes(study, record, shown)
+    (after,) = open_volumes(study, content, shown)
     assert np.array_equal(after.image, before.image)
     assert np.array_equal(after.bits, before.bits)
     assert np.array_equal(after.affine, before.affine)
@@ -70,6 +73,6 @@ def test_a_changed_profile_changes_neither_data_nor_pictures_nor_costs_of_a_run(
 
 
 def test_other_data_are_refused(smoke_run: Path) -> None:
-    record = run_folder.read_record(smoke_run)
+    record = RunRecord.read(smoke_run)
     with pytest.raises(StoreError, match="not what the run was made on"):
-        catalog_of({**record, "data_fingerprint": "another"})
+        catalog_of(replace(record, data_fingerprint="another"))

@@ -26,6 +26,7 @@ from clbench.report.tables.rescored import score_report
 from clbench.run.record import catalog_of
 from clbench.run.rescore import score_run
 from clbench.store import run_folder
+from clbench.store.record import RunRecord
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +92,7 @@ def test_twice_gives_the_same_bytes_and_a_changed_row_is_mended(scored: Path) ->
 
 
 def test_values_are_those_of_scipy_on_the_files_grid(scored: Path) -> None:
-    record = run_folder.read_record(scored)
-    catalog = catalog_of(record, data=None, cache=None)
+    catalog = catalog_of(RunRecord.read(scored))
     rows = run_folder.read_scores(scored / "scores.csv")
     number, source, case = next(e for e in exam_cases(catalog) if e[1] == "lits")
     volume = catalog.open(number, case, "test")

@@ -116,8 +116,9 @@ def open_volumes(
         StoreError: the data at hand are not those of the run.
     """
     from clbench.run.record import catalog_of
+    from clbench.store.record import RunRecord
 
-    catalog = catalog_of(record, data=options.data, cache=options.cache)
+    catalog = catalog_of(RunRecord.from_json(record), data=options.data, cache=options.cache)
     return [
         catalog.cache.get(
             catalog.files[s.eval_set][s.case],

@@ -1,0 +1,62 @@
+"""run.json, typed: nothing is lost on the way, earlier records are brought up to date."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from locations import ROOT
+
+from clbench.errors import StoreError
+from clbench.store import run_folder
+from clbench.store.record import RunRecord
+
+RUNS = run_folder.find_runs(ROOT / "results" / "reference")
+
+
+def test_every_reference_run_is_written_back_to_the_byte(tmp_path: Path) -> None:
+    assert RUNS
+    for run in RUNS:
+        RunRecord.read(run).write(tmp_path)
+        assert (tmp_path / "run.json").read_bytes() == (run / "run.json").read_bytes()
+
+
+def test_a_seal_entered_anew_is_the_same(tmp_path: Path) -> None:
+    record = RunRecord.read(RUNS[0])
+    seal, record.files, record.record_sha256 = record.record_sha256, None, None
+    assert "files" not in record.to_json()
+    record.reseal(RUNS[0])
+    assert record.record_sha256 is None  # a run without checksums stays so
+    record.seal(RUNS[0])
+    assert record.record_sha256 == seal
+
+
+def test_records_of_earlier_versions_are_brought_up_to_date() -> None:
+    today = run_folder.read_record(RUNS[0])
+    old = copy.deepcopy(today)
+    old["identity"]["splits"] = {s["name"]: s for s in old["identity"]["splits"]}
+    old["declares"] = {"past": old.pop("past")}
+    for key in ("with_defaults", "warnings", "host", "starts", "metrics", "record_sha256"):
+        del old[key]
+    old["course"].pop("patient_of")
+    before = json.dumps(old)
+    record = RunRecord.from_json(old)
+    assert json.dumps(old) == before
+    assert record.identity == today["identity"]
+    assert record.past == today["past"]
+    assert record.course == today["course"]
+    assert record.metrics == {}
+    assert record.warnings is None
+    assert "warnings" not in record.to_json()
+
+
+def test_an_unknown_key_is_written_back_and_a_missing_one_is_named() -> None:
+    content = run_folder.read_record(RUNS[0])
+    assert RunRecord.from_json({**content, "later": [1]}).to_json()["later"] == [1]
+    del content["identity"]
+    with pytest.raises(StoreError, match="not whole") as err:
+        RunRecord.from_json(content, "place/run.json")
+    assert "no identity" in str(err.value)
+    assert "place/run.json" in str(err.value)
