@@ -44,7 +44,9 @@ def run(results: Path, **more: Any) -> Analysis:
         "scoring": "strict",
         "protocol": QUICK,
     }
-    return Analysis(results=results, **{**options, **more})
+    study = Analysis(results=results, **{**options, **more})
+    assert study.evidence.methods  # read now, so that damaged runs are refused here
+    return study
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def heatmap(study: Analysis) -> Figure:
     for color, norm, label in ((score, to_score, "Dice"), (change, to_change, "change")):
         bar = figure.colorbar(
             ScalarMappable(norm, color), ax=axes[:, -1].tolist(), aspect=22,
-            shrink=0.6 if down == 1 else 0.35, pad=0.01,
+            shrink=0.6 if down == 1 else 0.35, pad=0.05,
             extend="both" if label == "change" else "neither",
         )  # fmt: skip
         bar.set_label(label)
