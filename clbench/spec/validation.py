@@ -133,7 +133,7 @@ def from_validation_error(
             if e["type"] == "missing" and e["loc"][:-1] == loc[:-1]
         ]
         return raised(
-            f"an incomplete {holder['title'].lower()}: {', '.join(lacking)} missing",
+            f"an incomplete {name or holder['title'].lower()}: {', '.join(lacking)} missing",
             where=where,
             expected=f"at least {', '.join(holder['required'])}",
             got=", ".join(given) or "nothing",

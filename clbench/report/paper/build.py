@@ -7,14 +7,15 @@ other runs does not stay behind under its name.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from clbench.errors import ClbenchError, SettingError, closest
+from clbench.errors import ClbenchError, SettingError
 from clbench.spec.names import need_inner, need_name
+from clbench.spec.validation import checked, from_toml
 from clbench.store import files
 
 if TYPE_CHECKING:
@@ -22,11 +23,58 @@ if TYPE_CHECKING:
 
 FORMATS = {"tex": "tex", "md": "md", "csv": "csv", "html": "html"}
 """Format → file ending, for every table."""
-_KEYS = {
-    "study": {"results", "seeds", "ref", "scoring"},
-    "table": {"file", "number", "bench", "source"},
-    "figure": {"file", "name", "bench"},
-}
+
+
+@checked(SettingError)
+class StudyItem:
+    """Which runs the tables and figures are made of."""
+
+    results: str
+    """Folder of runs."""
+    seeds: tuple[int, ...]
+    """Seeds every strategy must have."""
+    ref: str
+    """Reference strategy of verdicts and figures."""
+    scoring: str
+    """Which scores: strict or paper."""
+
+
+@checked(SettingError)
+class TableItem:
+    """One table of the paper."""
+
+    file: str
+    """Name without ending."""
+    number: int
+    """Number in the paper."""
+    bench: str
+    """Benchmark."""
+    source: str
+    """printed, measured or both."""
+
+
+@checked(SettingError)
+class FigureItem:
+    """One figure of the paper."""
+
+    file: str
+    """Name without ending."""
+    name: str
+    """Figure, as `clbench figure` calls it."""
+    bench: str
+    """Benchmark."""
+
+
+@checked(SettingError)
+class PaperPlan:
+    """The file: what goes into each table and figure."""
+
+    study: StudyItem
+    """Common to all."""
+    table: tuple[TableItem, ...] = ()
+    """The tables, in order."""
+    figure: tuple[FigureItem, ...] = ()
+    """The figures, in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +89,7 @@ class Made:
     """Why it could not be made."""
 
 
-def read_plan(path: Path) -> dict[str, Any]:
+def read_plan(path: Path) -> PaperPlan:
     """The TOML file, checked.
 
     Raises:
@@ -51,30 +99,7 @@ def read_plan(path: Path) -> dict[str, Any]:
         plan = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise SettingError("the list of tables cannot be read", where=path, got=err) from err
-    parts = [("study", plan.get("study", {}))]
-    parts += [(kind, item) for kind in ("table", "figure") for item in plan.get(kind, [])]
-    for kind in plan:
-        if kind not in _KEYS:
-            raise SettingError("an unknown part", where=path, expected=", ".join(_KEYS), got=kind)
-    for kind, item in parts:
-        for field in item:
-            if field not in _KEYS[kind]:
-                guess = closest(field, _KEYS[kind])
-                raise SettingError(
-                    f"a {kind} has an unknown field",
-                    where=path,
-                    expected=", ".join(sorted(_KEYS[kind])),
-                    got=field,
-                    next_step=f"did you mean {guess!r}?" if guess else None,
-                )
-        if missing := _KEYS[kind] - set(item):
-            raise SettingError(
-                f"a {kind} lacks a field",
-                where=path,
-                expected=", ".join(sorted(_KEYS[kind])),
-                got=f"no {', '.join(sorted(missing))}",
-            )
-    return plan
+    return from_toml(PaperPlan, plan, raised=SettingError, where=path)
 
 
 def build(plan: Path, out: Path, results: Path | None = None) -> Iterator[Made]:
@@ -92,53 +117,49 @@ def build(plan: Path, out: Path, results: Path | None = None) -> Iterator[Made]:
     from clbench.report.significance.analysis import Analysis
 
     listed = read_plan(plan)
-    settings = listed["study"]
-    for item in (*listed.get("table", []), *listed.get("figure", [])):
-        need_name(item["file"], f"{plan}, file")
+    shared = listed.study
+    for name in [*(t.file for t in listed.table), *(f.file for f in listed.figure)]:
+        need_name(name, f"{plan}, file")
     if results is None:
-        need_inner(settings["results"], f"{plan}, results")
-    folder = results or Path(settings["results"])
+        need_inner(shared.results, f"{plan}, results")
+    folder = results or Path(shared.results)
     files.make_folder(out)
 
     @cache
     def study(bench: str) -> Analysis:
-        return Analysis(
-            results=folder,
-            bench=bench,
-            reference=settings["ref"],
-            scoring=settings["scoring"],
-        )
+        return Analysis(results=folder, bench=bench, reference=shared.ref, scoring=shared.scoring)
 
-    seeds = settings["seeds"]
-    for item in listed.get("table", []):
-        yield _one(item, out, lambda item=item: _table(item, study(item["bench"]), seeds))
-    for item in listed.get("figure", []):
-        yield _one(item, out, lambda item=item: _figure(item, study(item["bench"])))
+    for table in listed.table:
+        yield _one(table.file, out, partial(_table, table, study, shared.seeds))
+    for figure in listed.figure:
+        yield _one(figure.file, out, partial(_figure, figure, study))
 
 
-def _one(item: Mapping[str, Any], out: Path, make: Any) -> Made:
-    for old in out.glob(f"{item['file']}.*"):
+def _one(file: str, out: Path, make: Callable[[], dict[str, bytes]]) -> Made:
+    for old in out.glob(f"{file}.*"):
         old.unlink()
     try:
-        content: dict[str, bytes] = make()
+        content = make()
     except ClbenchError as err:
-        return Made(file=item["file"], hole=str(err))
+        return Made(file=file, hole=str(err))
     paths = []
     for ending, data in content.items():
-        paths.append(out / f"{item['file']}.{ending}")
+        paths.append(out / f"{file}.{ending}")
         files.write_bytes(paths[-1], data)
-    return Made(file=item["file"], paths=tuple(paths))
+    return Made(file=file, paths=tuple(paths))
 
 
-def _table(item: Mapping[str, Any], study: Analysis, seeds: list[int]) -> dict[str, bytes]:
+def _table(
+    item: TableItem, study: Callable[[str], Analysis], seeds: tuple[int, ...]
+) -> dict[str, bytes]:
     from clbench.report.paper.table import paper_table
     from clbench.report.tables.render import render
 
-    table = paper_table(item["number"], study, source=item["source"], seeds=seeds)
+    table = paper_table(item.number, study(item.bench), source=item.source, seeds=seeds)
     return {end: (render(table, f) + "\n").encode() for f, end in FORMATS.items()}
 
 
-def _figure(item: Mapping[str, Any], study: Analysis) -> dict[str, bytes]:
+def _figure(item: FigureItem, study: Callable[[str], Analysis]) -> dict[str, bytes]:
     from clbench.report.figures import draw
 
-    return {kind: draw(item["name"], study, kind) for kind in ("pdf", "png")}
+    return {kind: draw(item.name, study(item.bench), kind) for kind in ("pdf", "png")}

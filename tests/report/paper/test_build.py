@@ -23,8 +23,8 @@ PLAN = ROOT / "paper_figs" / "paper.toml"
 
 def test_the_plan_of_the_paper_names_what_exists() -> None:
     plan = read_plan(PLAN)
-    assert {(t["number"], t["bench"]) for t in plan["table"]} >= set(BENCH.items())
-    assert {f["name"] for f in plan["figure"]} == {"strip", "cost"} <= set(FIGURES)
+    assert {(t.number, t.bench) for t in plan.table} >= set(BENCH.items())
+    assert {f.name for f in plan.figure} == {"strip", "cost"} <= set(FIGURES)
 
 
 def test_runs_become_files_and_what_is_missing_a_hole(tmp_path: Path) -> None:
@@ -71,9 +71,16 @@ def test_the_command_names_files_and_holes(tmp_path: Path) -> None:
     ("text", "word"),
     [
         ("[study", "cannot be read"),
-        ("[[tabel]]\nfile = 'a'", "unknown part"),
-        ("[study]\nresults='r'\nseeds=[0]\nref='u'\nscoring='strict'\nsed=1", "unknown field"),
-        ("[study]\nresults='r'", "lacks a field"),
+        ("[[tabel]]\nfile = 'a'", "did you mean 'table'"),
+        (
+            "[study]\nresults='r'\nseeds=[0]\nref='u'\nscoring='strict'\nsed=1",
+            "unknown field 'sed'",
+        ),
+        (
+            "[study]\nresults='r'\nseeds=0\nref='u'\nscoring='strict'",
+            "seeds must be a list, each a whole",
+        ),
+        ("[study]\nresults='r'", "an incomplete study: seeds, ref, scoring missing"),
     ],
 )
 def test_a_wrong_plan_is_refused(tmp_path: Path, text: str, word: str) -> None:
