@@ -83,13 +83,16 @@ def test_a_stale_number_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None
 # ------------------------------------------------------------------------------------------ commands
 
 
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
 def commands(text: str) -> Iterator[str]:
     """Every clbench command a page shows, in blocks and in the text."""
-    for block in re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.DOTALL):
-        for line in block.splitlines():
-            if found := re.search(r"\bclbench .*", line):
-                yield re.split(r"\s+#\s|\s\|\|?\s", found[0])[0]
-    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    for language, block in FENCED.findall(text):
+        for line in block.splitlines() if not language else ():
+            if shown := re.search(r"\bclbench .*", line):
+                yield re.split(r"\s+#\s|\s\|\|?\s", shown[0])[0]
+    prose = FENCED.sub("", text)
     yield from re.findall(r"`(clbench [^`]*)`", prose)
 
 
