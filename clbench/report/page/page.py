@@ -101,7 +101,7 @@ def make_report(study: Analysis, out: Path) -> Made:
         UnknownName: no finished run of the reference.
     """
     collecting = gc.isenabled()
-    gc.disable()  # the objects of the figures live on; looking for garbage among them takes a fifth
+    gc.disable()  # the objects of the figures live on; looking for garbage among them costs time
     try:
         return _make_report(study, out)
     finally:
