@@ -19,11 +19,10 @@ from synthetic_runs import THREE_STEPS, Method, make_runs
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
-from clbench.errors import ClbenchError, StoreError
+from clbench.errors import StoreError
 from clbench.report.page import page
 from clbench.report.page.calibration import CLAIM, calibration_table, rates
 from clbench.report.page.page import Made, make_report
-from clbench.report.significance import sentences
 from clbench.report.significance.analysis import Analysis
 from clbench.report.study import Protocol
 
@@ -109,32 +108,6 @@ def test_a_hole_keeps_the_strategy_s_name(tmp_path: Path) -> None:
     assert said
     assert all("(lwf_ct: case btcv/103 has no " in line for line in said)
     assert 'class="badge hole"' in made.files[0].read_text(encoding="utf-8")
-
-
-def test_a_sentence_against_its_numbers_stops_the_report(
-    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = sentences.sentence
-    monkeypatch.setattr(
-        page, "sentence", lambda c, p: right(c, p).replace("is better than", "is worse than")
-    )
-    with pytest.raises(Exception, match=r"numbers|contradict|sentence"):
-        make_report(study_of(results), tmp_path)
-    assert not (tmp_path / "index.html").exists()
-
-
-def test_a_sentence_about_forgetting_against_its_numbers_stops_the_report(
-    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = sentences.own_sentence
-    monkeypatch.setattr(
-        page,
-        "own_sentence",
-        lambda o, p: right(o, p).replace(" forgets (", " gains on its old ("),
-    )
-    with pytest.raises(ClbenchError, match="contradicts its numbers"):
-        make_report(study_of(results), tmp_path)
-    assert not (tmp_path / "index.html").exists()
 
 
 def test_what_holds_for_every_verdict_is_said_once(html: str, made: Made) -> None:

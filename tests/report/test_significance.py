@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -12,7 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from scipy import stats as scipy_stats
+from sentence_audit import audit, audit_own
 from synthetic_runs import ORGANS, THREE_STEPS, Method, make_runs
 
 from clbench.errors import ClbenchError, SettingError, StoreError, UnknownName
@@ -21,11 +25,13 @@ from clbench.report.results import hole_notes
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import Comparison, detectable_difference
 from clbench.report.significance.endpoints import ENDPOINTS, FINAL, KEPT, NEW, table
-from clbench.report.significance.sentences import audit, audit_own, own_sentence, sentence
+from clbench.report.significance.forgetting import _own_word, _scope
+from clbench.report.significance.sentences import own_sentence, sentence
 from clbench.report.significance.tables import all_tables, confirmatory_table, own_table
 from clbench.report.study import Protocol, Study
 from clbench.report.tables.render import render
 from clbench.statistics.class_macro import sign_flip
+from clbench.statistics.corrections import verdict
 from clbench.store import run_folder
 
 QUICK = Protocol(draws=2000, resamples=500)
@@ -542,6 +548,68 @@ def test_the_audit_catches_a_changed_claim(four: Analysis) -> None:
     ):
         with pytest.raises(ClbenchError, match="contradicts its numbers"):
             audit(wrong, row, QUICK)
+
+
+SHARES = st.floats(0, 1)
+DIFFERENCES = st.floats(-1, 1)
+
+
+def with_row(a: Analysis, **computed: Any) -> Analysis:
+    """The study with other results in place of its own."""
+    other = copy.copy(a)
+    other.__dict__.update(computed)
+    return other
+
+
+@settings(max_examples=200)
+@given(
+    st.integers(0, 8), DIFFERENCES, SHARES, SHARES, SHARES, SHARES, st.integers(1, 9),
+    st.integers(1, 9), st.booleans(),
+)  # fmt: skip
+def test_every_sentence_follows_from_any_numbers(
+    four: Analysis, which: int, estimate: float, width: float, p: float, p_equivalent: float,
+    smallest: float, m: int, seeds: int, one_sided: bool,
+) -> None:  # fmt: skip
+    assume(estimate != 0 or p > QUICK.alpha)  # no difference at all is never significant
+    c = four.comparisons[which]
+    assert c.interval is not None
+    assert c.test is not None
+    side = replace(c.interval, estimate=estimate, low=estimate - width, high=estimate + width)
+    over_seeds = side if one_sided and seeds > 1 else None
+    word = verdict(
+        estimate=estimate, p_adjusted=p, smallest_p=smallest, m=m, alpha=QUICK.alpha,
+        p_equivalent=p_equivalent, n_seeds=seeds,
+        seed_interval=None if over_seeds is None else (over_seeds.low, over_seeds.high),
+    )  # fmt: skip
+    c = replace(
+        c, interval=side, test=replace(c.test, smallest_p=smallest), p_holm=p, m=m,
+        p_equivalent=p_equivalent, seeds=tuple(range(seeds)), over_seeds=over_seeds, verdict=word,
+    )  # fmt: skip
+    (row,) = rows_of(confirmatory_table(with_row(four, comparisons=[c])))
+    audit(sentence(c, QUICK), row, QUICK)
+
+
+@settings(max_examples=200)
+@given(
+    st.integers(0, 3), DIFFERENCES, SHARES, SHARES, SHARES, SHARES, st.integers(1, 9),
+    st.integers(1, 9),
+)  # fmt: skip
+def test_every_sentence_about_forgetting_follows_from_any_numbers(
+    four: Analysis, which: int, change: float, width: float, p: float, q: float, smallest: float,
+    m: int, seeds: int,
+) -> None:  # fmt: skip
+    o = four.own[which]
+    assume(change != 0 or p > QUICK.alpha)  # no difference at all is never significant
+    assert o.interval is not None
+    o = replace(
+        o, interval=replace(o.interval, estimate=change, low=change - width, high=change + width),
+        smallest_p=smallest, p_changed_holm=p, p_not_worse_holm=q,
+        m=m, seeds=tuple(range(seeds)),
+    )  # fmt: skip
+    word = _own_word(o, p, q, m, QUICK.alpha)
+    o = replace(o, word=word, scope=_scope(o, word, QUICK.margin))
+    (row,) = rows_of(own_table(with_row(four, own=[o])))
+    audit_own(own_sentence(o, QUICK), row, QUICK)
 
 
 def test_csv_holds_full_precision(four: Analysis) -> None:

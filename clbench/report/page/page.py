@@ -2,13 +2,12 @@
 
 The page is `page.html.j2` filled in; styles, scripts, figures and the CSV
 files are inside it. Before anything is shown, `confirmatory.csv` and `forgetting.csv` are read back
-from the disk and every sentence is held against its row.
+from the disk.
 """
 
 from __future__ import annotations
 
 import base64
-import csv
 import gc
 import re
 import shlex
@@ -27,7 +26,7 @@ from clbench.report.page.limits import limits
 from clbench.report.page.provenance import cards, provenance
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import ENDPOINTS
-from clbench.report.significance.sentences import audit, audit_own, own_sentence, sentence
+from clbench.report.significance.sentences import own_sentence, sentence
 from clbench.report.significance.tables import all_tables
 from clbench.report.tables.render import EMPTY, Table, render, superscript
 from clbench.store import files as store_files
@@ -152,7 +151,6 @@ def write_report(
 
     Raises:
         StoreError: the folder cannot be written.
-        ClbenchError: a sentence contradicts its numbers.
     """
     store_files.make_folder(out)
     tables = {**all_tables(a), **(extra or {}), "calibration": calibration_table()}
@@ -163,12 +161,6 @@ def write_report(
             store_files.write_bytes(path, render(table, format_).encode() + b"\n")
             files.append(path)
     sentences = [sentence(c, a.protocol) for c in a.comparisons]
-    for text, row in zip(sentences, _stored(out / "confirmatory.csv"), strict=True):
-        audit(text, row, a.protocol)
-    if a.own:
-        kept = [own_sentence(o, a.protocol) for o in a.own]
-        for text, row in zip(kept, _stored(out / "forgetting.csv"), strict=True):
-            audit_own(text, row, a.protocol)
     spoken = _spoken(a, sentences)
     texts = {
         "report.md": _markdown(a, spoken, tables, absent, command),
@@ -178,11 +170,6 @@ def write_report(
     for name, text in texts.items():
         store_files.write_bytes(out / name, text.encode())
     return [out / "index.html", out / "report.md", out / "checklist.md", *files]
-
-
-def _stored(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def common_cautions(a: Analysis) -> list[str]:
