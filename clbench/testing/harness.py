@@ -151,7 +151,13 @@ class StrategyHarness:
         return self._ends[number].copy()
 
     def predictor(self, state: StepState, model: nn.Module, structures: Sequence[str]) -> Server:
-        """A model that answers for whole volumes, as a run examines it."""
+        """A model that answers for whole volumes, as a run examines it.
+
+        Args:
+            state: of the step; gives strategy and memory.
+            model: to predict with.
+            structures: names of its outputs, in order.
+        """
         return predictor(self.plan, state.strategy, model, tuple(structures), state.memory)
 
     def prepared(self, state: StepState, case: str) -> dict[str, Tensor]:

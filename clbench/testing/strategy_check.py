@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from clbench.run.plan import load_strategy
 from clbench.strategy.contract import Strategy
@@ -88,7 +89,7 @@ def check_strategy(
         name, made = strategy, load_strategy(strategy, overrides or {})
     else:
         name, made = type(strategy).__name__, strategy
-    promised = made.declaration
+    promised: Any = getattr(made, "declaration", made)  # what is no `Strategy` is a finding below
     declared = (
         f"declares past={promised.past}, starts_from={promised.starts_from}, "
         f"unlabelled={promised.unlabelled}, keeps_old_logits={promised.keeps_old_logits}, "

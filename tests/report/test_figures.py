@@ -243,7 +243,7 @@ def test_a_strip_from_stored_predictions(tmp_path: Path, monkeypatch: pytest.Mon
     make_runs(tmp_path, {"universal": Method(), "finetune": Method(kept=-0.5), "joint": Method()},
               patients={"btcv": 4, "lits": 4})  # fmt: skip
     study = Analysis(results=tmp_path, bench="tumor_ext")
-    monkeypatch.setattr(strip_room, "open_volumes", lambda s, o, record, shown: _volumes(shown))
+    monkeypatch.setattr(strip_room, "open_volumes", lambda options, record, shown: _volumes(shown))
     with pytest.raises(StoreError, match="stored its predictions") as err:
         draw("strip", study)
     assert "--keep-predictions" in str(err.value)
@@ -271,7 +271,7 @@ def test_the_command_draws_what_it_can_and_names_the_rest(
 ) -> None:
     from clbench.report import figures
 
-    def fake(name: str, study: Analysis, out: Path) -> list[Path]:
+    def fake(name: str, study: Analysis, out: Path, strip: StripOptions) -> list[Path]:
         if name == "cost":
             raise StoreError("no run has recorded its operations", next_step="clbench cost")
         return [out / name]

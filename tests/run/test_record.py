@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from clbench.errors import StoreError
-from clbench.report.figures import Study
+from clbench.report.figures import StripOptions
 from clbench.report.figures.strip import Shown, open_volumes
 from clbench.run.cost_table import recount
 from clbench.run.record import catalog_of, profile_of
@@ -55,8 +55,7 @@ def test_a_changed_profile_changes_neither_data_nor_pictures_nor_costs_of_a_run(
     record = RunRecord.from_json(content)
     source, _, case = record.course["test"][0][0].partition("/")
     shown = [Shown(eval_set=source, case=case, word="worst", score=0.0)]
-    study = Study(results=home.parent, bench="tumor_ext")
-    (before,) = open_volumes(study, content, shown)
+    (before,) = open_volumes(StripOptions(), content, shown)
     recount(run)
     cost = (run / "cost.csv").read_bytes()
 
@@ -64,7 +63,7 @@ def test_a_changed_profile_changes_neither_data_nor_pictures_nor_costs_of_a_run(
 
     assert profile_of(record).data.spacing_mm == SMOKE_MM
     assert catalog_of(record).preprocessing.spacing_mm == SMOKE_MM
-    (after,) = open_volumes(study, content, shown)
+    (after,) = open_volumes(StripOptions(), content, shown)
     assert np.array_equal(after.image, before.image)
     assert np.array_equal(after.bits, before.bits)
     assert np.array_equal(after.affine, before.affine)

@@ -100,8 +100,8 @@ BROKEN: dict[str, tuple[dict[str, str], str]] = {
     "test case validated on": ({SECOND: SECOND.replace("[7]", "[4]")}, LEAKS),
     "leak on the phantom": (
         {
-            FIRST: f"{FIRST}\n{on_phantom('1-19', '20-29', '30-39')}",
-            SECOND: f"{SECOND}\n{on_phantom('30-49', '50-59', '60-69')}",
+            FIRST: f"{FIRST}\n{on_phantom('1..19', '20..29', '30..39')}",
+            SECOND: f"{SECOND}\n{on_phantom('30..49', '50..59', '60..69')}",
         },
         LEAKS,
     ),

@@ -89,7 +89,13 @@ def _per_case(e: Evidence, method: Method, eval_set: str, step: int) -> dict[str
 
 
 def case_of(record: Mapping[str, Any], eval_set: str, patient: str) -> str:
-    """The first test case of a patient."""
+    """The first test case of a patient.
+
+    Args:
+        record: `run.json` of the run.
+        eval_set: source of the case.
+        patient: whose case; a case id where the source has one case per patient.
+    """
     patient_of: Mapping[str, str] = record["course"].get("patient_of", {})
     tests = dict.fromkeys(
         named.removeprefix(f"{eval_set}/")
@@ -102,12 +108,11 @@ def case_of(record: Mapping[str, Any], eval_set: str, patient: str) -> str:
 
 
 def open_volumes(
-    study: Study, options: StripOptions, record: Mapping[str, Any], shown: Sequence[Shown]
+    options: StripOptions, record: Mapping[str, Any], shown: Sequence[Shown]
 ) -> list[Volume]:
     """The cases as the run saw them, whatever the profile of that name says today.
 
     Args:
-        study: the runs.
         options: where images and cache are.
         record: `run.json` of one of the runs.
         shown: which cases.
@@ -158,7 +163,7 @@ def strip(study: Study, options: StripOptions) -> Figure:
         "no strategy has stored its predictions",
         "run again with --keep-predictions test",
     )
-    volumes = open_volumes(study, options, record, shown)
+    volumes = open_volumes(options, record, shown)
     known = [c for c, s in e.learned_at.items() if s <= step]
     colors = palette(known)
     heads = ["CT", "truth", *(m.label for m in e.methods)]

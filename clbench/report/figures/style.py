@@ -151,6 +151,13 @@ def frame(
     """Title above; legend and small print (definitions, n, what is missing) below.
 
     The figure grows by what stands below, so that the panels keep their size.
+
+    Args:
+        figure: to write on; its size changes.
+        evidence: the runs; gives the first part of the title.
+        words: the rest of the title.
+        small: small print; newlines part lines.
+        entries: artists of the legend, with their labels.
     """
     width, height = figure.get_size_inches()
     lines = [part for line in small.split("\n") for part in wrap(line, int(width * 23))]

@@ -177,7 +177,16 @@ def long_table(
     data: str,
     verdicts: Mapping[int, str] | None,
 ) -> Table:
-    """One line per cell at full precision; the printed half alone equals its file."""
+    """One line per cell at full precision; the printed half alone equals its file.
+
+    Args:
+        which: 10 or 11.
+        columns: of the table, left to right.
+        lines: of the table, top to bottom.
+        marks: (line, column) → marks of the cell.
+        data: where measured values come from; empty = printed values alone.
+        verdicts: line → verdict in words; None: no such column.
+    """
     if not data and which == 10:
         heads = (
             "row_owner", "rowspan_methods", "step", "class", "printed_header", "printed_value",
@@ -233,7 +242,15 @@ def measured_table(
     seeds: Sequence[int] | None,
     scale: Scale,
 ) -> Table:
-    """Table 10 or 11 with measured rows; see `clbench.report.paper.table.paper_table`."""
+    """Table 10 or 11 with measured rows; see `clbench.report.paper.table.paper_table`.
+
+    Args:
+        which: 10 or 11.
+        study: the runs, their reference and protocol.
+        source: `measured` or `both`.
+        seeds: only these; None: all.
+        scale: how scores are written.
+    """
     groups = study.groups(seeds=seeds)
     own = study.bench == BENCH[which]
     columns = _columns(which, groups, own=own)

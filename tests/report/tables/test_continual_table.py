@@ -16,7 +16,7 @@ from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
 from clbench.evaluation.metrics.continual import NAMES
 from clbench.evaluation.metrics.stability_gap import TraceRow, write_trace
-from clbench.report.results import read_run
+from clbench.report.results import StoredRun, read_run
 from clbench.report.study import Study
 from clbench.report.tables.continual import continual_table
 from clbench.report.tables.render import EMPTY, PERCENT, SHARE, Table, render
@@ -37,7 +37,7 @@ def test_every_measure_of_every_strategy(tmp_path: Path) -> None:
     bwt = [
         continual.mean(continual.backward_transfer(r.values, r.learned_at, 2).values())
         for f in run_folder.find_runs(tmp_path)
-        if (r := read_run(f, "strict")).record["strategy"] == "universal"
+        if (r := read_run(StoredRun.read(f), "strict")).record["strategy"] == "universal"
     ]
     text = f"{continual.mean(bwt):.3f} ± {continual.spread(bwt):.3f}"
     assert cell(table, NAMES["bwt"], "universal") == text

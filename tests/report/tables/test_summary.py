@@ -234,11 +234,9 @@ def test_a_strip_of_a_real_run(smoke_run: Path, smoke_out: Path, cache_root: Pat
     here = StripOptions(cache=cache_root)
     record = run_folder.read_record(smoke_run)
     case = record["course"]["test"][0][0].split("/")[1]
-    (volume,) = open_volumes(
-        study, here, record, [Shown(eval_set="btcv", case=case, word="", score=0)]
-    )
+    (volume,) = open_volumes(here, record, [Shown(eval_set="btcv", case=case, word="", score=0)])
     assert (volume.source, volume.case) == ("btcv", case)
-    with pytest.raises(StoreError, match="not those of the run"):
-        open_volumes(study, here, {**record, "data_fingerprint": "other"}, [])
+    with pytest.raises(StoreError, match="not what the run was made on"):
+        open_volumes(here, {**record, "data_fingerprint": "other"}, [])
     if not any(f.parent.name != "universal" for f in run_folder.find_runs(smoke_out)):
         assert draw("strip", study, strip=here).startswith(b"<?xml")
