@@ -8,7 +8,6 @@ from the disk.
 from __future__ import annotations
 
 import base64
-import gc
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -99,16 +98,6 @@ def make_report(study: Analysis, out: Path) -> Made:
         StoreError: see `clbench.report.study.Study.evidence` and `write_report`.
         UnknownName: no finished run of the reference.
     """
-    collecting = gc.isenabled()
-    gc.disable()  # the objects of the figures live on; looking for garbage among them costs time
-    try:
-        return _make_report(study, out)
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _make_report(study: Analysis, out: Path) -> Made:
     protocol = study.protocol
     title = study.evidence.title()  # runs that cannot be compared are refused before any drawing
     extra, absent = other_tables(study)
