@@ -121,7 +121,7 @@ def _score(
 ) -> tuple[Bits, list[Score]]:
     """Prediction and scores of a test case of step `number`, after `lesson`."""
     volume = plan.catalog.open(number, case, "test")
-    with windows_fit(plan, f"examining after step {lesson.number}, case {case}", server):
+    with windows_fit(plan, f"examining after step {lesson.number}, case {case}"):
         bits = meter.timed(server.predict, volume, postprocess=plan.profile.examine.postprocess)
     context = ScoreContext(
         bench=plan.benchmark.name,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -18,8 +17,8 @@ from clbench.errors import StoreError
 from clbench.evaluation.sliding_window import Server
 from clbench.run.plan import Plan
 from clbench.store import checkpoint
-from clbench.strategy.contract import Lesson, Memory, Predictor, Strategy
-from clbench.training.gpu_memory import enough_memory, try_windows
+from clbench.strategy.contract import Lesson, Memory, Strategy
+from clbench.training.gpu_memory import enough_memory
 
 
 def blank(plan: Plan, strategy: Strategy, lesson: Lesson) -> nn.Module:
@@ -94,19 +93,7 @@ def predictor(
     )
 
 
-def windows_fit(plan: Plan, doing: str, server: Server | None) -> AbstractContextManager[None]:
-    """An error where sliding windows need more memory than there is.
-
-    Args:
-        plan: the run: window size and windows at a time.
-        doing: what was going on, for the error.
-        server: what predicts; None where no smaller setting can be tried.
-    """
-    profile, patch = plan.profile, plan.catalog.preprocessing.patch_vox
-    attempt = None if server is None else partial(try_windows, server.model, profile, patch)
-    return enough_memory(doing, profile, patch, teaching=False, attempt=attempt)
-
-
-def _is_predictor(server: Server) -> Predictor:
-    """A static check that `Server` keeps the promise strategies rely on."""
-    return server
+def windows_fit(plan: Plan, doing: str) -> AbstractContextManager[None]:
+    """An error where sliding windows need more memory than there is; `doing` stands in it."""
+    patch = plan.catalog.preprocessing.patch_vox
+    return enough_memory(doing, plan.profile, patch, teaching=False)

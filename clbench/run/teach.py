@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from clbench.store import checkpoint, files, run_folder
 from clbench.strategy.contract import Lesson, Memory, Strategy
 from clbench.training import past_data
 from clbench.training.batches import CaseKey, Material
-from clbench.training.gpu_memory import enough_memory, try_update
+from clbench.training.gpu_memory import enough_memory
 from clbench.training.loop import Validate, teach
 from clbench.training.monitors import StepWatch, constant_labels, refuse_constant_labels
 from clbench.training.pseudo_labelling import prepare
@@ -119,7 +118,7 @@ def make_pseudo_labels(plan: Plan, state: StepState, watch: Watch) -> None:
     lesson, teacher, old = state.lesson, state.teacher, None
     if teacher is not None and state.strategy.prepares(lesson):
         old = predictor(plan, state.strategy, teacher, lesson.old, state.memory)
-    with windows_fit(plan, f"preparing step {lesson.number}", old):
+    with windows_fit(plan, f"preparing step {lesson.number}"):
         prepared = prepare(
             state.strategy,
             lesson,
@@ -215,10 +214,7 @@ def train_step(
             see(event)
     teacher = copy.deepcopy(state.teacher) if strategy.takes_teacher(lesson) else None
     patch = plan.catalog.preprocessing.patch_vox
-    update = partial(
-        try_update, strategy, state.model, teacher, lesson, state.memory, profile, patch
-    )
-    with enough_memory(f"teaching step {lesson.number}", profile, patch, attempt=update):
+    with enough_memory(f"teaching step {lesson.number}", profile, patch):
         teach(
             strategy,
             state.model,
