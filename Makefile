@@ -45,7 +45,7 @@ torture: $(STAMP)
 	$(BIN)/python tests/torture.py --minutes $(or $(MINUTES),30) --out results/calibration/torture.csv
 
 readme: $(STAMP)
-	$(BIN)/clbench readme README.md */README.md
+	$(BIN)/python tests/pages.py README.md */README.md
 
 paper: $(STAMP)
 	$(BIN)/clbench paper paper_figs/paper.toml --out paper_figs/out $(if $(RESULTS),--results $(RESULTS))

@@ -1,15 +1,11 @@
-"""Commands that write figures, reports, the paper's set, and the tables of READMEs."""
+"""Commands that write figures, reports and the paper's set."""
 
 from __future__ import annotations
 
-import re
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.testing import CliRunner
 
 from clbench.cli.options import RESULTS, Bench, Results, app, one_of
 from clbench.errors import ClbenchError
@@ -101,55 +97,3 @@ def report(
     made = make_report(study, out)
     for line in made.lines:
         typer.echo(line)
-
-
-@app.command(hidden=True)
-def readme(
-    pages: Annotated[list[Path], typer.Argument(help="Markdown files.")],
-) -> None:
-    """Write the blocks of Markdown files anew that name the clbench command they come from."""
-    for path in pages:
-        path.write_text(rewrite(path.read_text(encoding="utf-8"), app), encoding="utf-8")
-
-
-# --------------------------------------------------------------------------------------------------
-# Blocks of a Markdown file that name the command they come from, written anew by running it.
-#
-# A block reads `<!-- $ clbench table summary … -->`, the output, `<!-- end -->`. So no number in a
-# README is typed by hand, and a test can tell a stale one. Where the command is `clbench figure`,
-# the output is a link to the picture it has written.
-
-
-_BLOCK = re.compile(r"(<!-- \$ clbench (?P<command>[^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def rewrite(text: str, app: typer.Typer) -> str:
-    """A Markdown text with every block's content replaced by what its command prints now.
-
-    Commands run in the current folder, and their paths are relative to it.
-
-    Raises:
-        ClbenchError: a command fails; names it.
-    """
-
-    def fresh(block: re.Match[str]) -> str:
-        arguments = shlex.split(block["command"])
-        result = CliRunner().invoke(app, arguments)
-        if result.exit_code != 0:
-            raise ClbenchError(
-                "a command of the README fails", where=block["command"], got=result.exception
-            )
-        output = result.stdout.strip()
-        if arguments[0] == "figure":
-            output = _picture(arguments[1], output.splitlines())
-        return f"{block[1]}\n{output}\n\n{block[3]}"
-
-    return _BLOCK.sub(fresh, text)
-
-
-def _picture(name: str, paths: Sequence[str]) -> str:
-    """Markdown that shows the PNG among the files of a figure, with what it shows in words."""
-    from clbench.report.figures import FIGURES
-
-    (png,) = [path for path in paths if path.endswith(".png")]
-    return f"![{FIGURES[name][1]}]({png})"

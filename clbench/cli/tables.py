@@ -75,8 +75,6 @@ TABLES: dict[str, tuple[str, Callable[[Asked], Table]]] = {
     "distances": ("", lambda a: _in("paper.detection", "distances")(a.study)),
     "cost": ("", lambda a: _in("tables.costs", "cost_table")(a.study)),
     "calibration": ("", lambda a: _in("page.calibration", "calibration_table")()),
-    "fuzz": ("", lambda a: _in("page.calibration", "fuzz_table")()),
-    "torture": ("", lambda a: _in("page.calibration", "torture_table")()),
 }
 """Name → (options of `DEFAULTS` it takes, how it is made)."""
 OWN_BENCH = {"11": "body_ext"}
@@ -88,8 +86,8 @@ def table(
     name: Annotated[
         str,
         typer.Argument(
-            help="6, 10, 11 (the paper's), summary, learning, continual, distances, cost, "
-            "calibration, fuzz or torture."
+            help="6, 10, 11 (the paper's), summary, learning, continual, distances, cost "
+            "or calibration."
         ),
     ],
     source: Annotated[str | None, typer.Option(help="printed, measured or both.")] = None,

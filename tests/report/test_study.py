@@ -178,7 +178,8 @@ def test_a_table_reads_every_file_once(results: Path, reads: Counter[str], name:
 
 
 @pytest.mark.parametrize(
-    "words", [["cost", "--metric", "nsd"], ["fuzz", "--percent"], ["summary", "--seeds", "0"]]
+    "words",
+    [["cost", "--metric", "nsd"], ["calibration", "--percent"], ["summary", "--seeds", "0"]],
 )
 def test_a_table_refuses_an_option_it_does_not_take(results: Path, words: list[str]) -> None:
     with pytest.raises(SettingError, match=r"does not take --") as err:

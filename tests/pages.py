@@ -1,0 +1,123 @@
+"""Writes the blocks of the README pages anew: `python tests/pages.py README.md */README.md`.
+
+A block reads `<!-- $ clbench table summary … -->`, the output, `<!-- end -->`; so no number in a
+page is typed by hand, and a test can tell a stale one. Where the command is `clbench figure`, the
+output is a link to the picture it has written. `$ tests/pages.py fuzz` and `$ tests/pages.py
+torture` are the counts that `tests/perf/fuzz_readers.py` and `make torture` wrote to
+`results/calibration/`. Commands run in the current folder, and their paths are relative to it.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from locations import ROOT
+from typer.testing import CliRunner
+
+from clbench.cli import app
+from clbench.errors import ClbenchError
+from clbench.report.figures import FIGURES
+from clbench.report.tables.render import Table, render
+
+BLOCK = re.compile(
+    r"(<!-- \$ (?P<program>clbench|tests/pages\.py) (?P<command>[^\n]*?) -->\n).*?(<!-- end -->)",
+    re.DOTALL,
+)
+TORTURE_PHASES = {
+    "train": "training",
+    "prune": "pruning and recovery",
+    "pseudo": "pseudo-labelling",
+    "examine": "examining",
+    "write": "writing a file",
+    "start": "between them",
+}
+
+
+def rewrite(text: str) -> str:
+    """A Markdown text with every block's content replaced by what its command prints now.
+
+    Raises:
+        ClbenchError: a command fails; names it.
+    """
+
+    def fresh(block: re.Match[str]) -> str:
+        if block["program"] == "clbench":
+            output = printed(shlex.split(block["command"]))
+        else:
+            output = render(COUNTS[block["command"]](), "md").strip()
+        return f"{block[1]}\n{output}\n\n{block[4]}"
+
+    return BLOCK.sub(fresh, text)
+
+
+def printed(arguments: Sequence[str]) -> str:
+    """What a clbench command prints; of a figure the Markdown that shows its PNG."""
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exit_code != 0:
+        raise ClbenchError("a command of a page fails", where=arguments, got=result.exception)
+    output = result.stdout.strip()
+    if arguments[0] != "figure":
+        return output
+    (png,) = [path for path in output.splitlines() if path.endswith(".png")]
+    return f"![{FIGURES[arguments[1]][1]}]({png})"
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    """A file of counts in `results/calibration/`."""
+    with (ROOT / "results" / "calibration" / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def fuzz_table() -> Table:
+    """One row per property: inputs tried, read and refused."""
+    counts = {
+        r["property"]: [int(r[column]) for column in ("tried", "read", "refused")]
+        for r in rows_of("fuzz.csv")
+    }
+    counts["all"] = [sum(column) for column in zip(*counts.values(), strict=True)]
+    return Table(
+        title="Files the readers were tried on",
+        columns=("what is odd about them", "tried", "read", "refused"),
+        rows=tuple((what, *(f"{n:,}" for n in row)) for what, row in counts.items()),
+        notes=(
+            (
+                "Read: the right volume in RAS, every label in its place; refused: an error that "
+                "names the file and the next step. There was no third answer."
+            ),
+        ),
+    )
+
+
+def torture_table() -> Table:
+    """One row per phase: the kills that landed in it."""
+    values = {(r["of"], r["name"]): r["value"] for r in rows_of("torture.csv")}
+    kills = {what: int(values["phase", name]) for name, what in TORTURE_PHASES.items()}
+    methods = sum(of == "strategy" and int(v) > 0 for (of, _), v in values.items())
+    return Table(
+        title="Runs of the tiny course killed (SIGKILL) at random moments, and gone on",
+        columns=("killed while", "times"),
+        rows=(*((what, str(n)) for what, n in kills.items()), ("all", str(sum(kills.values())))),
+        notes=(
+            (
+                f"{values['all', 'runs']} runs of {methods} methods; ended otherwise than the "
+                f"undisturbed run: {values['all', 'different']}; files found half-written: "
+                f"{values['all', 'half_written']}."
+            ),
+            (
+                f"torch {values['host', 'torch']} on {values['host', 'device']}, "
+                f"{values['host', 'threads']} thread(s), seed {values['all', 'seed']}."
+            ),
+        ),
+    )
+
+
+COUNTS: Mapping[str, Callable[[], Table]] = {"fuzz": fuzz_table, "torture": torture_table}
+
+if __name__ == "__main__":
+    for page in map(Path, sys.argv[1:]):
+        page.write_text(rewrite(page.read_text(encoding="utf-8")), encoding="utf-8")
