@@ -85,21 +85,19 @@ def by_patient(values: ArrayLike, patients: Sequence[Hashable]) -> Floats:
     return mean
 
 
-def strata(table: Table) -> tuple[Stratum, ...]:
-    """Check a table and bring it into one form; patients without any cell are left out.
+def checked(table: Table) -> dict[str, Floats]:
+    """Bring a table into one form: data set → (seeds, patients, classes), nan = no such cell.
 
     Raises:
         DataError: wrong shape, infinite values, data sets with different numbers of seeds, or a
             cell that exists under one seed and not under another.
 
     Example:
-        >>> from clbench.statistics.class_macro import strata
-        >>> nan = float("nan")
-        >>> (part,) = strata({"lits": [[0.25, nan], [nan, nan]]})  # the second patient has no class
-        >>> part.n, part.values.tolist(), part.valid.tolist()
-        (1, [[[0.25, 0.0]]], [[1.0, 0.0]])
+        >>> from clbench.statistics.class_macro import checked
+        >>> checked({"lits": [[0.25], [0.5]]})["lits"].shape  # one seed, two patients, one class
+        (1, 2, 1)
     """
-    found = []
+    arrays: dict[str, Floats] = {}
     for name, raw in table.items():
         array = np.asarray(raw, dtype=np.float64)
         array = array[None] if array.ndim == 2 else array
@@ -119,19 +117,40 @@ def strata(table: Table) -> tuple[Stratum, ...]:
                 got=f"{int((absent != absent[0]).sum())} cells differ",
                 next_step="finish or leave out the incomplete run",
             )
-        kept = ~absent[0].all(axis=1)
-        found.append(
-            Stratum(
-                name=name,
-                values=np.nan_to_num(array[:, kept]),
-                valid=(~absent[0, kept]).astype(np.float64),
-            )
-        )
-    if len({part.values.shape[0] for part in found}) > 1:
+        arrays[name] = array
+    if len({array.shape[0] for array in arrays.values()}) > 1:
         raise DataError(
             "data sets differ in their number of seeds",
             expected="one number",
-            got={part.name: part.values.shape[0] for part in found},
+            got={name: array.shape[0] for name, array in arrays.items()},
+        )
+    return arrays
+
+
+def strata(table: Table) -> tuple[Stratum, ...]:
+    """Check a table and bring it into one form; patients without any cell are left out.
+
+    Raises:
+        DataError: wrong shape, infinite values, data sets with different numbers of seeds, or a
+            cell that exists under one seed and not under another.
+
+    Example:
+        >>> from clbench.statistics.class_macro import strata
+        >>> nan = float("nan")
+        >>> (part,) = strata({"lits": [[0.25, nan], [nan, nan]]})  # the second patient has no class
+        >>> part.n, part.values.tolist(), part.valid.tolist()
+        (1, [[[0.25, 0.0]]], [[1.0, 0.0]])
+    """
+    found = []
+    for name, array in checked(table).items():
+        absent = np.isnan(array[0])
+        scored = ~absent.all(axis=1)
+        found.append(
+            Stratum(
+                name=name,
+                values=np.nan_to_num(array[:, scored]),
+                valid=(~absent[scored]).astype(np.float64),
+            )
         )
     return tuple(found)
 

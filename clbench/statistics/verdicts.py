@@ -1,0 +1,125 @@
+"""Words for a tested difference, from its p-values and its interval alone.
+
+`better` and `worse` are claims about 0, `equivalent` and `keeps` about the margin; anything else is
+`undecided`. `not testable` is left for samples in which no data could reach the level.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Word = Literal[
+    "better", "worse", "equivalent", "forgets", "gains", "keeps", "undecided", "not testable",
+    "shared",
+]  # fmt: skip
+Kind = Literal["difference", "change"]
+"""What is tested: two strategies against each other, or one against its own earlier scores."""
+THESE_RUNS = "for these training runs"
+MORE, LESS = "by more than the margin", "by less than the margin"
+NOT_WORSE, NOT_BETTER = "not worse by the margin", "not better by the margin"
+_STRICT = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numbers:
+    """What a word follows from."""
+
+    n: int
+    """Patients."""
+    estimate: float
+    """Difference (or change)."""
+    p: float
+    """Adjusted p of "no difference"; nan = not tested."""
+    p_low: float
+    """Adjusted p of "the difference is -margin or less"."""
+    p_high: float
+    """Adjusted p of "the difference is +margin or more"."""
+    low: float
+    """Lower end of the simultaneous interval; nan = none."""
+    high: float
+    """Upper end."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """One comparison in words."""
+
+    word: Word
+    """The claim."""
+    detail: str = ""
+    """`by more than the margin`, `by less than the margin`, or what an undecided one rules out."""
+    scope: str = ""
+    """`for these training runs` where the runs do not support more; else empty."""
+
+    def __str__(self) -> str:
+        """Word and detail: `better, by less than the margin`."""
+        return ", ".join(x for x in (self.word, self.detail) if x)
+
+
+NOT_TESTABLE = Verdict(word="not testable")
+"""Too few patients for any data to reach the level."""
+
+
+def smallest_sample(alpha: float) -> int:
+    """Fewest patients with which a two-sided sign-flip test can reach `alpha`: 2^(1-n) <= alpha.
+
+    Example:
+        >>> from clbench.statistics.verdicts import smallest_sample
+        >>> smallest_sample(0.05), smallest_sample(0.01)
+        (6, 8)
+    """
+    return math.ceil(1 - math.log2(alpha) - _STRICT)
+
+
+def verdict_of(x: Numbers, *, alpha: float, margin: float, kind: Kind = "difference") -> Verdict:
+    """The word for a difference between two strategies, or for a strategy's own change.
+
+    Args:
+        x: patients, difference, adjusted p-values and simultaneous interval.
+        alpha: level.
+        margin: half-width of "equivalent"; a smaller loss is "keeps".
+        kind: `difference` or `change`.
+
+    Returns:
+        The verdict without its scope, see `clbench.statistics.max_t`.
+
+    Example:
+        >>> from clbench.statistics.verdicts import Numbers, verdict_of
+        >>> x = Numbers(n=8, estimate=0.5, p=0.01, p_low=0.01, p_high=1.0, low=0.4, high=0.6)
+        >>> str(verdict_of(x, alpha=0.05, margin=0.02))
+        'better, by more than the margin'
+    """
+    if math.isnan(x.p):
+        return NOT_TESTABLE
+    differs, above, below = x.p <= alpha, x.p_low <= alpha, x.p_high <= alpha
+    if differs and x.estimate < 0:
+        detail = MORE if x.high < -margin - _STRICT else LESS if above else ""
+        if kind == "change":
+            return Verdict(word="forgets", detail=detail.removeprefix("by ") if above else detail)
+        return Verdict(word="worse", detail=detail)
+    if kind == "change":
+        gains = differs and x.estimate > 0
+        return Verdict(word="gains" if gains else "keeps" if above else "undecided")
+    if differs and x.estimate > 0:
+        detail = MORE if x.low > margin + _STRICT else LESS if below else ""
+        return Verdict(word="better", detail=detail)
+    if above and below:
+        return Verdict(word="equivalent")
+    return Verdict(word="undecided", detail=NOT_WORSE if above else NOT_BETTER if below else "")
+
+
+def holds_beyond_runs(verdict: Verdict, *, low: float, high: float, margin: float) -> bool:
+    """Whether an interval over new training runs is on the verdict's side.
+
+    Args:
+        verdict: the word.
+        low: lower end over patients and new runs; nan = none.
+        high: upper end.
+        margin: half-width of "equivalent".
+    """
+    return {
+        "better": low > 0, "gains": low > 0, "worse": high < 0, "forgets": high < 0,
+        "equivalent": low > -margin and high < margin, "keeps": low > -margin,
+    }.get(verdict.word, False)  # fmt: skip
