@@ -20,6 +20,7 @@ from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
 from clbench.evaluation.metrics.continual import Cell
 from clbench.store import run_folder
+from clbench.store.record import RunRecord, refuse_mixture
 from clbench.store.run_folder import Score
 from clbench.types import Floats
 
@@ -309,7 +310,7 @@ def group_runs(
     done = [s for s in stored if s.record["status"] == "finished"]
     if seeds is not None:
         done = [s for s in done if s.record["identity"]["seed"] in seeds]
-    run_folder.refuse_mixture([s.record for s in done])
+    refuse_mixture([RunRecord.from_json(s.record, s.folder) for s in done])
     patient_of = patients_of([s.record for s in done])
     keyed: dict[tuple[str, str], list[StoredRun]] = {}
     for s in done:

@@ -30,8 +30,8 @@ from clbench.spec.benchmark import Benchmark, Preprocessing
 from clbench.spec.names import need_name
 from clbench.spec.settings import Profile, apply_overrides, change, load_profile, split_overrides
 from clbench.spec.splits import Split
-from clbench.store import run_folder
 from clbench.store.files import sha256
+from clbench.store.record import Identity
 from clbench.strategy.contract import Kit, Lesson, Strategy
 
 
@@ -101,7 +101,7 @@ class Plan:
     device: torch.device
     folder: Path
     shared: Path
-    identity: dict[str, Any]
+    identity: Identity
 
     def lesson(self, number: int) -> Lesson:
         """The 1-based step as a strategy sees it."""
@@ -306,7 +306,7 @@ def resolve(
     return resolved
 
 
-def identity_of(resolved: Resolved) -> dict[str, Any]:
+def identity_of(resolved: Resolved) -> Identity:
     """What the run id is made from: everything that may move a number of the run.
 
     Host, device, threads and commit are recorded beside it, but are no part of it.
@@ -319,30 +319,31 @@ def identity_of(resolved: Resolved) -> dict[str, Any]:
     groups.get("examine", {}).pop("trace_every", None)  # looks on, and moves no number
     if not groups.get("examine", True):
         del groups["examine"]
-    identity = {
-        "bench": benchmark.name,
-        "bench_version": benchmark.version,
-        "strategy": _describe(resolved.strategy),
-        "profile": groups,
-        "data_fingerprint": catalog.fingerprint,
-        "splits": [dataclasses.asdict(s) for s in catalog.splits],
-        "vectors": hashlib.sha256(resolved.vectors.array.tobytes()).hexdigest(),
-        "weights": _file_hash(resolved.profile.backbone.weights),
-        "seed": resolved.settings.seed,
-        "numerics": clbench.NUMERICS,
-    }
-    if registry.is_path(resolved.settings.bench):  # no version guards a user's own file
-        identity["course"] = benchmark.digest()
-    return identity
+    return Identity(
+        bench=benchmark.name,
+        bench_version=benchmark.version,
+        strategy=_describe(resolved.strategy),
+        profile=groups,
+        data_fingerprint=catalog.fingerprint,
+        splits=[dataclasses.asdict(s) for s in catalog.splits],
+        vectors=hashlib.sha256(resolved.vectors.array.tobytes()).hexdigest(),
+        weights=_file_hash(resolved.profile.backbone.weights),
+        seed=resolved.settings.seed,
+        numerics=clbench.NUMERICS,
+        course=unguarded_digest(resolved.settings.bench, benchmark),
+    )
 
 
-def first_step_identity(identity: Mapping[str, Any], strategy: Strategy) -> dict[str, Any]:
+def unguarded_digest(bench: str, benchmark: Benchmark) -> str | None:
+    """The digest of a course named by its file, whose version nobody raises; None: registered."""
+    return benchmark.digest() if registry.is_path(bench) else None
+
+
+def first_step_identity(identity: Identity, strategy: Strategy) -> Identity:
     """What the first step's checkpoint depends on; runs that are alike in it share the training."""
-    return {
-        **identity,
-        "strategy": _describe(strategy.first_step()),
-        "splits": identity["splits"][:1],
-    }
+    return dataclasses.replace(
+        identity, strategy=_describe(strategy.first_step()), splits=identity.splits[:1]
+    )
 
 
 def open_run(resolved: Resolved) -> Plan:
@@ -366,8 +367,8 @@ def open_run(resolved: Resolved) -> Plan:
         text_record=dict(resolved.vectors.record),
         weights=weights,
         device=resolved.device,
-        folder=home / resolved.strategy_name / run_folder.run_id(identity),
-        shared=home / "_shared" / run_folder.run_id(first),
+        folder=home / resolved.strategy_name / identity.run_id,
+        shared=home / "_shared" / first.run_id,
         identity=identity,
     )
 

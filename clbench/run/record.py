@@ -21,13 +21,12 @@ import clbench
 from clbench.data.catalog import Catalog
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.case import implementations
-from clbench.run.plan import Plan, load_strategy, open_catalog
+from clbench.run.plan import Plan, load_strategy, open_catalog, unguarded_digest
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.settings import GROUPS, Profile, change, load_profile, split_overrides
 from clbench.spec.splits import Split
-from clbench.store import run_folder
-from clbench.store.record import RunRecord
+from clbench.store.record import Identity, RecordedCourse, RecordedStep, RunRecord
 from clbench.strategy.contract import Strategy
 
 
@@ -84,25 +83,24 @@ def external_record(
         predictions: where the predictions of the step lay.
         words: metrics beside Dice.
     """
-    identity: dict[str, Any] = {
-        "bench": benchmark.name,
-        "bench_version": benchmark.version,
-        "strategy": {"class": "external", "name": name},
-        "profile": {"name": "external"},
-        "data_fingerprint": catalog.fingerprint,
-        "splits": [dataclasses.asdict(s) for s in catalog.splits],
-        "vectors": None,
-        "weights": None,
-        "seed": seed,
-        "numerics": clbench.NUMERICS,
-    }
-    if registry.is_path(settings["bench"]):  # no version guards the content of a user's own file
-        identity["course"] = benchmark.digest()
+    identity = Identity(
+        bench=benchmark.name,
+        bench_version=benchmark.version,
+        strategy={"class": "external", "name": name},
+        profile={"name": "external"},
+        data_fingerprint=catalog.fingerprint,
+        splits=[dataclasses.asdict(s) for s in catalog.splits],
+        vectors=None,
+        weights=None,
+        seed=seed,
+        numerics=clbench.NUMERICS,
+        course=unguarded_digest(settings["bench"], benchmark),
+    )
     return RunRecord(
         status="finished",
         external=True,
         steps_done=step,
-        run_id=run_folder.run_id(identity),
+        run_id=identity.run_id,
         strategy=name,
         identity=identity,
         settings=settings,
@@ -132,7 +130,7 @@ def _data_and_host(
     }
 
 
-def course_of(benchmark: Benchmark, catalog: Catalog) -> dict[str, Any]:
+def course_of(benchmark: Benchmark, catalog: Catalog) -> RecordedCourse:
     """The course as every record holds it: steps, groups, training and test cases.
 
     `patient_of` names the patient behind each test case whose id is not the patient itself: the
@@ -142,14 +140,15 @@ def course_of(benchmark: Benchmark, catalog: Catalog) -> dict[str, Any]:
     def named(step: int, cases: Sequence[str]) -> list[str]:
         return [f"{catalog.source(step).name}/{case}" for case in cases]
 
-    return {
-        "steps": [
-            {"name": s.name, "source": s.source, "learns": list(s.learns)} for s in benchmark.steps
+    return RecordedCourse(
+        steps=[
+            RecordedStep(name=s.name, source=s.source, learns=list(s.learns))
+            for s in benchmark.steps
         ],
-        "groups": {name: list(members) for name, members in benchmark.groups.items()},
-        "train": [named(i, s.train) for i, s in enumerate(catalog.splits, 1)],
-        "test": [named(i, s.test) for i, s in enumerate(catalog.splits, 1)],
-        "patient_of": {
+        groups={name: list(members) for name, members in benchmark.groups.items()},
+        train=[named(i, s.train) for i, s in enumerate(catalog.splits, 1)],
+        test=[named(i, s.test) for i, s in enumerate(catalog.splits, 1)],
+        patient_of={
             f"{source.name}/{case}": source.patient_of(case)
             for i, s in enumerate(catalog.splits, 1)
             if catalog.patients
@@ -157,7 +156,7 @@ def course_of(benchmark: Benchmark, catalog: Catalog) -> dict[str, Any]:
             for case in s.test
             if source.patient_of(case) != case
         },
-    }
+    )
 
 
 def split_hashes(catalog: Catalog) -> dict[str, str]:
@@ -200,19 +199,19 @@ def benchmark_of(record: RunRecord) -> Benchmark:
     """
     bench, identity = record.settings["bench"], record.identity
     benchmark = registry.benchmark(bench)
-    if benchmark.version != identity["bench_version"]:
+    if benchmark.version != identity.bench_version:
         raise StoreError(
             "the run was made on another version of the benchmark",
             where=record.run_id,
             expected=f"{benchmark.name} v{benchmark.version}",
-            got=f"v{identity['bench_version']}",
+            got=f"v{identity.bench_version}",
             next_step="run it again",
         )
-    if identity.get("course") not in (None, benchmark.digest()):
+    if identity.course not in (None, benchmark.digest()):
         raise StoreError(
             "the benchmark's file was changed since the run was made",
             where=bench,
-            expected=f"content {identity['course']}",
+            expected=f"content {identity.course}",
             got=benchmark.digest(),
             next_step="run it again",
         )
@@ -227,7 +226,7 @@ def profile_of(record: RunRecord) -> Profile:
     """
     if record.external:
         return load_profile(record.settings["profile"])
-    recorded = record.identity["profile"]  # what differs from the defaults
+    recorded = record.identity.profile  # what differs from the defaults
     groups = {g: change(kind(), recorded.get(g, {}), g) for g, kind in GROUPS.items()}
     return Profile(name=recorded["name"], **groups)
 
@@ -255,7 +254,7 @@ def catalog_of(record: RunRecord, *, data: str | None = None, cache: Path | None
     data = data or settings["data"]
     if cache is None and settings["cache"] is not None:
         cache = Path(settings["cache"])
-    recorded = record.identity["splits"]
+    recorded = record.identity.splits
     catalog = open_catalog(
         benchmark,
         profile,

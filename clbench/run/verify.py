@@ -88,7 +88,7 @@ def verify_run(folder: Path, *, data: str | None = None, cache: Path | None = No
     _checkpoints(folder, record, found)
     _cost(folder, record, found)
     if (folder / FILE).exists():
-        read_trace(folder / FILE, [c for cases in record.course["test"] for c in cases])
+        read_trace(folder / FILE, record.course.test_cases)
         found.checked.append(FILE)
     found.unchecked.append("means and forgetting: none is stored, tables compute them from rows")
     return found
@@ -102,11 +102,11 @@ def _scores(folder: Path, record: RunRecord) -> dict[Key, tuple[int, Score]]:
     path = folder / "scores.csv"
     rows: dict[Key, tuple[int, Score]] = {}
     scores = run_folder.read_scores(path)
-    steps = record.course["steps"]
-    learned = {name: i for i, s in enumerate(steps, 1) for name in s["learns"]}
+    steps = record.course.steps
+    learned = {name: i for i, s in enumerate(steps, 1) for name in s.learns}
     same = {
-        "bench": record.identity["bench"], "bench_version": record.identity["bench_version"],
-        "strategy": record.strategy, "seed": record.identity["seed"],
+        "bench": record.identity.bench, "bench_version": record.identity.bench_version,
+        "strategy": record.strategy, "seed": record.seed,
     }  # fmt: skip
     for line, row in enumerate(scores, 2):
         key = key_of(row)
@@ -157,9 +157,9 @@ def _itself(path: Path, line: int, row: Score) -> None:
 def _complete(path: Path, record: RunRecord, rows: Mapping[Key, tuple[int, Score]]) -> None:
     """Every learned structure of every test case must have its rows."""
     learned: list[str] = []
-    tests = sorted({case for cases in record.course["test"] for case in cases})
-    for number, step in enumerate(record.course["steps"][: record.steps_done], 1):
-        learned += step["learns"]
+    tests = sorted(record.course.test_cases)
+    for number, step in enumerate(record.course.steps[: record.steps_done], 1):
+        learned += step.learns
         for case in tests:
             source, _, name = case.partition("/")
             for structure in learned:
@@ -283,8 +283,8 @@ def _differs(
 def _checkpoints(folder: Path, record: RunRecord, found: Verified) -> None:
     """Checkpoints must open, and be of the step their name says."""
     learned: list[str] = []
-    for number, step in enumerate(record.course["steps"], 1):
-        learned += step["learns"]
+    for number, step in enumerate(record.course.steps, 1):
+        learned += step.learns
         shared = folder.parents[1] / "_shared" / str(record.shared_step1)
         path = (shared if number == 1 else folder) / f"step{number}.pt"
         if not path.is_file():

@@ -1,6 +1,7 @@
 """Files of a run: written whole or not at all, checked when read; no torch but in `checkpoint`."""
 
 from clbench.store.files import make_folder, read_json, write_bytes, write_json
+from clbench.store.record import refuse_mixture
 from clbench.store.run_folder import (
     COLUMNS,
     SCHEMA,
@@ -12,7 +13,6 @@ from clbench.store.run_folder import (
     read_events,
     read_record,
     read_scores,
-    refuse_mixture,
     run_id,
     scores_bytes,
     write_record,

@@ -7,13 +7,102 @@ key this version does not know is written back as it was.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clbench.errors import StoreError
 from clbench.store import checksums, run_folder
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a run id is made from: everything that may move a number of the run."""
+
+    bench: str
+    """Name of the benchmark."""
+    bench_version: int
+    """Its version."""
+    strategy: Mapping[str, Any]
+    """`class`, `version` above 1, and the hyperparameters that differ from their defaults."""
+    profile: Mapping[str, Any]
+    """`name`, and by group the settings that differ from their defaults."""
+    data_fingerprint: str
+    """Checksum of the data."""
+    splits: Sequence[Mapping[str, Any]]
+    """Per step `name`, `train`, `validation`, `test` and `origin`; a rule that draws, applied."""
+    vectors: str | None
+    """SHA-256 of the structures' vectors; None: not known."""
+    weights: str | None
+    """SHA-256 of the backbone's file of weights; None: none."""
+    seed: int
+    """Seed of the run."""
+    numerics: int
+    """`clbench.NUMERICS`: raised by any change of the code that moves a number."""
+    course: str | None = None
+    """Digest of a course named by its file, whose version nobody raises; else no key."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Keys this version does not know."""
+
+    @property
+    def run_id(self) -> str:
+        """12 hexadecimal digits, of the canonical JSON."""
+        return run_folder.run_id(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `run.json`."""
+        content = _to_json(self)
+        if self.course is None:
+            del content["course"]
+        return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedStep:
+    """A step of a recorded course."""
+
+    name: str
+    """Name of the step."""
+    source: str
+    """Data set it learns from."""
+    learns: Sequence[str]
+    """Structures it teaches, in channel order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedCourse:
+    """The course as a run met it. Cases are named `source/case`."""
+
+    steps: Sequence[RecordedStep]
+    """In order."""
+    groups: Mapping[str, Sequence[str]]
+    """Printed name of a group of a table → structures."""
+    train: Sequence[Sequence[str]]
+    """Training cases of each step."""
+    test: Sequence[Sequence[str]]
+    """Test cases of each step."""
+    patient_of: Mapping[str, str] = field(default_factory=dict)
+    """Test case → patient, where the patient's name is not that of the case."""
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    """Keys this version does not know."""
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Every structure of the course, in channel order."""
+        return tuple(name for step in self.steps for name in step.learns)
+
+    @property
+    def test_cases(self) -> tuple[str, ...]:
+        """Every test case once, in order of the steps."""
+        return tuple(dict.fromkeys(case for cases in self.test for case in cases))
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in `run.json`."""
+        return {**_to_json(self), "steps": [dataclasses.asdict(s) for s in self.steps]}
+
 
 _LEFT_OUT = (
     "external",
@@ -51,8 +140,8 @@ class RunRecord:
     """Name of the strategy, or of the method from outside."""
     past: str | None = None
     """What the strategy declares to need of earlier steps; None: not recorded."""
-    identity: dict[str, Any]
-    """What the run id is made from: benchmark, strategy, profile, data, splits, seed, numerics."""
+    identity: Identity
+    """What the run id is made from."""
     with_defaults: dict[str, Any] | None = None
     """`strategy` and `profile` with every default; None: not recorded."""
     patients: bool
@@ -63,8 +152,8 @@ class RunRecord:
     """How structures were encoded as vectors; empty: not known."""
     backbone_weights: dict[str, Any] | None = None
     """What was loaded into the backbone from a file of weights; None: nothing."""
-    course: dict[str, Any]
-    """`steps`, `groups`, `train`, `test` and `patient_of`; see `clbench.run.record.course_of`."""
+    course: RecordedCourse
+    """What was taught, and on which cases."""
     settings: dict[str, Any] = field(default_factory=dict)
     """What the command line asked for."""
     split_sha256: dict[str, str] = field(default_factory=dict)
@@ -115,7 +204,7 @@ class RunRecord:
     @property
     def seed(self) -> int:
         """Seed of the run."""
-        return int(self.identity["seed"])
+        return self.identity.seed
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: Path | str = "run.json") -> RunRecord:
@@ -129,22 +218,18 @@ class RunRecord:
             StoreError: something that every version recorded is missing.
         """
         content = _upgraded(content)
-        known = {f.name: f for f in dataclasses.fields(cls) if f.name != "unknown"}
-        required = [
-            n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING
-        ]
-        if absent := [name for name in required if name not in content]:
-            raise StoreError(
-                "the record of a run is not whole",
-                where=where,
-                expected=", ".join(required),
-                got=f"no {', '.join(absent)}",
-                next_step="take the record from a copy, or run again with --fresh",
-            )
-        return cls(
-            **{name: content[name] for name in known if name in content},
-            unknown={k: v for k, v in content.items() if k not in known},
-        )
+        course = content.get("course")
+        if isinstance(course, Mapping) and isinstance(course.get("steps"), list):
+            steps = [_typed(RecordedStep, step, where, "course.steps.") for step in course["steps"]]
+            course = {**course, "steps": steps}
+        parts = {
+            "identity": (Identity, content.get("identity")),
+            "course": (RecordedCourse, course),
+        }
+        for name, (kind, part) in parts.items():
+            if name in content:
+                content[name] = _typed(kind, part, where, f"{name}.")
+        return _typed(cls, content, where)
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
@@ -157,13 +242,10 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The content of `run.json`."""
-        content = {
-            f.name: value
-            for f in dataclasses.fields(self)
-            if f.name != "unknown"
-            and ((value := getattr(self, f.name)) is not None or f.name not in _LEFT_OUT)
-        }
-        return {**content, **self.unknown}
+        content = _to_json(self)
+        content["identity"], content["course"] = self.identity.to_json(), self.course.to_json()
+        left_out = [name for name in _LEFT_OUT if content[name] is None]
+        return {name: value for name, value in content.items() if name not in left_out}
 
     def write(self, folder: Path) -> None:
         """Write `run.json`."""
@@ -181,6 +263,38 @@ class RunRecord:
             self.seal(folder)
 
 
+def _to_json(record: Any) -> dict[str, Any]:
+    """The fields of a record under their names, and the keys it does not know."""
+    content = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+    unknown = content.pop("unknown")
+    return {**content, **unknown}
+
+
+def _typed(kind: type[T], content: Any, where: Path | str, prefix: str = "") -> T:
+    """A part of a record out of its JSON.
+
+    Raises:
+        StoreError: something that every version recorded is missing.
+    """
+    known = {f.name: f for f in dataclasses.fields(kind) if f.name != "unknown"}  # type: ignore[arg-type]  # dataclasses only
+    required = [
+        n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING
+    ]
+    table = content if isinstance(content, Mapping) else {}
+    if absent := [prefix + name for name in required if name not in table]:
+        raise StoreError(
+            "the record of a run is not whole",
+            where=where,
+            expected=", ".join(prefix + name for name in required),
+            got=f"no {', '.join(absent)}",
+            next_step="take the record from a copy, or run again with --fresh",
+        )
+    values = {name: table[name] for name in known if name in table}
+    if unknown := {k: v for k, v in table.items() if k not in known}:
+        values["unknown"] = unknown
+    return kind(**values)
+
+
 def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
     """A copy in which what earlier versions recorded otherwise stands where it stands today."""
     new = dict(content)
@@ -190,6 +304,54 @@ def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
         splits = new["identity"].get("splits")
         if isinstance(splits, Mapping):  # by step, in its order
             new["identity"] = {**new["identity"], "splits": list(splits.values())}
-    if isinstance(new.get("course"), dict):
-        new["course"] = {"patient_of": {}, **new["course"]}  # each case a patient
     return new
+
+
+# What must be equal before two runs stand in one table.
+_ALIKE = ("bench", "bench_version", "numerics", "data_fingerprint", "splits", "profile", "course")
+
+
+def _question(record: RunRecord) -> dict[str, Any]:
+    """The part of a run's identity that says which question it answers.
+
+    Text encoding and pre-trained weights belong to the method: they name a row, not a table.
+    A method from outside has no profile.
+    """
+    parts = {k: getattr(record.identity, k) for k in _ALIKE}
+    profile = {k: v for k, v in parts.pop("profile").items() if k != "text"}
+    backbone = {k: v for k, v in profile.pop("backbone", {}).items() if k != "weights"}
+    if backbone:
+        profile["backbone"] = backbone
+    return parts if record.external else {**parts, "profile": profile}
+
+
+def refuse_mixture(records: Sequence[RunRecord]) -> None:
+    """Runs of one table must answer the same question: same benchmark, data, splits and profile.
+
+    Metrics that two runs have in common must be of one version.
+
+    Raises:
+        StoreError: they differ; names the two runs and what differs.
+    """
+    ordered = sorted(records, key=lambda r: bool(r.external))  # a profile to compare first
+    versions: dict[str, Any] = {}
+    for other in ordered:
+        first = ordered[0]
+        ours, theirs = _question(first), _question(other)
+        differs = [k for k in _ALIKE if k in theirs and ours.get(k) != theirs[k]]
+        if first.patients != other.patients:
+            differs.insert(0, "phantom and patients")
+        metric_versions = {name: how.get("version") for name, how in other.metrics.items()}
+        if changed := sorted(
+            m for m, v in metric_versions.items() if versions.setdefault(m, v) != v
+        ):
+            differs.append(f"metric versions ({', '.join(changed)})")
+        if differs:
+            raise StoreError(
+                "these runs do not belong in one table",
+                where=f"{first.strategy}/{first.run_id} and {other.strategy}/{other.run_id}",
+                expected="the same benchmark, data, splits, profile, numerics and metrics",
+                got="different " + ", ".join(differs),
+                next_step="keep them in different results folders (--out, --results)"
+                + ("; or score the older one again: clbench score RUN" if changed else ""),
+            )

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -185,62 +185,6 @@ def run_id(identity: Mapping[str, Any]) -> str:
     """12 hexadecimal digits that depend on the settings alone."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-# What must be equal before two runs stand in one table.
-_ALIKE = ("bench", "bench_version", "numerics", "data_fingerprint", "splits", "profile", "course")
-
-
-def _question(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a run's identity that says which question it answers.
-
-    Text encoding and pre-trained weights belong to the method: they name a row, not a table.
-    A method from outside has no profile.
-    """
-    parts = {k: record["identity"].get(k) for k in _ALIKE}
-    profile = {k: v for k, v in parts.pop("profile").items() if k != "text"}
-    backbone = {k: v for k, v in profile.pop("backbone", {}).items() if k != "weights"}
-    if backbone:
-        profile["backbone"] = backbone
-    return parts if record.get("external") else {**parts, "profile": profile}
-
-
-def refuse_mixture(records: Sequence[Mapping[str, Any]]) -> None:
-    """Runs of one table must answer the same question: same benchmark, data, splits and profile.
-
-    Metrics that two runs have in common must be of one version.
-
-    Args:
-        records: contents of `run.json`.
-
-    Raises:
-        StoreError: they differ; names the two runs and what differs.
-    """
-    ordered = sorted(records, key=lambda r: bool(r.get("external")))  # a profile to compare first
-    versions: dict[str, Any] = {}
-    for other in ordered:
-        first = ordered[0]
-        ours, theirs = _question(first), _question(other)
-        differs = [k for k in _ALIKE if k in theirs and ours.get(k) != theirs[k]]
-        if first["patients"] != other["patients"]:
-            differs.insert(0, "phantom and patients")
-        metric_versions = {
-            name: how.get("version") for name, how in other.get("metrics", {}).items()
-        }
-        if changed := sorted(
-            m for m, v in metric_versions.items() if versions.setdefault(m, v) != v
-        ):
-            differs.append(f"metric versions ({', '.join(changed)})")
-        if differs:
-            raise StoreError(
-                "these runs do not belong in one table",
-                where=f"{first['strategy']}/{first['run_id']} and "
-                f"{other['strategy']}/{other['run_id']}",
-                expected="the same benchmark, data, splits, profile, numerics and metrics",
-                got="different " + ", ".join(differs),
-                next_step="keep them in different results folders (--out, --results)"
-                + ("; or score the older one again: clbench score RUN" if changed else ""),
-            )
 
 
 class EventLog:

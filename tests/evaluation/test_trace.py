@@ -115,7 +115,7 @@ def test_the_stability_gap_stands_in_the_table(traced: tuple[Path, bytes]) -> No
 
 def test_without_a_trace_the_run_id_knows_of_none(cache_root: Path, tmp_path: Path) -> None:
     traced_plan = make_plan(settings(tmp_path, cache_root))
-    assert "examine" not in traced_plan.identity["profile"]
+    assert "examine" not in traced_plan.identity.profile
     assert traced_plan.profile.examine.trace_every == EVERY
 
 

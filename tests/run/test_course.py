@@ -205,8 +205,8 @@ def test_a_new_version_of_a_strategy_is_another_run_with_another_first_step(
     Finetune2.__name__ = "Finetune"
     there = settings(tmp_path, cache_root, strategy="finetune")
     old, new = make_plan(there), make_plan(there, strategy=Finetune2())
-    assert old.identity["strategy"] == {"class": "Finetune"}  # as before there were versions
-    assert new.identity["strategy"] == {"class": "Finetune", "version": 2}
+    assert old.identity.strategy == {"class": "Finetune"}  # as before there were versions
+    assert new.identity.strategy == {"class": "Finetune", "version": 2}
     assert new.folder != old.folder
     assert new.shared != old.shared
     assert (new_record(new).with_defaults or {})["strategy"]["version"] == 2

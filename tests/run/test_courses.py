@@ -216,11 +216,11 @@ def test_a_record_names_the_patient_behind_each_scan(tmp_path: Path, lay_out: An
     rule.write_text("draw = {seed = 5, train = 1, test = 1}\n")
     drawn = patients(bench, tmp_path / "jhh", tmp_path / "cache", **parse_splits([f"jhh={rule}"]))
     course = course_of(bench, drawn)
-    assert [len(cases) for cases in course["test"]] == [2, 2, 2]
-    tests = [case for cases in course["test"] for case in cases]
-    assert course["patient_of"] == {c: c.split("/")[1].split("_")[0] for c in tests}
+    assert [len(cases) for cases in course.test] == [2, 2, 2]
+    tests = [case for cases in course.test for case in cases]
+    assert course.patient_of == {c: c.split("/")[1].split("_")[0] for c in tests}
     drawn.patients = False  # on the phantom every case is a subject of its own
-    assert course_of(bench, drawn)["patient_of"] == {}
+    assert course_of(bench, drawn).patient_of == {}
 
 
 def test_totalsegmentator_draws_abdomens_alone(tmp_path: Path, lay_out: Any) -> None:

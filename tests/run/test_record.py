@@ -53,7 +53,7 @@ def test_a_changed_profile_changes_neither_data_nor_pictures_nor_costs_of_a_run(
     shutil.copytree(smoke_run, run)
     content = run_folder.read_record(run)
     record = RunRecord.from_json(content)
-    source, _, case = record.course["test"][0][0].partition("/")
+    source, _, case = record.course.test[0][0].partition("/")
     shown = [Shown(eval_set=source, case=case, word="worst", score=0.0)]
     (before,) = open_volumes(StripOptions(), content, shown)
     recount(run)

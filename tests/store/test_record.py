@@ -44,9 +44,9 @@ def test_records_of_earlier_versions_are_brought_up_to_date() -> None:
     before = json.dumps(old)
     record = RunRecord.from_json(old)
     assert json.dumps(old) == before
-    assert record.identity == today["identity"]
+    assert record.identity.to_json() == today["identity"]
     assert record.past == today["past"]
-    assert record.course == today["course"]
+    assert record.course.to_json() == today["course"]
     assert record.metrics == {}
     assert record.warnings is None
     assert "warnings" not in record.to_json()
@@ -60,3 +60,23 @@ def test_an_unknown_key_is_written_back_and_a_missing_one_is_named() -> None:
         RunRecord.from_json(content, "place/run.json")
     assert "no identity" in str(err.value)
     assert "place/run.json" in str(err.value)
+
+
+def test_the_run_id_of_every_recorded_identity_is_that_of_its_folder() -> None:
+    for run in run_folder.find_runs(ROOT / "results" / "reference"):
+        record = RunRecord.read(run)
+        assert record.identity.run_id == record.run_id == run.name
+
+
+def test_unknown_keys_of_the_parts_are_written_back_and_missing_ones_are_named() -> None:
+    content = run_folder.read_record(RUNS[0])
+    for part in ("identity", "course"):
+        more = {**content, part: {**content[part], "later": 1}}
+        assert RunRecord.from_json(more).to_json()[part] == more[part]
+    del content["course"]["steps"][0]["source"]
+    with pytest.raises(StoreError, match=r"no course\.steps\.source"):
+        RunRecord.from_json(content)
+    content = run_folder.read_record(RUNS[0])
+    del content["identity"]["seed"]
+    with pytest.raises(StoreError, match=r"no identity\.seed"):
+        RunRecord.from_json(content)
