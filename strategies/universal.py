@@ -79,7 +79,9 @@ class Universal(Finetune):
         if old is None:
             return {}
         hard = self.pseudo == "hard"
-        tidy = partial(clean, rules=self.rules) if hard and self.postprocess else None
+        tidy = (
+            partial(clean, rules=self.rules, volume=volume) if hard and self.postprocess else None
+        )
         return {"pseudo": pseudo_labels(old, volume, hard=hard, clean=tidy)}
 
     def losses(

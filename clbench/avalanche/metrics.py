@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clbench.avalanche.lazy_import import load
 from clbench.avalanche.network import Network
 from clbench.avalanche.scenario_streams import Experience, Scenario
-from clbench.data.labels import spacing_of
+from clbench.data.nifti import spacing_of
 from clbench.errors import SettingError, TrainingError
 from clbench.evaluation.metrics import continual
 from clbench.evaluation.metrics.case import measure

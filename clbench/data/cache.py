@@ -29,7 +29,7 @@ from clbench.spec.taxonomy import ancestors
 from clbench.store import files as store_files
 from clbench.store.arrays import mapped, read_npz
 
-FORMAT = 2
+FORMAT = 3
 """Raised by any change in what an entry holds."""
 _WHAT = "a file of the cache folder"
 _NEXT_STEP = "free some disk space, or name another folder with --cache or CLBENCH_CACHE"

@@ -27,6 +27,8 @@ from clbench.spec.benchmark import Benchmark, Preprocessing, Source, Step
 from clbench.spec.settings import PhantomSettings
 from clbench.spec.splits import PARTS, Split
 
+SIDES_RULE = "each piece on its side of the midline"
+"""How a pair under one label value is read; part of the fingerprint of data that hold one."""
 Purpose = Literal["train", "pseudo", "validation", "trace", "test"]
 
 _case_being_read: ContextVar[tuple[int, str] | None] = ContextVar("case_being_read", default=None)
@@ -246,6 +248,8 @@ def build_catalog(
         }
         same_content(benchmark, used, images)
         listing = json.dumps(sorted([*key, value] for key, value in hashes.items()))
+        if any(benchmark.reads(step.source).sides for step in benchmark.steps):
+            listing += SIDES_RULE
         mark = "data-" + hashlib.sha256(listing.encode()).hexdigest()[:16]
     return Catalog(
         benchmark=benchmark,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from clbench.data.find_files import count_passed_over, entries, nifti_stem, walk
-from clbench.data.labels import RawCase, read_case, read_unnamed, spacing_of
+from clbench.data.labels import RawCase, read_case, read_unnamed
 from clbench.data.layouts import (
     CaseFiles,
     find_cases,
@@ -23,6 +23,7 @@ from clbench.data.layouts import (
     natural,
     resolve_data,
 )
+from clbench.data.nifti import spacing_of
 from clbench.errors import ClbenchError, DataError, SpecError, UnknownName
 from clbench.spec.benchmark import Benchmark, Source
 from clbench.spec.taxonomy import canonical

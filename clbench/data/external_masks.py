@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nibabel.orientations import apply_orientation
 from numpy.typing import NDArray
 
 from clbench.data.find_files import composed, entries, nifti_stem
-from clbench.data.labels import open_image, same_place, whole_numbers
+from clbench.data.labels import read_label
 from clbench.data.layouts import CaseFiles
-from clbench.data.nifti import voxels
-from clbench.errors import ClbenchError, DataError, UnknownName, closest
+from clbench.data.nifti import grid
+from clbench.errors import DataError, UnknownName, closest
 from clbench.spec.benchmark import MAX_LABEL, Source
 from clbench.spec.taxonomy import ancestors, canonical
 from clbench.types import bits_dtype
@@ -253,12 +252,12 @@ def read_prediction_files(
     Raises:
         DataError: another grid or place, a value without meaning, or a mask that is missing.
     """
-    shape, affine, turn, _ = open_image(image)
+    place = grid(image)
     kind = bits_dtype(len(structures))
-    bits = np.zeros(shape, dtype=kind)
+    bits = np.zeros(place.shape, dtype=kind)
     if path.is_dir():
         for name, file in _masks(path, structures).items():
-            mask = _read(file, shape, affine)
+            mask = read_label(file, place, "prediction")
             if int(mask.max(initial=0)) > 1:
                 raise DataError(
                     "a mask of one structure holds other values than 0 and 1",
@@ -268,7 +267,7 @@ def read_prediction_files(
                 )
             bits |= mask.astype(kind) << kind.type(structures.index(name))
     else:
-        raw = _read(path, shape, affine)
+        raw = read_label(path, place, "prediction")
         values = [int(v) for v in np.unique(raw)]
         unknown = [v for v in values if v and v not in meaning.structures]
         if unknown:
@@ -285,25 +284,11 @@ def read_prediction_files(
                 if name in structures:
                     table[v] |= kind.type(1 << structures.index(name))
         bits = table[raw]
-    return np.ascontiguousarray(apply_orientation(bits, turn))
+    return place.to_ras(bits)
 
 
 def _words(meaning: LabelMap) -> Iterable[str]:
     return (f"{v} {names[0]}" for v, names in sorted(meaning.structures.items()) if names)
-
-
-def _read(path: Path, shape: tuple[int, int, int], affine: NDArray[np.float64]) -> NDArray[Any]:
-    try:
-        same_place(path, shape, affine)
-    except ClbenchError as err:
-        raise DataError(
-            "a prediction does not lie on the grid of its image",
-            where=path,
-            expected=err.expected,
-            got=err.got,
-            next_step="resample it to the image by nearest neighbor, and copy the image's affine",
-        ) from err
-    return whole_numbers(voxels(path).reshape(shape), path)
 
 
 def _masks(folder: Path, structures: Sequence[str]) -> dict[str, Path]:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
 from clbench.data.layouts import CaseFiles
-from clbench.data.nifti import Shape, grid, voxels
-from clbench.data.postprocess import split_left_right
+from clbench.data.midline import midline, split_left_right, unclear_sides
+from clbench.data.nifti import Grid, spacing_of, voxels
+from clbench.data.nifti import grid as read_grid
 from clbench.errors import DataError
 from clbench.spec.benchmark import Source
 from clbench.spec.taxonomy import ancestors
@@ -61,26 +61,21 @@ def pattern_of(name: str, names: Sequence[str]) -> int:
     return sum(1 << i for i, n in enumerate(names) if n in inside)
 
 
-def spacing_of(affine: NDArray[Any]) -> NDArray[np.float64]:
-    """(3,) voxel size in mm."""
-    return np.asarray(np.linalg.norm(affine[:3, :3], axis=0), dtype=np.float64)
-
-
 def read_case(files: CaseFiles, source: Source) -> RawCase:
     """Read image and label, check them against each other, turn both to RAS.
 
     Raises:
         DataError: anything that makes the pair unusable; names the file.
     """
-    shape, affine, turn, axes = open_image(files.image)
-    image = _hu(files.image)
-    bits, counts = read_bits(files, source, shape, affine, turn)
+    grid = read_grid(files.image)
+    image = read_image(files.image, grid)
+    bits, counts = read_bits(files, source, grid, image)
     return RawCase(
         files=files,
-        image=np.ascontiguousarray(apply_orientation(image.reshape(shape), turn)),
+        image=image,
         bits=bits,
-        affine=affine @ inv_ornt_aff(turn, shape),
-        file_axes=axes,
+        affine=grid.ras_affine,
+        file_axes=grid.axes,
         counts=counts,
     )
 
@@ -94,27 +89,33 @@ def read_unnamed(files: CaseFiles) -> tuple[RawCase, dict[str, int]]:
     Raises:
         DataError: see `read_case`.
     """
-    shape, affine, turn, axes = open_image(files.image)
-    image = _hu(files.image)
-    found: dict[str, int] = {}
-    one = isinstance(files.label, Path)
-    for name, path in [("", files.label)] if isinstance(files.label, Path) else files.label:
-        same_place(path, shape, affine)
-        raw = whole_numbers(voxels(path).reshape(shape), path)
-        if one:
-            values, counts = np.unique(raw, return_counts=True)
-            found = {str(v): int(n) for v, n in zip(values, counts, strict=True) if v}
-        else:
-            found[name] = int(np.count_nonzero(raw))
+    grid = read_grid(files.image)
+    image = read_image(files.image, grid)
+    vox: dict[str, int] = {}
+    if isinstance(files.label, Path):
+        values, counts = np.unique(read_label(files.label, grid), return_counts=True)
+        vox = {str(v): int(n) for v, n in zip(values, counts, strict=True) if v}
+    else:
+        for name, path in files.label:
+            vox[name] = int(np.count_nonzero(read_label(path, grid)))
     case = RawCase(
         files=files,
-        image=np.ascontiguousarray(apply_orientation(image.reshape(shape), turn)),
+        image=image,
         bits=np.zeros((0, 0, 0), dtype=np.uint8),
-        affine=affine @ inv_ornt_aff(turn, shape),
-        file_axes=axes,
+        affine=grid.ras_affine,
+        file_axes=grid.axes,
         counts={},
     )
-    return case, found
+    return case, vox
+
+
+def read_image(path: Path, grid: Grid) -> NDArray[Any]:
+    """(D, H, W) HU in RAS.
+
+    Raises:
+        DataError: the file is damaged, or holds what is no HU.
+    """
+    return grid.to_ras(_hu(path).reshape(grid.shape))
 
 
 def _hu(path: Path) -> NDArray[Any]:
@@ -139,94 +140,110 @@ def _hu(path: Path) -> NDArray[Any]:
     return image
 
 
-def open_image(
-    path: Path,
-) -> tuple[Shape, NDArray[np.float64], NDArray[Any], str]:
-    """Shape, affine, the turn to RAS, and the file's own axis codes."""
-    shape, affine = grid(path)
-    return shape, affine, io_orientation(affine), "".join(map(str, nib.aff2axcodes(affine)))
+def read_label(path: Path, image: Grid, kind: str = "label") -> NDArray[Any]:
+    """A label file as whole numbers, in the axes of its image's file.
 
-
-def same_place(
-    path: Path,
-    image_shape: Shape,
-    image_affine: NDArray[np.float64],
-) -> None:
-    """Raise unless a label file lies on the image's grid.
+    A file that stores the same voxels in another axis order is turned, which is exact.
 
     Args:
-        path: the label file.
-        image_shape: (D, H, W) of the image file, in voxels.
-        image_affine: (4, 4), voxel → mm of the image file.
+        path: a label map or mask.
+        image: the grid of the image file.
+        kind: what the file is, for messages.
+
+    Raises:
+        DataError: damaged, values that are no labels, or another grid than the image's.
     """
-    shape, affine = grid(path)
-    if shape != image_shape:
+    own = read_grid(path)
+    turn = io_orientation(np.linalg.inv(image.affine) @ own.affine)
+    shape = tuple(own.shape[i] for i in np.argsort(turn[:, 0]))
+    if shape != image.shape:
         raise DataError(
-            "label and image have different shapes",
+            f"{kind} and image have different shapes",
             where=path,
-            expected=image_shape,
-            got=shape,
-            next_step="resample the label to the image, or leave the case out of the split",
+            expected=image.shape,
+            got=own.shape,
+            next_step=_other_place(own, image, kind),
         )
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
     corners = np.vstack([corners, np.ones(corners.shape[1])])
-    gap = float(np.abs(np.linalg.inv(image_affine) @ affine @ corners - corners).max())
+    turned = own.affine @ inv_ornt_aff(turn, own.shape)
+    gap = float(np.abs(np.linalg.inv(image.affine) @ turned @ corners - corners).max())
     if gap > MAX_AFFINE_GAP_VOX:
         raise DataError(
-            "label and image lie in different places",
+            f"{kind} and image lie in different places",
             where=path,
             expected=f"affines that agree to {MAX_AFFINE_GAP_VOX} voxel",
             got=f"{gap:.2f} voxels apart at a corner",
-            next_step="one of the two headers is wrong; copy the affine of the right one",
+            next_step=_other_place(own, image, kind),
         )
+    raw: NDArray[Any] = apply_orientation(
+        whole_numbers(voxels(path).reshape(own.shape), path), turn
+    )
+    return raw
+
+
+def _other_place(label: Grid, image: Grid, kind: str) -> str:
+    """What to do about another grid; never to copy an affine, which may mirror the masks."""
+    for name, one, other in ((kind, label, image), ("image", image, label)):
+        if one.is_identity and not other.is_identity:
+            return (
+                f"the {name}'s header has lost its place (its affine is the identity), and which "
+                "way its voxels run cannot be told from it: export it again with its header"
+            )
+    return (
+        f"where both headers are right, resample the {kind} to the image, nearest neighbor "
+        f"(nibabel.processing.resample_from_to({kind}, image, order=0)); where one is wrong, "
+        "export it again, or leave the case out"
+    )
 
 
 def read_bits(
-    files: CaseFiles,
-    source: Source,
-    shape: Shape,
-    affine: NDArray[np.float64],
-    turn: NDArray[Any],
+    files: CaseFiles, source: Source, grid: Grid, image: NDArray[Any] | None = None
 ) -> tuple[NDArray[Any], dict[int, int]]:
     """Label files → bit pattern in RAS, and the voxels per raw value.
 
     Args:
         files: image and annotation of the case.
         source: the data set: structures in bit order, and their label values.
-        shape: (D, H, W) of the image file, in voxels.
-        affine: (4, 4) voxel → mm of the image file.
-        turn: (3, 2) nibabel orientation from the file's axes to RAS.
+        grid: of the image file.
+        image: (D, H, W) HU in RAS; None: read where left and right are to be told apart.
+
+    Raises:
+        DataError: see `read_label`; a value the source does not define, or a pair under one value
+            whose sides cannot be told apart.
     """
     names = source.structures
     kind = bits_dtype(len(names))
-    counts: dict[int, int] = {}
-    pairs: dict[int, tuple[str, str]] = {}
-    if isinstance(files.label, Path):
-        same_place(files.label, shape, affine)
-        raw = whole_numbers(voxels(files.label).reshape(shape), files.label)
-        counts = _counts(raw, files.label, source)
-        table = np.zeros(max(counts, default=0) + 1, dtype=kind)
-        for value in counts:
-            if value in source.labels:
-                table[value] = pattern_of(source.labels[value], names)
-        bits = table[raw]
-        own = set(files.annotated(source))  # an unpaired organ is no matter where none is annotated
-        pairs = {v: source.sides[v] for v in counts if own & set(source.sides.get(v, ()))}
-    else:
-        bits = np.zeros(shape, dtype=kind)
+    if not isinstance(files.label, Path):
+        bits = np.zeros(grid.shape, dtype=kind)
         for name, path in files.label:
-            same_place(path, shape, affine)
-            mask = whole_numbers(voxels(path).reshape(shape), path) != 0
-            bits[mask] |= kind.type(pattern_of(name, names))
-    bits = np.ascontiguousarray(apply_orientation(bits, turn))
+            bits[read_label(path, grid) != 0] |= kind.type(pattern_of(name, names))
+        return grid.to_ras(bits), {}
+    raw = read_label(files.label, grid)
+    counts = _counts(raw, files.label, source)
+    table = np.zeros(max(counts, default=0) + 1, dtype=kind)
+    for value in counts:
+        if value in source.labels:
+            table[value] = pattern_of(source.labels[value], names)
+    bits = grid.to_ras(table[raw])
+    own = set(files.annotated(source))  # an unpaired organ is no matter where none is annotated
+    pairs = {v: source.sides[v] for v in counts if own & set(source.sides.get(v, ()))}
+    if pairs:
+        hu = read_image(files.image, grid) if image is None else image
+        plane = midline(hu, spacing_of(grid.ras_affine))
     for value, pair in pairs.items():
-        both = np.ascontiguousarray(apply_orientation(raw == value, turn))
-        where = f"{files.label}, value {value} ({' and '.join(pair)})"
-        help_ = (
-            "repair the label, leave the case out of the split, or name the case in a "
-            f"[[source.partial]] of {source.name!r} that annotates neither"
-        )
-        for name, mask in zip(pair, split_left_right(both, where, help_), strict=True):
+        both = grid.to_ras(raw == value)
+        if (problem := unclear_sides(both, plane)) is not None or plane is None:
+            raise DataError(
+                "left and right under one label value cannot be told apart",
+                where=f"{files.label}, value {value} ({' and '.join(pair)})",
+                expected="a body whose midline shows, and pieces that lie left or right of it",
+                got=problem,
+                next_step="give each side a value of its own in the label, leave the case out of "
+                f"the split, or name it in a [[source.partial]] of {source.name!r} that annotates "
+                "neither",
+            )
+        for name, mask in zip(pair, split_left_right(both, plane), strict=True):
             bits[mask] |= kind.type(pattern_of(name, names))
     return bits, counts
 
@@ -237,8 +254,8 @@ def image_digest(path: Path) -> str:
     Raises:
         DataError: the file is damaged or not one 3-D volume.
     """
-    shape, _, turn, _ = open_image(path)
-    image = apply_orientation(voxels(path).reshape(shape), turn)
+    grid = read_grid(path)
+    image = apply_orientation(voxels(path).reshape(grid.shape), io_orientation(grid.affine))
     whole = hashlib.sha256(str(image.shape).encode())
     for plane in image:  # a plane at a time: a whole volume in float32 may take half a gigabyte
         whole.update(np.ascontiguousarray(plane, dtype=np.float32).tobytes())
@@ -247,8 +264,8 @@ def image_digest(path: Path) -> str:
 
 def values_of(path: Path) -> tuple[int, ...]:
     """The values a label file or mask holds, in order."""
-    shape, _ = grid(path)
-    return tuple(int(v) for v in np.unique(whole_numbers(voxels(path).reshape(shape), path)))
+    read_grid(path)
+    return tuple(int(v) for v in np.unique(whole_numbers(voxels(path), path)))
 
 
 def whole_numbers(raw: NDArray[Any], path: Path) -> NDArray[Any]:

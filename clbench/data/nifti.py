@@ -12,11 +12,11 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import aff2axcodes, io_orientation
+from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
@@ -246,7 +246,41 @@ MAX_PLACE_MM = 1e6
 Shape = tuple[int, int, int]
 
 
-def grid(path: Path) -> tuple[Shape, NDArray[np.float64]]:
+class Grid(NamedTuple):
+    """Where the voxels of a file lie."""
+
+    shape: Shape
+    """Voxels along the three axes of the file."""
+    affine: NDArray[np.float64]
+    """(4, 4) voxel → RAS mm."""
+
+    @property
+    def axes(self) -> str:
+        """Axis codes of the file, e.g. LPS."""
+        return "".join(map(str, aff2axcodes(self.affine)))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the place is what tools write that have lost the header."""
+        return bool(np.array_equal(np.abs(self.affine), np.eye(4)))
+
+    @property
+    def ras_affine(self) -> NDArray[np.float64]:
+        """(4, 4) voxel → RAS mm of an array that `to_ras` turned."""
+        turned = self.affine @ inv_ornt_aff(io_orientation(self.affine), self.shape)
+        return np.asarray(turned, dtype=np.float64)
+
+    def to_ras(self, array: NDArray[Any]) -> NDArray[Any]:
+        """An array of the file's axes, turned to RAS without resampling."""
+        return np.ascontiguousarray(apply_orientation(array, io_orientation(self.affine)))
+
+
+def spacing_of(affine: NDArray[Any]) -> NDArray[np.float64]:
+    """(3,) voxel size in mm."""
+    return np.asarray(np.linalg.norm(affine[:3, :3], axis=0), dtype=np.float64)
+
+
+def grid(path: Path) -> Grid:
     """Shape and affine of a 3-D file.
 
     Raises:
@@ -273,7 +307,7 @@ def grid(path: Path) -> tuple[Shape, NDArray[np.float64]]:
     except Exception as err:  # a quaternion of no rotation, a sign that is no sign
         raise damaged(path, err) from err
     _usable(affine, shape, path)
-    return (shape[0], shape[1], shape[2]), affine
+    return Grid((shape[0], shape[1], shape[2]), affine)
 
 
 def _one_place(file: Any, raw: Any, path: Path) -> None:

@@ -8,6 +8,7 @@ grid they mean other volumes. Examination applies none of them unless told to.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cc3d
@@ -15,11 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from clbench.errors import DataError, unknown_name
+from clbench.data.midline import midline, split_left_right
+from clbench.data.nifti import spacing_of
+from clbench.errors import unknown_name
 from clbench.spec.taxonomy import structure
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from clbench.data.volume import Volume
 
 Mask = NDArray[np.bool_]
 Masks = MutableMapping[str, Mask]
@@ -67,42 +72,6 @@ def largest_components(mask: Mask, k: int, *, above_vox: int = 0) -> Mask:
     keep = [label for label, vox in order[:k] if vox > above_vox]
     found[box] = np.isin(labels, keep) if len(keep) > 1 else labels == (keep[0] if keep else -1)
     return found
-
-
-def split_left_right(
-    mask: Mask, where: object = None, help_: str = "check the label, or leave the rule out"
-) -> tuple[Mask, Mask]:
-    """(left, right) of a paired organ under one label, in RAS.
-
-    The two largest 26-connected pieces are kept; the one with the smaller mean index along axis 0
-    is the left one.
-
-    Args:
-        mask: (D, H, W), RAS.
-        where: what the mask belongs to, for the message.
-        help_: what to do where it has one piece.
-
-    Raises:
-        DataError: fewer than two pieces: the sides cannot be told apart.
-
-    Source: the authors' label conversion. Differs: theirs gives everything to one side, silently,
-        where there is one piece only.
-    """
-    box = _box(mask)
-    labels, order = _ranked(mask[box]) if box is not None else (np.zeros((0, 0, 0)), [])
-    if len(order) < 2:
-        raise DataError(
-            "a paired organ cannot be split into left and right",
-            where=where,
-            expected="two separate pieces",
-            got="one piece" if order else "an empty mask",
-            next_step=help_,
-        )
-    # of two equally central pieces the larger one counts as left, as ranked
-    a, b = sorted((n for n, _ in order[:2]), key=lambda n: float(np.nonzero(labels == n)[0].mean()))
-    left, right = np.zeros(mask.shape, dtype=bool), np.zeros(mask.shape, dtype=bool)
-    left[box], right[box] = labels == a, labels == b
-    return left, right
 
 
 def host_region(hosts: Sequence[Mask]) -> Mask:
@@ -214,20 +183,22 @@ def veins_above_pancreas(masks: Masks) -> None:
         masks[name] = vein
 
 
-def left_right(masks: Masks) -> None:
-    """Give the two largest pieces of a mirrored pair to the side they lie on.
+def left_right(masks: Masks, plane: float | None = None) -> None:
+    """Give each piece of a mirrored pair to the side it lies on; a prediction loses nothing.
 
-    Not part of the default: a body may hold one kidney only.
+    Not part of the default: the authors apply it to labels, not to predictions.
 
-    Raises:
-        DataError: a pair has voxels, but in one piece.
+    Args:
+        masks: the predictions of a case.
+        plane: index along axis 0 of the body's midline; None where the image does not show it,
+            and the sides stay as predicted.
     """
+    if plane is None:
+        return
     for name in list(masks):
         partner = structure(name).mirror
         if name.startswith("left_") and partner is not None and partner in masks:
-            union = masks[name] | masks[partner]
-            if union.any():
-                masks[name], masks[partner] = split_left_right(union, f"{name} and {partner}")
+            masks[name], masks[partner] = split_left_right(masks[name] | masks[partner], plane)
 
 
 RULES: dict[str, Callable[[Masks], None]] = {
@@ -259,16 +230,23 @@ def known(rules: Sequence[str], where: object = None) -> None:
             raise unknown_name("post-processing rule", rule, RULES, where)
 
 
-def apply_rules(masks: Masks, rules: Sequence[str] = DEFAULT_RULES) -> None:
+def apply_rules(
+    masks: Masks, rules: Sequence[str] = DEFAULT_RULES, *, plane: float | None = None
+) -> None:
     """Apply the named rules to `masks`, replacing entries; the order is that of `RULES`.
+
+    Args:
+        masks: structure → (D, H, W) mask.
+        rules: names of rules.
+        plane: index along axis 0 of the body's midline, for `left_right`.
 
     Raises:
         UnknownName: a rule nobody knows.
     """
     known(rules)
-    for name, rule_of in RULES.items():
+    for name, rule in RULES.items():
         if name in rules:
-            rule_of(masks)
+            partial(rule, plane=plane)(masks) if rule is left_right else rule(masks)
 
 
 class BitMasks(MutableMapping[str, Mask]):
@@ -317,17 +295,26 @@ def clean_bits(
     return view.bits
 
 
-def clean(masks: Tensor, structures: Sequence[str], rules: Sequence[str] = DEFAULT_RULES) -> Tensor:
+def clean(
+    masks: Tensor,
+    structures: Sequence[str],
+    rules: Sequence[str] = DEFAULT_RULES,
+    volume: Volume | None = None,
+) -> Tensor:
     """A cleaned copy of (K, D, H, W) bool masks on the CPU; channel k = structures[k].
 
     Args:
         masks: (K, D, H, W) bool, on the CPU; not changed.
         structures: the K canonical names.
         rules: names of rules, applied in this order.
+        volume: the case the masks are of; `left_right` needs it.
     """
+    plane = None
+    if volume is not None and "left_right" in rules:
+        plane = midline(volume.image, spacing_of(volume.affine))
     out = masks.clone()
     arrays: dict[str, Mask] = dict(zip(structures, out.numpy(), strict=True))
-    apply_rules(arrays, rules)
+    apply_rules(arrays, rules, plane=plane)
     for k, name in enumerate(structures):
         out.numpy()[k] = arrays[name]
     return out

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.data.labels import UNKNOWN, RawCase, open_image, read_bits, spacing_of
+from clbench.data.labels import UNKNOWN, RawCase, read_bits
 from clbench.data.layouts import CaseFiles
+from clbench.data.nifti import grid, spacing_of
 from clbench.errors import DataError
 from clbench.spec.benchmark import Preprocessing, Source
 from clbench.store.arrays import MAX_VOXELS
@@ -106,9 +107,7 @@ class Volume:
 
     def native_bits(self) -> NDArray[Any]:
         """The truth on the file's grid turned to RAS, read again; same bits as `bits`."""
-        shape, affine, turn, _ = open_image(self.files.image)
-        bits, _ = read_bits(self.files, self.table, shape, affine, turn)
-        return bits
+        return read_bits(self.files, self.table, grid(self.files.image))[0]
 
 
 def resampled_length(length: int, native_mm: float, model_mm: float) -> int:

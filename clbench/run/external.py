@@ -26,7 +26,7 @@ from clbench.data.external_masks import (
     said_others,
     source_map,
 )
-from clbench.data.labels import spacing_of
+from clbench.data.nifti import spacing_of
 from clbench.data.volume import Volume, resample_nearest
 from clbench.errors import DataError, SettingError
 from clbench.evaluation.metrics.case import DEFAULT, measure

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from clbench.data.labels import spacing_of
+from clbench.data.nifti import spacing_of
 from clbench.data.volume import Volume
 from clbench.errors import StoreError
 from clbench.evaluation.sliding_window import Server

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clbench.data.catalog import exam_cases
-from clbench.data.labels import spacing_of
+from clbench.data.nifti import spacing_of
 from clbench.data.volume import Volume
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.case import DEFAULT, Found, implementations, measure

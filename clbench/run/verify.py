@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clbench.data.catalog import exam_cases
-from clbench.data.labels import spacing_of
+from clbench.data.nifti import spacing_of
 from clbench.errors import ClbenchError, StoreError
 from clbench.evaluation.metrics.case import measure
 from clbench.evaluation.metrics.overlap import Counts, dice, dice_paper

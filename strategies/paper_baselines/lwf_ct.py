@@ -95,7 +95,7 @@ class LwfCt(SoftmaxFinetune):
         """The old model's hard labels for one training case, as (K_old, D, H, W) uint8."""
         if old is None:
             return {}
-        tidy = partial(clean, rules=self.rules) if self.postprocess else None
+        tidy = partial(clean, rules=self.rules, volume=volume) if self.postprocess else None
         return {"pseudo": pseudo_labels(old, volume, hard=True, clean=tidy)}
 
     def losses(

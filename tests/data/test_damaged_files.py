@@ -25,9 +25,9 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nifti_files import CODES, LITS, PLACE, body, packed
 
 from clbench.data.cache import VolumeCache
-from clbench.data.labels import read_case, spacing_of
+from clbench.data.labels import read_case
 from clbench.data.layouts import CaseFiles
-from clbench.data.nifti import content, voxels
+from clbench.data.nifti import content, spacing_of, voxels
 from clbench.data.volume import Volume, preprocess
 from clbench.errors import DataError
 from clbench.spec.benchmark import Preprocessing

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +23,8 @@ from clbench.data.postprocess import (
     clean_bits,
     host_region,
     largest_components,
-    split_left_right,
 )
-from clbench.errors import DataError, UnknownName
+from clbench.errors import UnknownName
 from clbench.spec.taxonomy import STRUCTURES
 
 GOLDEN = json.loads((GOLDEN_FILES / "postprocess.json").read_text())
@@ -86,37 +87,6 @@ def test_components_equal_scipy(seed: int, k: int, above: int) -> None:
     np.testing.assert_array_equal(
         largest_components(mask, k, above_vox=above), np.isin(labels, keep)
     )
-
-
-def test_golden_of_left_and_right() -> None:
-    golden = GOLDEN["left_right_split"]
-    labels = np.zeros((6, 6, 6), int)
-    for *index, value in golden["label_nonzero"]:
-        labels[tuple(index)] = value
-    left, right = split_left_right(labels == 12)
-    labels[labels == 12] = 0
-    labels[left], labels[right] = 13, 12
-    found = [[*map(int, i), int(labels[tuple(i)])] for i in np.argwhere(labels)]
-    assert sorted(found) == sorted(golden["result_nonzero"])
-
-
-def test_left_and_right_need_two_pieces() -> None:
-    with pytest.raises(DataError, match="left and right") as one:
-        split_left_right(box((6, 6, 6), (1, 3), (1, 3), (1, 3)), "case 7")
-    assert one.value.got == "one piece"
-    assert one.value.where == "case 7"
-    with pytest.raises(DataError) as none:
-        split_left_right(np.zeros((4, 4, 4), bool))
-    assert none.value.got == "an empty mask"
-
-
-def test_left_and_right_drop_crumbs() -> None:
-    two = box((20, 5, 5), (1, 4), (1, 4), (1, 4)) | box((20, 5, 5), (12, 18), (1, 4), (1, 4))
-    crumb = box((20, 5, 5), (8, 9), (2, 3), (2, 3))
-    left, right = split_left_right(two | crumb)
-    assert np.nonzero(left)[0].max() == 3
-    assert np.nonzero(right)[0].min() == 12
-    assert not ((left | right) & crumb).any()
 
 
 @settings(max_examples=25, deadline=None)
@@ -235,16 +205,36 @@ def test_veins_see_the_clean_pancreas() -> None:
     assert np.nonzero(masks["portal_and_splenic_vein"])[2].min() == 9
 
 
-def test_sides_are_told_apart_only_when_asked() -> None:
+def test_the_sides_of_a_prediction_follow_the_midline_and_lose_nothing() -> None:
     assert "left_right" not in DEFAULT_RULES
     low, high = box(SHAPE, (2, 8), (2, 8), (2, 8)), box(SHAPE, (30, 36), (2, 8), (2, 8))
-    found = only("left_right", left_kidney=high, right_kidney=low)  # both on the wrong side
-    np.testing.assert_array_equal(found["left_kidney"], low)
-    np.testing.assert_array_equal(found["right_kidney"], high)
-    with pytest.raises(DataError, match="left and right"):
-        only("left_right", left_kidney=low, right_kidney=np.zeros(SHAPE, bool))
-    nothing = np.zeros(SHAPE, bool)
-    only("left_right", left_kidney=nothing, right_kidney=nothing)
+    crumb, nothing = box(SHAPE, (12, 13), (3, 4), (3, 4)), np.zeros(SHAPE, bool)
+
+    def sides(left: np.ndarray, right: np.ndarray, plane: float | None) -> list[np.ndarray]:
+        masks = {"left_kidney": left, "right_kidney": right}
+        apply_rules(masks, ["left_right"], plane=plane)
+        return [masks["left_kidney"], masks["right_kidney"]]
+
+    for got, expected in (
+        (sides(high | crumb, low, 19.5), (low | crumb, high)),  # all on the wrong side
+        (sides(nothing, low, 19.5), (low, nothing)),  # one kidney, called by the wrong name
+        (sides(low, nothing, 19.5), (low, nothing)),
+        (sides(nothing, nothing, 19.5), (nothing, nothing)),
+        (sides(high, low, None), (high, low)),  # the image does not show the midline
+    ):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_the_image_of_a_case_says_where_its_midline_lies() -> None:
+    image = np.full((40, 30, 20), -1000, np.int16)
+    image[8:36, 4:26] = 30  # the body's middle is index 21.5
+    low = box((40, 30, 20), (10, 19), (8, 14), (4, 9))
+    high = box((40, 30, 20), (24, 30), (8, 14), (4, 9))
+    volume: Any = SimpleNamespace(image=image, affine=np.diag([3.0, 3.0, 3.0, 1.0]))
+    masks = torch.from_numpy(np.stack([high | low, np.zeros_like(low)]))
+    names = ("left_kidney", "right_kidney")
+    np.testing.assert_array_equal(clean(masks, names, ["left_right"], volume), [low, high])
+    np.testing.assert_array_equal(clean(masks, names, ["left_right"]), masks)
 
 
 def test_rules_by_name() -> None:

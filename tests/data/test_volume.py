@@ -243,15 +243,20 @@ def test_a_pair_under_one_value_is_split_by_side(codes: str, tmp_path: Path) -> 
     assert not raw.bits[0, 0, 0]  # an ignored value is background
 
 
-def test_a_pair_in_one_piece_is_refused_unless_the_case_annotates_neither(tmp_path: Path) -> None:
+def test_a_pair_across_the_midline_is_refused_unless_the_case_annotates_neither(
+    tmp_path: Path,
+) -> None:
     label = paired()
-    label[10:13] = 0
+    label[2:13, 6:8, 4] = 2  # a horseshoe
     files = write(tmp_path, phantom()[0], label, affine())
-    with pytest.raises(DataError, match="cannot be split into left and right") as err:
+    with pytest.raises(DataError, match="left and right under one label value") as err:
         read_case(files, PAIR)
-    for words in ("l.nii.gz, value 2 (left_kidney and right_kidney)", "one piece",
-                  "[[source.partial]] of 'jhh'"):  # fmt: skip
-        assert words in str(err.value)
+    for part in (
+        "l.nii.gz, value 2 (left_kidney and right_kidney)",
+        "across the midline",
+        "[[source.partial]] of 'jhh'",
+    ):
+        assert part in str(err.value)
     spared = replace(PAIR, partial=(Partial(cases=("0",), annotates=("liver",)),))
     assert (volume(files, spared).labels(["left_kidney"], (slice(None),) * 3) == 255).all()
     label[label == 2] = 0  # no kidney at all is a finding, not a fault

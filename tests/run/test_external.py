@@ -256,8 +256,8 @@ def with_value(value: int) -> Callable[[NDArray[Any], NDArray[Any]], Any]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda a, m: (a[:-1], m), "does not lie on the grid of its image"),
-        (shifted, "does not lie on the grid of its image"),
+        (lambda a, m: (a[:-1], m), "different shapes"),
+        (shifted, "different places"),
         (with_value(9), "label values without a meaning"),
         (lambda a, m: (a + 0.25, m), "not whole numbers"),
     ],

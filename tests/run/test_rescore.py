@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from clbench.cli.options import app
 from clbench.data.catalog import exam_cases
-from clbench.data.labels import spacing_of
+from clbench.data.nifti import spacing_of
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import case as case_module
 from clbench.evaluation.predictions import read_prediction, write_prediction
