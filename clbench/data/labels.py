@@ -16,8 +16,8 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
+from clbench.data.anatomy.midline import midline, split_left_right, unclear_sides
 from clbench.data.layouts import CaseFiles
-from clbench.data.midline import midline, split_left_right, unclear_sides
 from clbench.data.nifti import Grid, spacing_of, voxels
 from clbench.data.nifti import grid as read_grid
 from clbench.errors import DataError

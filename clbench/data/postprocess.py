@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from clbench.data.midline import midline, split_left_right
+from clbench.data.anatomy.midline import midline, split_left_right
 from clbench.data.nifti import spacing_of
 from clbench.errors import unknown_name
 from clbench.spec.taxonomy import structure

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clbench.data.midline import midline, split_left_right, unclear_sides
+from clbench.data.anatomy.midline import midline, split_left_right, unclear_sides
 
 MM = (4.0, 4.0, 5.0)
 WIDTH, DEPTH = 80, 56
