@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clbench.data.anatomy.midline import midline, split_left_right, unclear_sides
 from clbench.data.layouts import CaseFiles
-from clbench.data.nifti import Grid, spacing_of, voxels
+from clbench.data.nifti import Grid, corner_gap_vox, spacing_of, voxels
 from clbench.data.nifti import grid as read_grid
 from clbench.errors import DataError
 from clbench.spec.benchmark import Source
@@ -164,10 +164,8 @@ def read_label(path: Path, image: Grid, kind: str = "label") -> NDArray[Any]:
             got=own.shape,
             next_step=_other_place(own, image, kind),
         )
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
-    corners = np.vstack([corners, np.ones(corners.shape[1])])
     turned = own.affine @ inv_ornt_aff(turn, own.shape)
-    gap = float(np.abs(np.linalg.inv(image.affine) @ turned @ corners - corners).max())
+    gap = corner_gap_vox(image.affine, turned, shape)
     if gap > MAX_AFFINE_GAP_VOX:
         raise DataError(
             f"{kind} and image lie in different places",

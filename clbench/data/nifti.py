@@ -10,7 +10,7 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -233,8 +233,12 @@ def voxels(path: Path) -> NDArray[Any]:
 
 MAX_EXTENT_MM = 4000.0
 """Longest axis of a volume; no scanner's table is longer."""
-MIN_SPACING_MM = 1e-3
-"""Smallest voxel; a CT's are a hundred times larger."""
+MIN_SPACING_MM = 0.05
+"""Smallest voxel; a CT's are twice as large at least, and one counted in meters is far below."""
+MAX_SPACING_MM = 50.0
+"""Largest voxel; a CT's are five times smaller."""
+MAX_FORM_GAP_VOX = 0.5
+"""How far sform and qform may lie apart at any corner: to within the same voxel."""
 MAX_SHEAR = 0.02
 """Largest cosine between two axes of a grid, one degree: resampling takes axes as upright, and
 rounding in headers gives a thousandth of it."""
@@ -242,6 +246,12 @@ MIN_COSINE = 0.5
 """Of the angle between an axis of the grid and the axis of the body it is called after."""
 MAX_PLACE_MM = 1e6
 """Largest entry of an affine."""
+
+TWO_PLACES = (
+    "programs differ in which one they take: see which is right (SimpleITK and ITK-SNAP show the "
+    "qform, nibabel the sform), and write it over the other, with nibabel "
+    "`image.set_qform(image.get_sform())` or `image.set_sform(image.get_qform())`"
+)
 
 Shape = tuple[int, int, int]
 
@@ -345,8 +355,60 @@ def _one_place(file: Any, raw: Any, path: Path) -> None:
             "the file says in two ways which side of the patient is which",
             "sform and qform that agree",
             f"sform {codes[0]}, qform {codes[1]}",
-            "copy the right one over the other",
+            TWO_PLACES,
         )
+    rigid = file.header.copy()
+    rigid.set_qform(sform, strip_shears=True)  # as much of the sform as a qform can say
+    shape = (*file.shape, 1, 1, 1)[:3]
+    gap = corner_gap_vox(np.asarray(rigid.get_qform()), np.asarray(qform), shape)
+    if gap > MAX_FORM_GAP_VOX:
+        sizes = [spacing_of(form).round(4).tolist() for form in (sform, qform)]
+        origins = [np.asarray(form)[:3, 3].round(2).tolist() for form in (sform, qform)]
+        raise wrong(
+            "the file says in two ways where its voxels lie",
+            f"sform and qform that agree to {MAX_FORM_GAP_VOX} voxel",
+            f"{gap:.1f} voxels apart at a corner: sform {sizes[0]} mm from {origins[0]}, "
+            f"qform {sizes[1]} mm from {origins[1]}",
+            TWO_PLACES,
+        )
+
+
+def corner_gap_vox(
+    one: NDArray[np.float64], other: NDArray[np.float64], shape: Sequence[int]
+) -> float:
+    """How far two affines put a corner of a grid apart, in voxels of the first; the largest.
+
+    Args:
+        one: (4, 4) voxel → mm.
+        other: (4, 4) voxel → mm.
+        shape: voxels along the three axes.
+    """
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
+    corners = np.vstack([corners, np.ones(corners.shape[1])])
+    return float(np.abs(np.linalg.inv(one) @ other @ corners - corners).max())
+
+
+def header_notes(path: Path) -> list[str]:
+    """What is odd about a file's place in space, but can be read.
+
+    Raises:
+        DataError: see `grid`.
+    """
+    place, raw = grid(path), header(path)
+    notes = []
+    if place.is_identity:
+        notes.append(
+            "the affine is the identity, which tools write that lose the header: voxels of exactly "
+            "1 mm, and which side of the patient is which, are then a guess"
+        )
+    sizes = np.asarray(raw["pixdim"][1:4], dtype=np.float64)
+    if not np.allclose(sizes, spacing_of(place.affine), rtol=0.01):
+        notes.append(
+            f"the header's voxel sizes {sizes.round(4).tolist()} mm (pixdim) are not those of its "
+            f"affine, {spacing_of(place.affine).round(4).tolist()} mm; the affine counts here, "
+            "other programs take the sizes"
+        )
+    return notes
 
 
 def _usable(affine: NDArray[np.float64], shape: tuple[int, ...], path: Path) -> None:
@@ -366,13 +428,17 @@ def _usable(affine: NDArray[np.float64], shape: tuple[int, ...], path: Path) -> 
     if not np.isfinite(affine).all() or np.abs(affine).max() > MAX_PLACE_MM:
         raise wrong("an affine of millimeters", affine[:3].tolist(), again)
     spacing = np.linalg.norm(turn, axis=0)
-    if spacing.min() < MIN_SPACING_MM:
-        raise wrong("an affine that can be inverted", affine[:3].tolist(), again)
     if max(n * s for n, s in zip(shape, spacing, strict=True)) > MAX_EXTENT_MM:
         raise wrong(
             f"a volume of at most {MAX_EXTENT_MM:g} mm along each axis",
             f"{shape} voxels of {spacing.round(3).tolist()} mm",
             f"the spacing is wrong by a factor; {again}",
+        )
+    if spacing.min() < MIN_SPACING_MM or spacing.max() > MAX_SPACING_MM:
+        raise wrong(
+            f"voxels of {MIN_SPACING_MM:g} to {MAX_SPACING_MM:g} mm along each axis",
+            f"{spacing.round(7).tolist()} mm",
+            f"is it in meters or micrometers, or lost? {again}",
         )
     unit = turn / spacing
     shear = float(np.abs(unit.T @ unit - np.eye(3)).max())

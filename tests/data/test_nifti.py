@@ -16,7 +16,7 @@ from nifti_files import CODES, LITS, PLACE, body, packed, put
 from clbench.data.cache import VolumeCache
 from clbench.data.labels import read_case, values_of
 from clbench.data.layouts import CaseFiles
-from clbench.data.nifti import content, grid, load, voxels
+from clbench.data.nifti import content, grid, header_notes, load, voxels
 from clbench.data.volume import Volume, preprocess
 from clbench.errors import DataError
 from clbench.spec.benchmark import Preprocessing
@@ -75,6 +75,24 @@ def told_twice() -> bytes:
     return bytes(raw)
 
 
+def moved(**mm: float) -> np.ndarray:
+    place = PLACE.copy()
+    place[:3, 3] += [mm.get(axis, 0.0) for axis in "xyz"]
+    return place
+
+
+def two_forms(qform: np.ndarray) -> Callable[[], bytes]:
+    """The image with a qform of its own beside the sform."""
+
+    def made() -> bytes:
+        file = nib.Nifti1Image(body()[0], PLACE)
+        file.set_sform(PLACE, 1)
+        file.set_qform(qform, 1)
+        return bytes(file.to_bytes())
+
+    return made
+
+
 def of_kind(kind: object) -> Callable[[], bytes]:
     return lambda: nib.Nifti1Image(np.ones((7, 9, 8), dtype=kind), PLACE).to_bytes()  # type: ignore[call-overload]
 
@@ -103,13 +121,22 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "no orientation": (unplaced, "which side of the patient"),
     "two orientations": (told_twice, "in two ways"),
     "7.2 m": (placed(z=[0, 0, 900, 0]), "at most 4000 mm"),
-    "zero spacing": (placed(y=[0, 0, 0, 0]), "can be inverted"),
+    "zero spacing": (placed(y=[0, 0, 0, 0]), "voxels of 0.05 to 50 mm"),
     "far away": (placed(x=[2, 0, 0, 1e9]), "an affine of millimeters"),
     "nan affine": (placed(x=[2, NAN, 0, 0]), "an affine of millimeters"),
     "infinite affine": (placed(x=[2, 0, 0, INF]), "an affine of millimeters"),
     "zero pixdim": (by_qform(2, 0, 4), "no usable voxel size"),
     "negative pixdim": (by_qform(2, -3, 4), "no usable voxel size|damaged"),
     "nan pixdim": (by_qform(NAN, 3, 4), "no usable voxel size|damaged"),
+    "1.5 mm in unnamed meters": (
+        placed(x=[0.0015, 0, 0, 0], y=[0, 0.0015, 0, 0], z=[0, 0, 0.003, 0]), "meters",
+    ),
+    "1.5 mm in unnamed micrometers": (
+        placed(x=[1500, 0, 0, 0], y=[0, 1500, 0, 0], z=[0, 0, 3000, 0]), "wrong by a factor",
+    ),
+    "other spacing": (two_forms(np.diag([2.0, 3.0, 5.0, 1.0])), "two ways where its voxels lie"),
+    "other origin": (two_forms(moved(z=30.0)), "two ways where its voxels lie"),
+    "origin of one voxel": (two_forms(moved(x=2.0)), "1.0 voxels apart"),
     "meters": (changed(123, "B", 1), "millimeters"),
     "microns": (changed(123, "B", 3), "millimeters"),
     "rgb": (of_kind([("R", "u1"), ("G", "u1"), ("B", "u1")]), "plain numbers"),
@@ -191,13 +218,13 @@ def test_a_volume_larger_than_the_memory_is_refused(
 
 def test_a_model_grid_of_absurd_size_is_refused(tmp_path: Path) -> None:
     image, label = body()
-    place = np.diag([400.0, 300.0, 400.0, 1.0])  # within 4 m
+    place = np.diag([50.0, 50.0, 50.0, 1.0])
     files = CaseFiles(
         case="0",
         image=put(tmp_path, "i", packed(image, place)),
         label=put(tmp_path, "l", packed(label, place)),
     )
-    fine = Preprocessing(spacing_mm=(0.5, 0.5, 0.5))
+    fine = Preprocessing(spacing_mm=(0.05, 0.05, 0.05))
     with pytest.raises(DataError, match=f"at most {MAX_VOXELS} voxels"):
         preprocess(read_case(files, LITS), LITS, fine)
 
@@ -268,3 +295,68 @@ def test_every_axis_order_and_flip_ends_in_the_same_volume(tmp_path: Path) -> No
         np.testing.assert_array_equal(got.image, want.image)
         np.testing.assert_array_equal(got.bits, want.bits)
         np.testing.assert_allclose(got.affine, want.affine, atol=1e-4)
+
+
+def test_the_advice_about_two_places_leads_to_the_place_that_is_right(tmp_path: Path) -> None:
+    label = put(tmp_path, "l", packed(body()[1]))
+    expected = read_case(
+        CaseFiles(case="0", image=put(tmp_path, "w", packed(body()[0])), label=label), LITS
+    )
+    for wrong in (np.diag([2.0, 3.0, 5.0, 1.0]), moved(y=12.0)):
+        for which in ("sform", "qform"):  # is the right one
+            path = tmp_path / "i.nii"
+            path.write_bytes(two_forms(wrong)())
+            if which == "qform":
+                swapped = nib.load(path)
+                swapped.set_sform(wrong, 1)
+                swapped.set_qform(PLACE, 1)
+                nib.save(swapped, path)
+            files = CaseFiles(case="0", image=path, label=label)
+            with pytest.raises(DataError, match="in two ways") as err:
+                read_case(files, LITS)
+            file = nib.load(path)
+            copy = {
+                "sform": "image.set_qform(image.get_sform())",
+                "qform": "image.set_sform(image.get_qform())",
+            }[which]
+            assert copy in str(err.value.next_step)
+            if which == "sform":
+                file.set_qform(file.get_sform())
+            else:
+                file.set_sform(file.get_qform())
+            nib.save(file, path)
+            got = read_case(files, LITS)
+            np.testing.assert_array_equal(got.bits, expected.bits)
+            np.testing.assert_allclose(got.affine, expected.affine, atol=1e-5)
+            assert header_notes(path) == []
+
+
+def test_forms_that_differ_by_rounding_or_by_a_shear_that_no_qform_can_say_are_read(
+    tmp_path: Path,
+) -> None:
+    sheared = PLACE.copy()
+    sheared[0, 2] = 0.015 * 4
+    file = nib.Nifti1Image(np.zeros((60, 60, 60), np.int16), sheared)
+    file.set_sform(sheared, 1)
+    file.set_qform(sheared, 1)
+    nib.save(file, tmp_path / "i.nii")
+    grid(tmp_path / "i.nii")
+    grid(put(tmp_path, "r", two_forms(moved(x=0.004))()))
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda: bytes(packed(body()[0], np.eye(4))), "the affine is the identity"),
+        (lambda: bytes(packed(body()[0], np.diag([-1.0, -1.0, 1.0, 1.0]))), "the identity"),
+        (placed(x=[4, 0, 0, 0]), "pixdim"),
+        (lambda: bytes(packed(body()[0])), None),
+        (by_qform(2, 3, 4), None),
+    ],
+)
+def test_what_is_odd_about_a_header_is_noted(
+    made: Callable[[], bytes], says: str | None, tmp_path: Path
+) -> None:
+    notes = header_notes(put(tmp_path, "i", made()))
+    assert len(notes) == (says is not None)
+    assert says is None or says in notes[0]
