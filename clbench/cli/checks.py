@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clbench.cli.options import RESULTS, Bench, app, check_app, data_app, existing
+from clbench.cli.options import (
+    RESULTS,
+    Bench,
+    app,
+    check_app,
+    data_app,
+    existing,
+    parse_splits,
+)
 from clbench.errors import SettingError
 
 if TYPE_CHECKING:
@@ -44,13 +52,14 @@ def excerpt(
 def doctor(
     bench: Bench = "tumor_ext",
     data: Annotated[str | None, typer.Option(help="Data folders, as for `clbench run`.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="As in clbench run.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = RESULTS,
     cache: Annotated[Path | None, typer.Option(help="Cache folder.")] = None,
 ) -> None:
     """Look at Python, packages, devices, data, caches, runs, disk and plugins."""
     from clbench.cli.doctor import examine, lines
 
-    found = examine(bench=bench, data=data, results=out, cache=cache)
+    found = examine(bench=bench, data=data, results=out, cache=cache, splits=split or [])
     for line in lines(found):
         typer.echo(line)
     if any(f.level == "STOP" for f in found):
@@ -65,9 +74,16 @@ def check(
         str | None,
         typer.Option(help="Without a benchmark: list the label values or masks of a layout."),
     ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="SOURCE=FILE.toml or STEP=FILE.toml, as in clbench run."),
+    ] = None,
 ) -> None:
-    """Read a data folder: per case what is there, what is annotated, and every problem."""
-    from clbench.data.check import check_data, check_layout, split_remarks
+    """Read a data folder: per case what is there, what is annotated, and every problem.
+
+    Status 1 where `clbench run` would refuse the data, or the split of a step.
+    """
+    from clbench.data.check import check_course, check_data, check_layout
     from clbench.spec import registry
 
     if layout is not None:
@@ -75,11 +91,53 @@ def check(
     else:
         course = registry.benchmark(bench)
         report = check_data(path, [course.reads(s.name) for s in course.sources])
-        report.remarks += split_remarks(course, report)
+        check_course(course, report, parse_splits(split or []))
     for line in report.lines():
         typer.echo(line)
     if report.problems:
         raise typer.Exit(1)
+
+
+@data_app.command("split")
+def split_(
+    path: Annotated[str, typer.Argument(help="A folder, or SOURCE=PATH, as after --data.")],
+    out: Annotated[Path, typer.Option(help="Split file to write, FILE.toml.")],
+    bench: Annotated[str | None, typer.Option(help="Benchmark whose source it is.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Instead of --bench: the layout.")] = None,
+    train: Annotated[
+        int | None, typer.Option(min=1, help="Patients; default: those that are left.")
+    ] = None,
+    validation: Annotated[
+        int | None, typer.Option(min=0, help="Patients; default: one in ten.")
+    ] = None,
+    test: Annotated[int | None, typer.Option(min=1, help="Patients; default: one in five.")] = None,
+    seed: Annotated[int, typer.Option(help="Changes the order of the patients.")] = 0,
+    needs: Annotated[
+        list[str] | None, typer.Option(help="A structure every case must hold; with --bench.")
+    ] = None,
+    without: Annotated[list[str] | None, typer.Option(help="A case id to leave out.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
+) -> None:
+    """Draw a split from the cases at hand, patient by patient, and write it as a split file."""
+    from clbench.data.checks.draw_split import DrawSettings, draw_split, write_split
+
+    drawn = draw_split(
+        DrawSettings(
+            path=path,
+            bench=bench,
+            layout=layout,
+            train=train,
+            validation=validation,
+            test=test,
+            seed=seed,
+            needs=tuple(needs or ()),
+            without=tuple(without or ()),
+            cache=cache,
+        )
+    )
+    write_split(drawn.split, out)
+    for line in drawn.lines(out):
+        typer.echo(line)
 
 
 @check_app.command("strategy")

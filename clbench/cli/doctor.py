@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -66,7 +67,14 @@ class Finding:
     """What was found, and what to do."""
 
 
-def examine(*, bench: str, data: str | None, results: Path, cache: Path | None) -> list[Finding]:
+def examine(
+    *,
+    bench: str,
+    data: str | None,
+    results: Path,
+    cache: Path | None,
+    splits: Sequence[str] = (),
+) -> list[Finding]:
     """Look at everything a run needs.
 
     Args:
@@ -74,6 +82,7 @@ def examine(*, bench: str, data: str | None, results: Path, cache: Path | None) 
         data: what would stand after `--data`; None: the phantom.
         results: what would stand after `--out`.
         cache: what would stand after `--cache`.
+        splits: what would stand after each `--split`.
     """
     findings: list[Finding] = []
     probed = _probe()
@@ -82,7 +91,7 @@ def examine(*, bench: str, data: str | None, results: Path, cache: Path | None) 
         ("Packages", _packages),
         ("Devices", lambda: _devices(probed)),
         ("Plugins", lambda: _plugins(probed)),
-        ("Data", lambda: _data(bench, data)),
+        ("Data", lambda: _data(bench, data, splits)),
         ("Cache", lambda: _cache(cache)),
         ("Runs", lambda: _runs(results)),
         ("Disk", lambda: _disk(results, cache)),
@@ -229,30 +238,38 @@ def _plugins(probed: dict[str, dict[str, Any]]) -> _Said:
             yield "ok", f"{kind}: {', '.join(names)} ({owner})"
 
 
-def _data(bench: str, data: str | None) -> _Said:
+def _data(bench: str, data: str | None, splits: Sequence[str]) -> _Said:
+    """By names alone; `clbench data check` reads."""
+    from clbench.cli.options import parse_splits
+    from clbench.data.checks.course_splits import chosen, course_problems, settle
     from clbench.data.layouts import find_cases, resolve_data
 
     course = registry.benchmark(bench)
+    named = chosen(course, parse_splits(list(splits)))
     if data is None:
         yield "ok", f"{bench}: no --data given; the embedded phantom would be used, not patients"
         return
-    steps = {step.source: step for step in course.steps}
-    for name, folder in resolve_data(data, [course.source(n) for n in steps]).items():
-        source = course.source(name)
+    used = dict.fromkeys(step.source for step in course.steps)
+    files, folders = {}, {}
+    for name, folder in resolve_data(data, [course.source(n) for n in used]).items():
         try:
-            have = find_cases(folder, source)
+            files[name] = find_cases(folder, course.reads(name))
         except ClbenchError as err:
             yield "STOP", f"{name} at {folder}: {err}"
             continue
-        split = steps[name].split
-        absent = [c for c in split.cases if c not in have]
-        text = f"{name} at {folder}: {len(have)} case(s) in the layout {source.layout!r}"
-        some = ", ".join(absent[:8]) + (" …" if len(absent) > 8 else "")
-        if absent and split.draw is None:
-            text += f"; {len(absent)} of the split {split.name} are missing ({some})"
-            yield "STOP", f"{text}: add them, or choose yours with --split {name}=FILE.toml"
-        else:
-            yield "ok", f"{text}; read every voxel with `clbench data check {folder}`"
+        folders[name] = folder
+        layout = course.source(name).layout
+        yield "ok", f"{name} at {folder}: {len(files[name])} case(s) in the layout {layout!r}"
+    asked = zip(course.steps, named, strict=True)
+    steps = [(step, split or step.split) for step, split in asked if step.source in files]
+    settled, problems = settle(steps, course, files, folders, holds=None)
+    problems += course_problems(settled, course, files, patients=True)
+    for problem in problems:
+        yield "STOP", str(problem)
+    if not problems:
+        words = [w for split in splits for w in ("--split", split)]
+        command = shlex.join(["clbench", "data", "check", data, "--bench", bench, *words])
+        yield "ok", f"every case of the splits is here; read every voxel with `{command}`"
 
 
 def _cache(named: Path | None) -> _Said:

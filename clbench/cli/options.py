@@ -74,18 +74,32 @@ def parse_splits(words: list[str]) -> dict[str, Split]:
     """`btcv=FILE.toml` or `btcv=NAME` (a split that comes with clbench) → source → split."""
     from importlib import resources
 
+    from clbench.spec.splits import FORMAT
     from clbench.spec.toml import load_split
 
     found = {}
     for word in words:
         source, equals, target = word.partition("=")
         if not equals:
-            raise SettingError("--split needs SOURCE=FILE", got=word)
+            raise SettingError(
+                "--split needs SOURCE=FILE.toml",
+                where=f"--split {word}",
+                expected="the name of a source or step of the benchmark, =, and a split file",
+                got=word,
+                next_step=FORMAT,
+            )
         if target.endswith(".toml"):
             path = Path(target)
         else:
             home = resources.files("clbench.benchmarks.splits")
             shipped = [p.name[:-5] for p in home.iterdir() if p.name.endswith(".toml")]
+            if target not in shipped and ("/" in target or Path(target).suffix):
+                raise SettingError(
+                    "a split file is called FILE.toml",
+                    where=f"--split {word}",
+                    got=target,
+                    next_step=FORMAT,
+                )
             if target not in shipped:
                 raise unknown_name("split", target, shipped, f"--split {word}")
             path = Path(str(home / f"{target}.toml"))

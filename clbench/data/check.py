@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from clbench.data.checks.course_splits import chosen, content_problems, course_problems, settle
 from clbench.data.find_files import count_passed_over, entries, nifti_stem, walk
-from clbench.data.labels import RawCase, read_case, read_unnamed
+from clbench.data.labels import RawCase, digest_of, read_case, read_unnamed
 from clbench.data.layouts import (
     CaseFiles,
     find_cases,
@@ -24,8 +25,9 @@ from clbench.data.layouts import (
     resolve_data,
 )
 from clbench.data.nifti import spacing_of
-from clbench.errors import ClbenchError, DataError, SpecError, UnknownName
+from clbench.errors import ClbenchError, DataError, UnknownName
 from clbench.spec.benchmark import Benchmark, Source
+from clbench.spec.splits import PARTS, Split
 from clbench.spec.taxonomy import canonical
 
 
@@ -55,6 +57,24 @@ class FolderReport:
     """Every problem, with its case."""
     remarks: list[str] = field(default_factory=list)
     """What holds for the whole folder."""
+    files: dict[str, dict[str, CaseFiles]] = field(default_factory=dict)
+    """Source → case → files."""
+    folders: dict[str, Path] = field(default_factory=dict)
+    """Source → its folder."""
+    images: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(source, case) → digest of its image, of every case that can be read."""
+    holds: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+    """(source, case) → structures of which it holds a voxel, of every case that can be read."""
+
+    def add(self, other: FolderReport) -> None:
+        """Take in what another folder holds."""
+        self.cases |= other.cases
+        self.files |= other.files
+        self.folders |= other.folders
+        self.images |= other.images
+        self.holds |= other.holds
+        self.problems += other.problems
+        self.remarks += other.remarks
 
     def lines(self) -> Iterator[str]:
         """The report, line by line."""
@@ -111,23 +131,45 @@ def check_layout(folder: Path, layout: str) -> FolderReport:
     return report
 
 
-def split_remarks(benchmark: Benchmark, report: FolderReport) -> list[str]:
-    """Per step whether the cases found serve its split; another one may be named with --split."""
-    found = []
-    for step in benchmark.steps:
-        if step.source not in report.cases:
-            continue
-        source = benchmark.source(step.source)
-        have = {c.case for c in report.cases[step.source]}
-        try:  # what a drawn case must hold is looked at when a run draws
-            split = step.split.resolve(have, patient=source.patient_of)
-            absent = [c for c in split.cases if c not in have]
-            said = f"lacks {', '.join(absent[:20])}{' …' if len(absent) > 20 else ''}"
-            said = said if absent else "every case is here"
-        except SpecError as err:
-            said = f"{err.what}: expected {err.expected}, got {err.got}"
-        found.append(f"step {step.name!r}, its split of {step.source}: {said}")
-    return found
+def check_course(
+    benchmark: Benchmark, report: FolderReport, splits: Mapping[str, Split] | None = None
+) -> None:
+    """Hold a course against the cases of a folder, by the functions that a run calls.
+
+    What a run would refuse becomes a problem of the report; steps whose source was not looked at
+    are named in a remark.
+
+    Args:
+        benchmark: the course.
+        report: of a folder; is added to.
+        splits: source or step → split that replaces the benchmark's.
+
+    Raises:
+        SettingError: a split for what is neither a source nor a step.
+    """
+    asked = [
+        (step, split or step.split)
+        for step, split in zip(benchmark.steps, chosen(benchmark, splits or {}), strict=True)
+    ]
+    course, problems = settle(
+        [(step, split) for step, split in asked if step.source in report.files],
+        benchmark,
+        report.files,
+        report.folders,
+        holds=lambda name, case: report.holds.get((name, case), frozenset()),
+    )
+    problems += course_problems(course, benchmark, report.files, patients=True)
+    problems += content_problems(
+        course, lambda name, case: report.images.get((name, case), f"{name}/{case}, not read")
+    )
+    report.problems += [str(err) for err in problems]
+    for step, split in course:
+        count = ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS)
+        report.remarks.append(
+            f"step {step.name!r}, its split of {step.source}: every case is here ({count})"
+        )
+    if absent := sorted({step.source for step, _ in asked} - report.files.keys()):
+        report.remarks.append(f"not looked at, and needed by a run: {', '.join(absent)}")
 
 
 def check_data(text: str, sources: Sequence[Source]) -> FolderReport:
@@ -142,10 +184,7 @@ def check_data(text: str, sources: Sequence[Source]) -> FolderReport:
     named = [s for s in sources if s.name in found]
     report = FolderReport(folder=Path(text))
     for name, place in resolve_data(text, named or sources).items():
-        part = check_folder(place, [s for s in named if s.name == name])
-        report.cases |= part.cases
-        report.problems += part.problems
-        report.remarks += part.remarks
+        report.add(check_folder(place, [s for s in named if s.name == name]))
     return report
 
 
@@ -174,7 +213,8 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
         except DataError as err:
             failed.append(err)
             continue
-        report.cases[source.name] = [_check(files, source) for files in found.values()]
+        report.files[source.name], report.folders[source.name] = found, place
+        report.cases[source.name] = [_check(files, source, report) for files in found.values()]
         report.remarks += _unused(place, source.name, found)
         report.remarks += [
             f"{source.name}: a [[source.partial]] names no case that is here ({p.cases[0]}, …)"
@@ -186,6 +226,11 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
             for c in report.cases[source.name]
             for p in c.problems
         ]
+    if not named and len(report.files) > 1:
+        report.problems.append(
+            f"{folder} may be any of {', '.join(report.files)}: write which, as "
+            f"{next(iter(report.files))}={folder}"
+        )
     if named or not report.cases:  # an unnamed folder needs to hold one of the sources only
         report.problems += [str(err) for err in failed]
     else:
@@ -215,7 +260,7 @@ def _unused(place: Path, name: str, cases: Mapping[str, CaseFiles]) -> list[str]
     ]
 
 
-def _check(files: CaseFiles, source: Source) -> CaseReport:
+def _check(files: CaseFiles, source: Source, report: FolderReport) -> CaseReport:
     try:
         raw = read_case(files, source)
     except ClbenchError as err:
@@ -226,6 +271,8 @@ def _check(files: CaseFiles, source: Source) -> CaseReport:
         name: int(np.count_nonzero(raw.bits & kind(1 << source.structures.index(name))))
         for name in source.structures
     }
+    report.images[source.name, files.case] = digest_of(raw.image)
+    report.holds[source.name, files.case] = frozenset(n for n in vox if vox[n])
     remarks = []
     if absent := [n for n in annotated if not vox[n]]:
         remarks.append(f"annotated, but without a voxel: {', '.join(absent)}")

@@ -253,7 +253,13 @@ def image_digest(path: Path) -> str:
         DataError: the file is damaged or not one 3-D volume.
     """
     grid = read_grid(path)
-    image = apply_orientation(voxels(path).reshape(grid.shape), io_orientation(grid.affine))
+    return digest_of(
+        apply_orientation(voxels(path).reshape(grid.shape), io_orientation(grid.affine))
+    )
+
+
+def digest_of(image: NDArray[Any]) -> str:
+    """SHA-256 over the voxels of a (D, H, W) image in RAS."""
     whole = hashlib.sha256(str(image.shape).encode())
     for plane in image:  # a plane at a time: a whole volume in float32 may take half a gigabyte
         whole.update(np.ascontiguousarray(plane, dtype=np.float32).tobytes())

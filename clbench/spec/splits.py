@@ -15,6 +15,12 @@ from clbench.spec.taxonomy import structure
 from clbench.spec.validation import Names, checked
 
 PARTS = ("train", "validation", "test")
+FORMAT = (
+    'a split file is TOML: train = ["1", "4..9"], validation = [], test = ["10"], or '
+    "draw = {seed = 1, train = 20, validation = 5, test = 10}; `clbench data split` writes one, "
+    "benchmarks/README.md describes it"
+)
+"""What a split file looks like, for the error of a wrong one."""
 Cases = Annotated[tuple[str, ...], Field(description="a list of case ids")]
 Patients = Annotated[int, Field(ge=1)]
 
@@ -87,7 +93,8 @@ class Draw:
                 expected=f"at least {self.part * size} (part {self.part} of {size} each)"
                 + (f" that hold {', '.join(self.needs)}" if self.needs else ""),
                 got=len(taken),
-                next_step="add cases, or pass a split file of your own with --split",
+                next_step="add cases, or pass a split file of your own with --split (`clbench data "
+                "split` draws one)",
             )
         block = taken[-size:]
         ends = (0, self.train, self.train + self.validation, size)
@@ -126,7 +133,14 @@ class Split:
         for i, a in enumerate(PARTS):
             here: tuple[str, ...] = getattr(self, a)
             if len(set(here)) != len(here):
-                raise SpecError(f"a case is listed twice in {a}", where=where)
+                twice = sorted({case for case in here if here.count(case) > 1})
+                raise SpecError(
+                    f"a case is listed twice in {a}",
+                    where=where,
+                    expected="every case once",
+                    got=", ".join(twice),
+                    next_step="remove one of the two",
+                )
             for b in PARTS[i + 1 :]:
                 if both := set(here) & set(getattr(self, b)):
                     raise SpecError(
@@ -140,6 +154,7 @@ class Split:
             raise SpecError(
                 "a split needs train and test cases",
                 where=where,
+                expected="case ids in `train` and in `test`, or a rule in `draw`",
                 got=f"{len(self.train)} train, {len(self.test)} test",
             )
 

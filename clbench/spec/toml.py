@@ -10,7 +10,7 @@ from typing import Any
 from clbench.errors import SpecError
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.names import need_inner
-from clbench.spec.splits import PARTS, Split
+from clbench.spec.splits import FORMAT, PARTS, Split
 from clbench.spec.taxonomy import Structure, declare
 from clbench.spec.validation import from_toml
 
@@ -65,7 +65,12 @@ def expand_ids(ids: list[Any], where: object) -> tuple[str, ...]:
 
 def load_split(path: Path) -> Split:
     """Read a split file: `train`, `validation`, `test` (ids or ranges) or `draw`, and `origin`."""
-    return from_toml(Split, _split(read_toml(path), path.name, path), raised=SpecError, where=path)
+    try:
+        raw = _split(read_toml(path), path.name, path)
+        return from_toml(Split, raw, raised=SpecError, where=path)
+    except SpecError as err:
+        err.next_step = f"{err.next_step}; {FORMAT}" if err.next_step else FORMAT
+        raise
 
 
 def load_benchmark(path: Path) -> Benchmark:

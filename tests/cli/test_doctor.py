@@ -119,7 +119,8 @@ def test_data_that_is_not_there(healthy: None, tmp_path: Path) -> None:
     (tmp_path / "btcv").mkdir()
     empty, some = stops(look(tmp_path, data=str(tmp_path)))
     assert "btcv" in empty
-    assert "1 case(s) in the layout 'lits'" in some
+    assert "the split names 130 cases" in some
+    assert "in the folder: 0" in some
     assert "--split lits=FILE.toml" in some
     assert "does not exist" in stops(look(tmp_path, data=str(tmp_path / "absent")))[0]
 

@@ -52,7 +52,7 @@ def data(tmp_path: Path) -> Path:
     for case in ("1", "2", "3"):
         write(folder / "btcv", "btcv", case, seed=int(case), values=(1, 2, 6))
     for case in ("0", "1"):
-        write(folder / "lits", "lits", case, seed=10 + int(case), values=(1, 2))
+        write(folder / "lits", "lits", case, seed=100 + int(case), values=(1, 2))
     return folder
 
 

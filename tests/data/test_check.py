@@ -12,7 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
-from clbench.data.check import check_data, check_folder, check_layout, split_remarks
+from clbench.data.check import (
+    FolderReport,
+    check_course,
+    check_data,
+    check_folder,
+    check_layout,
+)
 from clbench.data.layouts import LAYOUTS
 from clbench.errors import DataError, UnknownName
 from clbench.spec import registry
@@ -26,6 +32,7 @@ def write(
 ) -> tuple[Path, Path]:
     image = np.full((8, 9, 10), low, np.int16)
     image[2:6, 2:6, 2:6] = 40
+    image[2, 2, 2] = int(case) % 40  # no two cases have one image
     label = np.zeros(image.shape, np.uint8)
     label[3:5, 3:5, 3:5] = value
     paths = LAYOUTS[layout].paths(folder, case)
@@ -175,22 +182,58 @@ def test_folders_by_name(folder: Path) -> None:
         check_data(f"lids={folder / 'lits'}", SOURCES)
 
 
-def test_splits_are_held_against_the_cases(folder: Path) -> None:
-    bench = registry.benchmark("tumor_ext")
-    organs, tumor = split_remarks(bench, check_folder(folder, SOURCES))
-    assert "step 'organs', its split of btcv: lacks 5, 7" in organs
-    assert "lacks 1, 2, 3" in tumor
+def check_of(place: Path, **splits: Split) -> FolderReport:
+    report = check_folder(place, SOURCES)
+    check_course(registry.benchmark("tumor_ext"), report, splits)
+    return report
+
+
+def test_a_split_that_a_run_would_refuse_is_a_problem(folder: Path) -> None:
+    organs, tumor = check_of(folder).problems
+    assert "the split names 45 cases that the data folder does not hold" in organs
+    assert "in the folder: 2, 61" in organs
+    assert "missing: 1, 2, 3" in tumor
     mine = Split(name="mine", train=("2",), test=("61",))
     drawn = Split(name="drawn", draw=Draw(seed=0, train=2, test=1))
-    steps = tuple(
-        replace(step, split=split) for step, split in zip(bench.steps, (mine, drawn), strict=True)
-    )
-    organs, tumor = split_remarks(replace(bench, steps=steps), check_folder(folder, SOURCES))
-    assert organs.endswith("every case is here")
-    assert "too few patients for the drawn split" in tumor
+    report = check_of(folder, btcv=mine, lits=drawn)
+    (problem,) = report.problems
+    assert "too few patients for the drawn split" in problem
+    assert any("its split of btcv: every case is here" in line for line in report.remarks)
     run = CliRunner().invoke(app, ["data", "check", str(folder)])
-    assert run.exit_code == 0  # another split may be named
-    assert "its split of btcv: lacks" in run.output
+    assert run.exit_code == 1
+    assert "2 problem(s)" in run.output
+
+
+def test_the_split_of_the_command_line_is_checked_and_other_sources_are_named(folder: Path) -> None:
+    file = folder / "mine.toml"
+    file.write_text('train = ["img0002"]\ntest = ["label0061.nii.gz"]\n')  # names of files
+    words = ["data", "check", f"btcv={folder / 'btcv'}", "--split", f"btcv={file}"]
+    run = CliRunner().invoke(app, words)
+    assert run.exit_code == 0, run.output
+    assert "every case is here (1 train, 0 validation, 1 test)" in run.output
+    assert "not looked at, and needed by a run: lits" in run.output
+    file.write_text('train = ["2", "img0002"]\ntest = ["61"]\n')
+    run = CliRunner().invoke(app, words)
+    assert run.exit_code == 1
+    assert "a case is listed twice in train" in run.output
+
+
+def test_one_image_twice_is_a_problem(folder: Path) -> None:
+    one, _ = LAYOUTS["btcv"].paths(folder / "btcv", "2")
+    twin, _ = write(folder / "btcv", "btcv", "3", 7)
+    twin.write_bytes(one.read_bytes())
+    splits = {"btcv": Split(name="b", train=("2",), test=("61", "3"))}
+    report = check_folder(folder / "btcv", SOURCES)
+    check_course(registry.benchmark("tumor_ext"), report, splits)
+    (problem,) = report.problems
+    assert "the same case is in train and in test" in problem
+    assert "btcv case 3, test of step 'organs'" in problem
+
+
+def test_a_folder_that_may_be_of_two_sources_is_asked_about(folder: Path) -> None:
+    two = [SOURCES[1], replace(SOURCES[1], name="other")]
+    (problem,) = check_folder(folder / "lits", two).problems
+    assert "may be any of lits, other: write which, as lits=" in problem
 
 
 def test_a_list_of_any_name_is_data_too(lay_out: Any, tmp_path: Path) -> None:

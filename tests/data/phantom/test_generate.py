@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from locations import ROOT
 
-from clbench.data.catalog import phantom_split
+from clbench.data.checks.course_splits import phantom_split
 from clbench.data.labels import read_case
 from clbench.data.layouts import LAYOUTS, find_cases
 from clbench.data.phantom import generate as room

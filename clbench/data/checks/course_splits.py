@@ -1,0 +1,339 @@
+"""Which cases a course uses: its splits chosen, drawn, and checked against what is there.
+
+`clbench run` and `clbench data check` call the same functions: each returns every problem. A run
+raises the first, before anything is trained; a check lists them all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from clbench.data.find_files import nifti_stem
+from clbench.data.layouts import CaseFiles, natural
+from clbench.errors import ClbenchError, DataError, SettingError
+from clbench.spec.benchmark import Benchmark, Source, Step
+from clbench.spec.settings import PhantomSettings
+from clbench.spec.splits import PARTS, Split
+
+Files = Mapping[str, Mapping[str, CaseFiles]]
+"""Source → case → files."""
+Course = Sequence[tuple[Step, Split]]
+"""The steps looked at, in order, each with its split."""
+USED = {"train": "trained on", "validation": "chosen by"}
+"""What teaching does with the cases of a part: validation steers it, so it is no test either."""
+
+
+def phantom_split(step: Step, number: int, settings: PhantomSettings) -> Split:
+    """The cases of a step on the phantom: its own list, or new subjects for every step.
+
+    Args:
+        step: the step.
+        number: its 1-based place in the course; keeps the subjects of two steps apart.
+        settings: numbers of training, validation and test subjects.
+    """
+    if step.phantom_split is not None:
+        return _shorten(step.phantom_split, settings)
+    sizes = (settings.train, settings.validation, settings.test)
+    ids = iter(range(1000 * number, 1000 * number + sum(sizes)))
+    train, validation, test = (tuple(str(next(ids)) for _ in range(n)) for n in sizes)
+    return Split(
+        name=f"phantom, step {number}",
+        train=train,
+        validation=validation,
+        test=test,
+        origin="clbench phantom",
+    )
+
+
+def _shorten(split: Split, settings: PhantomSettings) -> Split:
+    """The first cases of each part, as many as the settings ask for."""
+    parts = {}
+    for part in PARTS:
+        have, want = getattr(split, part), getattr(settings, part)
+        if not (0 if part == "validation" else 1) <= want <= len(have):
+            raise SettingError(
+                f"the phantom split cannot give {want} {part} cases",
+                where=f"phantom.{part}",
+                expected=f"1 to {len(have)}",
+                got=want,
+            )
+        parts[part] = have[:want]
+    return replace(split, **parts)
+
+
+def chosen(benchmark: Benchmark, replaced: Mapping[str, Split]) -> list[Split | None]:
+    """Per step the split the user named, by step or by source.
+
+    A drawn split of a source that several steps use deals each of them its own block.
+
+    Raises:
+        SettingError: a name that is neither a source nor a step.
+    """
+    known = {*(s.name for s in benchmark.sources), *(s.name for s in benchmark.steps)}
+    for name in replaced:
+        if name not in known:
+            raise SettingError(
+                f"--split names neither a source nor a step of the benchmark: {name!r}",
+                expected=", ".join(sorted(known)),
+            )
+    named: list[Split | None] = []
+    for i, step in enumerate(benchmark.steps):
+        split = replaced.get(step.name) or replaced.get(step.source)
+        if split is not None and split.draw is not None and step.name not in replaced:
+            block = 1 + sum(s.source == step.source for s in benchmark.steps[:i])
+            split = replace(split, draw=replace(split.draw, part=block))
+        named.append(split)
+    return named
+
+
+def settle(
+    course: Course,
+    benchmark: Benchmark,
+    files: Files,
+    folders: Mapping[str, Path],
+    *,
+    holds: Callable[[str, str], frozenset[str]] | None,
+) -> tuple[list[tuple[Step, Split]], list[ClbenchError]]:
+    """Every split as lists of ids that are at hand.
+
+    Args:
+        course: steps with their splits: lists, or rules that draw.
+        benchmark: the course they belong to.
+        files: source → case → files at hand.
+        folders: source → where they were looked for.
+        holds: (source, case) → structures of which it holds a voxel; None: take every case for one
+            that holds what a rule needs.
+
+    Returns:
+        The steps whose cases are all there, and what is wrong with the others.
+    """
+    settled, problems = [], list[ClbenchError]()
+    for step, split in course:
+        source, have = benchmark.reads(step.source), files[step.source]
+        try:
+            split = resolve(split, source, have, holds)
+        except ClbenchError as err:
+            problems.append(err)
+            continue
+        if (error := missing(split, source, have, folders[step.source])) is not None:
+            problems.append(error)
+        else:
+            settled.append((step, split))
+    return settled, problems
+
+
+def resolve(
+    split: Split,
+    source: Source,
+    files: Mapping[str, CaseFiles],
+    holds: Callable[[str, str], frozenset[str]] | None,
+) -> Split:
+    """A split by rule becomes lists, and names of files become case ids.
+
+    Args:
+        split: lists of case ids, or a rule.
+        source: the data set; must have the structures that the rule needs.
+        files: case id → files of the case.
+        holds: see `settle`.
+
+    Raises:
+        SettingError: the rule needs structures that the source does not have.
+        SpecError: too few patients, or a case that is listed twice under two spellings.
+    """
+    needs = set(split.draw.needs) if split.draw is not None else set()
+    if wrong := needs - set(source.structures):
+        raise SettingError(
+            "a drawn split needs structures its source does not have",
+            where=f"split {split.name!r}, draw.needs",
+            expected=", ".join(source.structures),
+            got=", ".join(sorted(wrong)),
+        )
+    return _with_case_ids(split, files).resolve(
+        files,
+        patient=source.patient_of,
+        fits=lambda case: not needs or holds is None or needs <= holds(source.name, case),
+    )
+
+
+def _with_case_ids(split: Split, files: Mapping[str, CaseFiles]) -> Split:
+    """A split in which an id that is no case, but the name of a case's file, is that case's id."""
+    without = split.draw.without if split.draw is not None else ()
+    if all(case in files for case in (*split.cases, *without)):
+        return split
+    names = file_names(files)
+
+    def ids(cases: Iterable[str]) -> tuple[str, ...]:
+        return tuple(c if c in files else names.get(c, c) for c in cases)
+
+    if split.draw is not None:
+        return replace(split, draw=replace(split.draw, without=ids(without)))
+    return replace(
+        split, train=ids(split.train), validation=ids(split.validation), test=ids(split.test)
+    )
+
+
+def file_names(files: Mapping[str, CaseFiles]) -> dict[str, str]:
+    """What else a user may call a case: the name of its image or label file → case id.
+
+    With and without ending, and a number as the file writes it (`img0001`, `img0001.nii.gz` and
+    `0001` for case 1). A name that several cases share, such as `ct`, is none.
+    """
+    cases: dict[str, set[str]] = {}
+    for case, place in files.items():
+        for path in place.files if isinstance(place.label, Path) else (place.image,):
+            stem = nifti_stem(path) or path.name
+            numbers = [n for n in re.findall(r"\d+", stem) if str(int(n)) == case]
+            for name in (stem, path.name, *numbers):
+                cases.setdefault(name, set()).add(case)
+    return {name: next(iter(ids)) for name, ids in cases.items() if len(ids) == 1}
+
+
+def missing(
+    split: Split, source: Source, have: Mapping[str, CaseFiles], folder: Path
+) -> DataError | None:
+    """The problem of a split that names cases the folder does not hold.
+
+    Args:
+        split: lists of case ids.
+        source: the data set, named in the advice.
+        have: case id → files at hand.
+        folder: where they were looked for.
+    """
+    absent = [c for c in split.cases if c not in have]
+    if not absent:
+        return None
+    return DataError(
+        f"the split names {len(absent)} cases that the data folder does not hold",
+        where=folder,
+        expected=f"all cases of {split.name}",
+        got=f"missing: {_some(absent)}; in the folder: {_some(sorted(have, key=natural))}",
+        next_step=_ranges(absent)
+        + f"add the files, or choose yours with --split {source.name}=FILE.toml (`clbench data "
+        "split` draws one)" + (" (btcv_public: the 30 public volumes)" * (source.name == "btcv")),
+    )
+
+
+def _some(names: Sequence[str], most: int = 20) -> str:
+    return ", ".join(names[:most]) + (f" … ({len(names)})" if len(names) > most else "") or "none"
+
+
+def _ranges(absent: Sequence[str]) -> str:
+    """Advice for ids that clbench 0.1.0 took for ranges."""
+    old = [c for c in absent if re.fullmatch(r"\d+-\d+", c)]
+    return f"for a range of cases write {old[0].replace('-', '..')!r}; else " if old else ""
+
+
+def course_problems(
+    course: Course, benchmark: Benchmark, files: Files, *, patients: bool
+) -> list[ClbenchError]:
+    """What stands against a course by the names of its cases alone.
+
+    Args:
+        course: the steps with their splits, all lists of cases at hand.
+        benchmark: the course they belong to.
+        files: source → case → files.
+        patients: whether cases are scans of patients; False on the phantom.
+    """
+    partial = [e for name in files for e in _partial(benchmark.source(name), files[name])]
+    return [
+        *partial,
+        *_not_annotated(course, benchmark, files),
+        *_same_patient(course, benchmark, patients=patients),
+    ]
+
+
+def _partial(source: Source, files: Mapping[str, CaseFiles]) -> Iterable[DataError]:
+    """A `[[source.partial]]` that names cases by their files: it would not hold for any."""
+    listed = [c for part in source.partial for c in part.cases if c not in files]
+    names = file_names(files) if listed else {}
+    if wrong := [c for c in listed if c in names]:
+        yield DataError(
+            "a [[source.partial]] names cases by their files",
+            where=f"source {source.name!r}",
+            expected=_some([names[c] for c in wrong]),
+            got=_some(wrong),
+            next_step="write the case ids, as `clbench data check` lists them",
+        )
+
+
+def _not_annotated(course: Course, benchmark: Benchmark, files: Files) -> Iterable[DataError]:
+    """Steps that learn what none of their training cases annotates."""
+    for step, split in course:
+        source = benchmark.reads(step.source)
+        have = {n for c in split.train for n in files[step.source][c].annotated(source)}
+        if absent := [n for n in step.learns if n not in have]:
+            yield DataError(
+                f"no training case of the step annotates {', '.join(absent)}",
+                where=f"step {step.name!r}, split {split.name!r}",
+                expected="each structure a step learns in one training case at least",
+                got=f"annotated: {', '.join(n for n in source.structures if n in have)}",
+                next_step="choose other training cases, or take it out of `learns`",
+            )
+
+
+def _same_patient(
+    course: Course, benchmark: Benchmark, *, patients: bool
+) -> Iterable[ClbenchError]:
+    """A patient of a source who is taught from in one step and tested in any."""
+    seen: dict[tuple[str, str], tuple[str, str]] = {}
+    for part in PARTS:
+        for step, split in course:
+            source = benchmark.source(step.source)
+            for case in getattr(split, part):
+                try:
+                    key = (source.name, source.patient_of(case) if patients else case)
+                except ClbenchError as err:  # an id that does not say whose it is
+                    yield err
+                    continue
+                if part in USED:
+                    seen.setdefault(key, (part, f"{case} of step {step.name!r}"))
+                elif key in seen:
+                    other, where = seen[key]
+                    yield DataError(
+                        f"the same patient is in {other} and in test",
+                        where=f"{source.name} case {case}, test of step {step.name!r}",
+                        expected="no patient of a test case in train or validation of any step",
+                        got=f"patient {key[1]} is {USED[other]} as case {where}",
+                        next_step="remove one of the two from its split",
+                    )
+
+
+def content_problems(course: Course, image_hash: Callable[[str, str], str]) -> list[ClbenchError]:
+    """One image under two names, in whatever parts, steps and sources of a course.
+
+    In train and test it is a leak; within test it is one patient who counts as several in every
+    mean and p-value; within train it counts twice, and opens the past under another name.
+
+    Args:
+        course: the steps with their splits, all lists of cases at hand.
+        image_hash: (source, case) → digest of the image's voxels.
+    """
+    seen: dict[str, tuple[str, str, str, str]] = {}
+    named: set[tuple[str, str]] = set()
+    problems: list[ClbenchError] = []
+    for part in PARTS:
+        for step, split in course:
+            for case in getattr(split, part):
+                if (step.source, case) in named:
+                    continue  # one name in several steps is one case
+                named.add((step.source, case))
+                image = image_hash(step.source, case)
+                first = seen.setdefault(image, (part, step.name, step.source, case))
+                if first == (part, step.name, step.source, case):
+                    continue
+                where = f"{first[2]} case {first[3]}, {first[0]} of step {first[1]!r}"
+                problems.append(
+                    DataError(
+                        "the same image stands under two names in " + part
+                        if first[0] == part
+                        else f"the same case is in {first[0]} and in {part}",
+                        where=f"{step.source} case {case}, {part} of step {step.name!r}",
+                        expected="every image under one name, in one part",
+                        got=f"its image is that of {where}",
+                        next_step="remove one of the two from its split",
+                    )
+                )
+    return problems

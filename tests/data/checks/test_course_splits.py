@@ -1,0 +1,138 @@
+"""Splits held against data: one image under several names, names of files for case ids."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clbench.data.checks.course_splits import (
+    content_problems,
+    course_problems,
+    file_names,
+    missing,
+    resolve,
+    settle,
+)
+from clbench.data.layouts import CaseFiles
+from clbench.errors import SpecError
+from clbench.spec import registry
+from clbench.spec.benchmark import Partial
+from clbench.spec.splits import PARTS, Draw, Split
+
+BENCH = registry.benchmark("tumor_ext")
+ORGANS, TUMOR = BENCH.steps
+
+
+def of(*cases: str, image: str = "imagesTr/img{:04d}.nii.gz") -> dict[str, CaseFiles]:
+    return {
+        c: CaseFiles(
+            case=c,
+            image=Path(image.format(int(c))),
+            label=Path(f"labelsTr/label{int(c):04d}.nii.gz"),
+        )
+        for c in cases
+    }
+
+
+@pytest.mark.parametrize("first", PARTS)
+@pytest.mark.parametrize("second", PARTS)
+@pytest.mark.parametrize("across", ["within a source", "across sources"])
+def test_one_image_under_two_names_is_refused_in_all_parts(
+    first: str, second: str, across: str
+) -> None:
+    organs = {"train": ["1"], "validation": ["2"], "test": ["3"]}
+    tumor = {"train": ["11"], "validation": ["12"], "test": ["13"]}
+    organs[first].append("8")
+    (organs if across == "within a source" else tumor)[second].append("9")
+    course = [
+        (step, Split(name="s", **{p: tuple(c) for p, c in parts.items()}))  # type: ignore[arg-type]
+        for step, parts in ((ORGANS, organs), (TUMOR, tumor))
+    ]
+    twins = ("8", "9")
+    problems = content_problems(course, lambda s, c: "twin" if c in twins else f"{s}/{c}")
+    (problem,) = problems
+    both = " ".join(problem.fields().values())
+    assert "case 8" in both
+    assert "case 9" in both
+    earlier, later = sorted((first, second), key=PARTS.index)
+    assert problem.what == (
+        f"the same image stands under two names in {first}"
+        if first == second
+        else f"the same case is in {earlier} and in {later}"
+    )
+    assert not content_problems(course, lambda s, c: f"{s}/{c}")
+
+
+def test_one_name_in_two_steps_is_one_case() -> None:
+    split = Split(name="s", train=("1",), test=("3",))
+    more = replace(ORGANS, name="more")
+    assert not content_problems([(ORGANS, split), (more, split)], lambda s, c: c)
+
+
+def test_names_of_files_stand_for_ids() -> None:
+    have = of("1", "61")
+    names = file_names(have)
+    assert {n for n, c in names.items() if c == "61"} == {
+        "img0061", "img0061.nii.gz", "label0061", "label0061.nii.gz", "0061",
+    }  # fmt: skip
+    given_ = Split(name="s", train=("img0001",), test=("0061",))
+    taken = resolve(given_, BENCH.sources[0], have, None)
+    assert (taken.train, taken.test) == (("1",), ("61",))
+    assert resolve(replace(taken, name="s"), BENCH.sources[0], have, None) == taken
+    with pytest.raises(SpecError, match="listed twice in train") as err:
+        resolve(replace(given_, train=("1", "img0001")), BENCH.sources[0], have, None)
+    assert err.value.got == "1"
+    rule = Split(name="s", draw=Draw(seed=0, train=1, test=1, without=("img0061",)))
+    with pytest.raises(SpecError, match="too few patients"):
+        resolve(rule, BENCH.sources[0], have, None)
+
+
+def test_a_name_that_several_cases_share_stands_for_none() -> None:
+    have = {c: CaseFiles(case=c, image=Path(c) / "ct.nii.gz", label=()) for c in ("s1", "s2")}
+    assert file_names(have) == {}
+
+
+@given(ids=st.sets(st.text(st.characters(whitelist_categories=("L", "N")), min_size=1), min_size=1))
+def test_a_literal_id_always_wins(ids: set[str]) -> None:
+    """Whatever the files are called: here each is called as another case's id."""
+    order = sorted(ids)
+    have = {
+        c: CaseFiles(case=c, image=Path(f"{other}.nii.gz"), label=Path(f"{other}.nii.gz"))
+        for c, other in zip(order, order[1:] + order[:1], strict=True)
+    }
+    split = Split(name="s", train=tuple(order), test=("!",))
+    assert resolve(split, BENCH.sources[0], have, None).train == tuple(order)
+
+
+def test_what_is_missing_is_listed_beside_what_is_there(tmp_path: Path) -> None:
+    error = missing(
+        Split(name="s", train=("7",), test=("1",)), BENCH.sources[0], of("1", "10", "2"), tmp_path
+    )
+    assert error is not None
+    assert error.got == "missing: 7; in the folder: 1, 2, 10"
+    assert "clbench data split" in str(error)
+
+
+def test_every_step_is_looked_at_though_one_is_refused(tmp_path: Path) -> None:
+    good = Split(name="g", train=("1",), test=("2",))
+    files = {"btcv": of("1", "2"), "lits": of("1", "2")}
+    folders = dict.fromkeys(files, tmp_path)
+    bad = replace(good, train=("9",))
+    settled, problems = settle(
+        [(ORGANS, bad), (TUMOR, good)], BENCH, files, folders, holds=lambda s, c: frozenset()
+    )
+    assert [step.name for step, _ in settled] == [TUMOR.name]
+    assert len(problems) == 1
+
+
+def test_a_partial_that_names_files_is_refused() -> None:
+    part = Partial(cases=("img0061",), annotates=("liver",))
+    source = replace(BENCH.sources[0], partial=(part,))
+    bench = replace(BENCH, sources=(source, BENCH.sources[1]))
+    (problem,) = course_problems([], bench, {"btcv": of("61")}, patients=True)
+    assert "names cases by their files" in str(problem)
+    assert problem.expected == "61"
