@@ -35,7 +35,7 @@ FLOORS = (
     {"training"},
     {"run"},
     {"report"},
-    {"testing", "avalanche"},
+    {"testing", "avalanche", "deployment"},
     {"strategies", "cli"},
     {"__main__"},
 )
@@ -44,13 +44,13 @@ FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in fol
 FOREIGN = {
     "torch": (
         "reproducibility", "store.checkpoint", "data", "nets", "strategy", "training",
-        "evaluation", "run", "testing", "avalanche", "strategies",
+        "evaluation", "run", "testing", "avalanche", "strategies", "deployment",
     ),
     "monai": ("data", "nets", "evaluation"),
     "avalanche": ("avalanche",),
     "torchvision": ("avalanche",),
     "matplotlib": ("report.figures",),
-    "nibabel": ("data",),
+    "nibabel": ("data", "deployment"),
 }  # fmt: skip
 
 

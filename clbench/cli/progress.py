@@ -107,3 +107,5 @@ class Progress:
                 self._advance(("pseudo labels", self.lesson), event["of"], f"case {event['case']}")
             case "exam":
                 self._advance(("examine", self.lesson), event["of"], f"case {event['case']}")
+            case "predicted":
+                self._advance(("predict", self.lesson), event["of"], f"case {event['case']}")

@@ -182,10 +182,10 @@ def content(path: Path) -> Iterator[bytes]:
         raise damaged(path, EOFError(f"{seen} of {claimed} bytes"))
 
 
-def voxels(path: Path) -> NDArray[Any]:
-    """All voxels, the header's slope and intercept applied; the whole file is read and checked.
+def raw_voxels(path: Path) -> tuple[NDArray[Any], float, float]:
+    """All voxels as they are stored, and slope and intercept; the whole file is read and checked.
 
-    A slope of 0 or NaN means none, as the standard has it.
+    A slope of 0 or NaN means none, as the standard has it: then 1 and 0 are returned.
 
     Raises:
         DataError: see `load`; shorter or longer than its header says, a checksum that does not fit,
@@ -211,20 +211,43 @@ def voxels(path: Path) -> NDArray[Any]:
     array: NDArray[Any] = np.frombuffer(raw, dtype=kind).reshape(file.shape, order="F")
     array = array.astype(kind.newbyteorder("="), copy=False)
     slope, inter = float(proxy.slope), float(proxy.inter)
+    if (slope, inter) != (1.0, 0.0):
+        with np.errstate(all="ignore"):  # an overflow shows as infinity, and is refused as that
+            ends = apply_read_scaling(np.array([array.min(), array.max()]), slope, inter)
+            left = abs(float(ends[1]) - float(ends[0]))
+        if left < 1 and array.min() != array.max():
+            raise DataError(
+                "the header's scl_slope leaves nothing of the voxels",
+                where=path,
+                expected="HU or label values at least 1 apart",
+                got=f"slope {slope:g}, values {left:g} apart",
+                next_step="convert the file again",
+            )
+    return array, slope, inter
+
+
+def scaled(array: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
+    """Voxels with slope and intercept applied; equal bits for a part of a file and for the whole.
+
+    Args:
+        array: voxels as they are stored.
+        slope: of the header; 1 for none.
+        inter: intercept of the header; 0 for none.
+    """
     if (slope, inter) == (1.0, 0.0):
         return array
     with np.errstate(all="ignore"):  # an overflow shows as infinity, and is refused as that
-        scaled: NDArray[Any] = apply_read_scaling(array, slope, inter)
-        left = float(scaled.max()) - float(scaled.min())
-    if left < 1 and array.min() != array.max():
-        raise DataError(
-            "the header's scl_slope leaves nothing of the voxels",
-            where=path,
-            expected="HU or label values at least 1 apart",
-            got=f"slope {slope:g}, values {left:g} apart",
-            next_step="convert the file again",
-        )
-    return scaled
+        values: NDArray[Any] = apply_read_scaling(array, slope, inter)
+    return values
+
+
+def voxels(path: Path) -> NDArray[Any]:
+    """All voxels, the header's slope and intercept applied; the whole file is read and checked.
+
+    Raises:
+        DataError: see `raw_voxels`.
+    """
+    return scaled(*raw_voxels(path))
 
 
 # --------------------------------------------------------------------------------------------------

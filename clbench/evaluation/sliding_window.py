@@ -333,17 +333,26 @@ class Server:
             limits[self.structures.index(name)] = (low, high)
         return limits
 
-    def predict(self, volume: Volume, *, postprocess: bool = False) -> Bits:
+    def predict(
+        self,
+        volume: Volume,
+        *,
+        postprocess: bool = False,
+        watch_slab: Callable[[int, int, Tensor], None] | None = None,
+    ) -> Bits:
         """The prediction as bit patterns: (D, H, W), bit k set where structures[k] is above 0.5.
 
         Args:
             volume: a preprocessed case.
             postprocess: apply the default rules of `clbench.data.postprocess`.
+            watch_slab: given every slab of `probabilities` as it comes.
         """
         d, h, w = volume.image.shape
         dtype = bits_dtype(len(self.structures))
         bits = np.zeros((d, h, w), dtype=dtype)
         for start, stop, probabilities in self.probabilities(volume):
+            if watch_slab is not None:
+                watch_slab(start, stop, probabilities)
             for k, channel in enumerate(probabilities):
                 bits[start:stop] |= (channel > 0.5).numpy().astype(dtype) << dtype.type(k)
         return clean_bits(bits, self.structures) if postprocess else bits

@@ -1,0 +1,73 @@
+"""Commands that use a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clbench.cli.options import app
+from clbench.errors import DataError
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Step = Annotated[
+    int | None, typer.Option(help="1-based step after which the model is taken; default the last.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+
+
+@app.command()
+def predict(
+    run: Run,
+    input_: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A NIfTI file, or a folder of them.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of predictions; new, or of this command.")],
+    step: Step = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="labels: a label map per case; masks: a file per structure; auto: masks where "
+            "structures lie inside others, otherwise labels.",
+        ),
+    ] = "auto",
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also a probability per structure and voxel.")
+    ] = False,
+    device: Device = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default as the run had.")
+    ] = None,
+) -> None:
+    """Predict new CTs with a run's model; the same command goes on where it was stopped."""
+    from clbench.cli.progress import Progress
+    from clbench.deployment.inputs import find_inputs
+    from clbench.deployment.predict import output_form, predict_cases
+    from clbench.deployment.trained import load_trained
+
+    cases = find_inputs(input_, out=out)
+    trained = load_trained(run, step=step, device=device)
+    form = output_form(format_, trained.structures, probabilities=probabilities)
+    with Progress() as progress:
+        progress.lesson = f"step {trained.step}/{len(trained.record.course['steps'])}"
+        batch = predict_cases(
+            trained, cases, out=out, form=form, threads=threads, watch=progress.watch
+        )
+    before = f", {len(batch.finished_before)} were there" if batch.finished_before else ""
+    typer.echo(f"{len(batch.predicted)} cases predicted{before}: {', '.join(trained.structures)}")
+    for note in batch.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"Predictions: {batch.folder}")
+    if len(cases) == 1 and batch.refused:
+        raise next(iter(batch.refused.values()))
+    if batch.refused:
+        raise DataError(
+            f"{len(batch.refused)} of {len(cases)} cases could not be predicted",
+            where=input_,
+            got="; ".join(f"{name}: {err.brief}" for name, err in list(batch.refused.items())[:5])
+            + ("; …" if len(batch.refused) > 5 else ""),
+            next_step=f"predictions.json in {out} names each; mend or remove the files, and run "
+            "the same command again",
+        )

@@ -1,0 +1,315 @@
+"""Predicting a batch of CTs, one after the other; a stopped batch goes on where it was.
+
+The folder of predictions holds `predictions.json`: the model, the form of the outputs, and per case
+the checksums of what it was made from and of what was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clbench import reproducibility, signals
+from clbench.data.labels import PSEUDO_SCALE
+from clbench.data.volume import Volume
+from clbench.deployment.inputs import InputCase
+from clbench.deployment.masks import (
+    OnScanGrid,
+    Probabilities,
+    Tally,
+    dataset_json,
+    nested,
+    on_scan_grid,
+    write_json,
+    write_nifti,
+)
+from clbench.deployment.scan import Grid, prepare
+from clbench.deployment.trained import TrainedModel
+from clbench.errors import ClbenchError, DataError, SettingError, StoreError
+from clbench.run.course import alone
+from clbench.store import files
+from clbench.training.resume import Watch
+from clbench.types import Bits
+
+RECORD = "predictions.json"
+"""The record of a folder of predictions."""
+SCHEMA = 1
+"""Version of its layout."""
+FORMS = ("auto", "labels", "masks")
+"""`labels`: a label map per case; `masks`: a file per structure; `auto`: masks where structures lie
+inside others, otherwise label maps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutputForm:
+    """What is written per case."""
+
+    masks: bool
+    """A mask per structure; otherwise one label map."""
+    probabilities: bool = False
+    """Also a probability per structure and voxel."""
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """What became of the cases of a call."""
+
+    folder: Path
+    """Where predictions lie."""
+    predicted: list[str] = field(default_factory=list)
+    """Cases predicted now."""
+    finished_before: list[str] = field(default_factory=list)
+    """Cases whose predictions were there already, made from the same image."""
+    refused: dict[str, ClbenchError] = field(default_factory=dict)
+    """Case → why it was not predicted."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the predictions should know."""
+
+
+def output_form(form: str, structures: Sequence[str], *, probabilities: bool = False) -> OutputForm:
+    """What `--format` asks for.
+
+    Args:
+        form: one of `FORMS`.
+        structures: of the model.
+        probabilities: also write probabilities.
+
+    Raises:
+        SettingError: no such form.
+    """
+    if form not in FORMS:
+        raise SettingError(
+            "there is no such form of output",
+            where="--format",
+            expected=", ".join(FORMS),
+            got=form,
+        )
+    masks = nested(structures) if form == "auto" else form == "masks"
+    return OutputForm(masks=masks, probabilities=probabilities)
+
+
+def predict_cases(
+    trained: TrainedModel,
+    cases: Sequence[InputCase],
+    *,
+    out: Path,
+    form: OutputForm,
+    threads: int | None = None,
+    watch: Watch = lambda event: None,
+) -> Batch:
+    """Predict every case that is not predicted yet.
+
+    A case that cannot be predicted does not keep others from being: it is in `Batch.refused`.
+
+    Args:
+        trained: the model.
+        cases: what to predict.
+        out: the folder of predictions.
+        form: what is written per case.
+        threads: CPU threads; None: as many as the run was examined with, so that equal images
+            give equal bits.
+        watch: told about every case.
+
+    Raises:
+        StoreError: `out` holds other files, or predictions of another model or form; it cannot be
+            written, or the disk is full.
+        Stopped: by a signal; finished cases are kept.
+    """
+    _outside_runs(out)
+    count = trained.record.threads if threads is None else threads
+    with signals.listening(), alone(out, wait=False), reproducibility.threads(count):
+        record = _opened(trained, out, form)
+        batch = Batch(folder=out)
+        for done, case in enumerate(cases, 1):
+            try:
+                source = {str(path): files.sha256(path) for path in case.files}
+                if _is_finished(out, record["cases"].get(case.name), source):
+                    batch.finished_before.append(case.name)
+                else:
+                    start = time.monotonic()
+                    entry = _predict(trained, case, out, form)
+                    entry |= {"input": source, "seconds": round(time.monotonic() - start, 3)}
+                    record["cases"][case.name] = entry
+                    record["refused"].pop(case.name, None)
+                    files.write_json(out / RECORD, record)
+                    batch.predicted.append(case.name)
+            except DataError as err:
+                batch.refused[case.name] = err
+                record["refused"][case.name] = str(err)
+                files.write_json(out / RECORD, record)
+            watch({"event": "predicted", "done": done, "of": len(cases), "case": case.name})
+            signals.check(f"predicting, case {case.name}")
+        if not form.masks:
+            write_json(out / "dataset.json", dataset_json(trained.structures, len(record["cases"])))
+        batch.notes = _notes(record, [c.name for c in cases])
+    return batch
+
+
+def _notes(record: Mapping[str, Any], cases: Sequence[str]) -> list[str]:
+    changed = {
+        name: entry["relabelled_vox"]
+        for name in cases
+        if (entry := record["cases"].get(name)) and entry.get("relabelled_vox")
+    }
+    if not changed:
+        return []
+    note = (
+        f"in {len(changed)} of {len(cases)} cases structures overlap (up to "
+        f"{max(changed.values())} voxels): the label map shows the inner one, or the one learned "
+        "later; --format masks keeps both"
+    )
+    return [note]
+
+
+# ------------------------------------------------------------------------------- the output folder
+
+
+def _outside_runs(out: Path) -> None:
+    for folder in (out.absolute(), *out.absolute().parents):
+        if (folder / "run.json").is_file():
+            raise StoreError(
+                "predictions of new images are no part of a run's folder",
+                where=out,
+                expected="a folder outside of runs; clbench verify refuses files no run made",
+                got=f"a folder of the run {folder}",
+                next_step="choose another folder with --out",
+            )
+
+
+def _opened(trained: TrainedModel, out: Path, form: OutputForm) -> dict[str, Any]:
+    """The record of the folder, begun where it is empty.
+
+    Raises:
+        StoreError: other files, or another model's predictions.
+    """
+    record: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": {
+            "run_id": trained.record.run_id,
+            "bench": trained.record.identity["bench"],
+            "strategy": trained.record.strategy,
+            "seed": trained.record.seed,
+            "step": trained.step,
+            "weights": trained.digest,
+        },
+        "structures": list(trained.structures),
+        "format": "masks" if form.masks else "labels",
+        "probabilities": form.probabilities,
+        "postprocess": trained.postprocess,
+        "cases": {},
+        "refused": {},
+    }
+    path = out / RECORD
+    if not path.exists():
+        if others := sorted(p.name for p in out.iterdir() if not p.name.startswith(".")):
+            raise StoreError(
+                "the output folder holds other files",
+                where=out,
+                expected="a new or empty folder, or one this command wrote",
+                got=", ".join(others[:5]) + (", …" if len(others) > 5 else ""),
+                next_step="choose another folder with --out",
+            )
+        files.write_json(path, record)
+        return record
+    there = files.read_json(path)
+    for key in ("schema", "model", "structures", "format", "probabilities", "postprocess"):
+        if there.get(key) != record[key]:
+            raise StoreError(
+                "the output folder holds predictions of another model, step or form",
+                where=path,
+                expected=f"{key}: {record[key]}",
+                got=f"{key}: {there.get(key)}",
+                next_step="choose another folder with --out",
+            )
+    return {**record, "cases": dict(there["cases"]), "refused": dict(there["refused"])}
+
+
+def _is_finished(out: Path, entry: Mapping[str, Any] | None, source: Mapping[str, str]) -> bool:
+    """Whether a case was predicted from the same bytes, and its files are as they were written."""
+    if entry is None or sorted(entry["input"].values()) != sorted(source.values()):
+        return False
+    written: Mapping[str, str] = entry["files"]
+    return all(
+        (out / name).is_file() and files.sha256(out / name) == digest
+        for name, digest in written.items()
+    )
+
+
+# ---------------------------------------------------------------------------------------- one case
+
+
+def _predict(trained: TrainedModel, case: InputCase, out: Path, form: OutputForm) -> dict[str, Any]:
+    """Predict and write one case; returns its entry of the record."""
+    scan = case.read()
+    grid = scan.grid
+    volume = prepare(scan, case=case.name, source=trained.source, pre=trained.preprocessing)
+    del scan  # the stored voxels are not needed any more
+    structures = trained.structures
+    written: list[Path] = []
+    with ExitStack() as stack:
+        probabilities = None
+        if form.probabilities:
+            scratch = stack.enter_context(tempfile.TemporaryFile(dir=out))
+            probabilities = Probabilities(scratch, len(structures), volume.image.shape)
+        bits = predict_volume(trained, volume, probabilities)
+        way = on_scan_grid(volume, grid)
+        tally = Tally(structures)
+        if form.masks:
+            written += _write_masks(out / case.name, bits, structures, way, grid)
+            for slab in way.slabs(bits):
+                tally.count(slab)
+        else:
+            written.append(out / f"{case.name}.nii.gz")
+            write_nifti(written[-1], map(tally.label, way.slabs(bits)), grid)
+        if probabilities is not None:
+            for k, name in enumerate(structures):
+                path = out / f"{case.name}_probabilities" / f"{name}.nii.gz"
+                slabs = way.slabs(probabilities.array[k])
+                write_nifti(path, slabs, grid, scale=1 / PSEUDO_SCALE)
+                written.append(path)
+    return {
+        "files": {p.relative_to(out).as_posix(): files.sha256(p) for p in written},
+        "bits_sha256": hashlib.sha256(bits.tobytes()).hexdigest(),
+        "voxels": tally.voxels,
+        "relabelled_vox": tally.relabelled_vox,
+    }
+
+
+def predict_volume(
+    trained: TrainedModel, volume: Volume, probabilities: Probabilities | None = None
+) -> Bits:
+    """The masks of a prepared image on the model's grid, as the run's examination computes them.
+
+    Args:
+        trained: the model.
+        volume: the image.
+        probabilities: takes the probabilities, before any post-processing.
+
+    Returns:
+        (D, H, W), bit k = `trained.structures[k]`.
+    """
+    with trained.enough_memory(volume.case):
+        return trained.server.predict(
+            volume,
+            postprocess=trained.postprocess,
+            watch_slab=None if probabilities is None else probabilities.put,
+        )
+
+
+def _write_masks(
+    folder: Path, bits: Bits, structures: Sequence[str], way: OnScanGrid, grid: Grid
+) -> list[Path]:
+    """Write a file per structure; returns their paths."""
+    paths = []
+    one = bits.dtype.type(1)
+    for k, name in enumerate(structures):
+        mask = ((bits >> bits.dtype.type(k)) & one).astype("uint8")
+        paths.append(folder / f"{name}.nii.gz")
+        write_nifti(paths[-1], way.slabs(mask), grid)
+    return paths

@@ -1,0 +1,232 @@
+"""The model of a run's step, loaded without the run's data and ready to predict.
+
+`clbench.run.models` builds and loads it as the run did, so that equal images give equal bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clbench.data.cache import VolumeCache
+from clbench.data.catalog import Catalog
+from clbench.errors import SettingError, StoreError
+from clbench.evaluation.sliding_window import Server
+from clbench.run.models import loaded, predictor, windows_fit
+from clbench.run.plan import Plan, Resolved, RunSettings, pick_device
+from clbench.run.record import benchmark_of, profile_of, strategy_of
+from clbench.spec.benchmark import Preprocessing, Source
+from clbench.spec.splits import Split
+from clbench.store import checkpoint
+from clbench.store.record import RunRecord
+from clbench.strategy.contract import Kit
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedModel:
+    """What a run has learned after a step."""
+
+    record: RunRecord
+    """`run.json` of the run."""
+    step: int
+    """1-based step after which it is taken."""
+    structures: tuple[str, ...]
+    """Every structure learned so far, in the order of the course."""
+    server: Server
+    """Predicts whole volumes."""
+    digest: str
+    """Names the exact weights, see `clbench.store.checkpoint.digest`."""
+    plan: Plan
+    """Of the run, without its data: no case can be opened."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Spacing and HU window of the model's images."""
+        return self.plan.catalog.preprocessing
+
+    @property
+    def source(self) -> Source:
+        """A data set of the course; a new image is of none, and no label of it is read."""
+        return self.plan.catalog.source(self.step)
+
+    @property
+    def postprocess(self) -> bool:
+        """Whether the run's examination applies the rules of `clbench.data.postprocess`."""
+        return self.plan.profile.examine.postprocess
+
+    @contextmanager
+    def enough_memory(self, case: str) -> Iterator[None]:
+        """An error that names smaller settings where predicting a case needs too much memory."""
+        with windows_fit(self.plan, f"predicting case {case}", self.server):
+            yield
+
+
+def checkpoint_path(folder: Path, record: RunRecord, step: int) -> Path:
+    """The checkpoint after a step: that of step 1 is shared by the strategies of a course.
+
+    Args:
+        folder: the run.
+        record: its record.
+        step: 1-based.
+
+    Raises:
+        StoreError: there is none.
+    """
+    own = folder / f"step{step}.pt"
+    folder = folder.absolute()
+    shared = folder.parent.parent / "_shared" / str(record.shared_step1) / own.name
+    places = [own, shared] if step == 1 else [own]
+    for path in places:
+        if path.is_file():
+            return path
+    kept = sorted(p.name for p in folder.glob("step*.pt"))
+    raise StoreError(
+        f"the run has no checkpoint of step {step}",
+        where=" or ".join(map(str, places)),
+        expected=f"step{step}.pt",
+        got=", ".join(kept) or "no checkpoint (a published copy of a run holds none)",
+        next_step="copy the folder _shared along with the run"
+        if step == 1
+        else "repeat the run's command, or name another step with --step",
+    )
+
+
+def load_trained(folder: Path, *, step: int | None = None, device: str = "auto") -> TrainedModel:
+    """The model of a run after a step.
+
+    Args:
+        folder: the run; it need not be finished.
+        step: 1-based; None: the last one that is taught and examined.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, …
+
+    Raises:
+        StoreError: no run, no checkpoint of that step, or one that this version cannot read.
+        SettingError: a step the course does not have, or a device that is not there.
+    """
+    record = RunRecord.read(folder)
+    if record.external:
+        raise StoreError(
+            "the run holds predictions made elsewhere, and no model",
+            where=folder,
+            next_step="predict with the tool that made them",
+        )
+    steps = len(record.course["steps"])
+    number = step if step is not None else record.steps_done
+    if step is None and number == 0:
+        raise StoreError(
+            "no step of the run is finished yet",
+            where=folder,
+            next_step="repeat the run's command; it goes on where it stopped",
+        )
+    if not 1 <= number <= steps:
+        raise SettingError(
+            "the course does not have this step",
+            where="--step",
+            expected=f"1 to {steps}",
+            got=number,
+        )
+    path = checkpoint_path(folder, record, number)
+    plan = plan_without_data(record, folder, device=device)
+    lesson = plan.lesson(number)
+    strategy = plan.strategy.first_step() if number == 1 else plan.strategy
+    model, memory = loaded(plan, strategy, lesson, path)
+    served = plan.strategy.serve(model, memory)
+    return TrainedModel(
+        record=record,
+        step=number,
+        structures=lesson.structures,
+        server=predictor(plan, plan.strategy, served, lesson.structures, memory),
+        digest=checkpoint.digest(served),
+        plan=plan,
+    )
+
+
+def plan_without_data(record: RunRecord, folder: Path, *, device: str = "auto") -> Plan:
+    """What a run was planned as, to build its models from; its cases are named, not found.
+
+    Args:
+        record: of the run.
+        folder: of the run.
+        device: where its models compute.
+
+    Raises:
+        StoreError: the benchmark, the strategy or the text vectors are others today.
+    """
+    benchmark, profile, strategy = benchmark_of(record), profile_of(record), strategy_of(record)
+    recorded = record.identity["strategy"].get("version", 1)
+    if recorded != strategy.version:
+        raise StoreError(
+            "the run was made by another version of the strategy",
+            where=folder,
+            expected=f"version {strategy.version} of {record.strategy}",
+            got=f"version {recorded}",
+            next_step="use the clbench that made the run, or run it again",
+        )
+    resolved = Resolved(
+        settings=RunSettings(
+            bench=record.settings["bench"],
+            strategy=record.settings["strategy"],
+            seed=record.seed,
+        ),
+        benchmark=benchmark,
+        profile=profile,
+        strategy=strategy,
+        strategy_name=record.strategy,
+        device=pick_device(device),
+    )
+    vectors = resolved.vectors
+    if (got := hashlib.sha256(vectors.array.tobytes()).hexdigest()) != record.identity["vectors"]:
+        raise StoreError(
+            "the text vectors of the structures are not those of the run",
+            where=profile.text.path or f"encoding {profile.text.encoding}",
+            expected=record.identity["vectors"],
+            got=got,
+            next_step="put the file of vectors back that the run was made with",
+        )
+    rows = {name: i for i, name in enumerate(vectors.names)}
+    splits = tuple(_split(raw) for raw in record.identity["splits"])
+    catalog = Catalog(
+        benchmark=benchmark,
+        preprocessing=resolved.preprocessing,
+        splits=splits,
+        files={},
+        patients=record.patients,
+        fingerprint=record.data_fingerprint,
+        cache=VolumeCache(folder),  # nothing is opened, hence nothing is written there
+    )
+    return Plan(
+        settings=resolved.settings,
+        benchmark=benchmark,
+        profile=profile,
+        strategy=strategy,
+        strategy_name=record.strategy,
+        catalog=catalog,
+        kit=Kit(
+            backbone=resolved.new_backbone,  # its weights come from the checkpoint
+            encode=lambda names: torch.from_numpy(vectors.array[[rows[n] for n in names]]),
+            seed=record.seed,
+            prior=profile.train.prior,
+        ),
+        text_record=dict(vectors.record),
+        weights=None,
+        device=resolved.device,
+        folder=folder,
+        shared=folder.absolute().parent.parent / "_shared" / str(record.shared_step1),
+        identity=record.identity,
+    )
+
+
+def _split(raw: dict[str, Any]) -> Split:
+    return Split(
+        name=raw["name"],
+        train=tuple(raw["train"]),
+        validation=tuple(raw["validation"]),
+        test=tuple(raw["test"]),
+        origin=raw["origin"],
+    )

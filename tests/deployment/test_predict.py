@@ -1,0 +1,272 @@
+"""A run's model on new CTs: the bits of the examination, batches that go on, errors that help."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nifti_files import body, packed, put
+
+from clbench import signals
+from clbench.deployment import predict as predict_module
+from clbench.deployment.inputs import find_inputs
+from clbench.deployment.predict import Batch, output_form, predict_cases, predict_volume
+from clbench.deployment.scan import prepare, read_nifti
+from clbench.deployment.trained import TrainedModel, load_trained
+from clbench.errors import DataError, SettingError, StoreError
+from clbench.evaluation.predictions import read_prediction
+from clbench.evaluation.scoring import to_native
+from clbench.run.record import catalog_of
+from clbench.store.record import RunRecord
+
+CASES = (("btcv", "21", 1), ("lits", "20", 2))
+
+
+@pytest.fixture(scope="module")
+def trained(smoke_run: Path) -> TrainedModel:
+    return load_trained(smoke_run)
+
+
+@pytest.fixture(scope="module")
+def scans(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two test cases of the course as a user's folder, one of them in a folder of its own."""
+    catalog = catalog_of(RunRecord.read(smoke_run))
+    folder = tmp_path_factory.mktemp("scans")
+    (folder / "s01").mkdir()
+    first, second = (catalog.files[source][case].image for source, case, _ in CASES)
+    shutil.copy(first, folder / "a_0000.nii.gz")
+    (folder / "s01" / "ct.nii.gz").write_bytes(gzip.compress(second.read_bytes()))
+    return folder
+
+
+def run(trained: TrainedModel, scans: Path, out: Path, form: str = "auto", **more: bool) -> Batch:
+    return predict_cases(
+        trained,
+        find_inputs(scans, out=out),
+        out=out,
+        form=output_form(form, trained.structures, **more),
+    )
+
+
+def test_a_test_case_gets_the_bits_its_examination_stored(smoke_run: Path) -> None:
+    catalog = catalog_of(RunRecord.read(smoke_run))
+    voxels = 0
+    for step in (1, 2):
+        model = load_trained(smoke_run, step=step)
+        for source, case, number in CASES:
+            image = catalog.open(number, case, "test").files.image
+            volume = prepare(
+                read_nifti(image), case=case, source=model.source, pre=model.preprocessing
+            )
+            stored = read_prediction(smoke_run / f"predictions/step{step}/{source}_{case}.npz")
+            assert model.structures == stored.structures
+            got = predict_volume(model, volume)
+            np.testing.assert_array_equal(got, stored.bits)
+            voxels += int(np.count_nonzero(got))
+    assert voxels > 0
+
+
+def test_files_hold_what_was_predicted(
+    smoke_run: Path, trained: TrainedModel, scans: Path, tmp_path: Path
+) -> None:
+    import nibabel as nib
+
+    batch = run(trained, scans, tmp_path / "out", probabilities=True)
+    assert batch.predicted == ["a", "s01/ct"]
+    stored = read_prediction(smoke_run / "predictions/step2/btcv_21.npz")
+    volume = catalog_of(RunRecord.read(smoke_run)).open(1, "21", "test")
+    ras = to_native(stored.bits, volume.native_axes())
+    for k, name in enumerate(trained.structures):
+        mask = nib.as_closest_canonical(nib.load(tmp_path / "out" / "a" / f"{name}.nii.gz"))
+        np.testing.assert_array_equal(mask.get_fdata() == 1, (ras >> k) & 1 == 1, err_msg=name)
+        chance = nib.as_closest_canonical(
+            nib.load(tmp_path / "out" / "a_probabilities" / f"{name}.nii.gz")
+        ).get_fdata()
+        assert 0 <= chance.min() <= chance.max() <= 1
+        stored_as = np.round(chance * 254)  # the slope 1/254 is no float32
+        assert (stored_as[mask.get_fdata() == 1] >= 127).all()
+        assert (stored_as[mask.get_fdata() == 0] <= 127).all()
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    counts = record["cases"]["a"]["voxels"]
+    assert counts == {n: int(((ras >> k) & 1).sum()) for k, n in enumerate(trained.structures)}
+
+
+def test_a_label_map_is_scored_like_the_run(
+    smoke_run: Path, scans: Path, tmp_path: Path, cache_root: Path
+) -> None:
+    """`clbench score --predictions` on the files gives the run's own Dice."""
+    from clbench.data.external_masks import label_map, read_prediction_files
+
+    model = load_trained(smoke_run, step=1)
+    run(model, scans, tmp_path / "out")
+    content = tmp_path / "out" / "dataset.json"
+    assert json.loads(content.read_text())["labels"]["spleen"] == 1
+    volume = catalog_of(RunRecord.read(smoke_run)).open(1, "21", "test")
+    native = read_prediction_files(
+        tmp_path / "out" / "a.nii.gz", volume.files.image, model.structures, label_map(content)
+    )
+    stored = read_prediction(smoke_run / "predictions/step1/btcv_21.npz")
+    np.testing.assert_array_equal(native, to_native(stored.bits, volume.native_axes()))
+
+
+def test_a_stopped_batch_goes_on_and_ends_with_the_same_bytes(
+    trained: TrainedModel, scans: Path, tmp_path: Path
+) -> None:
+    whole = run(trained, scans, tmp_path / "whole", "labels")
+    assert whole.finished_before == []
+    cases = find_inputs(scans, out=tmp_path / "out")
+    form = output_form("labels", trained.structures)
+
+    def stop(event: dict[str, object]) -> None:
+        signals.ask("SIGTERM")
+
+    with pytest.raises(signals.Stopped):
+        predict_cases(trained, cases, out=tmp_path / "out", form=form, watch=stop)
+    assert [p.name for p in (tmp_path / "out").rglob("*.nii.gz")] == ["a.nii.gz"]
+    again = run(trained, scans, tmp_path / "out", "labels")
+    assert (again.finished_before, again.predicted) == (["a"], ["s01/ct"])
+    for name in ("a.nii.gz", "s01/ct.nii.gz", "dataset.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_changed_outputs_and_changed_inputs_are_predicted_again(
+    trained: TrainedModel, scans: Path, tmp_path: Path
+) -> None:
+    mine, out = tmp_path / "mine", tmp_path / "mine" / "out"  # outputs are no inputs
+    shutil.copytree(scans, mine)
+    run(trained, mine, out, "labels")
+    first = (out / "a.nii.gz").read_bytes()
+    (out / "a.nii.gz").write_bytes(first[:-1])
+    again = run(trained, mine, out, "labels")
+    assert (again.predicted, again.finished_before) == (["a"], ["s01/ct"])
+    assert (out / "a.nii.gz").read_bytes() == first
+    shutil.copy(mine / "a_0000.nii.gz", mine / "s01" / "ct.nii.gz")
+    assert run(trained, mine, out, "labels").predicted == ["s01/ct"]
+    assert (out / "s01" / "ct.nii.gz").read_bytes() == first
+
+
+def test_a_bad_file_keeps_no_other_case_from_being_predicted(
+    trained: TrainedModel, scans: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(scans, tmp_path / "mine")
+    (tmp_path / "mine" / "a_0000.nii.gz").write_bytes(b"no NIfTI")
+    batch = run(trained, tmp_path / "mine", tmp_path / "out")
+    assert batch.predicted == ["s01/ct"]
+    assert "damaged or is not NIfTI" in str(batch.refused["a"])
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert list(record["refused"]) == ["a"]
+    shutil.copy(scans / "a_0000.nii.gz", tmp_path / "mine" / "a_0000.nii.gz")
+    assert run(trained, tmp_path / "mine", tmp_path / "out").predicted == ["a"]
+    record = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert record["refused"] == {}
+
+
+def test_a_full_disk_leaves_no_half_file_and_the_batch_goes_on(
+    trained: TrainedModel, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("clbench.deployment.masks._header", full)
+        with pytest.raises(StoreError, match="could not be written") as err:
+            run(trained, scans, tmp_path / "out")
+    assert "No space left" in str(err.value)
+    assert {p.name for p in (tmp_path / "out").rglob("*") if p.is_file()} <= {
+        "predictions.json",
+        ".lock",
+    }
+    assert run(trained, scans, tmp_path / "out").predicted == ["a", "s01/ct"]
+
+
+# ----------------------------------------------------------------------------------------- refused
+
+
+def test_folders_that_are_not_for_these_predictions_are_refused(
+    smoke_run: Path, trained: TrainedModel, scans: Path, tmp_path: Path
+) -> None:
+    run(trained, scans, tmp_path / "out", "labels")
+    before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    first = load_trained(smoke_run, step=1)
+    with pytest.raises(StoreError, match="another model, step or form"):
+        run(first, scans, tmp_path / "out", "labels")
+    with pytest.raises(StoreError, match="another model, step or form"):
+        run(trained, scans, tmp_path / "out", "masks")
+    assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+    with pytest.raises(StoreError, match="holds other files"):
+        run(trained, scans, scans)
+    with pytest.raises(StoreError, match="no part of a run's folder"):
+        run(trained, scans, smoke_run / "new")
+    assert not (smoke_run / "new").exists()
+
+
+def test_a_model_that_is_not_there_is_named(smoke_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="does not have this step"):
+        load_trained(smoke_run, step=3)
+    alone = tmp_path / "a" / "b" / "run"
+    shutil.copytree(smoke_run, alone)
+    with pytest.raises(StoreError, match="no checkpoint of step 1") as err:
+        load_trained(alone, step=1)
+    assert "_shared" in str(err.value.next_step)
+    shutil.rmtree(tmp_path / "a" / "b" / "_shared", ignore_errors=True)
+    (alone / "step2.pt").unlink()
+    with pytest.raises(StoreError, match="no checkpoint of step 2"):
+        load_trained(alone)
+    record = RunRecord.read(alone)
+    record.identity["vectors"] = "0" * 64
+    record.write(alone)
+    shutil.copy(smoke_run / "step2.pt", alone)
+    with pytest.raises(StoreError, match="text vectors"):
+        load_trained(alone)
+
+
+def test_inputs_are_found_by_one_rule(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "deep" / ".hidden").mkdir(parents=True)
+    raw = bytes(packed(body()[0]))
+    put(folder, "one_0000", raw, ".NII")
+    put(folder / "deep", "one", raw, ".nii.gz")
+    put(folder / "deep" / ".hidden", "two", raw)
+    (folder / "notes.txt").write_text("no CT")
+    assert [c.name for c in find_inputs(folder, out=tmp_path / "o")] == ["deep/one", "one"]
+    assert [c.name for c in find_inputs(folder / "one_0000.NII", out=tmp_path)] == ["one"]
+    put(folder, "ONE", raw, ".nii.gz")
+    with pytest.raises(DataError, match="two files of the input"):
+        find_inputs(folder, out=tmp_path / "o")
+    with pytest.raises(DataError, match="does not exist"):
+        find_inputs(tmp_path / "no", out=tmp_path / "o")
+    with pytest.raises(DataError, match="no CT was found"):
+        find_inputs(folder / "notes.txt", out=tmp_path / "o")
+
+
+def test_forms_are_chosen_by_what_overlaps() -> None:
+    assert output_form("auto", ("liver", "liver_tumor")).masks
+    assert not output_form("auto", ("liver", "spleen")).masks
+    assert not output_form("labels", ("liver", "liver_tumor")).masks
+    with pytest.raises(SettingError, match="no such form"):
+        output_form("dicom", ("liver",))
+
+
+def test_equal_bits_need_the_threads_of_the_run(
+    trained: TrainedModel, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    inner = predict_module.predict_volume
+
+    def seen(*args: object) -> object:
+        counts.append(torch.get_num_threads())
+        return inner(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(predict_module, "predict_volume", seen)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    run(trained, scans / "s01", tmp_path / "out")
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(before)
+    assert counts == [trained.record.threads]
