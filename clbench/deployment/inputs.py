@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clbench.data.find_files import nifti_stem, walk
 from clbench.deployment.scan import Scan, read_nifti
-from clbench.errors import DataError
+from clbench.errors import DataError, SettingError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,9 +36,17 @@ def find_inputs(path: Path, *, out: Path) -> list[InputCase]:
 
     Raises:
         DataError: nothing there, no CT in it, or two files for one case.
+        SettingError: the outputs' folder is the input, or holds it.
     """
     if path.is_dir():
         base, outputs = path, out.resolve()
+        if outputs in (path.resolve(), *path.resolve().parents):
+            raise SettingError(
+                "predictions would lie among the images they are made from",
+                where="--out",
+                expected="a folder of its own, beside or below the input",
+                got=out,
+            )
         paths = [p for p in _walk(path) if outputs not in p.resolve().parents]
     elif path.exists():
         base, paths = path.parent, [path]

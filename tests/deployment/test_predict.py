@@ -199,8 +199,13 @@ def test_folders_that_are_not_for_these_predictions_are_refused(
     with pytest.raises(StoreError, match="another model, step or form"):
         run(trained, scans, tmp_path / "out", "masks")
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(StoreError, match="holds other files"):
-        run(trained, scans, scans)
+        run(trained, scans, tmp_path / "other")
+    for above in (scans, scans.parent):
+        with pytest.raises(SettingError, match="among the images"):
+            run(trained, scans, above)
     with pytest.raises(StoreError, match="no part of a run's folder"):
         run(trained, scans, smoke_run / "new")
     assert not (smoke_run / "new").exists()
