@@ -51,7 +51,7 @@ def predict(
     trained = load_trained(run, step=step, device=device)
     form = output_form(format_, trained.structures, probabilities=probabilities)
     with Progress() as progress:
-        progress.lesson = f"step {trained.step}/{len(trained.record.course['steps'])}"
+        progress.lesson = f"step {trained.step}/{len(trained.record.course.steps)}"
         batch = predict_cases(
             trained, cases, out=out, form=form, threads=threads, watch=progress.watch
         )

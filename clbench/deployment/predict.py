@@ -192,7 +192,7 @@ def _opened(trained: TrainedModel, out: Path, form: OutputForm) -> dict[str, Any
         "schema": SCHEMA,
         "model": {
             "run_id": trained.record.run_id,
-            "bench": trained.record.identity["bench"],
+            "bench": trained.record.identity.bench,
             "strategy": trained.record.strategy,
             "seed": trained.record.seed,
             "step": trained.step,

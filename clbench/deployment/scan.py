@@ -18,9 +18,10 @@ import numpy as np
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from numpy.typing import NDArray
 
-from clbench.data import nifti
-from clbench.data.labels import MAX_HU, spacing_of
+from clbench.data.labels import MAX_HU
 from clbench.data.layouts import CaseFiles
+from clbench.data.nifti import grid as grid_of
+from clbench.data.nifti import raw_voxels, scaled, spacing_of
 from clbench.data.volume import Volume, resample_linear, resampled_length
 from clbench.errors import DataError
 from clbench.spec.benchmark import Preprocessing, Source
@@ -73,7 +74,7 @@ class Scan:
             DataError: NaN, infinite values, or values that are no HU.
         """
         ends = np.array([self.stored.min(), self.stored.max()])
-        low, high = sorted(float(v) for v in nifti.scaled(ends, self.slope, self.intercept))
+        low, high = sorted(float(v) for v in scaled(ends, self.slope, self.intercept))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise DataError(
                 "the image holds NaN or infinite voxels",
@@ -98,8 +99,8 @@ def read_nifti(path: Path) -> Scan:
     Raises:
         DataError: damaged, not one 3-D volume, or in no usable place in space.
     """
-    shape, affine = nifti.grid(path)
-    stored, slope, intercept = nifti.raw_voxels(path)
+    shape, affine = grid_of(path)
+    stored, slope, intercept = raw_voxels(path)
     return Scan(
         path=path,
         stored=stored.reshape(shape, order="F"),
@@ -206,7 +207,7 @@ def _resampled_planes(
         stop = int(np.searchsorted(high, low[first] + native_planes, side="left"))
         stop = min(max(stop, first + 1), count)
         bottom, top = int(low[first]), int(high[stop - 1]) + 1
-        hu = nifti.scaled(stored[:, :, bottom:top], scan.slope, scan.intercept)
+        hu = scaled(stored[:, :, bottom:top], scan.slope, scan.intercept)
         in_plane = resample_linear(hu, native_mm, (model_mm[0], model_mm[1], native_mm[2]))
         below = np.take(in_plane, low[first:stop] - bottom, axis=2)
         above = np.take(in_plane, high[first:stop] - bottom, axis=2)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +63,7 @@ class TrainedModel:
     @contextmanager
     def enough_memory(self, case: str) -> Iterator[None]:
         """An error that names smaller settings where predicting a case needs too much memory."""
-        with windows_fit(self.plan, f"predicting case {case}", self.server):
+        with windows_fit(self.plan, f"predicting case {case}"):
             yield
 
 
@@ -116,7 +116,7 @@ def load_trained(folder: Path, *, step: int | None = None, device: str = "auto")
             where=folder,
             next_step="predict with the tool that made them",
         )
-    steps = len(record.course["steps"])
+    steps = len(record.course.steps)
     number = step if step is not None else record.steps_done
     if step is None and number == 0:
         raise StoreError(
@@ -159,7 +159,7 @@ def plan_without_data(record: RunRecord, folder: Path, *, device: str = "auto") 
         StoreError: the benchmark, the strategy or the text vectors are others today.
     """
     benchmark, profile, strategy = benchmark_of(record), profile_of(record), strategy_of(record)
-    recorded = record.identity["strategy"].get("version", 1)
+    recorded = record.identity.strategy.get("version", 1)
     if recorded != strategy.version:
         raise StoreError(
             "the run was made by another version of the strategy",
@@ -181,16 +181,16 @@ def plan_without_data(record: RunRecord, folder: Path, *, device: str = "auto") 
         device=pick_device(device),
     )
     vectors = resolved.vectors
-    if (got := hashlib.sha256(vectors.array.tobytes()).hexdigest()) != record.identity["vectors"]:
+    if (got := hashlib.sha256(vectors.array.tobytes()).hexdigest()) != record.identity.vectors:
         raise StoreError(
             "the text vectors of the structures are not those of the run",
             where=profile.text.path or f"encoding {profile.text.encoding}",
-            expected=record.identity["vectors"],
+            expected=record.identity.vectors,
             got=got,
             next_step="put the file of vectors back that the run was made with",
         )
     rows = {name: i for i, name in enumerate(vectors.names)}
-    splits = tuple(_split(raw) for raw in record.identity["splits"])
+    splits = tuple(_split(raw) for raw in record.identity.splits)
     catalog = Catalog(
         benchmark=benchmark,
         preprocessing=resolved.preprocessing,
@@ -222,7 +222,7 @@ def plan_without_data(record: RunRecord, folder: Path, *, device: str = "auto") 
     )
 
 
-def _split(raw: dict[str, Any]) -> Split:
+def _split(raw: Mapping[str, Any]) -> Split:
     return Split(
         name=raw["name"],
         train=tuple(raw["train"]),
