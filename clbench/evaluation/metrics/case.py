@@ -1,8 +1,8 @@
 """Every metric of one case on the file's own grid, in mm: words in, named numbers out.
 
 The prediction is read some rows at a time, so that a long scan costs its truth and a
-slab. Rows named here: `dice`, `nsd_<τ>mm`, `hd95_mm`, `volume_error_ml`, `lesion_…`,
-`patient_positive…`.
+slab. Rows named here: `dice`, `nsd_<τ>mm`, `hd95_mm`, `assd_mm`, `volume_error_ml`,
+`lesion_…`, `patient_positive…`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from clbench.types import Bits
 
 DEFAULT = ("nsd", "hd95_mm", "volume_error_ml", "lesion", "patient")
 """What `clbench score` adds to Dice."""
-WORDS = ("dice", *DEFAULT, "nsd_sweep", "nsd_1.5mm", "patient_50vox")
+WORDS = ("dice", *DEFAULT, "assd_mm", "nsd_sweep", "nsd_1.5mm", "patient_50vox")
 """What may be asked for; the last two stand for any number."""
 SWEEP_MM = (1.0, 2.0, 3.0)
 """Tolerances of `nsd_sweep`."""
@@ -129,8 +129,8 @@ def measure(
     Returns:
         Structure → counts and values. Where the truth is empty every score is nan, whatever the
         prediction (the status tells which); where only the prediction is empty, Dice, surface
-        Dice, sensitivity and F1 are 0, HD95 is the diagonal of the image, and the volume error is
-        the whole volume. Counts of lesions and the patient's call are numbers in every case.
+        Dice, sensitivity and F1 are 0, HD95 is the diagonal of the image, ASSD is nan (missed cases
+        are counted beside it), and the volume error is the whole volume. Counts of lesions and the patient's call are numbers in every case.
 
     Example:
         >>> import numpy as np
@@ -302,6 +302,13 @@ METRICS = {
             compute=lambda case: case.by_distance(
                 surface.hd95, surface.diagonal_mm(case.truth.shape, case.spacing_mm)
             ),
+        ),
+        Metric(
+            name="assd_mm",
+            unit="mm",
+            higher_is_better=False,
+            code=surface,
+            compute=lambda case: case.by_distance(surface.assd, math.nan),
         ),
         *LESION,
     )

@@ -81,6 +81,14 @@ def _distances(
                 "nsd: surface Dice at the named tolerance. hd95: larger of the two directed 95th "
                 "percentiles; a missed structure counts with the diagonal of its image."
             ),
+            *(
+                (
+                    "assd: average symmetric surface distance, pooled; a missed structure has none, "
+                    "so its mean is over the cases that are not missed.",
+                )
+                if "assd_mm" in metrics
+                else ()
+            ),
             (
                 "volume_error: predicted minus true. Each structure on test cases of the source "
                 f"that taught it ({', '.join(dict.fromkeys(sources))})."
