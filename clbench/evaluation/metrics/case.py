@@ -129,8 +129,9 @@ def measure(
     Returns:
         Structure → counts and values. Where the truth is empty every score is nan, whatever the
         prediction (the status tells which); where only the prediction is empty, Dice, surface
-        Dice, sensitivity and F1 are 0, HD95 is the diagonal of the image, ASSD is nan (missed cases
-        are counted beside it), and the volume error is the whole volume. Counts of lesions and the patient's call are numbers in every case.
+        Dice, sensitivity and F1 are 0, HD95 is the diagonal of the image, ASSD is nan (a table
+        counts missed cases beside it), and the volume error is the whole volume. Counts of lesions
+        and the patient's call are numbers in every case.
 
     Example:
         >>> import numpy as np

@@ -223,7 +223,7 @@ def assd(found: Distances) -> float:
 
 
 def asd_bsp(pred: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """ "ASD" as BSP's code computes it, in VOXELS of the grid it is given: for its tables alone.
+    """ASD as BSP's code computes it, in VOXELS of the grid it is given: for its tables alone.
 
     Surface voxels are those with any of 26 neighbours outside the mask; what lies beyond the image
     counts as inside; distances are pooled and have no spacing. BSP gives it the 1.5 mm grid cropped

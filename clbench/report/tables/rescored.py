@@ -16,6 +16,11 @@ from clbench.report.results import PHANTOM, StoredRun
 from clbench.report.tables.render import EMPTY, Table, number
 from clbench.store.run_folder import Score
 
+ASSD_NOTE = (
+    "assd: average symmetric surface distance, pooled; a missed structure has none, so its mean is "
+    "over the cases that are not missed."
+)
+
 
 def score_report(folder: Path) -> list[Table]:
     """Two tables of one run, after its last scored step: distances, and detection.
@@ -81,14 +86,7 @@ def _distances(
                 "nsd: surface Dice at the named tolerance. hd95: larger of the two directed 95th "
                 "percentiles; a missed structure counts with the diagonal of its image."
             ),
-            *(
-                (
-                    "assd: average symmetric surface distance, pooled; a missed structure has none, "
-                    "so its mean is over the cases that are not missed.",
-                )
-                if "assd_mm" in metrics
-                else ()
-            ),
+            *((ASSD_NOTE,) if "assd_mm" in metrics else ()),
             (
                 "volume_error: predicted minus true. Each structure on test cases of the source "
                 f"that taught it ({', '.join(dict.fromkeys(sources))})."
