@@ -11,9 +11,11 @@ from monai.networks.nets import BasicUNet, SegResNet, SwinUNETR
 
 from clbench.errors import SettingError
 from clbench.nets.backbones import Backbone, check_maps, segresnet, small_unet, swin_unetr, unet
+from clbench.nets.resenc_unet import resenc_unet
 
 CASES: list[tuple[Callable[..., Backbone], int, int]] = [
     (swin_unetr, 12, 64), (unet, 8, 32), (segresnet, 8, 16), (small_unet, 8, 16),
+    (resenc_unet, 8, 32),
 ]  # fmt: skip
 
 
