@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from monai.networks.nets import BasicUNet, SegResNet, SwinUNETR
 from torch import Tensor, nn
 from torch.nn import functional
@@ -319,10 +317,3 @@ def _need(size: int, multiple: int, name: str) -> None:
             got=size,
             next_step=f"--set backbone.size={max(multiple, size // multiple * multiple)}",
         )
-
-
-def check_maps(backbone: Backbone, patch: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    """Shape of every map for one patch; for tests and for people who write a backbone."""
-    with torch.no_grad():
-        maps: dict[str, Any] = backbone.eval()(torch.zeros(1, 1, *patch))
-    return {name: tuple(m.shape[1:]) for name, m in maps.items()}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,41 +27,34 @@ BLOCK_VALUES_CUDA = 1 << 26
 """On a GPU: 256 MB, so that few kernels are started."""
 
 
-def split_parameters(params: Tensor) -> tuple[Tensor, ...]:
-    """(C, 153) → W1, W2 (C, 8, 8), W3 (C, 1, 8), b1, b2 (C, 8, 1), b3 (C, 1, 1)."""
+class HeadParameters(NamedTuple):
+    """Three little convolutions of each of C structures, or the gradient of their parameters."""
+
+    w1: Tensor
+    """(C, 8, 8), row = out."""
+    w2: Tensor
+    """(C, 8, 8)."""
+    w3: Tensor
+    """(C, 1, 8)."""
+    b1: Tensor
+    """(C, 8, 1)."""
+    b2: Tensor
+    """(C, 8, 1)."""
+    b3: Tensor
+    """(C, 1, 1)."""
+
+
+def split_parameters(params: Tensor) -> HeadParameters:
+    """(C, 153) → the parameters by name."""
     w1, w2, w3, b1, b2, b3 = torch.split(params, list(SIZES), dim=1)
-    n = params.shape[0]
-    return (
-        w1.reshape(n, WIDTH, WIDTH),
-        w2.reshape(n, WIDTH, WIDTH),
-        w3.reshape(n, 1, WIDTH),
-        b1.reshape(n, WIDTH, 1),
-        b2.reshape(n, WIDTH, 1),
-        b3.reshape(n, 1, 1),
+    return HeadParameters(
+        w1=w1.reshape(-1, WIDTH, WIDTH),
+        w2=w2.reshape(-1, WIDTH, WIDTH),
+        w3=w3.reshape(-1, 1, WIDTH),
+        b1=b1.reshape(-1, WIDTH, 1),
+        b2=b2.reshape(-1, WIDTH, 1),
+        b3=b3.reshape(-1, 1, 1),
     )
-
-
-def dynamic_head_plain(features: Tensor, params: Tensor) -> Tensor:
-    """The textbook form: three grouped 1×1×1 convolutions. The reference of `dynamic_head`.
-
-    Args:
-        features: (B, 8, D, H, W).
-        params: (B, C, 153).
-
-    Returns:
-        (B, C, D, H, W) logits.
-    """
-    out = []
-    count = params.shape[1]
-    for x, p in zip(features, params, strict=True):
-        w1, w2, w3, b1, b2, b3 = split_parameters(p)
-        x = x[None].repeat(1, count, 1, 1, 1)
-        for w, b in ((w1, b1), (w2, b2), (w3, b3)):
-            x = functional.conv3d(x, w.reshape(-1, WIDTH, 1, 1, 1), b.reshape(-1), groups=count)
-            if w is not w3:
-                x = functional.relu(x)
-        out.append(x)
-    return torch.cat(out)
 
 
 class _Dynamic(torch.autograd.Function):
@@ -97,32 +90,33 @@ class _Dynamic(torch.autograd.Function):
         to_features = torch.empty_like(features)
         to_params = torch.empty_like(params)
         for b in range(batch):
-            w1, w2, w3, b1, b2, _ = split_parameters(params[b])
-            flat = w1.reshape(-1, WIDTH)
-            g = [torch.zeros_like(t) for t in split_parameters(params[b])]
+            head = split_parameters(params[b])
+            flat = head.w1.reshape(-1, WIDTH)
+            to_head = HeadParameters(*map(torch.zeros_like, head))
             for at in _blocks(voxels, count, features.is_cuda):
-                x = features[b, :, at]
-                first = torch.addmm(b1.reshape(-1, 1), flat, x).relu_().view(count, WIDTH, -1)
-                second = torch.baddbmm(b2, w2, first).relu_()
-                top = grad[b, :, at].unsqueeze(1)
-                g[2].baddbmm_(top, second.transpose(1, 2))
-                g[5] += top.sum(2, keepdim=True)
-                back = _relu_back(torch.bmm(w3.transpose(1, 2), top), second)
-                g[1].baddbmm_(back, first.transpose(1, 2))
-                g[4] += back.sum(2, keepdim=True)
-                back = _relu_back(torch.bmm(w2.transpose(1, 2), back), first)
+                x = features[b, :, at]  # (8, block)
+                first = torch.addmm(head.b1.reshape(-1, 1), flat, x).relu_()
+                first = first.view(count, WIDTH, -1)  # (C, 8, block), as all that follow
+                second = torch.baddbmm(head.b2, head.w2, first).relu_()
+                back = grad[b, :, at].unsqueeze(1)  # (C, 1, block)
+                to_head.w3.baddbmm_(back, second.transpose(1, 2))
+                to_head.b3.add_(back.sum(2, keepdim=True))
+                back = _relu_back(torch.bmm(head.w3.transpose(1, 2), back), second)
+                to_head.w2.baddbmm_(back, first.transpose(1, 2))
+                to_head.b2.add_(back.sum(2, keepdim=True))
+                back = _relu_back(torch.bmm(head.w2.transpose(1, 2), back), first)
                 rows = back.view(count * WIDTH, -1)
-                g[0].view(-1, WIDTH).addmm_(rows, x.t())
-                g[3] += back.sum(2, keepdim=True)
+                to_head.w1.view(-1, WIDTH).addmm_(rows, x.t())
+                to_head.b1.add_(back.sum(2, keepdim=True))
                 to_features[b, :, at] = flat.t() @ rows
-            to_params[b] = torch.cat([t.reshape(count, -1) for t in g], dim=1)
+            to_params[b] = torch.cat([t.reshape(count, -1) for t in to_head], dim=1)
         return to_features, to_params
 
 
 def _relu_back(grad: Tensor, out: Tensor) -> Tensor:
     """The gradient where a ReLU let through."""
-    found: Tensor = torch.ops.aten.threshold_backward(grad, out, 0)
-    return found
+    masked: Tensor = torch.ops.aten.threshold_backward(grad, out, 0)
+    return masked
 
 
 def _blocks(voxels: int, count: int, cuda: bool) -> list[slice]:
@@ -132,7 +126,10 @@ def _blocks(voxels: int, count: int, cuda: bool) -> list[slice]:
 
 
 def dynamic_head(features: Tensor, params: Tensor) -> Tensor:
-    """`dynamic_head_plain`, faster and in memory that does not grow with the number of classes.
+    """Each structure's three generated 1×1×1 convolutions, applied to every voxel.
+
+    Equal to three grouped convolutions, but faster, and in memory that does not grow with the
+    number of classes.
 
     Args:
         features: (B, 8, D, H, W).
@@ -221,23 +218,22 @@ class UniversalHead(nn.Module):
         Raises:
             TrainingError: it is there already, or the vector has another length.
         """
-        if name in self.controllers or vector is None or vector.shape != (self.text_dim,):
-            raise TrainingError(
-                f"the head cannot take {name!r}",
-                expected=f"a new name and a vector of length {self.text_dim}",
-                got="known already"
-                if name in self.controllers
-                else None
-                if vector is None
-                else tuple(vector.shape),
-            )
-        at = next(self.parameters()).device
+        self._keep_vector(name, vector)
         self.controllers[name] = nn.Sequential(
             nn.Linear(self.image_dim + self.text_dim, self.hidden),
             nn.ReLU(),
             nn.Linear(self.hidden, sum(SIZES)),
-        ).to(at)
-        self.vectors[name] = vector.detach().clone().to(at)
+        ).to(self.vectors[name].device)
+
+    def _keep_vector(self, name: str, vector: Tensor | None) -> None:
+        if name in self.vectors or vector is None or vector.shape != (self.text_dim,):
+            known = "known already" if name in self.vectors else None
+            raise TrainingError(
+                f"the head cannot take {name!r}",
+                expected=f"a new name and a vector of length {self.text_dim}",
+                got=known or (None if vector is None else tuple(vector.shape)),
+            )
+        self.vectors[name] = vector.detach().clone().to(next(self.parameters()).device)
 
     def start(self, name: str, prior: float) -> None:
         """Let the structure's voxels start near a probability instead of near 0.5."""
@@ -295,9 +291,8 @@ class ConvHead(nn.Module):
         like = next(iter(self.weight.values()), None)
         fresh = nn.Conv3d(self.final_channels, 1, 1)
         at = torch.device("cpu") if like is None else like.device
-        self.weight[name] = nn.Parameter(fresh.weight.detach()[0].to(at))
-        bias = fresh.bias
-        assert bias is not None  # noqa: S101  # a convolution with bias; tells the type checker
+        weight, bias = fresh.parameters()
+        self.weight[name] = nn.Parameter(weight.detach()[0].to(at))
         self.bias[name] = nn.Parameter(bias.detach().to(at))
 
     def start(self, name: str, prior: float) -> None:
@@ -402,17 +397,7 @@ class SharedHead(UniversalHead):
         Raises:
             TrainingError: it is there already, or the vector has another length.
         """
-        if name in self.vectors or vector is None or vector.shape != (self.text_dim,):
-            raise TrainingError(
-                f"the head cannot take {name!r}",
-                expected=f"a new name and a vector of length {self.text_dim}",
-                got="known already"
-                if name in self.vectors
-                else None
-                if vector is None
-                else tuple(vector.shape),
-            )
-        self.vectors[name] = vector.detach().clone().to(self.controller.weight.device)
+        self._keep_vector(name, vector)
 
     def start(self, name: str, prior: float) -> None:
         """Let every structure's voxels start near a probability: there is one bias for all."""
@@ -429,5 +414,5 @@ class SharedHead(UniversalHead):
         text = self.project(torch.stack([self.vectors[n] for n in names]).to(image.dtype))
         pairs = (len(image), len(names), -1)
         both = [image[:, None].expand(pairs), text[None].expand(pairs)]
-        found: Tensor = self.controller(torch.cat(both, dim=2))
-        return found
+        params: Tensor = self.controller(torch.cat(both, dim=2))
+        return params

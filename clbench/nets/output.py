@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    pass
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:

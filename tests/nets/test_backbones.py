@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from monai.networks.nets import BasicUNet, SegResNet, SwinUNETR
+from networks import map_shapes
 
 from clbench.errors import SettingError
-from clbench.nets.backbones import Backbone, check_maps, segresnet, small_unet, swin_unetr, unet
+from clbench.nets.backbones import Backbone, segresnet, small_unet, swin_unetr, unet
 from clbench.nets.resenc_unet import resenc_unet
 
 CASES: list[tuple[Callable[..., Backbone], int, int]] = [
@@ -24,7 +25,7 @@ def test_maps_are_named_from_fine_to_coarse_and_back(
     make: Callable[..., Backbone], size: int, patch: int
 ) -> None:
     backbone = make(size)
-    shapes = check_maps(backbone, (patch, patch, patch))
+    shapes = map_shapes(backbone, (patch, patch, patch))
     names = list(shapes)
     middle = names.index("bottleneck")
     assert names[0] == "enc0"

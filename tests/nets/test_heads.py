@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from locations import GOLDEN_FILES
+from networks import dynamic_head_plain
 from rounding import assert_same_to_rounding, assert_untouched, weights_of
 from torch import nn
 
 from clbench.errors import TrainingError
 from clbench.nets import heads
-from clbench.nets.heads import ConvHead, Segmenter, UniversalHead, dynamic_head, dynamic_head_plain
+from clbench.nets.heads import ConvHead, Segmenter, UniversalHead, dynamic_head
 
 GOLDEN: dict[str, Any] = json.loads((GOLDEN_FILES / "heads.json").read_text())
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from locations import GOLDEN_FILES
+from networks import map_shapes
 from torch import nn
 
 from clbench.errors import SettingError
 from clbench.evaluation.cost.model import forward_macs
-from clbench.nets.backbones import Backbone, check_maps
+from clbench.nets.backbones import Backbone
 from clbench.nets.heads import ConvHead, Segmenter
 from clbench.nets.resenc_unet import build, resenc_unet, resenc_unet_6, topology
 from clbench.spec import registry
@@ -111,7 +112,7 @@ def test_anisotropic_stages_keep_the_grid() -> None:
     shape = topology((16, 32, 32), (3.0, 0.8, 0.8))
     backbone = build(8, shape)
     edge = backbone.stride
-    maps = check_maps(backbone, (edge, edge, edge))
+    maps = map_shapes(backbone, (edge, edge, edge))
     assert maps["final"] == (8, edge, edge, edge)
 
 

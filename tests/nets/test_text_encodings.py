@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from make_minilm import tokens
 from safetensors.numpy import save_file
 
 from clbench.errors import SettingError
 from clbench.nets import text_encodings
-from clbench.nets.make_minilm import tokens
 from clbench.nets.text_encodings import (
     CLIP_NORM,
     PROMPTS,

@@ -13,11 +13,15 @@ import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from clbench.nets.heads import dynamic_head, dynamic_head_plain
+from clbench.nets.heads import dynamic_head
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from networks import dynamic_head_plain
 
 Form = Callable[[Tensor, Tensor], Tensor]
 FORMS: dict[str, Form] = {"plain": dynamic_head_plain, "blockwise": dynamic_head}

@@ -15,6 +15,7 @@ import pytest
 import torch
 from locations import GOLDEN_FILES
 from monai.networks.nets import SwinUNETR
+from networks import dynamic_head_plain
 from torch import Tensor, nn
 from torch.nn import functional
 from typer.testing import CliRunner
@@ -33,7 +34,7 @@ from clbench.evaluation.cost.paper_figures import (
     printed_figures,
 )
 from clbench.nets import output
-from clbench.nets.heads import SIZES, WIDTH, dynamic_head, dynamic_head_plain
+from clbench.nets.heads import SIZES, WIDTH, dynamic_head
 from clbench.report.study import Study
 from clbench.report.tables.costs import COLUMNS, cost_table, growth_table, read_costs, step_table
 from clbench.report.tables.render import EMPTY

