@@ -1,6 +1,6 @@
 """Scoring a case: a score for every structure learned so far, and the masks kept on disk.
 
-One prediction per case (`Server`, of `clbench.evaluation.sliding_window`) serves both scorings:
+One prediction per case (see `clbench.evaluation.sliding_window.Server`) serves both scorings:
 `strict` (the file's own grid, exact Dice) and `paper` (1.5 mm grid, the authors' Dice).
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clbench.data.volume import Volume
 from clbench.errors import SettingError
-from clbench.evaluation.metrics.case import Found, row_names
+from clbench.evaluation.metrics.case import CaseScores, row_names
 from clbench.evaluation.metrics.overlap import (
     Counts,
     counts_of,
@@ -25,25 +25,11 @@ from clbench.evaluation.metrics.overlap import (
     pattern_pairs,
 )
 from clbench.evaluation.metrics.surface import Rows
-from clbench.evaluation.predictions import Prediction, read_prediction, write_prediction
-from clbench.evaluation.sliding_window import Server, sliding_slabs
+from clbench.evaluation.sliding_window import Server
 from clbench.spec.benchmark import Benchmark
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
 from clbench.types import Bits
-
-__all__ = [
-    "Prediction",
-    "ScoreContext",
-    "Server",
-    "mean_dice",
-    "read_prediction",
-    "score_case",
-    "score_rows",
-    "sliding_slabs",
-    "to_native",
-    "write_prediction",
-]
 
 NATIVE_SLAB_VOX = 1 << 24
 """Voxels of the native grid handled at a time; bounds the memory of going back."""
@@ -76,7 +62,6 @@ def score_case(
     *,
     scorings: Sequence[str] = ("strict", "paper"),
     context: ScoreContext,
-    ceiling: bool = True,
 ) -> list[Score]:
     """Score every learned structure of one case.
 
@@ -90,11 +75,11 @@ def score_case(
         scorings: `strict` (masks go back to the file's grid by nearest neighbor; exact Dice),
             `paper` (model grid, 1 in the denominator), or both.
         context: what all rows share.
-        ceiling: with `strict`, add rows of metric `dice_ceiling`: the truth itself taken to the
-            model grid and back. No model that works on this grid is expected to score above it.
 
     Returns:
-        One row per structure and scoring (metric `dice`), and one `dice_ceiling` row each.
+        One row per structure and scoring (metric `dice`); with `strict` one more of metric
+        `dice_ceiling`: the truth itself taken to the model grid and back. No model that works on
+        this grid is expected to score above it.
 
     Raises:
         SettingError: prediction and volume have different shapes, or an unknown scoring.
@@ -108,28 +93,23 @@ def score_case(
             expected=volume.bits.shape,
             got=bits.shape,
         )
-    annotated = [s for s in structures if s in volume.annotated and s in volume.names]
-    pred_bit = [structures.index(s) for s in annotated]
-    true_bit = [volume.names.index(s) for s in annotated]
+    places = bit_pairs(structures, volume, structures)
     rows: list[Score] = []
 
-    def add(scoring: str, metric: str, counts: list[Counts]) -> None:
+    def add(scoring: str, metric: str, counts: Mapping[str, Counts]) -> None:
         value_of = dice_paper if scoring == "paper" else dice
-        found = {n: (value_of(c), c) for n, c in zip(annotated, counts, strict=True)}
-        rows.extend(score_rows(found, structures, volume, scoring, metric, context))
+        scores = {name: (value_of(c), c) for name, c in counts.items()}
+        rows.extend(score_rows(scores, structures, volume, scoring, metric, context))
 
     for scoring in scorings:
         if scoring == "paper":
-            pairs = pattern_pairs(bits, volume.bits)
-            add("paper", "dice", counts_of(pairs, list(zip(pred_bit, true_bit, strict=True))))
+            add("paper", "dice", counts_of(pattern_pairs(bits, volume.bits), places))
         elif scoring == "strict":
             truth = volume.native_bits()
-            back = _native_pairs(bits, volume, truth)
-            add("strict", "dice", counts_of(back, list(zip(pred_bit, true_bit, strict=True))))
-            if ceiling:
-                best = _native_pairs(volume.bits, volume, truth)
-                same = list(zip(true_bit, true_bit, strict=True))
-                add("strict", "dice_ceiling", counts_of(best, same))
+            add("strict", "dice", counts_of(_native_pairs(bits, volume, truth), places))
+            best = _native_pairs(volume.bits, volume, truth)
+            same = {name: (true_bit, true_bit) for name, (_, true_bit) in places.items()}
+            add("strict", "dice_ceiling", counts_of(best, same))
         else:
             raise SettingError(
                 f"there is no scoring called {scoring!r}",
@@ -150,19 +130,35 @@ def mean_dice(server: Server, volumes: Iterable[Volume], structures: Sequence[st
         volumes: cases with their truth.
         structures: the structures asked for.
     """
-    found: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for volume in volumes:
-        known = [s for s in structures if s in volume.annotated and s in volume.names]
-        places = [(server.structures.index(s), volume.names.index(s)) for s in known]
-        counts = counts_of(pattern_pairs(server.predict(volume), volume.bits), places)
-        for name, count in zip(known, counts, strict=True):
-            if count.gt_vox:
-                found.setdefault(name, []).append(dice(count))
-    return float(np.mean([np.mean(v) for v in found.values()])) if found else float("nan")
+        places = bit_pairs(server.structures, volume, structures)
+        pairs = pattern_pairs(server.predict(volume), volume.bits)
+        for name, counts in counts_of(pairs, places).items():
+            if counts.gt_vox:
+                values.setdefault(name, []).append(dice(counts))
+    return float(np.mean([np.mean(v) for v in values.values()])) if values else float("nan")
+
+
+def bit_pairs(
+    predicted: Sequence[str], volume: Volume, names: Iterable[str]
+) -> dict[str, tuple[int, int]]:
+    """Structure → (its bit in the prediction, its bit in the truth), where it is annotated.
+
+    Args:
+        predicted: structures of the prediction, in the order of its bits.
+        volume: the case.
+        names: the structures asked for, in the order of the result.
+    """
+    return {
+        name: (predicted.index(name), volume.names.index(name))
+        for name in names
+        if name in volume.annotated and name in volume.names
+    }
 
 
 def score_rows(
-    found: Mapping[str, tuple[float, Counts]],
+    scores: Mapping[str, tuple[float, Counts]],
     structures: Sequence[str],
     volume: Volume,
     scoring: str,
@@ -172,7 +168,7 @@ def score_rows(
     """One row per structure learned so far; those without an entry are `not_annotated`.
 
     Args:
-        found: structure → (value, counts) of what the case annotates.
+        scores: structure → (value, counts) of what the case annotates.
         structures: every structure learned so far.
         volume: the case.
         scoring: `strict` or `paper`.
@@ -181,7 +177,7 @@ def score_rows(
     """
     rows = []
     for name in structures:
-        value, counts = found.get(name, (float("nan"), None))
+        value, counts = scores.get(name, (float("nan"), None))
         rows.append(
             Score(
                 bench=context.bench,
@@ -222,15 +218,14 @@ def to_native(
     if any(i.size == 0 for i in inside):
         return out
     # one axis after the other, widest rows first: the gather stays in cache
-    found = bits
     for axis in range(3):
-        found = np.take(found, axes[axis][inside[axis]], axis=axis)
+        bits = np.take(bits, axes[axis][inside[axis]], axis=axis)
     # the inside of an axis is one stretch, so this is a plain block
     block = tuple(slice(int(i[0]), int(i[-1]) + 1) for i in inside)
-    if out[block].shape == found.shape:
-        out[block] = found
+    if out[block].shape == bits.shape:
+        out[block] = bits
     else:
-        out[np.ix_(*inside)] = found
+        out[np.ix_(*inside)] = bits
     return out
 
 
@@ -246,22 +241,13 @@ def _native_pairs(
     )
 
 
-def truth_bits(volume: Volume, structures: Sequence[str]) -> list[tuple[str, int]]:
-    """(structure, its bit in the truth) of those learned structures that the case annotates."""
-    return [
-        (s, volume.names.index(s))
-        for s in structures
-        if s in volume.annotated and s in volume.names
-    ]
-
-
 def native_rows(bits: NDArray[Any], volume: Volume) -> Rows:
     """Reads rows of a prediction on the model grid as they lie on the file's grid."""
     axis0, axis1, axis2 = volume.native_axes()
 
     def rows(first: int, stop: int) -> Bits:
-        found: Bits = to_native(bits, (axis0[first:stop], axis1, axis2))
-        return found
+        native: Bits = to_native(bits, (axis0[first:stop], axis1, axis2))
+        return native
 
     return rows
 
@@ -285,7 +271,7 @@ def context_of(record: RunRecord, benchmark: Benchmark, step: int) -> ScoreConte
 
 
 def metric_rows(
-    found: Mapping[str, Found],
+    scores: Mapping[str, CaseScores],
     structures: Sequence[str],
     volume: Volume,
     words: Sequence[str],
@@ -294,7 +280,7 @@ def metric_rows(
     """Rows of every metric of the words, for the structures each metric is of.
 
     Args:
-        found: structure → voxel counts and metric values; one that is absent is not annotated here.
+        scores: structure → voxel counts and metric values; one that is absent is not annotated.
         structures: canonical names, in the order of the rows.
         volume: the case that was scored.
         words: metrics, see `clbench.evaluation.metrics.case.parse_words`.
@@ -311,7 +297,7 @@ def metric_rows(
         row
         for metric, names in of.items()
         for row in score_rows(
-            {n: (found[n].values[metric], found[n].counts) for n in names if n in found},
+            {n: (scores[n].values[metric], scores[n].counts) for n in names if n in scores},
             names, volume, "strict", metric, context,
         )
     ]  # fmt: skip

@@ -15,6 +15,7 @@ from typing import Any
 from clbench.data.catalog import Catalog
 from clbench.evaluation.metrics.overlap import counts_of, dice, pattern_pairs
 from clbench.evaluation.metrics.stability_gap import FILE, TraceRow, read_trace, write_trace
+from clbench.evaluation.scoring import bit_pairs
 from clbench.evaluation.sliding_window import Server
 from clbench.strategy.contract import Lesson
 
@@ -90,16 +91,10 @@ class Tracer:
         for (source, case), step in trace_cases(self.catalog, number).items():
             volume = self.catalog.open(step, case, "trace")
             # a structure is looked at where it was taught: its Dice on two sources never mix
-            names = [
-                s
-                for s in self.lesson.structures
-                if s in volume.annotated and s in volume.names and self._homes[s] == source
-            ]
-            places = [(server.structures.index(s), volume.names.index(s)) for s in names]
+            names = [s for s in self.lesson.structures if self._homes[s] == source]
+            places = bit_pairs(server.structures, volume, names)
             bits = server.predict(volume, postprocess=self.postprocess)
-            for name, counts in zip(
-                names, counts_of(pattern_pairs(bits, volume.bits), places), strict=True
-            ):
+            for name, counts in counts_of(pattern_pairs(bits, volume.bits), places).items():
                 self.rows.append(
                     TraceRow(
                         step=number,

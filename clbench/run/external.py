@@ -31,7 +31,7 @@ from clbench.data.volume import Volume, resample_nearest
 from clbench.errors import DataError, SettingError
 from clbench.evaluation.metrics.case import DEFAULT, measure
 from clbench.evaluation.metrics.overlap import counts_of, dice_paper, pattern_pairs
-from clbench.evaluation.scoring import context_of, metric_rows, score_rows, truth_bits
+from clbench.evaluation.scoring import bit_pairs, context_of, metric_rows, score_rows
 from clbench.run.course import alone
 from clbench.run.plan import open_catalog, resolve_profile
 from clbench.run.record import external_record
@@ -219,10 +219,9 @@ def _score(
     benchmark: Benchmark,
 ) -> list[Score]:
     """All rows of one case: both scorings of Dice, and the metrics asked for."""
-    bits_of = truth_bits(volume, structures)
-    names = [n for n, _ in bits_of]
+    names = list(bit_pairs(structures, volume, structures))
     native = read_prediction_files(path, volume.files.image, names, meaning)
-    places = {n: (k, b) for k, (n, b) in enumerate(bits_of)}
+    places = bit_pairs(names, volume, names)
     context = context_of(record, benchmark, settings.step)
     words = ("dice", *(w for w in settings.words if w != "dice"))
 
@@ -234,10 +233,7 @@ def _score(
         rows, volume.native_bits(), spacing_of(volume.native_affine).tolist(), places, words
     )
     pairs = pattern_pairs(_on_model_grid(native, volume), volume.bits)
-    paper = {
-        n: (dice_paper(c), c)
-        for n, c in zip(names, counts_of(pairs, list(places.values())), strict=True)
-    }
+    paper = {n: (dice_paper(c), c) for n, c in counts_of(pairs, places).items()}
     return [
         *metric_rows(found, structures, volume, words, context),
         *score_rows(paper, structures, volume, "paper", "dice", context),

@@ -16,13 +16,13 @@ from clbench.data.catalog import exam_cases
 from clbench.data.nifti import spacing_of
 from clbench.data.volume import Volume
 from clbench.errors import StoreError
-from clbench.evaluation.metrics.case import DEFAULT, Found, implementations, measure
+from clbench.evaluation.metrics.case import DEFAULT, CaseScores, implementations, measure
 from clbench.evaluation.predictions import Prediction, read_prediction
 from clbench.evaluation.scoring import (
+    bit_pairs,
     context_of,
     metric_rows,
     native_rows,
-    truth_bits,
 )
 from clbench.run.course import alone
 from clbench.run.record import catalog_of
@@ -93,7 +93,7 @@ def score_run(
                 structures = benchmark.structures(step)
                 pred = read_prediction(files[step, source, case])
                 _same_grid(pred, volume, structures, files[step, source, case])
-                bits = {n: (structures.index(n), b) for n, b in truth_bits(volume, structures)}
+                bits = bit_pairs(structures, volume, structures)
                 found = measure(
                     native_rows(pred.bits, volume),
                     truth,
@@ -152,7 +152,7 @@ def _same_grid(pred: Prediction, volume: Volume, structures: Sequence[str], path
 
 
 def _as_recorded(
-    found: Mapping[str, Found],
+    found: Mapping[str, CaseScores],
     known: Mapping[tuple[int, str, str, str], Score],
     key: tuple[int, str, str],
     path: Path,

@@ -19,7 +19,7 @@ from clbench.evaluation.metrics.case import measure
 from clbench.evaluation.metrics.overlap import Counts, dice, dice_paper
 from clbench.evaluation.metrics.stability_gap import FILE, read_trace
 from clbench.evaluation.predictions import read_prediction
-from clbench.evaluation.scoring import context_of, metric_rows, native_rows, score_case, truth_bits
+from clbench.evaluation.scoring import bit_pairs, context_of, metric_rows, native_rows, score_case
 from clbench.run.cost_table import RECORDED
 from clbench.run.record import catalog_of
 from clbench.store import checkpoint, checksums, run_folder
@@ -220,7 +220,7 @@ def _again(
                        if (r.step, r.eval_set, r.case) == (step, source, case)]  # fmt: skip
             words = tuple(dict.fromkeys(word_of(r.metric) for r in of_case))
             if words := tuple(w for w in words if w):
-                bits = {n: (structures.index(n), b) for n, b in truth_bits(volume, structures)}
+                bits = bit_pairs(structures, volume, structures)
                 values = measure(
                     native_rows(pred.bits, volume), volume.native_bits(),
                     spacing_of(volume.native_affine).tolist(), bits, words,

@@ -67,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(1)
     shape, count = tuple(args.shape), args.structures
     pred, truth = organs(shape, count, seed=0)
-    bits = [(k, k) for k in range(count)]
+    bits = {str(k): (k, k) for k in range(count)}
 
     def one_hot(volume: NDArray[np.uint16]) -> torch.Tensor:
         channels = [(volume >> np.uint16(k) & 1).astype(np.float32) for k in range(count)]
@@ -83,9 +83,8 @@ def main() -> None:
         return out
 
     def our_dice() -> list[float]:
-        return [
-            overlap.dice(c) for c in overlap.counts_of(overlap.pattern_pairs(pred, truth), bits)
-        ]
+        counts = overlap.counts_of(overlap.pattern_pairs(pred, truth), bits)
+        return [overlap.dice(c) for c in counts.values()]
 
     def our_surfaces() -> list[tuple[float, float]]:
         a, b = (surface.surfaces(lambda i, j, v=v: v[i:j], shape) for v in (pred, truth))

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import ModuleType
 from typing import Any, Literal
 
@@ -101,7 +102,7 @@ def implementations(words: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class CaseScores:
     """One structure of one case."""
 
     counts: Counts
@@ -116,7 +117,7 @@ def measure(
     spacing_mm: Sequence[float],
     bits: Mapping[str, tuple[int, int]],
     words: Sequence[str],
-) -> dict[str, Found]:
+) -> dict[str, CaseScores]:
     """All metrics of one case.
 
     Args:
@@ -158,73 +159,65 @@ def measure(
         pattern_pairs(rows(a, min(a + step, shape[0])), truth[a : a + step])
         for a in range(0, shape[0], step)
     )
-    counts = dict(zip(bits, counts_of(pairs, list(bits.values())), strict=True))
-    edges: tuple[Surfaces, Surfaces] | None = None
-    asked = {name: [m for word in words for m in metrics_of(word, name)] for name in bits}
-    if any(metric.needs_surfaces for metrics in asked.values() for metric in metrics):
-        edges = (
-            surface.surfaces(rows, shape),
-            surface.surfaces(lambda a, b: truth[a:b], shape),
+    masks = _Masks(rows, truth, [float(s) for s in spacing_mm])
+    scores = {}
+    for name, counts in counts_of(pairs, bits).items():
+        case = _Case(masks, counts, *bits[name])
+        metrics = [metric for word in words for metric in metrics_of(word, name)]
+        scores[name] = CaseScores(
+            counts=counts, values={metric.name: metric.compute(case) for metric in metrics}
         )
-    found = {}
-    for name, (p_bit, t_bit) in bits.items():
-        case = _Case(rows, truth, spacing_mm, counts[name], p_bit, t_bit, edges)
-        found[name] = Found(
-            counts=counts[name],
-            values={metric.name: metric.compute(case) for metric in asked[name]},
+    return scores
+
+
+class _Masks:
+    """Prediction and truth of one case; their surfaces are made when a metric first asks."""
+
+    def __init__(self, rows: Rows, truth: Bits, spacing_mm: list[float]) -> None:
+        self.rows, self.truth, self.spacing_mm = rows, truth, spacing_mm
+
+    @cached_property
+    def surfaces(self) -> tuple[Surfaces, Surfaces]:
+        """Of the prediction and of the truth, all structures."""
+        return (
+            surface.surfaces(self.rows, self.truth.shape),
+            surface.surfaces(lambda a, b: self.truth[a:b], self.truth.shape),
         )
-    return found
 
 
 class _Case:
     """One structure of one case; what several metrics need is made once."""
 
-    def __init__(
-        self,
-        rows: Rows,
-        truth: Bits,
-        spacing_mm: Sequence[float],
-        counts: Counts,
-        p_bit: int,
-        t_bit: int,
-        edges: tuple[Surfaces, Surfaces] | None,
-    ) -> None:
-        self.rows, self.truth, self.spacing_mm = rows, truth, [float(s) for s in spacing_mm]
-        self.counts, self.p_bit, self.t_bit, self.edges = counts, p_bit, t_bit, edges
-        self._distances: surface.Distances | None = None
-        self._lesions: detection.Lesions | None = None
+    def __init__(self, masks: _Masks, counts: Counts, p_bit: int, t_bit: int) -> None:
+        self.masks, self.counts, self.p_bit, self.t_bit = masks, counts, p_bit, t_bit
 
     def by_distance(self, score: Callable[[surface.Distances], float], missed: float) -> float:
         """A score of two surfaces; nan where the truth is empty, `missed` where the other is."""
         if self.counts.gt_vox == 0:
             return math.nan
-        return missed if self.counts.pred_vox == 0 else score(self.distances())
+        return missed if self.counts.pred_vox == 0 else score(self.distances)
 
+    @cached_property
     def distances(self) -> surface.Distances:
-        if self._distances is None:
-            assert self.edges is not None  # noqa: S101  # made for `needs_surfaces`
-            pred, truth = self.edges
-            self._distances = surface.distances(
-                pred.of(self.p_bit), truth.of(self.t_bit), pred.shape, self.spacing_mm
-            )
-        return self._distances
+        pred, truth = self.masks.surfaces
+        return surface.distances(
+            pred.of(self.p_bit), truth.of(self.t_bit), pred.shape, self.masks.spacing_mm
+        )
 
+    @cached_property
     def lesions(self) -> detection.Lesions:
-        if self._lesions is None:
-            assert self.edges is not None  # noqa: S101  # made for `needs_surfaces`
-            pred, truth = self.edges
-            index = np.concatenate([pred.of(self.p_bit), truth.of(self.t_bit)])
-            if index.size == 0:
-                empty = np.zeros((1, 1, 1), dtype=bool)
-                self._lesions = detection.lesions(empty, empty)
-            else:  # a structure lies within the box of its surface
-                at = np.unravel_index(index, pred.shape)
-                a, b, c = (slice(int(x.min()), int(x.max()) + 1) for x in at)
-                self._lesions = detection.lesions(
-                    _mask(self.rows(a.start, a.stop)[:, b, c], self.p_bit),
-                    _mask(self.truth[a, b, c], self.t_bit),
-                )
-        return self._lesions
+        pred, truth = self.masks.surfaces
+        index = np.concatenate([pred.of(self.p_bit), truth.of(self.t_bit)])
+        if index.size == 0:
+            empty = np.zeros((1, 1, 1), dtype=bool)
+            return detection.lesions(empty, empty)
+        # a structure lies within the box of its surface
+        at = np.unravel_index(index, pred.shape)
+        a, b, c = (slice(int(x.min()), int(x.max()) + 1) for x in at)
+        return detection.lesions(
+            _mask(self.masks.rows(a.start, a.stop)[:, b, c], self.p_bit),
+            _mask(self.masks.truth[a, b, c], self.t_bit),
+        )
 
 
 def _mask(bits: Bits, bit: int) -> NDArray[np.bool_]:
@@ -248,8 +241,6 @@ class Metric:
     """The module whose `IMPLEMENTATION` and `VERSION` a run records."""
     compute: Callable[[_Case], float]
     """The value."""
-    needs_surfaces: bool = True
-    """It asks where surfaces lie; the others need voxel counts alone."""
     of_lesions: bool = False
     """Only tumors and cysts have it."""
 
@@ -260,7 +251,7 @@ def _lesion(part: str, higher_is_better: bool | None, unit: Literal["share", "le
         unit=unit,
         higher_is_better=higher_is_better,
         code=detection,
-        compute=lambda case: float(getattr(case.lesions(), part)),
+        compute=lambda case: float(getattr(case.lesions, part)),
         of_lesions=True,
     )
 
@@ -285,15 +276,15 @@ METRICS = {
             higher_is_better=True,
             code=overlap,
             compute=lambda case: overlap.dice(case.counts),
-            needs_surfaces=False,
         ),
         Metric(
             name="volume_error_ml",
             unit="ml",
             higher_is_better=None,
             code=overlap,
-            compute=lambda case: overlap.volume_error_ml(case.counts, math.prod(case.spacing_mm)),
-            needs_surfaces=False,
+            compute=lambda case: overlap.volume_error_ml(
+                case.counts, math.prod(case.masks.spacing_mm)
+            ),
         ),
         Metric(
             name="hd95_mm",
@@ -301,7 +292,7 @@ METRICS = {
             higher_is_better=False,
             code=surface,
             compute=lambda case: case.by_distance(
-                surface.hd95, surface.diagonal_mm(case.truth.shape, case.spacing_mm)
+                surface.hd95, surface.diagonal_mm(case.masks.truth.shape, case.masks.spacing_mm)
             ),
         ),
         Metric(
@@ -335,7 +326,7 @@ def _patient_positive(name: str, least_vox: int) -> Metric:
         unit="yes or no",
         higher_is_better=None,  # right or wrong by the patient: see `detection.patient_level`
         code=detection,
-        compute=lambda case: float(case.lesions().largest_pred_vox >= max(1, least_vox)),
+        compute=lambda case: float(case.lesions.largest_pred_vox >= max(1, least_vox)),
         of_lesions=True,
     )
 

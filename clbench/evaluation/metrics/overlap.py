@@ -6,7 +6,7 @@ travels with a status.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -153,7 +153,7 @@ def merge_pairs(
         >>> [array.tolist() for array in merge_pairs([top, bottom])]
         [[0, 1], [0, 1], [10, 5]]
     """
-    found: dict[tuple[int, int], int] = {}
+    total: dict[tuple[int, int], int] = {}
     for p, t, n in parts:
         p_values, p_index = np.unique(p, return_inverse=True)
         t_values, t_index = np.unique(t, return_inverse=True)
@@ -164,12 +164,12 @@ def merge_pairs(
         np.add.at(voxels, place, n)
         for c, v in zip(codes.tolist(), voxels.tolist(), strict=True):
             key = (int(p_values[c // len(t_values)]), int(t_values[c % len(t_values)]))
-            found[key] = found.get(key, 0) + v
-    keys = sorted(found)
+            total[key] = total.get(key, 0) + v
+    keys = sorted(total)
     return (
         np.array([k[0] for k in keys], dtype=np.uint64),
         np.array([k[1] for k in keys], dtype=np.uint64),
-        np.array([found[k] for k in keys], dtype=np.int64),
+        np.array([total[k] for k in keys], dtype=np.int64),
     )
 
 
@@ -196,32 +196,30 @@ def _runs(pred: Bits, truth: Bits) -> tuple[Bits, Bits, NDArray[np.int64]]:
 
 def counts_of(
     pairs: tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]],
-    bit_pairs: Sequence[tuple[int, int]],
-) -> list[Counts]:
-    """Counts of one structure per entry of `bit_pairs`.
+    places: Mapping[str, tuple[int, int]],
+) -> dict[str, Counts]:
+    """Structure → its voxel counts.
 
     Args:
         pairs: what `pattern_pairs` returns.
-        bit_pairs: (bit in the prediction, bit in the truth) per structure.
+        places: structure → (bit in the prediction, bit in the truth).
 
     Example:
         >>> import numpy as np
         >>> from clbench.evaluation.metrics.overlap import counts_of, pattern_pairs
         >>> pred, truth = np.array([0, 1, 1, 3], np.uint8), np.array([0, 1, 0, 3], np.uint8)
-        >>> counts_of(pattern_pairs(pred, truth), [(0, 0), (1, 1)])
-        [Counts(both_vox=2, pred_vox=3, gt_vox=2), Counts(both_vox=1, pred_vox=1, gt_vox=1)]
+        >>> counts_of(pattern_pairs(pred, truth), {"liver": (0, 0)})
+        {'liver': Counts(both_vox=2, pred_vox=3, gt_vox=2)}
     """
     p, t, n = pairs
     one = np.uint64(1)
-    found = []
-    for p_bit, t_bit in bit_pairs:
+    counts = {}
+    for name, (p_bit, t_bit) in places.items():
         in_pred = (p >> np.uint64(p_bit) & one).astype(bool)
         in_truth = (t >> np.uint64(t_bit) & one).astype(bool)
-        found.append(
-            Counts(
-                both_vox=int(n[in_pred & in_truth].sum()),
-                pred_vox=int(n[in_pred].sum()),
-                gt_vox=int(n[in_truth].sum()),
-            )
+        counts[name] = Counts(
+            both_vox=int(n[in_pred & in_truth].sum()),
+            pred_vox=int(n[in_pred].sum()),
+            gt_vox=int(n[in_truth].sum()),
         )
-    return found
+    return counts

@@ -46,13 +46,13 @@ def boxes(ranges: list[list[int]]) -> NDArray[np.uint8]:
 
 def one(
     pred: NDArray[Any], truth: NDArray[Any], spacing: Any = SPACING, words: Any = WORDS
-) -> case.Found:
+) -> case.CaseScores:
     return measure(
         lambda a, b: pred[a:b], truth, spacing, {"liver_tumor": (0, 0)}, words
     )["liver_tumor"]  # fmt: skip
 
 
-def golden(name: str) -> case.Found:
+def golden(name: str) -> case.CaseScores:
     case = CASES[name]["input"]
     return one(boxes(case["pred"]), boxes(case["gt"]))
 

@@ -38,7 +38,7 @@ EDGES = {  # prediction, truth → status, exact Dice, the paper's Dice
 
 def counts(pred: object, truth: object) -> Counts:
     pairs = pattern_pairs(np.asarray(pred, np.uint8), np.asarray(truth, np.uint8))
-    return counts_of(pairs, [(0, 0)])[0]
+    return counts_of(pairs, {"liver": (0, 0)})["liver"]
 
 
 def same(a: float, b: float) -> bool:
@@ -107,7 +107,7 @@ def test_one_pass_equals_mask_by_mask(
 
     p_masks, p_bits = draw(p_count)
     t_masks, t_bits = draw(t_count)
-    wanted = [(i, j) for i in range(p_count) for j in range(t_count)]
+    wanted = {f"{i} {j}": (i, j) for i in range(p_count) for j in range(t_count)}
     before = overlap_module._SLAB_VOX
     overlap_module._SLAB_VOX = slab
     try:
@@ -115,10 +115,12 @@ def test_one_pass_equals_mask_by_mask(
     finally:
         overlap_module._SLAB_VOX = before
     assert int(pairs[2].sum()) == p_bits.size
-    for (i, j), found in zip(wanted, counts_of(pairs, wanted), strict=True):
-        assert found.both_vox == np.count_nonzero(p_masks[i] & t_masks[j])
-        assert found.pred_vox == np.count_nonzero(p_masks[i])
-        assert found.gt_vox == np.count_nonzero(t_masks[j])
+    counted = counts_of(pairs, wanted)
+    assert list(counted) == list(wanted)
+    for name, (i, j) in wanted.items():
+        assert counted[name].both_vox == np.count_nonzero(p_masks[i] & t_masks[j])
+        assert counted[name].pred_vox == np.count_nonzero(p_masks[i])
+        assert counted[name].gt_vox == np.count_nonzero(t_masks[j])
 
 
 def test_every_pair_stands_once_and_views_work() -> None:
