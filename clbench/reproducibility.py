@@ -9,13 +9,10 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    pass
 
 
 def reseed(*parts: object) -> None:
@@ -27,6 +24,25 @@ def reseed(*parts: object) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002  # a plugin may draw from it
+
+
+@contextmanager
+def seeded(*parts: object, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Inside, global random states follow from the parts; afterwards they are as before.
+
+    Args:
+        *parts: see `reseed`.
+        device: a GPU whose random state is put back, too.
+    """
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  # a plugin may use it
+    gpus = [device] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        reseed(*parts)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
 
 
 # ------------------------------------------------------------------------------------ where it runs

@@ -9,17 +9,13 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NoReturn
 
-from torch import Tensor, nn
-
 from clbench.data.layouts import find_layout
 from clbench.data.phantom.generate import known_structures
-from clbench.nets.heads import ConvHead, Segmenter
-from clbench.nets.output import Output
 from clbench.run.course import run_plan
 from clbench.run.plan import RunSettings, make_plan
 from clbench.spec import registry
@@ -27,8 +23,6 @@ from clbench.spec.benchmark import Benchmark, Source, Step
 from clbench.spec.settings import load_profile
 from clbench.spec.splits import Split
 from clbench.store import run_folder
-from clbench.strategy.contract import Batch, Kit, Lesson, Memory, Strategy
-from clbench.strategy.losses import dice_bce, targets
 from clbench.testing.fixtures import OVERRIDES, reproducible
 from clbench.testing.harness import tiny_kit
 from clbench.testing.report import Broken, Exempt, Report, Rule, judge
@@ -305,40 +299,17 @@ def the_phantom_has_cases_enough(exam: Exam) -> None:
                 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plain(Strategy):
-    """Plain training with one output per structure: enough to walk through a course."""
-
-    def build(self, kit: Kit, step: Lesson) -> nn.Module:
-        with kit.fresh(step.number, "model"):
-            backbone = kit.backbone()
-            head = ConvHead(int(backbone.final_channels), background=False)  # type: ignore[arg-type]  # every backbone has it
-            model = Segmenter(backbone, head)
-            model.add(step.learns)
-        return model
-
-    def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
-        assert isinstance(model, Segmenter)  # noqa: S101  # built above
-        with kit.fresh(step.number, "grow"):
-            model.add(step.learns)
-
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
-        return dice_bce(new.logits, *targets(batch))
-
-
 def two_steps_run_on_the_phantom(exam: Exam) -> None:
     """What a reader of the benchmark will try first."""
     steps = exam.benchmark.steps[:2]
     _on_phantom(exam, steps)
     plan = make_plan(
         RunSettings(
-            bench=exam.name, strategy="plain", profile="smoke", out=exam.folder / "runs",
+            bench=exam.name, strategy="finetune", profile="smoke", out=exam.folder / "runs",
             overrides=OVERRIDES, cache=exam.cache, device="cpu", keep_predictions=False,
         ),
         benchmark=replace(exam.benchmark, steps=steps, groups={}),
-        strategy=_Plain(),
+        strategy=registry.load("strategy", "finetune")(),
     )  # fmt: skip
     tiny_kit(plan)
     folder = run_plan(plan)

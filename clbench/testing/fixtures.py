@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from clbench.nets.backbones import Backbone
 from clbench.nets.output import Output
+from clbench.reproducibility import seeded, threads
 from clbench.spec.benchmark import Benchmark, Partial, Preprocessing, Source, Step
 from clbench.spec.splits import Split
 from clbench.spec.taxonomy import ancestors
@@ -62,16 +62,22 @@ def relabel(batch: Batch, label: Tensor) -> Batch:
     return replace(batch, label=label)
 
 
-def confident_output(output: Output, seed: int) -> Output:
-    """An answer of the same shape that is sure of itself, with leaves that take gradients."""
+def confident_output(output: Output, seed: int, *, constant: bool = False) -> Output:
+    """An answer of the same shape that is sure of itself.
+
+    Args:
+        output: gives the shapes.
+        seed: of the values.
+        constant: as of a teacher; else its tensors are leaves that take gradients.
+    """
     rng = torch.Generator().manual_seed(seed)
 
     def drawn(like: Tensor, scale: float) -> Tensor:
-        return scale * torch.randn(like.shape, generator=rng)
+        return (scale * torch.randn(like.shape, generator=rng)).requires_grad_(not constant)
 
     return Output(
-        logits=drawn(output.logits, 3.0).requires_grad_(True),
-        features={k: drawn(v, 1.0).requires_grad_(True) for k, v in output.features.items()},
+        logits=drawn(output.logits, 3.0),
+        features={k: drawn(v, 1.0) for k, v in output.features.items()},
     )
 
 
@@ -103,35 +109,9 @@ def padded(batch: Batch) -> Batch:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Global random states that depend on `seed` inside, and are as before afterwards."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  # a plugin may use it
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Tensors as small as these are done before a second thread has woken up."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextmanager
 def reproducible() -> Iterator[None]:
-    """Both: what is checked here neither sees nor leaves any of it."""
-    with one_thread(), seeded(0):
+    """One thread (tensors are small) and seeded random states; both are as before afterwards."""
+    with threads(1), seeded(0):
         yield
 
 

@@ -19,22 +19,23 @@ from torch import Tensor, nn
 from clbench.errors import TrainingError
 from clbench.evaluation.sliding_window import Server
 from clbench.nets.output import Output
+from clbench.reproducibility import seeded
 from clbench.run import teach as runner
 from clbench.run.models import predictor
 from clbench.run.plan import Plan, RunSettings, make_plan
 from clbench.run.teach import StepState
 from clbench.strategy.contract import (
     Batch,
-    Desk,
     Group,
     Kit,
     Lesson,
     Memory,
     Phase,
+    PhaseContext,
     Session,
     Strategy,
 )
-from clbench.testing.fixtures import OVERRIDES, seeded, tiny_backbone, tiny_course
+from clbench.testing.fixtures import OVERRIDES, tiny_backbone, tiny_course
 from clbench.training.batches import Crops, Material, collate, draw_from, to_batch
 from clbench.training.loop import freeze
 
@@ -209,7 +210,7 @@ class StrategyHarness:
 
     def terms(self, state: StepState, batch: Batch) -> dict[str, Tensor]:
         """The loss terms of a batch, with those of the strategy's session where it has one."""
-        desk = Desk(
+        context = PhaseContext(
             strategy=state.strategy, model=state.model, lesson=state.lesson, phase=Phase(),
             teacher=state.teacher if state.strategy.takes_teacher(state.lesson) else None,
             optimizer=torch.optim.AdamW(p for p in state.model.parameters() if p.requires_grad),
@@ -217,7 +218,7 @@ class StrategyHarness:
             device=torch.device("cpu"),
             draw=draw_from(state.lesson, Phase(), self.material(state), seed=0),
         )  # fmt: skip
-        session = state.strategy.session(desk) or Session(desk)
+        session = state.strategy.session(context) or Session(context)
         return session.terms(next(session.batches(iter([batch]))))
 
     def enter(self, state: StepState) -> list[Group]:

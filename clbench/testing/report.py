@@ -15,6 +15,7 @@ from typing import Generic, Literal, TypeVar
 from clbench.errors import ClbenchError, unknown_name
 
 S = TypeVar("S")
+Status = Literal["pass", "FAIL", "exempt", "waits"]
 
 
 class Broken(ClbenchError):  # noqa: N818  # reads as what it is
@@ -53,7 +54,7 @@ class Finding:
     """Its name."""
     why: str
     """Its reason."""
-    status: Literal["pass", "FAIL", "exempt", "waits"]
+    status: Status
     """`exempt`: nothing to look at; `waits`: a rule it needs does not hold."""
     remark: str = ""
     """Why it is exempt or waits."""
@@ -135,9 +136,13 @@ def judge(subject: S, rules: Sequence[Rule[S]], report: Report, only: Sequence[s
         absent = [
             n for n in (f.__name__.replace("_", " ") for f in rule.needs) if not held.get(n, True)
         ]
-        finding = _waiting(rule, absent) if absent else _try(subject, rule)
-        held[rule.name] = finding.status in ("pass", "exempt")
-        report.findings.append(finding)
+        status, remark, error = (
+            ("waits", f"needs: {', '.join(absent)}", None) if absent else _outcome(subject, rule)
+        )
+        held[rule.name] = status in ("pass", "exempt")
+        report.findings.append(
+            Finding(rule=rule.name, why=rule.why, status=status, remark=remark, error=error)
+        )
     report.wall_s = time.monotonic() - start
     return report
 
@@ -148,19 +153,14 @@ def _add_needed(known: dict[str, Rule[S]], name: str, wanted: set[str]) -> None:
         _add_needed(known, needed.__name__.replace("_", " "), wanted)
 
 
-def _waiting(rule: Rule[S], absent: list[str]) -> Finding:
-    return Finding(
-        rule=rule.name, why=rule.why, status="waits", remark=f"needs: {', '.join(absent)}"
-    )
-
-
-def _try(subject: S, rule: Rule[S]) -> Finding:
+def _outcome(subject: S, rule: Rule[S]) -> tuple[Status, str, ClbenchError | None]:
+    """Status, remark and error of one rule."""
     try:
         rule.check(subject)
     except Exempt as reason:
-        return Finding(rule=rule.name, why=rule.why, status="exempt", remark=str(reason))
+        return "exempt", str(reason), None
     except ClbenchError as err:
-        return Finding(rule=rule.name, why=rule.why, status="FAIL", error=err)
+        return "FAIL", "", err
     except Exception as err:  # the plugin's own: any kind
         last = traceback.extract_tb(err.__traceback__)[-1]
         told = Broken(
@@ -169,5 +169,5 @@ def _try(subject: S, rule: Rule[S]) -> Finding:
             expected="no exception",
             next_step="mend it there; the rule is tried again with the next check",
         )
-        return Finding(rule=rule.name, why=rule.why, status="FAIL", error=told)
-    return Finding(rule=rule.name, why=rule.why, status="pass")
+        return "FAIL", "", told
+    return "pass", "", None

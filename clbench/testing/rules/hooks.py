@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from clbench.reproducibility import seeded
 from clbench.run.teach import StepState
-from clbench.testing.fixtures import first_difference, perturb, same, seeded
+from clbench.testing.fixtures import first_difference, perturb, same
 from clbench.testing.harness import StrategyHarness
 from clbench.testing.report import Broken
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from clbench.data.labels import PSEUDO_SCALE
 from clbench.nets.output import Output
@@ -155,24 +156,25 @@ def declared_penalties_bite(harness: StrategyHarness) -> None:
 # -------------------------------------------------------------------------------------- teacher
 
 
-def _with_teacher(harness: StrategyHarness) -> StepState:
+def _with_teacher(harness: StrategyHarness) -> tuple[StepState, Batch, Output, Output]:
+    """Step 2 with a batch, and what model and teacher answer to it."""
     state = harness.start(2)
-    if not state.strategy.takes_teacher(state.lesson):
-        raise Exempt("no teacher is taken (takes_teacher)")
     harness.enter(state)
     perturb(state.model)
-    return state
+    batch = harness.crops(state)
+    new, old = harness.answers(state, batch)
+    if old is None:
+        raise Exempt("no teacher is taken (takes_teacher)")
+    return state, batch, new, old
 
 
 def the_teacher_stays_without_gradient(harness: StrategyHarness) -> None:
     """A teacher that moves with its student teaches nothing."""
-    state = _with_teacher(harness)
-    batch = harness.crops(state)
-    new, old = harness.answers(state, batch)
-    assert old is not None and state.teacher is not None  # noqa: S101, PT018  # _with_teacher
+    state, batch, new, old = _with_teacher(harness)
+    teacher = cast(nn.Module, state.teacher)  # it answered
     answers = {"logits": old.logits, **old.features}
-    kept = copy.deepcopy(answers)
-    weights = copy.deepcopy(dict(state.teacher.state_dict()))
+    before = copy.deepcopy(answers)
+    weights = copy.deepcopy(dict(teacher.state_dict()))
     total = _total(state.strategy.losses(batch, new, old, state.memory))
     moved = [name for name, a in answers.items() if a.requires_grad or a.grad_fn is not None]
     if moved:
@@ -181,33 +183,25 @@ def the_teacher_stays_without_gradient(harness: StrategyHarness) -> None:
             where=f"old.{moved[0]}, step 2",
             expected="used as it comes: a constant",
         )
-    if not same(kept, answers):
+    if not same(before, answers):
         raise Broken(
             "losses changes the teacher's answer",
-            where=f"old.{first_difference(kept, answers)}, step 2",
+            where=f"old.{first_difference(before, answers)}, step 2",
             expected="an operation that is not in place",
         )
     total.backward()  # type: ignore[no-untyped-call]  # torch
-    with_grad = [n for n, p in state.teacher.named_parameters() if p.grad is not None]
-    if with_grad or not same(weights, dict(state.teacher.state_dict())):
+    with_grad = [n for n, p in teacher.named_parameters() if p.grad is not None]
+    if with_grad or not same(weights, dict(teacher.state_dict())):
         raise Broken("the teacher's weights took a gradient", where=", ".join(with_grad[:3]))
 
 
 def the_teacher_is_used(harness: StrategyHarness) -> None:
     """A forward pass of the old model on every batch for nothing, or a penalty that forgot it."""
-    state = _with_teacher(harness)
-    batch = harness.crops(state)
-    new, old = harness.answers(state, batch)
-    assert old is not None  # noqa: S101  # _with_teacher
+    state, batch, new, old = _with_teacher(harness)
     values = []
     for seed in (1, 2):
-        other = confident_output(old, seed)
-        fixed = Output(
-            logits=other.logits.detach(),
-            features={k: v.detach() for k, v in other.features.items()},
-        )
-        memory = copy.deepcopy(state.memory)
-        values.append(float(_total(state.strategy.losses(batch, new, fixed, memory)).detach()))
+        other, memory = confident_output(old, seed, constant=True), copy.deepcopy(state.memory)
+        values.append(float(_total(state.strategy.losses(batch, new, other, memory)).detach()))
     if values[0] == values[1]:
         raise Broken(
             "another answer of the teacher gives the same loss",

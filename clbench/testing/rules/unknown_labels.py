@@ -28,7 +28,7 @@ def unknown_voxels_are_treated_as_declared(harness: StrategyHarness) -> None:
             state,
             full,
             confident_output(new, 1),
-            None if old is None else _fixed(confident_output(old, 2)),
+            None if old is None else confident_output(old, 2, constant=True),
         )
         where = f"losses without penalties, step {number}"
 
@@ -44,13 +44,6 @@ def unknown_voxels_are_treated_as_declared(harness: StrategyHarness) -> None:
         _new_ones_stay_unknown(probe, where)
         if number > 1:
             _old_ones_as_declared(probe, where)
-
-
-def _fixed(output: Output) -> Output:
-    return Output(
-        logits=output.logits.detach(),
-        features={k: v.detach() for k, v in output.features.items()},
-    )
 
 
 class _Probe:

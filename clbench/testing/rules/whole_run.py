@@ -17,12 +17,13 @@ from torch import Tensor
 
 from clbench.errors import StoreError, TrainingError
 from clbench.evaluation.scoring import ScoreContext, score_case
+from clbench.reproducibility import seeded
 from clbench.run.course import run_plan
 from clbench.run.plan import Plan
 from clbench.run.teach import StepState
 from clbench.store import checkpoint, run_folder
 from clbench.store.run_folder import Score
-from clbench.testing.fixtures import first_difference, same, seeded
+from clbench.testing.fixtures import first_difference, same
 from clbench.testing.harness import StrategyHarness
 from clbench.testing.report import Broken
 from clbench.training.past_data import FileAccessMonitor, listening_to_opens
