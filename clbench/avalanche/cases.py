@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from clbench.avalanche.lazy_import import load
 from clbench.data.volume import Volume
-from clbench.strategy.contract import Desk
+from clbench.strategy.contract import PhaseContext
 from clbench.training.batches import CaseKey
 
 _data = load("avalanche.benchmarks.utils.data")
@@ -26,8 +26,8 @@ _generic = load("avalanche.benchmarks.scenarios.generic_scenario")
 class CropSource:
     """Where every crop of a plugin comes from: a function of when it was asked for."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, context: PhaseContext) -> None:
+        self.context = context
         self.place: tuple[object, ...] = ()
         self.drawn: list[str] = []
 
@@ -38,29 +38,29 @@ class CropSource:
     def crop(self, case: CaseKey | Volume, name: str) -> tuple[Tensor, Tensor]:
         """Image and label of a new crop of a case."""
         self.drawn.append(name)
-        return self.desk.draw(case, ("plugin", *self.place, len(self.drawn), name))
+        return self.context.draw(case, ("plugin", *self.place, len(self.drawn), name))
 
 
 class Cases(Dataset[tuple[Tensor, Tensor]]):
     """Cases as samples (image (1, *patch), label (K, *patch)): a new crop at every access."""
 
-    def __init__(self, shelf: CropSource, keys: Sequence[CaseKey | Volume], names: Sequence[str]):
-        self.shelf, self.keys, self.names = shelf, list(keys), list(names)
+    def __init__(self, crops: CropSource, keys: Sequence[CaseKey | Volume], names: Sequence[str]):
+        self.crops, self.keys, self.names = crops, list(keys), list(names)
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.shelf.crop(self.keys[index], self.names[index])
+        return self.crops.crop(self.keys[index], self.names[index])
 
 
-def dataset(shelf: CropSource, keys: Sequence[CaseKey | Volume], names: Sequence[str]) -> Any:
+def dataset(crops: CropSource, keys: Sequence[CaseKey | Volume], names: Sequence[str]) -> Any:
     """Cases as an Avalanche data set; every subset of it knows its cases by name.
 
     A mini-batch is (image, label, task), and the task is 0 throughout.
 
     Args:
-        shelf: opens cases as tensors and keeps them.
+        crops: cuts crops of the cases.
         keys: the cases, each as (step, case id), or as an open volume.
         names: what each is called in the data set, the same length.
     """
@@ -69,7 +69,7 @@ def dataset(shelf: CropSource, keys: Sequence[CaseKey | Volume], names: Sequence
     # a buffer that is balanced over classes has one class per step: a case shows many structures
     steps = [key[0] - 1 if isinstance(key, tuple) else 0 for key in keys]
     return _data.AvalancheDataset(
-        [Cases(shelf, keys, names)],
+        [Cases(crops, keys, names)],
         data_attributes=[
             _attribute.DataAttribute(list(names), "case_keys"),
             _attribute.DataAttribute(steps, "targets"),
@@ -81,12 +81,12 @@ def dataset(shelf: CropSource, keys: Sequence[CaseKey | Volume], names: Sequence
 class Experience(_dataset.DatasetExperience):  # type: ignore[misc, name-defined]  # untyped
     """A step; classes are channels, in the order in which the course teaches them."""
 
-    def __init__(self, data: Any, desk: Desk, stream: str) -> None:
-        number = desk.lesson.number - 1
+    def __init__(self, data: Any, context: PhaseContext, stream: str) -> None:
+        number = context.lesson.number - 1
         super().__init__(dataset=data, current_experience=number)
         self.origin_stream = _generic.EagerCLStream(stream, [self], set_stream_info=False)
-        known, old = len(desk.lesson.structures), len(desk.lesson.old)
-        self.structures = desk.lesson.structures
+        known, old = len(context.lesson.structures), len(context.lesson.old)
+        self.structures = context.lesson.structures
         self.classes_in_this_experience = list(range(old, known))
         self.classes_seen_so_far = list(range(known))
         self.previous_classes = list(range(old))

@@ -21,7 +21,7 @@ from clbench.data.nifti import spacing_of
 from clbench.errors import SettingError, TrainingError
 from clbench.evaluation.metrics import continual
 from clbench.evaluation.metrics.case import measure
-from clbench.evaluation.scoring import ScoreContext, metric_rows, native_rows, truth_bits
+from clbench.evaluation.scoring import ScoreContext, bit_pairs, metric_rows, native_rows
 from clbench.evaluation.sliding_window import Server
 from clbench.nets.output import Output
 from clbench.store.run_folder import Score
@@ -340,7 +340,7 @@ def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]
             native_rows(bits, volume),
             volume.native_bits(),
             spacing_of(volume.native_affine).tolist(),
-            {name: (known.index(name), bit) for name, bit in truth_bits(volume, wanted)},
+            bit_pairs(known, volume, wanted),
             words,
         )
         rows += metric_rows(found, wanted, volume, words, context)

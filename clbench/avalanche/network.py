@@ -16,7 +16,7 @@ from clbench.nets.heads import ConvHead, Segmenter, UniversalHead
 from clbench.spec.settings import TrainSettings
 from clbench.strategy.contract import Batch, Group, Kit, Lesson
 from clbench.strategy.losses import dice_bce, targets
-from clbench.training.loop import add_terms, rates
+from clbench.training.loop import adamw, add_terms, rates
 
 _DynamicModule: Any = load("avalanche.models.dynamic_modules").DynamicModule
 
@@ -118,12 +118,8 @@ class Network(_DynamicModule):  # type: ignore[misc]  # Avalanche has no types
         train = self._blueprint.train
         every = Group(parameters=list(self.parameters()))
         groups = rates(self, [every], train.generator_lr)
-        return torch.optim.AdamW(
-            [{"params": g["params"], "lr": train.lr * g["scale"]} for g in groups],
-            betas=(0.9, train.beta2),
-            weight_decay=train.weight_decay,
-            fused=all(p.device.type == "cpu" for p in self.parameters()),
-        )
+        scaled = [{"params": g["params"], "lr": train.lr * g["scale"]} for g in groups]
+        return adamw(scaled, train, next(self.parameters()).device)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 1, *patch) → (B, structures so far, *patch) logits."""

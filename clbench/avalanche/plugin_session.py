@@ -8,13 +8,11 @@ strategy without the plugin.
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +22,8 @@ from clbench.avalanche.plugin_state import KEY, pack, unpack
 from clbench.avalanche.supported import REFUSED_ON_CPU, PluginStrategy, find_plugin, refuse
 from clbench.errors import AvalancheError
 from clbench.nets.output import Output
-from clbench.reproducibility import derive_seed
-from clbench.strategy.contract import Batch, Desk, Session
+from clbench.reproducibility import seeded
+from clbench.strategy.contract import Batch, PhaseContext, Session
 from clbench.training.batches import CaseKey
 
 _core = load("avalanche.core")
@@ -54,20 +52,20 @@ class AvalancheStrategyProxy(_templates.SupervisedTemplate):  # type: ignore[mis
     """Avalanche's template, with everything that our loop owns taken out.
 
     Args:
-        desk: of the loop.
+        context: of the loop.
         plugin: the plugin.
         clock: counts on from the steps before.
     """
 
-    def __init__(self, *, desk: Desk, plugin: Any, clock: Any) -> None:
-        self.desk = desk
+    def __init__(self, *, context: PhaseContext, plugin: Any, clock: Any) -> None:
+        self.context = context
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No loggers specified")  # the loop's own log
             evaluator = _plugins.EvaluationPlugin()
         super().__init__(
-            model=Logits(desk.model), optimizer=desk.optimizer, criterion=self.loss_of,
-            train_mb_size=desk.batch, train_epochs=desk.epochs, eval_mb_size=desk.batch,
-            device=desk.device, plugins=[plugin], evaluator=evaluator,
+            model=Logits(context.model), optimizer=context.optimizer, criterion=self.loss_of,
+            train_mb_size=context.batch, train_epochs=context.epochs, eval_mb_size=context.batch,
+            device=context.device, plugins=[plugin], evaluator=evaluator,
         )  # fmt: skip
         self.plugins[-1] = clock  # the last: it counts for the others
         self.clock: Any = clock
@@ -84,7 +82,7 @@ class AvalancheStrategyProxy(_templates.SupervisedTemplate):  # type: ignore[mis
 
     def terms_of(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         """The same by name."""
-        d = self.desk
+        d = self.context
         batch = Batch(
             image=logits.detach()[:, :1], label=label, pseudo=None,
             structures=d.lesson.structures, new=d.lesson.new_flags, cases=("?",) * len(label),
@@ -112,30 +110,30 @@ class PluginSession(Session):
     """A plugin around the updates of one step.
 
     Args:
-        desk: of the loop.
+        context: of the loop.
         strategy: what the plugin is made from.
 
     Raises:
         AvalancheError: the plugin may not run here, or no checkpoint can hold its state.
     """
 
-    def __init__(self, desk: Desk, strategy: PluginStrategy) -> None:
-        super().__init__(desk)
-        self.strategy, self.shelf = strategy, CropSource(desk)
+    def __init__(self, context: PhaseContext, strategy: PluginStrategy) -> None:
+        super().__init__(context)
+        self.strategy, self.crops = strategy, CropSource(context)
         kind = find_plugin(strategy.plugin)
-        if desk.device.type == "cpu":
+        if context.device.type == "cpu":
             refuse(kind, REFUSED_ON_CPU)
         self.home, self.kind = kind.__module__, kind
         with self._moment("made"):
-            if KEY in desk.memory:
+            if KEY in context.memory:
                 plugin, clock = unpack(
-                    desk.memory, home=self.home, device=desk.device, dataset=self._stored
+                    context.memory, home=self.home, device=context.device, dataset=self._stored
                 )
                 strategy.mend(plugin)
             else:
                 plugin, clock = kind(**strategy.arguments()), _plugins.clock.Clock()
                 pack(self._state(plugin, clock), home=self.home)  # refused now, not after a step
-        self.conductor = AvalancheStrategyProxy(desk=desk, plugin=plugin, clock=clock)
+        self.proxy = AvalancheStrategyProxy(context=context, plugin=plugin, clock=clock)
         self.penalized = kind.before_backward is not _core.BaseSGDPlugin.before_backward
         self.largest, self.looked = 0.0, 0
 
@@ -143,7 +141,7 @@ class PluginSession(Session):
 
     def batches(self, own: Iterator[Batch]) -> Iterator[Batch]:
         """The loop's own batches, or those of the loader that the plugin put in their place."""
-        d, c = self.desk, self.conductor
+        d, c = self.context, self.proxy
         c.is_training = True
         with self._moment("start"):
             c._before_training()
@@ -186,7 +184,7 @@ class PluginSession(Session):
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """The strategy's terms, and as `penalty` what the plugin added to their sum."""
-        c = self.conductor
+        c = self.proxy
         c.loss = c._make_empty_loss()
         now = (c.clock.train_exp_epochs, c.clock.train_epoch_iterations)
         with self._moment("before forward", *now):
@@ -209,28 +207,28 @@ class PluginSession(Session):
     def after_backward(self) -> None:
         """Where A-GEM projects."""
         super().after_backward()
-        self.conductor._after_backward()
+        self.proxy._after_backward()
 
     def before_update(self) -> None:
         """Gradients are final."""
-        self.conductor._before_update()
+        self.proxy._before_update()
 
     def after_update(self) -> None:
         """The weights have changed."""
         super().after_update()
-        self.conductor._after_update()
+        self.proxy._after_update()
 
     def _drawn(self, epoch: int) -> Iterator[Batch]:
         """Batches of the plugin's loader, from its start as often as an epoch needs."""
-        d, count = self.desk, 0
+        d, count = self.context, 0
         while True:
             with self._moment("loader", epoch, count):
-                found = iter(self.conductor.dataloader)
+                found = iter(self.proxy.dataloader)
             before = count
             while True:
                 with self._moment("draw", epoch, count):
                     raw = next(found, None)
-                    cases = tuple(self.shelf.drawn)
+                    cases = tuple(self.crops.drawn)
                 if raw is None:
                     break
                 count += 1
@@ -246,12 +244,12 @@ class PluginSession(Session):
     # --------------------------------------------------------------------------------- data, state
 
     def _experience(self) -> Experience:
-        number = self.desk.lesson.number
-        keys = [(number, case) for case in self.desk.lesson.cases]
-        return Experience(self._stored(keys), self.desk, "train")
+        number = self.context.lesson.number
+        keys = [(number, case) for case in self.context.lesson.cases]
+        return Experience(self._stored(keys), self.context, "train")
 
     def _stored(self, keys: Sequence[CaseKey]) -> Any:
-        return dataset(self.shelf, keys, [f"{step}/{case}" for step, case in keys])
+        return dataset(self.crops, keys, [f"{step}/{case}" for step, case in keys])
 
     def _state(self, plugin: Any, clock: Any) -> list[Any]:
         for name in self.strategy.loose:
@@ -260,7 +258,7 @@ class PluginSession(Session):
 
     def _remember(self) -> None:
         """Put plugin and clock into memory: all that the next step finds."""
-        memory, c = self.desk.memory, self.conductor
+        memory, c = self.context.memory, self.proxy
         for key in [k for k in memory if k == KEY or k.startswith(f"{KEY}.")]:
             del memory[key]
         memory.update(pack(self._state(c.plugins[0], c.clock), home=self.home))
@@ -276,10 +274,10 @@ class PluginSession(Session):
         base = _core.SupervisedPlugin
         if all(getattr(self.kind, name) is getattr(base, name) for name in hooks):
             return
-        d, c = self.desk, self.conductor
+        d, c = self.context, self.proxy
         cases = d.lesson.validation if d.validation is not None else ()
         volumes = [d.validation(case) for case in cases] if d.validation is not None else []
-        data = dataset(self.shelf, volumes, [f"validation/{case}" for case in cases])
+        data = dataset(self.crops, volumes, [f"validation/{case}" for case in cases])
         with self._moment("evaluation"):
             c.eval(Experience(data, d, "validation"), num_workers=0)
 
@@ -288,23 +286,14 @@ class PluginSession(Session):
     @contextmanager
     def _moment(self, *place: object) -> Iterator[None]:
         """A plugin's random numbers depend on seed, step and place; the loop's stay as they are."""
-        d = self.desk
-        seed = derive_seed(d.seed, d.lesson.number, d.phase.name, "plugin", *place)
-        states = random.getstate(), np.random.get_state()  # noqa: NPY002  # a plugin may use it
+        d = self.context
         rates = [group["lr"] for group in d.optimizer.param_groups]
-        self.shelf.at(*place)
-        with torch.random.fork_rng(devices=[d.device] if d.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            try:
-                yield
-            finally:
-                random.setstate(states[0])
-                np.random.set_state(states[1])  # noqa: NPY002
+        self.crops.at(*place)
+        with seeded(d.seed, d.lesson.number, d.phase.name, "plugin", *place, device=d.device):
+            yield
         if rates != [group["lr"] for group in d.optimizer.param_groups]:
             raise self._not_its_own("changes the learning rate", "train.lr and train.warmup")
-        if hasattr(self, "conductor") and self.conductor._stop_training:
+        if hasattr(self, "proxy") and self.proxy._stop_training:
             raise self._not_its_own("stops training early", "train.epochs")
 
     def _not_its_own(self, what: str, setting: str) -> AvalancheError:
@@ -320,7 +309,7 @@ class PluginSession(Session):
         if (
             self.penalized
             and silent
-            and self.desk.lesson.number > 1
+            and self.context.lesson.number > 1
             and self.strategy.zero_penalty == "fault"
         ):
             raise AvalancheError(
@@ -332,4 +321,4 @@ class PluginSession(Session):
             )
 
     def _where(self) -> str:
-        return f"{self.strategy.plugin}, step {self.desk.lesson.number}"
+        return f"{self.strategy.plugin}, step {self.context.lesson.number}"

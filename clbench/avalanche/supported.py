@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, cast
 from clbench.avalanche.lazy_import import load
 from clbench.avalanche.plugin_state import stored
 from clbench.errors import AvalancheError
-from clbench.strategy.contract import Declaration, Desk, Lesson, Memory, Session, Strategy
+from clbench.strategy.contract import Declaration, Lesson, Memory, PhaseContext, Session, Strategy
 
 REFUSED: Mapping[str, str] = {
     "LwFPlugin": "its softmax runs over the units of one prediction and its loss is summed over "
@@ -110,8 +110,8 @@ class PluginStrategy:
         """The cases the plugin has stored: opened, and drawn by the plugin alone."""
         return {key: 0.0 for key in stored(memory) if key[0] != step.number}
 
-    def session(self, desk: Desk) -> Session:
+    def session(self, context: PhaseContext) -> Session:
         """The plugin takes part in every update."""
         module = importlib.import_module("clbench.avalanche.plugin_session")
-        made: Session = module.PluginSession(desk, self)
+        made: Session = module.PluginSession(context, self)
         return made

@@ -30,7 +30,7 @@ from clbench.strategy.contract import Lesson, Memory, Strategy
 from clbench.training import past_data
 from clbench.training.batches import CaseKey, Material
 from clbench.training.gpu_memory import enough_memory
-from clbench.training.loop import Validate, teach
+from clbench.training.loop import StepTraining, Validate, teach
 from clbench.training.monitors import StepWatch, constant_labels, refuse_constant_labels
 from clbench.training.pseudo_labelling import prepare
 from clbench.training.resume import StepCheckpointer, Watch
@@ -216,19 +216,21 @@ def train_step(
     patch = plan.catalog.preprocessing.patch_vox
     with enough_memory(f"teaching step {lesson.number}", profile, patch):
         teach(
-            strategy,
-            state.model,
-            teacher,
-            lesson,
-            state.memory,
-            material,
-            train=profile.train,
-            seed=plan.settings.seed,
-            device=plan.device,
-            workers=plan.settings.workers,
-            watch=see,
-            validate=_validate(plan, state),
-            checkpointer=checkpointer,
+            StepTraining(
+                strategy=strategy,
+                model=state.model,
+                teacher=teacher,
+                lesson=lesson,
+                memory=state.memory,
+                material=material,
+                train=profile.train,
+                seed=plan.settings.seed,
+                device=plan.device,
+                workers=plan.settings.workers,
+                watch=see,
+                validate=_validate(plan, state),
+                checkpointer=checkpointer,
+            )
         )
     tracer.end()
     for event in guard.end(material.volumes.values()):

@@ -20,7 +20,7 @@ from clbench.spec.settings import DataSettings
 from clbench.spec.taxonomy import DECLARED, declare
 from clbench.strategy.contract import (
     Batch,
-    Draw,
+    CutCrop,
     Lesson,
     Phase,
 )
@@ -136,7 +136,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def draw_from(lesson: Lesson, phase: Phase, material: Material, *, seed: int) -> Draw:
+def draw_from(lesson: Lesson, phase: Phase, material: Material, *, seed: int) -> CutCrop:
     """Crops for a session, cut as the loop cuts its own, numbered by places of their own.
 
     Args:

@@ -25,12 +25,12 @@ from clbench.signals import leave_to_parent
 from clbench.spec.settings import TrainSettings
 from clbench.strategy.contract import (
     Batch,
-    Desk,
-    Draws,
+    DrawBatches,
     Group,
     Lesson,
     Memory,
     Phase,
+    PhaseContext,
     PhaseResult,
     Session,
     Strategy,
@@ -144,97 +144,67 @@ def phase_length(phase: Phase, lesson: Lesson, train: TrainSettings) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Step:
-    """What stays the same while a step is taught; `teach` says what each is."""
+class StepTraining:
+    """What one step is taught with."""
 
     strategy: Strategy
+    """The method."""
     model: nn.Module
+    """As built or grown for this step; `teach` changes it in place."""
     teacher: nn.Module | None
+    """The model served after the previous step; run only if the strategy takes it."""
     lesson: Lesson
+    """What is taught."""
     memory: Memory
+    """The strategy's memory; `teach` changes it in place."""
     material: Material
+    """Volumes, weights and pseudo labels."""
     train: TrainSettings
+    """Optimizer and schedule."""
     seed: int
+    """Of the run."""
     device: torch.device
-    workers: int
-    watch: Watch
-    validate: Validate | None
-    checkpointer: StepCheckpointer | None
+    """Where to compute."""
+    workers: int = 0
+    """Loader processes."""
+    watch: Watch = lambda event: None
+    """Called with one event per update and per validation."""
+    validate: Validate | None = None
+    """Measures the served model; None: there are no validation cases."""
+    checkpointer: StepCheckpointer | None = None
+    """Saves the place between two updates, and knows where a stopped attempt was."""
 
 
-def teach(
-    strategy: Strategy,
-    model: nn.Module,
-    teacher: nn.Module | None,
-    lesson: Lesson,
-    memory: Memory,
-    material: Material,
-    *,
-    train: TrainSettings,
-    seed: int,
-    device: torch.device,
-    workers: int = 0,
-    watch: Watch = lambda event: None,
-    validate: Validate | None = None,
-    checkpointer: StepCheckpointer | None = None,
-) -> None:
-    """Teach one step: change `model` and `memory` in place.
-
-    Args:
-        strategy: the method.
-        model: as built or grown for this step.
-        teacher: the model served after the previous step; frozen, and run only if the strategy
-            takes it.
-        lesson: what is taught.
-        memory: the strategy's memory.
-        material: volumes, weights and pseudo labels.
-        train: optimizer and schedule.
-        seed: of the run.
-        device: where to compute.
-        workers: loader processes.
-        watch: called with one event per update and per validation.
-        validate: measures the served model; None: there are no validation cases.
-        checkpointer: saves the place between two updates, and knows where a stopped attempt was.
+def teach(step: StepTraining) -> None:
+    """Teach one step: change its model and memory in place.
 
     Raises:
         TrainingError: a loss that is not finite, a broken promise, or a phase that must be
             validated where there are no validation cases.
         Stopped: the checkpointer was asked to stop; everything is saved.
     """
-    model.to(device)
-    if teacher is not None:
-        teacher.to(device).eval().requires_grad_(False)
-    step = _Step(
-        strategy=strategy,
-        model=model,
-        teacher=teacher if strategy.takes_teacher(lesson) else None,
-        lesson=lesson,
-        memory=memory,
-        material=material,
-        train=train,
-        seed=seed,
-        device=device,
-        workers=workers,
-        watch=watch,
-        validate=validate,
-        checkpointer=checkpointer,
-    )
-    at = None if checkpointer is None else checkpointer.restore(model, memory)
+    strategy, model, lesson, memory = step.strategy, step.model, step.lesson, step.memory
+    model.to(step.device)
+    if step.teacher is not None:
+        step.teacher.to(step.device).eval().requires_grad_(False)
+    if not strategy.takes_teacher(lesson):
+        step = replace(step, teacher=None)
+    at = None if step.checkpointer is None else step.checkpointer.restore(model, memory)
     history: list[PhaseResult] = [] if at is None else list(at.history)
     while (
         phase := at.phase if at else strategy.next_phase(lesson, memory, tuple(history))
     ) is not None:
         if at is None:
-            reseed(seed, lesson.number, phase.name, "enter")
+            reseed(step.seed, lesson.number, phase.name, "enter")
             strategy.enter_phase(phase, model, memory)
         measured = _teach_phase(step, phase, tuple(history), at)
         history.append(PhaseResult(phase=phase, validation=measured))
         at = None
-    reseed(seed, lesson.number, "finish")
+    reseed(step.seed, lesson.number, "finish")
     strategy.finish(lesson, model, _draws(step), memory)
 
 
-def _draws(step: _Step) -> Draws:
+def _draws(step: StepTraining) -> DrawBatches:
     """Batches of the step's own cases, for what a strategy computes once it is taught."""
     lesson, train = step.lesson, step.train
     own = {(lesson.number, c): 1.0 / len(lesson.cases) for c in lesson.cases}
@@ -254,7 +224,7 @@ def _draws(step: _Step) -> Draws:
     return draws
 
 
-def _loader(crops: Crops, step: _Step, *, first_update: int) -> DataLoader[dict[str, Any]]:
+def _loader(crops: Crops, step: StepTraining, *, first_update: int) -> DataLoader[dict[str, Any]]:
     """Batches of the crops in their order, from one update on."""
     size = step.train.batch
     return DataLoader(
@@ -296,13 +266,32 @@ def rates(model: nn.Module, groups: Sequence[Group], generator_lr: float) -> lis
         if isinstance(module, UniversalHead)
         for p in module.generator()
     }
-    found = []
+    optimized = []
     for group in groups:
         for scale, inside in ((group.lr, False), (group.lr * generator_lr, True)):
             chosen = [p for p in group.parameters if (id(p) in generators) == inside]
             if chosen:
-                found.append({"params": chosen, "scale": scale})
-    return found
+                optimized.append({"params": chosen, "scale": scale})
+    return optimized
+
+
+def adamw(
+    groups: Sequence[dict[str, Any]], train: TrainSettings, device: torch.device
+) -> torch.optim.AdamW:
+    """The optimizer of a phase.
+
+    Args:
+        groups: what `rates` returns.
+        train: learning rate, decay and the like.
+        device: where the parameters lie.
+    """
+    return torch.optim.AdamW(
+        groups,
+        lr=train.lr,
+        betas=(0.9, train.beta2),
+        weight_decay=train.weight_decay,
+        fused=device.type == "cpu",  # one pass over memory instead of five
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +320,7 @@ class _PhaseSetup:
     """Validations so far; grows."""
 
 
-def _open_phase(step: _Step, phase: Phase, at: TrainingPosition | None) -> _PhaseSetup:
+def _open_phase(step: StepTraining, phase: Phase, at: TrainingPosition | None) -> _PhaseSetup:
     """Freeze what is not trained, make the optimizer, and number the crops.
 
     Args:
@@ -343,13 +332,7 @@ def _open_phase(step: _Step, phase: Phase, at: TrainingPosition | None) -> _Phas
     groups = at.groups if at else strategy.groups(model, step.lesson, step.memory)
     trained = [p for g in groups for p in g.parameters]
     freeze(model, trained)
-    optimizer = torch.optim.AdamW(
-        rates(model, groups, train.generator_lr),
-        lr=train.lr,
-        betas=(0.9, train.beta2),
-        weight_decay=train.weight_decay,
-        fused=step.device.type == "cpu",  # one pass over memory instead of five
-    )
+    optimizer = adamw(rates(model, groups, train.generator_lr), train, step.device)
     mixed = step.device.type == "cuda" and train.amp != "off"
     scaler = torch.amp.GradScaler("cuda", enabled=mixed and train.amp == "fp16")
     if at is not None:  # a stopped attempt goes on after its last saved update
@@ -370,7 +353,7 @@ def _open_phase(step: _Step, phase: Phase, at: TrainingPosition | None) -> _Phas
         seed=step.seed,
     )
     loader = _loader(crops, step, first_update=done)
-    desk = Desk(
+    context = PhaseContext(
         strategy=strategy,
         model=model,
         optimizer=optimizer,
@@ -387,7 +370,7 @@ def _open_phase(step: _Step, phase: Phase, at: TrainingPosition | None) -> _Phas
         validation=step.material.validation,
         done=done,
     )
-    session = strategy.session(desk) or Session(desk)
+    session = strategy.session(context) or Session(context)
     return _PhaseSetup(
         groups=groups,
         trained=trained,
@@ -409,7 +392,7 @@ def _open_phase(step: _Step, phase: Phase, at: TrainingPosition | None) -> _Phas
 
 
 def _teach_phase(
-    step: _Step, phase: Phase, history: tuple[PhaseResult, ...], at: TrainingPosition | None
+    step: StepTraining, phase: Phase, history: tuple[PhaseResult, ...], at: TrainingPosition | None
 ) -> tuple[float, ...]:
     """Every update of one phase; returns its validations.
 
@@ -458,7 +441,7 @@ def _teach_phase(
     return tuple(setup.measured)
 
 
-def _set_learning_rate(step: _Step, phase: Phase, setup: _PhaseSetup, epoch: int) -> float:
+def _set_learning_rate(step: StepTraining, phase: Phase, setup: _PhaseSetup, epoch: int) -> float:
     """Set every group's learning rate for an epoch; returns the one that is scaled by group."""
     train = step.train
     rate = phase.lr * (
@@ -507,7 +490,7 @@ def _transfer(terms: Mapping[str, Tensor], loss: Tensor, norm: Tensor, voxels: T
 
 
 def _update_event(
-    step: _Step,
+    step: StepTraining,
     phase: Phase,
     setup: _PhaseSetup,
     number: int,
@@ -543,7 +526,7 @@ def _update_event(
     }
 
 
-def _validate(step: _Step, phase: Phase, epoch: int, where: str) -> float:
+def _validate(step: StepTraining, phase: Phase, epoch: int, where: str) -> float:
     """Mean Dice of the model that would be served now, on the step's validation cases."""
     served = step.strategy.serve(step.model, step.memory)
     if step.validate is None:
@@ -567,7 +550,7 @@ def _validate(step: _Step, phase: Phase, epoch: int, where: str) -> float:
 
 
 def _save(
-    step: _Step,
+    step: StepTraining,
     phase: Phase,
     history: tuple[PhaseResult, ...],
     setup: _PhaseSetup,

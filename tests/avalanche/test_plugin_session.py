@@ -185,8 +185,8 @@ def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(harnesses: Any, mod
 
     def naive(state: StepState, epochs: int, *more: Any) -> Any:
         def loss(out: Tensor, y: Tensor) -> Tensor:
-            conductor.desk = _Desk(state)
-            return conductor.loss_of(out, y)
+            proxy.context = _PhaseContext(state)
+            return proxy.loss_of(out, y)
 
         model = module.Logits(state.model)
         return training.Naive(
@@ -195,7 +195,7 @@ def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(harnesses: Any, mod
             evaluator=plugins.EvaluationPlugin(),
         )  # fmt: skip
 
-    conductor = object.__new__(module.AvalancheStrategyProxy)
+    proxy = object.__new__(module.AvalancheStrategyProxy)
     reference, spy = plugins.EWCPlugin(1e3, mode, decay), Spy()
     naive(after_1, 0, reference).train(step(after_1))
     state, ours = penalty_after(harness)
@@ -206,7 +206,7 @@ def test_the_penalty_of_ewc_is_that_of_a_plain_avalanche_run(harnesses: Any, mod
     assert float(ours) == pytest.approx(spy.penalty, rel=1e-4, abs=1e-6)
 
 
-class _Desk:
+class _PhaseContext:
     def __init__(self, state: StepState) -> None:
         self.strategy, self.lesson, self.memory = state.strategy, state.lesson, state.memory
 
@@ -314,7 +314,7 @@ def test_agem_takes_out_what_points_against_kept_cases(harnesses: Any) -> None:
         patch.setattr(module, "PluginSession", Spied)
         harness.terms(state, harness.crops(state))
     (session,) = made
-    reference = session.conductor.plugins[0].reference_gradients
+    reference = session.proxy.plugins[0].reference_gradients
     place = 0
     for p in state.model.parameters():
         p.grad = -reference[place : place + p.numel()].view_as(p).clone() + 0.01

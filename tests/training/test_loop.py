@@ -22,7 +22,7 @@ from clbench.reproducibility import derive_seed
 from clbench.spec.settings import DataSettings, TrainSettings
 from clbench.strategy.contract import (
     Batch,
-    Draws,
+    DrawBatches,
     Group,
     Lesson,
     Memory,
@@ -31,7 +31,16 @@ from clbench.strategy.contract import (
     Strategy,
 )
 from clbench.training.batches import Material, collate, draw_cases
-from clbench.training.loop import add_terms, freeze, learning_rate, rates, sum_terms, teach, to_host
+from clbench.training.loop import (
+    StepTraining,
+    add_terms,
+    freeze,
+    learning_rate,
+    rates,
+    sum_terms,
+    teach,
+    to_host,
+)
 
 GOLDEN = json.loads((GOLDEN_FILES / "lr_schedule.json").read_text())
 OWN = [(1, str(i)) for i in range(5)]
@@ -206,9 +215,20 @@ def run(
     torch.manual_seed(0)
     model, events = Toy(), []
     teach(
-        strategy, model, None, lesson, {}, material, train=TRAIN, seed=7,
-        device=torch.device("cpu"), workers=workers, watch=events.append,
-    )  # fmt: skip
+        StepTraining(
+            strategy=strategy,
+            model=model,
+            teacher=None,
+            lesson=lesson,
+            memory={},
+            material=material,
+            train=TRAIN,
+            seed=7,
+            device=torch.device("cpu"),
+            workers=workers,
+            watch=events.append,
+        )
+    )
     return model, events
 
 
@@ -224,9 +244,19 @@ def test_a_teacher_is_frozen_and_asked_once_per_batch_without_gradient(
     teacher, events = Counting().train(), []
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     teach(
-        Plain(), Toy(), teacher, second, {}, material, train=TRAIN, seed=7,
-        device=torch.device("cpu"), watch=events.append,
-    )  # fmt: skip
+        StepTraining(
+            strategy=Plain(),
+            model=Toy(),
+            teacher=teacher,
+            lesson=second,
+            memory={},
+            material=material,
+            train=TRAIN,
+            seed=7,
+            device=torch.device("cpu"),
+            watch=events.append,
+        )
+    )
     updates = sum(e["event"] == "update" for e in events)
     assert updates > 0
     assert teacher.asked == [(False, False)] * updates
@@ -304,10 +334,19 @@ def test_one_transfer_from_the_device_per_update(
             events.append(event)
 
         teach(
-            TwoTerms(), Toy(), None, lesson, {}, material,
-            train=replace(TRAIN, clip_norm=clip_norm), seed=7, device=torch.device("cpu"),
-            watch=watch,
-        )  # fmt: skip
+            StepTraining(
+                strategy=TwoTerms(),
+                model=Toy(),
+                teacher=None,
+                lesson=lesson,
+                memory={},
+                material=material,
+                train=replace(TRAIN, clip_norm=clip_norm),
+                seed=7,
+                device=torch.device("cpu"),
+                watch=watch,
+            )
+        )
     first_of_phase = ["item", "tolist"]  # a loader draws its seed, on the host, when it starts
     assert per_update == [first_of_phase if i in (0, 6) else ["tolist"] for i in range(18)]
     for event in events:
@@ -322,9 +361,19 @@ def test_a_bad_loss_changes_no_weight(lesson_and_material: tuple[Lesson, Materia
     events: list[dict[str, Any]] = []
     with pytest.raises(TrainingError, match="loss term 'mse' is not finite"):
         teach(
-            Plain(bad=True), model, None, lesson, {}, material, train=TRAIN, seed=7,
-            device=torch.device("cpu"), watch=events.append,
-        )  # fmt: skip
+            StepTraining(
+                strategy=Plain(bad=True),
+                model=model,
+                teacher=None,
+                lesson=lesson,
+                memory={},
+                material=material,
+                train=TRAIN,
+                seed=7,
+                device=torch.device("cpu"),
+                watch=events.append,
+            )
+        )
     assert events == []
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -353,7 +402,7 @@ class Phased(Plain):
             return Phase(name=name, epochs=1, constant=True, lr=0.5, validations=1)
         return None
 
-    def finish(self, step: Lesson, model: nn.Module, draws: Draws, memory: Memory) -> None:
+    def finish(self, step: Lesson, model: nn.Module, draws: DrawBatches, memory: Memory) -> None:
         self.seen.append([list(draws(2)), list(draws(2))])
 
 
@@ -366,9 +415,20 @@ def phased(
     torch.manual_seed(0)
     model, events = Toy(), []
     teach(
-        strategy, model, None, lesson, {}, material, train=TRAIN, seed=7,
-        device=torch.device("cpu"), watch=events.append, validate=validate,
-    )  # fmt: skip
+        StepTraining(
+            strategy=strategy,
+            model=model,
+            teacher=None,
+            lesson=lesson,
+            memory={},
+            material=material,
+            train=TRAIN,
+            seed=7,
+            device=torch.device("cpu"),
+            watch=events.append,
+            validate=validate,
+        )
+    )
     return model, events
 
 

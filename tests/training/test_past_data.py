@@ -21,7 +21,7 @@ from clbench.run.course import run_plan
 from clbench.run.plan import RunSettings, make_plan
 from clbench.store import run_folder
 from clbench.strategies.finetune import Finetune
-from clbench.strategy.contract import Draws, Lesson, Memory, Strategy
+from clbench.strategy.contract import DrawBatches, Lesson, Memory, Strategy
 from clbench.training.past_data import (
     FileAccessMonitor,
     listening_to_opens,
@@ -76,7 +76,7 @@ class OldImagePredictions(OldImage):
 class Burglar(Cheat):
     """Reads an image of step 1 from its file, past the catalog, and swallows every error."""
 
-    def finish(self, step: Lesson, model: Any, draws: Draws, memory: Memory) -> None:
+    def finish(self, step: Lesson, model: Any, draws: DrawBatches, memory: Memory) -> None:
         if step.number == 2:
             with contextlib.suppress(Exception):
                 Path(WANTED[0]).read_bytes()
