@@ -71,8 +71,8 @@ class Ilt(SoftmaxFinetune):
         if self.where == "everywhere":
             term = kd.mean()
         else:
-            kept = ~(batch.label[:, batch.new_index] == 1).any(dim=1)
-            term = torch.where(kept, kd, 0.0).sum() / kept.sum().clamp(min=1)
+            distilled = ~(batch.label[:, batch.new_index] == 1).any(dim=1)
+            term = torch.where(distilled, kd, 0.0).sum() / distilled.sum().clamp(min=1)
         terms["distill"] = self.weight * term
         if not self.freeze_encoder:
             terms["features"] = self.feature_weight * feature_mse(

@@ -45,5 +45,5 @@ class UniversalOnehot(Universal):
         """(structures of this step, 512 or 0): one-hot, or nothing."""
         if self.as_built:
             return torch.zeros(len(step.learns), 0)
-        found = onehot(step.structures, prompt="v3", path=None).array
-        return torch.from_numpy(found[len(step.old) :])
+        vectors = onehot(step.structures, prompt="v3", path=None).array
+        return torch.from_numpy(vectors[len(step.old) :])

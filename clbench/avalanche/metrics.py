@@ -92,23 +92,23 @@ def bwt_metrics(*, experience: bool = True, stream: bool = True) -> list[VolumeM
 def _scores(
     word: Word, label: str, *, experience: bool, stream: bool, structures: bool
 ) -> list[VolumeMetric]:
-    found: list[VolumeMetric] = []
+    metrics: list[VolumeMetric] = []
     if experience:
-        found.append(ExperienceScore(word, f"{label}_Exp"))
+        metrics.append(ExperienceScore(word, f"{label}_Exp"))
     if structures:
-        found.append(StructureScore(word, f"Class{label}_Exp"))
+        metrics.append(StructureScore(word, f"Class{label}_Exp"))
     if stream:
-        found.append(StreamScore(word, f"{label}_Stream"))
-    return found
+        metrics.append(StreamScore(word, f"{label}_Stream"))
+    return metrics
 
 
 def _changes(label: str, sign: float, *, experience: bool, stream: bool) -> list[VolumeMetric]:
-    found: list[VolumeMetric] = []
+    metrics: list[VolumeMetric] = []
     if experience:
-        found.append(ExperienceChange(f"Experience{label}", sign))
+        metrics.append(ExperienceChange(f"Experience{label}", sign))
     if stream:
-        found.append(StreamChange(f"Stream{label}", sign))
-    return found
+        metrics.append(StreamChange(f"Stream{label}", sign))
+    return metrics
 
 
 # ------------------------------------------------------------------------------------ the metrics
@@ -120,7 +120,7 @@ class VolumeMetric(_PluginMetric):  # type: ignore[misc]  # Avalanche has no typ
     def __init__(self, word: Word, name: str) -> None:
         super().__init__()
         self.word, self.name = word, name
-        self.found: dict[int, dict[str, float]] = {}
+        self.mean_scores: dict[int, dict[str, float]] = {}
         """Experience → structure → its mean score, in this evaluation."""
         self._random: list[Tensor] = []
 
@@ -129,11 +129,11 @@ class VolumeMetric(_PluginMetric):  # type: ignore[misc]  # Avalanche has no typ
 
     def reset(self) -> None:
         """Forget the scores of the last evaluation."""
-        self.found = {}
+        self.mean_scores = {}
 
     def result(self) -> dict[int, dict[str, float]]:
         """Experience → structure → mean score, of the last evaluation."""
-        return self.found
+        return self.mean_scores
 
     def before_eval(self, strategy: Any) -> None:
         """Begin an evaluation."""
@@ -147,7 +147,7 @@ class VolumeMetric(_PluginMetric):  # type: ignore[misc]  # Avalanche has no typ
         if group[0] is self:
             scores = _examine(strategy, sorted({m.word for m in group}))
             for metric in group:
-                metric.found[strategy.experience.current_experience] = scores[metric.word]
+                metric.mean_scores[strategy.experience.current_experience] = scores[metric.word]
         return list(self.of_experience(strategy))
 
     def after_eval(self, strategy: Any) -> list[Any]:
@@ -172,7 +172,7 @@ class VolumeMetric(_PluginMetric):  # type: ignore[misc]  # Avalanche has no typ
 
     def _of(self, experience: Any) -> dict[str, float]:
         """The scores of an experience's structures; nan where the model does not answer."""
-        have = self.found[experience.current_experience]
+        have = self.mean_scores[experience.current_experience]
         return {name: have.get(name, float("nan")) for name in experience.structures}
 
 
@@ -199,7 +199,7 @@ class StreamScore(VolumeMetric):
 
     def of_stream(self, strategy: Any) -> Iterable[Any]:
         """One value."""
-        score = continual.mean(v for scores in self.found.values() for v in scores.values())
+        score = continual.mean(v for scores in self.mean_scores.values() for v in scores.values())
         yield self._value(strategy, score, experience=False)
 
 
@@ -227,7 +227,7 @@ class _Change(VolumeMetric):
         The last evaluation of a time stands, as where training evaluates in between.
         """
         stream = self.scores.setdefault(strategy.experience.origin_stream.name, {})
-        now = self.found[experience]
+        now = self.mean_scores[experience]
         stream.update({(self.time, name): score for name, score in now.items()})
         own = self.taught.get(experience, self.time)
         known = {name: own for name in now if own < self.time and (own, name) in stream}
@@ -240,9 +240,9 @@ class ExperienceChange(_Change):
 
     def of_experience(self, strategy: Any) -> Iterable[Any]:
         """One value, or none for the experience just taught and those not taught yet."""
-        found = self._changes(strategy, strategy.experience.current_experience)
-        if found:
-            yield self._value(strategy, continual.mean(found.values()), experience=True)
+        changes = self._changes(strategy, strategy.experience.current_experience)
+        if changes:
+            yield self._value(strategy, continual.mean(changes.values()), experience=True)
 
 
 class StreamChange(_Change):
@@ -250,9 +250,9 @@ class StreamChange(_Change):
 
     def of_stream(self, strategy: Any) -> Iterable[Any]:
         """One value, or none while there is only one experience."""
-        found = [v for e in self.found for v in self._changes(strategy, e).values()]
-        if found:
-            yield self._value(strategy, continual.mean(found), experience=False)
+        changes = [v for e in self.mean_scores for v in self._changes(strategy, e).values()]
+        if changes:
+            yield self._value(strategy, continual.mean(changes), experience=False)
 
 
 # ---------------------------------------------------------------------------------------- measuring
@@ -336,14 +336,14 @@ def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]
     for case in experience.cases:
         volume = experience.volume(case)
         bits = server.predict(volume, postprocess=plan.profile.examine.postprocess)
-        found = measure(
+        scores = measure(
             native_rows(bits, volume),
             volume.native_bits(),
             spacing_of(volume.native_affine).tolist(),
             bit_pairs(known, volume, wanted),
             words,
         )
-        rows += metric_rows(found, wanted, volume, words, context)
+        rows += metric_rows(scores, wanted, volume, words, context)
     sources = [plan.catalog.source(n).name for n in range(1, last + 1)]
     return {
         word: {

@@ -223,11 +223,11 @@ class PluginSession(Session):
         d, count = self.context, 0
         while True:
             with self._moment("loader", epoch, count):
-                found = iter(self.proxy.dataloader)
+                batches = iter(self.proxy.dataloader)
             before = count
             while True:
                 with self._moment("draw", epoch, count):
-                    raw = next(found, None)
+                    raw = next(batches, None)
                     cases = tuple(self.crops.drawn)
                 if raw is None:
                     break

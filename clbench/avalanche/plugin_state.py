@@ -102,12 +102,12 @@ class _Writer:
 
     def _tensor(self, value: Tensor) -> dict[str, Any]:
         self.tensors.append(value.detach().clone())
-        found: dict[str, Any] = {"tensor": len(self.tensors) - 1}
+        entry: dict[str, Any] = {"tensor": len(self.tensors) - 1}
         if isinstance(value, nn.Parameter):
-            found["parameter"] = value.requires_grad
+            entry["parameter"] = value.requires_grad
         if value.device.type != "cpu":
-            found["moved"] = True
-        return found
+            entry["moved"] = True
+        return entry
 
     def _items(self, value: Mapping[Any, Any], where: str) -> list[Any]:
         return [[self(k, where), self(v, f"{where}.{k}")] for k, v in value.items()]
@@ -184,18 +184,18 @@ def unpack(
     Raises:
         AvalancheError: it names a class of a package whose objects are never written down.
     """
-    made: dict[int, Any] = {}
+    objects: dict[int, Any] = {}
 
     def keep(tree: Mapping[str, Any], value: Any) -> Any:
         if "as" in tree:
-            made[tree["as"]] = value
+            objects[tree["as"]] = value
         return value
 
     def read(tree: Any) -> Any:
         if not isinstance(tree, dict):
             return tree
         if "again" in tree:
-            return made[tree["again"]]
+            return objects[tree["again"]]
         if "tensor" in tree:
             value = memory[f"{KEY}.{tree['tensor']}"]
             assert isinstance(value, Tensor)  # noqa: S101  # pack wrote it
@@ -204,9 +204,9 @@ def unpack(
                 value = nn.Parameter(value, requires_grad=tree["parameter"])
             return keep(tree, value)
         if "array" in tree:
-            found = memory[f"{KEY}.{tree['array']}"]
-            assert isinstance(found, Tensor)  # noqa: S101  # pack wrote it
-            return found.numpy().copy()
+            array = memory[f"{KEY}.{tree['array']}"]
+            assert isinstance(array, Tensor)  # noqa: S101  # pack wrote it
+            return array.numpy().copy()
         if "cases" in tree:
             return keep(tree, dataset([(step, case) for step, case in tree["cases"]]))
         if "object" in tree:
@@ -238,11 +238,11 @@ def unpack(
 
 def stored(memory: Memory) -> list[CaseKey]:
     """The cases that the data sets of a packed object hold, sorted."""
-    found: set[CaseKey] = set()
+    cases: set[CaseKey] = set()
 
     def walk(tree: Any) -> None:
         if isinstance(tree, dict):
-            found.update((step, case) for step, case in tree.get("cases", ()))
+            cases.update((step, case) for step, case in tree.get("cases", ()))
             for value in tree.values():
                 walk(value)
         elif isinstance(tree, list):
@@ -250,7 +250,7 @@ def stored(memory: Memory) -> list[CaseKey]:
                 walk(value)
 
     walk(json.loads(str(memory.get(KEY, "null"))))
-    return sorted(found)
+    return sorted(cases)
 
 
 def _empty(tree: Mapping[str, Any]) -> Any:

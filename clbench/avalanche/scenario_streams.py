@@ -227,8 +227,8 @@ class _Crops(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)  # ends a plain `for` loop over the dataset
-        found = self.crops[index]
-        return _sample(found["image"], found["label"], self.classes)
+        item = self.crops[index]
+        return _sample(item["image"], item["label"], self.classes)
 
 
 class _Views(Dataset[Sample]):

@@ -62,16 +62,16 @@ def find_plugin(spec: str) -> type[Any]:
     module, _, name = spec.partition(":")
     base = load("avalanche.core").SupervisedPlugin
     avalanche = module.partition(".")[0] == "avalanche"
-    found = getattr(load(module) if avalanche else importlib.import_module(module), name, None)
-    if not (isinstance(found, type) and issubclass(found, base)):
+    kind = getattr(load(module) if avalanche else importlib.import_module(module), name, None)
+    if not (isinstance(kind, type) and issubclass(kind, base)):
         raise AvalancheError(
             "this is no plugin of Avalanche",
             where=spec,
             expected="a class that inherits from avalanche.core.SupervisedPlugin",
-            got=type(found).__name__ if not isinstance(found, type) else found.__qualname__,
+            got=type(kind).__name__ if not isinstance(kind, type) else kind.__qualname__,
         )
-    refuse(found)
-    return found
+    refuse(kind)
+    return kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,5 +113,5 @@ class PluginStrategy:
     def session(self, context: PhaseContext) -> Session:
         """The plugin takes part in every update."""
         module = importlib.import_module("clbench.avalanche.plugin_session")
-        made: Session = module.PluginSession(context, self)
-        return made
+        session: Session = module.PluginSession(context, self)
+        return session

@@ -59,8 +59,8 @@ class Backbone(nn.Module):
     def encode(self, image: Tensor) -> Maps:
         """The encoder's maps alone; checks the size."""
         self.check(tuple(image.shape[2:]), train=self.training)
-        found: Maps = self.encoder(image)
-        return found
+        maps: Maps = self.encoder(image)
+        return maps
 
     def check(self, shape: tuple[int, ...], *, train: bool) -> None:
         """Refuse a patch the network cannot work on, or cannot be trained on.
@@ -79,6 +79,15 @@ class Backbone(nn.Module):
 
     def _fit(self, size: int) -> int:
         return max(-(-size // self.stride) * self.stride, self.smallest)
+
+
+def _maps_down(x: Tensor, layers: nn.ModuleList, maps: Maps) -> Maps:
+    """Add what each layer makes of the map before it; the last is the bottleneck."""
+    for layer in layers:
+        x = layer(x)
+        maps[f"enc{len(maps)}"] = x
+    maps["bottleneck"] = maps.pop(f"enc{len(maps) - 1}")
+    return maps
 
 
 # --------------------------------------------------------------------------------- Swin UNETR
@@ -157,11 +166,7 @@ class _UNetEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Maps:
         x = self.conv_0(image)
-        maps = {"enc0": x}
-        for i, layer in enumerate(self.down, 1):
-            x = layer(x)
-            maps["bottleneck" if i == len(self.down) else f"enc{i}"] = x
-        return maps
+        return _maps_down(x, self.down, {"enc0": x})
 
 
 class _UNetDecoder(nn.Module):
@@ -170,11 +175,11 @@ class _UNetDecoder(nn.Module):
         self.up = nn.ModuleList([net.upcat_1, net.upcat_2, net.upcat_3, net.upcat_4])
 
     def forward(self, maps: Mapping[str, Tensor]) -> Maps:
-        x, found = maps["bottleneck"], {}
+        x, decoded = maps["bottleneck"], {}
         for i in reversed(range(len(self.up))):
             x = self.up[i](x, maps[f"enc{i}"])
-            found[f"dec{i - 1}" if i else "final"] = x
-        return found
+            decoded[f"dec{i - 1}" if i else "final"] = x
+        return decoded
 
 
 def unet(size: int = 32) -> Backbone:
@@ -203,12 +208,7 @@ class _ResEncoder(nn.Module):
         self.down_layers: nn.ModuleList = net.down_layers
 
     def forward(self, image: Tensor) -> Maps:
-        x = self.convInit(image)
-        maps: Maps = {}
-        for i, layer in enumerate(self.down_layers):
-            x = layer(x)
-            maps["bottleneck" if i == len(self.down_layers) - 1 else f"enc{i}"] = x
-        return maps
+        return _maps_down(self.convInit(image), self.down_layers, {})
 
 
 class _ResDecoder(nn.Module):
@@ -218,12 +218,12 @@ class _ResDecoder(nn.Module):
         self.up_layers: nn.ModuleList = net.up_layers
 
     def forward(self, maps: Mapping[str, Tensor]) -> Maps:
-        x, found = maps["bottleneck"], {}
+        x, decoded = maps["bottleneck"], {}
         last = len(self.up_layers) - 1
         for i, (up, layer) in enumerate(zip(self.up_samples, self.up_layers, strict=True)):
             x = layer(up(x) + maps[f"enc{last - i}"])
-            found["final" if i == last else f"dec{last - 1 - i}"] = x
-        return found
+            decoded["final" if i == last else f"dec{last - 1 - i}"] = x
+        return decoded
 
 
 def segresnet(size: int = 16) -> Backbone:
@@ -268,12 +268,7 @@ class _SmallEncoder(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Maps:
-        maps: Maps = {}
-        x = image
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            maps["bottleneck" if i == len(self.blocks) - 1 else f"enc{i}"] = x
-        return maps
+        return _maps_down(image, self.blocks, {})
 
 
 class _SmallDecoder(nn.Module):
@@ -285,13 +280,13 @@ class _SmallDecoder(nn.Module):
         self.blocks = nn.ModuleList(_convolutions(a, a, 1) for a in widths[:-1])
 
     def forward(self, maps: Mapping[str, Tensor]) -> Maps:
-        x, found = maps["bottleneck"], {}
+        x, decoded = maps["bottleneck"], {}
         for i in reversed(range(len(self.blocks))):
             x = functional.interpolate(self.narrow[i](x), scale_factor=2.0, mode="nearest")
             # added, not concatenated: a third of the time of the finest level on a CPU
             x = self.blocks[i](x + maps[f"enc{i}"])
-            found[f"dec{i - 1}" if i else "final"] = x
-        return found
+            decoded[f"dec{i - 1}" if i else "final"] = x
+        return decoded
 
 
 def small_unet(size: int = 16) -> Backbone:

@@ -88,11 +88,11 @@ def one_winner(p: torch.Tensor, structures: Sequence[str]) -> torch.Tensor:
         (B, K, …): p, capped at 0.5 where an exclusive structure is more probable (of equal ones
         the earlier stays).
     """
-    found = p.clone()
+    capped = p.clone()
     for k, name in enumerate(structures):
         for j, other in enumerate(structures):
             if j == k or name in ancestors(other) or other in ancestors(name):
                 continue
             beaten = p[:, j] > p[:, k] if j > k else p[:, j] >= p[:, k]
-            found[:, k] = torch.where(beaten, found[:, k].clamp(max=0.5), found[:, k])
-    return found
+            capped[:, k] = torch.where(beaten, capped[:, k].clamp(max=0.5), capped[:, k])
+    return capped

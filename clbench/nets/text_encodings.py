@@ -163,9 +163,9 @@ def clip(structures: Sequence[str], *, prompt: str, path: str | None) -> Vectors
             got=err,
             next_step="fetch them with open_clip once, or pass --set text.path=FILE",
         ) from err
-    words = [PROMPTS[prompt].format(structure(s).prompt) for s in structures]
+    sentences = [PROMPTS[prompt].format(structure(s).prompt) for s in structures]
     with torch.no_grad():
-        rows = model.encode_text(open_clip.get_tokenizer("ViT-B-32")(words)).numpy()
+        rows = model.encode_text(open_clip.get_tokenizer("ViT-B-32")(sentences)).numpy()
     return fit(
         rows,
         structures,
@@ -261,10 +261,10 @@ def _read(path: Path) -> Any:
             return load_safetensors(path.read_bytes())
         if path.suffix == ".npy":
             return read_npy(path)
-        found = unpack(path)
-        if isinstance(found, Mapping):
-            return {k: _plain(v) for k, v in found.items() if isinstance(v, torch.Tensor)}
-        return _plain(found)
+        content = unpack(path)
+        if isinstance(content, Mapping):
+            return {k: _plain(v) for k, v in content.items() if isinstance(v, torch.Tensor)}
+        return _plain(content)
     except FileNotFoundError:
         raise SettingError(
             "the file of text vectors does not exist", where="text.path", got=path

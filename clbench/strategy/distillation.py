@@ -209,7 +209,7 @@ def legacy_thresholds(histogram: Tensor, *, floor: float) -> Tensor:
     Source: the public code of Douillard et al., CVPR 2021.
     """
     bins = histogram.shape[1]
-    found = torch.full((len(histogram),), floor)
+    thresholds = torch.full((len(histogram),), floor)
     for c, counts in enumerate(histogram.double()):
         half, walked = counts.sum() / 2, 0.0
         if half <= 0:
@@ -219,8 +219,8 @@ def legacy_thresholds(histogram: Tensor, *, floor: float) -> Tensor:
                 break
             walked += place
         value = (place + (half - walked) / counts[place]) / bins  # may be infinite: all pass
-        found[c] = value if not value < floor else floor
-    return found
+        thresholds[c] = value if not value < floor else floor
+    return thresholds
 
 
 def entropy_gate(old: Tensor, thresholds: Tensor, *, scale: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -363,8 +363,8 @@ def local_pod(
             pooled = split.mean(dim=axes).flatten(1)
             norms.append(torch.linalg.vector_norm(pooled, dim=1))
     # the norm of norms is the norm of all; its gradient at 0 is 0, which a square root's is not
-    found: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
-    return found
+    distance: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return distance
 
 
 def pod(

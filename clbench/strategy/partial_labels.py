@@ -200,7 +200,7 @@ def decode_channels(logits: Tensor, structures: Sequence[str], *, exclusive: boo
     winner = logits.argmax(dim=1)
     half = torch.tensor(0.5, device=p.device)
     above = torch.nextafter(half, torch.ones_like(half))
-    found = torch.empty_like(p[:, 1:])
+    probabilities = torch.empty_like(p[:, 1:])
     for k, name in enumerate(structures):
         below = (name,) if exclusive else with_descendants(name, structures)
         channels = [1 + list(structures).index(s) for s in below]
@@ -208,5 +208,5 @@ def decode_channels(logits: Tensor, structures: Sequence[str], *, exclusive: boo
         for c in channels:
             chosen |= winner == c
         total = p[:, channels].sum(dim=1)
-        found[:, k] = torch.where(chosen, total.clamp(min=above), total.clamp(max=half))
-    return found
+        probabilities[:, k] = torch.where(chosen, total.clamp(min=above), total.clamp(max=half))
+    return probabilities

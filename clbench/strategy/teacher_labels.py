@@ -54,9 +54,9 @@ def pseudo_labels(
     slabs = []
     for _, _, p in old.probabilities(volume):
         slabs.append((p > 0.5) if hard else (p * PSEUDO_SCALE).round().to(torch.uint8))
-    found = torch.cat(slabs, dim=1)
+    labels = torch.cat(slabs, dim=1)
     if hard:
         if clean is not None:
-            found = clean(found, old.structures)
-        found = found.to(torch.uint8) * PSEUDO_SCALE
-    return found
+            labels = clean(labels, old.structures)
+        labels = labels.to(torch.uint8) * PSEUDO_SCALE
+    return labels

@@ -69,15 +69,15 @@ class StrategyHarness:
 
     def traits(self) -> dict[str, Any]:
         """Everything the strategy object and its classes hold that is not code."""
-        found: dict[str, Any] = {f"self.{k}": v for k, v in vars(self.strategy).items()}
+        traits: dict[str, Any] = {f"self.{k}": v for k, v in vars(self.strategy).items()}
         for kind in type(self.strategy).__mro__:
             if kind in (Strategy, object):
                 continue
             for key, value in vars(kind).items():
                 plain = isinstance(value, bool | int | float | str | list | dict | set | tuple)
                 if (plain or isinstance(value, Tensor)) and not key.startswith("__"):
-                    found[f"{kind.__name__}.{key}"] = value
-        return copy.deepcopy(found)
+                    traits[f"{kind.__name__}.{key}"] = value
+        return copy.deepcopy(traits)
 
     def settings(self, out: str) -> RunSettings:
         """Settings of a run of this course into a folder of its own."""
@@ -241,7 +241,7 @@ class StrategyHarness:
         return new, old
 
 
-def words(strategy: Strategy) -> str:
+def describe(strategy: Strategy) -> str:
     """The strategy and its hyperparameters."""
     values = ", ".join(f"{f.name}={getattr(strategy, f.name)!r}" for f in fields(strategy))
     return f"{type(strategy).__name__}({values})"

@@ -10,7 +10,7 @@ from typing import Any
 from clbench.run.plan import load_strategy
 from clbench.strategy.contract import Strategy
 from clbench.testing.fixtures import reproducible
-from clbench.testing.harness import StrategyHarness, words
+from clbench.testing.harness import StrategyHarness, describe
 from clbench.testing.report import Report, Rule, judge
 from clbench.testing.rules import contract, hooks, losses, unknown_labels, whole_run
 
@@ -86,17 +86,17 @@ def check_strategy(
         ClbenchError: there is no such strategy, hyperparameter or rule.
     """
     if isinstance(strategy, str):
-        name, made = strategy, load_strategy(strategy, overrides or {})
+        name, method = strategy, load_strategy(strategy, overrides or {})
     else:
-        name, made = type(strategy).__name__, strategy
-    promised: Any = getattr(made, "declaration", made)  # what is no `Strategy` is a finding below
+        name, method = type(strategy).__name__, strategy
+    promised: Any = getattr(method, "declaration", method)  # of no `Strategy`: a rule says so
     declared = (
         f"declares past={promised.past}, starts_from={promised.starts_from}, "
         f"unlabelled={promised.unlabelled}, keeps_old_logits={promised.keeps_old_logits}, "
         f"penalties=({', '.join(map(str, promised.penalties))})"
     )
-    report = Report(title=f"strategy {name}: {words(made)}", facts=(declared,))
+    report = Report(title=f"strategy {name}: {describe(method)}", facts=(declared,))
     with tempfile.TemporaryDirectory(prefix="clbench-check-") as folder, reproducible():
         home = Path(folder)
-        harness = StrategyHarness(made, name=name, folder=home, cache=cache or home / "cache")
+        harness = StrategyHarness(method, name=name, folder=home, cache=cache or home / "cache")
         return judge(harness, RULES, report, only)

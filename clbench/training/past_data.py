@@ -33,8 +33,8 @@ def refuse_undeclared(strategy: Strategy, lesson: Lesson, memory: Memory) -> Non
     if lesson.number == 1 or strategy.declaration.past != "nothing":
         return
     asked = [
-        words
-        for asks, words in (
+        what
+        for asks, what in (
             (
                 strategy.declaration.starts_from == "previous",
                 "the old weights (starts_from = 'previous')",
@@ -74,10 +74,10 @@ def refuse_lost_cases(
     """
     if catalog.past != "cases":
         return
-    kept = set(ledger.get(str(lesson.number - 1), {}).get("train", ()))
+    stored = set(ledger.get(str(lesson.number - 1), {}).get("train", ()))
     for step, case in extra:
         name = f"{catalog.source(step).name}/{case}"
-        if step < lesson.number - 1 and name not in kept:
+        if step < lesson.number - 1 and name not in stored:
             raise TrainingError(
                 "a strategy opened a case of an earlier step that it had not stored",
                 where=f"step {lesson.number}, {name} of step {step}",
@@ -183,8 +183,8 @@ class FileAccessMonitor:
         self.cases: dict[str, tuple[str, str]] = {
             str(path): (source, case)
             for source, files in catalog.files.items()
-            for case, found in files.items()
-            for path in found.files
+            for case, of_case in files.items()
+            for path in of_case.files
         }
         self.unrecorded_reads: list[tuple[int, str, str]] = []
         """(step, source, case) read past the catalog."""

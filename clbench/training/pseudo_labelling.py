@@ -65,31 +65,31 @@ def prepare(
         start = time.monotonic()
         target, other = folder / case, folder / f"{case}.pt"
         volume = catalog.open(lesson.number, case, "pseudo")
-        kept = _finished(target, other)
-        if kept is not None:
-            done.kept_s += kept["seconds"]
+        finished = _finished(target, other)
+        if finished is not None:
+            done.kept_s += finished["seconds"]
         else:
-            made = dict(strategy.prepare_case(lesson, volume, old))
-            maps = made.pop("pseudo", None)
+            prepared = dict(strategy.prepare_case(lesson, volume, old))
+            maps = prepared.pop("pseudo", None)
             if maps is not None:
                 write_pseudo(target, lesson.old, maps.numpy())
-            kept = {
-                "made": made,
+            finished = {
+                "made": prepared,
                 "model": mark,
                 "map": None if maps is None else digest(target),
                 "seconds": time.monotonic() - start,
             }
-            checkpoint.save(other, kept)  # last: its presence says that all is there
-        if kept["model"] != mark:
+            checkpoint.save(other, finished)  # last: its presence says that all is there
+        if finished["model"] != mark:
             raise StoreError(
                 "pseudo labels that another model made",
                 where=target,
                 expected=f"by the model after step {lesson.number - 1}, {mark}",
-                got=kept["model"],
+                got=finished["model"],
                 next_step=f"delete {folder} and run the same command again",
             )
-        rest[case] = kept["made"]
-        if kept["map"] is not None:
+        rest[case] = finished["made"]
+        if finished["map"] is not None:
             done.maps[lesson.number, case] = PseudoMap.open(target)
         watch({"event": "pseudo", "done": number, "of": len(lesson.cases), "case": case})
         signals.check(f"step {lesson.number}, pseudo labels, case {case}")
@@ -100,9 +100,9 @@ def prepare(
 def _finished(target: Path, other: Path) -> dict[str, Any] | None:
     """What was kept of a case; None where it is absent, damaged or altered."""
     try:
-        kept = checkpoint.load(other)
-        if kept["map"] is None or kept["map"] == digest(target):
-            return kept
+        finished = checkpoint.load(other)
+        if finished["map"] is None or finished["map"] == digest(target):
+            return finished
     except (StoreError, KeyError):
         pass
     return None

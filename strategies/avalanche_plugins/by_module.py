@@ -42,7 +42,7 @@ def by_module(spec: str, overrides: Mapping[str, Any]) -> Strategy:
         sys.path.append(here)  # last: nothing installed is hidden by a file that lies around
     make_torchvision_importable()  # the module may import Avalanche in its first line
     try:
-        found = getattr(importlib.import_module(module), name)
+        kind = getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError, TypeError, ValueError) as err:
         raise UnknownName(
             f"there is no strategy {spec!r}: {err}",
@@ -50,8 +50,8 @@ def by_module(spec: str, overrides: Mapping[str, Any]) -> Strategy:
             expected="module:Class, the module installed or in the current folder",
             next_step="see `clbench list` for the strategies that have a name",
         ) from err
-    if isinstance(found, type) and issubclass(found, Strategy):
-        return change(found(), overrides, "strategy")
+    if isinstance(kind, type) and issubclass(kind, Strategy):
+        return change(kind(), overrides, "strategy")
     return plugged(spec, find_plugin(spec), overrides)
 
 
@@ -63,11 +63,11 @@ def plugged(spec: str, kind: type[Any], overrides: Mapping[str, Any]) -> Strateg
     """
     given = dict(overrides)
     required: dict[str, Any] = {}
-    made: list[tuple[str, Any, Any]] = []
+    options: list[tuple[str, Any, Any]] = []
     for name, parameter in inspect.signature(kind).parameters.items():
         default = parameter.default
         if type(default) in PLAIN:
-            made.append((name, type(default), field(default=default)))
+            options.append((name, type(default), field(default=default)))
         elif default is inspect.Parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,
             parameter.VAR_KEYWORD,
@@ -79,12 +79,12 @@ def plugged(spec: str, kind: type[Any], overrides: Mapping[str, Any]) -> Strateg
                     next_step=f"--set strategy.{name}=VALUE",
                 )
             required[name] = _literal(given.pop(name))
-            made.append((name, type(required[name]), field()))
+            options.append((name, type(required[name]), field()))
         elif default is None:
-            made.append((name, int | float | str | None, field(default=None)))
+            options.append((name, int | float | str | None, field(default=None)))
             if name in given:
                 required[name] = _literal(given.pop(name))
-    names = tuple(name for name, _, _ in made)
+    names = tuple(name for name, _, _ in options)
 
     def arguments(self: PluginStrategy) -> dict[str, Any]:
         return {n: getattr(self, n) for n in names}
@@ -104,7 +104,7 @@ def plugged(spec: str, kind: type[Any], overrides: Mapping[str, Any]) -> Strateg
         )
     # named as it was asked for, so that no other class of the same name shares its runs
     strategy = make_dataclass(
-        spec, made, bases=bases, frozen=True, kw_only=True,
+        spec, options, bases=bases, frozen=True, kw_only=True,
         namespace={"plugin": spec, "arguments": arguments, "__module__": __name__},
     )  # fmt: skip
     return change(strategy(**required), given, "strategy")  # type: ignore[no-any-return]

@@ -174,12 +174,9 @@ def course_costs(
             got=target,
         )
     steps: list[StepCost] = []
-    last: nn.Module | None = None
     for lesson, model, stored in grown(m.strategy, m.kit, m.lessons):
         steps.append(step_cost(m.strategy, lesson, model, stored, m.patch_vox))
-        last = model
-    assert last is not None  # noqa: S101  # a course has a step; tells the type checker
-    growth, notes = growth_of(m.strategy, m.kit, last, m.lessons[-1], m.patch_vox, target)
+    growth, notes = growth_of(m.strategy, m.kit, model, m.lessons[-1], m.patch_vox, target)
     return Costs(
         bench=m.bench,
         bench_version=m.bench_version,
@@ -248,8 +245,8 @@ def growth_of(
         _grown(strategy, kit, model, last, patch, *more)
         for more in ([], [[a]], [[a, b]], [[a], [b]])
     )
-    per_class, per_step = _minus(two, one), _minus(twice, two)
-    if _plus(here, per_class, per_step) != one:
+    per_class, per_step = _total((1, two), (-1, one)), _total((1, twice), (-1, two))
+    if _total((1, here), (1, per_class), (1, per_step)) != one:
         return None, ("growth is not carried on: the cost is no line in structures and steps",)
     more = target - len(learned)
     return (
@@ -257,28 +254,17 @@ def growth_of(
             per_class=per_class,
             per_step=per_step,
             target=target,
-            one_step=_plus(here, _times(per_class, more), _times(per_step, min(more, 1))),
-            step_each=_plus(here, _times(per_class, more), _times(per_step, more)),
+            one_step=_total((1, here), (more, per_class), (min(more, 1), per_step)),
+            step_each=_total((1, here), (more, per_class), (more, per_step)),
         ),
         (),
     )
 
 
-def _plus(*sizes: Size) -> Size:
+def _total(*terms: tuple[int, Size]) -> Size:
+    """The sum of some sizes, each so many times."""
     return Size(
-        parameters=sum(s.parameters for s in sizes),
-        forward_macs=sum(s.forward_macs for s in sizes),
-        fewest_parameters=sum(s.fewest_parameters for s in sizes),
+        parameters=sum(n * size.parameters for n, size in terms),
+        forward_macs=sum(n * size.forward_macs for n, size in terms),
+        fewest_parameters=sum(n * size.fewest_parameters for n, size in terms),
     )
-
-
-def _times(size: Size, n: int) -> Size:
-    return Size(
-        parameters=size.parameters * n,
-        forward_macs=size.forward_macs * n,
-        fewest_parameters=size.fewest_parameters * n,
-    )
-
-
-def _minus(a: Size, b: Size) -> Size:
-    return _plus(a, _times(b, -1))

@@ -46,16 +46,16 @@ class Meter:
             **kwargs: its named arguments.
         """
         start = time.monotonic()
-        found = function(*args, **kwargs)
+        answer = function(*args, **kwargs)
         self.laps_s.append(time.monotonic() - start)
-        return found
+        return answer
 
     def peaks(self, of: str = "") -> dict[str, int]:
         """`peak_rss_bytes`, and on a GPU `peak_cuda_bytes`; `of` goes in front of the names."""
-        found = {f"{of}peak_rss_bytes": _peak_rss_bytes()}
+        peaks_bytes = {f"{of}peak_rss_bytes": _peak_rss_bytes()}
         if self.device.type == "cuda":
-            found[f"{of}peak_cuda_bytes"] = torch.cuda.max_memory_allocated(self.device)
-        return found
+            peaks_bytes[f"{of}peak_cuda_bytes"] = torch.cuda.max_memory_allocated(self.device)
+        return peaks_bytes
 
     def inference(self) -> dict[str, float]:
         """What was timed: seconds in all, the median of a case, and peak memory.

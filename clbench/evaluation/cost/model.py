@@ -53,19 +53,19 @@ class StepCost:
 
 def parts(model: nn.Module) -> dict[str, list[Scope]]:
     """Part → the modules and methods it runs in, for `multiply_adds.count`."""
-    found: dict[str, list[Scope]] = {p: [] for p in PARTS if p != OTHER}
+    scopes: dict[str, list[Scope]] = {p: [] for p in PARTS if p != OTHER}
     for module in model.modules():
         if isinstance(module, Backbone):
-            found["encoder"].append(module.encoder)
-            found["decoder"].append(module.decoder)
+            scopes["encoder"].append(module.encoder)
+            scopes["decoder"].append(module.decoder)
         elif isinstance(module, GrowingDecoders):
-            found["decoder"] += module.decoders
-            found["heads"] += module.heads
+            scopes["decoder"] += module.decoders
+            scopes["heads"] += module.heads
         elif isinstance(module, Segmenter):
-            found["heads"].append(module.head)
+            scopes["heads"].append(module.head)
         if callable(getattr(module, GENERATE, None)):
-            found["generator"].append((module, GENERATE))
-    return found
+            scopes["generator"].append((module, GENERATE))
+    return scopes
 
 
 def forward_macs(model: nn.Module, patch_vox: Sequence[int]) -> dict[str, int]:
@@ -75,8 +75,8 @@ def forward_macs(model: nn.Module, patch_vox: Sequence[int]) -> dict[str, int]:
         CostError: an operator cannot be counted.
         SettingError: the network cannot work on patches of this size.
     """
-    found = count(model, [(1, 1, *patch_vox)], parts)
-    return {part: found.get(part, 0) for part in PARTS}
+    macs = count(model, [(1, 1, *patch_vox)], parts)
+    return {part: macs.get(part, 0) for part in PARTS}
 
 
 def lessons_of(benchmark: Benchmark) -> list[Lesson]:

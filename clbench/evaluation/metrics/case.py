@@ -47,19 +47,19 @@ def parse_words(text: str) -> tuple[str, ...]:
         >>> parse_words("dice, nsd_sweep, dice, nsd_1.50mm")
         ('dice', 'nsd_1mm', 'nsd_2mm', 'nsd_3mm', 'nsd_1.5mm')
     """
-    found: list[str] = []
+    metrics: list[str] = []
     for word in filter(None, (w.strip() for w in text.split(","))):
         if word == "nsd_sweep":
-            found += [f"nsd_{t:g}mm" for t in SWEEP_MM]
+            metrics += [f"nsd_{t:g}mm" for t in SWEEP_MM]
         elif word in WORDS or _PATIENT.fullmatch(word):
-            found.append(word)
+            metrics.append(word)
         elif (tolerance := _NSD.fullmatch(word)) and float(tolerance[1]) > 0:
-            found.append(f"nsd_{float(tolerance[1]):g}mm")
+            metrics.append(f"nsd_{float(tolerance[1]):g}mm")
         else:
             raise _unknown(word)
-    if not found:
+    if not metrics:
         raise SettingError("no metric is named", where="--metrics", expected=", ".join(WORDS))
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(metrics))
 
 
 def _unknown(word: str) -> SettingError:
@@ -94,11 +94,14 @@ def implementations(words: Sequence[str]) -> dict[str, dict[str, Any]]:
         >>> implementations(["dice"])
         {'dice': {'implementation': 'clbench.metrics.overlap: exact voxel counts', 'version': 1}}
     """
-    made: dict[str, dict[str, Any]] = {}
+    versions: dict[str, dict[str, Any]] = {}
     for word in words:
         code = _of_word("nsd_1mm" if word == "nsd" else word)[0].code
-        made[word.split("_")[0]] = {"implementation": code.IMPLEMENTATION, "version": code.VERSION}
-    return made
+        versions[word.split("_")[0]] = {
+            "implementation": code.IMPLEMENTATION,
+            "version": code.VERSION,
+        }
+    return versions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -64,11 +64,11 @@ def cells(
         >>> cells(rows, ["lits"], scoring="strict", patient_of={"lits/1": "A", "lits/2": "A"})
         {(1, 'liver'): Cell(value=0.5, cases=3, missed=0)}
     """
-    found: dict[tuple[int, str], list[Score]] = {}
+    by_cell: dict[tuple[int, str], list[Score]] = {}
     for r in rows:
         if r.scoring == scoring and r.measures(metric) and r.eval_set == sources[r.learned_at - 1]:
-            found.setdefault((r.step, r.structure), []).append(r)
-    return {key: _cell(values, patient_of) for key, values in found.items()}
+            by_cell.setdefault((r.step, r.structure), []).append(r)
+    return {key: _cell(values, patient_of) for key, values in by_cell.items()}
 
 
 def _cell(rows: Sequence[Score], patient_of: Mapping[str, str]) -> Cell:
@@ -97,12 +97,12 @@ def per_patient(
         >>> per_patient(scores, "lits", {"lits/scan1": "A", "lits/scan2": "A"})
         {'A': 0.75, 'scan3': nan}
     """
-    found: dict[str, list[float]] = {}
+    by_patient: dict[str, list[float]] = {}
     for case, value in values.items():
-        mine = found.setdefault(patient_of.get(f"{source}/{case}", case), [])
+        mine = by_patient.setdefault(patient_of.get(f"{source}/{case}", case), [])
         if not math.isnan(value):
             mine.append(value)
-    return {patient: mean(mine) for patient, mine in found.items()}
+    return {patient: mean(mine) for patient, mine in by_patient.items()}
 
 
 def mean(values: Iterable[float]) -> float:
@@ -407,7 +407,7 @@ def domain_transfer(
         a model that grows by classes has no output for it.
     """
     first = {name: sources.index(name) + 1 for name in sources}
-    found: dict[tuple[str, str], list[Score]] = {}
+    by_cell: dict[tuple[str, str], list[Score]] = {}
     for row in rows:
         taught = first.get(row.eval_set, 0)
         if (
@@ -417,8 +417,8 @@ def domain_transfer(
             and row.step == taught - 1
             and row.eval_set != sources[row.learned_at - 1]
         ):
-            found.setdefault((row.structure, row.eval_set), []).append(row)
-    return {key: _cell(values, patient_of) for key, values in found.items()}
+            by_cell.setdefault((row.structure, row.eval_set), []).append(row)
+    return {key: _cell(values, patient_of) for key, values in by_cell.items()}
 
 
 def harmonic(old: float, new: float) -> float:

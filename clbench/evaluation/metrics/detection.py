@@ -89,11 +89,11 @@ def lesions(pred: NDArray[Any], truth: NDArray[Any]) -> Lesions:
     p, n_pred = _label(pred)
     t, n_truth = _label(truth)
     both = np.asarray(pred, dtype=bool) & np.asarray(truth, dtype=bool)
-    true, found = np.unique(p[both]).size, np.unique(t[both]).size
+    true, hit = np.unique(p[both]).size, np.unique(t[both]).size
     sizes = np.bincount(p.ravel())[1:]
     return Lesions(
         truth=n_truth,
-        found=int(found),
+        found=int(hit),
         pred=n_pred,
         false=n_pred - int(true),
         largest_pred_vox=int(sizes.max(initial=0)),
@@ -164,11 +164,11 @@ def by_patient(
         >>> by_patient([("A", True, False), ("A", True, True), ("B", False, False)])
         [(True, True), (False, False)]
     """
-    found: dict[str, tuple[bool, bool]] = {}
+    of_patient: dict[str, tuple[bool, bool]] = {}
     for patient, truth, called in calls:
-        before = found.get(patient, (False, False))
-        found[patient] = (before[0] or truth, before[1] or called)
-    return list(found.values())
+        before = of_patient.get(patient, (False, False))
+        of_patient[patient] = (before[0] or truth, before[1] or called)
+    return list(of_patient.values())
 
 
 def patient_level(called: Iterable[tuple[bool, bool]]) -> PatientDetection:

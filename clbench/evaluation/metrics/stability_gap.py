@@ -201,13 +201,13 @@ def curves(rows: Iterable[TraceRow], step: int) -> dict[str, dict[int, float]]:
         >>> curves(rows, step=2)
         {'liver': {0: 0.75, 9: 0.375}}
     """
-    found: dict[str, dict[int, dict[tuple[str, str], float]]] = {}
+    values: dict[str, dict[int, dict[tuple[str, str], float]]] = {}
     for row in rows:
         if row.step == step and not math.isnan(row.value):
-            by_update = found.setdefault(row.structure, {})
+            by_update = values.setdefault(row.structure, {})
             by_update.setdefault(row.update, {})[row.eval_set, row.case] = row.value
-    updates = {u for by_update in found.values() for u in by_update}
-    for name, by_update in found.items():
+    updates = {u for by_update in values.values() for u in by_update}
+    for name, by_update in values.items():
         if len({frozenset(cases) for cases in by_update.values()}) > 1 or len(by_update) < len(
             updates
         ):
@@ -218,7 +218,7 @@ def curves(rows: Iterable[TraceRow], step: int) -> dict[str, dict[int, float]]:
             )
     return {
         name: {update: mean(cases.values()) for update, cases in sorted(by_update.items())}
-        for name, by_update in found.items()
+        for name, by_update in values.items()
     }
 
 

@@ -45,8 +45,8 @@ class Surfaces:
     def of(self, bit: int) -> NDArray[np.int64]:
         """(n,) flat indices of the surface of one structure, ascending."""
         member = (self.pattern >> self.pattern.dtype.type(bit) & 1).astype(bool)
-        found: NDArray[np.int64] = self.index[member]
-        return found
+        surface: NDArray[np.int64] = self.index[member]
+        return surface
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +77,7 @@ def surfaces(rows: Rows, shape: tuple[int, int, int]) -> Surfaces:
     """
     depth, height, width = shape
     step = max(1, _SLAB_VOX // max(1, height * width))
-    found: list[tuple[NDArray[np.int64], Bits]] = []
+    parts: list[tuple[NDArray[np.int64], Bits]] = []
     for low in range(0, depth, step):
         high = min(low + step, depth)
         first = max(low - 1, 0)
@@ -101,10 +101,10 @@ def surfaces(rows: Rows, shape: tuple[int, int, int]) -> Surfaces:
         inside[:, :, [0, -1]] = 0
         edge = np.ravel(core & ~inside)
         at = np.flatnonzero(edge)
-        found.append((at + low * height * width, edge[at]))
+        parts.append((at + low * height * width, edge[at]))
     return Surfaces(
-        index=np.concatenate([i for i, _ in found]),
-        pattern=np.concatenate([p for _, p in found]),
+        index=np.concatenate([i for i, _ in parts]),
+        pattern=np.concatenate([p for _, p in parts]),
         shape=shape,
     )
 
@@ -152,7 +152,7 @@ def distances(
     return Distances(pred_mm=directed(pred, truth), truth_mm=directed(truth, pred))
 
 
-def surface_dice(found: Distances, tolerance_mm: float) -> float:
+def surface_dice(distances_mm: Distances, tolerance_mm: float) -> float:
     """Normalized surface Dice (NSD): the share of both surfaces within a tolerance of the other.
 
     (|S_P within τ of S_G| + |S_G within τ of S_P|) / (|S_P| + |S_G|), in [0, 1], counted in
@@ -172,11 +172,13 @@ def surface_dice(found: Distances, tolerance_mm: float) -> float:
         differs by up to 0.15 on small objects with thick slices. `SLACK_MM` is added to τ.
     """
     limit = tolerance_mm + SLACK_MM
-    near = np.count_nonzero(found.pred_mm <= limit) + np.count_nonzero(found.truth_mm <= limit)
-    return float(near / (len(found.pred_mm) + len(found.truth_mm)))
+    near = np.count_nonzero(distances_mm.pred_mm <= limit) + np.count_nonzero(
+        distances_mm.truth_mm <= limit
+    )
+    return float(near / (len(distances_mm.pred_mm) + len(distances_mm.truth_mm)))
 
 
-def hd95(found: Distances) -> float:
+def hd95(distances_mm: Distances) -> float:
     """The 95th-percentile Hausdorff distance: the larger of the two directed percentiles, in mm.
 
     Percentiles interpolate linearly between ranks. Empty masks are the caller's: nan where the
@@ -195,7 +197,7 @@ def hd95(found: Distances) -> float:
         weighs by area. MONAI gives nan for a missed structure, which a mean then drops, so that
         forgetting looks like improvement.
     """
-    return max(float(np.percentile(d, 95)) for d in (found.pred_mm, found.truth_mm))
+    return max(float(np.percentile(d, 95)) for d in (distances_mm.pred_mm, distances_mm.truth_mm))
 
 
 def assd(found: Distances) -> float:

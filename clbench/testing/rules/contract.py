@@ -47,12 +47,12 @@ def declarations_are_legal(harness: StrategyHarness) -> None:
             expected="@dataclass(frozen=True, kw_only=True) above the class",
             next_step="hyperparameters are fields; what changes lives in memory",
         )
-    for name, words in ALLOWED.items():
-        if getattr(strategy.declaration, name) not in words:
+    for name, allowed in ALLOWED.items():
+        if getattr(strategy.declaration, name) not in allowed:
             raise Broken(
                 f"{name} is declared with a word that does not exist",
                 where=f"{type(strategy).__qualname__}.{name}",
-                expected=f"one of {', '.join(words)}",
+                expected=f"one of {', '.join(allowed)}",
                 got=getattr(strategy.declaration, name),
             )
     version = strategy.version
@@ -139,8 +139,8 @@ def grows_in_any_order(harness: StrategyHarness) -> None:
                 model = harness.strategy.build(kit, lesson)
             else:
                 harness.strategy.grow(model, kit, lesson)
-            found = _answer(model, lesson)
-            decoded = harness.strategy.decode(found.logits, lesson.structures)
+            output = _answer(model, lesson)
+            decoded = harness.strategy.decode(output.logits, lesson.structures)
             if decoded.shape[1] != len(lesson.structures):
                 raise Broken(
                     "the model does not answer for every structure learned so far",
@@ -262,16 +262,16 @@ def decodes_to_probabilities(harness: StrategyHarness) -> None:
         like = _answer(harness.blank(number), harness.lesson(number))
         for scale in (1.0, 1e4):
             logits = scale * confident_output(like, 1).logits.detach()[:, :, :, :6, :5]
-            kept = logits.clone()
-            found = harness.strategy.decode(logits, structures)
-            _check_probabilities(found, logits, structures)
-            if not same(logits, kept):
+            before = logits.clone()
+            decoded = harness.strategy.decode(logits, structures)
+            _check_probabilities(decoded, logits, structures)
+            if not same(logits, before):
                 raise Broken("decode changes the logits it is given", where="decode")
             slabs = [
                 harness.strategy.decode(logits[:, :, a:b], structures)
                 for a, b in ((0, 1), (1, 5), (5, PATCH))
             ]
-            if not torch.allclose(torch.cat(slabs, dim=2), found, atol=ROUNDING):
+            if not torch.allclose(torch.cat(slabs, dim=2), decoded, atol=ROUNDING):
                 raise Broken(
                     "decode answers differently for a slab than for the whole",
                     where="decode",
@@ -279,17 +279,17 @@ def decodes_to_probabilities(harness: StrategyHarness) -> None:
                 )
 
 
-def _check_probabilities(found: Tensor, logits: Tensor, structures: Sequence[str]) -> None:
+def _check_probabilities(decoded: Tensor, logits: Tensor, structures: Sequence[str]) -> None:
     expected = (logits.shape[0], len(structures), *logits.shape[2:])
-    if tuple(found.shape) != expected:
+    if tuple(decoded.shape) != expected:
         raise Broken(
             "decode returns another shape",
             where=f"decode, after learning {', '.join(structures)}",
             expected=expected,
-            got=tuple(found.shape),
+            got=tuple(decoded.shape),
             next_step="one channel per structure, in the order of structures; no background",
         )
-    low, high = float(found.min()), float(found.max())
+    low, high = float(decoded.min()), float(decoded.max())
     if not (low >= 0.0 and high <= 1.0 + 1e-6):  # NaN fails both
         raise Broken(
             "decode returns something that is no probability",

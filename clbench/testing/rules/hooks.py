@@ -98,9 +98,10 @@ def _hooks(harness: StrategyHarness, number: int) -> Iterator[tuple[str, Hook]]:
         return traces(state, **harness.prepared(state, state.lesson.cases[0]))
 
     def prepare(state: StepState) -> dict[str, Any]:
-        made = {case: harness.prepared(state, case) for case in state.lesson.cases}
+        prepared = {case: harness.prepared(state, case) for case in state.lesson.cases}
         rest = {
-            case: {k: v for k, v in found.items() if k != "pseudo"} for case, found in made.items()
+            case: {k: v for k, v in of_case.items() if k != "pseudo"}
+            for case, of_case in prepared.items()
         }
         state.strategy.prepare(state.lesson, rest, state.memory)
         return traces(state)
@@ -131,9 +132,9 @@ def _hooks(harness: StrategyHarness, number: int) -> Iterator[tuple[str, Hook]]:
         perturb(state.model)  # a penalty must have something to say
         batch = harness.crops(state)
         new, old = harness.answers(state, batch)
-        kept = copy.deepcopy((batch.image, batch.label, batch.pseudo))
+        before = copy.deepcopy((batch.image, batch.label, batch.pseudo))
         terms = state.strategy.losses(batch, new, old, state.memory)
-        if not same(kept, (batch.image, batch.label, batch.pseudo)):
+        if not same(before, (batch.image, batch.label, batch.pseudo)):
             raise Broken("losses changes the batch it is given", where=f"step {number}")
         return {**{f"term {k}": v.detach() for k, v in terms.items()}, "memory": state.memory}
 

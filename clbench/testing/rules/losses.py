@@ -23,7 +23,7 @@ from clbench.testing.fixtures import (
     relabel,
     same,
 )
-from clbench.testing.harness import StrategyHarness, words
+from clbench.testing.harness import StrategyHarness, describe
 from clbench.testing.report import Broken, Exempt
 
 # ------------------------------------------------------------------------------------- step 1
@@ -33,10 +33,10 @@ def step_1_equals_its_first_step(harness: StrategyHarness) -> None:
     """Step 1 is taught once, by first_step(), and shared; whoever differs would run on a lie."""
     first, own = harness.first, harness.strategy
     lesson = harness.lesson(1)
-    where = f"first_step() = {words(first)}"
+    where = f"first_step() = {describe(first)}"
     if not same_method(first.first_step(), first):
         raise Broken(
-            "first_step() has another first_step()", where=where, got=words(first.first_step())
+            "first_step() has another first_step()", where=where, got=describe(first.first_step())
         )
     one, two = (s.build(harness.plan.kit, lesson) for s in (first, own))
     if not same(dict(one.state_dict()), dict(two.state_dict())):
@@ -231,12 +231,12 @@ def _finite(state: StepState, harness: StrategyHarness) -> None:
     cases = {"full": torch.ones_like(label), "empty": torch.zeros_like(label),
              "unknown": torch.full_like(label, UNKNOWN), "mixed": label}  # fmt: skip
     new, old = harness.answers(state, batch)
-    for name, made in cases.items():
+    for name, masks in cases.items():
         for p in (None,) if pseudo is None else (pseudo, pseudo * 0, pseudo * 0 + PSEUDO_SCALE):
             for scale in (1.0, 100.0):
                 logits = (scale * new.logits.detach()).requires_grad_(True)
                 terms = state.strategy.losses(
-                    replace(batch, label=made, pseudo=p), replace(new, logits=logits), old,
+                    replace(batch, label=masks, pseudo=p), replace(new, logits=logits), old,
                     copy.deepcopy(state.memory),
                 )  # fmt: skip
                 where = f"losses, step {state.lesson.number}, masks {name}, logits times {scale:g}"

@@ -118,11 +118,11 @@ class _Probe:
         """
         if self.old is None:
             return False
-        kept, grads = self.old, []
+        teacher, grads = self.old, []
         for sign in (1.0, -1.0):
-            self.old = replace(kept, logits=sign * 30.0 * torch.ones_like(kept.logits))
+            self.old = replace(teacher, logits=sign * 30.0 * torch.ones_like(teacher.logits))
             grads.append(self.at(label)[1][1, channels])
-        self.old = kept
+        self.old = teacher
         return bool((grads[0] <= 0).all() and (grads[0] < 0).any() and (grads[1] >= 0).all())
 
     def filled(self, channels: list[int], value: int) -> Tensor:

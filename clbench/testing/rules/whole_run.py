@@ -76,8 +76,8 @@ def run_of(harness: StrategyHarness) -> Course:
     """The first run, made once."""
     if not hasattr(harness, "_course"):
         harness._course = Course(harness, "run", global_seed=1)  # type: ignore[attr-defined]
-    made: Course = harness._course  # type: ignore[attr-defined]
-    return made
+    course: Course = harness._course  # type: ignore[attr-defined]
+    return course
 
 
 # ----------------------------------------------------------------------------------- the rules
@@ -178,13 +178,13 @@ def _no_stored_image(harness: StrategyHarness) -> None:
     rare = torch.tensor(sorted({v for v in voxels.tolist() if 0.0 < v < 1.0}))
     for number in (1, 2):
         for tensor in _tensors(harness.end(number).memory):
-            found = int(torch.isin(rare, tensor.detach().float().flatten()).sum())
-            if found >= min(MIN_COPIED_VALUES, len(rare)):
+            copied = int(torch.isin(rare, tensor.detach().float().flatten()).sum())
+            if copied >= min(MIN_COPIED_VALUES, len(rare)):
                 raise Broken(
                     "memory holds a training image",
                     where=f"memory after step {number}, a tensor of shape {tuple(tensor.shape)}",
                     expected=f"no image: past = {harness.strategy.declaration.past!r} is declared",
-                    got=f"{found} voxel values of a crop of step 1",
+                    got=f"{copied} voxel values of a crop of step 1",
                     next_step="declare past = 'cases'",
                 )
 
@@ -293,9 +293,9 @@ def the_same_seed_gives_the_same_numbers(harness: StrategyHarness) -> None:
             )
     folders = [c.plan.folder for c in (one, two)]
     for number in (2, 3):
-        found = [checkpoint.load(f / f"step{number}.pt") for f in folders]
-        if not same(*found):
-            what = first_difference(found[0]["model"], found[1]["model"])
+        ends = [checkpoint.load(f / f"step{number}.pt") for f in folders]
+        if not same(*ends):
+            what = first_difference(ends[0]["model"], ends[1]["model"])
             raise Broken(
                 "two runs of one seed end with different weights or memory",
                 where=f"step {number}: {what}",
