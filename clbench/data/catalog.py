@@ -26,6 +26,7 @@ from clbench.data.checks.course_splits import (
     phantom_split,
     settle,
 )
+from clbench.data.external_masks import same_meaning
 from clbench.data.layouts import find_cases, find_layout, resolve_data
 from clbench.data.phantom.generate import fingerprint, make_phantom
 from clbench.data.volume import Volume
@@ -234,6 +235,8 @@ def build_catalog(
         used = [split or step.split for step, split in zip(benchmark.steps, named, strict=True)]
         mark = ""
     files = {name: find_cases(folder, benchmark.reads(name)) for name, folder in folders.items()}
+    for name, folder in folders.items():
+        same_meaning(folder, benchmark.reads(name))
     course, problems = settle(
         list(zip(benchmark.steps, used, strict=True)),
         benchmark,

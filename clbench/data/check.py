@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from clbench.data.checks.course_splits import chosen, content_problems, course_problems, settle
+from clbench.data.external_masks import same_meaning
 from clbench.data.find_files import count_passed_over, entries, nifti_stem, walk
 from clbench.data.labels import RawCase, digest_of, read_case, read_unnamed
 from clbench.data.layouts import (
@@ -215,6 +216,10 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
             continue
         report.files[source.name], report.folders[source.name] = found, place
         report.cases[source.name] = [_check(files, source, report) for files in found.values()]
+        try:
+            same_meaning(place, source)
+        except DataError as err:
+            report.problems.append(str(err))
         report.remarks += _unused(place, source.name, found)
         report.remarks += [
             f"{source.name}: a [[source.partial]] names no case that is here ({p.cases[0]}, …)"

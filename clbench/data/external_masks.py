@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.data.find_files import composed, entries, nifti_stem
-from clbench.data.labels import read_label
+from clbench.data.labels import read_label, read_mask
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import grid
 from clbench.errors import DataError, UnknownName, closest
@@ -52,10 +53,26 @@ def label_map(file: Path) -> LabelMap:
     structure has are passed over and listed: a tool may label more than is asked for.
 
     Raises:
-        DataError: not such a file, or a value that is no whole number.
+        DataError: not such a file, a value that is no whole number, 0 for a structure, one value
+            for two structures, or regions whose `regions_class_order` is that of others.
     """
+
+    def wrong(what: str, expected: str, got: object) -> DataError:
+        return DataError(
+            what,
+            where=file,
+            expected=expected,
+            got=got,
+            next_step="write what the values of the files mean into it",
+        )
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if twice := [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]:
+            raise wrong("the file of label values lists a key twice", "each once", twice[0])
+        return dict(pairs)
+
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
         raise DataError(
             "the file of label values does not exist", where=file, next_step="check --labels"
@@ -69,34 +86,87 @@ def label_map(file: Path) -> LabelMap:
             where=file,
             expected='{"labels": {"background": 0, "liver": 1, …}}',
         )
-    found: dict[int, list[str]] = {}
+    structures: dict[int, list[str]] = {}
+    plain: dict[int, str] = {}
+    regions: list[list[int]] = []
     others: list[str] = []
     for key, value in labels.items():
         by_value = isinstance(value, str) and key.isdecimal()  # nnU-Net v1
         name, values = (value, int(key)) if by_value else (key, value)
-        regions = isinstance(values, list)
-        for v in values if isinstance(values, list) else [values]:
+        is_region = isinstance(values, list)
+        members: list[Any] = values if isinstance(values, list) else [values]
+        for v in members:
             if not isinstance(v, int) or isinstance(v, bool) or not 0 <= v <= MAX_LABEL:
-                raise DataError(
+                raise wrong(
                     "a label value is not a whole number",
-                    where=file,
-                    expected=f"0 to {MAX_LABEL}",
-                    got=f"{name}: {values!r}",
+                    f"0 to {MAX_LABEL}",
+                    f"{name}: {values!r}",
                 )
-            here = found.setdefault(v, [])
-            if v == 0 or name.lower() in ("background", "ignore"):
-                continue
-            try:
-                own = canonical(name)
-            except UnknownName:
+            structures.setdefault(v, [])
+        if name.lower() in ("background", "ignore"):
+            continue
+        regions.append(members)
+        try:
+            own = canonical(name)
+        except UnknownName:
+            if any(members):
                 others.append(name)
-                continue
-            here += [own] if regions else _with_parents(own)
+            continue
+        if 0 in members:
+            raise wrong("a structure has the label value 0", "0 for background alone", name)
+        if not is_region and plain.setdefault(members[0], own) != own:
+            raise wrong(
+                "two structures have one label value",
+                "a value each, or regions as lists of values",
+                f"{values}: {plain[members[0]]} and {own}",
+            )
+        for v in members:
+            structures[v] += [own] if is_region else _with_parents(own)
+    order = raw.get("regions_class_order")
+    if order is not None and (
+        len(order) != len(regions)
+        or any(v not in region for v, region in zip(order, regions, strict=True))
+    ):
+        raise wrong(
+            "regions_class_order does not fit the regions",
+            "for each region, in their order, a value of its own list: nnU-Net writes that value "
+            "where the region is the last one to hold a voxel",
+            f"{order} for {regions}",
+        )
     return LabelMap(
-        structures={v: tuple(dict.fromkeys(n)) for v, n in found.items()},
+        structures={v: tuple(dict.fromkeys(names)) for v, names in structures.items()},
         origin=file.name,
         others=tuple(others),
     )
+
+
+def same_meaning(folder: Path, source: Source) -> None:
+    """Refuse data whose own `dataset.json` gives a label value another meaning than the source.
+
+    Names in it that no structure has are passed over, and so is a list without labels.
+
+    Args:
+        folder: the data of the source.
+        source: what the course says of its label values.
+
+    Raises:
+        DataError: names the values.
+    """
+    file = folder / LISTS[0]
+    try:
+        listed = label_map(file).structures
+    except DataError:  # absent, or a list of files alone
+        return
+    said = {**{v: (name,) for v, name in source.labels.items()}, **source.sides}
+    differing = {v: n for v, n in said.items() if listed.get(v) and not set(n) & set(listed[v])}
+    if differing:
+        raise DataError(
+            "the label values of the data mean something else than the course says",
+            where=file,
+            expected=", ".join(f"{v} {' and '.join(names)}" for v, names in differing.items()),
+            got=", ".join(f"{v} {listed[v][0]}" for v in differing),
+            next_step=f"correct `labels` of source {source.name!r}, or the list beside the data",
+        )
 
 
 def source_map(source: Source) -> LabelMap:
@@ -257,14 +327,7 @@ def read_prediction_files(
     bits = np.zeros(place.shape, dtype=kind)
     if path.is_dir():
         for name, file in _masks(path, structures).items():
-            mask = read_label(file, place, "prediction")
-            if int(mask.max(initial=0)) > 1:
-                raise DataError(
-                    "a mask of one structure holds other values than 0 and 1",
-                    where=file,
-                    expected="0 and 1",
-                    got=f"values up to {int(mask.max())}",
-                )
+            mask = read_mask(file, place, "prediction")
             bits |= mask.astype(kind) << kind.type(structures.index(name))
     else:
         raw = read_label(path, place, "prediction")

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from clbench.data.anatomy.midline import midline, split_left_right, unclear_sides
 from clbench.data.layouts import CaseFiles
-from clbench.data.nifti import Grid, corner_gap_vox, spacing_of, voxels
+from clbench.data.nifti import (
+    Grid,
+    corner_gap_vox,
+    raw_voxels,
+    scale_error,
+    scaled,
+    spacing_of,
+    voxels,
+)
 from clbench.data.nifti import grid as read_grid
 from clbench.errors import DataError
 from clbench.spec.benchmark import Source
@@ -31,6 +39,8 @@ PSEUDO_SCALE = 254
 """A pseudo label of probability p is stored as round(254 p); a hard one is 0 or 254."""
 MAX_AFFINE_GAP_VOX = 0.1
 """How far image and label may lie apart at any corner."""
+ROUNDING = 1e-4
+"""How far a whole number may lie off itself after 32-bit arithmetic."""
 MAX_HU = 1e6
 """Largest value of an image; metal and padding stay far below."""
 MAX_VALUE = (1 << 31) - 1
@@ -97,7 +107,7 @@ def read_unnamed(files: CaseFiles) -> tuple[RawCase, dict[str, int]]:
         vox = {str(v): int(n) for v, n in zip(values, counts, strict=True) if v}
     else:
         for name, path in files.label:
-            vox[name] = int(np.count_nonzero(read_label(path, grid)))
+            vox[name] = int(np.count_nonzero(read_mask(path, grid)))
     case = RawCase(
         files=files,
         image=image,
@@ -174,9 +184,7 @@ def read_label(path: Path, image: Grid, kind: str = "label") -> NDArray[Any]:
             got=f"{gap:.2f} voxels apart at a corner",
             next_step=_other_place(own, image, kind),
         )
-    raw: NDArray[Any] = apply_orientation(
-        whole_numbers(voxels(path).reshape(own.shape), path), turn
-    )
+    raw: NDArray[Any] = apply_orientation(label_values(path).reshape(own.shape), turn)
     return raw
 
 
@@ -215,7 +223,7 @@ def read_bits(
     if not isinstance(files.label, Path):
         bits = np.zeros(grid.shape, dtype=kind)
         for name, path in files.label:
-            bits[read_label(path, grid) != 0] |= kind.type(pattern_of(name, names))
+            bits[read_mask(path, grid)] |= kind.type(pattern_of(name, names))
         return grid.to_ras(bits), {}
     raw = read_label(files.label, grid)
     counts = _counts(raw, files.label, source)
@@ -269,30 +277,49 @@ def digest_of(image: NDArray[Any]) -> str:
 def values_of(path: Path) -> tuple[int, ...]:
     """The values a label file or mask holds, in order."""
     read_grid(path)
-    return tuple(int(v) for v in np.unique(whole_numbers(voxels(path), path)))
+    return tuple(int(v) for v in np.unique(label_values(path)))
 
 
-def whole_numbers(raw: NDArray[Any], path: Path) -> NDArray[Any]:
-    """A label array as integers; a float file of whole numbers is read.
+def label_values(path: Path) -> NDArray[Any]:
+    """The voxels of a label file as integers; a file of whole real numbers is read.
+
+    What lies off a whole number by no more than the rounding of the header's scale, or of 32-bit
+    arithmetic, is that number.
 
     Raises:
         DataError: fractions, NaN, negative values, or values no label has.
     """
+    stored, slope, inter = raw_voxels(path)
+    raw, error = scaled(stored, slope, inter), scale_error(stored, slope, inter)
     if raw.dtype.kind == "f":
-        rounded = np.round(raw)
-        wrong = ~(raw == rounded)  # NaN is unequal to itself
+        with np.errstate(invalid="ignore"):
+            rounded = np.round(raw)
+            off = np.abs(raw - rounded)
+        limit = ROUNDING + (error if error < 0.5 else 0.0)
+        wrong = ~(off <= limit)  # NaN is no smaller than anything
         if wrong.any():
+            has_scale = (slope, inter) != (1.0, 0.0)
             raise DataError(
                 "the label holds values that are not whole numbers",
                 where=path,
                 expected="one whole number per structure",
-                got=f"{int(wrong.sum())} voxels such as {raw[wrong].flat[0]}",
-                next_step="resample labels with nearest neighbor only",
+                got=f"{int(wrong.sum())} voxels such as {raw[wrong].flat[0]}"
+                + (f", by the header's scl_slope of {slope:g}" if has_scale else ""),
+                next_step="convert it again as whole numbers, without a scale (scl_slope 1)"
+                if has_scale
+                else "resample labels with nearest neighbor only",
             )
         raw = rounded
     low, high = (raw.min(), raw.max()) if raw.size else (0, 0)
     if low < 0:
-        raise DataError("the label holds negative values", where=path, expected="0 and up", got=low)
+        raise DataError(
+            "the label holds negative values",
+            where=path,
+            expected="0 and up",
+            got=low,
+            next_step="values above 127 in signed bytes turn negative: save them as uint8; where "
+            "a negative value means that nothing was annotated, see [[source.partial]]",
+        )
     if high > MAX_VALUE:
         raise DataError(
             "the label holds values no label has",
@@ -302,6 +329,32 @@ def whole_numbers(raw: NDArray[Any], path: Path) -> NDArray[Any]:
             next_step="check the rescale slope and intercept of the label",
         )
     return raw.astype(np.int64) if raw.dtype.kind == "f" or raw.dtype == np.uint64 else raw
+
+
+def read_mask(path: Path, image: Grid, kind: str = "label") -> NDArray[np.bool_]:
+    """The mask of one structure, in the axes of its image's file.
+
+    Args:
+        path: a file of 0 and one other value.
+        image: the grid of the image file.
+        kind: what the file is, for messages.
+
+    Raises:
+        DataError: see `read_label`; or several values, which no mask of one structure has.
+    """
+    raw = read_label(path, image, kind)
+    mask: NDArray[np.bool_] = raw != 0
+    if mask.any() and not np.array_equal(mask, raw == raw.max()):
+        values = np.unique(raw)
+        raise DataError(
+            "a mask of one structure holds several values",
+            where=path,
+            expected="0 and one other value",
+            got=", ".join(map(str, values[:20])),
+            next_step="if it is a map of several structures, give its values to `labels` of a "
+            "source of another layout, or to --labels; else set every voxel of the mask to 1",
+        )
+    return mask
 
 
 def _counts(raw: NDArray[Any], path: Path, source: Source) -> dict[int, int]:

@@ -215,7 +215,7 @@ def raw_voxels(path: Path) -> tuple[NDArray[Any], float, float]:
         with np.errstate(all="ignore"):  # an overflow shows as infinity, and is refused as that
             ends = apply_read_scaling(np.array([array.min(), array.max()]), slope, inter)
             left = abs(float(ends[1]) - float(ends[0]))
-        if left < 1 and array.min() != array.max():
+        if left < 0.999 and array.min() != array.max():  # 1, but for rounding, is a mask
             raise DataError(
                 "the header's scl_slope leaves nothing of the voxels",
                 where=path,
@@ -239,6 +239,27 @@ def scaled(array: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
     with np.errstate(all="ignore"):  # an overflow shows as infinity, and is refused as that
         values: NDArray[Any] = apply_read_scaling(array, slope, inter)
     return values
+
+
+def scale_error(array: NDArray[Any], slope: float, inter: float) -> float:
+    """How far voxels with slope and intercept applied may lie from what was written.
+
+    A writer that squeezes real numbers into whole ones spreads them over the whole range of the
+    type, and rounds to the nearest.
+
+    Args:
+        array: voxels as they are stored.
+        slope: of the header; 1 for none.
+        inter: intercept of the header; 0 for none.
+    """
+    if (slope, inter) == (1.0, 0.0):
+        return 0.0
+    lowest, highest = array.min(), array.max()
+    error = float(np.finfo(np.float32).eps) * (abs(inter) + abs(slope) * abs(float(highest)))
+    if array.dtype.kind in "iu":
+        ends = np.iinfo(array.dtype)
+        error += abs(slope) / 2 * (highest == ends.max and lowest in (0, ends.min))
+    return error
 
 
 def voxels(path: Path) -> NDArray[Any]:

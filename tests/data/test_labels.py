@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -13,9 +14,10 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from nibabel.processing import resample_from_to
 from nifti_files import CODES, LITS
 
-from clbench.data.external_masks import read_prediction_files, source_map
-from clbench.data.labels import read_case
+from clbench.data.external_masks import read_prediction_files, same_meaning, source_map
+from clbench.data.labels import label_values, read_case, read_mask
 from clbench.data.layouts import CaseFiles
+from clbench.data.nifti import grid
 from clbench.errors import DataError
 
 
@@ -125,3 +127,88 @@ def test_a_label_that_lost_its_header_is_not_to_be_copied_onto_its_image(tmp_pat
     files = put(tmp_path, nib.Nifti1Image(np.asarray(image.dataobj), np.eye(4)), label)
     with pytest.raises(DataError, match="the image's header has lost its place"):
         read_case(files, LITS)
+
+
+# ------------------------------------------------------------------------------------- values
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from([np.uint8, np.int8, np.int16, np.uint16, np.int32]),
+    highest=st.integers(1, 117), seed=st.integers(0, 999),
+)  # fmt: skip
+def test_labels_that_a_writer_scaled_into_whole_numbers_are_read_exactly(
+    kind: type, highest: int, seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Real numbers under an integer header: nibabel spreads them over the range of the type."""
+    label = np.random.default_rng(seed).integers(0, highest + 1, (9, 8, 7))
+    label[0, 0, 0], label[1, 1, 1] = 0, highest
+    header = nib.Nifti1Header()
+    header.set_data_dtype(kind)
+    path = tmp_path_factory.mktemp("scaled") / "l.nii"
+    nib.save(nib.Nifti1Image(label.astype(np.float64), place(), header), path)
+    np.testing.assert_array_equal(label_values(path), label)
+
+
+def test_values_off_by_rounding_are_whole_and_fractions_are_not(tmp_path: Path) -> None:
+    label = np.asarray(scan()[1].dataobj).astype(np.float32)
+    path = tmp_path / "l.nii"
+    nib.save(nib.Nifti1Image(label * np.float32(1.0000001), place()), path)
+    np.testing.assert_array_equal(label_values(path), label)
+    for wrong, says in ((label * 0.7, "nearest neighbor"), (label + 0.01, "nearest neighbor")):
+        nib.save(nib.Nifti1Image(wrong.astype(np.float32), place()), path)
+        with pytest.raises(DataError, match=says):
+            label_values(path)
+
+
+@pytest.mark.parametrize("slope", [0.5, 0.8, 0.99, 1.2])
+def test_a_scale_that_makes_fractions_of_stored_labels_is_refused_by_its_name(
+    slope: float, tmp_path: Path
+) -> None:
+    file = scan()[1]
+    file.header.set_slope_inter(slope, 0)
+    raw = bytearray(file.to_bytes())
+    raw[112:120] = np.array([slope, 0], "<f4").tobytes()
+    path = tmp_path / "l.nii"
+    path.write_bytes(raw)
+    with pytest.raises(DataError, match="not whole numbers") as err:
+        label_values(path)
+    assert f"scl_slope of {slope:g}" in str(err.value.got)
+    assert "without a scale" in str(err.value.next_step)
+
+
+def test_a_mask_holds_one_value(tmp_path: Path) -> None:
+    image, label = scan()
+    mask = np.asarray(label.dataobj) != 0
+    for value in (1, 255):
+        put(tmp_path, image, nib.Nifti1Image((mask * value).astype(np.uint8), place()))
+        np.testing.assert_array_equal(read_mask(tmp_path / "l.nii", grid(tmp_path / "i.nii")), mask)
+    put(tmp_path, image, label)
+    with pytest.raises(DataError, match="several values"):
+        read_mask(tmp_path / "l.nii", grid(tmp_path / "i.nii"))
+
+
+def test_a_signed_byte_that_overflowed_is_said(tmp_path: Path) -> None:
+    array = np.full((4, 4, 4), 130).astype(np.uint8).view(np.int8)
+    nib.save(nib.Nifti1Image(array, place()), tmp_path / "l.nii")
+    with pytest.raises(DataError, match="negative") as err:
+        label_values(tmp_path / "l.nii")
+    assert "signed bytes" in str(err.value.next_step)
+
+
+def test_a_list_beside_the_data_that_says_otherwise_is_refused(tmp_path: Path) -> None:
+    same_meaning(tmp_path, LITS)  # no list
+    for labels, fits in (
+        ({"background": 0, "liver": 1, "liver_tumor": 2}, True),
+        ({"0": "background", "1": "liver", "2": "cancer"}, True),  # a name that no structure has
+        ({"background": 0, "spleen": 1, "liver": 2}, False),
+        ({"0": "background", "1": "liver_tumor", "2": "liver"}, False),
+    ):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+        if fits:
+            same_meaning(tmp_path, LITS)
+            continue
+        with pytest.raises(DataError, match="mean something else") as err:
+            same_meaning(tmp_path, LITS)
+        assert "2 liver_tumor" in str(err.value.expected)
+        assert "2 liver" in str(err.value.got)

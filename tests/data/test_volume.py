@@ -327,7 +327,7 @@ def _masks(files: CaseFiles, **names: np.ndarray) -> CaseFiles:
 
 def _mask_shape(folder: Path, image: np.ndarray, label: np.ndarray) -> CaseFiles:
     files = write(folder, image, label, affine())
-    return _masks(files, liver=label, liver_tumor=label[:-1])
+    return _masks(files, liver=np.sign(label), liver_tumor=label[:-1])
 
 
 def _mask_cut(folder: Path, image: np.ndarray, label: np.ndarray) -> CaseFiles:

@@ -215,12 +215,25 @@ def test_three_ways_to_write_a_list_of_labels(tmp_path: Path) -> None:
         ("{", DataError, "not JSON"),
         ("[1]", DataError, "has no labels"),
         ('{"labels": {"liver": 1.5}}', DataError, "not a whole number"),
+        ('{"labels": {"1": "liver", "1": "spleen"}}', DataError, "a key twice"),
+        ('{"labels": {"liver": 1, "spleen": 1}}', DataError, "two structures have one label value"),
+        ('{"labels": {"liver": 0, "background": 1}}', DataError, "label value 0"),
+        (
+            '{"labels": {"liver": [1, 2], "liver_tumor": 2}, "regions_class_order": [2, 1]}',
+            DataError,
+            "does not fit the regions",
+        ),
     ):
         path.write_text(text)
         with pytest.raises(kind) as err:
             label_map(path)
         assert says in str(err.value)
         assert str(path) in str(err.value)
+    path.write_text(
+        '{"labels": {"background": 0, "liver": [1, 2], "liver_tumor": 2},'
+        ' "regions_class_order": [1, 2]}'
+    )
+    assert label_map(path).structures == {0: (), 1: ("liver",), 2: ("liver", "liver_tumor")}
     path.write_text('{"labels": {"livr": 1, "liver": 2, "bladder_wall": 3}}')
     found = label_map(path)  # more than is asked for is passed over, and listed
     assert found.structures == {1: (), 2: ("liver",), 3: ()}
@@ -315,6 +328,12 @@ def masks(folder: Path, names: dict[str, int]) -> None:
     label.unlink()
 
 
+def several_values_in_a_mask(folder: Path) -> None:
+    masks(folder, {"liver": 1, "liver_tumor": 1})
+    path = folder / "lits" / "20" / "liver_tumor.nii.gz"
+    edit(path, lambda array, affine: (array + (np.arange(len(array)) > 3)[:, None, None], affine))
+
+
 @pytest.mark.parametrize(
     ("damage", "kind", "says"),
     [
@@ -329,9 +348,9 @@ def masks(folder: Path, names: dict[str, int]) -> None:
             "(?s)is called: livr_tumor, skull.*rename 'livr_tumor' to 'liver_tumor'",
         ),
         (
-            lambda f: masks(f, {"liver": 1, "liver_tumor": 2}),
+            several_values_in_a_mask,
             DataError,
-            "other values than 0 and 1",
+            "(?s)holds several values.*1, 2",
         ),
         (lambda f: masks(f, {"liver": 1, "Liver": 1}), DataError, "two masks stand for"),
     ],
