@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from locations import ROOT
 from typer.testing import CliRunner
 
@@ -33,15 +32,6 @@ TINY = ("phantom.train=2", "phantom.test=1", "phantom.validation=0", "train.epoc
         "train.iterations=1")  # fmt: skip
 SMALL = PhantomSettings(train=2, validation=0, test=1, spacing_mm=10.0)
 EVERYWHERE = (slice(None),) * 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small only lose by a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_the_two_courses_are_those_of_the_paper_and_its_public_stand_in() -> None:
