@@ -8,7 +8,6 @@ an error.
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,26 +48,14 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return int(flops(query.shape, key.shape, value.shape)) // 2
 
 
-def _matrix_vector(matrix: Any, vector: Any, *_: Any, **__: Any) -> int:
-    return int(math.prod(matrix.shape))
-
-
-def _added_matrix_vector(bias: Any, matrix: Any, vector: Any, *_: Any, **__: Any) -> int:
-    return int(math.prod(matrix.shape))
-
-
-def _batched_sum(bias: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
-    return int(math.prod(a.shape) * b.shape[-1])
-
-
 MACS: dict[Any, Formula] = {
     **{op: _half(formula) for op, formula in flop_registry.items()},
     **{getattr(aten, n): _attention for n in (*_CPU_ATTENTION, *_PORTABLE_ATTENTION)},
-    aten.mv: _matrix_vector,
-    aten.dot: _matrix_vector,
-    aten.vdot: _matrix_vector,
-    aten.addmv: _added_matrix_vector,
-    aten.addbmm: _batched_sum,
+    aten.mv: lambda matrix, vector, **_: matrix.numel(),
+    aten.dot: lambda a, b, **_: a.numel(),
+    aten.vdot: lambda a, b, **_: a.numel(),
+    aten.addmv: lambda bias, matrix, vector, **_: matrix.numel(),
+    aten.addbmm: lambda bias, a, b, **_: a.numel() * b.shape[-1],
 }
 """Operator → multiply-adds: convolutions (transposed ones at the resolution of their input, where
 their products are formed), matrix products, attention.

@@ -5,21 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from clbench.nets.output import Output
-from clbench.strategy.contract import Lesson
+from clbench.strategy.contract import Declaration, Lesson
 from clbench.testing.fixtures import PATCH, confident_output, perturb, same
 from clbench.testing.harness import StrategyHarness
 from clbench.testing.report import Broken
 
-ALLOWED: Mapping[str, tuple[str, ...]] = {
-    "past": ("nothing", "weights", "predictions", "cases", "images"),
-    "starts_from": ("previous", "scratch"),
-    "unlabelled": ("ignore", "background"),
-}
 ORDERS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("liver_tumor",), ("liver",), ("colon", "spleen", "left_kidney", "right_kidney")),
     (("right_kidney", "colon", "left_kidney", "spleen"), ("liver", "liver_tumor")),
@@ -47,7 +43,9 @@ def declarations_are_legal(harness: StrategyHarness) -> None:
             expected="@dataclass(frozen=True, kw_only=True) above the class",
             next_step="hyperparameters are fields; what changes lives in memory",
         )
-    for name, allowed in ALLOWED.items():
+    types = get_type_hints(Declaration)
+    for name in ("past", "starts_from", "unlabelled", "resumes"):
+        allowed = get_args(types[name])
         if getattr(strategy.declaration, name) not in allowed:
             raise Broken(
                 f"{name} is declared with a word that does not exist",
