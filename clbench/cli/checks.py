@@ -14,6 +14,7 @@ from clbench.cli.options import (
     check_app,
     data_app,
     existing,
+    parse_expect_hu,
     parse_splits,
 )
 from clbench.errors import SettingError
@@ -78,6 +79,9 @@ def check(
         list[str] | None,
         typer.Option(help="SOURCE=FILE.toml or STEP=FILE.toml, as in clbench run."),
     ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="data.expect_hu=false: images need not be HU.")
+    ] = None,
 ) -> None:
     """Read a data folder: per case what is there, what is annotated, and every problem.
 
@@ -91,7 +95,9 @@ def check(
     else:
         course = registry.benchmark(bench)
         report = check_data(path, [course.reads(s.name) for s in course.sources])
-        check_course(course, report, parse_splits(split or []))
+        check_course(
+            course, report, parse_splits(split or []), expect_hu=parse_expect_hu(set_ or [])
+        )
     for line in report.lines():
         typer.echo(line)
     if report.problems:

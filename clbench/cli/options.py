@@ -109,6 +109,22 @@ def parse_splits(words: list[str]) -> dict[str, Split]:
     return found
 
 
+def parse_expect_hu(words: list[str]) -> bool:
+    """`data.expect_hu=false`, the one setting of a command that makes no run, → its value."""
+    from clbench.spec.settings import DataSettings, change, split_overrides
+
+    groups = split_overrides(words)
+    others = [f"{g}.{n}" for g, values in groups.items() for n in values]
+    if others not in ([], ["data.expect_hu"]):
+        raise SettingError(
+            "this command takes one setting only",
+            where="--set",
+            expected="data.expect_hu=false",
+            got=", ".join(others),
+        )
+    return change(DataSettings(), groups.get("data", {}), "data").expect_hu
+
+
 def one_of(option: str, value: str, choices: dict[str, Any]) -> Any:
     """The choice called `value`, or an error that lists them.
 

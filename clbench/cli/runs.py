@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from clbench.cli.options import RESULTS, Bench, app, one_of, parse_seeds, parse_splits, show
+from clbench.cli.options import (
+    RESULTS,
+    Bench,
+    app,
+    one_of,
+    parse_expect_hu,
+    parse_seeds,
+    parse_splits,
+    show,
+)
 from clbench.errors import SettingError
 
 
@@ -146,6 +155,9 @@ def score(
     ] = None,
     data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
     split: Annotated[list[str] | None, typer.Option(help="As in clbench run.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="data.expect_hu=false: images need not be HU.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where run folders go.")] = RESULTS,
     cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
 ) -> None:
@@ -198,6 +210,7 @@ def score(
                     out=out,
                     cache=cache,
                     allow_missing=allow_missing,
+                    expect_hu=parse_expect_hu(set_ or []),
                 ),
                 progress.watch,
             )

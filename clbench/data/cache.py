@@ -19,6 +19,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
+from clbench.data.checks.case_notes import VERSION, CaseNote, notes_of
 from clbench.data.labels import image_digest, read_case, values_of
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import content
@@ -86,6 +87,24 @@ class VolumeCache:
             names = [name for name, path in files.label if values(path)]
         return frozenset(n for name in names if name for n in (name, *ancestors(name)))
 
+    def notes(self, files: CaseFiles, source: Source) -> list[CaseNote]:
+        """What is odd about a case, see `clbench.data.checks.case_notes`.
+
+        Raises:
+            DataError: the files cannot be used.
+        """
+        labels = [name for name, _ in files.label] if isinstance(files.label, tuple) else None
+        parts = [VERSION, self.content_hash(files), labels, repr(source), repr(files.image)]
+        key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+        found = self._kept(
+            self.root / "notes" / key,
+            lambda: json.dumps(notes_of(read_case(files, source), source)),
+        )
+        return [
+            CaseNote(source=source.name, case=files.case, kind=kind, text=text)
+            for kind, text in json.loads(found)
+        ]
+
     def _remember(self, what: str, path: Path, make: Callable[[], str]) -> str:
         """A text about a file's content, kept by path, size and time of change."""
         try:
@@ -98,15 +117,20 @@ class VolumeCache:
         known = (what, *key)
         if known not in self._known:
             note = self.root / what / hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-            try:
-                self._known[known] = str(_unsealed(note.read_text()))
-            except (OSError, ValueError):  # absent or altered
-                self._known[known] = make()
-                text = _sealed(self._known[known]).encode()
-                store_files.atomic_write(
-                    note, lambda file: file.write(text), what=_WHAT, next_step=_NEXT_STEP
-                )
+            self._known[known] = self._kept(note, make)
         return self._known[known]
+
+    def _kept(self, note: Path, make: Callable[[], str]) -> str:
+        """The text of a sealed file of the cache, made where it is absent or altered."""
+        try:
+            return str(_unsealed(note.read_text()))
+        except (OSError, ValueError):
+            text = make()
+            sealed = _sealed(text).encode()
+            store_files.atomic_write(
+                note, lambda file: file.write(sealed), what=_WHAT, next_step=_NEXT_STEP
+            )
+            return text
 
     def _key(self, files: CaseFiles, source: Source, pre: Preprocessing) -> str:
         parts = [
@@ -125,6 +149,8 @@ class VolumeCache:
             pre.spacing_mm,
             pre.window_hu,  # decides the crop
         ]
+        if source.rescale is not None:
+            parts.append([source.rescale.slope, source.rescale.intercept])
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
     # -------------------------------------------------------------------------------- entries

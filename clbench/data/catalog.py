@@ -18,8 +18,10 @@ from typing import Literal
 
 from clbench import signals
 from clbench.data.cache import VolumeCache
+from clbench.data.checks.case_notes import NOT_HU, CaseNote, source_problems
 from clbench.data.checks.course_splits import (
     Files,
+    cases_of,
     chosen,
     content_problems,
     course_problems,
@@ -31,7 +33,7 @@ from clbench.data.layouts import find_cases, find_layout, resolve_data
 from clbench.data.phantom.generate import fingerprint, make_phantom
 from clbench.data.volume import Volume
 from clbench.errors import ClbenchError, SettingError, TrainingError
-from clbench.spec.benchmark import Benchmark, Preprocessing, Source
+from clbench.spec.benchmark import Benchmark, Preprocessing, Source, Step
 from clbench.spec.settings import PhantomSettings
 from clbench.spec.splits import Split
 
@@ -81,6 +83,8 @@ class Catalog:
     fingerprint: str
     """Changes when any file's content, or the phantom's version or settings, changes."""
     cache: VolumeCache
+    notes: tuple[CaseNote, ...] = ()
+    """What is odd about cases of the splits."""
     past: str = "nothing"
     """What the strategy declares to need of earlier steps."""
     step: int = 1
@@ -180,6 +184,7 @@ def build_catalog(
     cache_root: Path,
     phantom: PhantomSettings,
     splits: Mapping[str, Split] | None = None,
+    expect_hu: bool | None = True,
 ) -> Catalog:
     """Find real data, or make the phantom when `data` is None, and check it against the splits.
 
@@ -190,6 +195,8 @@ def build_catalog(
         cache_root: where preprocessed volumes and the phantom are kept.
         phantom: size of the phantom.
         splits: source or step → split that replaces the benchmark's.
+        expect_hu: whether to refuse a source whose images are no CTs in HU; None: look at no case,
+            as for data that a run was made on.
 
     Raises:
         UnknownName: a source of an unknown layout.
@@ -230,6 +237,7 @@ def build_catalog(
             needed=benchmark.structures(len(benchmark.steps)),
         )
         mark = fingerprint(benchmark.sources, cases, phantom)
+        expect_hu = None
     else:
         folders = _folders(data, benchmark)
         used = [split or step.split for step, split in zip(benchmark.steps, named, strict=True)]
@@ -259,6 +267,11 @@ def build_catalog(
         if any(benchmark.reads(step.source).sides for step in benchmark.steps):
             listing += SIDES_RULE
         mark = "data-" + hashlib.sha256(listing.encode()).hexdigest()[:16]
+    notes = [] if expect_hu is None else _notes(course, benchmark, files, cache)
+    if expect_hu:
+        _raise_first(source_problems(notes, cases_of(course)))
+    else:
+        notes = [note for note in notes if note.kind != NOT_HU]
     return Catalog(
         benchmark=benchmark,
         preprocessing=preprocessing,
@@ -267,7 +280,20 @@ def build_catalog(
         patients=data is not None,
         fingerprint=mark,
         cache=cache,
+        notes=tuple(notes),
     )
+
+
+def _notes(
+    course: Sequence[tuple[Step, Split]], benchmark: Benchmark, files: Files, cache: VolumeCache
+) -> list[CaseNote]:
+    """What is odd about the cases of the splits, each looked at once."""
+    notes = []
+    for name, cases in cases_of(course).items():
+        for case in cases:
+            notes += cache.notes(files[name][case], benchmark.reads(name))
+            signals.check(f"looking at the images, {name} case {case}")
+    return notes
 
 
 def _raise_first(problems: Sequence[ClbenchError]) -> None:

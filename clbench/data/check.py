@@ -13,7 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from clbench.data.checks.course_splits import chosen, content_problems, course_problems, settle
+from clbench.data.checks.case_notes import CaseNote, notes_of, source_problems
+from clbench.data.checks.course_splits import (
+    cases_of,
+    chosen,
+    content_problems,
+    course_problems,
+    settle,
+)
 from clbench.data.external_masks import same_meaning
 from clbench.data.find_files import count_passed_over, entries, nifti_stem, walk
 from clbench.data.labels import RawCase, digest_of, read_case, read_unnamed
@@ -27,7 +34,7 @@ from clbench.data.layouts import (
 )
 from clbench.data.nifti import spacing_of
 from clbench.errors import ClbenchError, DataError, UnknownName
-from clbench.spec.benchmark import Benchmark, Source
+from clbench.spec.benchmark import Benchmark, Preprocessing, Source
 from clbench.spec.splits import PARTS, Split
 from clbench.spec.taxonomy import canonical
 
@@ -66,6 +73,8 @@ class FolderReport:
     """(source, case) → digest of its image, of every case that can be read."""
     holds: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
     """(source, case) → structures of which it holds a voxel, of every case that can be read."""
+    notes: list[CaseNote] = field(default_factory=list)
+    """What is odd about single cases."""
 
     def add(self, other: FolderReport) -> None:
         """Take in what another folder holds."""
@@ -74,6 +83,7 @@ class FolderReport:
         self.folders |= other.folders
         self.images |= other.images
         self.holds |= other.holds
+        self.notes += other.notes
         self.problems += other.problems
         self.remarks += other.remarks
 
@@ -119,7 +129,8 @@ def check_layout(folder: Path, layout: str) -> FolderReport:
             seen[name] = seen.get(name, 0) + 1
         what = "masks" if isinstance(files.label, tuple) else "label values"
         listed = ", ".join(f"{n} ({vox} voxels)" for n, vox in names.items()) or "none"
-        cases.append(_describe(raw, f"{what}: {listed}"))
+        odd = [text for _, text in notes_of(raw, None)]
+        cases.append(_describe(raw, f"{what}: {listed}", odd))
     report.cases[layout] = cases
     report.problems += [f"{c.case}: {p}" for c in cases for p in c.problems]
     for name in sorted(seen, key=natural):
@@ -133,7 +144,11 @@ def check_layout(folder: Path, layout: str) -> FolderReport:
 
 
 def check_course(
-    benchmark: Benchmark, report: FolderReport, splits: Mapping[str, Split] | None = None
+    benchmark: Benchmark,
+    report: FolderReport,
+    splits: Mapping[str, Split] | None = None,
+    *,
+    expect_hu: bool = True,
 ) -> None:
     """Hold a course against the cases of a folder, by the functions that a run calls.
 
@@ -144,6 +159,7 @@ def check_course(
         benchmark: the course.
         report: of a folder; is added to.
         splits: source or step → split that replaces the benchmark's.
+        expect_hu: whether a source whose images are no CTs in HU is a problem.
 
     Raises:
         SettingError: a split for what is neither a source nor a step.
@@ -163,6 +179,9 @@ def check_course(
     problems += content_problems(
         course, lambda name, case: report.images.get((name, case), f"{name}/{case}, not read")
     )
+    if expect_hu:
+        every = {name: list(files) for name, files in report.files.items()}
+        problems += source_problems(report.notes, every | cases_of(course))
     report.problems += [str(err) for err in problems]
     for step, split in course:
         count = ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS)
@@ -278,7 +297,11 @@ def _check(files: CaseFiles, source: Source, report: FolderReport) -> CaseReport
     }
     report.images[source.name, files.case] = digest_of(raw.image)
     report.holds[source.name, files.case] = frozenset(n for n in vox if vox[n])
-    remarks = []
+    odd = notes_of(raw, source)
+    report.notes += [
+        CaseNote(source=source.name, case=files.case, kind=kind, text=text) for kind, text in odd
+    ]
+    remarks = [text for _, text in odd]
     if absent := [n for n in annotated if not vox[n]]:
         remarks.append(f"annotated, but without a voxel: {', '.join(absent)}")
     if extra := [n for n in source.structures if vox[n] and n not in annotated]:
@@ -289,14 +312,13 @@ def _check(files: CaseFiles, source: Source, report: FolderReport) -> CaseReport
     return _describe(raw, f"annotates {len(annotated)}; voxels: {found}", remarks)
 
 
-def _describe(raw: RawCase, labels: str, remarks: Sequence[str] = ()) -> CaseReport:
-    """Shape, spacing, orientation and HU range, and what follows from them."""
-    remarks, problems = list(remarks), []
+def _describe(raw: RawCase, labels: str, remarks: Sequence[str]) -> CaseReport:
+    """Shape, spacing, orientation and HU range, labels and remarks."""
     low, high = float(raw.image.min()), float(raw.image.max())
-    if high <= -175:
-        problems.append(f"no voxel above -175 HU (highest {high:g}); is this a CT in HU?")
-    elif low >= -175:
-        remarks.append(f"lowest value {low:g}: no air; is this a CT in HU?")
+    window_low = Preprocessing().window_hu[0]
+    problems = (
+        [f"no voxel above {window_low:g} HU (highest {high:g})"] if high <= window_low else []
+    )
     size = "x".join(map(str, raw.image.shape))
     spacing = " x ".join(f"{s:.3g}" for s in spacing_of(raw.affine))
     return CaseReport(

@@ -29,7 +29,7 @@ from clbench.data.nifti import (
 )
 from clbench.data.nifti import grid as read_grid
 from clbench.errors import DataError
-from clbench.spec.benchmark import Source
+from clbench.spec.benchmark import Rescale, Source
 from clbench.spec.taxonomy import ancestors
 from clbench.types import bits_dtype
 
@@ -78,7 +78,7 @@ def read_case(files: CaseFiles, source: Source) -> RawCase:
         DataError: anything that makes the pair unusable; names the file.
     """
     grid = read_grid(files.image)
-    image = read_image(files.image, grid)
+    image = read_image(files.image, grid, source.rescale)
     bits, counts = read_bits(files, source, grid, image)
     return RawCase(
         files=files,
@@ -119,13 +119,21 @@ def read_unnamed(files: CaseFiles) -> tuple[RawCase, dict[str, int]]:
     return case, vox
 
 
-def read_image(path: Path, grid: Grid) -> NDArray[Any]:
+def read_image(path: Path, grid: Grid, rescale: Rescale | None = None) -> NDArray[Any]:
     """(D, H, W) HU in RAS.
+
+    Args:
+        path: the image file.
+        grid: its grid.
+        rescale: how its values become HU; None: they are HU.
 
     Raises:
         DataError: the file is damaged, or holds what is no HU.
     """
-    return grid.to_ras(_hu(path).reshape(grid.shape))
+    image = _hu(path)
+    if rescale is not None:
+        image = image.astype(np.float32) * rescale.slope + rescale.intercept
+    return grid.to_ras(image.reshape(grid.shape))
 
 
 def _hu(path: Path) -> NDArray[Any]:
@@ -235,7 +243,7 @@ def read_bits(
     own = set(files.annotated(source))  # an unpaired organ is no matter where none is annotated
     pairs = {v: source.sides[v] for v in counts if own & set(source.sides.get(v, ()))}
     if pairs:
-        hu = read_image(files.image, grid) if image is None else image
+        hu = read_image(files.image, grid, source.rescale) if image is None else image
         plane = midline(hu, spacing_of(grid.ras_affine))
     for value, pair in pairs.items():
         both = grid.to_ras(raw == value)

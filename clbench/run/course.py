@@ -88,6 +88,8 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
     if settings.deterministic:
         reproducibility.deterministic()
     watch({"event": "plan", "plan": plan})
+    for note in plan.catalog.notes:
+        watch({"event": "note", "what": note.message})
     if plan.strategy.declaration.resumes == "step":
         watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
                "step: stopped there, it starts that step anew"})  # fmt: skip
@@ -204,7 +206,10 @@ class _Course:
         own = plan.folder / "events.jsonl"
         if first and not own.exists():  # the record of a run is whole in its own folder
             store_files.write_bytes(own, (home / "events.jsonl").read_bytes())
-        self.record.warnings = warnings_of(run_folder.read_events(own))
+        self.record.warnings = [
+            *(note.warning() for note in plan.catalog.notes),
+            *warnings_of(run_folder.read_events(own)),
+        ]
 
     def _teach(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
         start = Start(

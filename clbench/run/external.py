@@ -74,6 +74,8 @@ class OutsideSettings:
     """Where run folders go."""
     cache: Path | None = None
     """As `clbench run --cache`."""
+    expect_hu: bool = True
+    """Refuse a source whose images are no CTs in HU."""
     allow_missing: bool = False
     """Leave holes where a test case has no prediction."""
 
@@ -100,6 +102,7 @@ def score_predictions(
         data=settings.data,
         splits=settings.splits,
         cache=settings.cache,
+        expect_hu=settings.expect_hu,
     )
     structures = benchmark.structures(settings.step)
     exams = {
@@ -140,6 +143,7 @@ def score_predictions(
         predictions=predictions,
         words=settings.words,
     )
+    record.warnings = [note.warning() for note in catalog.notes] or None
     folder = settings.out / benchmark.name / settings.name / record.run_id
     rows: list[Score] = []
     for done, ((source, case), path) in enumerate(found.items(), 1):

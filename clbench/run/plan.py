@@ -201,6 +201,7 @@ class Resolved:
             data=self.settings.data,
             splits=self.settings.splits,
             cache=self.settings.cache,
+            expect_hu=self.profile.data.expect_hu,
         )
         catalog.past = self.strategy.declaration.past
         return catalog
@@ -229,6 +230,7 @@ def open_catalog(
     data: str | None,
     splits: Mapping[str, Split],
     cache: Path | None,
+    expect_hu: bool | None = None,
 ) -> Catalog:
     """The data of a benchmark, as a profile prepares it.
 
@@ -238,6 +240,7 @@ def open_catalog(
         data: `name=PATH,…` or one folder; None: the phantom.
         splits: source or step → split that replaces the benchmark's.
         cache: where preprocessed volumes and the phantom are kept; None: the user's cache.
+        expect_hu: see `build_catalog`; None: data that a run was made on.
 
     Raises:
         DataError: the data cannot be read.
@@ -249,6 +252,7 @@ def open_catalog(
         cache_root=cache or default_root(),
         phantom=profile.phantom,
         splits=splits,
+        expect_hu=expect_hu,
     )
 
 
@@ -316,9 +320,11 @@ def identity_of(resolved: Resolved) -> Identity:
     if catalog.patients:
         groups.pop("phantom", None)  # has no influence on real data
     groups.pop("summary", None)
-    groups.get("examine", {}).pop("trace_every", None)  # looks on, and moves no number
-    if not groups.get("examine", True):
-        del groups["examine"]
+    # one looks on and one refuses: neither moves a number
+    for group, name in (("examine", "trace_every"), ("data", "expect_hu")):
+        groups.get(group, {}).pop(name, None)
+        if not groups.get(group, True):
+            del groups[group]
     return Identity(
         bench=benchmark.name,
         bench_version=benchmark.version,

@@ -47,6 +47,16 @@ class Partial:
 
 
 @checked(SpecError)
+class Rescale:
+    """How stored values become HU, where the files' own headers do not say it."""
+
+    slope: Annotated[Number, Predicate(lambda slope: slope != 0)] = 1
+    """HU per stored unit."""
+    intercept: Number = 0
+    """HU of a stored 0."""
+
+
+@checked(SpecError)
 class Source:
     """A data set: how it lies on disk, what its label values mean, what each case annotates."""
 
@@ -81,6 +91,10 @@ class Source:
     patient: str = "(.+)"
     """Regular expression whose one group is the patient within a case id; no patient stands in
     train and in test."""
+    rescale: Annotated[
+        Rescale | None, Field(description="a table {slope = 1, intercept = -1024}")
+    ] = None
+    """HU = slope * value + intercept, for images stored otherwise; None: the values are HU."""
     licence: str = ""
     """Licence of the data, as its owner states it."""
     url: str = ""
@@ -368,8 +382,12 @@ class Benchmark:
         words = ("title", "licence", "url", "citation", "why", "origin", "groups")
 
         def bare(value: object) -> object:
-            if isinstance(value, Mapping):
-                return [[str(k), bare(v)] for k, v in value.items() if k not in words]
+            if isinstance(value, Mapping):  # a field added later leaves courses without it alone
+                return [
+                    [str(k), bare(v)]
+                    for k, v in value.items()
+                    if k not in words and not (k == "rescale" and v is None)
+                ]
             return [bare(v) for v in value] if isinstance(value, tuple | list) else value
 
         text = json.dumps(bare(asdict(self)))

@@ -71,6 +71,9 @@ class DataSettings:
     """Probability of an intensity shift."""
     shift_range: NotNegative = 0.1
     """Largest shift, in units of the window."""
+    expect_hu: bool = True
+    """Refuse a source whose images are no CTs in HU, and warn of single ones. Changes no number and
+    no run id."""
 
 
 @checked(SettingError)

@@ -113,7 +113,7 @@ def test_nothing_there(name: str, tmp_path: Path) -> None:
 
 def test_values_that_are_no_hu_are_remarked(tmp_path: Path) -> None:
     write(tmp_path, "lits", "0", low=0)
-    assert any("no air" in line for line in check_folder(tmp_path, SOURCES).lines())
+    assert any("no air and no fat" in line for line in check_folder(tmp_path, SOURCES).lines())
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))

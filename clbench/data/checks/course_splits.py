@@ -226,6 +226,14 @@ def _ranges(absent: Sequence[str]) -> str:
     return f"for a range of cases write {old[0].replace('-', '..')!r}; else " if old else ""
 
 
+def cases_of(course: Course) -> dict[str, list[str]]:
+    """Source → its cases in the splits of a course, each once."""
+    cases: dict[str, dict[str, None]] = {}
+    for step, split in course:
+        cases.setdefault(step.source, {}).update(dict.fromkeys(split.cases))
+    return {name: list(of_source) for name, of_source in cases.items()}
+
+
 def course_problems(
     course: Course, benchmark: Benchmark, files: Files, *, patients: bool
 ) -> list[ClbenchError]:

@@ -1,0 +1,88 @@
+"""Is an image a CT in HU? What `data check`, run, score and predict note by the values alone.
+
+In HU air is -1000, fat about -100, soft tissue 0 to 100 (with contrast 200 and more) and dense bone
+above 700 (Hounsfield 1973). An image whose offset was lost, that was scaled to 0 to 1 or 0 to 255,
+or that is an MR has nothing below 0, or its body elsewhere. The limits are wide: a head alone, a
+cropped field of view, padding and metal pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BODY_HU = (-200.0, 300.0)
+"""Fat and soft tissue, with and without contrast."""
+AIR_HU = -500.0
+"""Below it lie air, lung and padding."""
+LEAST_AIR = 0.001
+"""Share of voxels below `AIR_HU` that shows that the scale reaches to air."""
+LEAST_NEGATIVE = 0.02
+"""Share of voxels from -200 to -5 HU (fat, and noise of water) that a scan without any air has."""
+LEAST_RANGE = 25.0
+"""HU between the 0.5th and the 99.5th percentile of a scan without any air."""
+LEAST_BODY = 0.3
+"""Share of what is neither air nor padding that is fat or soft tissue."""
+MOST_BONE = 0.2
+"""Share of it from 700 to 1400 HU in an image without fat: there lies soft tissue with 1024 added.
+Dense bone takes a tenth to a fifth of a head, whose scalp holds fat."""
+LEAST_FAT = 0.01
+"""Share of it from -200 to -30 HU by which fat is seen."""
+MOST_METAL = 0.02
+"""Share of it above 3500 HU."""
+OFFSETS = (1024, 1000)
+"""What programs add to HU to store them without a sign."""
+SAMPLED = 1 << 20
+"""Voxels that are looked at, evenly spaced."""
+
+
+def hounsfield_notes(image: NDArray[Any]) -> tuple[str, ...]:
+    """What speaks against an image being a CT in HU; nothing where nothing does.
+
+    Args:
+        image: (D, H, W), finite; a head, a crop and a padded scan are CTs, too.
+
+    Returns:
+        One sentence at most, with the values that are odd and, where an offset would explain them,
+        the `rescale` of a course file that takes it away.
+    """
+    values = image.ravel()[:: max(1, image.size // SAMPLED)].astype(np.float64)
+    oddity = _oddity(values)
+    if oddity is None:
+        return ()
+    for offset in OFFSETS:
+        if values.min() > AIR_HU and _oddity(values - offset) is None:
+            advice = f"rescale = {{intercept = -{offset}}} in its [[source]] takes it away"
+            return (f"{oddity}; if it is a CT to which {offset} was added, {advice}",)
+    return (oddity,)
+
+
+def _oddity(values: NDArray[np.float64]) -> str | None:
+    low, high = float(values.min()), float(values.max())
+    said = f"values from {low:g} to {high:g}"
+    if low == high:
+        return f"no CT in HU: every voxel is {low:g}"
+    inside = values[values > AIR_HU]
+    if not inside.size:
+        return f"no CT in HU: no voxel above {AIR_HU:g} HU ({said})"
+    air = 1 - inside.size / values.size
+    if air < LEAST_AIR:  # a crop within the body: what is commonest may be padding
+        seen, count = np.unique(inside, return_counts=True)
+        if count.max() > 0.1 * inside.size and seen.size > 1:
+            inside = inside[inside != seen[count.argmax()]]
+        negative = float(((inside >= BODY_HU[0]) & (inside <= -5)).mean())
+        spread = float(np.subtract(*np.percentile(inside, [99.5, 0.5])))
+        if negative < LEAST_NEGATIVE or spread < LEAST_RANGE:
+            return f"no CT in HU: no air and no fat ({said})"
+    bone = float(((inside >= 700) & (inside <= 1400)).mean())
+    fat = float(((inside >= BODY_HU[0]) & (inside <= -30)).mean())
+    if bone > MOST_BONE and fat < LEAST_FAT:
+        return f"no CT in HU: no fat, and {bone:.0%} of the body lies from 700 to 1400 HU ({said})"
+    if (metal := float((inside > 3500).mean())) > MOST_METAL:
+        return f"no CT in HU: {metal:.0%} of the body lies above 3500 HU ({said})"
+    body = float(((inside >= BODY_HU[0]) & (inside <= BODY_HU[1])).mean())
+    if body < LEAST_BODY:
+        return f"no CT in HU: {body:.0%} of the body is fat or soft tissue ({said})"
+    return None
