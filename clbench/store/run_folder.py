@@ -6,10 +6,8 @@ an equal run id, and equal runs give equal bytes of `scores.csv`.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +18,7 @@ from typing import Any
 
 from clbench.errors import StoreError
 from clbench.spec.taxonomy import structure
+from clbench.store.csv_rows import read_rows, rows_bytes
 from clbench.store.files import read_json, write_bytes, write_json
 
 SCHEMA = 1
@@ -97,15 +96,7 @@ def write_scores(path: Path, rows: Iterable[Score]) -> None:
 
 def scores_bytes(rows: Iterable[Score]) -> bytes:
     """What `scores.csv` holds for these rows."""
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in sorted(rows, key=_key):
-        cells = (getattr(row, name) for name in COLUMNS)
-        writer.writerow(
-            "" if c is None else repr(float(c)) if isinstance(c, float) else c for c in cells
-        )
-    return out.getvalue().encode()
+    return rows_bytes(COLUMNS, sorted(rows, key=_key))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -132,44 +123,20 @@ def read_scores(path: Path) -> list[Score]:
     Raises:
         StoreError: missing, other columns, or a value that is none; names the line.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file))
-    except OSError as err:
-        raise StoreError(
-            "the scores cannot be read",
-            where=path,
-            got=err.strerror,
-            next_step="finish the run by repeating its command",
-        ) from err
-    if not lines or tuple(lines[0]) != COLUMNS:
-        raise StoreError(
-            "the scores have other columns",
-            where=path,
-            expected=", ".join(COLUMNS),
-            got=", ".join(lines[0]) if lines else "an empty file",
-            next_step="run again with --fresh",
-        )
-    rows = []
-    for number, cells in enumerate(lines[1:], 2):
-        try:
-            values: dict[str, Any] = dict(zip(COLUMNS, cells, strict=True))
-            for name in _WHOLE:
-                values[name] = int(values[name])
-            for name in _COUNT:
-                values[name] = int(values[name]) if values[name] else None
-            values["value"] = float(values["value"])
-            if values["scoring"] not in SCORINGS or values["status"] not in STATUSES:
-                raise ValueError(f"{values['scoring']!r}, {values['status']!r}")
-            rows.append(Score(**values))
-        except ValueError as err:
-            raise StoreError(
-                "a line of the scores cannot be read",
-                where=f"{path}, line {number}",
-                got=f"{','.join(cells)} ({err})",
-                next_step="run again with --fresh",
-            ) from err
-    return rows
+    again = "finish the run by repeating its command"
+    return read_rows(path, COLUMNS, _score, what="the scores", next_step=again)
+
+
+def _score(cells: dict[str, str]) -> Score:
+    values: dict[str, Any] = dict(cells)
+    for name in _WHOLE:
+        values[name] = int(cells[name])
+    for name in _COUNT:
+        values[name] = int(cells[name]) if cells[name] else None
+    values["value"] = float(cells["value"])
+    if cells["scoring"] not in SCORINGS or cells["status"] not in STATUSES:
+        raise ValueError(f"{cells['scoring']!r}, {cells['status']!r}")
+    return Score(**values)
 
 
 def find_runs(results: Path, *, bench: str | None = None) -> list[Path]:

@@ -7,17 +7,18 @@ the model before the first update of the step. Test cases never enter.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.continual import mean
 from clbench.store import files, run_folder
+from clbench.store.csv_rows import read_rows, rows_bytes
 
 FILE = "trace.csv"
 """Its name in a run folder."""
@@ -68,14 +69,8 @@ def write_trace(path: Path, rows: Iterable[TraceRow]) -> None:
         step,update,eval_set,case,structure,learned_at,value,status
         2,0,btcv,3,liver,1,0.5,ok
     """
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    key = lambda r: (r.step, r.update, r.eval_set, r.case, r.learned_at, r.structure)  # noqa: E731
-    for row in sorted(rows, key=key):
-        cells = (getattr(row, name) for name in COLUMNS)
-        writer.writerow(repr(float(c)) if isinstance(c, float) else c for c in cells)
-    files.write_bytes(path, out.getvalue().encode())
+    key = attrgetter("step", "update", "eval_set", "case", "learned_at", "structure")
+    files.write_bytes(path, rows_bytes(COLUMNS, sorted(rows, key=key)))
 
 
 def read_trace(path: Path, tests: Iterable[str]) -> list[TraceRow]:
@@ -101,52 +96,27 @@ def read_trace(path: Path, tests: Iterable[str]) -> list[TraceRow]:
         ...     read_trace(Path(folder) / "trace.csv", tests=["btcv/4"]) == [row]
         True
     """
-    closed, rows = set(tests), []
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = list(csv.reader(file))
-    except OSError as err:
-        raise StoreError(
-            "the trace of a run cannot be read",
-            where=path,
-            got=err.strerror,
-            next_step="run again with --fresh --set examine.trace_every=N",
-        ) from err
-    if not lines or tuple(lines[0]) != COLUMNS:
-        raise StoreError(
-            "the trace has other columns",
-            where=path,
-            expected=", ".join(COLUMNS),
-            got=", ".join(lines[0]) if lines else "an empty file",
-            next_step="run again with --fresh",
-        )
-    for number, cells in enumerate(lines[1:], 2):
-        try:
-            step, update, eval_set, case, name, learned_at, value, status = cells
-            if status not in run_folder.STATUSES:
-                raise ValueError(repr(status))
-            rows.append(
-                TraceRow(
-                    step=int(step), update=int(update), eval_set=eval_set, case=case,
-                    structure=name, learned_at=int(learned_at), value=float(value), status=status,
-                )
-            )  # fmt: skip
-        except ValueError as err:
-            raise StoreError(
-                "a line of the trace cannot be read",
-                where=f"{path}, line {number}",
-                got=f"{','.join(cells)} ({err})",
-                next_step="run again with --fresh",
-            ) from err
-        if f"{eval_set}/{case}" in closed:
+    again = "run again with --fresh --set examine.trace_every=N"
+    rows = read_rows(path, COLUMNS, _row, what="the trace of a run", next_step=again)
+    test_cases = set(tests)
+    for number, row in enumerate(rows, 2):
+        if f"{row.eval_set}/{row.case}" in test_cases:
             raise StoreError(
                 "the trace looks at a test case",
                 where=f"{path}, line {number}",
                 expected="validation cases only",
-                got=f"{eval_set}/{case}",
+                got=f"{row.eval_set}/{row.case}",
                 next_step="choose other validation cases, and run again with --fresh",
             )
     return rows
+
+
+def _row(cells: dict[str, str]) -> TraceRow:
+    if cells["status"] not in run_folder.STATUSES:
+        raise ValueError(repr(cells["status"]))
+    values: dict[str, Any] = dict(cells)
+    values.update({name: int(cells[name]) for name in ("step", "update", "learned_at")})
+    return TraceRow(**{**values, "value": float(cells["value"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
