@@ -12,6 +12,7 @@ from torch import Tensor
 from clbench.nets.output import Output
 from clbench.run.teach import StepState
 from clbench.strategy.contract import UNKNOWN, Batch
+from clbench.strategy.selective_distillation import excluded_by
 from clbench.testing.fixtures import confident_output, made_batch, padded, relabel
 from clbench.testing.harness import StrategyHarness
 from clbench.testing.report import Broken
@@ -118,12 +119,19 @@ class _Probe:
         """
         if self.old is None:
             return False
+        spoken_for = self.excluded(label, channels)
         teacher, grads = self.old, []
         for sign in (1.0, -1.0):
             self.old = replace(teacher, logits=sign * 30.0 * torch.ones_like(teacher.logits))
-            grads.append(self.at(label)[1][1, channels])
+            grads.append(self.at(label)[1][1, channels].masked_fill(spoken_for, 0.0))
         self.old = teacher
         return bool((grads[0] <= 0).all() and (grads[0] < 0).any() and (grads[1] >= 0).all())
+
+    def excluded(self, label: Tensor, channels: list[int]) -> Tensor:
+        """(channels, D, H, W) bool: where the second case shows a rival of theirs."""
+        present = label[1] == 1
+        rivals = excluded_by(self.batch.structures, self.batch.new_index)
+        return torch.stack([present[rivals[k]].any(dim=0) for k in channels])
 
     def filled(self, channels: list[int], value: int) -> Tensor:
         """The full label with one value in these structures of the second case."""
