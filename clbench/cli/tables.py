@@ -184,12 +184,14 @@ def cost(
             "clbench cost needs a benchmark and a strategy, or runs",
             expected="clbench cost --bench B --strategy S, or clbench cost RUN",
         )
-    from clbench.evaluation.cost.course import course_costs
     from clbench.report.tables import costs
+    from clbench.run.cost_table import count_course
+    from clbench.run.plan import RunSettings, resolve
 
-    found = course_costs(
-        bench=bench, strategy=strategy, profile=profile, overrides=set_ or (), target=structures
+    asked = RunSettings(
+        bench=bench, strategy=strategy, profile=profile, overrides=tuple(set_ or ()), device="cpu"
     )
+    found = count_course(resolve(asked), target=structures)
     made = [costs.step_table(found), costs.growth_table(found)]
     if format_ != "csv":  # the figures are of the paper's setting, not of this method
         from clbench.evaluation.cost.paper_figures import printed_figures

@@ -14,9 +14,9 @@ from pathlib import Path
 from torch import nn
 
 from clbench.errors import CostError, StoreError
-from clbench.evaluation.cost.course import method_for
+from clbench.evaluation.cost.course import Costs, Method, course_costs, method_for
 from clbench.evaluation.cost.model import PARTS, forward_macs, grown
-from clbench.run.plan import Plan
+from clbench.run.plan import Plan, Resolved
 from clbench.run.record import benchmark_of, profile_of, strategy_of
 from clbench.spec.names import need_name
 from clbench.store import files
@@ -33,6 +33,21 @@ COLUMNS = (
     "step", *RECORDED[:3], "forward_macs", *(f"{p}_macs" for p in PARTS), *RECORDED[3:],
     "teacher_bytes", "checkpoint_bytes",
 )  # fmt: skip
+
+
+def method_of(resolved: Resolved) -> Method:
+    """The resolved strategy on its benchmark, ready to be counted; no image is opened."""
+    return method_for(resolved.benchmark, resolved.strategy, resolved.profile)
+
+
+def count_course(resolved: Resolved, *, target: int = 143) -> Costs:
+    """Cost of every step of a course before anything is trained; see `course_costs`."""
+    return course_costs(
+        method_of(resolved),
+        strategy=resolved.strategy_name,
+        profile=resolved.profile.name,
+        target=target,
+    )
 
 
 def write_costs(plan: Plan, record: RunRecord) -> None:

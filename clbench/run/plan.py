@@ -358,10 +358,10 @@ def open_run(resolved: Resolved) -> Plan:
     Raises:
         ClbenchError: data, vectors or weights that cannot be read.
     """
+    kit, weights = _kit(resolved)  # wrong settings are refused before any image is hashed
     identity = identity_of(resolved)
     home = resolved.settings.out / resolved.benchmark.name
     first = first_step_identity(identity, resolved.strategy)
-    kit, weights = _kit(resolved)
     return Plan(
         settings=resolved.settings,
         benchmark=resolved.benchmark,

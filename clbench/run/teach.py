@@ -33,7 +33,7 @@ from clbench.training.gpu_memory import enough_memory
 from clbench.training.loop import StepTraining, Validate, teach
 from clbench.training.monitors import StepWatch, constant_labels, refuse_constant_labels
 from clbench.training.pseudo_labelling import prepare
-from clbench.training.resume import StepCheckpointer, Watch
+from clbench.training.resume import StepCheckpointer, TrainingState, Watch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,17 +51,13 @@ class Start:
 
 
 @dataclass(kw_only=True)
-class StepState:
-    """A step being taught. Resume saves its model and memory, with the place in the step."""
+class StepState(TrainingState):
+    """A step being taught: what resume saves (`TrainingState`), and what is made anew around it."""
 
     strategy: Strategy
     """The method that teaches the step (in step 1, the one it names by `first_step`)."""
     lesson: Lesson
     """The step."""
-    model: nn.Module
-    """Grown for the step; training changes it."""
-    memory: Memory
-    """What the strategy remembers; changes."""
     teacher: nn.Module | None = None
     """The model served after the previous step, frozen. None in step 1."""
     pseudo: dict[CaseKey, PseudoMap] = field(default_factory=dict)
@@ -218,10 +214,9 @@ def train_step(
         teach(
             StepTraining(
                 strategy=strategy,
-                model=state.model,
+                state=state,
                 teacher=teacher,
                 lesson=lesson,
-                memory=state.memory,
                 material=material,
                 train=profile.train,
                 seed=plan.settings.seed,

@@ -28,7 +28,6 @@ from clbench.strategy.contract import (
     DrawBatches,
     Group,
     Lesson,
-    Memory,
     Phase,
     PhaseContext,
     PhaseResult,
@@ -38,7 +37,7 @@ from clbench.strategy.contract import (
 from clbench.training.batches import Crops, Material, collate, draw_from, to_batch
 from clbench.training.gpu_memory import noted
 from clbench.training.monitors import check_gradient, count_positives
-from clbench.training.resume import StepCheckpointer, TrainingPosition, Watch
+from clbench.training.resume import StepCheckpointer, TrainingPosition, TrainingState, Watch
 
 Validate = Callable[[nn.Module], float]
 """Mean Dice of the model on this step's validation cases; draws no random number."""
@@ -149,14 +148,13 @@ class StepTraining:
 
     strategy: Strategy
     """The method."""
-    model: nn.Module
-    """As built or grown for this step; `teach` changes it in place."""
+    state: TrainingState
+    """The model as built or grown for this step, and the strategy's memory; `teach` changes both
+    in place."""
     teacher: nn.Module | None
     """The model served after the previous step; run only if the strategy takes it."""
     lesson: Lesson
     """What is taught."""
-    memory: Memory
-    """The strategy's memory; `teach` changes it in place."""
     material: Material
     """Volumes, weights and pseudo labels."""
     train: TrainSettings
@@ -183,13 +181,16 @@ def teach(step: StepTraining) -> None:
             validated where there are no validation cases.
         Stopped: the checkpointer was asked to stop; everything is saved.
     """
-    strategy, model, lesson, memory = step.strategy, step.model, step.lesson, step.memory
+    strategy, lesson, state = step.strategy, step.lesson, step.state
+    model, memory = state.model, state.memory
     model.to(step.device)
     if step.teacher is not None:
         step.teacher.to(step.device).eval().requires_grad_(False)
     if not strategy.takes_teacher(lesson):
         step = replace(step, teacher=None)
-    at = None if step.checkpointer is None else step.checkpointer.restore(model, memory)
+    if step.checkpointer is not None:
+        step.checkpointer.restore(state)
+    at, state.position = state.position, None
     history: list[PhaseResult] = [] if at is None else list(at.history)
     while (
         phase := at.phase if at else strategy.next_phase(lesson, memory, tuple(history))
@@ -328,8 +329,8 @@ def _open_phase(step: StepTraining, phase: Phase, at: TrainingPosition | None) -
         phase: which of its phases.
         at: where a stopped attempt goes on, or None.
     """
-    strategy, model, train = step.strategy, step.model, step.train
-    groups = at.groups if at else strategy.groups(model, step.lesson, step.memory)
+    strategy, model, train = step.strategy, step.state.model, step.train
+    groups = at.groups if at else strategy.groups(model, step.lesson, step.state.memory)
     trained = [p for g in groups for p in g.parameters]
     freeze(model, trained)
     optimizer = adamw(rates(model, groups, train.generator_lr), train, step.device)
@@ -360,7 +361,7 @@ def _open_phase(step: StepTraining, phase: Phase, at: TrainingPosition | None) -
         lesson=step.lesson,
         phase=phase,
         teacher=step.teacher,
-        memory=step.memory,
+        memory=step.state.memory,
         epochs=epochs,
         updates=updates,
         batch=train.batch,
@@ -528,7 +529,7 @@ def _update_event(
 
 def _validate(step: StepTraining, phase: Phase, epoch: int, where: str) -> float:
     """Mean Dice of the model that would be served now, on the step's validation cases."""
-    served = step.strategy.serve(step.model, step.memory)
+    served = step.strategy.serve(step.state.model, step.state.memory)
     if step.validate is None:
         raise TrainingError(
             "the strategy asks for validation, but this step has no validation cases",
@@ -573,7 +574,7 @@ def _save(
     if step.strategy.declaration.resumes == "step":
         signals.check(f"{where}; this step starts anew")
     elif step.checkpointer is not None:
-        position = TrainingPosition(
+        step.state.position = TrainingPosition(
             phase=phase,
             history=history,
             updates=updates,
@@ -582,4 +583,4 @@ def _save(
             optimizer=setup.optimizer.state_dict(),
             scaler=setup.scaler.state_dict(),
         )
-        step.checkpointer.offer(step.model, step.memory, position)
+        step.checkpointer.offer(step.state)

@@ -23,7 +23,7 @@ from clbench.store import checkpoint
 from clbench.strategy.contract import Group, Memory, Phase, PhaseResult
 
 FORMAT = 1
-"""Raised when what a place holds changes."""
+"""Of `TrainingState.to_checkpoint`; raised when its content changes. 0.1.0 wrote format 1."""
 Watch = Callable[[dict[str, Any]], None]
 
 
@@ -45,6 +45,70 @@ class TrainingPosition:
     """State of the optimizer."""
     scaler: Mapping[str, Any]
     """State of the gradient scaler; empty where there is none."""
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """The part of a step's state that training changes, and that a checkpoint within it holds."""
+
+    model: nn.Module
+    """Grown for the step."""
+    memory: Memory
+    """What the strategy remembers."""
+    position: TrainingPosition | None = None
+    """After the last update saved, or restored; None: at the start of the step."""
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """Tensors and primitives, of format `FORMAT`.
+
+        Raises:
+            TrainingError: something is trained that is not in the model.
+        """
+        here = self.position
+        assert here is not None  # noqa: S101  # saved between two updates; tells the type checker
+        names = {p: name for name, p in self.model.named_parameters()}
+        try:
+            groups = [([names[p] for p in g.parameters], g.lr) for g in here.groups]
+        except KeyError:
+            raise TrainingError(
+                "the strategy trains a parameter that is not in its model",
+                where=f"phase {here.phase.name}",
+                expected="parameters of the model alone: no checkpoint would hold another one",
+            ) from None
+        return {
+            "format": FORMAT,
+            "model": self.model.state_dict(),
+            "memory": self.memory,
+            "phase": dataclasses.asdict(here.phase),
+            "history": [dataclasses.asdict(h) for h in here.history],
+            "updates": here.updates,
+            "measured": here.measured,
+            "groups": groups,
+            "optimizer": here.optimizer,
+            "scaler": here.scaler,
+        }
+
+    def load_checkpoint(self, content: Mapping[str, Any]) -> None:
+        """Bring model and memory back in place, and set the position."""
+        self.model.load_state_dict(content["model"])
+        self.memory.clear()
+        self.memory.update(content["memory"])
+        named = dict(self.model.named_parameters())
+        self.position = TrainingPosition(
+            phase=Phase(**content["phase"]),
+            history=tuple(
+                PhaseResult(phase=Phase(**h["phase"]), validation=tuple(h["validation"]))
+                for h in content["history"]
+            ),
+            updates=content["updates"],
+            measured=tuple(content["measured"]),
+            groups=[
+                Group(parameters=[named[n] for n in names], lr=lr)
+                for names, lr in content["groups"]
+            ],
+            optimizer=content["optimizer"],
+            scaler=content["scaler"],
+        )
 
 
 class StepCheckpointer:
@@ -82,7 +146,13 @@ class StepCheckpointer:
                 continue
             if content.get("format") == FORMAT:
                 return content
-            self.watch({"event": "passed over", "what": f"of another clbench, passed over: {path}"})
+            self.watch(
+                {
+                    "event": "passed over",
+                    "what": f"of another clbench (format {content.get('format')}, this one reads "
+                    f"format {FORMAT}), passed over: {path}",
+                }
+            )
         return None
 
     @property
@@ -95,40 +165,23 @@ class StepCheckpointer:
         self._found = None
         self.watch({"event": "passed over", "what": f"the step starts anew: {why}"})
 
-    def restore(self, model: nn.Module, memory: Memory) -> TrainingPosition | None:
-        """Bring `model` and `memory` back in place; None where there is nothing to go on from."""
+    def restore(self, state: TrainingState) -> None:
+        """Bring `state` back to the place of a stopped attempt, where there is one."""
         if self._found is None:
-            return None
+            return
         content, self._found = self._found, None  # as large as the model, and needed once
-        model.load_state_dict(content["model"])
-        memory.clear()
-        memory.update(content["memory"])
-        named = dict(model.named_parameters())
-        place = TrainingPosition(
-            phase=Phase(**content["phase"]),
-            history=tuple(
-                PhaseResult(phase=Phase(**h["phase"]), validation=tuple(h["validation"]))
-                for h in content["history"]
-            ),
-            updates=content["updates"],
-            measured=tuple(content["measured"]),
-            groups=[
-                Group(parameters=[named[n] for n in names], lr=lr)
-                for names, lr in content["groups"]
-            ],
-            optimizer=content["optimizer"],
-            scaler=content["scaler"],
+        state.load_checkpoint(content)
+        assert state.position is not None  # noqa: S101  # just set; tells the type checker
+        self.watch(
+            {
+                "event": "going on",
+                "phase": state.position.phase.name,
+                "updates": state.position.updates,
+            }
         )
-        self.watch({"event": "going on", "phase": place.phase.name, "updates": place.updates})
-        return place
 
-    def offer(self, model: nn.Module, memory: Memory, here: TrainingPosition) -> None:
-        """Save the place if it is time to, or if that was asked for; then stop if that was.
-
-        Args:
-            model: in training.
-            memory: the strategy's memory.
-            here: phase, update, optimizer and history.
+    def offer(self, state: TrainingState) -> None:
+        """Save the state if it is time to, or if that was asked for; then stop if that was.
 
         Raises:
             Stopped: it was; everything is saved.
@@ -136,30 +189,11 @@ class StepCheckpointer:
         """
         if signals.asked() is None and time.monotonic() - self._saved_at < self.every_s:
             return
-        names = {p: name for name, p in model.named_parameters()}
-        try:
-            groups = [([names[p] for p in g.parameters], g.lr) for g in here.groups]
-        except KeyError:
-            raise TrainingError(
-                "the strategy trains a parameter that is not in its model",
-                where=f"phase {here.phase.name}",
-                expected="parameters of the model alone: no checkpoint would hold another one",
-            ) from None
-        content = {
-            "format": FORMAT,
-            "facts": dict(self.facts()),
-            "model": model.state_dict(),
-            "memory": memory,
-            "phase": dataclasses.asdict(here.phase),
-            "history": [dataclasses.asdict(h) for h in here.history],
-            "updates": here.updates,
-            "measured": here.measured,
-            "groups": groups,
-            "optimizer": here.optimizer,
-            "scaler": here.scaler,
-        }
+        content = {**state.to_checkpoint(), "facts": dict(self.facts())}
         checkpoint.save(self.path, content, previous=self.previous)
         self._saved_at = time.monotonic()
+        here = state.position
+        assert here is not None  # noqa: S101  # saved; tells the type checker
         signals.check(f"phase {here.phase.name}, after update {here.updates}")
 
     def close(self) -> None:

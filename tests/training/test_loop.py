@@ -41,6 +41,7 @@ from clbench.training.loop import (
     teach,
     to_host,
 )
+from clbench.training.resume import TrainingState
 
 GOLDEN = json.loads((GOLDEN_FILES / "lr_schedule.json").read_text())
 OWN = [(1, str(i)) for i in range(5)]
@@ -217,10 +218,9 @@ def run(
     teach(
         StepTraining(
             strategy=strategy,
-            model=model,
+            state=TrainingState(model=model, memory={}),
             teacher=None,
             lesson=lesson,
-            memory={},
             material=material,
             train=TRAIN,
             seed=7,
@@ -246,10 +246,9 @@ def test_a_teacher_is_frozen_and_asked_once_per_batch_without_gradient(
     teach(
         StepTraining(
             strategy=Plain(),
-            model=Toy(),
+            state=TrainingState(model=Toy(), memory={}),
             teacher=teacher,
             lesson=second,
-            memory={},
             material=material,
             train=TRAIN,
             seed=7,
@@ -336,10 +335,9 @@ def test_one_transfer_from_the_device_per_update(
         teach(
             StepTraining(
                 strategy=TwoTerms(),
-                model=Toy(),
+                state=TrainingState(model=Toy(), memory={}),
                 teacher=None,
                 lesson=lesson,
-                memory={},
                 material=material,
                 train=replace(TRAIN, clip_norm=clip_norm),
                 seed=7,
@@ -363,10 +361,9 @@ def test_a_bad_loss_changes_no_weight(lesson_and_material: tuple[Lesson, Materia
         teach(
             StepTraining(
                 strategy=Plain(bad=True),
-                model=model,
+                state=TrainingState(model=model, memory={}),
                 teacher=None,
                 lesson=lesson,
-                memory={},
                 material=material,
                 train=TRAIN,
                 seed=7,
@@ -417,10 +414,9 @@ def phased(
     teach(
         StepTraining(
             strategy=strategy,
-            model=model,
+            state=TrainingState(model=model, memory={}),
             teacher=None,
             lesson=lesson,
-            memory={},
             material=material,
             train=TRAIN,
             seed=7,

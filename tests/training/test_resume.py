@@ -26,7 +26,7 @@ from clbench.errors import StoreError, TrainingError
 from clbench.run import examine, teach
 from clbench.run.course import run_plan
 from clbench.store import checkpoint, files, run_folder
-from clbench.strategy.contract import Phase
+from clbench.strategy.contract import Group, Phase
 from clbench.testing.fixtures import first_difference, same
 from clbench.testing.harness import StrategyHarness
 from clbench.training import resume
@@ -337,17 +337,55 @@ def test_finished_cases_of_another_model_or_damaged_are_examined_anew(tmp_path: 
 
 
 def test_what_is_trained_must_be_in_the_model(tmp_path: Path) -> None:
-    from clbench.errors import TrainingError
-    from clbench.strategy.contract import Group
-
     place = resume.TrainingPosition(
         phase=Phase(), history=(), updates=1, measured=(), optimizer={}, scaler={},
         groups=[Group(parameters=[torch.nn.Parameter(torch.zeros(1))])],
     )  # fmt: skip
+    state = resume.TrainingState(model=torch.nn.Linear(1, 1), memory={}, position=place)
     with pytest.raises(TrainingError, match="not in its model"):
-        resume.StepCheckpointer(tmp_path / "step1.pt", every_s=0).offer(
-            torch.nn.Linear(1, 1), {}, place
-        )
+        resume.StepCheckpointer(tmp_path / "step1.pt", every_s=0).offer(state)
+
+
+KEYS_OF_FORMAT_1 = {
+    "format", "facts", "model", "memory", "phase", "history", "updates", "measured", "groups",
+    "optimizer", "scaler",
+}  # fmt: skip
+"""What clbench 0.1.0 wrote between two updates; while the number stays, so does the content."""
+
+
+def test_a_place_saved_by_0_1_0_is_gone_on_from_and_a_later_format_is_named(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(2, 1)
+    position = resume.TrainingPosition(
+        phase=Phase(name="train"), history=(), updates=3, measured=(0.5,), scaler={},
+        optimizer={"state": {}}, groups=[Group(parameters=list(model.parameters()), lr=0.5)],
+    )  # fmt: skip
+    state = resume.TrainingState(model=model, memory={"seen": [1]}, position=position)
+    path = tmp_path / "step1.pt"
+    resume.StepCheckpointer(path, every_s=0, facts=lambda: {"events": 7}).offer(state)
+    saved = checkpoint.load(tmp_path / "resume" / "step1.pt")
+    assert (saved["format"], {*saved} - {"schema"}) == (1, KEYS_OF_FORMAT_1)
+
+    other = resume.TrainingState(model=torch.nn.Linear(2, 1), memory={"old": 1})
+    again = resume.StepCheckpointer(path, every_s=0)
+    assert again.found == {"events": 7}
+    again.restore(other)
+    assert same(model.state_dict(), other.model.state_dict())
+    assert other.memory == {"seen": [1]}
+    there = other.position
+    assert there is not None
+    assert (there.phase, there.updates, there.measured) == (position.phase, 3, (0.5,))
+    assert [id(p) for g in there.groups for p in g.parameters] == [
+        id(p) for p in other.model.parameters()
+    ]
+
+    saved["format"] = 2
+    checkpoint.save(tmp_path / "resume" / "step1.pt", saved)
+    events: list[dict[str, Any]] = []
+    assert resume.StepCheckpointer(path, every_s=0, watch=events.append).found is None
+    assert "format 2, this one reads format 1" in events[0]["what"]
 
 
 def test_the_kill_benchmark_sees_every_kind_of_half_written_file(

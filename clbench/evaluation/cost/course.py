@@ -19,13 +19,7 @@ from clbench.nets.output import count_parameters
 from clbench.nets.text_encodings import LENGTH
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
-from clbench.spec.settings import (
-    Profile,
-    apply_overrides,
-    change,
-    load_profile,
-    split_overrides,
-)
+from clbench.spec.settings import Profile
 from clbench.spec.taxonomy import STRUCTURES
 from clbench.strategy.contract import Kit, Lesson, Strategy
 
@@ -104,26 +98,6 @@ class Method:
     patch_vox: tuple[int, int, int]
 
 
-def method_of(*, bench: str, strategy: str, profile: str, overrides: Sequence[str]) -> Method:
-    """Resolve names and settings; see `course_costs`.
-
-    Args:
-        bench: name of a benchmark, or path of a course file.
-        strategy: name of a strategy.
-        profile: name of a profile.
-        overrides: `group.name=value` words, as `--set` takes them.
-
-    Raises:
-        ClbenchError: anything the user can act on.
-    """
-    groups = split_overrides(list(overrides))
-    return method_for(
-        registry.benchmark(bench),
-        change(registry.load("strategy", strategy)(), groups.get("strategy", {}), "strategy"),
-        apply_overrides(load_profile(profile), groups),
-    )
-
-
 def method_for(benchmark: Benchmark, strategy: Strategy, profile: Profile) -> Method:
     """A strategy on a benchmark with the settings of a profile, ready to build its models.
 
@@ -144,28 +118,20 @@ def method_for(benchmark: Benchmark, strategy: Strategy, profile: Profile) -> Me
     )
 
 
-def course_costs(
-    *,
-    bench: str,
-    strategy: str,
-    profile: str = "quick",
-    overrides: Sequence[str] = (),
-    target: int = 143,
-) -> Costs:
+def course_costs(method: Method, *, strategy: str, profile: str, target: int = 143) -> Costs:
     """Cost of every step of a course, and its growth. Trains nothing, opens no image.
 
     Args:
-        bench: registered benchmark, or path of a TOML file.
-        strategy: registered strategy.
-        profile: registered profile.
-        overrides: `group.name=value` words.
+        method: a strategy on a benchmark.
+        strategy: the strategy's name, for the record.
+        profile: the profile's name, for the record.
         target: structures to carry the growth on to; 143 is what Ji et al. (ICCV 2023) reach.
 
     Raises:
-        ClbenchError: anything the user can act on.
+        SettingError: fewer structures than the course has.
+        CostError: an operator cannot be counted.
     """
-    m = method_of(bench=bench, strategy=strategy, profile=profile, overrides=overrides)
-    known = len(m.lessons[-1].structures)
+    m, known = method, len(method.lessons[-1].structures)
     if target < known:
         raise SettingError(
             "the growth cannot be carried on to fewer structures than the course has",

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from clbench.cli.options import app
 from clbench.errors import ClbenchError, CostError, SettingError, StoreError
 from clbench.evaluation.cost import meter, multiply_adds
-from clbench.evaluation.cost.course import course_costs, method_of
+from clbench.evaluation.cost.course import Costs, Method
 from clbench.evaluation.cost.meter import Meter
 from clbench.evaluation.cost.model import PARTS, forward_macs, grown, needs_old_model
 from clbench.evaluation.cost.multiply_adds import OTHER, Scope, count
@@ -39,6 +39,7 @@ from clbench.report.study import Study
 from clbench.report.tables.costs import COLUMNS, cost_table, growth_table, read_costs, step_table
 from clbench.report.tables.render import EMPTY
 from clbench.run import cost_table as cost_file
+from clbench.run.plan import Resolved, RunSettings, resolve
 from clbench.spec import registry
 from clbench.store import run_folder
 from clbench.strategies.decoder_growth import pruning
@@ -48,6 +49,24 @@ PATCH = (96, 96, 96)
 STRATEGIES = sorted(registry.entries("strategy"))
 PER_STEP = ("decoder_growth", "independent", "lora")
 """A step adds work, and not only its structures."""
+
+
+def resolved(strategy: str, profile: str = "smoke", overrides: tuple[str, ...] = ()) -> Resolved:
+    return resolve(
+        RunSettings(
+            bench="tumor_ext", strategy=strategy, profile=profile, overrides=overrides, device="cpu"
+        )
+    )
+
+
+def costs_of(
+    strategy: str, profile: str = "smoke", overrides: tuple[str, ...] = (), target: int = 143
+) -> Costs:
+    return cost_file.count_course(resolved(strategy, profile, overrides), target=target)
+
+
+def method_of(strategy: str, overrides: tuple[str, ...] = ()) -> Method:
+    return cost_file.method_of(resolved(strategy, overrides=overrides))
 
 
 class Calls(nn.Module):
@@ -244,7 +263,7 @@ def test_the_printed_head_is_the_generator_alone(printed: Printed) -> None:
 
 
 def test_the_papers_network_costs_what_was_counted_elsewhere() -> None:
-    found = course_costs(bench="tumor_ext", strategy="universal", profile="paper")
+    found = costs_of("universal", profile="paper")
     last = found.steps[-1]
     assert last.parameters == last.trainable_parameters == 68_996_536
     modules = {name: row["macs"] for name, row in GOLDEN["modules"].items()}
@@ -271,7 +290,7 @@ def test_the_papers_network_costs_what_was_counted_elsewhere() -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_can_be_counted(name: str) -> None:
-    found = course_costs(bench="tumor_ext", strategy=name, profile="smoke")
+    found = costs_of(name, profile="smoke")
     first, last = found.steps
     assert tuple(last.macs) == PARTS
     assert min(last.macs["encoder"], last.macs["decoder"], last.macs["heads"]) > 0
@@ -279,7 +298,7 @@ def test_every_strategy_can_be_counted(name: str) -> None:
     assert (last.macs["generator"] > 0) == (last.macs["heads"] > 5e6)  # 136 or 16 per voxel
     assert first.teacher_bytes == 0
     assert first.trainable_parameters == first.parameters
-    method = method_of(bench="tumor_ext", strategy=name, profile="smoke", overrides=())
+    method = method_of(name)
     assert (last.teacher_bytes > 0) == needs_old_model(method.strategy, method.lessons[1])
     growth = found.growth
     assert growth is not None
@@ -290,8 +309,8 @@ def test_every_strategy_can_be_counted(name: str) -> None:
 @pytest.mark.parametrize("name", ["universal", "decoder_growth", "mib"])
 def test_growth_to_many_structures_is_what_such_a_model_costs(name: str) -> None:
     """The line against a model that really has 20 structures, each new one in its own step."""
-    found = course_costs(bench="tumor_ext", strategy=name, profile="smoke", target=20)
-    method = method_of(bench="tumor_ext", strategy=name, profile="smoke", overrides=())
+    found = costs_of(name, profile="smoke", target=20)
+    method = method_of(name)
     model = method.strategy.build(method.kit, method.lessons[0])
     method.strategy.grow(model, method.kit, method.lessons[1])
     last = method.lessons[1]
@@ -313,11 +332,10 @@ def test_growth_to_many_structures_is_what_such_a_model_costs(name: str) -> None
 
 def test_what_pruning_may_leave_is_what_it_leaves_when_it_goes_all_the_way() -> None:
     """Every level accepted, on real masks, against the count made without pruning anything."""
-    words = {"bench": "tumor_ext", "strategy": "decoder_growth", "profile": "smoke"}
     small = ("backbone.size=8", "data.patch_vox=16,16,16")
     pruned = ("strategy.prune=true", *small)
-    found = course_costs(**words, overrides=pruned)  # type: ignore[arg-type]
-    method = method_of(**words, overrides=pruned)
+    found = costs_of("decoder_growth", overrides=pruned)
+    method = method_of("decoder_growth", pruned)
     (_, _, _), (_, model, _) = grown(method.strategy, method.kit, method.lessons)
     for decoder in model.get_submodule("decoders").children():
         masks: dict[str, Tensor] = {}
@@ -330,7 +348,7 @@ def test_what_pruning_may_leave_is_what_it_leaves_when_it_goes_all_the_way() -> 
     assert found.growth is not None
     assert found.growth.per_step.fewest_parameters < 0.01 * found.growth.per_step.parameters
     assert found.growth.step_each.fewest_parameters < found.growth.one_step.parameters
-    plain = course_costs(**words, overrides=small)  # type: ignore[arg-type]
+    plain = costs_of("decoder_growth", overrides=small)
     assert plain.steps[-1].fewest_nonzero_parameters == plain.steps[-1].nonzero_parameters
     assert plain.growth is not None
     assert plain.growth.step_each.fewest_parameters == plain.growth.step_each.parameters
@@ -343,9 +361,8 @@ def test_what_pruning_may_leave_is_what_it_leaves_when_it_goes_all_the_way() -> 
 
 
 def test_settings_reach_the_count() -> None:
-    small = course_costs(bench="tumor_ext", strategy="universal_onehot", profile="smoke")
-    built = course_costs(
-        bench="tumor_ext", strategy="universal_onehot", profile="smoke",
+    small = costs_of("universal_onehot", profile="smoke")
+    built = costs_of("universal_onehot", profile="smoke",
         overrides=("strategy.as_built=true", "backbone.size=8", "data.patch_vox=16,16,16"),
     )  # fmt: skip
     assert small.growth is not None
@@ -360,9 +377,9 @@ def test_settings_reach_the_count() -> None:
 
 def test_a_course_has_to_fit_the_target() -> None:
     with pytest.raises(SettingError, match="fewer structures") as err:
-        course_costs(bench="tumor_ext", strategy="mib", profile="smoke", target=13)
+        costs_of("mib", profile="smoke", target=13)
     assert "14" in str(err.value)
-    exact = course_costs(bench="tumor_ext", strategy="decoder_growth", profile="smoke", target=14)
+    exact = costs_of("decoder_growth", profile="smoke", target=14)
     assert exact.growth is not None
     assert exact.growth.one_step.parameters == exact.steps[-1].parameters
 
@@ -414,7 +431,7 @@ def test_a_run_leaves_its_costs(smoke_run: Path) -> None:
     record = run_folder.read_record(smoke_run)
     rows = list(csv.DictReader((smoke_run / "cost.csv").open()))
     assert [r["step"] for r in rows] == ["1", "2"]
-    counted = course_costs(bench="tumor_ext", strategy="universal", profile="smoke").steps
+    counted = costs_of("universal", profile="smoke").steps
     for row, step in zip(rows, counted, strict=True):
         train = record["cost"][row["step"]]["train"]
         assert int(row["forward_macs"]) == step.forward_macs
@@ -520,7 +537,6 @@ def test_a_network_that_cannot_be_counted_costs_a_run_its_macs_only(
     cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clbench.run.course import run_course
-    from clbench.run.plan import RunSettings
 
     def refuse(*_: Any) -> Any:
         raise CostError("the operator aten.mystery cannot be counted")
@@ -543,3 +559,15 @@ def test_a_network_that_cannot_be_counted_costs_a_run_its_macs_only(
 
 def test_what_runs_in_no_part_is_other() -> None:
     assert count(nn.Linear(2, 3), [(1, 2)]) == {OTHER: 6}
+
+
+def test_the_cost_command_refuses_what_a_run_refuses() -> None:
+    words = ["cost", "--bench", "tumor_ext", "--profile", "smoke", "--strategy"]
+    for more, message in (
+        (["universel"], "did you mean 'universal'"),
+        (["universal", "--set", "train.epoch=2"], "did you mean train.epochs"),
+        (["universal", "--set", "data.patch_vox=15,16,16"], "patch"),
+    ):
+        result = CliRunner().invoke(app, words + more)
+        assert isinstance(result.exception, ClbenchError)
+        assert message in str(result.exception)
