@@ -86,10 +86,11 @@ def report(
     from clbench.report.page.page import make_report
     from clbench.report.significance.analysis import Analysis
     from clbench.report.study import Protocol
+    from clbench.spec import registry
 
     study = Analysis(
         results=results,
-        bench=bench,
+        bench=registry.name_of(bench),
         reference=ref,
         scoring=scoring,
         protocol=Protocol(margin=margin, alpha=alpha),

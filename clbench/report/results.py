@@ -310,7 +310,7 @@ def group_runs(
     done = [s for s in stored if s.record["status"] == "finished"]
     if seeds is not None:
         done = [s for s in done if s.record["identity"]["seed"] in seeds]
-    refuse_mixture([RunRecord.from_json(s.record, s.folder) for s in done])
+    refuse_mixture([RunRecord.from_json(s.record, s.folder / "run.json") for s in done])
     patient_of = patients_of([s.record for s in done])
     keyed: dict[tuple[str, str], list[StoredRun]] = {}
     for s in done:

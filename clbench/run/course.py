@@ -24,7 +24,7 @@ from clbench.run.cost_table import write_costs
 from clbench.run.examine import examine_step
 from clbench.run.models import loaded
 from clbench.run.plan import Plan, RunSettings, open_run, resolve
-from clbench.run.record import new_record
+from clbench.run.record import keep_course, new_record
 from clbench.run.teach import Start, teach_step
 from clbench.store import files as store_files
 from clbench.store import run_folder
@@ -135,6 +135,7 @@ class _Course:
             self.record.host = here
         self._mark(self.record.steps_done + 1, here)
         self.record.starts = (self.record.starts or 0) + 1
+        keep_course(plan.folder, plan.settings.bench)
         self.record.write(plan.folder)
         for number in range(1, len(plan.benchmark.steps) + 1):
             plan.catalog.step = number

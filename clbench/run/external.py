@@ -34,7 +34,7 @@ from clbench.evaluation.metrics.overlap import counts_of, dice_paper, pattern_pa
 from clbench.evaluation.scoring import bit_pairs, context_of, metric_rows, score_rows
 from clbench.run.course import alone
 from clbench.run.plan import open_catalog, resolve_profile
-from clbench.run.record import external_record
+from clbench.run.record import external_record, keep_course, recorded_settings
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.names import need_name
@@ -132,14 +132,17 @@ def score_predictions(
         name=settings.name,
         seed=settings.seed,
         step=settings.step,
-        settings={
-            "bench": settings.bench,
-            "seed": settings.seed,
-            "data": settings.data,
-            "profile": profile.name,
-            "out": str(settings.out),
-            "cache": None if settings.cache is None else str(settings.cache),
-        },
+        settings=recorded_settings(
+            {
+                "bench": settings.bench,
+                "seed": settings.seed,
+                "data": settings.data,
+                "profile": profile.name,
+                "out": settings.out,
+                "cache": settings.cache,
+            },
+            benchmark,
+        ),
         predictions=predictions,
         words=settings.words,
     )
@@ -159,6 +162,7 @@ def score_predictions(
             record.metrics = {**old.metrics, **record.metrics}
             record.steps_done = max(int(s) for s in record.predictions)
         run_folder.write_scores(path, rows)
+        keep_course(folder, settings.bench)
         record.seal(folder)
         record.write(folder)
     return folder, holes

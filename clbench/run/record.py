@@ -19,6 +19,7 @@ import torch
 
 import clbench
 from clbench.data.catalog import Catalog
+from clbench.data.layouts import named_folders
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.case import implementations
 from clbench.run.plan import Plan, load_strategy, open_catalog, unguarded_digest
@@ -26,16 +27,16 @@ from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.settings import GROUPS, Profile, change, load_profile, split_overrides
 from clbench.spec.splits import Split
-from clbench.store.record import Identity, RecordedCourse, RecordedStep, RunRecord
+from clbench.spec.toml import benchmark_files, load_benchmark
+from clbench.store import files
+from clbench.store.record import ALL, Identity, RecordedCourse, RecordedStep, RunRecord
 from clbench.strategy.contract import Strategy
 
 
 def new_record(plan: Plan) -> RunRecord:
     """The first `run.json`: what was asked for, with every default, and where it runs."""
-    settings = dataclasses.asdict(plan.settings)
+    settings = recorded_settings(dataclasses.asdict(plan.settings), plan.benchmark)
     settings.pop("splits")
-    settings["out"] = str(settings["out"])
-    settings["cache"] = None if settings["cache"] is None else str(settings["cache"])
     return RunRecord(
         status="unfinished",
         steps_done=0,
@@ -58,6 +59,34 @@ def new_record(plan: Plan) -> RunRecord:
         metrics=implementations(("dice",)),
         **_data_and_host(plan.benchmark, plan.catalog, ("torch", "monai")),
     )
+
+
+def recorded_settings(settings: Mapping[str, Any], benchmark: Benchmark) -> dict[str, Any]:
+    """Settings as JSON; paths of files that are read again later hold from any working folder.
+
+    Args:
+        settings: with `bench`, `data`, `out` and `cache` as typed.
+        benchmark: names the sources of `data`.
+    """
+
+    def absolute(path: str | Path) -> str:
+        return str(Path(path).expanduser().absolute())
+
+    bench, data = settings["bench"], settings["data"]
+    if data is not None:
+        named = named_folders(data, [s.name for s in benchmark.sources])
+        data = (
+            absolute(data)
+            if named is None
+            else ",".join(f"{name}={absolute(folder)}" for name, folder in named.items())
+        )
+    return {
+        **settings,
+        "bench": absolute(bench) if registry.is_path(bench) else bench,
+        "data": data,
+        "out": str(settings["out"]),
+        "cache": None if settings["cache"] is None else absolute(settings["cache"]),
+    }
 
 
 def external_record(
@@ -145,7 +174,8 @@ def course_of(benchmark: Benchmark, catalog: Catalog) -> RecordedCourse:
             RecordedStep(name=s.name, source=s.source, learns=list(s.learns))
             for s in benchmark.steps
         ],
-        groups={name: list(members) for name, members in benchmark.groups.items()},
+        groups={name: list(members) for name, members in benchmark.groups.items()}
+        or {ALL: list(benchmark.structures(len(benchmark.steps)))},
         train=[named(i, s.train) for i, s in enumerate(catalog.splits, 1)],
         test=[named(i, s.test) for i, s in enumerate(catalog.splits, 1)],
         patient_of={
@@ -156,7 +186,21 @@ def course_of(benchmark: Benchmark, catalog: Catalog) -> RecordedCourse:
             for case in s.test
             if source.patient_of(case) != case
         },
+        declares=[dataclasses.asdict(s) for s in benchmark.declares],
     )
+
+
+def keep_course(folder: Path, bench: str) -> None:
+    """Copy a course that is named by its file into the run folder, with its splits.
+
+    Raises:
+        SpecError: it cannot be read.
+        StoreError: it cannot be written.
+    """
+    if registry.is_path(bench):
+        for name, content in benchmark_files(registry.benchmark_path(bench)).items():
+            files.make_folder((folder / "course" / name).parent)
+            files.write_bytes(folder / "course" / name, content)
 
 
 def split_hashes(catalog: Catalog) -> dict[str, str]:
@@ -187,18 +231,23 @@ def git_commit() -> str | None:
 
 
 def benchmark_of(record: RunRecord) -> Benchmark:
-    """The benchmark of a run, as it is registered now.
-
-    Args:
-        record: `run.json` of the run.
-        data: `phantom` or a folder of data sets; None: as recorded.
-        cache: folder of preprocessed volumes; None: the user's.
+    """The benchmark of a run: as it is registered now, or the copy of its file in the run folder.
 
     Raises:
-        StoreError: it has another version now, or its file has another content.
+        StoreError: it has another version now, or its file has another content or is gone.
     """
     bench, identity = record.settings["bench"], record.identity
-    benchmark = registry.benchmark(bench)
+    if (copy := record.course_file) is not None:
+        benchmark = load_benchmark(copy)
+    elif registry.is_path(bench) and not registry.benchmark_path(bench).is_file():
+        raise StoreError(
+            "the course file of the run is not where it was, and the run keeps no copy",
+            where=record.run_id,
+            expected=f"{bench}, or a copy at {record.folder}/course/{Path(bench).name}",
+            next_step="copy the file there, with the split files it names",
+        )
+    else:
+        benchmark = registry.benchmark(bench)
     if benchmark.version != identity.bench_version:
         raise StoreError(
             "the run was made on another version of the benchmark",
@@ -210,7 +259,7 @@ def benchmark_of(record: RunRecord) -> Benchmark:
     if identity.course not in (None, benchmark.digest()):
         raise StoreError(
             "the benchmark's file was changed since the run was made",
-            where=bench,
+            where=copy or bench,
             expected=f"content {identity.course}",
             got=benchmark.digest(),
             next_step="run it again",

@@ -3,17 +3,18 @@
 The 32 classes are those of the paper's Table 2 in its order (`template_id`
 1 to 32); 33 to 38 are the further JHH structures of the authors' template; the iliac arteries serve
 the public stand-in of the body extension. Benchmarks refer to structures by `name` only. A
-benchmark's file may declare further ones (`declare`), which live as long as the process.
+benchmark's file may declare further ones (`declare`), which live as long as the process; a run
+records them (`declare_recorded`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from clbench.errors import SpecError, unknown_name
-from clbench.spec.validation import Names, checked
+from clbench.spec.validation import Names, checked, from_toml
 
 Kind = Literal["organ", "vessel", "duct", "device", "tumor", "cyst"]
 
@@ -193,12 +194,25 @@ def declare(structures: Sequence[Structure], where: object = None) -> None:
     DECLARED.update(added)
 
 
+def declare_recorded(structures: Iterable[Mapping[str, Any]]) -> None:
+    """Add the structures that a run's record holds, so that its names can be looked up.
+
+    What clbench has by itself stays; of two records that differ, the later one counts.
+    """
+    for fields in structures:
+        if fields["name"] not in STRUCTURES:
+            DECLARED[fields["name"]] = from_toml(
+                Structure, fields, raised=SpecError, where="the record of a run"
+            )
+
+
 def canonical(alias: str) -> str:
     """The canonical name behind a printed header or a public data set's name."""
-    try:
-        return _BY_ALIAS[alias]
-    except KeyError:
-        raise unknown_name("structure", alias, _BY_ALIAS) from None
+    declared = {a: s.name for s in DECLARED.values() for a in (s.name, *s.aliases)}
+    found = _BY_ALIAS.get(alias) or declared.get(alias)
+    if found is None:
+        raise unknown_name("structure", alias, [*_BY_ALIAS, *declared])
+    return found
 
 
 def ancestors(name: str) -> tuple[str, ...]:

@@ -99,6 +99,23 @@ def load_benchmark(path: Path) -> Benchmark:
     return from_toml(Benchmark, raw, raised=SpecError, where=path)
 
 
+def benchmark_files(path: Path) -> dict[str, bytes]:
+    """The content of a benchmark file and of the split files it names, by relative path.
+
+    Written into another folder, they are the same benchmark.
+
+    Raises:
+        SpecError: one cannot be read.
+    """
+    steps = _tables(read_toml(path), "step")
+    named = [s[key] for s in steps for key in ("split", "phantom_split") if key in s]
+    splits = {name: _below(path, name) for name in named if isinstance(name, str)}
+    try:
+        return {name: file.read_bytes() for name, file in {path.name: path, **splits}.items()}
+    except OSError as err:
+        raise SpecError("a benchmark file cannot be read", where=path, got=err.strerror) from err
+
+
 def _tables(raw: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """The `[[key]]` tables; whatever else stands there is refused with the whole file."""
     value = raw.get(key)

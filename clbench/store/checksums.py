@@ -15,7 +15,7 @@ from typing import Any
 from clbench.errors import StoreError
 from clbench.store.files import sha256
 
-PATTERNS = ("*.csv", "*.pt", "*.jsonl", "step*.json", "predictions/**/*.npz")
+PATTERNS = ("*.csv", "*.pt", "*.jsonl", "step*.json", "predictions/**/*.npz", "course/**/*.toml")
 """What a finished run consists of, beside `run.json`."""
 _SEAL = "record_sha256"
 

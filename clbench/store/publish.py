@@ -13,7 +13,7 @@ from clbench.store import files, run_folder
 from clbench.store.checksums import check_files, check_record, seal
 
 KEPT = ".csv"
-"""Files that come along: scores, cost, traces."""
+"""Files that come along, beside the copy of a course file: scores, cost, traces."""
 WORDS = "record and tables of a run, sealed anew over what is kept here"
 
 
@@ -57,8 +57,14 @@ def excerpt(results: Path, to: Path) -> list[Path]:
     for folder in fresh:
         there = to / folder.relative_to(results)
         files.make_folder(there)
-        for path in sorted(folder.glob(f"*{KEPT}")):
-            files.write_bytes(there / path.name, path.read_bytes())
+        kept = [
+            *folder.glob(f"*{KEPT}"),
+            *(p for p in folder.glob("course/**/*.toml") if p.is_file()),
+        ]
+        for path in sorted(kept):
+            name = path.relative_to(folder)
+            files.make_folder((there / name).parent)
+            files.write_bytes(there / name, path.read_bytes())
         record = {**found[folder], "excerpt": WORDS}
         seal(there, record)
         run_folder.write_record(there, record)

@@ -16,6 +16,8 @@ from clbench.errors import StoreError
 from clbench.store import checksums, run_folder
 
 T = TypeVar("T")
+ALL = "Mean"
+"""Printed name of the one group of a course that names none: all its structures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,8 @@ class RecordedCourse:
     """Test cases of each step."""
     patient_of: Mapping[str, str] = field(default_factory=dict)
     """Test case → patient, where the patient's name is not that of the case."""
+    declares: Sequence[Mapping[str, Any]] = ()
+    """Fields of the structures that the course adds to the taxonomy; no key where it adds none."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Keys this version does not know."""
 
@@ -101,9 +105,13 @@ class RecordedCourse:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in `run.json`."""
-        return {**_to_json(self), "steps": [dataclasses.asdict(s) for s in self.steps]}
+        content = _to_json(self) | {"steps": [dataclasses.asdict(s) for s in self.steps]}
+        if not self.declares:
+            del content["declares"]
+        return content
 
 
+NOT_IN_FILE = ("unknown", "folder")
 _LEFT_OUT = (
     "external",
     "past",
@@ -200,6 +208,15 @@ class RunRecord:
     """Set where this is a copy without weights."""
     unknown: dict[str, Any] = field(default_factory=dict)
     """Keys this version does not know."""
+    folder: Path | None = field(default=None, compare=False)
+    """The run folder it was read from; not in the file."""
+
+    @property
+    def course_file(self) -> Path | None:
+        """The copy of the course file in the run folder; None: a registered course, or no copy."""
+        bench = Path(str(self.settings.get("bench", "")))
+        copy = None if self.folder is None else self.folder / "course" / bench.name
+        return copy if copy is not None and copy.is_file() else None
 
     @property
     def seed(self) -> int:
@@ -212,7 +229,7 @@ class RunRecord:
 
         Args:
             content: of `run.json`, of this schema; it is not changed.
-            where: the file, for the error.
+            where: the file: named in an error, and where the copy of the course lies.
 
         Raises:
             StoreError: something that every version recorded is missing.
@@ -229,7 +246,9 @@ class RunRecord:
         for name, (kind, part) in parts.items():
             if name in content:
                 content[name] = _typed(kind, part, where, f"{name}.")
-        return _typed(cls, content, where)
+        record = _typed(cls, content, where)
+        record.folder = where.parent if isinstance(where, Path) else None
+        return record
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
@@ -265,9 +284,8 @@ class RunRecord:
 
 def _to_json(record: Any) -> dict[str, Any]:
     """The fields of a record under their names, and the keys it does not know."""
-    content = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    unknown = content.pop("unknown")
-    return {**content, **unknown}
+    names = [f.name for f in dataclasses.fields(record) if f.name not in NOT_IN_FILE]
+    return {**{name: getattr(record, name) for name in names}, **record.unknown}
 
 
 def _typed(kind: type[T], content: Any, where: Path | str, prefix: str = "") -> T:
@@ -276,7 +294,7 @@ def _typed(kind: type[T], content: Any, where: Path | str, prefix: str = "") -> 
     Raises:
         StoreError: something that every version recorded is missing.
     """
-    known = {f.name: f for f in dataclasses.fields(kind) if f.name != "unknown"}  # type: ignore[arg-type]  # dataclasses only
+    known = {f.name: f for f in dataclasses.fields(kind) if f.name not in NOT_IN_FILE}  # type: ignore[arg-type]  # dataclasses only
     required = [
         n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING
     ]
@@ -300,6 +318,10 @@ def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
     new = dict(content)
     if "past" not in new and (declared := new.get("declares")):
         new["past"] = declared.get("past")
+    course = new.get("course")
+    if isinstance(course, dict) and course.get("groups") == {}:  # written so until 0.1.0
+        learned = [name for step in course.get("steps", ()) for name in step["learns"]]
+        new["course"] = {**course, "groups": {ALL: learned}}
     if isinstance(new.get("identity"), dict):
         splits = new["identity"].get("splits")
         if isinstance(splits, Mapping):  # by step, in its order

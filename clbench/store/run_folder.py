@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from clbench.errors import StoreError
-from clbench.spec.taxonomy import structure
+from clbench.spec.taxonomy import declare_recorded, structure
 from clbench.store.csv_rows import read_rows, rows_bytes
 from clbench.store.files import read_json, write_bytes, write_json
 
@@ -100,7 +100,7 @@ def scores_bytes(rows: Iterable[Score]) -> bytes:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Read `run.json`.
+    """Read `run.json`; structures that its course declared are known from then on.
 
     Raises:
         StoreError: missing, damaged, or of another schema.
@@ -114,6 +114,8 @@ def read_record(folder: Path) -> dict[str, Any]:
             got=f"schema {record.get('schema')}",
             next_step="run again with --fresh, or read it with the version that wrote it",
         )
+    course = record.get("course")
+    declare_recorded(course.get("declares", ()) if isinstance(course, dict) else ())
     return record
 
 

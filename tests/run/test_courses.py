@@ -25,6 +25,7 @@ from clbench.spec import registry, taxonomy
 from clbench.spec.settings import PhantomSettings, load_profile
 from clbench.spec.splits import Split
 from clbench.store import run_folder
+from clbench.store.record import RunRecord, refuse_mixture
 
 JHH = registry.benchmark("body_ext")
 TOTALSEG = registry.benchmark("body_ext_totalseg")
@@ -324,8 +325,11 @@ def test_a_course_over_two_layouts_in_any_order(cache_root: Path, tmp_path: Path
     changed = make_plan(settings)
     assert changed.folder != folder
     with pytest.raises(StoreError, match="different course"):
-        run_folder.refuse_mixture(
-            [run_folder.read_record(folder), json.loads(json.dumps(new_record(changed).to_json()))]
+        refuse_mixture(
+            [
+                RunRecord.read(folder),
+                RunRecord.from_json(json.loads(json.dumps(new_record(changed).to_json()))),
+            ]
         )
 
 

@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgba
 from numpy.typing import NDArray
 
 from clbench.report.figures import style
-from clbench.spec.taxonomy import STRUCTURES
+from clbench.spec.taxonomy import structure
 
 if TYPE_CHECKING:
     from clbench.data.volume import Volume
@@ -70,7 +70,7 @@ def palette(structures: Sequence[str]) -> dict[str, Any]:
     """
     table = mpl.colormaps["tab20"]
     order = [0, 2, 4, 6, 8, 10, 18, 12, 1, 3, 5, 7, 9, 11, 19, 13, 14, 15]
-    rest = [c for c in structures if STRUCTURES[c].kind not in ("tumor", "cyst")]
+    rest = [c for c in structures if structure(c).kind not in ("tumor", "cyst")]
     found = {c: table(order[i % len(order)]) for i, c in enumerate(rest)}
     return {c: found.get(c, to_rgba("#FFE100")) for c in structures}
 

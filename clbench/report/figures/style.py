@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 
 from clbench.report.evidence import Evidence
 from clbench.report.results import PHANTOM
-from clbench.spec.taxonomy import STRUCTURES
+from clbench.spec.taxonomy import structure as taxon
 
 COLUMN_IN, PAGE_IN = 3.54, 7.48
 """Width of one and of two columns (90 and 190 mm)."""
@@ -126,7 +126,7 @@ def _settle(figure: Figure) -> None:
 
 def name_of(structure: str) -> str:
     """A structure in words."""
-    return STRUCTURES[structure].prompt.capitalize().replace(
+    return taxon(structure).prompt.capitalize().replace(
         "Portal vein and splenic vein", "Portal & splenic vein"
     )  # fmt: skip
 

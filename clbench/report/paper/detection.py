@@ -15,7 +15,7 @@ from clbench.evaluation.metrics.detection import by_patient
 from clbench.report.results import PHANTOM, Group, Measured, hole_notes
 from clbench.report.study import Protocol, Study
 from clbench.report.tables.render import EMPTY, Table, number
-from clbench.spec.taxonomy import STRUCTURES
+from clbench.spec.taxonomy import structure
 from clbench.statistics.intervals import wilson
 
 TUMORS = ("liver", "kidney", "pancreas")
@@ -172,7 +172,7 @@ def distances(study: Study) -> Table:
         rows.append((nsd.label, str(len(nsd.runs)), *texts))
     phantom = any(not g.patients for g in groups)
     empty = groups and all(c == EMPTY for row in rows for c in row[2:])
-    tolerances = sorted({STRUCTURES[c].tolerance_mm for m in names.values() for c in m})
+    tolerances = sorted({structure(c).tolerance_mm for m in names.values() for c in m})
     return Table(
         title=f"{study.bench}: distances after the last step"
         + (f" on the {PHANTOM}" if phantom else ""),

@@ -31,7 +31,7 @@ from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import confirm
 from clbench.report.significance.endpoints import FINAL
 from clbench.report.tables.render import EMPTY, SHARE, Mark, Scale, Table
-from clbench.spec.taxonomy import STRUCTURES, canonical
+from clbench.spec.taxonomy import canonical, structure
 
 BENCH = {10: "tumor_ext", 11: "body_ext"}
 """Table → the benchmark whose runs may stand beside the printed numbers."""
@@ -466,7 +466,7 @@ def _measured_notes(groups: Sequence[Group], columns: Sequence[Column], scoring:
     )
     single = {c.members for c in columns if len(c.members) == 1}
     for name, members in dict.fromkeys((c.name, c.members) for c in columns if len(c.members) > 1):
-        words = ", ".join(STRUCTURES[m].prompt for m in members if (m,) not in single)
+        words = ", ".join(structure(m).prompt for m in members if (m,) not in single)
         of = f"{len(members)} structures" + (f" ({words})" if words else "")
         notes.append(f"{name}: of {of}, all of the same weight")
     record = one.record
