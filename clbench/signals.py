@@ -6,6 +6,8 @@ SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (what SLURM sends ahead of the end with
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -76,7 +78,11 @@ def listening() -> Iterator[None]:
 def _hear(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT and "SIGINT" in _asked:
         raise KeyboardInterrupt
-    ask(signal.Signals(number).name)
+    name = signal.Signals(number).name
+    once_more = ", once more: at once" if number == signal.SIGINT else ""
+    with contextlib.suppress(OSError):  # unbuffered: print may not be entered twice
+        os.write(2, f"\n{name}: stopping after this update{once_more}\n".encode())
+    ask(name)
 
 
 def leave_to_parent(worker: int) -> None:

@@ -1,39 +1,81 @@
-"""Progress of a run on the terminal: what is being done, how far, how long."""
+"""Progress of a run: what is being done, how far, how long it will take, and where its log lies.
+
+A terminal gets a bar per stage; a file (the output of a SLURM job) gets a line now and then.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
 from clbench.store.record import RunRecord
 
+STAGES = {
+    "opened": "open cases",
+    "pseudo": "pseudo labels",
+    "exam": "examine",
+    "predicted": "predict",
+}
+"""Event of one case → what is done with it."""
+LINE_S = 60.0
+"""Seconds between two lines of a stage where the output is a file."""
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One row of equal pieces of work: updates of a phase, cases of an examination."""
+
+    name: str
+    """What is printed."""
+    total: int
+    """Pieces of work."""
+    done: int
+    """Pieces that are done, also by an attempt that was stopped."""
+    first: int
+    """`done` when this process was first told of one."""
+    began_s: float
+    """When that was."""
+    printed_s: float = float("-inf")
+    """When its last line was printed."""
+
+    def left_s(self, now_s: float) -> float | None:
+        """Seconds the rest will take at the pace of this process; None: not known yet."""
+        here = self.done - self.first
+        return (now_s - self.began_s) / here * (self.total - self.done) if here else None
+
 
 class Progress:
-    """A context that turns the events of a run into one bar per stage."""
+    """A context that turns the events of a run into one bar, or lines, per stage.
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+    Args:
+        console: where to print; None: standard output.
+        clock: seconds since some moment.
+    """
+
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console, self.clock = console or Console(), clock
         self.bars = Bars(
             TextColumn("{task.description:<34}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
+            disable=not self.console.is_terminal,
         )
-        self.stage: tuple[str, Any] | None = None
-        self.lesson = ""
+        self.stage = Stage(name="", total=0, done=0, first=0, began_s=0.0)
+        self.resumed_at = 0
+        self.lesson, self.logs = "", ("", "")
 
     def __enter__(self) -> Progress:
         self.bars.start()
@@ -47,65 +89,75 @@ class Progress:
     ) -> None:
         self.bars.stop()
 
-    def _advance(self, stage: tuple[str, Any], total: int, note: str) -> None:
-        if stage != self.stage:
-            self.stage = stage
-            self.task = self.bars.add_task(f"{self.lesson}: {stage[0]}", total=total, note="")
-        self.bars.update(self.task, advance=1, note=note)
+    def _print(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+    def _advance(self, name: str, done: int | None, total: int, note: str) -> None:
+        """One more piece of work is done; `done` counts them, None: one more than before."""
+        name, now_s = f"{self.lesson}: {name}" if self.lesson else name, self.clock()
+        if name != self.stage.name:
+            before = self.resumed_at if done is None else done - 1
+            self.stage = Stage(name=name, total=total, done=before, first=before + 1, began_s=now_s)
+            self.resumed_at = 0
+            self.task = self.bars.add_task(name, total=total, completed=before, note="")
+        stage = self.stage
+        stage.done = stage.done + 1 if done is None else done
+        left_s = stage.left_s(now_s)
+        if left_s is not None and stage.done < total:
+            note += f", {timedelta(seconds=round(left_s))} left"
+        self.bars.update(self.task, completed=stage.done, note=note)
+        due = now_s - stage.printed_s >= LINE_S or stage.done == total
+        if not self.console.is_terminal and due:
+            stage.printed_s = now_s
+            self._print(f"{name} {stage.done}/{total}, {note}")
 
     def watch(self, event: dict[str, Any]) -> None:
         """Show one event; never changes the run."""
         match event["event"]:
             case "plan":
-                plan = event["plan"]
-                steps = "; ".join(
-                    f"{step.name}: {len(split.train)} train, {len(split.test)} test ({step.source})"
-                    for step, split in zip(plan.benchmark.steps, plan.catalog.splits, strict=True)
-                )
-                self.console.print(
-                    f"{plan.benchmark.name} v{plan.benchmark.version}, {plan.strategy_name}, "
-                    f"profile {plan.profile.name}, seed {plan.settings.seed}, {plan.device}\n"
-                    f"{steps}",
-                    highlight=False,
-                )
-                if plan.weights is not None:
-                    self.console.print(
-                        f"backbone weights: {len(plan.weights.loaded)} tensors loaded, "
-                        f"{len(plan.weights.skipped)} of the file skipped, "
-                        f"{len(plan.weights.missing)} of the network missing (named in run.json)",
-                        highlight=False,
-                    )
+                self._plan(event["plan"])
             case "step":
-                lesson = event["lesson"]
-                self.lesson = f"step {lesson.number}/{event['of']}"
+                number = event["lesson"].number
+                self.lesson = f"step {number}/{event['of']}"
+                self._print(f"{self.lesson}: log {self.logs[number > 1]}")
             case "shared":
-                self.console.print(
-                    f"{self.lesson}: already taught, shared by strategies that start alike"
-                )
+                self._print(f"{self.lesson}: already taught, shared by strategies that start alike")
             case "going on":
-                self.console.print(
+                self.resumed_at = event["updates"]
+                self._print(
                     f"{self.lesson}: going on in phase {event['phase']}, after update "
-                    f"{event['updates']}",
-                    highlight=False,
+                    f"{event['updates']}"
                 )
             case "passed over":
-                self.console.print(f"warning: {event['what']}", style="yellow", highlight=False)
+                self._print(f"warning: {event['what']}", style="yellow")
             case "note":
-                self.console.print(f"note: {event['what']}", highlight=False)
+                self._print(f"note: {event['what']}")
             case "already finished":
-                self.console.print("this run is finished; --fresh repeats it")
+                self._print("this run is finished; --fresh repeats it")
             case "finished":
                 for warning in RunRecord.read(event["folder"]).warnings or ():
-                    self.console.print(
-                        f"WARNING: {warning['message']}", style="yellow", highlight=False,
-                        markup=False,
-                    )  # fmt: skip
+                    self._print(f"WARNING: {warning['message']}", style="yellow")
             case "update":
-                stage = (event["phase"], event["step"])
-                self._advance(stage, event["of"], f"loss {event['loss']:.3f}")
-            case "pseudo":
-                self._advance(("pseudo labels", self.lesson), event["of"], f"case {event['case']}")
-            case "exam":
-                self._advance(("examine", self.lesson), event["of"], f"case {event['case']}")
-            case "predicted":
-                self._advance(("predict", self.lesson), event["of"], f"case {event['case']}")
+                self._advance(event["phase"], None, event["of"], f"loss {event['loss']:.3f}")
+            case kind if kind in STAGES:
+                self._advance(STAGES[kind], event["done"], event["of"], f"case {event['case']}")
+
+    def _plan(self, plan: Any) -> None:
+        """What will be run, on what, and where it is written."""
+        splits = zip(plan.benchmark.steps, plan.catalog.splits, strict=True)
+        steps = "; ".join(
+            f"{step.name}: {len(split.train)} train, {len(split.test)} test ({step.source})"
+            for step, split in splits
+        )
+        self._print(
+            f"{plan.benchmark.name} v{plan.benchmark.version}, {plan.strategy_name}, "
+            f"profile {plan.profile.name}, seed {plan.settings.seed}, {plan.device}\n"
+            f"{steps}\nrun folder: {plan.folder}"
+        )
+        self.logs = (str(plan.shared / "events.jsonl"), str(plan.folder / "events.jsonl"))
+        if plan.weights is not None:
+            self._print(
+                f"backbone weights: {len(plan.weights.loaded)} tensors loaded, "
+                f"{len(plan.weights.skipped)} of the file skipped, "
+                f"{len(plan.weights.missing)} of the network missing (named in run.json)"
+            )

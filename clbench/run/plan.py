@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -134,17 +135,18 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
+    if name not in here:
+        known = re.fullmatch(r"(cpu|cuda|mps|xpu|hpu|mtia|xla|ipu|meta|vulkan)(:\d+)?", name)
         raise SettingError(
-            "unknown device", where="--device", expected="auto, cpu, cuda, cuda:0, …", got=name
-        ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SettingError(
-            "no CUDA device is visible", where="--device", got=name, next_step="use --device cpu"
+            f"this torch cannot compute on {name}" if known else "unknown device",
+            where="--device",
+            expected=", ".join(["auto", *here]),
+            got=f"{name} (torch {torch.__version__}, {count} CUDA devices visible)",
+            next_step="use --device cpu" if not count else "use --device auto",
         )
-    return device
+    return torch.device(name)
 
 
 def _describe(strategy: Strategy) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from typing import Any
 from torch import nn
 
 from clbench import reproducibility, signals
+from clbench.data.catalog import Catalog
 from clbench.data.pseudo_labels import PseudoMap
+from clbench.data.volume import Volume
 from clbench.evaluation.cost.meter import Meter
 from clbench.evaluation.scoring import mean_dice
 from clbench.evaluation.trace import Tracer
@@ -71,7 +73,13 @@ class StepState(TrainingState):
         return replace(self, model=model, memory=memory)
 
 
-def start_model(plan: Plan, strategy: Strategy, lesson: Lesson, start: Start) -> StepState:
+def start_model(
+    plan: Plan,
+    strategy: Strategy,
+    lesson: Lesson,
+    start: Start,
+    watch: Watch = lambda event: None,
+) -> StepState:
     """The model as the step finds it: new, or the old one grown.
 
     Args:
@@ -79,6 +87,7 @@ def start_model(plan: Plan, strategy: Strategy, lesson: Lesson, start: Start) ->
         strategy: the method (in step 1 the one it names by `first_step`).
         lesson: the step; `plan.catalog.step` is its number.
         start: what the step begins with.
+        watch: is told of every case that is opened.
 
     Raises:
         DataError: the labels of a structure the step learns say the same everywhere.
@@ -91,9 +100,8 @@ def start_model(plan: Plan, strategy: Strategy, lesson: Lesson, start: Start) ->
         model = start.model
         strategy.grow(model, plan.kit, lesson)
     model.to(plan.device)
-    refuse_constant_labels(
-        lesson, [plan.catalog.open(lesson.number, c, "train") for c in lesson.cases]
-    )
+    own = _open(plan.catalog, [(lesson.number, c) for c in lesson.cases], watch)
+    refuse_constant_labels(lesson, list(own.values()))
     return StepState(
         strategy=strategy, lesson=lesson, model=model, memory=start.memory, teacher=start.teacher
     )
@@ -158,18 +166,30 @@ def load_training_data(
     else:
         extra = {key: weight for key, weight in extra.items() if may_open(*key)}
     weights.update(extra)
-    volumes = {}
-    for key in weights:
-        volumes[key] = catalog.open(key[0], key[1], "train")
-        signals.check(f"step {lesson.number}, opening case {key[1]}")
     return Material(
-        volumes=volumes,
+        volumes=_open(catalog, list(weights)),
         weights=weights,
         pseudo=state.pseudo,
         patch_vox=catalog.preprocessing.patch_vox,
         data=plan.profile.data,
         validation=lambda case: catalog.open(lesson.number, case, "validation"),
     )
+
+
+def _open(
+    catalog: Catalog, keys: Sequence[CaseKey], watch: Watch = lambda event: None
+) -> dict[CaseKey, Volume]:
+    """The volumes of training cases, preprocessed where they are not in the cache yet.
+
+    Raises:
+        Stopped: asked to, between two cases.
+    """
+    volumes = {}
+    for done, (number, case) in enumerate(keys, 1):
+        volumes[number, case] = catalog.open(number, case, "train")
+        watch({"event": "opened", "done": done, "of": len(keys), "case": case})
+        signals.check(f"step {catalog.step}, opening case {case}")
+    return volumes
 
 
 def train_step(
@@ -266,7 +286,7 @@ def teach_step(
             opened.setdefault(purpose, set()).update(cases)
         if (here := reproducibility.host(plan.device)) not in hosts:
             hosts.append(here)
-        state = start_model(plan, strategy, lesson, start)
+        state = start_model(plan, strategy, lesson, start, watch)
         make_pseudo_labels(plan, state, watch)
         material = load_training_data(plan, state, start.ledger)
         prepared = time.monotonic()
