@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from packaging.requirements import Requirement
-from packaging.version import InvalidVersion, Version
 
 import clbench
 from clbench.errors import ClbenchError
@@ -30,29 +29,6 @@ NEED_BYTES = 1 << 30
 """Free space below which a run is not started: checkpoints and predictions of a small course."""
 PROBE_S = 120
 """Seconds a plugin may take to import."""
-
-_PROBE = """
-import json, sys
-def say(**found): print(json.dumps(found), flush=True)
-def tried(name, work):
-    say(trying=name)
-    try: say(name=name, ok=work())
-    except BaseException as err:
-        say(name=name, failed=f"{type(err).__name__}: {err}")
-        if name == "torch": sys.exit()  # without it no plugin can be told good or bad
-def devices():
-    import torch
-    found = [f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"]
-    for i in range(torch.cuda.device_count()):
-        p = torch.cuda.get_device_properties(i)
-        found.append(f"cuda:{i} {p.name}, {p.total_memory / 2**30:.0f} GiB")
-    return found
-tried("torch", devices)
-from clbench.spec import registry
-for kind, name in json.loads(sys.argv[1]):
-    make = registry.benchmark if kind == "benchmark" else lambda n: registry.load(kind, n)
-    tried(f"{kind} {name}", lambda: str(make(name)) and None)
-"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +105,6 @@ def _python() -> _Said:
 
 
 def _packages() -> _Said:
-    pins = _pins()
     for word in metadata.requires("clbench") or []:
         need = Requirement(word)
         if need.marker is not None and not need.marker.evaluate({"extra": ""}):
@@ -142,27 +117,8 @@ def _packages() -> _Said:
             continue
         if not need.specifier.contains(have, prereleases=True):
             yield "STOP", f"{need.name} {have} does not fit: python -m pip install {asked}"
-        elif (pin := pins.get(need.name.lower())) and _public(have) != _public(pin):
-            yield "note", f"{need.name} {have} fits {need.specifier}, but tests ran with {pin}"
         else:
             yield "ok", f"{need.name} {have}"
-
-
-def _public(version: str) -> str:
-    """2.13.0+cpu and 2.13.0 are the same release."""
-    try:
-        return Version(version).public
-    except InvalidVersion:
-        return version
-
-
-def _pins() -> dict[str, str]:
-    """Package → version of the tested environment, where clbench runs from a checkout."""
-    path = Path(clbench.__file__).parents[1] / "constraints.txt"
-    if not path.is_file():
-        return {}
-    lines = [line.partition("#")[0].strip() for line in path.read_text().splitlines()]
-    return {n.lower(): v for n, equal, v in (line.partition("==") for line in lines) if equal}
 
 
 def _probe() -> dict[str, dict[str, Any]]:
@@ -174,7 +130,7 @@ def _probe() -> dict[str, dict[str, Any]]:
         except ClbenchError as err:
             outcomes[f"{kind} names"] = {"failed": str(err)}
     while True:
-        command = [sys.executable, "-c", _PROBE, json.dumps(things)]
+        command = [sys.executable, "-m", "clbench.cli.probe", json.dumps(things)]
         try:
             done = subprocess.run(  # noqa: S603  # our own program
                 command, capture_output=True, text=True, check=False, timeout=PROBE_S
@@ -290,7 +246,7 @@ def _cache(named: Path | None) -> _Said:
     if parts := [p for p in root.rglob("*") if p.name.endswith((".part", ".partial"))]:
         yield (
             "note",
-            f"{len(parts)} half-made item(s) of a process that was killed: delete {parts[0]}",
+            f"{len(parts)} half-made item(s) of a killed process: rm -r {shlex.quote(str(parts[0]))}",
         )
 
 
@@ -309,13 +265,19 @@ def _runs(results: Path) -> _Said:
         if record["status"] == "finished":
             finished += 1
             continue
-        command = " ".join(map(str, record.get("command", []))) or "the same command"
+        command = again(record.get("command", [])) or "the same command"
         steps = len(record.get("course", {}).get("steps", [])) or "?"
         yield (
             "note",
             f"unfinished, {record['steps_done']} of {steps} steps: {folder}; go on with: {command}",
         )
     yield "ok", f"{results}: {len(folders)} run(s), {finished} finished"
+
+
+def again(command: Sequence[object]) -> str:
+    """What to type to go on with a run: its command without `--fresh`, quoted for a shell."""
+    words = [str(word) for word in command[1:] if word != "--fresh"]
+    return shlex.join(["clbench", *words]) if words else ""
 
 
 def _disk(results: Path, cache: Path | None) -> _Said:

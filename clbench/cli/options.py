@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import clbench
 from clbench.errors import SettingError, StoreError, unknown_name
 
 if TYPE_CHECKING:
@@ -21,6 +22,24 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"clbench {clbench.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Continual-learning benchmarks for 3-D medical segmentation."""
+
+
 data_app = typer.Typer(help="Look at data folders.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 check_app = typer.Typer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -225,8 +226,21 @@ def score(
 
 
 @app.command("list")
-def list_() -> None:
-    """Benchmarks, strategies, backbones, encodings and profiles, one line each."""
+def list_(
+    what: Annotated[
+        str | None, typer.Argument(help="settings, layouts or structures; default what can be run.")
+    ] = None,
+) -> None:
+    """Benchmarks, strategies, backbones, encodings and profiles; or settings, layouts, structures.
+
+    One line each.
+    """
+    lists = {"settings": _settings, "layouts": _layouts, "structures": _structures}
+    for line in _runnable() if what is None else one_of("clbench list", what, lists)():
+        typer.echo(line)
+
+
+def _runnable() -> Iterator[str]:
     from clbench.spec import registry
     from clbench.spec.settings import load_profile, profile_names
 
@@ -236,9 +250,38 @@ def list_() -> None:
         ("Backbones", "backbone"),
         ("Encodings", "encoding"),
     ):
-        typer.echo(title)
+        yield title
         for name in registry.entries(kind):
-            typer.echo(f"  {name:<17} {registry.summary(kind, name)}")
-    typer.echo("Profiles")
+            yield f"  {name:<17} {registry.summary(kind, name)}"
+    yield "Profiles"
     for name in profile_names():
-        typer.echo(f"  {name:<17} {load_profile(name).summary}")
+        yield f"  {name:<17} {load_profile(name).summary}"
+
+
+def _settings() -> Iterator[str]:
+    """What `--set` takes: name, default and meaning."""
+    from clbench.spec.settings import GROUPS, described
+
+    for group, kind in GROUPS.items():
+        for name, default, meaning in described(kind):
+            yield f"  {f'{group}.{name}={default}':<34} {meaning}"
+    yield "  strategy.…                         the hyperparameters of a strategy: see its file"
+
+
+def _layouts() -> Iterator[str]:
+    """What `layout` takes in a course file, and the files of a case."""
+    from clbench.data.layouts import LAYOUTS
+
+    for name, layout in LAYOUTS.items():
+        image, label = layout.paths(Path(), "1")
+        written = f"{image} + {label}{'' if label.suffix else '/STRUCTURE.nii.gz'}"
+        yield f"  {name:<17} {getattr(layout, 'describes', written)}"
+
+
+def _structures() -> Iterator[str]:
+    """Every structure a course may name; it may declare more."""
+    from clbench.spec.taxonomy import STRUCTURES
+
+    for name, one in STRUCTURES.items():
+        inside = f", inside {one.parent}" if one.parent else ""
+        yield f"  {name:<28} {one.kind}{inside}; also {', '.join(one.aliases) or 'nothing else'}"

@@ -7,12 +7,16 @@ hyperparameters of the strategy.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
+import inspect
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import field, fields
 from importlib import resources
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -238,6 +242,29 @@ def _parse(word: str, kind: Any) -> Any:
     if origin is tuple:  # 3,3,3 or [3, 3, 3]
         return [w.strip().strip("\"'") for w in word.strip("[]() ").split(",")]
     return word
+
+
+def described(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
+    """Name, default as `--set` takes it, and meaning of every field of a group of settings."""
+    source = ast.parse(Path(inspect.getfile(kind)).read_text(encoding="utf-8"))
+    body = next(
+        n.body for n in source.body if isinstance(n, ast.ClassDef) and n.name == kind.__name__
+    )
+    meanings = {
+        one.target.id: " ".join(str(after.value.value).split())
+        for one, after in itertools.pairwise(body)
+        if isinstance(one, ast.AnnAssign)
+        and isinstance(one.target, ast.Name)
+        and isinstance(after, ast.Expr)
+        and isinstance(after.value, ast.Constant)
+    }
+    for f in fields(kind):
+        default = f.default
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
+        elif default is None or isinstance(default, bool):
+            default = str(default).lower()
+        yield f.name, str(default), meanings.get(f.name, "")
 
 
 def profile_names() -> list[str]:

@@ -1,0 +1,51 @@
+"""Try torch and every plugin in a process of its own, for `clbench doctor`; it may die of it.
+
+A line of JSON is printed before and after each: `python -m clbench.cli.probe '[["strategy", "ewc"]]'`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def _say(**line: Any) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def _try(name: str, work: Callable[[], Any]) -> bool:
+    _say(trying=name)
+    try:
+        _say(name=name, ok=work())
+    except BaseException as err:  # whatever a plugin raises, also SystemExit
+        _say(name=name, failed=f"{type(err).__name__}: {err}")
+        return False
+    return True
+
+
+def _devices() -> list[str]:
+    import torch
+
+    lines = [f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"]
+    for i in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(i)
+        lines.append(f"cuda:{i} {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
+    return lines
+
+
+def _load(kind: str, name: str) -> None:
+    from clbench.spec import registry
+
+    if kind == "benchmark":
+        registry.benchmark(name)
+    else:
+        registry.load(kind, name)
+
+
+if __name__ == "__main__":
+    things: list[tuple[str, str]] = json.loads(sys.argv[1])
+    if _try("torch", _devices):  # without it no plugin can be told good or bad
+        for kind, name in things:
+            _try(f"{kind} {name}", lambda k=kind, n=name: _load(k, n))  # type: ignore[misc]  # bound here
