@@ -246,7 +246,7 @@ def _cache(named: Path | None) -> _Said:
     if parts := [p for p in root.rglob("*") if p.name.endswith((".part", ".partial"))]:
         yield (
             "note",
-            f"{len(parts)} half-made item(s) of a killed process: rm -r {shlex.quote(str(parts[0]))}",
+            f"{len(parts)} item(s) of a killed process: rm -r {shlex.quote(str(parts[0]))}",
         )
 
 

@@ -1,6 +1,6 @@
 """Try torch and every plugin in a process of its own, for `clbench doctor`; it may die of it.
 
-A line of JSON is printed before and after each: `python -m clbench.cli.probe '[["strategy", "ewc"]]'`.
+`python -m clbench.cli.probe '[["strategy", "ewc"]]'` prints a line of JSON before and after each.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ whole, or was altered, is made again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
@@ -32,6 +32,7 @@ from clbench.store.arrays import mapped, read_npz
 
 FORMAT = 3
 """Raised by any change in what an entry holds."""
+_FULL = "the cache folder cannot be written"
 _WHAT = "a file of the cache folder"
 _NEXT_STEP = "free some disk space, or name another folder with --cache or CLBENCH_CACHE"
 
@@ -127,9 +128,10 @@ class VolumeCache:
         except (OSError, ValueError):
             text = make()
             sealed = _sealed(text).encode()
-            store_files.atomic_write(
-                note, lambda file: file.write(sealed), what=_WHAT, next_step=_NEXT_STEP
-            )
+            with contextlib.suppress(StoreError):  # a read-only cache costs the time again
+                store_files.atomic_write(
+                    note, lambda file: file.write(sealed), what=_WHAT, next_step=_NEXT_STEP
+                )
             return text
 
     def _key(self, files: CaseFiles, source: Source, pre: Preprocessing) -> str:
@@ -171,19 +173,17 @@ class VolumeCache:
         volume = self._open(entry, files, source, pre)
         if volume is not None:
             return volume
-        lock = FileLock(entry.with_suffix(".lock"))
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
         except OSError as err:
             raise self._full(err) from err
-        try:
+        with store_files.locked(
+            entry.with_suffix(".lock"), what=_FULL, next_step=_NEXT_STEP, waiting=lambda: None
+        ):
             volume = self._open(entry, files, source, pre)  # another process may have made it
             if volume is not None:
                 return volume
             self._write(entry, preprocess(read_case(files, source), source, pre))
-        finally:
-            lock.release()
         volume = self._open(entry, files, source, pre)
         if volume is None:
             raise StoreError(
@@ -195,7 +195,7 @@ class VolumeCache:
 
     def _full(self, err: OSError) -> StoreError:
         return StoreError(
-            "the cache folder cannot be written",
+            _FULL,
             where=self.root,
             got=err.strerror or str(err),
             next_step=_NEXT_STEP,

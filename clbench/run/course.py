@@ -11,11 +11,11 @@ import copy
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import nn
 
 from clbench import reproducibility, signals
@@ -46,24 +46,10 @@ def alone(folder: Path, *, wait: bool) -> Iterator[None]:
         Stopped: while waiting.
     """
     store_files.make_folder(folder)
-    lock = FileLock(folder / ".lock")
-    while True:
-        try:
-            lock.acquire(timeout=1 if wait else 0)
-            break
-        except Timeout:
-            if not wait:
-                raise StoreError(
-                    "another process is working on this very run",
-                    where=folder,
-                    next_step="wait for it to end; nothing was changed",
-                ) from None
-            signals.check(f"waiting for {folder}")
-    try:
+    waiting = partial(signals.check, f"waiting for {folder}") if wait else None
+    with store_files.locked(folder / ".lock", waiting=waiting):
         store_files.sweep(folder)
         yield
-    finally:
-        lock.release()
 
 
 def run_course(settings: RunSettings, watch: Watch = lambda event: None) -> Path:
@@ -99,9 +85,7 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
         return plan.folder
     with signals.listening(), alone(plan.folder, wait=False):
         if settings.fresh:
-            for item in plan.folder.iterdir():
-                if item.name != ".lock":
-                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+            _empty(plan.folder)
             record = None
         count = None
         if record is not None and settings.threads is None:
@@ -109,6 +93,25 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
         with reproducibility.threads(count):
             _Course(plan, record, watch).go()
     return plan.folder
+
+
+def _empty(folder: Path) -> None:
+    """Remove what a run folder holds, but its lock.
+
+    Raises:
+        StoreError: something cannot be removed.
+    """
+    try:
+        for item in folder.iterdir():
+            if not item.name.startswith((".lock", ".nfs")):  # NFS: files still open elsewhere
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
+    except OSError as err:
+        raise StoreError(
+            "the earlier run cannot be removed",
+            where=err.filename or folder,
+            got=err.strerror,
+            next_step="close what uses it, or choose another folder with --out",
+        ) from err
 
 
 class _Course:

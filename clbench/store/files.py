@@ -10,9 +10,11 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from clbench.errors import StoreError
 
@@ -43,6 +45,61 @@ def make_folder(folder: Path) -> None:
             got=err.strerror or str(err),
             next_step="choose another folder with --out, or change its permissions",
         ) from err
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
+"""What a file system without locks (NFS without its daemon, some FUSE mounts) answers."""
+
+
+@contextlib.contextmanager
+def locked(
+    path: Path,
+    *,
+    what: str = "the results folder cannot be written",
+    next_step: str = NEXT_STEP,
+    waiting: Callable[[], object] | None = None,
+) -> Iterator[None]:
+    """Hold a lock that one process at a time can hold.
+
+    Where the file system has no locks, a file `<path>.held` stands for it, which names its holder;
+    one that was killed on this machine holds it no longer.
+
+    Args:
+        path: the lock file; it stays.
+        what: begins the error where it cannot be made.
+        next_step: ends that error.
+        waiting: called every second while another process holds it; None: that is an error.
+
+    Raises:
+        StoreError: it cannot be made, or another process holds it.
+    """
+    lock: BaseFileLock = FileLock(path)
+    while True:
+        try:
+            lock.acquire(timeout=0 if waiting is None else 1)
+            break
+        except Timeout:
+            if waiting is None:
+                held = f"; if none runs any more, remove {lock.lock_file}"
+                raise StoreError(
+                    "another process is working on this very run",
+                    where=path.parent,
+                    next_step="wait for it to end; nothing was changed"
+                    + (held if isinstance(lock, SoftFileLock) else ""),
+                ) from None
+            waiting()
+        except (OSError, NotImplementedError) as err:
+            number = errno.ENOTSUP if isinstance(err, NotImplementedError) else err.errno
+            if number in _NO_LOCKS and not isinstance(lock, SoftFileLock):
+                lock = SoftFileLock(path.with_name(f"{path.name}.held"))
+                continue
+            got = getattr(err, "strerror", None) or str(err)
+            raise StoreError(what, where=path.parent, got=got, next_step=next_step) from err
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # what the block raised must not be hidden
+            lock.release()
 
 
 def sync_folder(folder: Path) -> None:

@@ -185,7 +185,11 @@ class EventLog:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as err:
+            if value is None:  # what the block raised must not be hidden
+                raise self._full(err) from err
 
     def flushed(self) -> int:
         """Bytes of the log, all of them on the disk.

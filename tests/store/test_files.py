@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -12,16 +15,21 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pytest
+from filelock import FileLock
 
 from clbench.errors import StoreError
 from clbench.store.files import (
     atomic_folder,
     atomic_write,
+    locked,
     remove_parts,
     sha256,
     sweep,
     write_bytes,
 )
+
+DEAD = 2**22 + 1
+"""No process has this id: it is above the largest that Linux gives."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -228,3 +236,70 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
         sha256(tmp_path / "y")
     assert err.value.where == tmp_path / "y"
     assert err.value.next_step
+
+
+@pytest.mark.parametrize("name", ["ENOLCK", "EPERM", "EOPNOTSUPP"])
+def test_without_locks_of_the_file_system_a_file_stands_for_the_lock(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        number = getattr(errno, name)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    path = tmp_path / ".lock"
+    with locked(path):
+        assert (tmp_path / ".lock.held").exists()
+        with pytest.raises(StoreError, match="another process") as err, locked(path):
+            pass
+        assert f"remove {tmp_path / '.lock.held'}" in str(err.value)
+    with locked(path):  # it was given back
+        pass
+    held = tmp_path / ".lock.held"
+    held.write_text(f"{DEAD}\n{socket.gethostname()}\n")  # of a process that was killed
+    with locked(path, waiting=lambda: None):
+        pass
+
+
+def test_one_process_holds_a_lock_and_another_waits_or_is_told(tmp_path: Path) -> None:
+    path, waited = tmp_path / ".lock", []
+    with locked(path), pytest.raises(StoreError, match="another process"), locked(path):
+        pass
+
+    class Enough(Exception):
+        pass
+
+    def waiting() -> None:
+        waited.append(1)
+        raise Enough
+
+    with locked(path), pytest.raises(Enough), locked(path, waiting=waiting):
+        pass
+    assert waited == [1]
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_with_a_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", read_only)
+    with (
+        pytest.raises(StoreError, match="the cache folder cannot be written") as err,
+        locked(tmp_path / ".lock", what="the cache folder cannot be written", next_step="do this"),
+    ):
+        pass
+    assert "Read-only file system" in str(err.value)
+    assert "do this" in str(err.value)
+
+
+def test_a_lock_that_cannot_be_given_back_hides_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(FileLock, "release", gone)
+    with pytest.raises(KeyError), locked(tmp_path / ".lock"):
+        raise KeyError

@@ -21,7 +21,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 
 from clbench.data.layouts import find_layout
 from clbench.data.phantom import body
@@ -31,7 +30,7 @@ from clbench.errors import DataError, StoreError
 from clbench.spec.benchmark import Source
 from clbench.spec.settings import PhantomSettings
 from clbench.spec.taxonomy import ancestors, with_descendants
-from clbench.store.files import atomic_folder, remove_parts, sha256
+from clbench.store.files import atomic_folder, locked, remove_parts, sha256
 from clbench.types import Floats
 
 PHANTOM_VERSION = 2
@@ -356,8 +355,6 @@ def make_phantom(
 
     try:
         root.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(root / f"{target.name}.lock")
-        lock.acquire()
     except OSError as err:
         raise StoreError(
             "the phantom cannot be written",
@@ -365,12 +362,13 @@ def make_phantom(
             got=err.strerror or str(err),
             next_step=_NEXT_STEP,
         ) from err
-    try:
+    lock = root / f"{target.name}.lock"
+    with locked(
+        lock, what="the phantom cannot be written", next_step=_NEXT_STEP, waiting=lambda: None
+    ):
         if not _whole(target):  # another process may have made it while this one waited
             remove_parts(target)
             atomic_folder(target, fill, what="the phantom", next_step=_NEXT_STEP, in_use=True)
-    finally:
-        lock.release()
     return folders
 
 
