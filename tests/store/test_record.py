@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from locations import ROOT
 
 from clbench.errors import StoreError
 from clbench.store import run_folder
-from clbench.store.record import RunRecord
+from clbench.store.record import RunRecord, refuse_mixture
 
 RUNS = run_folder.find_runs(ROOT / "results" / "reference")
 
@@ -80,3 +81,37 @@ def test_unknown_keys_of_the_parts_are_written_back_and_missing_ones_are_named()
     del content["identity"]["seed"]
     with pytest.raises(StoreError, match=r"no identity\.seed"):
         RunRecord.from_json(content)
+
+
+def record(*, patients: bool = False, **identity: Any) -> RunRecord:
+    content = run_folder.read_record(RUNS[0])
+    content["identity"] = {**content["identity"], "profile": {}, **identity}
+    return RunRecord.from_json({**content, "patients": patients})
+
+
+@pytest.mark.parametrize(
+    "key", ["bench", "bench_version", "numerics", "data_fingerprint", "splits", "profile"]
+)
+def test_mixtures_are_refused(key: str) -> None:
+    refuse_mixture([record(), record(seed=1), record(strategy={"class": "T"})])
+    with pytest.raises(StoreError, match="one table") as err:
+        refuse_mixture([record(), record(**{key: {"other": 1}})])
+    assert key in str(err.value)
+
+
+def test_text_encodings_and_weights_are_methods_of_one_table() -> None:
+    def profile(encoding: str, weights: str | None, name: str = "unet") -> RunRecord:
+        backbone = {"name": name, "weights": weights}
+        return record(profile={"text": {"encoding": encoding}, "backbone": backbone})
+
+    refuse_mixture([profile("clip", None), profile("onehot", "ssl.pt")])
+    only = record(profile={"backbone": {"weights": "ssl.pt"}})  # the rest as the default is
+    refuse_mixture([record(), only])
+    with pytest.raises(StoreError, match="one table"):
+        refuse_mixture([profile("clip", None), profile("clip", None, "segresnet")])
+
+
+def test_phantom_and_patients_never_mix() -> None:
+    with pytest.raises(StoreError, match="one table") as err:
+        refuse_mixture([record(), record(patients=True)])
+    assert "phantom and patients" in str(err.value)

@@ -6,7 +6,6 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -87,52 +86,6 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
         run_folder.read_record(tmp_path)
     with pytest.raises(StoreError, match="missing"):
         run_folder.read_record(tmp_path / "absent")
-
-
-def record(**identity: Any) -> dict[str, Any]:
-    same = {
-        "bench": "b",
-        "bench_version": 1,
-        "numerics": 1,
-        "data_fingerprint": "d",
-        "splits": {},
-        "profile": {},
-    }
-    return {
-        "schema": 1,
-        "strategy": "s",
-        "run_id": "r",
-        "patients": False,
-        "identity": {**same, **identity},
-    }
-
-
-@pytest.mark.parametrize(
-    "key", ["bench", "bench_version", "numerics", "data_fingerprint", "splits", "profile"]
-)
-def test_mixtures_are_refused(key: str) -> None:
-    run_folder.refuse_mixture([record(), record(seed=1), record(strategy="t")])
-    with pytest.raises(StoreError, match="one table") as err:
-        run_folder.refuse_mixture([record(), record(**{key: {"other": 1}})])
-    assert key in str(err.value)
-
-
-def test_text_encodings_and_weights_are_methods_of_one_table() -> None:
-    def profile(encoding: str, weights: str | None, name: str = "unet") -> dict[str, Any]:
-        backbone = {"name": name, "weights": weights}
-        return record(profile={"text": {"encoding": encoding}, "backbone": backbone})
-
-    run_folder.refuse_mixture([profile("clip", None), profile("onehot", "ssl.pt")])
-    only = record(profile={"backbone": {"weights": "ssl.pt"}})  # the rest as the default is
-    run_folder.refuse_mixture([record(), only])
-    with pytest.raises(StoreError, match="one table"):
-        run_folder.refuse_mixture([profile("clip", None), profile("clip", None, "segresnet")])
-
-
-def test_phantom_and_patients_never_mix() -> None:
-    with pytest.raises(StoreError, match="one table") as err:
-        run_folder.refuse_mixture([record(), {**record(), "patients": True}])
-    assert "phantom and patients" in str(err.value)
 
 
 def test_runs_are_found_and_shared_steps_are_not_runs(tmp_path: Path) -> None:
