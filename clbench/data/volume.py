@@ -27,6 +27,16 @@ CENTERS_KEPT = 50_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """A structure that falls between the voxels of the model grid."""
+
+    vox: int
+    """Voxels in the file."""
+    kept_at_mm: tuple[float, float, float]
+    """A spacing of the model grid, as coarse as may be, that keeps a voxel of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Volume:
     """A case on the model grid; arrays may be memory-mapped and are read-only."""
 
@@ -108,6 +118,48 @@ class Volume:
     def native_bits(self) -> NDArray[Any]:
         """The truth on the file's grid turned to RAS, read again; same bits as `bits`."""
         return read_bits(self.files, self.table, grid(self.files.image))[0]
+
+    def lost_in_resampling(self, name: str) -> Loss | None:
+        """What the file holds of a structure of which the model grid holds nothing; None: nothing.
+
+        The files are read again.
+        """
+        bits = self.native_bits()
+        mask = (bits >> bits.dtype.type(self.names.index(name))) & bits.dtype.type(1) != 0
+        vox = int(np.count_nonzero(mask))
+        native_mm, model_mm = spacing_of(self.native_affine), spacing_of(self.affine)
+        if not vox or keeps_a_voxel(mask, native_mm, model_mm):  # what the crop cut off is no loss
+            return None
+        for part in np.arange(0.95, 0, -0.05):
+            finer = np.maximum(np.floor(model_mm * part * 100) / 100, 0.01)
+            if keeps_a_voxel(mask, native_mm, finer):
+                return Loss(vox=vox, kept_at_mm=_three_numbers(finer))
+        return Loss(vox=vox, kept_at_mm=_three_numbers(native_mm))
+
+
+def _three_numbers(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    first, second, third = (float(v) for v in values)
+    return first, second, third
+
+
+def keeps_a_voxel(
+    mask: NDArray[np.bool_], native_mm: NDArray[np.float64], model_mm: NDArray[np.float64]
+) -> bool:
+    """Whether nearest-neighbor resampling leaves anything of a mask.
+
+    Args:
+        mask: (D, H, W) bool.
+        native_mm: spacing of the three axes now.
+        model_mm: spacing asked for.
+    """
+    taken = []
+    for axis, length in enumerate(mask.shape):
+        count = resampled_length(length, native_mm[axis], model_mm[axis])
+        at = np.arange(count) * (model_mm[axis] / native_mm[axis])
+        held = np.asarray(mask.any(axis=tuple(a for a in range(3) if a != axis)))
+        index = np.minimum(_nearest(at), length - 1)
+        taken.append(index[held[index]])
+    return bool(mask[np.ix_(*taken)].any())
 
 
 def resampled_length(length: int, native_mm: float, model_mm: float) -> int:

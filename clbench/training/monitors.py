@@ -213,6 +213,29 @@ def _constant(
             yield name, 1 if inside[name] else 0, where
 
 
+def lost_in_resampling(name: str, volumes: Sequence[Volume]) -> tuple[str, str] | None:
+    """What a structure lost between files and model grid, and what keeps it; None: nothing.
+
+    Args:
+        name: a structure of which no volume holds a voxel.
+        volumes: cases on the model grid.
+    """
+    losses = [v.lost_in_resampling(name) for v in volumes if name in v.annotated]
+    lost = [loss for loss in losses if loss is not None]
+    if not lost:
+        return None
+    spacing = [min(loss.kept_at_mm[axis] for loss in lost) for axis in range(3)]
+    held = (
+        f"{sum(loss.vox for loss in lost)} voxels inside in the files of {len(lost)} case(s), none "
+        "after resampling to the course's spacing"
+    )
+    advice = (
+        f"resample less coarsely: --set data.spacing_mm=[{','.join(f'{s:.4g}' for s in spacing)}] "
+        "keeps a voxel of it in each of these cases"
+    )
+    return held, advice
+
+
 def refuse_constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> None:
     """Refuse to teach a structure whose label says the same in every annotated voxel.
 
@@ -228,6 +251,14 @@ def refuse_constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> None:
     for name, value, where in _constant(lesson.learns, volumes):
         if len(volumes) == 1 and not value:
             continue  # one patient may lack an organ: see `constant_labels`
+        if not value and (lost := lost_in_resampling(name, volumes)):
+            raise DataError(
+                f"{name} is lost in resampling: nothing is left to learn",
+                where=f"step {lesson.number}, {where}",
+                expected="voxels of it on the grid of the model",
+                got=lost[0],
+                next_step=lost[1],
+            )
         raise DataError(
             f"the label of {name} is {value} in every annotated voxel: nothing to learn",
             where=f"step {lesson.number}, {where}",
@@ -245,25 +276,35 @@ def constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> list[Event]:
         lesson: the step.
         volumes: every case that may be drawn, as the step shows it.
     """
-    return [
-        warning(
-            lesson.number,
-            "constant label",
-            f"step {lesson.number}, {where}: the label is {value} in every annotated voxel, so the "
-            "step may unlearn the structure; look at its label value (clbench data check), or "
-            "declare that these cases do not annotate it ([[source.partial]])",
+
+    def constant(name: str, value: int, where: str, consequence: str) -> Event:
+        lost = None if value else lost_in_resampling(name, volumes)
+        said = "; ".join(lost) if lost else consequence
+        return warning(lesson.number, "constant label", f"step {lesson.number}, {where}: {said}")
+
+    unlearned = [
+        constant(
+            name,
+            value,
+            where,
+            f"the label is {value} in every annotated voxel, so the step may unlearn the "
+            "structure; look at its label value (clbench data check), or declare that these cases "
+            "do not annotate it ([[source.partial]])",
         )
-        for _, value, where in _constant(lesson.old, volumes)
-    ] + [
-        warning(
-            lesson.number,
-            "constant label",
-            f"step {lesson.number}, {where}: the one training case does not hold the structure, so "
-            "nothing teaches it; name more training cases (--split)",
+        for name, value, where in _constant(lesson.old, volumes)
+    ]
+    untaught = [
+        constant(
+            name,
+            value,
+            where,
+            "the one training case does not hold the structure, so nothing teaches it; name more "
+            "training cases (--split)",
         )
-        for _, value, where in _constant(lesson.learns, volumes)
+        for name, value, where in _constant(lesson.learns, volumes)
         if len(volumes) == 1 and not value
     ]
+    return unlearned + untaught
 
 
 def warnings_of(events: Iterable[Mapping[str, Any]]) -> list[Event]:

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
 from clbench.cli.progress import Progress
-from clbench.data.volume import Volume
+from clbench.data.labels import read_case
+from clbench.data.layouts import CaseFiles
+from clbench.data.volume import Volume, preprocess
 from clbench.errors import DataError, SettingError, TrainingError
 from clbench.run.course import run_plan
 from clbench.run.examine import same_scores, slack_of
 from clbench.run.plan import RunSettings, make_plan
+from clbench.spec.benchmark import Preprocessing, Source
 from clbench.store import checkpoint, run_folder
 from clbench.store.run_folder import Score
 from clbench.strategies.finetune import Finetune
@@ -47,6 +52,7 @@ def case(names: tuple[str, ...], counts: Mapping[int, int], hidden: tuple[str, .
     fake = SimpleNamespace(
         source="lits", case="0", names=names, counts=counts,
         annotated=frozenset(names) - set(hidden), bits=np.zeros((10, 10, 10), np.uint8),
+        lost_in_resampling=lambda name: None,
     )  # fmt: skip
     return cast("Volume", fake)
 
@@ -165,6 +171,45 @@ def test_what_the_one_training_case_lacks_warns() -> None:
     full = [case(("liver", "tumor"), {2: 1000})]
     with pytest.raises(DataError, match="label of tumor is 1"):
         refuse_constant_labels(LESSON, full)
+
+
+def thin(folder: Path, spacing_mm: float) -> Volume:
+    """A case whose tumor is one voxel between two voxels of the model grid."""
+    image = np.full((20, 20, 20), 50, np.int16)
+    label = np.zeros(image.shape, np.uint8)
+    label[4:14, 4:14, 4:14] = 1
+    label[7, 7, 7] = 2
+    source = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
+    paths = folder / "i.nii", folder / "l.nii"
+    for path, array in zip(paths, (image, label), strict=True):
+        nib.save(nib.Nifti1Image(array, np.diag([1.0, 1.0, 1.0, 1.0])), path)
+    files = CaseFiles(case="0", image=paths[0], label=paths[1])
+    pre = Preprocessing(spacing_mm=(spacing_mm,) * 3)
+    return preprocess(read_case(files, source), source, pre)
+
+
+def test_what_resampling_lost_is_blamed_on_it_and_the_spacing_advised_keeps_it(
+    tmp_path: Path,
+) -> None:
+    lesson = Lesson(
+        number=2, learns=("liver_tumor",), structures=("liver", "liver_tumor"), source="lits"
+    )
+    volume = thin(tmp_path, 3.0)
+    with pytest.raises(DataError, match="liver_tumor is lost in resampling") as err:
+        refuse_constant_labels(lesson, [volume] * 2)
+    assert "2 voxels inside in the files of 2 case(s)" in str(err.value.got)
+    (said,) = constant_labels(lesson, [volume])
+    assert "none after resampling" in said["message"]
+    (old,) = constant_labels(
+        replace(lesson, learns=("liver",), structures=("liver_tumor", "liver")), [volume]
+    )
+    assert "none after resampling" in old["message"]
+    advised = re.findall(r"spacing_mm=\[([\d.]+),", str(err.value.next_step))
+    kept = thin(tmp_path, float(advised[0]))
+    refuse_constant_labels(lesson, [kept] * 2)
+    assert constant_labels(lesson, [kept]) == []
+    assert 1.0 < float(advised[0]) < 3.0
+    assert thin(tmp_path, 3.0).lost_in_resampling("liver") is None
 
 
 def test_a_constant_label_of_an_old_structure_warns() -> None:
