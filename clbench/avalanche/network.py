@@ -1,4 +1,4 @@
-"""What an Avalanche strategy trains on a course: a network that grows, a loss that knows 255."""
+"""Network and loss for Avalanche's strategies: outputs grow, unlabelled voxels are left out."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ class PluginSession(Session):
     def _evaluate(self) -> None:
         """The hooks of evaluation, on this step's validation cases, for plugins that have any.
 
-        Test cases stay closed to a plugin: clbench examines them after the step.
+        A plugin never sees a test case: clbench examines them after the step.
         """
         hooks = [name for name in dir(_core.SupervisedPlugin) if "_eval" in name]
         base = _core.SupervisedPlugin

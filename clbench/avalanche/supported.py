@@ -1,4 +1,4 @@
-"""A plugin of Avalanche as a strategy: what it is made from, what it stores, and what is refused.
+"""Avalanche plugins as strategies: arguments, stored cases, and which plugins are refused.
 
 The plugin itself is not changed and knows
 nothing of clbench: `clbench.avalanche.plugin_session` plays its strategy.

@@ -1,4 +1,4 @@
-"""Scoring a case: a score for every structure learned so far, and the masks kept on disk.
+"""Scoring a case: Dice and other metrics of every structure learned so far.
 
 One prediction per case (see `clbench.evaluation.sliding_window.Server`) serves both scorings:
 `strict` (the file's own grid, exact Dice) and `paper` (1.5 mm grid, the authors' Dice).

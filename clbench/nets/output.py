@@ -1,4 +1,4 @@
-"""What a segmentation network returns, and how its parameters are counted."""
+"""Network output: logits and feature maps; and how parameters are counted."""
 
 from __future__ import annotations
 

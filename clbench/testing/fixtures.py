@@ -1,4 +1,4 @@
-"""Made-up batches, answers and weights for the rules about losses: every voxel under control."""
+"""Test fixtures: synthetic batches, outputs and weights, the tiny course and the tiny network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules and what came of them: the part of the kit that strategies and benchmarks share.
+"""Rules, findings and their report: the part of the kit that strategies and benchmarks share.
 
 A rule is a function of one argument that returns where the rule holds and raises where
 it does not; its name and the first line of its docstring are what a reader sees.

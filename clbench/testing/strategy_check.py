@@ -24,7 +24,7 @@ TAUGHT: tuple[Check, ...] = (
     hooks.a_step_can_be_taught,
 )
 EXACT: tuple[Check, ...] = (*TAUGHT, hooks.hooks_repeat_to_the_bit)
-PENAL: tuple[Check, ...] = (*EXACT, losses.declared_penalties_bite)
+PENAL: tuple[Check, ...] = (*EXACT, losses.declared_penalties_have_gradients)
 
 RULES: tuple[Rule[StrategyHarness], ...] = (
     Rule(check=contract.declarations_are_legal),
@@ -41,7 +41,7 @@ RULES: tuple[Rule[StrategyHarness], ...] = (
     Rule(check=hooks.hooks_leave_the_strategy_as_it_was, needs=TAUGHT),
     Rule(check=hooks.serving_leaves_the_model_as_it_was, needs=TAUGHT),
     Rule(check=losses.step_1_equals_its_first_step, needs=EXACT),
-    Rule(check=losses.declared_penalties_bite, needs=EXACT),
+    Rule(check=losses.declared_penalties_have_gradients, needs=EXACT),
     Rule(check=losses.the_teacher_stays_without_gradient, needs=EXACT),
     Rule(check=losses.the_teacher_is_used, needs=PENAL),
     Rule(check=unknown_labels.unknown_voxels_are_treated_as_declared, needs=PENAL),
@@ -55,8 +55,8 @@ RULES: tuple[Rule[StrategyHarness], ...] = (
 )
 LATE: tuple[Check, ...] = (
     whole_run.saved_and_loaded_it_scores_the_same,
-    whole_run.test_cases_stay_closed,
-    whole_run.the_past_stays_closed,
+    whole_run.no_test_case_is_read,
+    whole_run.past_data_is_read_through_the_catalog,
     whole_run.the_same_seed_gives_the_same_numbers,
 )
 EARLY: tuple[Check, ...] = tuple(rule.check for rule in RULES)

@@ -1,4 +1,4 @@
-"""One step of teaching: phases, epochs, updates. Read it top to bottom.
+"""The training loop: phases, epochs and updates of one step. Read it top to bottom.
 
 A crop is a pure function of (seed, step, phase, epoch, index), and the random state of
 an update one of its number: nothing in a loader or worker has a state worth saving, the number of
@@ -463,7 +463,7 @@ def _gradient_norm(trained: Sequence[nn.Parameter], clip_norm: float | None) -> 
 
 
 class _Numbers(TypedDict):
-    """What an update's event says of it, and the guards look at."""
+    """The numbers of one update: checked, then logged."""
 
     terms: dict[str, float]
     loss: float

@@ -1,8 +1,8 @@
 """Training monitors: gradient norms, structures never sampled, constant labels.
 
-Nothing here changes a number of a run. A watch stops it with an error, or
+Nothing here changes a number of a run. A monitor stops it with an error, or
 warns; a warning is an event of `events.jsonl`, stands in `run.json`, and is shown at the end. The
-watches of training live on the events of the step alone, so a resumed step is watched as if it had
+monitors of training see the events of the step alone, so a resumed step is monitored as if it had
 never stopped.
 """
 
@@ -69,7 +69,7 @@ def count_positives(label: Tensor) -> Tensor:
 
 
 class StepWatch:
-    """Watches the updates of one step.
+    """Monitors the updates of one step.
 
     Args:
         lesson: the step.

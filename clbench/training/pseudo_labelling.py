@@ -1,4 +1,4 @@
-"""Offline work on the training cases before a step: pseudo labels, case by case, each kept.
+"""Offline pseudo-labelling of the training cases before a step, case by case, each kept.
 
 A case counts as finished when its small checkpoint is there and its map is the one
 that checkpoint names; a run that was stopped makes the others only.

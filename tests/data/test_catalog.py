@@ -114,7 +114,7 @@ def test_validation_opens_its_own_cases_and_no_others(data: Path, tmp_path: Path
         found.open(1, "2", "validation")
 
 
-def test_the_past_stays_closed_unless_declared(data: Path, tmp_path: Path) -> None:
+def test_past_data_is_refused_unless_declared(data: Path, tmp_path: Path) -> None:
     found = catalog(data, tmp_path)
     found.step = 2
     with pytest.raises(TrainingError, match="without declaring"):

@@ -158,7 +158,7 @@ class Greedy(Finetune):
     ("past", "case", "says"),
     [("weights", "1", "without declaring"), ("images", "21", "a test case was asked for")],
 )
-def test_the_past_and_the_test_cases_stay_closed(
+def test_the_past_and_the_no_test_case_is_read(
     past: str,
     case: str,
     says: str,

@@ -607,9 +607,9 @@ BROKEN: dict[type, str] = {
     ServesInPlace: "serving leaves the model as it was",
     AnotherFirstStep: "step 1 equals its first step",
     RemembersAlone: "step 1 equals its first step",
-    Detached: "declared penalties bite",
-    Misnamed: "declared penalties bite",
-    Zeroed: "declared penalties bite",
+    Detached: "declared penalties have gradients",
+    Misnamed: "declared penalties have gradients",
+    Zeroed: "declared penalties have gradients",
     WakesTheTeacher: "the teacher stays without gradient",
     BendsTheTeacher: "the teacher stays without gradient",
     Deaf: "the teacher is used",
@@ -634,8 +634,8 @@ BROKEN: dict[type, str] = {
     Understated: "the past is used as declared",
     Overstated: "the past is used as declared",
     Hoards: "the past is used as declared",
-    Snoops: "test cases stay closed",
-    LooksBack: "the past stays closed",
+    Snoops: "no test case is read",
+    LooksBack: "past data is read through the catalog",
     Drops: "the same seed gives the same numbers",
 }
 

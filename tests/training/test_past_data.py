@@ -1,4 +1,4 @@
-"""The past stays closed at every level a strategy may declare; cheats are stopped."""
+"""Access control for past data, at every level a strategy may declare."""
 
 from __future__ import annotations
 

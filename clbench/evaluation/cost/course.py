@@ -1,4 +1,4 @@
-"""What a strategy costs on a benchmark before anything is trained, and how the cost grows.
+"""Cost of a course before anything is trained: parameters, multiply-adds, and their growth.
 
 Needs a benchmark's structures and a network, no image and no weights.
 """

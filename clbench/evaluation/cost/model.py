@@ -1,4 +1,4 @@
-"""What a method's model costs after each step: parameters, multiply-adds of its parts, bytes.
+"""Cost of a method's model after each step: parameters, multiply-adds of its parts, bytes.
 
 Models are built and grown, not trained; no image is opened.
 """

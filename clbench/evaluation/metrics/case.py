@@ -1,4 +1,4 @@
-"""Every metric of one case on the file's own grid, in mm: words in, named numbers out.
+"""Metrics of one case on the file's own grid, in mm: a registry of all, each with its unit.
 
 The prediction is read some rows at a time, so that a long scan costs its truth and a
 slab. Rows named here: `dice`, `nsd_<τ>mm`, `hd95_mm`, `assd_mm`, `volume_error_ml`,

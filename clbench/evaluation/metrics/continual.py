@@ -1,4 +1,4 @@
-"""What was kept and what was learned: forgetting, backward transfer and their kin.
+"""Continual-learning metrics: forgetting, backward transfer, intransigence and their kin.
 
 Everything starts from R[t][c], the mean score of structure c after step t
 on the test cases of the source that taught it. Structures weigh the same (class macro). A mean over

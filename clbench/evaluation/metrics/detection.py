@@ -1,4 +1,4 @@
-"""Finding tumors: lesion by lesion within a case, and case by case over patients.
+"""Tumor detection: sensitivity, PPV and F1 by lesion; sensitivity and specificity by patient.
 
 Dice says how well a tumor is outlined; these say whether it was found,
 and how many findings were none.

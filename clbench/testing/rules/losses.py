@@ -30,7 +30,7 @@ from clbench.testing.report import Broken, Exempt
 
 
 def step_1_equals_its_first_step(harness: StrategyHarness) -> None:
-    """Step 1 is taught once, by first_step(), and shared; whoever differs would run on a lie."""
+    """Step 1 is taught once, by first_step(), and shared: a method must start as it says."""
     first, own = harness.first, harness.strategy
     lesson = harness.lesson(1)
     where = f"first_step() = {describe(first)}"
@@ -112,7 +112,7 @@ def _partial(batch: Batch) -> Iterator[Batch]:
 # ------------------------------------------------------------------------------------ penalties
 
 
-def declared_penalties_bite(harness: StrategyHarness) -> None:
+def declared_penalties_have_gradients(harness: StrategyHarness) -> None:
     """A penalty that is zero, or has no gradient, looks like a method and is fine-tuning."""
     if not harness.strategy.declaration.penalties:
         raise Exempt("no penalty is declared")
@@ -268,9 +268,9 @@ def gradient_stays_in_the_declared_groups(harness: StrategyHarness) -> None:
         where = f"groups, step {number}"
         if not inside:
             raise Broken("no parameter is trained", where=where)
-        if strangers := [i for i in inside if i not in named]:
+        if foreign := [i for i in inside if i not in named]:
             raise Broken(
-                f"{len(strangers)} parameters of the groups do not belong to the model",
+                f"{len(foreign)} parameters of the groups do not belong to the model",
                 where=where,
                 expected="parameters of the model: only those are saved",
             )

@@ -1,4 +1,4 @@
-"""The rule about 255: what nobody annotated is treated as the strategy declares."""
+"""The rule about unlabelled voxels (255): they are treated as the strategy declares."""
 
 from __future__ import annotations
 

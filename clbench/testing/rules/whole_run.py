@@ -189,7 +189,7 @@ def _no_stored_image(harness: StrategyHarness) -> None:
                 )
 
 
-def test_cases_stay_closed(harness: StrategyHarness) -> None:
+def no_test_case_is_read(harness: StrategyHarness) -> None:
     """The ledger shows what went through the catalog; a file opened beside it would be in none."""
     tests = harness.test_cases()
     for step, source, case in run_of(harness).file_access.unrecorded_reads:
@@ -202,8 +202,8 @@ def test_cases_stay_closed(harness: StrategyHarness) -> None:
             )
 
 
-def the_past_stays_closed(harness: StrategyHarness) -> None:
-    """Whoever looks at old images unseen beats every method that keeps to the rules."""
+def past_data_is_read_through_the_catalog(harness: StrategyHarness) -> None:
+    """A method that reads old images beside the ledger beats those that keep to the rules."""
     course = run_of(harness)
     for step, source, case in course.file_access.unrecorded_reads:
         own = course.plan.catalog.source(step).name, course.plan.catalog.splits[step - 1].train
