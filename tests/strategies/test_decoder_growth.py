@@ -35,8 +35,8 @@ from clbench.strategies.decoder_growth.pruning import (
     prunable,
     steps_of,
 )
-from clbench.strategies.universal_onehot import UniversalOnehot
-from clbench.strategies.universal_v1 import UniversalV1
+from clbench.strategies.universal_variants.universal_onehot import UniversalOnehot
+from clbench.strategies.universal_variants.universal_v1 import UniversalV1
 from clbench.strategy.contract import Batch, Kit, Lesson, Memory, Phase, PhaseResult
 from clbench.training.loop import freeze
 

@@ -20,9 +20,9 @@ from clbench.run.course import run_course
 from clbench.run.plan import RunSettings
 from clbench.store import run_folder
 from clbench.strategies.finetune import Finetune
-from clbench.strategies.frozen import Frozen
-from clbench.strategies.frozen_softmax import FrozenSoftmax
-from clbench.strategies.independent import Independent
+from clbench.strategies.parameter_isolation.frozen import Frozen
+from clbench.strategies.parameter_isolation.frozen_softmax import FrozenSoftmax
+from clbench.strategies.parameter_isolation.independent import Independent
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
 from clbench.strategy.contract import Batch, Kit, Lesson, Strategy
 from clbench.training.loop import freeze

@@ -16,7 +16,7 @@ from clbench.nets.output import Output
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.mbs import Mbs
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
-from clbench.strategies.universal_mbs import UniversalMbs
+from clbench.strategies.universal_variants.universal_mbs import UniversalMbs
 from clbench.strategy.contract import Batch, Kit, Lesson
 from clbench.strategy.partial_labels import allowed_channels, mean_ce
 from clbench.strategy.selective_distillation import (

@@ -1,0 +1,1 @@
+"""Methods that isolate parameters: what answers for old structures never changes."""
