@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from clbench.nets.heads import Segmenter
 from clbench.nets.stepwise_heads import StepwiseUniversalHead, compute_by_step
+from clbench.strategies.finetune import Finetune
 from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output
 from clbench.strategy.losses import dice_bce, targets
-
-from .finetune import Finetune
 
 
 @dataclass(frozen=True, kw_only=True)

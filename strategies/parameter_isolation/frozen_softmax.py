@@ -23,10 +23,9 @@ from torch.nn import functional
 from clbench.errors import SettingError
 from clbench.nets.heads import Segmenter
 from clbench.nets.stepwise_heads import StepwiseConvHead, compute_by_step
+from clbench.strategies.softmax_finetune import SoftmaxFinetune
 from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Strategy
 from clbench.strategy.partial_labels import allowed_channels, mean_ce
-
-from .softmax_finetune import SoftmaxFinetune
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,10 +28,9 @@ from torch import Tensor, nn
 from clbench.nets.growing_decoders import one_winner
 from clbench.nets.heads import Segmenter
 from clbench.nets.step_networks import StepBackbones, StepHeads, add_network
+from clbench.strategies.finetune import Finetune
 from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output
 from clbench.strategy.losses import dice_bce, targets
-
-from .finetune import Finetune
 
 
 @dataclass(frozen=True, kw_only=True)

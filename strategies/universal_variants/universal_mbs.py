@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from clbench.strategies.finetune import Finetune
+from clbench.strategies.mbs import SelectiveDistillation
 from clbench.strategy import Batch, Memory, Output
 from clbench.strategy.losses import dice_bce
 from clbench.strategy.selective_distillation import (
@@ -22,9 +24,6 @@ from clbench.strategy.selective_distillation import (
     selective_targets,
     weighted_feature_mse,
 )
-
-from .finetune import Finetune
-from .mbs import SelectiveDistillation
 
 
 @dataclass(frozen=True, kw_only=True)

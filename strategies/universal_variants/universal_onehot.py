@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from clbench.nets.heads import UniversalHead
 from clbench.nets.text_encodings import onehot
+from clbench.strategies.universal import Universal
 from clbench.strategy import Kit, Lesson, Strategy
-
-from .universal import Universal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from clbench.nets.heads import Segmenter, SharedHead
+from clbench.strategies.universal import Universal
 from clbench.strategy import Kit, Lesson, Strategy
-
-from .universal import Universal
 
 
 @dataclass(frozen=True, kw_only=True)
