@@ -172,9 +172,9 @@ def score(
     words = DEFAULT if metrics is None else parse_words(metrics)
     if bool(runs) == (predictions is not None):
         raise SettingError(
-            "clbench score needs run folders, or --predictions",
-            expected="clbench score RUN, or clbench score --bench B --step N --predictions DIR "
-            "--name METHOD",
+            "`clbench score` needs run folders, or --predictions",
+            expected="`clbench score RUN`, or "
+            "`clbench score --bench BENCH --step 1 --predictions DIR --name METHOD`",
             got="both" if runs else "neither",
         )
     folders = []
@@ -236,7 +236,7 @@ def list_(
     One line each.
     """
     lists = {"settings": _settings, "layouts": _layouts, "structures": _structures}
-    for line in _runnable() if what is None else one_of("clbench list", what, lists)():
+    for line in _runnable() if what is None else one_of("`clbench list`", what, lists)():
         typer.echo(line)
 
 

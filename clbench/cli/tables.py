@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -128,7 +129,7 @@ def table(
         if value != DEFAULTS[option] and option not in takes.split():
             raise SettingError(
                 f"the table {name} does not take --{option}",
-                where=f"clbench table {name}",
+                where=f"`clbench table {shlex.quote(name)}`",
                 expected=", ".join(f"--{o}" for o in takes.split()) or "none of these options",
                 got=value,
                 next_step=f"leave --{option} out",
@@ -175,14 +176,16 @@ def cost(
         from clbench.run.cost_table import recount
 
         if bench or strategy:
-            raise SettingError("clbench cost takes runs, or a benchmark and a strategy", got="both")
+            raise SettingError(
+                "`clbench cost` takes runs, or a benchmark and a strategy", got="both"
+            )
         for folder in runs:
             typer.echo(recount(folder))
         return
     if bench is None or strategy is None:
         raise SettingError(
-            "clbench cost needs a benchmark and a strategy, or runs",
-            expected="clbench cost --bench B --strategy S, or clbench cost RUN",
+            "`clbench cost` needs a benchmark and a strategy, or runs",
+            expected="`clbench cost --bench BENCH --strategy STRATEGY`, or `clbench cost RUN`",
         )
     from clbench.report.tables import costs
     from clbench.run.cost_table import count_course

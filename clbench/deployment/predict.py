@@ -176,7 +176,7 @@ def _outside_runs(out: Path) -> None:
             raise StoreError(
                 "predictions of new images are no part of a run's folder",
                 where=out,
-                expected="a folder outside of runs; clbench verify refuses files no run made",
+                expected="a folder outside of runs; `clbench verify` refuses files no run made",
                 got=f"a folder of the run {folder}",
                 next_step="choose another folder with --out",
             )

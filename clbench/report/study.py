@@ -7,6 +7,7 @@ and each `scores.csv` is read once, and a level or a margin holds everywhere.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Any
 from clbench.errors import SettingError, StoreError
 from clbench.report.evidence import Evidence, evidence_of
 from clbench.report.results import Group, StoredRun, group_runs
+from clbench.spec import registry
 from clbench.store import run_folder
 
 ALPHA = 0.05
@@ -132,7 +134,8 @@ class Study:
         self.need(
             groups,
             "there are no finished runs of this benchmark",
-            f"clbench run --bench {self.bench} --strategy {self.reference}",
+            f"`clbench run --bench {shlex.quote(registry.as_typed(self.bench))} "
+            f"--strategy {shlex.quote(self.reference)}`",
         )
         return groups
 

@@ -81,7 +81,7 @@ def recount(folder: Path) -> Path:
         raise StoreError(
             "the predictions of this run were made elsewhere: there is no model to count",
             where=folder,
-            next_step="count a method of clbench: clbench cost --bench … --strategy …",
+            next_step="count a method of clbench: `clbench cost --bench BENCH --strategy STRATEGY`",
         )
     if record.status != "finished":
         raise StoreError(

@@ -276,6 +276,6 @@ def same_scores(
             expected="no such row" if a is None else f"{a.value!r}, {a.pred_vox} voxels",
             got="no such row" if b is None else f"{b.value!r}, {b.pred_vox} voxels",
             next_step="what a model needs must stand in its state dict or the strategy's memory "
-            "(clbench check strategy NAME); if it does, check this machine's memory and disk",
+            "(`clbench check strategy NAME`); if it does, check this machine's memory and disk",
         )
     return largest

@@ -67,7 +67,8 @@ def score_run(
         raise StoreError(
             "the run holds predictions made elsewhere, of which no copy is kept",
             where=folder,
-            next_step="score them again: clbench score --predictions … --metrics …",
+            next_step="score them again: `clbench score --bench BENCH --step 1 --predictions "
+            "DIR --name METHOD`",
         )
     catalog = catalog_of(record, data=data, cache=cache)
     benchmark, last = catalog.benchmark, len(catalog.benchmark.steps)

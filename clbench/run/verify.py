@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -320,6 +321,6 @@ def _cost(folder: Path, record: RunRecord, found: Verified) -> None:
                     where=f"{path}, line {line}, column {column}",
                     expected=expected,
                     got=cells.get(column),
-                    next_step=f"clbench cost {folder} writes the file anew",
+                    next_step=f"`clbench cost {shlex.quote(str(folder))}` writes the file anew",
                 )
     found.checked.append(f"cost.csv: {len(lines)} steps against run.json")

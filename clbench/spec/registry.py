@@ -101,9 +101,31 @@ def benchmark(name: str) -> Benchmark:
     return found
 
 
+_FILES: dict[str, str] = {}
+
+
 def name_of(bench: str) -> str:
-    """The name under which results of a benchmark lie: its own, also where a file is named."""
-    return benchmark(bench).name if is_path(bench) else bench
+    """The name under which results of a benchmark lie: its own, also where a file is named.
+
+    Raises:
+        SpecError: the file is not there, or no benchmark.
+    """
+    if not is_path(bench):
+        return bench
+    if not benchmark_path(bench).exists():
+        raise SpecError(
+            "there is no such course file",
+            where=bench,
+            next_step="if it was moved, give the course's name instead: its runs keep a copy",
+        )
+    name = benchmark(bench).name
+    _FILES[name] = bench
+    return name
+
+
+def as_typed(name: str) -> str:
+    """How a benchmark is named on the command line: by its file where this process was given one."""
+    return _FILES.get(name, name)
 
 
 def is_path(name: str) -> bool:

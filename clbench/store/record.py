@@ -375,5 +375,5 @@ def refuse_mixture(records: Sequence[RunRecord]) -> None:
                 expected="the same benchmark, data, splits, profile, numerics and metrics",
                 got="different " + ", ".join(differs),
                 next_step="keep them in different results folders (--out, --results)"
-                + ("; or score the older one again: clbench score RUN" if changed else ""),
+                + ("; or score the older one again: `clbench score RUN`" if changed else ""),
             )

@@ -264,7 +264,7 @@ def refuse_constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> None:
             where=f"step {lesson.number}, {where}",
             expected="voxels inside and outside the structure",
             got=f"{'all' if value else 'no'} voxels inside",
-            next_step="look at its label value or mask (clbench data check), choose other "
+            next_step="look at its label value or mask (`clbench data check PATH`), choose other "
             "training cases (--split), or take it out of `learns`",
         )
 
@@ -288,8 +288,8 @@ def constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> list[Event]:
             value,
             where,
             f"the label is {value} in every annotated voxel, so the step may unlearn the "
-            "structure; look at its label value (clbench data check), or declare that these cases "
-            "do not annotate it ([[source.partial]])",
+            "structure; look at its label value (`clbench data check PATH`), or declare that these "
+            "cases do not annotate it ([[source.partial]])",
         )
         for name, value, where in _constant(lesson.old, volumes)
     ]

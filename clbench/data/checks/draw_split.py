@@ -120,7 +120,7 @@ def draw_split(settings: DrawSettings) -> DrawnSplit:
         needs=settings.needs,
         without=tuple(sorted(without)),
     )
-    said = f"drawn by clbench data split: seed {rule.seed}, from {len(patients)} patient(s) of "
+    said = f"drawn by `clbench data split`: seed {rule.seed}, from {len(patients)} patient(s) of "
     said += name + (f" that hold {', '.join(rule.needs)}" if rule.needs else "")
     said += f", without {', '.join(rule.without)}" if rule.without else ""
     split = Split(name=name, draw=rule, origin=said).resolve(files, patient=patient, fits=fits)

@@ -43,7 +43,7 @@ def cost(study: Analysis) -> Figure:
     study.need(
         any(e.last in c for c in costs.values()),
         "no run has recorded its operations",
-        "count them without training: clbench cost RUN, for each run; then draw again",
+        "count them without training: `clbench cost RUN`, for each run; then draw again",
     )
     study.need(shown, "no strategy has both scores and operations", "finish the runs")
     pens = style.pens([m.label for m in e.methods])

@@ -102,11 +102,16 @@ def make_report(study: Analysis, out: Path) -> Made:
     title = study.evidence.title()  # runs that cannot be compared are refused before any drawing
     extra, absent = other_tables(study)
     pictures, undrawn = figures_of(study)
-    command = (
-        f"clbench report --bench {study.bench} --ref {shlex.quote(study.reference)} "
-        f"--results {study.results} --scoring {study.scoring} "
-        f"--margin {protocol.margin:g} --alpha {protocol.alpha:g}"
-    )
+    words = {
+        "bench": study.bench,
+        "ref": study.reference,
+        "results": study.results,
+        "scoring": study.scoring,
+        "margin": f"{protocol.margin:g}",
+        "alpha": f"{protocol.alpha:g}",
+    }
+    options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    command = shlex.join(["clbench", "report", *options])
     files = write_report(
         study, out, command=command, extra=extra, pictures=pictures, absent=[*absent, *undrawn]
     )

@@ -73,7 +73,7 @@ def read_costs(folder: Path, record: Mapping[str, Any]) -> dict[int, Cost]:
             expected="a column step, one row per step, numbers in "
             + ", ".join(name for name, *_ in COLUMNS),
             got=err,
-            next_step="write it anew: clbench cost RUN",
+            next_step="write it anew: `clbench cost RUN`",
         ) from err
     return dict(found)
 

@@ -1,0 +1,100 @@
+"""Every command that an error or the doctor tells a user to type: in backticks, quoted, and parsed.
+
+The commands are collected from the source. A word in capitals stands for what the user fills in.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from locations import ROOT
+
+from clbench.cli import app
+
+GROUP: Any = typer.main.get_command(app)
+COMMANDS = "|".join(GROUP.commands)
+MENTION = re.compile(rf"(`?)(clbench (?:{COMMANDS})\b[^`\n]*)(`?)")
+FILLED = "a folder/it's here"
+"""What an inserted value may look like: a shell must be told where it ends."""
+QUOTING = ("quote", "join", "again", "shell_words")
+"""Calls whose value is quoted for a shell."""
+
+
+def strings() -> Iterator[tuple[str, ast.JoinedStr | ast.Constant]]:
+    """Place and node of every string of the package that is no docstring and no help text."""
+    for path in sorted((ROOT / "clbench").rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside: set[int] = set()
+        for node in ast.walk(tree):
+            skipped = isinstance(node, ast.Expr) or (
+                isinstance(node, ast.keyword) and node.arg == "help"
+            )
+            if skipped or isinstance(node, ast.JoinedStr):
+                inside |= {id(n) for n in ast.walk(node) if n is not node}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr | ast.Constant) and id(node) not in inside:
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", node
+
+
+def text_of(node: ast.JoinedStr | ast.Constant) -> str:
+    """A string as it is printed; a value that is quoted for the shell is one, another one is not."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    parts = []
+    for piece in node.values:
+        if isinstance(piece, ast.Constant):
+            parts.append(str(piece.value))
+            continue
+        assert isinstance(piece, ast.FormattedValue)
+        call = piece.value
+        name = call.func if isinstance(call, ast.Call) else None
+        called = getattr(name, "attr", getattr(name, "id", ""))
+        parts.append(shlex.quote(FILLED) if called in QUOTING else FILLED)
+    return "".join(parts)
+
+
+NAMES = {f"clbench {name}" for name in GROUP.commands} | {
+    f"clbench {name} {inner}"
+    for name, group in GROUP.commands.items()
+    for inner in getattr(group, "commands", ())
+}
+"""A command named alone is no command line."""
+PRINTED = {
+    ("clbench/report/paper/detection.py", "clbench score RUN adds the rows to a finished run")
+}
+"""Text of tables, where backticks would be printed."""
+MENTIONS = [
+    (place, *match) for place, node in strings() for match in MENTION.findall(text_of(node))
+]
+
+
+def parse(command: str) -> None:
+    """Parse a command line as the program does, and run nothing."""
+    words = shlex.split(command)[1:]
+    group, context = GROUP, GROUP.make_context("clbench", [], resilient_parsing=True)
+    while hasattr(group, "commands"):
+        name, group, words = group.resolve_command(context, words)
+        context = group.make_context(
+            name, list(words), parent=context, resilient_parsing=hasattr(group, "commands")
+        )
+
+
+def test_commands_are_found_in_the_source() -> None:
+    assert len(MENTIONS) > 15
+
+
+@pytest.mark.parametrize(("place", "opened", "command", "closed"), MENTIONS, ids=str)
+def test_a_command_works_when_pasted(place: str, opened: str, command: str, closed: str) -> None:
+    if (place.partition(":")[0], command) in PRINTED:
+        command = " ".join(command.split()[:3])
+    else:
+        assert opened, f"{place}: put it in backticks, so that its end is seen: {command}"
+        assert closed, f"{place}: its backtick is not closed in one string: {command}"
+    if command not in NAMES:
+        parse(command)
