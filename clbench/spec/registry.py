@@ -124,7 +124,7 @@ def name_of(bench: str) -> str:
 
 
 def as_typed(name: str) -> str:
-    """How a benchmark is named on the command line: by its file where this process was given one."""
+    """How the command line named a benchmark: by its file where it was given one."""
     return _FILES.get(name, name)
 
 
