@@ -159,5 +159,6 @@ class Progress:
             self._print(
                 f"backbone weights: {len(plan.weights.loaded)} tensors loaded, "
                 f"{len(plan.weights.skipped)} of the file skipped, "
-                f"{len(plan.weights.missing)} of the network missing (named in run.json)"
+                f"{len(plan.weights.missing)} of the network missing (named in run.json); "
+                + ", ".join(f"{p} {a} of {b}" for p, (a, b) in plan.weights.parts.items())
             )

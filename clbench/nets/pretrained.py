@@ -1,30 +1,42 @@
 """Pretrained weights for a backbone: loaded safely, with a report of what fitted.
 
-Names are matched from their end, because files wrap them differently (`module.`,
-`state_dict`, `swinViT.`).
+Names are matched with wrappers and parts stripped on both sides, because files wrap them
+differently: a whole network in MONAI's own naming (`swinViT.…`, `encoder1.…`, `decoder5.…`), its
+encoder alone, either of them below `state_dict`, `module.` or `swinViT.`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
 import pickle
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clbench.errors import SettingError
+from clbench.spec.benchmark import Source
 from clbench.store.checkpoint import unpack
 
-_WRAPS = ("module.", "backbone.", "model.", "net.")
+_WRAPS = ("module.", "backbone.", "model.", "net.", "network.", "swin_unetr.", "_orig_mod.")
 _PARTS = ("encoder.", "decoder.", "swinViT.")
 """Parts of our backbones that a file of the part alone does not name."""
 _RENAMED = {".mlp.fc1.": ".mlp.linear1.", ".mlp.fc2.": ".mlp.linear2."}
 """Names of the first Swin code → MONAI's."""
+_LISTS = {"down": "down", "upcat": "up"}
+"""Numbered layers of MONAI's BasicUNet, from 1 → lists of ours, from 0."""
+_CONTAINERS = ("state_dict", "model", "net", "network", "model_state_dict", "network_weights")
+"""Keys of a checkpoint below which the tensors lie."""
+LEAST_SET = 0.9
+"""Share of a part's parameters that a file must set once it names one of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,54 +49,164 @@ class WeightReport:
     """Tensors of the file that fit nowhere (another name or shape)."""
     missing: tuple[str, ...]
     """Backbone tensors the file does not set."""
+    parts: Mapping[str, tuple[int, int]]
+    """Part of the backbone → parameters that were set, and how many it has."""
+    trained_on: str = ""
+    """What the weights declare to be trained on; empty: they do not say."""
+
+    def overlap(self, sources: Iterable[Source]) -> tuple[str, ...]:
+        """Sources that the declared training data names: by name, by title, or by address."""
+        said = self.trained_on.casefold()
+        return tuple(
+            s.name
+            for s in sources
+            if any(
+                word and word.casefold() in said
+                for word in (s.name, s.title, s.url.rstrip("/").rpartition("/")[2].split(":")[-1])
+            )
+        )
 
 
 def load_weights(backbone: nn.Module, path: Path) -> WeightReport:
     """Set every tensor of the backbone that the file holds under a like name and equal shape.
 
     Args:
-        backbone: changed in place.
+        backbone: changed in place; not at all where an error is raised.
         path: `.pt`, `.pth` or `.safetensors`; only tensors are read, never code.
 
     Raises:
-        SettingError: the file cannot be read safely, or nothing in it fits.
+        SettingError: the file cannot be read safely, nothing in it fits, or it sets less than
+            `LEAST_SET` of a part that it names.
     """
-    found = {_strip(name, _WRAPS): (name, t) for name, t in _tensors(_read(path)).items()}
+    content = _read(path)
+    tensors = _tensors(content)
     own = backbone.state_dict()
-    short = Counter(_strip(name, _WRAPS + _PARTS) for name in own)
-    loaded, used = [], set()
-    for name, tensor in own.items():
-        bare = _strip(name, _WRAPS + _PARTS)
-        for key in (_strip(name, _WRAPS), bare if short[bare] == 1 else None):
-            origin, value = found.get(key or "", (None, None))
-            if origin is not None and value is not None and value.shape == tensor.shape:
-                tensor.copy_(value)
-                loaded.append(name)
-                used.add(origin)
-                break
-    if not loaded:
+    named = _matched(own, tensors)
+    fits = {n: origin for n, origin in named.items() if tensors[origin].shape == own[n].shape}
+    if not fits:
         raise SettingError(
             "no tensor of the weights file fits the backbone",
             where=f"backbone.weights={path}",
             expected=f"names such as {next(iter(own))} {tuple(next(iter(own.values())).shape)}",
-            got=", ".join(f"{n} {tuple(t.shape)}" for n, t in list(found.values())[:3])
+            got=", ".join(f"{n} {tuple(t.shape)}" for n, t in list(tensors.items())[:3])
             or "no tensors",
             next_step="choose the backbone and size the file was made for",
         )
+    parts = _parts(backbone, named, fits)
+    claimed = {_part(n) for n in named}
+    if any("swinViT" in n.split(".") for n in tensors):
+        claimed |= {part for part in parts if part.endswith("swinViT")}
+    for part, (done, of) in parts.items():
+        if part in claimed and done < LEAST_SET * of:
+            wrong = [n for n in named if _part(n) == part and n not in fits]
+            absent = [n for n, _ in backbone.named_parameters() if _part(n) == part]
+            absent = [n for n in absent if n not in named]
+            raise SettingError(
+                f"the weights file sets {done} of {of} tensors of a part of the network it names",
+                where=f"backbone.weights={path}, {part}",
+                expected=f"at least {LEAST_SET:.0%} of each part that the file holds",
+                got="; ".join(
+                    [
+                        f"{n} is {tuple(tensors[named[n]].shape)}, not {tuple(own[n].shape)}"
+                        for n in wrong[:3]
+                    ]
+                    + ([f"no tensor for {', '.join(absent[:3])}"] if absent else [])
+                ),
+                next_step="choose the backbone and size the file was made for (--set "
+                "backbone.size=…), or take this part out of the file",
+            )
+    for name, origin in fits.items():
+        own[name].copy_(tensors[origin])
     return WeightReport(
-        loaded=tuple(loaded),
-        skipped=tuple(sorted(n for n, _ in found.values() if n not in used)),
-        missing=tuple(n for n in own if n not in loaded),
+        loaded=tuple(n for n in own if n in fits),
+        skipped=tuple(sorted(tensors.keys() - set(fits.values()))),
+        missing=tuple(n for n in own if n not in fits),
+        parts=parts,
+        trained_on=_trained_on(content, path),
     )
 
 
-def _strip(name: str, wraps: tuple[str, ...]) -> str:
-    """The name without leading wrappers, in today's spelling."""
-    while wrap := next((w for w in wraps if name.startswith(w)), None):
-        name = name[len(wrap) :]
+def _matched(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Backbone tensor → tensor of the file of a like name, whatever the shapes.
+
+    The longest form of a name that both sides have decides; a form that two tensors of one side
+    have decides nothing.
+    """
+    common = _common_start(tensors)  # a wrapper of whatever name
+    theirs = {n: _forms(n) | _forms(n.removeprefix(common)) for n in tensors}
+    ours = {n: _forms(n) for n in own}
+    here, there = (
+        Counter(form for forms in names.values() for form in forms) for names in (ours, theirs)
+    )
+    origin = {form: n for n, forms in theirs.items() for form in forms if there[form] == 1}
+    named: dict[str, str] = {}
+    taken: set[str] = set()
+    pairs = [
+        (len(form), n, origin[form])
+        for n, forms in ours.items()
+        for form in forms
+        if form in origin and here[form] == 1
+    ]
+    for _, name, theirs_ in sorted(pairs, key=lambda p: (-p[0], p[1])):
+        if name not in named and theirs_ not in taken:
+            named[name] = theirs_
+            taken.add(theirs_)
+    return named
+
+
+def _common_start(names: Iterable[str]) -> str:
+    """The components that all names begin with, and a dot; empty where there are none."""
+    columns = zip(*(n.split(".")[:-1] for n in names), strict=False)
+    same = itertools.takewhile(lambda column: len(set(column)) == 1, columns)
+    return "".join(f"{column[0]}." for column in same)
+
+
+def _forms(name: str) -> frozenset[str]:
+    """A name, without its wrappers, and without one after the other of its parts."""
     for old, new in _RENAMED.items():
         name = name.replace(old, new)
-    return name
+    while wrap := next((w for w in _WRAPS if name.startswith(w)), None):
+        name = name[len(wrap) :]
+    if (layer := re.match(r"(down|upcat)_(\d)\.", name)) is not None:
+        name = f"{_LISTS[layer[1]]}.{int(layer[2]) - 1}.{name[layer.end() :]}"
+    forms = {name}
+    while part := next((p for p in _PARTS if name.startswith(p)), None):
+        name = name[len(part) :]
+        forms.add(name)
+    return frozenset(forms)
+
+
+def _part(name: str) -> str:
+    """The part a backbone tensor belongs to: the transformer, or else encoder or decoder."""
+    first, _, rest = name.partition(".")
+    return f"{first}.swinViT" if rest.startswith("swinViT.") else first
+
+
+def _parts(
+    backbone: nn.Module, named: Mapping[str, str], fits: Mapping[str, str]
+) -> dict[str, tuple[int, int]]:
+    """Part → parameters that fit, and all of them; buffers do not count."""
+    counts: dict[str, tuple[int, int]] = {}
+    for name, _ in backbone.named_parameters():
+        done, of = counts.get(_part(name), (0, 0))
+        counts[_part(name)] = (done + (name in fits), of + 1)
+    return counts
+
+
+def _trained_on(content: Any, path: Path) -> str:
+    """What a file, its safetensors header, or the MONAI bundle around it says of training data."""
+    said: list[object] = []
+    if isinstance(content, Mapping):
+        said.append(content.get("training_data"))
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            said.append((file.metadata() or {}).get("training_data"))
+    bundle = path.parent.parent / "configs" / "metadata.json"  # of models/model.pt
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # no bundle, or none that says
+        about = json.loads(bundle.read_text(encoding="utf-8"))
+        said += [about.get("data_source"), about.get("data_type"), about.get("description")]
+    texts = [", ".join(map(str, s)) if isinstance(s, list | tuple) else s for s in said]
+    return "; ".join(str(s) for s in texts if s)
 
 
 def _read(path: Path) -> Any:
@@ -113,6 +235,6 @@ def _tensors(content: Any, prefix: str = "") -> dict[str, Tensor]:
         for key, value in content.items():
             if isinstance(value, Tensor):
                 found[f"{prefix}{key}"] = value
-            elif key in ("state_dict", "model", "net", "model_state_dict", "network_weights"):
+            elif key in _CONTAINERS:
                 found.update(_tensors(value))
     return found

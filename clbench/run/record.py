@@ -49,7 +49,12 @@ def new_record(plan: Plan) -> RunRecord:
             "profile": dataclasses.asdict(plan.profile),
         },
         text_encoding=plan.text_record,
-        backbone_weights=None if plan.weights is None else dataclasses.asdict(plan.weights),
+        backbone_weights=None
+        if plan.weights is None
+        else {
+            **dataclasses.asdict(plan.weights),
+            "overlap": plan.weights.overlap(plan.benchmark.sources),
+        },
         settings=settings,
         shared_step1=plan.shared.name,
         device=str(plan.device)

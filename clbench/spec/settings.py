@@ -89,7 +89,9 @@ class BackboneSettings:
     size: Count = 48
     """Feature size: channels at full resolution."""
     weights: str | None = None
-    """File of self-supervised weights to start from."""
+    """File of weights to start from, .pt, .pth or .safetensors: a whole network in MONAI's own
+    names, its encoder alone, or either within `state_dict` or `module.`. A file that sets less than
+    90 % of a part that it names is refused."""
 
 
 @checked(SettingError)

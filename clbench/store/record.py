@@ -159,7 +159,8 @@ class RunRecord:
     text_encoding: dict[str, Any] = field(default_factory=dict)
     """How structures were encoded as vectors; empty: not known."""
     backbone_weights: dict[str, Any] | None = None
-    """What was loaded into the backbone from a file of weights; None: nothing."""
+    """What was loaded into the backbone from a file of weights (`WeightReport`), and `overlap`: the
+    course's sources that the weights' declared training data names; None: nothing was loaded."""
     course: RecordedCourse
     """What was taught, and on which cases."""
     settings: dict[str, Any] = field(default_factory=dict)

@@ -83,9 +83,29 @@ def provenance(a: Analysis) -> list[tuple[str, str]]:
         ("clbench of this report", clbench.__version__),
         ("torch", _all(_version(r, "torch") for r in records)),
         ("hardware", _all(r.get("device") for r in records)),
+        *_backbone_weights(records),
         ("warnings of the runs", _warnings(e.methods)),
         ("went on elsewhere", _elsewhere(records)),
     ]  # fmt: skip
+
+
+def _backbone_weights(records: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
+    """What was set from files of weights, and on what these were trained; no row without a file."""
+    said = []
+    for record in records:
+        if not (loaded := record.get("backbone_weights")):
+            continue
+        parts = ", ".join(
+            f"{p} {done} of {of}" for p, (done, of) in loaded.get("parts", {}).items()
+        )
+        text = f"{len(loaded['loaded'])} tensors set" + (f" ({parts})" if parts else "")
+        trained_on = loaded.get("trained_on")
+        text += f"; trained on: {trained_on}" if trained_on else "; training data not declared"
+        if overlap := loaded.get("overlap"):
+            text += f"; THAT NAMES DATA OF THIS COURSE: {', '.join(overlap)}"
+        said.append(f"{record['strategy']}: {text}")
+    if said:
+        yield "backbone weights", "; ".join(dict.fromkeys(said))
 
 
 def _warnings(methods: Iterable[Method]) -> str:
