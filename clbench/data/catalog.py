@@ -29,7 +29,7 @@ from clbench.data.checks.course_splits import (
     settle,
 )
 from clbench.data.external_masks import same_meaning
-from clbench.data.layouts import find_cases, find_layout, resolve_data
+from clbench.data.layouts import find_cases, find_layout, passed_over_lines, resolve_data
 from clbench.data.phantom.generate import fingerprint, make_phantom
 from clbench.data.volume import Volume
 from clbench.errors import ClbenchError, SettingError, TrainingError
@@ -85,6 +85,8 @@ class Catalog:
     cache: VolumeCache
     notes: tuple[CaseNote, ...] = ()
     """What is odd about cases of the splits."""
+    passed_over: tuple[str, ...] = ()
+    """What lies in the folders and is no part of a case, counted by kind."""
     past: str = "nothing"
     """What the strategy declares to need of earlier steps."""
     step: int = 1
@@ -245,6 +247,11 @@ def build_catalog(
     files = {name: find_cases(folder, benchmark.reads(name)) for name, folder in folders.items()}
     for name, folder in folders.items():
         same_meaning(folder, benchmark.reads(name))
+    passed_over = tuple(
+        line
+        for name, folder in (folders.items() if data is not None else ())
+        for line in passed_over_lines(folder, benchmark.reads(name), files[name])
+    )
     course, problems = settle(
         list(zip(benchmark.steps, used, strict=True)),
         benchmark,
@@ -281,6 +288,7 @@ def build_catalog(
         fingerprint=mark,
         cache=cache,
         notes=tuple(notes),
+        passed_over=passed_over,
     )
 
 

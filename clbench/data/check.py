@@ -22,14 +22,18 @@ from clbench.data.checks.course_splits import (
     settle,
 )
 from clbench.data.external_masks import same_meaning
-from clbench.data.find_files import count_passed_over, entries, nifti_stem, walk
+from clbench.data.find_files import entries
 from clbench.data.labels import RawCase, digest_of, read_case, read_unnamed
 from clbench.data.layouts import (
     CaseFiles,
+    cases_in,
     find_cases,
     find_layout,
+    label_names,
     named_folders,
     natural,
+    other_formats,
+    passed_over_lines,
     resolve_data,
 )
 from clbench.data.nifti import spacing_of
@@ -114,7 +118,7 @@ def check_layout(folder: Path, layout: str) -> FolderReport:
     """
     report = FolderReport(folder=folder)
     try:
-        found = find_layout(layout, "--layout").find(folder)
+        found = cases_in(folder, layout, "--layout")
     except DataError as err:
         report.problems.append(str(err))
         return report
@@ -132,6 +136,11 @@ def check_layout(folder: Path, layout: str) -> FolderReport:
         odd = [text for _, text in notes_of(raw, None)]
         cases.append(_describe(raw, f"{what}: {listed}", odd))
     report.cases[layout] = cases
+    meanings = label_names(folder if folder.is_dir() else folder.parent)
+    report.remarks += [
+        f"case {case} {said}" for case, said in find_layout(layout).unpaired(folder).items()
+    ]
+    report.remarks += other_formats(folder) if folder.is_dir() else []
     report.problems += [f"{c.case}: {p}" for c in cases for p in c.problems]
     for name in sorted(seen, key=natural):
         try:
@@ -139,6 +148,8 @@ def check_layout(folder: Path, layout: str) -> FolderReport:
         except UnknownName:
             known = "; not in clbench's taxonomy"
         what = "label value" if name.isdecimal() else "mask"
+        if name in meanings:
+            known = f" ({meanings[name]!r} in dataset.json)"
         report.remarks.append(f"{what} {name}: in {seen[name]} of {len(cases)} case(s){known}")
     return report
 
@@ -239,7 +250,7 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
             same_meaning(place, source)
         except DataError as err:
             report.problems.append(str(err))
-        report.remarks += _unused(place, source.name, found)
+        report.remarks += passed_over_lines(place, source, found)
         report.remarks += [
             f"{source.name}: a [[source.partial]] names no case that is here ({p.cases[0]}, …)"
             for p in source.partial
@@ -261,27 +272,6 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
         pairing = [e for e in failed if "case(s) have" in e.what]
         report.problems += [str(err) for err in pairing]
     return report
-
-
-def _unused(place: Path, name: str, cases: Mapping[str, CaseFiles]) -> list[str]:
-    """What lies in a folder of data and is no part of a case, counted."""
-    if not place.is_dir():  # a list of cases
-        return []
-    used = {p for files in cases.values() for p in files.files}
-    others = [
-        p.relative_to(place).as_posix()
-        for p in walk(place)
-        if nifti_stem(p) is not None and p not in used
-    ]
-    said = (
-        (count_passed_over(place), "hidden files or folders passed over"),
-        (others, "NIfTI files that belong to no case, or hold no structure of the source"),
-    )
-    return [
-        f"{name}: {len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for names, what in said
-        if names
-    ]
 
 
 def _check(files: CaseFiles, source: Source, report: FolderReport) -> CaseReport:

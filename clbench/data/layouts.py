@@ -6,14 +6,22 @@ A layout knows names only; what label values mean is the benchmark's business
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from clbench.data.find_files import composed, entries, nifti_stem, same_file, walk
+from clbench.data.find_files import (
+    composed,
+    count_passed_over,
+    entries,
+    nifti_stem,
+    same_file,
+    walk,
+)
 from clbench.errors import DataError, unknown_name
 from clbench.spec.benchmark import Source
 
@@ -76,8 +84,12 @@ class Layout(Protocol):
         """Every case below `folder`, in numerical order of ids.
 
         Raises:
-            DataError: no such folder, nothing in it, or an image without label (or the reverse).
+            DataError: no such folder, or no case with image and label in it.
         """
+        ...
+
+    def unpaired(self, folder: Path) -> dict[str, str]:
+        """Cases that `find` leaves out because one of their files is missing: case → what."""
         ...
 
     def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
@@ -170,20 +182,31 @@ class Pairs:
                 got=glimpse(folder),
                 next_step="point --data at the folder that holds these names",
             )
-        for what, have, need in (("label", images, labels), ("image", labels, images)):
-            if alone := sorted(have.keys() - need.keys(), key=natural):
-                other = "an image" if what == "label" else "a label"
-                raise DataError(
-                    f"{len(alone)} case(s) have {other} but no {what}",
-                    where=have[alone[0]],
-                    expected=self.describes,
-                    got=f"no {what} for case {', '.join(alone[:20])}",
-                    next_step=f"add the {what} file, or move {other} without {what} elsewhere",
-                )
+        if not images.keys() & labels.keys():
+            what, other = ("label", "an image") if images else ("image", "a label")
+            have = images or labels
+            alone = sorted(have, key=natural)
+            there = ", ".join(sorted(labels, key=natural)[:20]) if images and labels else ""
+            raise DataError(
+                f"{len(alone)} case(s) have {other} but no {what}",
+                where=have[alone[0]],
+                expected=self.describes,
+                got=f"no {what} for case {', '.join(alone[:20])}"
+                + (f"; labels of {there}" if there else ""),
+                next_step=f"add the {what} file, or move {other} without {what} elsewhere",
+            )
         return {
             case: CaseFiles(case=case, image=images[case], label=labels[case])
-            for case in sorted(images, key=natural)
+            for case in sorted(images.keys() & labels.keys(), key=natural)
         }
+
+    def unpaired(self, folder: Path) -> dict[str, str]:
+        """See `Layout.unpaired`."""
+        images, labels = self._files(folder)
+        said = {case: f"has an image but no label: {images[case]}" for case in images}
+        said |= {case: f"has a label but no image: {labels[case]}" for case in labels}
+        alone = sorted(images.keys() ^ labels.keys(), key=natural)
+        return {case: said[case] for case in alone}
 
     def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
         """See `Layout.paths`."""
@@ -216,6 +239,7 @@ class Masks:
         """See `Layout.find`. Masks carry the stems of their files; `CaseFiles.named` maps them."""
         need_folder(folder)
         found: dict[str, CaseFiles] = {}
+        alone: list[Path] = []
         wanted = nifti_stem(Path(self.image))
         images = [
             p for p in walk(folder) if (nifti_stem(p) or "").casefold() == (wanted or "").casefold()
@@ -229,12 +253,8 @@ class Masks:
             files = entries(inner) if inner.is_dir() else []
             masks = tuple((stem, p) for p in files if (stem := nifti_stem(p)) is not None)
             if not masks:
-                raise DataError(
-                    "a case has an image but no mask",
-                    where=case,
-                    expected=f"{self.masks}/<structure>.nii.gz beside {self.image}",
-                    next_step="add the masks, or move the case elsewhere",
-                )
+                alone.append(case)
+                continue
             if name in found and same_file(found[name].image, place):
                 continue  # a second link to the same case
             if name in found:
@@ -248,6 +268,13 @@ class Masks:
                     next_step="move one of them elsewhere",
                 )
             found[name] = CaseFiles(case=name, image=place, label=masks)
+        if alone and not found:
+            raise DataError(
+                "a case has an image but no mask",
+                where=alone[0],
+                expected=f"{self.masks}/<structure>.nii.gz beside {self.image}",
+                next_step="add the masks, or move the case elsewhere",
+            )
         if not found:
             raise DataError(
                 f"no case of the layout {self.name!r} in this folder",
@@ -258,6 +285,20 @@ class Masks:
                 next_step="point --data at the folder that holds these names",
             )
         return found
+
+    def unpaired(self, folder: Path) -> dict[str, str]:
+        """See `Layout.unpaired`."""
+        wanted = (nifti_stem(Path(self.image)) or "").casefold()
+        cases = [p.parent for p in walk(folder) if (nifti_stem(p) or "").casefold() == wanted]
+        return {
+            composed(case.name): f"has an image but no mask: {case}"
+            for case in sorted(cases, key=lambda p: natural(composed(p.name)))
+            if re.fullmatch(self.case, composed(case.name))
+            and not any(
+                nifti_stem(p) is not None
+                for p in (entries(case / self.masks) if (case / self.masks).is_dir() else ())
+            )
+        }
 
     def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
         """See `Layout.paths`."""
@@ -344,6 +385,10 @@ class Datalist:
             raise DataError("the list of cases is empty", where=place)
         return found
 
+    def unpaired(self, folder: Path) -> dict[str, str]:
+        """See `Layout.unpaired`: a list names both or is refused."""
+        return {}
+
     def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
         """See `Layout.paths`."""
         return folder / f"imagesTr/{case}.nii.gz", folder / f"labelsTr/{case}.nii.gz"
@@ -423,6 +468,22 @@ LAYOUTS: dict[str, Layout] = {
             describes="imagesTr/CASE_0000.nii.gz + labelsTr/CASE.nii.gz",
             strip_zeros=False,
         ),
+        Pairs(
+            name="amos",
+            image=(rf"images(Tr|Va)/amos_(?P<case>\d+){_NII}",),
+            label=(rf"labels(Tr|Va)/amos_(?P<case>\d+){_NII}",),
+            writes=("imagesTr/amos_{case:04d}.nii.gz", "labelsTr/amos_{case:04d}.nii.gz"),
+            describes="imagesTr/amos_0001.nii.gz + labelsTr/amos_0001.nii.gz, or imagesVa/ + "
+            "labelsVa/",
+            nested=("amos22",),
+        ),
+        Pairs(
+            name="kits",
+            image=(rf"(.*/)?case_(?P<case>\d+)/imaging{_NII}",),
+            label=(rf"(.*/)?case_(?P<case>\d+)/segmentation{_NII}",),
+            writes=("case_{case:05d}/imaging.nii.gz", "case_{case:05d}/segmentation.nii.gz"),
+            describes="case_00000/imaging.nii.gz + case_00000/segmentation.nii.gz",
+        ),
         Datalist(name="msd"),
         Masks(name="totalsegmentator", case=r"s?\d+"),
         Masks(name="abdomenatlas", case=r".+"),
@@ -447,8 +508,155 @@ def find_cases(folder: Path, source: Source) -> dict[str, CaseFiles]:
     Raises:
         DataError: see `Layout.find`.
     """
-    found = find_layout(source.layout, f"source {source.name!r}").find(folder)
+    found = cases_in(folder, source.layout, f"source {source.name!r}")
     return {case: files.named(source) for case, files in found.items()}
+
+
+def cases_in(folder: Path, layout: str, where: object = None) -> dict[str, CaseFiles]:
+    """Every case of a layout below a folder.
+
+    Args:
+        folder: where; or a list of cases.
+        layout: its name.
+        where: what names the layout, for the error of an unknown one.
+
+    Raises:
+        DataError: see `Layout.find`; it names the layout that the folder does have, and files of
+            formats that are not read.
+    """
+    try:
+        return find_layout(layout, where).find(folder)
+    except DataError as err:
+        if hints := folder_hints(folder, without=layout):
+            err.next_step = "; ".join([*hints, *([err.next_step] if err.next_step else [])])
+        raise
+
+
+def folder_hints(folder: Path, *, without: str = "") -> list[str]:
+    """What a folder is, where it is not what was asked for: another layout, another format.
+
+    Args:
+        folder: where no case was found.
+        without: the layout that was looked for.
+    """
+    if not folder.is_dir():
+        return []
+    hints = []
+    if fitting := {n: c for n, c in recognised(folder).items() if n != without}:
+        listed = " or ".join(f"{name!r} ({count} cases)" for name, count in fitting.items())
+        hints.append(
+            f"the folder has the layout {listed}: say layout = {next(iter(fitting))!r} in its "
+            "[[source]], or --layout"
+        )
+    return [*hints, *other_formats(folder)]
+
+
+def recognised(folder: Path) -> dict[str, int]:
+    """Layouts of which a folder holds cases → how many; the most particular first."""
+    counts: dict[str, int] = {}
+    for name in ("btcv", "lits", "amos", "kits", "nnunet", "msd", "totalsegmentator",
+                 "abdomenatlas", "jhh"):  # fmt: skip
+        with contextlib.suppress(DataError, OSError):
+            counts[name] = len(LAYOUTS[name].find(folder))
+    return counts
+
+
+_CONVERT = {
+    "DICOM": "dcm2niix -z y -o OUT FOLDER",
+    "NRRD": "SimpleITK.WriteImage(SimpleITK.ReadImage('x.nrrd'), 'x.nii.gz') in Python",
+    "MetaImage": "SimpleITK.WriteImage(SimpleITK.ReadImage('x.mha'), 'x.nii.gz') in Python",
+}
+_FORMATS = {
+    ".dcm": "DICOM", ".ima": "DICOM", ".nrrd": "NRRD", ".nhdr": "NRRD",
+    ".mha": "MetaImage", ".mhd": "MetaImage",
+}  # fmt: skip
+
+
+def other_formats(folder: Path) -> list[str]:
+    """Images of formats that are not read, counted, with what makes NIfTI files of them."""
+    counts: dict[str, list[Path]] = {}
+    for path in walk(folder):
+        kind = _FORMATS.get(path.suffix.lower())
+        if kind is None and (not path.suffix or path.suffix[1:].isdecimal()) and _is_dicom(path):
+            kind = "DICOM"
+        if kind is not None:
+            counts.setdefault(kind, []).append(path)
+    return [
+        f"{len(paths)} {kind} file(s), which are not read ({paths[0].relative_to(folder)}"
+        f"{', …' if len(paths) > 1 else ''}): make NIfTI files of them with {_CONVERT[kind]}"
+        for kind, paths in counts.items()
+    ]
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file without ending carries the mark of DICOM."""
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def passed_over_lines(place: Path, source: Source, cases: Mapping[str, CaseFiles]) -> list[str]:
+    """What lies in a folder of data and is no part of a case: each kind counted, three named.
+
+    Args:
+        place: the folder, or a list of cases.
+        source: what was looked for there.
+        cases: what was found.
+    """
+    if not place.is_dir():  # a list of cases
+        return []
+    layout = LAYOUTS[source.layout]
+    alone = layout.unpaired(place)
+    used = {p for files in cases.values() for p in files.files}
+    others = [
+        p.relative_to(place).as_posix()
+        for p in walk(place)
+        if nifti_stem(p) is not None
+        and p not in used
+        and not any(said.endswith(str(p)) for said in alone.values())
+    ]
+    channels = [n for n in others if source.layout == "nnunet" and _CHANNEL.fullmatch(n)]
+    kinds = (
+        (count_passed_over(place), "hidden files or folders passed over"),
+        ([f"case {c} {said}" for c, said in alone.items()], "cases left out"),
+        (channels, "images of further channels passed over: a CT is channel 0000 alone"),
+        (
+            [n for n in others if n not in channels],
+            "NIfTI files that belong to no case, or hold no structure of the source",
+        ),
+    )
+    lines = [
+        f"{source.name}: {len(names)} {what} ({', '.join(names[:3])}{', …' if names[3:] else ''})"
+        for names, what in kinds
+        if names
+    ]
+    return [*lines, *(f"{source.name}: {line}" for line in other_formats(place))]
+
+
+_CHANNEL = re.compile(rf"imagesT[rs]/.+_(?!0000)\d{{4}}{_NII}", re.IGNORECASE)
+"""Further channels of nnU-Net."""
+
+
+def label_names(folder: Path) -> dict[str, str]:
+    """Label value → name, as the `dataset.json` beside the data says; empty where none does.
+
+    nnU-Net writes {"liver": 1} (version 2), others {"1": "liver"}; a region of nnU-Net names each
+    of its values.
+    """
+    names: dict[str, list[str]] = {}
+    try:
+        labels = json.loads((folder / "dataset.json").read_text(encoding="utf-8")).get("labels")
+        for key, value in labels.items():
+            if str(key).isdecimal():
+                names.setdefault(str(int(key)), []).append(str(value))
+            else:
+                for number in value if isinstance(value, list) else [value]:
+                    names.setdefault(str(int(number)), []).append(str(key))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    return {value: " + ".join(listed) for value, listed in names.items()}
 
 
 def resolve_data(text: str, sources: Sequence[Source]) -> dict[str, Path]:

@@ -74,8 +74,8 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
     if settings.deterministic:
         reproducibility.deterministic()
     watch({"event": "plan", "plan": plan})
-    for note in plan.catalog.notes:
-        watch({"event": "note", "what": note.message})
+    for said in (*plan.catalog.passed_over, *(note.message for note in plan.catalog.notes)):
+        watch({"event": "note", "what": said})
     if plan.strategy.declaration.resumes == "step":
         watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
                "step: stopped there, it starts that step anew"})  # fmt: skip

@@ -259,3 +259,28 @@ def test_the_command_takes_a_layout_or_a_benchmark(folder: Path) -> None:
     run = CliRunner().invoke(app, ["data", "check", str(folder), "--bench", "body_ext"])
     assert run.exit_code == 1
     assert "no case of the layout 'jhh'" in run.output
+
+
+def test_label_names_of_dataset_json_and_a_lone_image_are_shown(
+    lay_out: Any, tmp_path: Path
+) -> None:
+    image = np.full((8, 9, 10), -1000, np.int16)
+    image[2:6, 2:6, 2:6] = 40
+    lay_out(tmp_path, "nnunet", "a", image, (image > 0).astype(np.uint8))
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "hepar": 1}}')
+    (tmp_path / "imagesTr" / "b_0000.nii.gz").touch()
+    report = check_layout(tmp_path, "nnunet")
+    assert "label value 1: in 1 of 1 case(s) ('hepar' in dataset.json)" in report.remarks
+    assert any("case b has an image but no label" in line for line in report.remarks)
+    assert not report.problems
+
+
+def test_a_lone_image_is_a_problem_where_the_split_needs_it(folder: Path) -> None:
+    LAYOUTS["btcv"].paths(folder / "btcv", "61")[1].unlink()
+    fine = check_of(folder / "btcv", btcv=Split(name="s", train=("2",), test=("7",))).problems
+    assert "missing: 7" in fine[0]
+    (problem,) = check_of(
+        folder / "btcv", btcv=Split(name="s", train=("2",), test=("61",))
+    ).problems
+    assert "the split names 1 case(s) of which one file is missing" in problem
+    assert "case 61 has an image but no label" in problem

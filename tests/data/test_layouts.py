@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 
 from clbench.data.find_files import count_passed_over, nifti_stem
 from clbench.data.labels import read_case
-from clbench.data.layouts import LAYOUTS, find_cases, find_layout, named_folders, resolve_data
+from clbench.data.layouts import (
+    LAYOUTS,
+    cases_in,
+    find_cases,
+    find_layout,
+    label_names,
+    named_folders,
+    passed_over_lines,
+    recognised,
+    resolve_data,
+)
 from clbench.errors import DataError, SpecError, UnknownName
 from clbench.spec import registry
 from clbench.spec.benchmark import Source
@@ -60,6 +70,10 @@ def touch(folder: Path, *names: str) -> Path:
         ("totalsegmentator", ["s0002/ct.nii.gz", "s0002/segmentations/liver.nii.gz",
                               "s0010/ct.nii.gz", "s0010/segmentations/liver.nii.gz",
                               "s0010/segmentations/aorta.nii.gz"], ["s0002", "s0010"]),
+        ("amos", ["imagesTr/amos_0004.nii.gz", "labelsTr/amos_0004.nii.gz",
+                  "imagesVa/amos_0013.nii.gz", "labelsVa/amos_0013.nii.gz"], ["4", "13"]),
+        ("kits", ["case_00002/imaging.nii.gz", "case_00002/segmentation.nii.gz",
+                  "case_00010/imaging.nii.gz", "case_00010/segmentation.nii.gz"], ["2", "10"]),
         ("abdomenatlas", ["BDMAP_00000001/ct.nii.gz", "BDMAP_00000001/segmentations/liver.nii.gz"],
          ["BDMAP_00000001"]),
     ],
@@ -356,3 +370,107 @@ def test_commas_and_equals_signs_in_paths(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not have") as err:
         named_folders(f"btcv={two},liver={one}", names)
     assert f"liver={one}" in str(err.value)
+
+
+def mixed(*pairs: str, kind: str = "training") -> str:
+    listed = [dict(zip(("image", "label"), p.split(" "), strict=True)) for p in pairs]
+    return json.dumps({kind: listed})
+
+
+FOLDERS = {
+    "totalsegmentator": (["s0001/ct.nii.gz", "s0001/segmentations/liver.nii.gz"], None),
+    "abdomenatlas": (["BDMAP_1/ct.nii.gz", "BDMAP_1/segmentations/liver.nii.gz"], None),
+    "nnunet": (["imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"], '{"channel_names": {"0": "CT"}}'),
+    "nnunet, version 1": (
+        ["imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"],
+        mixed("./imagesTr/a.nii.gz ./labelsTr/a.nii.gz"),
+    ),
+    "msd": (
+        ["imagesTr/spleen_2.nii.gz", "labelsTr/spleen_2.nii.gz"],
+        mixed("./imagesTr/spleen_2.nii.gz ./labelsTr/spleen_2.nii.gz"),
+    ),
+    "amos": (["imagesTr/amos_0001.nii.gz", "labelsTr/amos_0001.nii.gz"], None),
+    "kits": (["case_00000/imaging.nii.gz", "case_00000/segmentation.nii.gz"], None),
+    "btcv": (["img/img0001.nii.gz", "label/label0001.nii.gz"], None),
+    "lits": (["volume-0.nii", "segmentation-0.nii"], None),
+}
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+@pytest.mark.parametrize("asked", list(LAYOUTS))
+def test_the_error_names_the_layout_that_a_folder_has(
+    asked: str, what: str, tmp_path: Path
+) -> None:
+    names, listed = FOLDERS[what]
+    layout = what.partition(",")[0]
+    touch(tmp_path, *names)
+    if listed is not None:
+        (tmp_path / "dataset.json").write_text(listed)
+    assert next(iter(recognised(tmp_path))) == layout
+    try:
+        LAYOUTS[asked].find(tmp_path)
+    except DataError:
+        with pytest.raises(DataError) as err:
+            cases_in(tmp_path, asked)
+        assert f"say layout = {layout!r}" in str(err.value)
+        assert len(LAYOUTS[layout].find(tmp_path)) == 1  # and the advice is right
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("series/0001.dcm", b"", ["1 DICOM", "dcm2niix"]),
+        ("series/IM000001", b"\0" * 128 + b"DICM", ["1 DICOM", "dcm2niix"]),
+        ("series/1.2.840.113", b"\0" * 128 + b"DICM", ["1 DICOM"]),
+        ("a.nrrd", b"", ["1 NRRD", "SimpleITK"]),
+        ("a.mha", b"", ["1 MetaImage", "SimpleITK"]),
+        ("volume-1.mhd", b"", ["1 MetaImage"]),
+    ],
+)
+def test_other_formats_are_named_with_the_way_out(
+    name: str, content: bytes, says: list[str], tmp_path: Path
+) -> None:
+    (touch(tmp_path, name) / name).write_bytes(content)
+    with pytest.raises(DataError) as err:
+        cases_in(tmp_path, "lits")
+    for words in says:
+        assert words in str(err.value)
+    touch(tmp_path, "volume-7.nii", "segmentation-7.nii")  # beside good ones: a line
+    found = find_cases(tmp_path, SOURCES[1])
+    assert any(says[0] in line for line in passed_over_lines(tmp_path, SOURCES[1], found))
+
+
+def test_an_image_without_label_among_good_ones_is_counted_and_named(tmp_path: Path) -> None:
+    touch(tmp_path, "volume-1.nii", "segmentation-1.nii", "volume-2.nii", "segmentation-3.nii")
+    found = find_cases(tmp_path, SOURCES[1])
+    assert list(found) == ["1"]
+    (line,) = passed_over_lines(tmp_path, SOURCES[1], found)
+    assert "2 cases left out" in line
+    assert "case 2 has an image but no label" in line
+    assert "case 3 has a label but no image" in line
+    masks = touch(tmp_path / "m", "s1/ct.nii.gz", "s1/segmentations/liver.nii.gz", "s2/ct.nii.gz")
+    assert list(LAYOUTS["totalsegmentator"].find(masks)) == ["s1"]
+    assert list(LAYOUTS["totalsegmentator"].unpaired(masks)) == ["s2"]
+
+
+def test_a_second_channel_is_said_by_its_name(tmp_path: Path) -> None:
+    touch(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz")
+    source = Source(name="s", title="s", layout="nnunet", labels={1: "liver"})
+    (line,) = passed_over_lines(tmp_path, source, find_cases(tmp_path, source))
+    assert "1 images of further channels passed over" in line
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "liver": 1, "spleen": 2},
+        {"0": "background", "1": "liver", "2": "spleen"},
+        {"liver": [1], "spleen": [2]},
+    ],
+)
+def test_label_names_of_the_list_are_known(labels: object, tmp_path: Path) -> None:
+    write_list(tmp_path, {"labels": labels})
+    names = label_names(tmp_path)
+    assert (names["1"], names["2"]) == ("liver", "spleen")
+    write_list(tmp_path, "[1, 2")
+    assert label_names(tmp_path) == {}

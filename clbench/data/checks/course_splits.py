@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from clbench.data.find_files import nifti_stem
-from clbench.data.layouts import CaseFiles, natural
+from clbench.data.layouts import CaseFiles, find_layout, natural
 from clbench.errors import ClbenchError, DataError, SettingError
 from clbench.spec.benchmark import Benchmark, Source, Step
 from clbench.spec.settings import PhantomSettings
@@ -205,6 +205,15 @@ def missing(
     absent = [c for c in split.cases if c not in have]
     if not absent:
         return None
+    alone = find_layout(source.layout).unpaired(folder)
+    if half := [c for c in absent if c in alone]:
+        return DataError(
+            f"the split names {len(half)} case(s) of which one file is missing",
+            where=folder,
+            expected="an image and a label for each",
+            got="; ".join(f"case {c} {alone[c]}" for c in half[:5]),
+            next_step="add the file, or leave the case out of the split",
+        )
     return DataError(
         f"the split names {len(absent)} cases that the data folder does not hold",
         where=folder,
