@@ -20,7 +20,7 @@ from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError, SpecError, StoreError
 from clbench.run.course import run_course
 from clbench.run.plan import RunSettings, make_plan
-from clbench.run.record import course_of, new_record
+from clbench.run.record import catalog_of, course_of, new_record
 from clbench.spec import registry, taxonomy
 from clbench.spec.settings import PhantomSettings, load_profile
 from clbench.spec.splits import Split
@@ -420,3 +420,55 @@ def test_a_structure_of_ones_own_is_taught(own: Path, cache_root: Path) -> None:
         assert rows["4", "liver"].gt_vox == 8**3  # the cyst is liver too
         assert rows["2", "liver_cyst"].gt_vox == 3**3
     assert not (own / "out" / "tumor_ext").exists()
+
+
+def test_a_run_is_read_from_its_own_copy_of_the_course(
+    own: Path, cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another folder, after the file moved, in a process that never read it."""
+    monkeypatch.chdir(own)
+    (own / "splits").mkdir()
+    (own / "splits" / "cyst.toml").write_text("train = [3]\ntest = [4]\n")
+    (own / "own.toml").write_text(
+        OWN.replace("split = {train = [3], test = [4]}", 'split = "splits/cyst.toml"')
+    )
+    folder = run_course(
+        RunSettings(
+            bench="own.toml", strategy="finetune", profile="smoke", data="ward=ward", out=own / "out",
+            cache=cache_root, overrides=(*TINY, "text.encoding=onehot"),
+        )
+    )  # fmt: skip
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    for name in ("own.toml", "splits"):
+        (own / name).rename(elsewhere / f"moved {name}")
+    monkeypatch.setattr(taxonomy, "DECLARED", {})
+
+    record = RunRecord.read(folder)
+    assert taxonomy.structure("liver_cyst").parent == "liver"
+    assert taxonomy.canonical("liver_cyst") == "liver_cyst"
+    assert record.course.groups == {"Mean": ["liver", "liver_cyst"]}
+    for words in (["score", str(folder)], ["cost", str(folder)], ["verify", str(folder)]):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, f"{words}: {done.output} {done.exception}"
+    assert "scores against" in done.output
+    assert "not checked: scores against" not in done.output
+
+    copy = folder / "course" / "own.toml"
+    text = copy.read_text()
+    copy.write_text(text.replace('kind = "cyst"', 'kind = "tumor"'))
+    with pytest.raises((StoreError, SpecError)):
+        catalog_of(record)
+    copy.unlink()
+    with pytest.raises(StoreError, match="keeps no copy") as err:
+        catalog_of(record)
+    assert str(copy) in str(err.value)
+    copy.write_text(text)  # what the error advises
+    assert catalog_of(record).fingerprint == record.data_fingerprint
+
+
+def test_results_of_a_moved_course_file_are_named_by_the_course(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="no such course file") as err:
+        registry.name_of(str(tmp_path / "gone.toml"))
+    assert "course's name" in str(err.value)

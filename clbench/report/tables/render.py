@@ -85,7 +85,7 @@ def _blocks(table: Table, size: int = 0) -> list[list[int]]:
     keys = range(table.keys)
     blocks = [
         [*keys, *range(at, min(at + size, end))] for at in range(table.keys, max(end, 1), size)
-    ]
+    ] or [[*keys]]  # a table without runs has its keys alone
     blocks[-1] += range(end, len(table.columns))
     return blocks
 
