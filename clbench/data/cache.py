@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from clbench.data.checks.case_notes import VERSION, CaseNote, notes_of
+from clbench.data.checks.case_notes import LOOKS, VERSION, CaseNote, notes_of
 from clbench.data.labels import image_digest, read_case, values_of
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import content
@@ -79,14 +79,8 @@ class VolumeCache:
             return [int(v) for v in json.loads(text) if v]
 
         if isinstance(files.label, Path):
-            names = [
-                n
-                for v in values(files.label)
-                for n in source.sides.get(v, (source.labels.get(v, ""),))
-            ]
-        else:
-            names = [name for name, path in files.label if values(path)]
-        return frozenset(n for name in names if name for n in (name, *ancestors(name)))
+            return structures_of(values(files.label), source)
+        return with_ancestors(name for name, path in files.label if values(path))
 
     def notes(self, files: CaseFiles, source: Source) -> list[CaseNote]:
         """What is odd about a case, see `clbench.data.checks.case_notes`.
@@ -95,7 +89,14 @@ class VolumeCache:
             DataError: the files cannot be used.
         """
         labels = [name for name, _ in files.label] if isinstance(files.label, tuple) else None
-        parts = [VERSION, self.content_hash(files), labels, repr(source), repr(files.image)]
+        parts = [
+            VERSION,
+            sorted(LOOKS),
+            self.content_hash(files),
+            labels,
+            repr(source),
+            repr(files.image),
+        ]
         key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
         found = self._kept(
             self.root / "notes" / key,
@@ -255,6 +256,17 @@ class VolumeCache:
             )
         except (StoreError, OSError, ValueError, KeyError, TypeError, EOFError):
             return None
+
+
+def structures_of(values: Iterable[int], source: Source) -> frozenset[str]:
+    """The structures that label values stand for; a paired value counts for both sides."""
+    pairs = [source.sides.get(v, (source.labels.get(v, ""),)) for v in values]
+    return with_ancestors(name for pair in pairs for name in pair if name)
+
+
+def with_ancestors(names: Iterable[str]) -> frozenset[str]:
+    """Structures, and those that contain them: a case with a liver tumor holds a liver."""
+    return frozenset(n for name in names for n in (name, *ancestors(name)))
 
 
 def _sealed(content: Mapping[str, Any] | str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clbench.data.cache import structures_of, with_ancestors
 from clbench.data.checks.case_notes import CaseNote, notes_of, source_problems
 from clbench.data.checks.course_splits import (
     cases_of,
@@ -286,7 +287,11 @@ def _check(files: CaseFiles, source: Source, report: FolderReport) -> CaseReport
         for name in source.structures
     }
     report.images[source.name, files.case] = digest_of(raw.image)
-    report.holds[source.name, files.case] = frozenset(n for n in vox if vox[n])
+    report.holds[source.name, files.case] = (  # as a run asks, which reads values alone
+        structures_of([v for v, n in raw.counts.items() if v and n], source)
+        if isinstance(files.label, Path)
+        else with_ancestors(n for n in vox if vox[n])
+    )
     odd = notes_of(raw, source)
     report.notes += [
         CaseNote(source=source.name, case=files.case, kind=kind, text=text) for kind, text in odd

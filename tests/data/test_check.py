@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
+from clbench.data.cache import VolumeCache
 from clbench.data.check import (
     FolderReport,
     check_course,
@@ -284,3 +285,21 @@ def test_a_lone_image_is_a_problem_where_the_split_needs_it(folder: Path) -> Non
     ).problems
     assert "the split names 1 case(s) of which one file is missing" in problem
     assert "case 61 has an image but no label" in problem
+
+
+def test_what_a_draw_needs_is_asked_as_a_run_asks(lay_out: Any, tmp_path: Path) -> None:
+    source = replace(
+        SOURCES[1], layout="nnunet", labels={1: "liver_tumor"},
+        sides={2: ("left_kidney", "right_kidney")},
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    image = np.full((24, 24, 8), -1000, np.int16)
+    image[2:22, 2:22] = rng.integers(-20, 60, (20, 20, 8))
+    label = np.zeros(image.shape, np.uint8)
+    label[4:6, 10:12, 3:5], label[18:20, 10:12, 3:5] = 1, 2  # one kidney, under the paired value
+    lay_out(tmp_path, "nnunet", "a", image, label, np.diag([-2.0, -2.0, 3.0, 1.0]))
+    report = check_folder(tmp_path, [source])
+    files = report.files["lits"]["a"]
+    assert not report.problems
+    assert report.holds["lits", "a"] == VolumeCache(tmp_path / "c").holds(files, source)
+    assert report.holds["lits", "a"] == {"liver", "liver_tumor", "left_kidney", "right_kidney"}

@@ -37,10 +37,13 @@ def save(
 
 
 def shifted_crop(
-    image: np.ndarray, label: np.ndarray, affine: np.ndarray
+    image: np.ndarray, label: np.ndarray, affine: np.ndarray, corner: tuple[int, int, int]
 ) -> tuple[np.ndarray, ...]:
-    """Another field of view of the same body; a test of the pipeline needs no second one."""
-    start = np.array([6, 5, 4])
+    """Another field of view of the same body; a test of the pipeline needs no second one.
+
+    No two cases have one image: a course that says so is refused.
+    """
+    start = np.array(corner)
     moved = affine.copy()
     moved[:3, 3] += affine[:3, :3] @ start
     cut = tuple(slice(int(s), None) for s in start)
@@ -49,7 +52,7 @@ def shifted_crop(
 
 @pytest.fixture(scope="module")
 def laid_out(real_ct: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """case_A as one BTCV and one LiTS training case, its shifted crop as their test cases."""
+    """case_A and its shifted crops as one training and one test case of BTCV and of LiTS."""
     folder = tmp_path_factory.mktemp("real")
     ct = nib.load(real_ct / "case_A" / "ct.nii.gz")
     image = np.asanyarray(ct.dataobj)
@@ -61,24 +64,25 @@ def laid_out(real_ct: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ball = (np.linalg.norm(grid - center, axis=1) <= 5).reshape(raw.shape) & liver
     tumor = liver.astype(np.uint8) + ball
     save(folder / "btcv", "btcv", "1", image, organs, ct.affine)
-    save(folder / "btcv", "btcv", "2", *shifted_crop(image, organs, ct.affine))
-    save(folder / "lits", "lits", "0", image, tumor, ct.affine)
-    save(folder / "lits", "lits", "1", *shifted_crop(image, tumor, ct.affine))
+    save(folder / "btcv", "btcv", "2", *shifted_crop(image, organs, ct.affine, (6, 5, 4)))
+    save(folder / "lits", "lits", "0", *shifted_crop(image, tumor, ct.affine, (1, 1, 1)))
+    save(folder / "lits", "lits", "1", *shifted_crop(image, tumor, ct.affine, (5, 6, 4)))
     (folder / "btcv.toml").write_text('train = [1]\ntest = [2]\norigin = "a pipeline test"\n')
     (folder / "lits.toml").write_text('train = [0]\ntest = [1]\norigin = "a pipeline test"\n')
     return folder
 
 
 def test_from_check_to_table(laid_out: Path, tmp_path: Path) -> None:
-    check = CliRunner().invoke(app, ["data", "check", str(laid_out)])
+    splits = [w for s in ("btcv", "lits") for w in ("--split", f"{s}={laid_out / f'{s}.toml'}")]
+    check = CliRunner().invoke(app, ["data", "check", str(laid_out), *splits])
     assert check.exit_code == 0, check.output
     assert "RAS" in check.output
+    assert "no CT in HU" not in check.output
 
     data = f"btcv={laid_out / 'btcv'},lits={laid_out / 'lits'}"
     words = [
         "run", "--bench", "tumor_ext", "--strategy", "universal", "--profile", "smoke",
-        "--data", data, "--split", f"btcv={laid_out / 'btcv.toml'}",
-        "--split", f"lits={laid_out / 'lits.toml'}", "--out", str(tmp_path / "out"),
+        "--data", data, *splits, "--out", str(tmp_path / "out"),
         "--cache", str(tmp_path / "cache"), "--device", "cpu",
     ]  # fmt: skip
     run = CliRunner().invoke(app, words, catch_exceptions=False)
