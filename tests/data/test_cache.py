@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -200,6 +202,22 @@ def test_a_full_disk_leaves_nothing(
     assert "disk space" in str(err.value)
     assert not entries(tmp_path / "c")
     assert not list((tmp_path / "c").glob("*.part"))
+
+
+def test_a_read_only_cache_is_read_and_hashes_are_made_anew(
+    files: CaseFiles, made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    VolumeCache(tmp_path / "cache").get(files, SOURCE, PRE)
+    shutil.rmtree(tmp_path / "cache" / "hashes")
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    monkeypatch.setattr(os, "fsync", read_only)
+    cache = VolumeCache(tmp_path / "cache")
+    assert cache.get(files, SOURCE, PRE).case == files.case
+    assert made == [files.case]  # preprocessed once, by the writer
 
 
 def test_what_a_killed_process_left_is_removed(files: CaseFiles, tmp_path: Path) -> None:

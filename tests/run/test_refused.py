@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from clbench.errors import SettingError
+from clbench.errors import ClbenchError, SettingError
+from clbench.run import plan
 from clbench.run.course import run_course
 from clbench.run.plan import RunSettings
 from clbench.store import run_folder
@@ -44,6 +45,25 @@ def test_what_cannot_be_is_refused_first(
         run_course(settings(tmp_path / "out", cache_root, **more))
     assert says in str(err.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "train.epoch=1", "train.lr=-1", "data.spacing_mm=3,3", "data.patch_vox=20,16,16",
+        "backbone.name=unet", "backbone.size=x", "backbone.weights=/nowhere/a.pt",
+        "text.encoding=minlm", "strategy.nonsense=1", "trian.epochs=1", "train.epochs",
+    ],
+)  # fmt: skip
+def test_a_wrong_set_is_refused_before_any_file_is_hashed(
+    word: str, cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: Any, **__: Any) -> None:
+        raise AssertionError("the data was opened")
+
+    monkeypatch.setattr(plan, "build_catalog", opened)
+    with pytest.raises(ClbenchError):
+        run_course(settings(tmp_path / "out", cache_root, overrides=(word,)))
 
 
 def test_a_command_waits_for_the_step_another_one_teaches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -110,3 +111,16 @@ def test_an_event_log_drops_what_a_broken_attempt_left(tmp_path: Path) -> None:
         {"step": 1, "loss": 0.5},
         {"step": 2, "loss": 0.125},
     ]
+
+
+def test_a_log_that_cannot_be_closed_hides_no_error_and_is_one_alone(tmp_path: Path) -> None:
+    class Full(io.StringIO):
+        def close(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    log = EventLog(tmp_path / "events.jsonl", keep=lambda e: True)
+    with pytest.raises(KeyError), log:  # noqa: PT012  # the block is the test
+        log._file = Full()
+        raise KeyError
+    with pytest.raises(StoreError, match="event log could not be written"), log:
+        log._file = Full()  # what it holds is lost

@@ -1,0 +1,24 @@
+"""Signal handling: what is said when a run is asked to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from clbench import signals
+
+
+def test_a_first_interrupt_says_how_to_stop_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with signals.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.asked() == "SIGINT"
+    said = capfd.readouterr().err
+    assert said == "\nSIGINT: stopping after this update, once more: at once\n"
+
+
+def test_a_signal_of_the_cluster_is_answered(capfd: pytest.CaptureFixture[str]) -> None:
+    with signals.listening():
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert capfd.readouterr().err == "\nSIGUSR1: stopping after this update\n"
