@@ -7,6 +7,7 @@ the checksums of what it was made from and of what was written.
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from clbench import reproducibility, signals
+from clbench.data.checks.hounsfield import SAMPLED, hounsfield_notes
 from clbench.data.labels import PSEUDO_SCALE
+from clbench.data.nifti import scaled
 from clbench.data.volume import Volume
 from clbench.deployment.inputs import InputCase
 from clbench.deployment.masks import (
@@ -29,7 +32,7 @@ from clbench.deployment.masks import (
     write_json,
     write_nifti,
 )
-from clbench.deployment.scan import Grid, prepare
+from clbench.deployment.scan import Grid, Scan, prepare
 from clbench.deployment.trained import TrainedModel
 from clbench.errors import ClbenchError, DataError, SettingError, StoreError
 from clbench.run.course import alone
@@ -157,14 +160,19 @@ def _notes(record: Mapping[str, Any], cases: Sequence[str]) -> list[str]:
         for name in cases
         if (entry := record["cases"].get(name)) and entry.get("relabelled_vox")
     }
+    odd = [
+        f"{name}: {text}"
+        for name in cases
+        for text in record["cases"].get(name, {}).get("notes", ())
+    ]
     if not changed:
-        return []
+        return odd
     note = (
         f"in {len(changed)} of {len(cases)} cases structures overlap (up to "
         f"{max(changed.values())} voxels): the label map shows the inner one, or the one learned "
         "later; --format masks keeps both"
     )
-    return [note]
+    return [note, *odd]
 
 
 # ------------------------------------------------------------------------------- the output folder
@@ -248,6 +256,7 @@ def _predict(trained: TrainedModel, case: InputCase, out: Path, form: OutputForm
     """Predict and write one case; returns its entry of the record."""
     scan = case.read()
     grid = scan.grid
+    odd = _odd_values(trained, scan)
     volume = prepare(scan, case=case.name, source=trained.source, pre=trained.preprocessing)
     del scan  # the stored voxels are not needed any more
     structures = trained.structures
@@ -278,7 +287,18 @@ def _predict(trained: TrainedModel, case: InputCase, out: Path, form: OutputForm
         "bits_sha256": hashlib.sha256(bits.tobytes()).hexdigest(),
         "voxels": tally.voxels,
         "relabelled_vox": tally.relabelled_vox,
+        "notes": odd,
     }
+
+
+def _odd_values(trained: TrainedModel, scan: Scan) -> list[str]:
+    """What speaks against a scan being a CT in HU; nothing where a model learned other values."""
+    profile = (trained.record.with_defaults or {}).get("profile", {})
+    if not profile.get("data", {}).get("expect_hu", True):
+        return []
+    step = max(1, math.ceil((scan.stored.size / SAMPLED) ** (1 / 3)))
+    sampled = scan.stored[::step, ::step, ::step]
+    return list(hounsfield_notes(scaled(sampled, scan.slope, scan.intercept)))
 
 
 def predict_volume(

@@ -7,6 +7,8 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,14 @@ from nifti_files import body, packed, put
 from clbench import signals
 from clbench.deployment import predict as predict_module
 from clbench.deployment.inputs import find_inputs
-from clbench.deployment.predict import Batch, output_form, predict_cases, predict_volume
-from clbench.deployment.scan import prepare, read_nifti
+from clbench.deployment.predict import (
+    Batch,
+    _odd_values,
+    output_form,
+    predict_cases,
+    predict_volume,
+)
+from clbench.deployment.scan import Grid, Scan, prepare, read_nifti
 from clbench.deployment.trained import TrainedModel, load_trained
 from clbench.errors import DataError, SettingError, StoreError
 from clbench.evaluation.predictions import read_prediction
@@ -275,3 +283,23 @@ def test_equal_bits_need_the_threads_of_the_run(
     assert torch.get_num_threads() == before + 1
     torch.set_num_threads(before)
     assert counts == [trained.record.threads]
+
+
+def test_an_image_that_is_no_ct_is_noted_unless_the_model_learned_such_values() -> None:
+    stored = np.full((20, 20, 20), -1000, np.int16)
+    stored[2:18, 2:18, 2:18] = np.random.default_rng(0).integers(-100, 100, (16, 16, 16))
+    grid = Grid(shape=stored.shape, affine=np.eye(4))
+
+    def noted(add: int, intercept: float = 0.0, **data: bool) -> list[str]:
+        trained: Any = SimpleNamespace(
+            record=SimpleNamespace(with_defaults={"profile": {"data": data}})
+        )
+        scan = Scan(
+            path=Path("a.nii"), stored=stored + np.int16(add), slope=1.0, intercept=intercept,
+            grid=grid,
+        )  # fmt: skip
+        return _odd_values(trained, scan)
+
+    assert noted(0) == noted(1024, intercept=-1024.0) == noted(1024, expect_hu=False) == []
+    (said,) = noted(1024)
+    assert said.startswith("no CT in HU")
