@@ -8,17 +8,20 @@ and each `scores.csv` is read once, and a level or a margin holds everywhere.
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clbench.errors import SettingError, StoreError
-from clbench.report.evidence import Evidence, evidence_of
-from clbench.report.results import Group, StoredRun, group_runs
+from clbench.errors import SettingError, StoreError, unknown_name
+from clbench.report.scores import Run, Scores, StrategyScores, read_frame, scores_of
 from clbench.spec import registry
 from clbench.store import run_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ALPHA = 0.05
 """Default level."""
@@ -72,7 +75,10 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """The finished runs of a benchmark; each file is read when first asked for, and once."""
+    """The finished runs of a benchmark; each file is read when first asked for, and once.
+
+    Every method raises StoreError where a file is missing or damaged.
+    """
 
     results: Path
     """Folder of runs."""
@@ -86,73 +92,117 @@ class Study:
     """What was decided before looking."""
 
     @cached_property
-    def stored(self) -> tuple[StoredRun, ...]:
+    def runs(self) -> tuple[Run, ...]:
         """All run folders of the benchmark, finished or not, in order of path.
 
         Raises:
             StoreError: a `run.json` is damaged.
         """
-        folders = run_folder.find_runs(self.results, bench=self.bench)
-        return tuple(StoredRun.read(folder) for folder in folders)
+        return tuple(map(Run.read, run_folder.find_runs(self.results, bench=self.bench)))
 
-    def groups(
+    @cached_property
+    def finished(self) -> tuple[Run, ...]:
+        """Those of them that are finished."""
+        return tuple(run for run in self.runs if run.record.status == "finished")
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """Every row of every finished run, see `clbench.report.scores.read_frame`."""
+        return read_frame(self.finished)
+
+    def scores(
         self,
         *,
         metric: str = "dice",
         scoring: str | None = None,
         seeds: Sequence[int] | None = None,
-    ) -> list[Group]:
-        """Finished runs, grouped by everything but the seed.
+    ) -> Scores | None:
+        """One metric of the finished runs; None where there is no finished run.
 
         Args:
             metric: which score.
             scoring: `strict` or `paper`; None: the study's.
-            seeds: the seeds every strategy must have; None takes those there are. A group that
+            seeds: the seeds every strategy must have; None takes those there are. A strategy that
                 lacks one is a hole as a whole.
 
         Raises:
             StoreError: they do not belong in one table, or a file is damaged.
         """
         key = (metric, scoring or self.scoring, None if seeds is None else tuple(seeds))
-        if key not in self._groups:
-            self._groups[key] = group_runs(
-                self.stored, metric=metric, scoring=scoring or self.scoring, seeds=seeds
+        chosen = [r for r in self.finished if seeds is None or r.record.seed in seeds]
+        if not chosen:
+            return None
+        run_folder.refuse_mixture([run.record.to_json() for run in chosen])
+        if key not in self._scores:
+            left_out = [r.record.strategy for r in self.runs if r.record.status != "finished"]
+            self._scores[key] = scores_of(
+                self.frame,
+                self.finished,
+                scoring=key[1],
+                metric=metric,
+                seeds=seeds,
+                unfinished=Counter(left_out),
             )
-        return self._groups[key]
+        return self._scores[key]
 
     @cached_property
-    def _groups(self) -> dict[Any, list[Group]]:
+    def _scores(self) -> dict[Any, Scores]:
         return {}
 
-    def finished(self, *, metric: str = "dice") -> list[Group]:
-        """The same as `groups`, and at least one.
+    def need_scores(self, *, metric: str = "dice") -> Scores:
+        """The same as `scores`, and never None.
 
         Raises:
             StoreError: there is no finished run.
         """
-        groups = self.groups(metric=metric)
-        self.need(
-            groups,
-            "there are no finished runs of this benchmark",
-            f"`clbench run --bench {shlex.quote(registry.as_typed(self.bench))} "
-            f"--strategy {shlex.quote(self.reference)}`",
-        )
-        return groups
+        scores = self.scores(metric=metric)
+        if scores is None:
+            raise StoreError(
+                "there are no finished runs of this benchmark",
+                where=self.results / self.bench,
+                next_step=f"`clbench run --bench {shlex.quote(registry.as_typed(self.bench))} "
+                f"--strategy {shlex.quote(self.reference)}`",
+            )
+        return scores
 
     @cached_property
-    def evidence(self) -> Evidence:
-        """The Dice scores as arrays over seeds and patients.
+    def dice(self) -> Scores:
+        """Dice of all finished runs, the reference first: what is tested.
 
         Raises:
             StoreError: no runs, runs that do not belong together, or damaged files.
             UnknownName: no finished run of the reference.
         """
-        return evidence_of(
-            self.finished(),
-            where=self.results / self.bench,
-            reference=self.reference,
-            scoring=self.scoring,
-        )
+        return self.reference_first(self.need_scores())
+
+    def reference_first(self, scores: Scores) -> Scores:
+        """The same scores with the reference before the other strategies.
+
+        Raises:
+            StoreError: several variants of the reference.
+            UnknownName: no finished run of the reference.
+        """
+        ref = self._reference(scores.strategies)
+        others = (s for s in scores.strategies if s is not ref)
+        return replace(scores, strategies=(ref, *others))
+
+    def _reference(self, strategies: Sequence[StrategyScores]) -> StrategyScores:
+        name, where = self.reference, self.results / self.bench
+        same = [s for s in strategies if s.label == name] or [
+            s for s in strategies if s.strategy == name
+        ]
+        if not same:
+            labels = [s.label for s in strategies]
+            raise unknown_name("finished run of a strategy", name, labels, where)
+        if len(same) > 1:
+            raise StoreError(
+                "the reference has several variants",
+                where=where,
+                expected="one of: " + ", ".join(repr(s.label) for s in same),
+                got=name,
+                next_step="give --ref the variant's whole label, in quotation marks",
+            )
+        return same[0]
 
     def need(self, condition: object, what: str, next_step: str) -> None:
         """Refuse a table or a figure that cannot be made from these runs.

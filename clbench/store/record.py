@@ -224,6 +224,11 @@ class RunRecord:
         """Seed of the run."""
         return self.identity.seed
 
+    @property
+    def strategy_options(self) -> dict[str, Any]:
+        """The strategy's options and version; those it left at a default where recorded."""
+        return {"version": 1, **(self.with_defaults or self.identity)["strategy"]}
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: Path | str = "run.json") -> RunRecord:
         """The record as this version writes it.

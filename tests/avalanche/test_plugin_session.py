@@ -15,12 +15,13 @@ from torch import Tensor
 from clbench.avalanche.lazy_import import load
 from clbench.avalanche.plugin_state import KEY, pack, stored, unpack
 from clbench.errors import AvalancheError, ClbenchError, UnknownName
-from clbench.report.results import past_card
+from clbench.report.past_images import past_card
 from clbench.run.course import run_plan
 from clbench.run.plan import load_strategy
 from clbench.run.teach import StepState
 from clbench.spec import registry
 from clbench.store import checkpoint, run_folder
+from clbench.store.record import RunRecord
 from clbench.strategies.avalanche_plugins.agem import Agem
 from clbench.strategies.avalanche_plugins.ewc import Ewc
 from clbench.strategies.avalanche_plugins.mas import Mas
@@ -284,8 +285,9 @@ def test_a_run_of_replay_books_the_cases_and_says_first_how_it_resumes(
     past = {f"first/{case}" for case in harness.lesson(1).cases}
     assert past <= set(record["ledger"]["2"]["train"])
     assert record["past"] == "cases"
-    assert past_card(record).startswith("stored cases: ")
-    assert all(case in past_card(record) for case in past)
+    card = past_card(RunRecord.read(folder))
+    assert card.startswith("stored cases: ")
+    assert all(case in card for case in past)
     with (folder / "cost.csv").open(newline="") as file:
         costs = list(csv.DictReader(file))
     assert [row["step"] for row in costs] == ["1", "2", "3"]

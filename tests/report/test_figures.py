@@ -24,9 +24,9 @@ from clbench.report.figures.paired import per_patient
 from clbench.report.figures.slices import axial, best_slice, outline, slice_dice
 from clbench.report.figures.strip import Shown, choose
 from clbench.report.figures.style import pens
+from clbench.report.scores import Run
 from clbench.report.significance.analysis import Analysis
 from clbench.report.tables.costs import read_costs
-from clbench.store import run_folder
 from clbench.types import bits_dtype
 
 METHODS = {
@@ -99,19 +99,18 @@ def test_three_steps_and_one_seed(tmp_path: Path) -> None:
     assert b"(1 seed)" in draw("heatmap", study)
 
 
-def test_the_heatmap_holds_the_numbers_of_the_tables(study: Analysis, runs: Path) -> None:
-    groups = {g.label: g for g in Analysis(results=runs, bench="tumor_ext").groups()}
-    for m in study.evidence.methods:
-        for c, s in study.evidence.learned_at.items():
+def test_the_heatmap_holds_the_numbers_of_the_tables(study: Analysis) -> None:
+    for m in study.dice.strategies:
+        for c, s in study.dice.learned_at.items():
             for t in range(s, 3):
-                table = groups[m.label].value(t, [c])[0]
-                assert mean_of(study.evidence, m, t, c) == pytest.approx(table, nan_ok=True)
-    assert math.isnan(mean_of(study.evidence, study.evidence.methods[-1], 2, "spleen"))  # the hole
+                table = m.over_seeds(t, [c])[0]
+                assert mean_of(study.dice, m, t, c) == pytest.approx(table, nan_ok=True)
+    assert math.isnan(mean_of(study.dice, study.dice.strategies[-1], 2, "spleen"))  # the hole
 
 
 def test_a_patients_line_by_hand(study: Analysis) -> None:
-    m = study.evidence.reference
-    data = per_patient(study.evidence, m)["btcv"]
+    m = study.dice.reference
+    data = per_patient(study.dice, m)["btcv"]
     own = [np.nanmean([m.cells[1, "btcv", c].values[:, 0].mean() for c in
                        ("spleen", "right_kidney", "liver", "pancreas")])]  # fmt: skip
     assert data[0, 0] == pytest.approx(own[0])
@@ -122,7 +121,7 @@ def test_a_patients_line_by_hand(study: Analysis) -> None:
 def test_holes_are_named_not_drawn(study: Analysis) -> None:
     assert b"Not shown, because scores are missing: mib" in draw("forgetting", study)
     assert b"against mib: hole" in draw("forest", study)
-    assert b"mib: case btcv/103" in draw("critical-difference", study)
+    assert b"mib: spleen after step 2, seed 0: 1 of" in draw("critical-difference", study)
     assert b"hole:" in draw("patients", study)
 
 
@@ -147,7 +146,7 @@ def test_cost_against_score(tmp_path: Path) -> None:
     for i, folder in enumerate(folders[:6]):  # finetune has none
         lines = [f"{s},{(1 + i // 3) * 1e9 * s:.0f},{1e6 * s:.0f}" for s in (1, 2)]
         (folder / "cost.csv").write_text("\n".join(["step,forward_macs,parameters", *lines]) + "\n")
-    costs = read_costs(folders[3], run_folder.read_record(folders[3]))
+    costs = read_costs(Run.read(folders[3]))
     assert (costs[2]["forward_macs"], costs[2]["parameters"]) == (4e9, 2e6)
     assert costs[2]["train_s"] == 60.0  # from run.json
     svg = draw("cost", Analysis(results=tmp_path, bench="tumor_ext"))
@@ -162,7 +161,7 @@ def test_cost_against_score(tmp_path: Path) -> None:
 
 
 def test_the_median_and_the_worst_case_by_rule(study: Analysis) -> None:
-    e = study.evidence
+    e = study.dice
     shown = choose(e, 2)
     means = {
         p: np.nanmean([e.reference.cells[2, "btcv", c].values[:, i].mean() for c in
@@ -178,16 +177,11 @@ def test_the_median_and_the_worst_case_by_rule(study: Analysis) -> None:
     assert {s.eval_set for s in choose(e, 1)} == {"btcv"}
 
 
-def test_a_patient_with_two_scans_is_shown_by_the_first() -> None:
-    record = {
-        "course": {
-            "steps": [{"source": "jhh"}],
-            "test": [["jhh/p1_art", "jhh/p1_ven", "jhh/p2"]],
-            "patient_of": {"jhh/p1_art": "p1", "jhh/p1_ven": "p1"},
-        }
-    }
-    assert strip_room.case_of(record, "jhh", "p1") == "p1_art"
-    assert strip_room.case_of(record, "jhh", "p2") == "p2"
+def test_a_patient_with_two_scans_is_shown_by_the_first(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method()}, patients={"btcv": 2, "lits": 2}, scans=2)
+    e = Analysis(results=tmp_path, bench="tumor_ext").dice
+    assert strip_room.case_of(e, "btcv", "101") == "101_0"
+    assert strip_room.case_of(e, "lits", "200") == "200_0"
 
 
 def test_the_slice_by_rule() -> None:
@@ -247,8 +241,8 @@ def test_a_strip_from_stored_predictions(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(StoreError, match="stored its predictions") as err:
         draw("strip", study)
     assert "--keep-predictions" in str(err.value)
-    shown = choose(study.evidence, 2)
-    for g in Analysis(results=tmp_path, bench="tumor_ext").groups():
+    shown = choose(study.dice, 2)
+    for g in study.dice.strategies:
         if g.label == "joint":
             continue  # a hole
         for one, volume in zip(shown, _volumes(shown), strict=True):

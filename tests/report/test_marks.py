@@ -12,7 +12,7 @@ from synthetic_runs import Method, make_runs
 
 from clbench.report.paper.columns import columns10, printed_lines
 from clbench.report.paper.marks import Contest, best_and_second, compare, mark, printed_marks
-from clbench.report.results import Group
+from clbench.report.scores import StrategyScores
 from clbench.report.study import Protocol, Study
 from clbench.statistics.corrections import holm
 from clbench.statistics.paired_tests import wilcoxon
@@ -50,12 +50,13 @@ def test_ties_are_all_bold_and_then_none_is_underlined(
     assert best_and_second(values) == (best, second)
 
 
-def groups_of(tmp_path: Path, n: int, **gain: float) -> dict[str, Group]:
+def groups_of(tmp_path: Path, n: int, **gain: float) -> dict[str, StrategyScores]:
     make_runs(
         tmp_path, {name: Method(kept=g, noise=0.002) for name, g in gain.items()},
         patients={"btcv": n, "lits": n},
     )  # fmt: skip
-    return {g.label: g for g in Study(results=tmp_path, bench="tumor_ext").groups()}
+    scores = Study(results=tmp_path, bench="tumor_ext").need_scores()
+    return {s.label: s for s in scores.strategies}
 
 
 def test_a_clear_lead_is_proven_where_n_allows_it(tmp_path: Path) -> None:

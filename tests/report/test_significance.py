@@ -21,7 +21,6 @@ from synthetic_runs import ORGANS, THREE_STEPS, Method, make_runs
 
 from clbench.errors import ClbenchError, SettingError, StoreError, UnknownName
 from clbench.report.page.provenance import provenance
-from clbench.report.results import hole_notes
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import Comparison, detectable_difference
 from clbench.report.significance.endpoints import ENDPOINTS, FINAL, KEPT, NEW, table
@@ -51,7 +50,7 @@ def run(results: Path, **more: Any) -> Analysis:
         "protocol": QUICK,
     }
     study = Analysis(results=results, **{**options, **more})
-    assert study.evidence.methods  # read now, so that damaged runs are refused here
+    assert study.dice.strategies  # read now, so that damaged runs are refused here
     return study
 
 
@@ -195,8 +194,8 @@ def test_one_name_with_other_scores_is_no_shared_first_step(tmp_path: Path) -> N
     assert not final.first_shared
     assert any("scores after it differ (seed " in c for c in final.cautions)
     assert not any(r.shared for r in found.classes if r.step == 1)
-    (note,) = [n for n in hole_notes(Study(results=tmp_path, bench="tumor_ext").groups())
-               if n.startswith("not shared: a and b")]  # fmt: skip
+    notes = Study(results=tmp_path, bench="tumor_ext").need_scores().notes()
+    (note,) = [n for n in notes if n.startswith("not shared: a and b")]
     assert "score differently" in note
 
 
@@ -240,25 +239,28 @@ def test_three_steps_and_a_structure_nobody_has(tmp_path: Path) -> None:
         run_folder.write_scores(path, rows)
     found = run(tmp_path, bench="body_ext", reference="a")
     final, kept, new = (of(found, e, "b") for e in ("final", "kept", "new"))
-    assert (final.classes, final.classes_absent) == (7, ("colon",))
-    assert (kept.classes, new.classes) == (5, 3)
-    assert set(final.patients or {}) == {"jhh_organ", "jhh_gastro", "jhh_cardiac"}
-    gastro = table(found.evidence, found.evidence.reference, KEPT, (0, 1, 2))["jhh_gastro"]
-    own, last = (found.evidence.reference.cells[t, "jhh_gastro", "duodenum"].values for t in (2, 3))
+    for endpoint, step in ((final, 3), (kept, 3), (new, 2)):  # no mean of "all" leaves it out
+        why = f"a: colon after step {step}, seed 0: no test case of jhh_gastro holds it"
+        assert (endpoint.hole, endpoint.verdict) == (why, None)
+    gastro = table(found.dice, found.dice.reference, KEPT, (0, 1, 2))["jhh_gastro"]
+    own, last = (found.dice.reference.cells[t, "jhh_gastro", "duodenum"].values for t in (2, 3))
     assert gastro[..., 0] == pytest.approx(last - own, nan_ok=True)
-    new_table = table(found.evidence, found.evidence.reference, NEW, (0, 1, 2))
+    new_table = table(found.dice, found.dice.reference, NEW, (0, 1, 2))
     assert new_table["jhh_gastro"][..., 0] == pytest.approx(own, nan_ok=True)
-    assert [r.hole for r in found.classes if r.structure == "colon"] == ["no case contains it"] * 2
+    holes = [r.hole for r in found.classes if r.structure == "colon"]
+    assert len(holes) == 2
+    assert all("no test case of jhh_gastro holds it" in hole for hole in holes)
+    assert all(r.test is not None for r in found.classes if r.structure == "duodenum")
 
 
 def test_scans_of_one_patient_are_one_patient(tmp_path: Path) -> None:
     """Two scans of each of eight patients are eight, not sixteen: averaged before any test."""
     make_runs(tmp_path, {"a": Method(), "b": Method(kept=-0.1)}, patients={"btcv": 8, "lits": 5},
               scans=2)  # fmt: skip
-    evidence = Study(results=tmp_path, bench="tumor_ext", reference="a").evidence
-    assert evidence.patients["btcv"] == tuple(map(str, range(100, 108)))
-    assert evidence.scans == {"btcv": 16, "lits": 10}
-    values = evidence.reference.cells[2, "btcv", "spleen"].values
+    scores = Study(results=tmp_path, bench="tumor_ext", reference="a").dice
+    assert scores.patients["btcv"] == tuple(map(str, range(100, 108)))
+    assert scores.scans == {"btcv": 16, "lits": 10}
+    values = scores.reference.cells[2, "btcv", "spleen"].values
     assert values.shape == (3, 8)
     scans = dice(tmp_path, "a", 2, "spleen")
     pair = np.mean([scans["101_0"], scans["101_1"]], axis=0)
@@ -275,13 +277,10 @@ def test_scans_of_one_patient_are_one_patient(tmp_path: Path) -> None:
 def test_older_records_take_the_patients_from_the_others(tmp_path: Path) -> None:
     make_runs(tmp_path, {"a": Method(), "b": Method()}, patients={"btcv": 8, "lits": 5}, scans=2)
     damage(tmp_path, "a", lambda r: r["course"].pop("patient_of"))
-    assert (
-        len(Study(results=tmp_path, bench="tumor_ext", reference="a").evidence.patients["btcv"])
-        == 8
-    )
+    assert len(Study(results=tmp_path, bench="tumor_ext", reference="a").dice.patients["btcv"]) == 8
     damage(tmp_path, "b", lambda r: r["course"]["patient_of"].update({"btcv/100_0": "x"}))
     with pytest.raises(StoreError, match="different patients for one test case") as err:
-        _ = Study(results=tmp_path, bench="tumor_ext", reference="a").evidence
+        _ = Study(results=tmp_path, bench="tumor_ext", reference="a").dice
     assert "btcv/100_0" in str(err.value)
 
 
@@ -352,7 +351,9 @@ def test_a_missing_case_is_a_hole_with_its_name(tmp_path: Path) -> None:
     make_runs(tmp_path, {**FOUR, "finetune": replace(FOUR["finetune"], drop=[(2, "btcv/103")])})
     a = run(tmp_path)
     found = of(a, "final", "finetune")
-    assert found.hole == ("finetune: case btcv/103 has no spleen score at seed 0 after step 2")
+    assert found.hole == (
+        "finetune: spleen after step 2, seed 0: 1 of 12 test cases missing (btcv/103)"
+    )
     assert found.verdict is None
     assert math.isnan(found.p_holm)
     assert found.m == 2  # it left the family, and the family says so
@@ -417,7 +418,7 @@ def test_a_scoring_that_one_strategy_lacks_is_a_hole(tmp_path: Path) -> None:
     make_runs(tmp_path, {"universal": Method()})
     make_runs(tmp_path, {"joint": Method()}, scorings=["paper"])
     found = of(run(tmp_path), "final", "joint")
-    assert found.hole.startswith("joint: case btcv/100 has no spleen score")
+    assert found.hole == "joint: spleen after step 2, seed 0: not scored"
     assert found.verdict is None
 
 
@@ -634,8 +635,8 @@ def test_more_than_twenty_patients_are_sampled_with_their_own_limit(four: Analys
     assert c.test is not None
     assert (c.test.method, c.test.draws) == ("monte carlo", 2000)
     a, b = (
-        table(four.evidence, m, FINAL, c.seeds)
-        for m in four.evidence.methods
+        table(four.dice, m, FINAL, c.seeds)
+        for m in four.dice.strategies
         if m.label in ("universal", "finetune")
     )
     again = sign_flip({k: a[k] - b[k] for k in a}, draws=2000)

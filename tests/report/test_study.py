@@ -9,6 +9,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from synthetic_runs import Method, make_runs
 from typer.testing import CliRunner
@@ -133,17 +134,18 @@ def test_percent_is_exact() -> None:
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each file of a run is opened."""
     count: Counter[str] = Counter()
-    scores, record = run_folder.read_scores, run_folder.read_record
+    scores, record = pd.read_csv, run_folder.read_record
 
-    def counted_scores(path: Path) -> list[run_folder.Score]:
+    def counted_scores(path: Path, **options: Any) -> pd.DataFrame:
         count[str(path)] += 1
-        return scores(path)
+        return scores(path, **options)
 
     def counted_record(folder: Path) -> dict[str, Any]:
         count[str(folder / "run.json")] += 1
         return record(folder)
 
-    monkeypatch.setattr(run_folder, "read_scores", counted_scores)
+    monkeypatch.setattr(pd, "read_csv", counted_scores)
+    monkeypatch.setattr(run_folder, "read_scores", None)
     monkeypatch.setattr(run_folder, "read_record", counted_record)
     return count
 

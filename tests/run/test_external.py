@@ -129,16 +129,15 @@ def test_it_joins_the_tables_of_native_runs(
     shutil.copytree(smoke_run, results / "tumor_ext" / "universal" / smoke_run.name)
     for step in (1, 2):
         folder, _ = score_predictions(ask(step=step, predictions=exported / f"step{step}"))
-    mine, native_ = Study(results=results, bench="tumor_ext").groups()
+    mine, native_ = Study(results=results, bench="tumor_ext").need_scores().strategies
     assert (mine.label, native_.label) == ("other_tool", "universal")
-    assert {k: repr(c) for k, c in mine.runs[0].r.items()} == {
-        k: repr(c) for k, c in native_.runs[0].r.items()
-    }
+    assert mine.cells.keys() == native_.cells.keys()
+    assert repr(mine.cells) == repr(native_.cells)
     table = summary(Study(results=results, bench="tumor_ext"))
     row = dict(zip(table.columns, table.rows[0], strict=True))
     assert row["strategy"] == "other_tool"
-    evidence = Study(results=results, bench="tumor_ext", reference="universal").evidence
-    assert [m.label for m in evidence.methods] == ["universal", "other_tool"]
+    scores = Study(results=results, bench="tumor_ext", reference="universal").dice
+    assert [m.label for m in scores.strategies] == ["universal", "other_tool"]
     page, where = tmp_path / "page", ["--bench", "tumor_ext", "--results", str(results)]
     said = CliRunner().invoke(app, ["report", *where, "--ref", "universal", "--out", str(page)])
     assert said.exit_code == 0, said.exception
@@ -297,11 +296,11 @@ def test_a_missing_case_is_refused_or_a_hole(
     folder, holes = score_predictions(ask(predictions=broken, allow_missing=True))
     assert holes == ["lits/20"]
     assert run_folder.read_record(folder)["predictions"]["2"]["holes"] == ["lits/20"]
-    (group,) = Study(results=ask().out, bench="tumor_ext").groups()
-    run = group.runs[0]
-    assert "1 of 2 test cases missing (lits/20)" in run.holes[2, "liver_tumor"]
-    assert math.isnan(run.values[2, "liver_tumor"])  # never the mean of the other case
-    assert run.holes[1, "spleen"] == "not scored"
+    (tool,) = Study(results=ask().out, bench="tumor_ext").need_scores().strategies
+    (reason,) = tool.cells[2, "lits", "liver_tumor"].reasons
+    assert "1 of 2 test cases missing (lits/20)" in reason
+    assert math.isnan(tool.r[0][2, "liver_tumor"])  # never the mean of the other case
+    assert tool.cells[1, "btcv", "spleen"].reasons == ("not scored",)
 
 
 def remove_all(folder: Path) -> None:

@@ -7,7 +7,7 @@ import contextvars
 import shutil
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -16,10 +16,11 @@ import pytest
 
 from clbench.data.catalog import case_being_read, reading
 from clbench.errors import TrainingError
-from clbench.report.results import past_card
+from clbench.report.past_images import past_card
 from clbench.run.course import run_plan
 from clbench.run.plan import RunSettings, make_plan
 from clbench.store import run_folder
+from clbench.store.record import RunRecord
 from clbench.strategies.finetune import Finetune
 from clbench.strategy.contract import DrawBatches, Lesson, Memory, Strategy
 from clbench.training.past_data import (
@@ -241,19 +242,26 @@ def test_a_stored_case_that_was_let_go_does_not_come_back() -> None:
 
 
 def test_the_card_says_what_was_opened() -> None:
-    record: dict[str, Any] = {
-        "course": {"train": [["x/1", "x/2"], ["y/5"]]},
-        "ledger": {
+    record = RunRecord(
+        status="finished",
+        steps_done=2,
+        run_id="x",
+        strategy="x",
+        identity={},
+        patients=False,
+        data_fingerprint="x",
+        course={"train": [["x/1", "x/2"], ["y/5"]]},
+        ledger={
             "1": {"train": ["x/1", "x/2"]},
             "2": {"train": ["y/5"], "trace": ["x/9"], "validation": ["y/8"], "test": ["x/3"]},
         },
-    }
+    )
     assert past_card(record) == "none (enforced)"
-    record["ledger"]["2"]["train"] = ["x/2", "y/5"]
-    record["past"] = "cases"
+    record.ledger["2"]["train"] = ["x/2", "y/5"]
+    record.past = "cases"
     assert past_card(record) == "stored cases: 1 of 2 (x/2)"
-    record["past"] = "images"
+    record.past = "images"
     assert past_card(record) == "1 of 2 (x/2)"
-    record["ledger"]["2"]["train"] = ["x/1", "x/2", "y/5"]
+    record.ledger["2"]["train"] = ["x/1", "x/2", "y/5"]
     assert past_card(record) == "all 2 (upper bound)"
-    assert "not known" in past_card({**record, "external": True})
+    assert "not known" in past_card(replace(record, external=True))

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from clbench.report.evidence import Method
 from clbench.report.figures import style
+from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import FINAL, hole, table
 from clbench.report.tables.costs import Cost, read_costs
@@ -32,12 +32,11 @@ def cost(study: Analysis) -> Figure:
 
     Source: the form of the paper's Fig. 7, with intervals and MACs instead of one counter's FLOPs.
     """
-    e, p = study.evidence, study.protocol
-    groups = study.groups()
-    costs = {g.label: _counted(read_costs(g.runs[0].folder, g.runs[0].record)) for g in groups}
-    shown: list[Method] = []
-    missing: list[Method] = []
-    for m in e.methods:
+    e, p = study.dice, study.protocol
+    costs = {m.label: _counted(read_costs(m.runs[0])) for m in e.strategies}
+    shown: list[StrategyScores] = []
+    missing: list[StrategyScores] = []
+    for m in e.strategies:
         whole = e.last in costs[m.label] and not hole(e, m, FINAL)
         (shown if whole else missing).append(m)
     study.need(
@@ -46,7 +45,7 @@ def cost(study: Analysis) -> Figure:
         "count them without training: `clbench cost RUN`, for each run; then draw again",
     )
     study.need(shown, "no strategy has both scores and operations", "finish the runs")
-    pens = style.pens([m.label for m in e.methods])
+    pens = style.pens([m.label for m in e.strategies])
     sizes = [costs[m.label][e.last]["parameters"] for m in shown]
     smallest, largest = min(sizes), max(sizes)
     figure = style.new(style.COLUMN_IN, 3.0)

@@ -7,27 +7,26 @@ from matplotlib.figure import Figure
 
 from clbench.report.figures import style
 from clbench.report.significance.analysis import Analysis
-from clbench.report.tables.continual import cells_at
 from clbench.statistics.bootstrap import crossed_interval, seed_means
 
 
 def forgetting(study: Analysis) -> Figure:
     """A panel per step whose structures can be forgotten: mean Dice from there to the last step."""
-    e, p = study.evidence, study.protocol
+    e, p = study.dice, study.protocol
     study.need(e.last > 1, "a course of one step forgets nothing", "name another benchmark")
-    pens = style.pens([m.label for m in e.methods])
+    pens = style.pens([m.label for m in e.strategies])
     panels = e.last - 1
     figure = style.new(style.COLUMN_IN if panels == 1 else style.PAGE_IN, 2.6)
     axes = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
     shown: dict[str, style.Pen] = {}
     for k, ax in enumerate(axes, 1):
         structures = [c for c, s in e.learned_at.items() if s == k]
-        for i, m in enumerate(e.methods):
+        for i, m in enumerate(e.strategies):
             steps = list(range(k, e.last + 1))
-            tables = [cells_at(e, m, dict.fromkeys(structures, t)) for t in steps]
+            tables = [m.table(dict.fromkeys(structures, t)) for t in steps]
             if not all(tables):
                 continue
-            shift = 0.05 * (i - (len(e.methods) - 1) / 2) / max(1, len(e.methods) / 4)
+            shift = 0.05 * (i - (len(e.strategies) - 1) / 2) / max(1, len(e.strategies) / 4)
             x = np.array(steps) + shift
             seeds = np.array([seed_means(t) for t in tables])
             intervals = [
@@ -55,7 +54,7 @@ def forgetting(study: Analysis) -> Figure:
     axes[0].set_ylabel(f"mean Dice ({e.scoring})")
     if panels > 1:
         style.letters(list(axes))
-    missing = [m.label for m in e.methods if m.label not in shown]
+    missing = [m.label for m in e.strategies if m.label not in shown]
     words = (
         f"Bars: {p.percent} over patients and seeds (crossed bootstrap). Thin lines: single seeds."
     )

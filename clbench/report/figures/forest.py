@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
-from clbench.report.evidence import Evidence
 from clbench.report.figures import style
+from clbench.report.scores import Scores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import FINAL
 
@@ -22,7 +22,7 @@ def forest(study: Analysis) -> Figure:
     The diamond is the mean of all structures with its crossed bootstrap interval, the band the
     equivalence margin.
     """
-    e = study.evidence
+    e = study.dice
     study.need(e.others, "one strategy alone has no difference", "run a second strategy")
     structures = sorted(e.learned_at, key=lambda c: e.learned_at[c])
     across = min(ACROSS, len(e.others))
@@ -56,7 +56,7 @@ def forest(study: Analysis) -> Figure:
     return figure
 
 
-def _panel(study: Analysis, ax: Axes, e: Evidence, other: str, structures: list[str]) -> None:
+def _panel(study: Analysis, ax: Axes, e: Scores, other: str, structures: list[str]) -> None:
     rows = {
         r.structure: r
         for r in study.classes

@@ -12,8 +12,8 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from clbench.report.evidence import Evidence, Method
 from clbench.report.figures import style
+from clbench.report.scores import Scores, StrategyScores
 from clbench.report.significance.analysis import Analysis
 
 ACROSS = 5
@@ -23,10 +23,10 @@ CELL_IN, ROW_IN = 0.30, 0.165
 
 def heatmap(study: Analysis) -> Figure:
     """R[step, structure] and R[last] - R[own step] per strategy; hatched: a hole, blank: N/A."""
-    e = study.evidence
+    e = study.dice
     structures = sorted(e.learned_at, key=lambda c: e.learned_at[c])
-    down = math.ceil(len(e.methods) / ACROSS)
-    across = min(ACROSS, len(e.methods))
+    down = math.ceil(len(e.strategies) / ACROSS)
+    across = min(ACROSS, len(e.strategies))
     columns = e.last + 1
     width = max(style.COLUMN_IN, 1.35 + across * (columns * CELL_IN + 0.12) + 0.75)
     figure = style.new(
@@ -37,10 +37,10 @@ def heatmap(study: Analysis) -> Figure:
     score, change = mpl.colormaps["cividis"], mpl.colormaps["RdBu"]
     to_score, to_change = Normalize(0, 1), Normalize(-0.5, 0.5)
     for i, ax in enumerate(axes.flat):
-        if i >= len(e.methods):
+        if i >= len(e.strategies):
             ax.set_axis_off()
             continue
-        _panel(ax, e, e.methods[i], structures, (score, to_score), (change, to_change))
+        _panel(ax, e, e.strategies[i], structures, (score, to_score), (change, to_change))
         if i % across == 0:
             ax.set_yticks(range(len(structures)), [style.name_of(c) for c in structures])
         else:
@@ -65,8 +65,8 @@ def heatmap(study: Analysis) -> Figure:
 
 def _panel(
     ax: Axes,
-    e: Evidence,
-    method: Method,
+    e: Scores,
+    method: StrategyScores,
     structures: list[str],
     score: tuple[Colormap, Normalize],
     change: tuple[Colormap, Normalize],
@@ -96,7 +96,7 @@ def _panel(
     ax.set_title(method.label + seeds)
 
 
-def mean_of(e: Evidence, method: Method, step: int, structure: str) -> float:
+def mean_of(e: Scores, method: StrategyScores, step: int, structure: str) -> float:
     """R of one cell over all seeds and patients; NaN for a hole.
 
     Args:

@@ -7,14 +7,14 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
-from clbench.report.evidence import Evidence, Method
 from clbench.report.figures import style
+from clbench.report.scores import Scores, StrategyScores
 from clbench.report.significance.analysis import Analysis
 
 ACROSS = 5
 
 
-def per_patient(e: Evidence, method: Method) -> dict[str, np.ndarray]:
+def per_patient(e: Scores, method: StrategyScores) -> dict[str, np.ndarray]:
     """Eval set → (patients, 2): mean over the old structures a patient has, own step and last."""
     found: dict[str, list[list[np.ndarray]]] = {}
     for c, s in e.learned_at.items():
@@ -36,20 +36,20 @@ def per_patient(e: Evidence, method: Method) -> dict[str, np.ndarray]:
 
 def patients(study: Analysis) -> Figure:
     """One panel per strategy; each line is one patient, the thick one the median patient."""
-    e = study.evidence
+    e = study.dice
     study.need(e.last > 1, "a course of one step forgets nothing", "name another benchmark")
-    across = min(ACROSS, len(e.methods))
-    down = math.ceil(len(e.methods) / across)
+    across = min(ACROSS, len(e.strategies))
+    down = math.ceil(len(e.strategies) / across)
     figure = style.new(max(style.COLUMN_IN, style.PAGE_IN * across / ACROSS), 0.5 + 1.75 * down)
     axes = figure.subplots(down, across, squeeze=False, sharey=True, sharex=True)
     sets = [s for s in dict.fromkeys(e.sources) if any(
         e.home(c) == s and at < e.last for c, at in e.learned_at.items())]  # fmt: skip
     look = dict(zip(sets, list(style.pens(["", *sets]).values())[1:], strict=True))
     for i, ax in enumerate(axes.flat):
-        if i >= len(e.methods):
+        if i >= len(e.strategies):
             ax.set_axis_off()
             continue
-        m = e.methods[i]
+        m = e.strategies[i]
         data = per_patient(e, m)
         if not data:
             ax.text(0.5, 0.5, "hole:\nscores missing", ha="center", va="center", color=style.GRAY)
@@ -76,7 +76,7 @@ def patients(study: Analysis) -> Figure:
         ax.set_xticks([0, 1], ["own step", f"step {e.last}"])
         ax.yaxis.grid(True, linewidth=0.3, color="#d9d9d9")
         ax.set_axisbelow(True)
-        ax.tick_params(labelbottom=i + across >= len(e.methods))
+        ax.tick_params(labelbottom=i + across >= len(e.strategies))
         if i % across == 0:
             ax.set_ylabel("Dice, mean of old structures")
     words = "Each line: one patient, seeds averaged, mean of the old structures it has. "

@@ -17,13 +17,13 @@ def plane(study: Analysis) -> Figure:
 
     Both with intervals over patients and seeds. Up and right is better.
     """
-    e, p = study.evidence, study.protocol
+    e, p = study.dice, study.protocol
     study.need(e.last > 1, "a course of one step keeps nothing", "name another benchmark")
-    pens = style.pens([m.label for m in e.methods])
+    pens = style.pens([m.label for m in e.strategies])
     figure = style.new(style.COLUMN_IN, 2.9)
     ax = figure.subplots()
     missing = []
-    for m in e.methods:
+    for m in e.strategies:
         why = hole(e, m, KEPT) or hole(e, m, NEW)
         if why:
             missing.append(m.label)

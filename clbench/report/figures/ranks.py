@@ -18,7 +18,7 @@ def critical_difference(study: Analysis) -> Figure:
 
     Source: Demšar 2006 for the form; Benavoli et al. 2016 for pairwise tests instead of Nemenyi's.
     """
-    e = study.evidence
+    e = study.dice
     shown = [r for r in study.rankings if r.pairs is not None and len(r.names) > 1]
     study.need(shown, "a ranking needs two strategies without holes", "finish their runs")
     k = max(len(r.names) for r in shown)
@@ -81,7 +81,7 @@ def _p(p: float) -> str:
 
 def rank_stability(study: Analysis) -> Figure:
     """Share of resamples in which each strategy takes each rank: the area of a blob."""
-    e = study.evidence
+    e = study.dice
     found = study.stable.stability
     study.need(
         found, "rank stability needs two strategies without holes", "finish the incomplete runs"
@@ -91,7 +91,7 @@ def rank_stability(study: Analysis) -> Figure:
     k = len(order)
     figure = style.new(style.COLUMN_IN, 0.85 + 0.27 * k)
     ax = figure.subplots()
-    pens = style.pens([m.label for m in e.methods])
+    pens = style.pens([m.label for m in e.strategies])
     cell_pt = 0.24 * 72
     for y, i in enumerate(order):
         name = found.names[i]

@@ -7,16 +7,15 @@ from the run folders. Which cases and which slice are shown follows a rule, prin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from clbench.report.evidence import Evidence, Method
 from clbench.report.figures import StripOptions, style
 from clbench.report.figures.slices import (
     aspect,
@@ -27,10 +26,12 @@ from clbench.report.figures.slices import (
     panel,
     slice_dice,
 )
+from clbench.report.scores import Scores, StrategyScores, test_cases
 from clbench.report.study import Study
 
 if TYPE_CHECKING:
     from clbench.data.volume import Volume
+    from clbench.store.record import RunRecord
 
 Masks = dict[str, NDArray[np.bool_]]
 ACROSS = 5
@@ -51,7 +52,7 @@ class Shown:
     """The reference's mean Dice of the structures of this case."""
 
 
-def choose(e: Evidence, step: int) -> list[Shown]:
+def choose(e: Scores, step: int) -> list[Shown]:
     """Per eval set the case in which the reference's mean Dice is the median, and the lowest.
 
     The mean is over the structures taught from this set so far that the case holds, seeds averaged;
@@ -71,7 +72,7 @@ def choose(e: Evidence, step: int) -> list[Shown]:
     return found
 
 
-def _per_case(e: Evidence, method: Method, eval_set: str, step: int) -> dict[str, float]:
+def _per_case(e: Scores, method: StrategyScores, eval_set: str, step: int) -> dict[str, float]:
     """Patient → mean Dice over its structures and the seeds."""
     stack = [
         cells.values.mean(axis=0)
@@ -88,28 +89,19 @@ def _per_case(e: Evidence, method: Method, eval_set: str, step: int) -> dict[str
     return dict(zip(e.patients[eval_set], (float(m) for m in means), strict=True))
 
 
-def case_of(record: Mapping[str, Any], eval_set: str, patient: str) -> str:
+def case_of(e: Scores, eval_set: str, patient: str) -> str:
     """The first test case of a patient.
 
     Args:
-        record: `run.json` of the run.
+        e: the runs.
         eval_set: source of the case.
         patient: whose case; a case id where the source has one case per patient.
     """
-    patient_of: Mapping[str, str] = record["course"].get("patient_of", {})
-    tests = dict.fromkeys(
-        named.removeprefix(f"{eval_set}/")
-        for step, cases in zip(record["course"]["steps"], record["course"]["test"], strict=True)
-        if step["source"] == eval_set
-        for named in cases
-    )
-    (first, *_) = [c for c in tests if patient_of.get(f"{eval_set}/{c}", c) == patient]
-    return str(first)
+    tests = test_cases(e.record)[eval_set]
+    return next(c for c in tests if e.patient_of.get(f"{eval_set}/{c}", c) == patient)
 
 
-def open_volumes(
-    options: StripOptions, record: Mapping[str, Any], shown: Sequence[Shown]
-) -> list[Volume]:
+def open_volumes(options: StripOptions, record: RunRecord, shown: Sequence[Shown]) -> list[Volume]:
     """The cases as the run saw them, whatever the profile of that name says today.
 
     Args:
@@ -121,9 +113,8 @@ def open_volumes(
         StoreError: the data at hand are not those of the run.
     """
     from clbench.run.record import catalog_of
-    from clbench.store.record import RunRecord
 
-    catalog = catalog_of(RunRecord.from_json(record), data=options.data, cache=options.cache)
+    catalog = catalog_of(record, data=options.data, cache=options.cache)
     return [
         catalog.cache.get(
             catalog.files[s.eval_set][s.case],
@@ -141,21 +132,19 @@ def strip(study: Study, options: StripOptions) -> Figure:
     """
     from clbench.evaluation.predictions import read_prediction
 
-    e = study.evidence
+    e = study.dice
     step = options.step or e.last
     study.need(1 <= step <= e.last, f"there is no step {step}", f"choose 1 to {e.last}")
     shown = choose(e, step)
     study.need(shown, "the reference has no scored case", "finish its runs")
-    groups = {g.label: g for g in study.groups()}
-    record = groups[e.reference.label].runs[0].record
-    shown = [replace(s, case=case_of(record, s.eval_set, s.case)) for s in shown]
-    seeds = set.intersection(*(set(m.seeds) for m in e.methods))
+    shown = [replace(s, case=case_of(e, s.eval_set, s.case)) for s in shown]
+    seeds = set.intersection(*(set(m.seeds) for m in e.strategies))
     study.need(seeds, "the strategies have no seed in common", "run all with one seed")
     seed = min(seeds)
     stored = {
-        (m.label, one): next(r for r in groups[m.label].runs if r.seed == seed).folder
+        (m.label, one): m.runs[m.seeds.index(seed)].folder
         / "predictions" / f"step{step}" / f"{one.eval_set}_{one.case}.npz"
-        for m in e.methods
+        for m in e.strategies
         for one in shown
     }  # fmt: skip
     study.need(
@@ -163,10 +152,10 @@ def strip(study: Study, options: StripOptions) -> Figure:
         "no strategy has stored its predictions",
         "run again with --keep-predictions test",
     )
-    volumes = open_volumes(options, record, shown)
+    volumes = open_volumes(options, e.reference.records[0], shown)
     known = [c for c, s in e.learned_at.items() if s <= step]
     colors = palette(known)
-    heads = ["CT", "truth", *(m.label for m in e.methods)]
+    heads = ["CT", "truth", *(m.label for m in e.strategies)]
     across = min(ACROSS, len(heads))
     lines = math.ceil(len(heads) / across)
     tall = max(aspect(v) for v in volumes)
@@ -183,7 +172,7 @@ def strip(study: Study, options: StripOptions) -> Figure:
         z = best_slice(truth, newest)
         drawn |= {c for c, m in truth.items() if m[:, :, z].any()}
         panels: list[tuple[str, Masks | None]] = [("CT", {}), ("truth", truth)]
-        for m in e.methods:
+        for m in e.strategies:
             path = stored[m.label, one]
             if path.exists():
                 kept = read_prediction(path)

@@ -22,8 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from clbench.report.evidence import Evidence
-from clbench.report.results import PHANTOM
+from clbench.report.scores import PHANTOM, Scores
 from clbench.spec.taxonomy import structure as taxon
 
 COLUMN_IN, PAGE_IN = 3.54, 7.48
@@ -131,9 +130,9 @@ def name_of(structure: str) -> str:
     )  # fmt: skip
 
 
-def title(evidence: Evidence, words: str) -> str:
+def title(scores: Scores, words: str) -> str:
     """What is shown, and that it is a phantom where it is."""
-    return words + (f"\n{PHANTOM}" if evidence.phantom else "")
+    return words + (f"\n{PHANTOM}" if scores.phantom else "")
 
 
 def key(pens_: Mapping[str, Pen], *, lines: bool) -> list[Line2D]:
@@ -146,7 +145,7 @@ def key(pens_: Mapping[str, Pen], *, lines: bool) -> list[Line2D]:
 
 
 def frame(
-    figure: Figure, evidence: Evidence, words: str, small: str, entries: Sequence[Artist] = ()
+    figure: Figure, scores: Scores, words: str, small: str, entries: Sequence[Artist] = ()
 ) -> None:
     """Title above; legend and small print (definitions, n, what is missing) below.
 
@@ -154,7 +153,7 @@ def frame(
 
     Args:
         figure: to write on; its size changes.
-        evidence: the runs; gives the first part of the title.
+        scores: the runs; gives the first part of the title.
         words: the rest of the title.
         small: small print; newlines part lines.
         entries: artists of the legend, with their labels.
@@ -167,7 +166,7 @@ def frame(
     legend_in = math.ceil(len(entries) / across) * 0.135 + 0.06 if entries else 0.0
     height += print_in + legend_in
     figure.set_size_inches(width, height)
-    figure.suptitle(title(evidence, words), x=0.01, ha="left", fontsize=8, fontweight="bold")
+    figure.suptitle(title(scores, words), x=0.01, ha="left", fontsize=8, fontweight="bold")
     figure.text(0.01, 0.03 / height, "\n".join(lines), fontsize=_SMALL_PT, color=GRAY, va="bottom",
                 linespacing=1.25)  # fmt: skip
     engine = figure.get_layout_engine()

@@ -6,7 +6,7 @@ Questions after Metrics Reloaded (Maier-Hein, Reinke et al., Nature Methods
 
 from __future__ import annotations
 
-from clbench.report.results import past_card
+from clbench.report.past_images import past_card
 from clbench.report.significance.analysis import Analysis
 
 MISSING = "**missing**"
@@ -18,23 +18,23 @@ _EMPTY_MASKS = (
 
 def checklist(a: Analysis) -> list[tuple[str, str]]:
     """Question, answer."""
-    e, p = a.evidence, a.protocol
-    names = {m.strategy for m in e.methods}
-    records = [r for m in e.methods for r in m.records]
+    e, p = a.dice, a.protocol
+    names = {m.strategy for m in e.strategies}
+    records = [r for m in e.strategies for r in m.records]
     n = "; ".join(f"{s} {len(ids)}" for s, ids in e.patients.items())
     leaks = sorted(
         {
             case
             for r in records
-            for tests in r["course"]["test"]
+            for tests in r.course["test"]
             for case in tests
-            if any(case in train for train in r["course"]["train"])
+            if any(case in train for train in r.course["train"])
         }
     )
-    seeds = {m.label: len(m.seeds) for m in e.methods}
-    gits = {r.get("git") for r in records}
-    devices = {str(r.get("device")) for r in records}
-    external = set(e.patients) - {s["source"] for s in records[0]["course"]["steps"]}
+    seeds = {m.label: len(m.seeds) for m in e.strategies}
+    gits = {r.git for r in records}
+    devices = {r.device for r in records}
+    external = set(e.patients) - {s["source"] for s in e.record.course["steps"]}
     holes = [c.hole for c in a.comparisons if c.hole]
     return [
         ("Unit of analysis, and n?", f"patient; {n}"),
@@ -42,7 +42,7 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
          "yes, by the recorded splits" if not leaks else f"**no**: {', '.join(leaks)}"),
         ("Past images opened, per strategy?",
          "; ".join(f"{m.label}: {', '.join(dict.fromkeys(map(past_card, m.records)))}"
-                   for m in e.methods)),
+                   for m in e.strategies)),
         ("Same cases for all strategies?", "yes: other splits or fingerprints are refused"),
         ("Test named, paired, two-sided, corrected?",
          f"stratified sign flip, paired by patient, two-sided, Holm, alpha {p.alpha:g}"),
@@ -71,7 +71,7 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
 
 
 def _metrics(a: Analysis) -> str:
-    found = a.evidence.metrics - {"dice", "dice_ceiling"}
+    found = a.dice.metrics - {"dice", "dice_ceiling"}
     return "scored: " + ", ".join(sorted(found)) if found else MISSING
 
 
@@ -79,6 +79,6 @@ def markdown(a: Analysis) -> str:
     """The checklist as a Markdown file."""
     rows = "\n".join(f"| {q} | {answer} |" for q, answer in checklist(a))
     return (
-        f"# Checklist: {a.evidence.title()}\n\n| question | answer |\n|---|---|\n{rows}\n\n"
+        f"# Checklist: {a.dice.title()}\n\n| question | answer |\n|---|---|\n{rows}\n\n"
         "Questions after Metrics Reloaded (2024) and CLAIM (2020).\n"
     )

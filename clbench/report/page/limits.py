@@ -20,22 +20,22 @@ def _holes(a: Analysis) -> Iterator[str]:
     holes = dict.fromkeys(c.hole for c in a.comparisons if c.hole)
     for words in holes:
         yield f"Hole: {words}. Nothing that would need it was computed."
-    for m in a.evidence.methods:
+    for m in a.dice.strategies:
         if m.unfinished:
             yield f"{m.label}: {m.unfinished} unfinished run(s) left out."
-    if not a.evidence.others:
+    if not a.dice.others:
         yield "There is one strategy only: nothing is compared."
 
 
 def _data(a: Analysis) -> Iterator[str]:
-    if a.evidence.phantom:
+    if a.dice.phantom:
         yield (
             "Anything about patients. All scores are from the PHANTOM: a method that wins here has "
             "shown that it runs and does what it says."
         )
     yield (
         "Other hospitals, scanners or populations: every test case comes from the same sources as "
-        f"the training cases ({', '.join(dict.fromkeys(a.evidence.sources))})."
+        f"the training cases ({', '.join(dict.fromkeys(a.dice.sources))})."
     )
 
 
@@ -105,7 +105,7 @@ def _patients(a: Analysis) -> Iterator[str]:
             f"differ are needed before any p can reach {a.protocol.alpha:g}. Not testable: "
             f"{_short(untested)}."
         )
-    for name, ids in a.evidence.patients.items():
+    for name, ids in a.dice.patients.items():
         if len(ids) and largest_family(len(ids), a.protocol.alpha) < 1:
             yield f"Anything on {name} alone: {len(ids)} patients cannot reach significance."
 
@@ -119,7 +119,7 @@ def _course(a: Analysis) -> Iterator[str]:
             "by patient within each set."
         )
     for c in a.comparisons:
-        if c.endpoint.name == "final" and not c.hole and not c.first_shared and a.evidence.last > 1:
+        if c.endpoint.name == "final" and not c.hole and not c.first_shared and a.dice.last > 1:
             yield (
                 f"What part of the final difference between {c.a} and {c.b} is continual learning: "
                 "they do not start from one first step. The endpoint `kept` is the contrast that "
@@ -128,7 +128,7 @@ def _course(a: Analysis) -> Iterator[str]:
     absent = sorted({s for c in a.comparisons for s in c.classes_absent})
     if absent:
         yield f"Structures that no test case contains: {', '.join(absent)}."
-    names = {m.strategy for m in a.evidence.methods}
+    names = {m.strategy for m in a.dice.strategies}
     for name, bound in (("joint", "upper"), ("finetune", "lower")):
         if name not in names:
             yield f"The distance to the {bound} bound: there is no finished run of `{name}`."

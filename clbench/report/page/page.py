@@ -95,11 +95,11 @@ def make_report(study: Analysis, out: Path) -> Made:
         out: folder to write to.
 
     Raises:
-        StoreError: see `clbench.report.study.Study.evidence` and `write_report`.
+        StoreError: see `clbench.report.study.Study.dice` and `write_report`.
         UnknownName: no finished run of the reference.
     """
     protocol = study.protocol
-    title = study.evidence.title()  # runs that cannot be compared are refused before any drawing
+    title = study.dice.title()  # runs that cannot be compared are refused before any drawing
     extra, absent = other_tables(study)
     pictures, undrawn = figures_of(study)
     words = {
@@ -203,7 +203,7 @@ def _markdown(
     absent: Sequence[str],
     command: str,
 ) -> str:
-    lines = [f"# {a.evidence.title()}: report", "", f"`{command}`", "", "## Provenance", ""]
+    lines = [f"# {a.dice.title()}: report", "", f"`{command}`", "", "## Provenance", ""]
     lines += ["| fact | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in provenance(a))]
     lines += ["", "## Verdicts"]
     lines += ["", *(f"For each of them: {w}.  " for w in common_cautions(a))]
@@ -235,8 +235,8 @@ def _html(
     environment.filters |= {"words": _words, "whole": _whole, "superscript": superscript}
     source = resources.files("clbench.report.page").joinpath("page.html.j2").read_text("utf-8")
     return environment.from_string(source).render(
-        title=f"{a.evidence.title()}: {a.evidence.reference.label} against the others",
-        phantom=a.evidence.phantom,
+        title=f"{a.dice.title()}: {a.dice.reference.label} against the others",
+        phantom=a.dice.phantom,
         command=command,
         provenance=provenance(a),
         spoken=spoken,
@@ -285,7 +285,7 @@ def other_tables(study: Analysis) -> tuple[dict[str, Table], list[str]]:
         "distances": lambda: distances(study),
         "cost": lambda: cost_table(study),
     }
-    if set(study.evidence.learned_at) & {f"{t}_tumor" for t in TUMORS}:
+    if set(study.dice.learned_at) & {f"{t}_tumor" for t in TUMORS}:
         makers["detection"] = lambda: table6(study, source="measured")
     for number, own in BENCH.items():
         if own == study.bench:

@@ -7,14 +7,14 @@ to be missing, never guessed.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import clbench
-from clbench.report.evidence import Method
-from clbench.report.results import past_card
+from clbench.report.past_images import past_card
+from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
+from clbench.store.record import RunRecord
 
 MISSING = "missing"
 
@@ -41,32 +41,32 @@ def _all(values: Iterable[object]) -> str:
 
 def provenance(a: Analysis) -> list[tuple[str, str]]:
     """Fact, value; in the order of the box."""
-    e, p = a.evidence, a.protocol
-    records = [r for m in e.methods for r in m.records]
+    e, p = a.dice, a.protocol
+    records = [r for m in e.strategies for r in m.records]
     families = {c.endpoint.name: c.m for c in a.comparisons}
     sets = [
         f"{s}: {len(ids)} patients"
         + (f" ({e.scans[s]} scans, averaged by patient)" if e.scans[s] > len(ids) else "")
         for s, ids in e.patients.items()
     ]
-    splits = {k: v for r in records for k, v in (r.get("split_sha256") or {}).items()}
+    splits = {k: v for r in records for k, v in r.split_sha256.items()}
     return [
         ("benchmark", f"{e.bench} v{e.version}"),
         ("data", ("PHANTOM, not patients" if e.phantom else "patients")),
-        ("data fingerprint", _all(r["data_fingerprint"] for r in records)),
+        ("data fingerprint", _all(r.data_fingerprint for r in records)),
         ("split checksums", ", ".join(f"{k} {v}" for k, v in splits.items()) or MISSING),
         ("test patients", "; ".join(sets)),
         ("structures", f"{len(e.learned_at)} in {e.last} step(s)"),
-        ("seeds", "; ".join(f"{m.label} {', '.join(map(str, m.seeds))}" for m in e.methods)),
-        ("runs left out, unfinished", str(sum(m.unfinished for m in e.methods))),
-        ("profile", _all(r["identity"]["profile"].get("name") for r in records)),
+        ("seeds", "; ".join(f"{m.label} {', '.join(map(str, m.seeds))}" for m in e.strategies)),
+        ("runs left out, unfinished", str(sum(m.unfinished for m in e.strategies))),
+        ("profile", _all(r.identity["profile"].get("name") for r in records)),
         ("scoring", f"{e.scoring}, {e.metric}"),
         (
             "metric implementation",
-            _all(r.get("metric_versions") or r.get("metrics") for r in records)
-            if any(r.get("metric_versions") or r.get("metrics") for r in records)
-            else f"clbench {_all(_version(r, 'clbench') for r in records)}, "
-            f"numerics {_all(r['identity']['numerics'] for r in records)}",
+            _all(r.metrics for r in records)
+            if any(r.metrics for r in records)
+            else f"clbench {_all(r.versions.get('clbench') for r in records)}, "
+            f"numerics {_all(r.identity['numerics'] for r in records)}",
         ),
         ("reference", e.reference.label),
         ("alpha", f"{p.alpha:g}, two-sided"),
@@ -78,22 +78,22 @@ def provenance(a: Analysis) -> list[tuple[str, str]]:
         ),
         ("sign patterns", f"all of them up to 20 patients, else {p.draws}, seed {p.seed}"),
         ("bootstrap resamples", f"{p.resamples}, seed {p.seed}"),
-        ("training code (git)", _all(r.get("git") for r in records)),
-        ("clbench of the runs", _all(_version(r, "clbench") for r in records)),
+        ("training code (git)", _all(r.git for r in records)),
+        ("clbench of the runs", _all(r.versions.get("clbench") for r in records)),
         ("clbench of this report", clbench.__version__),
-        ("torch", _all(_version(r, "torch") for r in records)),
-        ("hardware", _all(r.get("device") for r in records)),
+        ("torch", _all(r.versions.get("torch") for r in records)),
+        ("hardware", _all(r.device for r in records)),
         *_backbone_weights(records),
-        ("warnings of the runs", _warnings(e.methods)),
+        ("warnings of the runs", _warnings(e.strategies)),
         ("went on elsewhere", _elsewhere(records)),
     ]  # fmt: skip
 
 
-def _backbone_weights(records: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
+def _backbone_weights(records: Iterable[RunRecord]) -> Iterable[tuple[str, str]]:
     """What was set from files of weights, and on what these were trained; no row without a file."""
     said = []
     for record in records:
-        if not (loaded := record.get("backbone_weights")):
+        if not (loaded := record.backbone_weights):
             continue
         parts = ", ".join(
             f"{p} {done} of {of}" for p, (done, of) in loaded.get("parts", {}).items()
@@ -103,54 +103,47 @@ def _backbone_weights(records: Iterable[Mapping[str, Any]]) -> Iterable[tuple[st
         text += f"; trained on: {trained_on}" if trained_on else "; training data not declared"
         if overlap := loaded.get("overlap"):
             text += f"; THAT NAMES DATA OF THIS COURSE: {', '.join(overlap)}"
-        said.append(f"{record['strategy']}: {text}")
+        said.append(f"{record.strategy}: {text}")
     if said:
         yield "backbone weights", "; ".join(dict.fromkeys(said))
 
 
-def _warnings(methods: Iterable[Method]) -> str:
+def _warnings(methods: Iterable[StrategyScores]) -> str:
     """What the watches of the runs remarked, and how many runs were not watched."""
     records = [(m.label, r) for m in methods for r in m.records]
     said = [
-        f"{label}, seed {r['identity']['seed']}: {w['message']}"
-        for label, r in records
-        for w in r.get("warnings", ())
+        f"{label}, seed {r.seed}: {w['message']}" for label, r in records for w in r.warnings or ()
     ]
-    if unwatched := sum("warnings" not in r for _, r in records):
+    if unwatched := sum(r.warnings is None for _, r in records):
         said.append(f"not recorded for {unwatched} of {len(records)} runs")
     return "; ".join(said) or "none"
 
 
-def _elsewhere(records: Iterable[Mapping[str, Any]]) -> str:
+def _elsewhere(records: Iterable[RunRecord]) -> str:
     """Runs that were stopped on one machine and went on on another, or on other threads."""
     return (
         "; ".join(
-            f"{r['run_id']}, step {m['step']}: "
+            f"{r.run_id}, step {m['step']}: "
             + ", ".join(f"{k} {then} → {now}" for k, (then, now) in sorted(m["differs"].items()))
             for r in records
-            for m in r.get("resumed_elsewhere", ())
+            for m in r.resumed_elsewhere or ()
         )
         or "none"
     )
 
 
-def _version(record: Mapping[str, Any], name: str) -> object:
-    return (record.get("versions") or {}).get(name)
-
-
 def cards(a: Analysis) -> list[Card]:
     """The past-data card of each strategy, from the ledgers of its runs."""
-    return [Card(label=m.label, rows=tuple(_card(m))) for m in a.evidence.methods]
+    return [Card(label=m.label, rows=tuple(_card(m))) for m in a.dice.strategies]
 
 
-def _card(method: Method) -> Iterable[tuple[str, str]]:
+def _card(method: StrategyScores) -> Iterable[tuple[str, str]]:
     record = method.records[0]
-    declared = record.get("past") or (record.get("declares") or {}).get("past")
-    if declared:
-        yield "declares to need of the past", str(declared)
+    if record.past:
+        yield "declares to need of the past", record.past
     predicted, bytes_ = 0, 0.0
     for r in method.records:
-        for step, purposes in r["ledger"].items():
+        for step, purposes in r.ledger.items():
             if int(step) > 1:
                 predicted = max(predicted, len(set(purposes.get("pseudo", ()))))
         bytes_ = max(bytes_, sum(_cost(r, "pseudo_bytes")))
@@ -162,21 +155,21 @@ def _card(method: Method) -> Iterable[tuple[str, str]]:
     yield "parameters after each step", ", ".join(f"{x:,}" for x in parameters) or MISSING
     seconds = [sum(_cost(r, "train_s")) + sum(_cost(r, "prepare_s")) for r in method.records]
     yield "training, minutes per run", ", ".join(f"{x / 60:.1f}" for x in seconds)
-    yield "settings", json.dumps(record["identity"]["strategy"], sort_keys=True)
+    yield "settings", json.dumps(record.identity["strategy"], sort_keys=True)
 
 
-def _cost(record: Mapping[str, Any], field: str) -> list[float]:
+def _cost(record: RunRecord, field: str) -> list[float]:
     return [
         float(step["train"][field])
-        for _, step in sorted(record["cost"].items(), key=lambda x: int(x[0]))
+        for _, step in sorted(record.cost.items(), key=lambda x: int(x[0]))
         if field in (step.get("train") or {})
     ]
 
 
-def _test_cases(method: Method) -> str:
+def _test_cases(method: StrategyScores) -> str:
     found = set()
     for r in method.records:
-        tests = {c for cases in r["course"]["test"] for c in cases}
-        for purposes in r["ledger"].values():
+        tests = {c for cases in r.course["test"] for c in cases}
+        for purposes in r.ledger.values():
             found |= tests & {c for k, v in purposes.items() if k != "test" for c in v}
     return f"{len(found)}: {', '.join(sorted(found))}" if found else "none (ledger)"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from clbench.report.tables.render import EMPTY, SHARE, Scale
 
 if TYPE_CHECKING:
-    from clbench.report.results import Group
+    from clbench.report.scores import StrategyScores
 
 LETTER = {"printed": "p", "measured": "m"}
 """What marks a cell's origin in text."""
@@ -48,7 +48,7 @@ class Line:
     """Column → text as printed."""
     sd: dict[int, float] = field(default_factory=dict)
     """Column → sd over seeds."""
-    group: Group | None = None
+    group: StrategyScores | None = None
     """Runs behind a measured row."""
     beside: str = ""
     """The printed method a measured row or a difference stands beside."""

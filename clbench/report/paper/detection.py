@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from clbench.evaluation.metrics import continual
 from clbench.evaluation.metrics.detection import by_patient
-from clbench.report.results import PHANTOM, Group, Measured, hole_notes
+from clbench.report.scores import Scores, StrategyScores, on_phantom, rows_of
 from clbench.report.study import Protocol, Study
 from clbench.report.tables.render import EMPTY, Table, number
 from clbench.spec.taxonomy import structure
@@ -56,13 +56,13 @@ def table6(study: Study, *, source: str, voxels: int = 0) -> Table:
             "p: printed in the paper, not measured; n is not printed",
             "n implied, with / without tumor: liver 36 / 20, kidney 96 / 20, pancreas 83 / 80",
         ]
-    phantom = False
+    scores = None if source == "printed" else study.scores(scoring="strict")
     if source != "printed":
-        groups = study.groups(scoring="strict")
-        phantom = any(not g.patients for g in groups)
         metric = "patient_positive" + (f"_{voxels}vox" if voxels else "")
+        counts = {} if scores is None else _counts(study, scores, metric)
+        groups = scores.strategies if scores else ()
         rows += [
-            _row(g, metric, long, both=source == "both", protocol=study.protocol) for g in groups
+            _row(g, counts, long, both=source == "both", protocol=study.protocol) for g in groups
         ]
         notes += [
             (
@@ -79,7 +79,7 @@ def table6(study: Study, *, source: str, voxels: int = 0) -> Table:
         source, ("printed (patients) and " if source == "both" else "") + "measured"
     )
     return Table(
-        title=f"Table 6, tumor detection: {title}" + (f" on the {PHANTOM}" if phantom else ""),
+        title=f"Table 6, tumor detection: {title}" + on_phantom(scores),
         columns=("method", "seeds", *("Sen.", "Spec.", "Harm.") * 3),
         over=("", "", *(f"{t.capitalize()} tumor" for t in TUMORS for _ in range(3))),
         rows=tuple(rows),
@@ -99,44 +99,52 @@ def _printed_long(cells: Sequence[dict[str, str]]) -> Table:
     return Table(title="", columns=tuple(cells[0]), rows=tuple(tuple(c.values()) for c in cells))
 
 
+Counts = tuple[int, int, int, int]
+"""True positives, patients with, true negatives, patients without."""
+
+
 def _row(
-    group: Group, metric: str, long: list[tuple[str, ...]], *, both: bool, protocol: Protocol
+    s: StrategyScores,
+    counts: Mapping[tuple[str, str], Counts],
+    long: list[tuple[str, ...]],
+    *,
+    both: bool,
+    protocol: Protocol,
 ) -> tuple[str, ...]:
-    label = group.label + (" (PHANTOM)" if both and not group.patients else "")
+    label = s.label + (" (PHANTOM)" if both and not s.records[0].patients else "")
     texts: list[str] = []
     for tumor in TUMORS:
-        name = f"{tumor}_tumor"
-        counts = [_counts(run, metric, name) for run in group.runs]
-        scored = [c for c in counts if c is not None]
-        if len(scored) < len(counts):
+        each = [counts.get((run.record.run_id, f"{tumor}_tumor")) for run in s.runs]
+        scored = [c for c in each if c is not None]
+        if len(scored) < len(each):
             texts += [EMPTY] * 3
             continue
-        for run, c in zip(group.runs, scored, strict=True):
-            long.append((label, tumor, str(run.seed), *map(str, c)))
+        for seed, c in zip(s.seeds, scored, strict=True):
+            long.append((label, tumor, str(seed), *map(str, c)))
         tp, p, tn, n = (continual.mean(c[i] for c in scored) for i in range(4))
         sen, spec = _share(tp, round(p), protocol), _share(tn, round(n), protocol)
         texts += [sen[1], spec[1]]
         h = math.nan if math.isnan(sen[0] + spec[0]) else continual.harmonic(sen[0], spec[0])
         texts.append(EMPTY if math.isnan(h) else f"{100 * h:.2f} m")
-    return (label, str(len(group.runs)), *texts)
+    return (label, str(len(s.runs)), *texts)
 
 
-def _counts(run: Measured, metric: str, name: str) -> tuple[int, int, int, int] | None:
-    """True positives, patients with, true negatives, patients without; None if not scored."""
-    rows = [
-        r for r in run.stored.rows
-        if r.metric == metric and r.structure == name and r.step == run.last
-        and r.eval_set == run.sources[r.learned_at - 1] and r.gt_vox is not None
-    ]  # fmt: skip
-    if not rows:
-        return None
-    calls = by_patient(
-        (run.patient_of.get(f"{r.eval_set}/{r.case}", r.case), bool(r.gt_vox), r.value > 0)
-        for r in rows
-    )
-    have = [called for truth, called in calls if truth]
-    lack = [called for truth, called in calls if not truth]
-    return sum(have), len(have), len(lack) - sum(lack), len(lack)
+def _counts(study: Study, scores: Scores, metric: str) -> dict[tuple[str, str], Counts]:
+    """(run id, tumor) → counts over patients after the last step; scored runs alone."""
+    rows = rows_of(study.frame, scoring="strict", metric=metric)
+    rows = rows[
+        (rows["step"] == scores.last)
+        & (rows["eval_set"] == rows["structure"].map(scores.reference.home))
+        & rows["gt_vox"].notna()
+    ]
+    counts = {}
+    for (i, name), own in rows.groupby(["run", "structure"]):
+        calls = by_patient(zip(own["patient"], own["gt_vox"] > 0, own["value"] > 0, strict=True))
+        have = [called for truth, called in calls if truth]
+        lack = [called for truth, called in calls if not truth]
+        run_id = scores.runs[int(str(i))].record.run_id
+        counts[run_id, str(name)] = sum(have), len(have), len(lack) - sum(lack), len(lack)
+    return counts
 
 
 def _share(k: float, n: int, protocol: Protocol) -> tuple[float, str]:
@@ -154,28 +162,28 @@ def distances(study: Study) -> Table:
     Raises:
         StoreError: the runs do not belong in one table.
     """
-    found = {m: study.groups(scoring="strict", metric=m) for m in ("nsd", "hd95_mm")}
+    nsd, hd95 = (study.scores(scoring="strict", metric=m) for m in ("nsd", "hd95_mm"))
     rows = []
-    groups = found["nsd"]
-    names = groups[0].runs[0].means if groups else {}
-    for nsd, hd in zip(groups, found["hd95_mm"], strict=True):
-        last, texts = nsd.runs[0].last, []
+    names = nsd.means if nsd else {}
+    for one, other in zip(
+        nsd.strategies if nsd else (), hd95.strategies if hd95 else (), strict=True
+    ):
+        last, texts = len(one.runs[0].record.course["steps"]), []
         for members in names.values():
-            missed = sum(r.r[last, c].missed for r in hd.runs for c in members if (last, c) in r.r)
-            cases = sum(r.r[last, c].cases for r in hd.runs for c in members if (last, c) in r.r)
-            whole = not math.isnan(hd.value(last, members)[0])
+            of_members = [other.cells[last, other.home[c], c] for c in members]
+            missed = sum(int(x.missed.sum()) for x in of_members)
+            cases = sum(int(x.cases.sum()) for x in of_members)
+            distance = other.over_seeds(last, members)[0]
             texts += [
-                number(nsd.value(last, members)[0]),
-                number(hd.value(last, members)[0], 1),
-                f"{missed}/{cases}" if whole else EMPTY,
+                number(one.over_seeds(last, members)[0]),
+                number(distance, 1),
+                EMPTY if math.isnan(distance) else f"{missed}/{cases}",
             ]
-        rows.append((nsd.label, str(len(nsd.runs)), *texts))
-    phantom = any(not g.patients for g in groups)
-    empty = groups and all(c == EMPTY for row in rows for c in row[2:])
+        rows.append((one.label, str(len(one.runs)), *texts))
+    empty = nsd is not None and all(c == EMPTY for row in rows for c in row[2:])
     tolerances = sorted({structure(c).tolerance_mm for m in names.values() for c in m})
     return Table(
-        title=f"{study.bench}: distances after the last step"
-        + (f" on the {PHANTOM}" if phantom else ""),
+        title=f"{study.bench}: distances after the last step" + on_phantom(nsd),
         columns=("strategy", "seeds", *("NSD", "HD95 mm", "missed") * len(names)),
         over=("", "", *(f"{n} ({len(m)})" for n, m in names.items() for _ in range(3))),
         rows=tuple(rows),
@@ -186,7 +194,6 @@ def distances(study: Study) -> Table:
             f"NSD: surface Dice at {' or '.join(f'{t:g}' for t in tolerances)} mm; a miss counts 0",
             "HD95: a miss is the diagonal of the image; missed: k of n cases, all seeds",
             *((SCORE_FIRST,) if empty else ()),
-            *(() if groups else ("no finished run",)),
-            *([] if empty else hole_notes(groups)),
+            *(("no finished run",) if nsd is None else () if empty else nsd.notes()),
         ),
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from clbench.report.tables.render import Mark
 
 if TYPE_CHECKING:
-    from clbench.report.results import Group
+    from clbench.report.scores import StrategyScores
     from clbench.report.study import Protocol
     from clbench.statistics.paired_tests import PairedTest
 
@@ -48,7 +48,7 @@ class Contest:
     """After which step."""
     members: tuple[str, ...]
     """The structures whose plain mean the column holds."""
-    cells: Mapping[int, Group]
+    cells: Mapping[int, StrategyScores]
     """Row → runs behind its cell."""
 
 
@@ -81,9 +81,11 @@ def mark(contests: Mapping[int, Contest], protocol: Protocol) -> Marked:
     found: dict[tuple[int, int], set[Mark]] = {}
     tests: dict[tuple[int, int], PairedTest] = {}
     for j, contest in contests.items():
-        if contest.step == 1 and len({g.first_step for g in contest.cells.values()}) == 1:
+        if contest.step == 1 and len({g.first_steps for g in contest.cells.values()}) == 1:
             continue  # one checkpoint, however often it is printed
-        values = {i: g.value(contest.step, contest.members)[0] for i, g in contest.cells.items()}
+        values = {
+            i: s.over_seeds(contest.step, contest.members)[0] for i, s in contest.cells.items()
+        }
         best, second = best_and_second(values)
         for i in best:
             found[i, j] = {"best"}
@@ -107,7 +109,9 @@ def mark(contests: Mapping[int, Contest], protocol: Protocol) -> Marked:
     )
 
 
-def compare(a: Group, b: Group, at: Mapping[str, int], protocol: Protocol) -> PairedTest:
+def compare(
+    a: StrategyScores, b: StrategyScores, at: Mapping[str, int], protocol: Protocol
+) -> PairedTest:
     """The test of A against B: patients paired, seeds averaged.
 
     Args:

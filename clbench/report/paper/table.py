@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from clbench.errors import SettingError
-from clbench.report.evidence import Method
 from clbench.report.paper.columns import (
     BESIDE,
     NONE,
@@ -26,7 +25,7 @@ from clbench.report.paper.columns import (
     split_shared,
 )
 from clbench.report.paper.marks import Contest, mark, printed_marks
-from clbench.report.results import PHANTOM, FirstStep, Group, hole_notes, same_seeds
+from clbench.report.scores import PHANTOM, FirstStep, Scores, StrategyScores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import confirm
 from clbench.report.significance.endpoints import FINAL
@@ -53,7 +52,7 @@ def paper_table(
         study: the runs, not looked at for `printed`, the reference and the protocol. Runs of any
             other benchmark than the table's stand alone.
         source: `printed`, `measured` or `both`.
-        seeds: those every strategy must have; see `clbench.report.study.Study.groups`.
+        seeds: those every strategy must have; see `clbench.report.study.Study.scores`.
         scale: how the numbers are written.
 
     Raises:
@@ -251,10 +250,11 @@ def measured_table(
         seeds: only these; None: all.
         scale: how scores are written.
     """
-    groups = study.groups(seeds=seeds)
+    scores = study.scores(seeds=seeds)
+    groups = scores.strategies if scores else ()
     own = study.bench == BENCH[which]
-    columns = _columns(which, groups, own=own)
-    phantom = any(not g.patients for g in groups)
+    columns = _columns(which, scores, own=own)
+    phantom = bool(scores and scores.phantom)
     ordered = _ordered(which, groups) if own else [(None, "", g) for g in groups]
     lines: list[Line] = []
     shared: list[tuple[int, int]] = []
@@ -273,11 +273,10 @@ def measured_table(
             and not (i in later and c.step == 1)
         }  # fmt: skip
         contests[j] = Contest(step=c.step, members=c.members, cells=cells)
-    ranked = same_seeds(groups)
-    marked = mark(contests if ranked else {}, study.protocol)
-    notes = _measured_notes(groups, columns, study.scoring)
+    marked = mark(contests if scores and scores.same_seeds else {}, study.protocol)
+    notes = _measured_notes(scores, columns, study.scoring)
     notes += [f"no finished run of {s} (beside {p})" for p, s, g in ordered if p and g is None]
-    notes += hole_notes(groups)
+    notes += scores.notes() if scores else []
     if marked.m:
         notes.append(
             "light red (*): the best leads the next with p_Holm ≤ "
@@ -289,7 +288,7 @@ def measured_table(
         notes.append("no difference is formed: phantom and patients are different data")
     elif source == "both":
         notes.append("difference: measured minus printed; other training runs, maybe other cases")
-    words, tested = verdicts(study, groups, seeds)
+    words, tested = verdicts(study, scores, seeds)
     notes.append(tested)
     title = "measured" + (f" on the {PHANTOM}" if phantom else "")
     return assemble(
@@ -313,18 +312,17 @@ def measured_table(
     )
 
 
-def _columns(which: int, groups: Sequence[Group], *, own: bool) -> list[Column]:
+def _columns(which: int, scores: Scores | None, *, own: bool) -> list[Column]:
     """The paper's columns with their structures, or the groups another benchmark has."""
     columns = columns10() if which == 10 else columns11()
-    if not groups:
+    if scores is None:
         return columns
-    one = groups[0].runs[0]
-    means = one.means
+    means = scores.means
     if which == 11 and not (own and {c.name for c in columns} <= set(means)):
         columns = [
             Column(name=name, header=name, step=s)
             for name, members in means.items()
-            for s in range(max(one.learned_at[m] for m in members), one.last + 1)
+            for s in range(max(scores.learned_at[m] for m in members), scores.last + 1)
         ]
     members = {
         c.name: tuple(means[c.name] if c.name in means else [canonical(c.name)])
@@ -334,9 +332,11 @@ def _columns(which: int, groups: Sequence[Group], *, own: bool) -> list[Column]:
     return [replace(c, members=members.get(c.name, ())) for c in columns]
 
 
-def _ordered(which: int, groups: Sequence[Group]) -> list[tuple[str | None, str, Group | None]]:
+def _ordered(
+    which: int, groups: Sequence[StrategyScores]
+) -> list[tuple[str | None, str, StrategyScores | None]]:
     """(printed method, strategy, runs) in the paper's order, then the rest; None = no run."""
-    found: list[tuple[str | None, str, Group | None]] = []
+    found: list[tuple[str | None, str, StrategyScores | None]] = []
     for printed, strategy in BESIDE[which].items():
         mine = [g for g in groups if g.strategy == strategy]
         found += [(printed, strategy, g) for g in mine] or [(printed, strategy, None)]
@@ -348,27 +348,33 @@ def _line(
     columns: Sequence[Column],
     printed: str | None,
     strategy: str,
-    group: Group | None,
+    group: StrategyScores | None,
     *,
     word: bool,
 ) -> Line:
     """One measured row; of an absent strategy, a row of holes."""
     label = strategy if group is None else group.label
-    encoding = "clip" if group is None else group.encoding
+    encoding = "clip" if group is None else str(group.records[0].text_encoding.get("encoding"))
     if strategy == "universal" and encoding != "clip" and encoding not in label:
         label += f" [{encoding}]"
-    if word and group is not None and not group.patients:
+    if word and group is not None and not group.records[0].patients:
         label += " (PHANTOM)"
     none = {j for j, c in enumerate(columns) if c.step == 1 and c.name in ("Liver tumor", "Mean")}
     line = Line(label=label, origin="measured", cells={}, group=group, beside=printed or "")
     if group is not None:
-        at = group.runs[0].learned_at
-        none = {j for j, c in enumerate(columns) if any(at.get(m, 0) > c.step for m in c.members)}
+        none = {
+            j
+            for j, c in enumerate(columns)
+            if any(
+                m in group.home and (c.step, group.home[m], m) not in group.cells for m in c.members
+            )
+        }
     line.none = frozenset(none)
     for j, c in enumerate(columns):
         if j not in none:
-            value, sd = (math.nan, math.nan) if group is None else group.value(c.step, c.members)
-            line.cells[j], line.sd[j] = value, sd
+            line.cells[j], line.sd[j] = (
+                group.over_seeds(c.step, c.members) if group else (math.nan, math.nan)
+            )
     return line
 
 
@@ -377,7 +383,7 @@ def _runs_of_shared(lines: Sequence[Line]) -> list[int]:
     lengths: list[int] = []
     last: tuple[FirstStep, ...] | None = None
     for line in lines:
-        key = line.group.first_step if line.group and not line.group.absent else None
+        key = line.group.first_steps if line.group and not line.group.absent else None
         if lengths and key is not None and key == last:
             lengths[-1] += 1
         else:
@@ -388,7 +394,7 @@ def _runs_of_shared(lines: Sequence[Line]) -> list[int]:
 
 def _measured(
     columns: Sequence[Column],
-    ordered: Sequence[tuple[str | None, str, Group | None]],
+    ordered: Sequence[tuple[str | None, str, StrategyScores | None]],
     lines: list[Line],
     shared: list[tuple[int, int]],
     *,
@@ -406,7 +412,7 @@ def _measured(
 def _both(
     which: int,
     columns: Sequence[Column],
-    ordered: Sequence[tuple[str | None, str, Group | None]],
+    ordered: Sequence[tuple[str | None, str, StrategyScores | None]],
     phantom: bool,
     lines: list[Line],
     shared: list[tuple[int, int]],
@@ -447,19 +453,17 @@ def _difference(printed: Mapping[int, float], line: Line, beside: str) -> Line:
     )
 
 
-def _measured_notes(groups: Sequence[Group], columns: Sequence[Column], scoring: str) -> list[str]:
+def _measured_notes(scores: Scores | None, columns: Sequence[Column], scoring: str) -> list[str]:
     """What the measured numbers are."""
-    if not groups:
+    if scores is None:
         return ["no finished run"]
-    one = groups[0].runs[0]
+    one = scores.strategies[0]
     notes = [
         f"{scoring} scoring; mean over seeds of means over structures of means over test cases"
     ]
     sizes: dict[str, set[int]] = {}
-    for c, s in one.learned_at.items():
-        cell = one.r.get((one.last, c))
-        if cell is not None:
-            sizes.setdefault(one.sources[s - 1], set()).add(cell.cases)
+    for c, source in one.home.items():
+        sizes.setdefault(source, set()).add(int(one.cells[scores.last, source, c].cases[0]))
     notes.append(
         "test cases that count, per structure: "
         + ", ".join(f"{_range((min(n), max(n)))} {s}" for s, n in sizes.items())
@@ -469,10 +473,8 @@ def _measured_notes(groups: Sequence[Group], columns: Sequence[Column], scoring:
         words = ", ".join(structure(m).prompt for m in members if (m,) not in single)
         of = f"{len(members)} structures" + (f" ({words})" if words else "")
         notes.append(f"{name}: of {of}, all of the same weight")
-    record = one.record
-    notes.append(
-        f"profile {record['identity']['profile']['name']}, data {record['data_fingerprint']}"
-    )
+    record = scores.record
+    notes.append(f"profile {record.identity['profile']['name']}, data {record.data_fingerprint}")
     return notes
 
 
@@ -489,20 +491,20 @@ _SEEN_BY_OTHER = {"better": "worse", "worse": "better"}
 
 
 def verdicts(
-    study: Analysis, groups: Sequence[Group], seeds: Sequence[int] | None
+    study: Analysis, scores: Scores | None, seeds: Sequence[int] | None
 ) -> tuple[dict[str, str], str]:
     """The word for each strategy against the reference, seen from the strategy.
 
     Args:
         study: the runs, the reference and the protocol.
-        groups: the strategies of the table.
+        scores: the strategies of the table.
         seeds: the table's seeds; None: all there are, and the tests of the study are the table's.
 
     Returns:
         Label → word, and a line that says what was tested. No word where nothing can be compared.
     """
-    whole = [g for g in groups if not g.absent]
-    if len(whole) < 2:
+    whole = [s for s in scores.strategies if not s.absent] if scores else []
+    if scores is None or len(whole) < 2:
         return {}, "no verdict: two strategies with finished runs are needed"
     ref, protocol = study.reference, study.protocol
     names = [g.label for g in whole if ref in (g.label, g.strategy)]
@@ -510,10 +512,9 @@ def verdicts(
         return {}, f"no verdict: {len(names)} finished strategies answer to the reference {ref!r}"
     comparisons = study.comparisons
     if seeds is not None:
-        labels = {g.label for g in whole}
-        methods = [_restricted(m, seeds) for m in study.evidence.methods if m.label in labels]
-        comparisons = confirm(replace(study.evidence, methods=tuple(methods)), protocol)
-    found = {**{g.label: HOLE for g in groups}, names[0]: "reference"}
+        chosen = study.reference_first(replace(scores, strategies=tuple(whole)))
+        comparisons = confirm(chosen, protocol)
+    found = {**{s.label: HOLE for s in scores.strategies}, names[0]: "reference"}
     cautious, m = False, 0
     for c in comparisons:
         if c.endpoint is FINAL and c.verdict is not None:
@@ -523,19 +524,4 @@ def verdicts(
         f"verdict: mean of all structures after the last step, against {names[0]}; stratified "
         f"sign-flip over patients, Holm (m = {m}), alpha {protocol.alpha:g}, equivalence margin "
         f"{protocol.margin:g}" + (", for these training runs" if cautious else "")
-    )
-
-
-def _restricted(method: Method, seeds: Sequence[int]) -> Method:
-    """The strategy with some of its seeds."""
-    pick = [i for i, s in enumerate(method.seeds) if s in seeds]
-    return replace(
-        method,
-        seeds=tuple(method.seeds[i] for i in pick),
-        first_steps=tuple(method.first_steps[i] for i in pick),
-        records=tuple(method.records[i] for i in pick),
-        cells={
-            key: replace(c, values=c.values[pick], with_empty=c.with_empty[pick])
-            for key, c in method.cells.items()
-        },
     )

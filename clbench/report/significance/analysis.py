@@ -19,35 +19,35 @@ from clbench.report.study import Study
 class Analysis(Study):
     """A study with its tests, each computed when first asked for.
 
-    Every one raises what `clbench.report.study.Study.evidence` raises.
+    Every one raises what `clbench.report.study.Study.dice` raises.
     """
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """Confirmatory: endpoints by other strategies."""
-        return confirm(self.evidence, self.protocol)
+        return confirm(self.dice, self.protocol)
 
     @cached_property
     def own(self) -> list[Own]:
         """Forgetting of each strategy."""
-        return own_forgetting(self.evidence, self.protocol)
+        return own_forgetting(self.dice, self.protocol)
 
     @cached_property
     def classes(self) -> list[ClassTest]:
         """Exploratory: structure by step by pair."""
-        return by_class(self.evidence, self.protocol)
+        return by_class(self.dice, self.protocol)
 
     @cached_property
     def sets(self) -> list[SetTest]:
         """Exploratory: eval set by pair."""
-        return by_set(self.evidence, self.protocol)
+        return by_set(self.dice, self.protocol)
 
     @cached_property
     def rankings(self) -> list[SetRanking]:
         """Exploratory: all strategies, per eval set."""
-        return rankings(self.evidence, self.protocol)
+        return rankings(self.dice, self.protocol)
 
     @cached_property
     def stable(self) -> Stable:
         """Ranking stability."""
-        return stable(self.evidence, self.protocol)
+        return stable(self.dice, self.protocol)

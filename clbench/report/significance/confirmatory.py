@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clbench.report.evidence import Evidence, Method
+from clbench.report.scores import Scores, StrategyScores
 from clbench.report.significance.endpoints import (
     ENDPOINTS,
     Endpoint,
@@ -104,35 +104,35 @@ class Comparison:
         return sum((self.patients or {}).values())
 
 
-def confirm(evidence: Evidence, protocol: Protocol) -> list[Comparison]:
+def confirm(scores: Scores, protocol: Protocol) -> list[Comparison]:
     """Every endpoint against every other strategy, in that order; holes included."""
     found = []
     for endpoint in ENDPOINTS:
-        if endpoint is not ENDPOINTS[0] and evidence.last < 2:
+        if endpoint is not ENDPOINTS[0] and scores.last < 2:
             continue
-        family = [_compare(evidence, endpoint, other, protocol) for other in evidence.others]
+        family = [_compare(scores, endpoint, other, protocol) for other in scores.others]
         found += _judge(family, protocol)
     return found
 
 
-def common_seeds(methods: Sequence[Method]) -> tuple[int, ...]:
+def common_seeds(methods: Sequence[StrategyScores]) -> tuple[int, ...]:
     """Seeds that all of them have."""
     shared = set.intersection(*(set(m.seeds) for m in methods))
     return tuple(sorted(shared))
 
 
 def _compare(
-    evidence: Evidence, endpoint: Endpoint, other: Method, protocol: Protocol
+    scores: Scores, endpoint: Endpoint, other: StrategyScores, protocol: Protocol
 ) -> Comparison:
-    ref = evidence.reference
+    ref = scores.reference
     seeds = common_seeds([ref, other])
     start = Comparison(endpoint=endpoint, a=ref.label, b=other.label, seeds=seeds)
-    missing = [w for w in (hole(evidence, m, endpoint) for m in (ref, other)) if w]
+    missing = [w for w in (hole(scores, m, endpoint) for m in (ref, other)) if w]
     if missing:
         return replace(start, hole=missing[0])
     if not seeds:
         return replace(start, hole=f"{ref.label} and {other.label} have no seed in common")
-    a, b = (table(evidence, m, endpoint, seeds) for m in (ref, other))
+    a, b = (table(scores, m, endpoint, seeds) for m in (ref, other))
     difference = {name: a[name] - b[name] for name in a}
     test = sign_flip(difference, seed=protocol.seed, draws=protocol.draws, alpha=protocol.alpha)
     interval = crossed_interval(
@@ -142,19 +142,19 @@ def _compare(
         difference, low=-protocol.margin, high=protocol.margin, seed=protocol.seed,
         draws=protocol.draws,
     )  # fmt: skip
-    ea, eb = (table(evidence, m, endpoint, seeds, with_empty=True) for m in (ref, other))
+    ea, eb = (table(scores, m, endpoint, seeds, with_empty=True) for m in (ref, other))
     empty = sign_flip(
         {name: ea[name] - eb[name] for name in ea}, seed=protocol.seed, draws=protocol.draws,
         alpha=protocol.alpha,
     )  # fmt: skip
     per_seed = [seed_means(x) for x in (a, b)]
-    first = shared_first(evidence, ref, other, seeds)
-    absent = [c for c in _classes(evidence, endpoint) if _is_absent(evidence, ref, c)]
+    first = shared_first(ref, other, seeds)
+    absent = [c for c in _classes(scores, endpoint) if _is_absent(scores, ref, c)]
     left_out = sorted({*ref.seeds, *other.seeds} - {*seeds})
     return replace(
         start,
         patients={part.name: part.n for part in strata(difference)},
-        classes=len(_classes(evidence, endpoint)) - len(absent),
+        classes=len(_classes(scores, endpoint)) - len(absent),
         classes_absent=tuple(absent),
         mean_a=macro_mean(a),
         mean_b=macro_mean(b),
@@ -171,7 +171,7 @@ def _compare(
         with_empty_p=empty.p,
         first_shared=first,
         detectable=detectable_difference(
-            difference, alpha=protocol.alpha / max(1, len(evidence.others))
+            difference, alpha=protocol.alpha / max(1, len(scores.others))
         ),
         cautions=(
             *interval.flags,
@@ -237,12 +237,12 @@ def _contradictions(c: Comparison, p: float, word: Verdict, protocol: Protocol) 
     return found
 
 
-def _classes(evidence: Evidence, endpoint: Endpoint) -> list[str]:
-    return list(terms(endpoint, evidence.learned_at, evidence.last))
+def _classes(scores: Scores, endpoint: Endpoint) -> list[str]:
+    return list(terms(endpoint, scores.learned_at, scores.last))
 
 
-def _is_absent(evidence: Evidence, method: Method, structure: str) -> bool:
-    cells = method.cells[evidence.last, evidence.home(structure), structure]
+def _is_absent(scores: Scores, method: StrategyScores, structure: str) -> bool:
+    cells = method.cells[scores.last, scores.home(structure), structure]
     return bool(np.isnan(cells.values).all())
 
 

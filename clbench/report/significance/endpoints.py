@@ -12,8 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from clbench.report.evidence import Evidence, Method
-from clbench.report.results import FirstStep, torn
+from clbench.report.scores import FirstStep, Scores, StrategyScores, first_steps_differ
 from clbench.types import Floats
 
 Which = Literal["final", "kept", "new"]
@@ -68,8 +67,8 @@ def terms(endpoint: Endpoint, learned_at: Mapping[str, int], last: int) -> Terms
 
 
 def table(
-    evidence: Evidence,
-    method: Method,
+    scores: Scores,
+    method: StrategyScores,
     endpoint: Endpoint,
     seeds: tuple[int, ...],
     *,
@@ -78,7 +77,7 @@ def table(
     """A strategy's endpoint: eval set → (seeds, patients, structures), nan = no such cell.
 
     Args:
-        evidence: the runs.
+        scores: the runs.
         method: the strategy.
         endpoint: the question.
         seeds: which of its seeds, in this order.
@@ -86,8 +85,8 @@ def table(
     """
     pick = [method.seeds.index(s) for s in seeds]
     found: dict[str, list[Floats]] = {}
-    for c, parts in terms(endpoint, evidence.learned_at, evidence.last).items():
-        home, total = evidence.home(c), np.zeros(())
+    for c, parts in terms(endpoint, scores.learned_at, scores.last).items():
+        home, total = scores.home(c), np.zeros(())
         for step, factor in parts:
             cells = method.cells[step, home, c]
             values = cells.with_empty if with_empty else cells.values
@@ -96,37 +95,36 @@ def table(
     return {home: np.stack(columns, axis=-1) for home, columns in found.items()}
 
 
-def hole(evidence: Evidence, method: Method, endpoint: Endpoint) -> str:
+def hole(scores: Scores, method: StrategyScores, endpoint: Endpoint) -> str:
     """Why a strategy has no such number, in words; empty = it has one.
 
     Args:
-        evidence: the runs of a benchmark.
+        scores: the runs of a benchmark.
         method: one strategy of it.
         endpoint: the question.
     """
     words = [
-        method.cells[step, evidence.home(c), c].hole
-        for c, parts in terms(endpoint, evidence.learned_at, evidence.last).items()
+        method.cells[step, scores.home(c), c].hole
+        for c, parts in terms(endpoint, scores.learned_at, scores.last).items()
         for step, _ in parts
     ]
     words = [w for w in words if w]
     return f"{method.label}: {words[0]}" if words else ""
 
 
-def shared_first(evidence: Evidence, a: Method, b: Method, seeds: tuple[int, ...]) -> bool:
+def shared_first(a: StrategyScores, b: StrategyScores, seeds: tuple[int, ...]) -> bool:
     """Whether two strategies have one and the same first step, at every seed.
 
     Args:
-        evidence: the runs of a benchmark.
         a: one strategy.
         b: the other.
         seeds: seeds that both have.
     """
     firsts = _firsts(a, b, seeds)
-    return bool(firsts) and all(x is not None and x == y for x, y in firsts)
+    return bool(firsts) and all(x == y for x, y in firsts)
 
 
-def torn_first(a: Method, b: Method, seeds: tuple[int, ...]) -> list[int]:
+def torn_first(a: StrategyScores, b: StrategyScores, seeds: tuple[int, ...]) -> list[int]:
     """Seeds at which two strategies name one first step, and score differently after it.
 
     Args:
@@ -135,10 +133,10 @@ def torn_first(a: Method, b: Method, seeds: tuple[int, ...]) -> list[int]:
         seeds: seeds that both have.
     """
     firsts = _firsts(a, b, seeds)
-    return [seeds[i] for i in torn([x for x, _ in firsts], [y for _, y in firsts])]
+    return [seeds[i] for i in first_steps_differ([x for x, _ in firsts], [y for _, y in firsts])]
 
 
 def _firsts(
-    a: Method, b: Method, seeds: tuple[int, ...]
-) -> list[tuple[FirstStep | None, FirstStep | None]]:
+    a: StrategyScores, b: StrategyScores, seeds: tuple[int, ...]
+) -> list[tuple[FirstStep, FirstStep]]:
     return [(a.first_steps[a.seeds.index(s)], b.first_steps[b.seeds.index(s)]) for s in seeds]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clbench.report.evidence import Evidence, Key, Method
+from clbench.report.scores import Key, Scores, StrategyScores
 from clbench.report.significance.confirmatory import common_seeds
 from clbench.report.significance.endpoints import FINAL, Endpoint, hole, shared_first, table
 from clbench.report.study import Protocol
@@ -117,14 +117,14 @@ class SetTest:
     """Which of the three tests says otherwise at alpha; empty = none."""
 
 
-def by_class(evidence: Evidence, protocol: Protocol) -> list[ClassTest]:
+def by_class(scores: Scores, protocol: Protocol) -> list[ClassTest]:
     """Every structure, step and pair; one family of Wilcoxon tests for the benchmark."""
-    ref = evidence.reference
+    ref = scores.reference
     found = []
-    for other in evidence.others:
+    for other in scores.others:
         seeds = common_seeds([ref, other])
-        for key in sorted(set(ref.cells) | set(other.cells), key=_order(evidence)):
-            row = _class_test(evidence, other, seeds, key, protocol)
+        for key in sorted(set(ref.cells) | set(other.cells), key=_order(scores)):
+            row = _class_test(scores, other, seeds, key, protocol)
             if row is not None:
                 found.append(row)
     p = [math.nan if r.test is None else r.test.p for r in found]
@@ -141,25 +141,25 @@ def by_class(evidence: Evidence, protocol: Protocol) -> list[ClassTest]:
     ]
 
 
-def _order(evidence: Evidence) -> Callable[[Key], tuple[int, int, bool, str]]:
-    names = list(evidence.learned_at)
-    return lambda key: (key[0], names.index(key[2]), key[1] != evidence.home(key[2]), key[1])
+def _order(scores: Scores) -> Callable[[Key], tuple[int, int, bool, str]]:
+    names = list(scores.learned_at)
+    return lambda key: (key[0], names.index(key[2]), key[1] != scores.home(key[2]), key[1])
 
 
 def _class_test(
-    evidence: Evidence,
-    other: Method,
+    scores: Scores,
+    other: StrategyScores,
     seeds: tuple[int, ...],
     key: tuple[int, str, str],
     protocol: Protocol,
 ) -> ClassTest | None:
-    ref = evidence.reference
+    ref = scores.reference
     step, eval_set, structure = key
     row = ClassTest(
         step=step, eval_set=eval_set, structure=structure, a=ref.label, b=other.label,
         n_seeds=len(seeds),
     )  # fmt: skip
-    home = eval_set == evidence.home(structure)
+    home = eval_set == scores.home(structure)
     for method in (ref, other):
         if key not in method.cells:
             return replace(row, hole=f"{method.label}: no such scores") if home else None
@@ -178,9 +178,9 @@ def _class_test(
         n=int((~np.isnan(d)).sum()),
         mean_a=float(np.nanmean(a)),
         mean_b=float(np.nanmean(b)),
-        missed=(ref.cells[key].missed, other.cells[key].missed),
+        missed=(int(ref.cells[key].missed.sum()), int(other.cells[key].missed.sum())),
     )
-    if step == 1 and shared_first(evidence, ref, other, seeds):
+    if step == 1 and shared_first(ref, other, seeds):
         return replace(row, shared=True)
     return replace(
         row,
@@ -205,18 +205,18 @@ def _class_verdict(row: ClassTest, p: float, m: int, protocol: Protocol) -> Verd
 
 
 def patient_macro(
-    evidence: Evidence, method: Method, endpoint: Endpoint, seeds: tuple[int, ...]
+    scores: Scores, method: StrategyScores, endpoint: Endpoint, seeds: tuple[int, ...]
 ) -> dict[str, Floats]:
     """Eval set → (patients,): mean over the structures a patient has, seeds averaged.
 
     Args:
-        evidence: the runs of a benchmark.
+        scores: the runs of a benchmark.
         method: one strategy of it.
         endpoint: the question.
         seeds: seeds to average over.
     """
     found = {}
-    for name, values in table(evidence, method, endpoint, seeds).items():
+    for name, values in table(scores, method, endpoint, seeds).items():
         mean = values.mean(axis=0)
         have = (~np.isnan(mean)).sum(axis=1)
         found[name] = np.divide(
@@ -225,17 +225,17 @@ def patient_macro(
     return found
 
 
-def by_set(evidence: Evidence, protocol: Protocol) -> list[SetTest]:
+def by_set(scores: Scores, protocol: Protocol) -> list[SetTest]:
     """Per eval set and other strategy: three tests of one difference, side by side."""
     found = []
-    for other in evidence.others:
-        seeds = common_seeds([evidence.reference, other])
-        pair = (evidence.reference, other)
-        why = [w for w in (hole(evidence, m, FINAL) for m in pair) if w]
+    for other in scores.others:
+        seeds = common_seeds([scores.reference, other])
+        pair = (scores.reference, other)
+        why = [w for w in (hole(scores, m, FINAL) for m in pair) if w]
         if not seeds:
             why.append(f"{pair[0].label} and {other.label} have no seed in common")
-        homes = dict.fromkeys(evidence.sources)
-        macro = [{} if why else patient_macro(evidence, m, FINAL, seeds) for m in pair]
+        homes = dict.fromkeys(scores.sources)
+        macro = [{} if why else patient_macro(scores, m, FINAL, seeds) for m in pair]
         for name in homes:
             row = SetTest(eval_set=name, a=pair[0].label, b=other.label, n_seeds=len(seeds))
             if why:

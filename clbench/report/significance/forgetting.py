@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from clbench.report.evidence import Evidence
+from clbench.report.scores import Scores
 from clbench.report.significance.endpoints import KEPT, hole, table
 from clbench.report.study import Protocol
 from clbench.statistics.bootstrap import crossed_interval
@@ -49,20 +49,20 @@ class Own:
     """`for these training runs` where the seeds do not support more; else empty."""
 
 
-def own_forgetting(evidence: Evidence, protocol: Protocol) -> list[Own]:
+def own_forgetting(scores: Scores, protocol: Protocol) -> list[Own]:
     """Per strategy: the change of its old structures from their own step to the last.
 
     "Does not forget" is a claim of its own: the loss is shown to be smaller than the margin.
     """
-    if evidence.last < 2:
+    if scores.last < 2:
         return []
     rows = []
-    for method in evidence.methods:
-        why = hole(evidence, method, KEPT)
+    for method in scores.strategies:
+        why = hole(scores, method, KEPT)
         if why:
             rows.append(Own(method=method.label, hole=why))
             continue
-        change = table(evidence, method, KEPT, method.seeds)
+        change = table(scores, method, KEPT, method.seeds)
         test = sign_flip(change, seed=protocol.seed, draws=protocol.draws, alpha=protocol.alpha)
         equal = equivalence_flip(
             change, low=-protocol.margin, high=protocol.margin, seed=protocol.seed,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clbench.report.evidence import Evidence, Method
+from clbench.report.scores import Scores, StrategyScores
 from clbench.report.significance.confirmatory import common_seeds
 from clbench.report.significance.endpoints import FINAL, hole, table
 from clbench.report.significance.exploratory import patient_macro
@@ -52,34 +52,34 @@ class Stable:
     """Strategies that could not take part, and why."""
 
 
-def rankable(evidence: Evidence) -> tuple[list[Method], tuple[str, ...]]:
+def rankable(scores: Scores) -> tuple[list[StrategyScores], tuple[str, ...]]:
     """Strategies with a whole final endpoint, and the words for the others."""
-    words = {m.label: hole(evidence, m, FINAL) for m in evidence.methods}
-    return [m for m in evidence.methods if not words[m.label]], tuple(
+    words = {m.label: hole(scores, m, FINAL) for m in scores.strategies}
+    return [m for m in scores.strategies if not words[m.label]], tuple(
         w for w in words.values() if w
     )
 
 
-def rankings(evidence: Evidence, protocol: Protocol) -> list[SetRanking]:
+def rankings(scores: Scores, protocol: Protocol) -> list[SetRanking]:
     """Friedman and Wilcoxon-Holm over the patients of each eval set."""
-    methods, left_out = rankable(evidence)
+    methods, left_out = rankable(scores)
     seeds = common_seeds(methods) if methods else ()
     if methods and not seeds:
         left_out = (*left_out, "no seed is common to all strategies: nothing is ranked")
     found = []
-    macro = {m.label: patient_macro(evidence, m, FINAL, seeds) for m in methods} if seeds else {}
-    for name in dict.fromkeys(evidence.sources):
-        scores = {label: by_name[name] for label, by_name in macro.items()}
-        whole = np.column_stack(list(scores.values())) if scores else np.empty((0, 0))
-        n = int((~np.isnan(whole).any(axis=1)).sum()) if scores else 0
+    macro = {m.label: patient_macro(scores, m, FINAL, seeds) for m in methods} if seeds else {}
+    for name in dict.fromkeys(scores.sources):
+        own = {label: by_name[name] for label, by_name in macro.items()}
+        whole = np.column_stack(list(own.values())) if own else np.empty((0, 0))
+        n = int((~np.isnan(whole).any(axis=1)).sum()) if own else 0
         found.append(
             SetRanking(
                 eval_set=name,
-                names=tuple(scores),
+                names=tuple(own),
                 n=n,
-                friedman=friedman(whole) if len(scores) >= 3 and n >= 2 else None,
-                pairs=wilcoxon_holm(scores, alpha=protocol.alpha)
-                if len(scores) >= 2 and n >= 1
+                friedman=friedman(whole) if len(own) >= 3 and n >= 2 else None,
+                pairs=wilcoxon_holm(own, alpha=protocol.alpha)
+                if len(own) >= 2 and n >= 1
                 else None,
                 left_out=left_out,
             )
@@ -87,15 +87,15 @@ def rankings(evidence: Evidence, protocol: Protocol) -> list[SetRanking]:
     return found
 
 
-def stable(evidence: Evidence, protocol: Protocol) -> Stable:
+def stable(scores: Scores, protocol: Protocol) -> Stable:
     """Ranking stability of the final endpoint."""
-    methods, left_out = rankable(evidence)
+    methods, left_out = rankable(scores)
     seeds = common_seeds(methods) if methods else ()
     if len(methods) < 2 or not seeds:
         why = () if seeds or not methods else ("no seed is common to all strategies",)
         return Stable(stability=None, seeds=seeds, left_out=(*left_out, *why))
     tables: Mapping[str, Mapping[str, Floats]] = {
-        m.label: table(evidence, m, FINAL, seeds) for m in methods
+        m.label: table(scores, m, FINAL, seeds) for m in methods
     }
     return Stable(
         stability=ranking_stability(tables, seed=protocol.seed, draws=protocol.rank_resamples),

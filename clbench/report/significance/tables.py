@@ -80,10 +80,10 @@ def confirmatory_table(a: Analysis) -> Table:
                 "" if c.verdict is None else c.verdict.scope, "; ".join(c.cautions),
             )
         )  # fmt: skip
-    ref, p = a.evidence.reference.label, a.protocol
+    ref, p = a.dice.reference.label, a.protocol
     m = max((c.m for c in a.comparisons), default=0)
     return Table(
-        title=f"{a.evidence.title()}: {ref} against each other strategy (confirmatory)",
+        title=f"{a.dice.title()}: {ref} against each other strategy (confirmatory)",
         columns=(
             "endpoint", "other", ref, "other's", "difference", f"{p.level:.0%} interval", "p",
             "p (Holm)", "p equivalent (Holm)", f"P({ref} ahead) over seeds", "detectable",
@@ -140,7 +140,7 @@ def own_table(a: Analysis) -> Table:
              o.seeds, o.word, o.scope)
         )  # fmt: skip
     return Table(
-        title=f"{a.evidence.title()}: does it forget?",
+        title=f"{a.dice.title()}: does it forget?",
         columns=("strategy", "change", f"{a.protocol.level:.0%} interval", "p of a change (Holm)",
                  f"p of a loss below {a.protocol.margin:g} (Holm)", "seeds", "verdict"),
         rows=tuple(rows),
@@ -164,7 +164,7 @@ def class_table(a: Analysis) -> Table:
         h, t = r.pseudomedian, r.test
         word = HOLE if r.hole else "" if r.verdict is None else r.verdict.word
         name = r.structure
-        if r.eval_set != a.evidence.home(r.structure):
+        if r.eval_set != a.dice.home(r.structure):
             name += f" (in {r.eval_set})"
         rows.append(
             (
@@ -189,8 +189,8 @@ def class_table(a: Analysis) -> Table:
         )  # fmt: skip
     m = max((r.m for r in a.classes), default=0)
     return Table(
-        title=f"{a.evidence.title()}: every structure (exploratory)",
-        columns=("step", "structure", "other", a.evidence.reference.label, "other's",
+        title=f"{a.dice.title()}: every structure (exploratory)",
+        columns=("step", "structure", "other", a.dice.reference.label, "other's",
                  "pseudomedian", f"{a.protocol.level:.0%} interval", "rank-biserial", "p", "p (BH)",
                  "p (Holm)", "n", "differ", "missed", "verdict"),
         rows=tuple(rows),
@@ -239,7 +239,7 @@ def set_table(a: Analysis) -> Table:
             )
         )  # fmt: skip
     return Table(
-        title=f"{a.evidence.title()}: every eval set, macro score per patient (exploratory)",
+        title=f"{a.dice.title()}: every eval set, macro score per patient (exploratory)",
         columns=("eval set", "other", "mean", f"{a.protocol.level:.0%} t interval", "pseudomedian",
                  "dz", "p Wilcoxon", "p t", "p sign", f"p within ±{a.protocol.margin:g}",
                  "P ahead / equal / behind", "detectable", "n", "disagreement"),
@@ -295,7 +295,7 @@ def ranking_table(a: Analysis) -> Table:
         )
     notes += [f"left out: {w}" for w in a.stable.left_out]
     return Table(
-        title=f"{a.evidence.title()}: rankings after the last step (exploratory)",
+        title=f"{a.dice.title()}: rankings after the last step (exploratory)",
         columns=("patients of", "strategy", "rank (mean)", "P(first)", "P(each rank)"),
         rows=tuple(rows),
         notes=tuple(notes),

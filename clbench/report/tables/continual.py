@@ -13,13 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from clbench.evaluation.metrics import continual, stability_gap
-from clbench.evaluation.metrics.continual import NAMES, Quantity, course_metrics, domain
-from clbench.report.evidence import Evidence, Method
-from clbench.report.results import PHANTOM, Group, Measured, hole_notes
+from clbench.evaluation.metrics.continual import NAMES, Cell, Quantity, course_metrics, domain
+from clbench.report.scores import Run, Scores, StrategyScores
 from clbench.report.study import Protocol, Study
 from clbench.report.tables.render import EMPTY, SHARE, Scale, Table
 from clbench.statistics.bootstrap import crossed_interval, seed_means
-from clbench.types import Floats
 
 JOINT = "joint"
 """The strategy that stands for joint training."""
@@ -48,43 +46,43 @@ def continual_table(study: Study, *, metric: str = "dice", scale: Scale = SHARE)
     Raises:
         StoreError: no finished runs, or runs that do not belong in one table.
     """
-    groups, scoring = study.finished(metric=metric), study.scoring
-    joint = _joint(groups)
-    found = {
-        g.label: [_measures(run, joint, scoring, metric) for run in g.runs] for g in groups
-    }  # fmt: skip
-    names = list(dict.fromkeys(n for each in found.values() for one in each for n in one))
+    scores = study.need_scores(metric=metric)
+    joint = _joint(scores)
+    by_label = {
+        s.label: [_measures(scores, s, i, joint) for i in range(len(s.runs))]
+        for s in scores.strategies
+    }
+    names = list(dict.fromkeys(n for each in by_label.values() for one in each for n in one))
     rows, long = [], []
     reasons: dict[tuple[str, str], list[str]] = {}
     for name in names:
         words = NAMES.get(name, name)
         cells = []
-        for g in groups:
-            seen = [one.get(name, UNTRACED) for one in found[g.label]]
+        for s in scores.strategies:
+            seen = [one.get(name, UNTRACED) for one in by_label[s.label]]
             cells.append(scale.over_seeds([q.value for q in seen]))
             for reason in dict.fromkeys(q.reason for q in seen if q.reason):
-                reasons.setdefault((reason, g.label), []).append(words)
-            long += [
-                (name, words, g.label, str(run.seed),
-                 "" if math.isnan(q.value) else repr(q.value), q.reason)
-                for run, q in zip(g.runs, seen, strict=True)
-            ]  # fmt: skip
+                reasons.setdefault((reason, s.label), []).append(words)
+            for seed, q in zip(s.seeds, seen, strict=True):
+                exact = "" if math.isnan(q.value) else repr(q.value)
+                long.append((name, words, s.label, str(seed), exact, q.reason))
         rows.append((words, *cells))
-    record = groups[0].runs[0].record
+    labels = [s.label for s in scores.strategies]
     unit = scale.unit if metric == "dice" else scale.unit.replace("Dice", metric)
     return Table(
-        title=f"{record['identity']['bench']} v{record['identity']['bench_version']}"
-        + ("" if record["patients"] else f" on the {PHANTOM}")
-        + f": continual-learning measures, {unit}",
-        columns=("measure", *(g.label for g in groups)),
+        title=f"{scores.title()}: continual-learning measures, {unit}",
+        columns=("measure", *labels),
         rows=tuple(rows),
         block=8,
         narrow=5,
         notes=(
-            f"{scoring} scoring; means over structures, over test cases; mean ± sd over seeds",
+            (
+                f"{study.scoring} scoring; means over structures, over test cases; "
+                "mean ± sd over seeds"
+            ),
             "joint training: the run of `joint` with the same seed",
-            *_merged(reasons, [g.label for g in groups]),
-            *hole_notes(groups),
+            *_merged(reasons, labels),
+            *scores.notes(),
         ),
         long=Table(
             title="",
@@ -94,55 +92,64 @@ def continual_table(study: Study, *, metric: str = "dice", scale: Scale = SHARE)
     )
 
 
-def _joint(groups: Sequence[Group]) -> Mapping[int, Measured] | str:
-    """Seed → run of joint training, or why there is none to compare with."""
-    found = [g for g in groups if g.strategy == JOINT]
-    if len(found) > 1:
-        return "there are several variants of joint training: " + ", ".join(
-            g.label for g in found
-        )  # fmt: skip
-    return {run.seed: run for g in found for run in g.runs}
+def _joint(scores: Scores) -> Mapping[int, continual.Matrix] | str:
+    """Seed → R of joint training, or why there is none to compare with."""
+    variants = [s for s in scores.strategies if s.strategy == JOINT]
+    if len(variants) > 1:
+        labels = ", ".join(s.label for s in variants)
+        return f"there are several variants of joint training: {labels}"
+    return {seed: r for s in variants for seed, r in zip(s.seeds, s.r, strict=True)}
 
 
 def _measures(
-    run: Measured, joint: Mapping[int, Measured] | str, scoring: str, metric: str
+    scores: Scores, s: StrategyScores, i: int, joint: Mapping[int, continual.Matrix] | str
 ) -> dict[str, Quantity]:
-    """Measures of one run, those of domain transfer and of the trace included."""
-    beside = None if isinstance(joint, str) else joint.get(run.seed)
-    found = course_metrics(
-        run.values, run.learned_at, run.last, joint=None if beside is None else beside.values
-    )
+    """Measures of a strategy's run number `i`, those of domain transfer and trace included."""
+    beside = None if isinstance(joint, str) else joint.get(s.seeds[i])
+    by_name = course_metrics(s.r[i], scores.learned_at, scores.last, joint=beside)
     if isinstance(joint, str):
         several = Quantity(value=math.nan, reason=joint)
-        found |= dict.fromkeys(("intransigence", "delta_joint", "relative_joint"), several)
-    rows = run.stored.rows_of(scoring, metric)
-    cells = continual.domain_transfer(
-        rows, run.sources, scoring=scoring, metric=metric, patient_of=run.patient_of
-    )
-    for name, quantity in domain(cells, run.sources).items():
+        by_name |= dict.fromkeys(("intransigence", "delta_joint", "relative_joint"), several)
+    cells = _domain_transfer(scores, s, i)
+    for name, quantity in domain(cells, scores.sources).items():
         words = "domain transfer"
         if cells:
-            before = run.sources.index(name.rpartition(" on ")[2])
+            before = scores.sources.index(name.rpartition(" on ")[2])
             words += f": {name}, after step {before}"
-        found[words] = quantity
-    return found | _gaps(run)
+        by_name[words] = quantity
+    return by_name | _gaps(scores, s.runs[i])
 
 
-def _gaps(run: Measured) -> dict[str, Quantity]:
+def _domain_transfer(scores: Scores, s: StrategyScores, i: int) -> dict[tuple[str, str], Cell]:
+    """(structure, source) → how the structure does there right before the source is taught."""
+    before = {source: scores.sources.index(source) for source in scores.sources}
+    return {
+        (name, eval_set): Cell(
+            value=continual.mean(values[~np.isnan(values)].tolist()),
+            cases=int(cells.cases[i]),
+            missed=int(cells.missed[i]),
+        )
+        for (step, eval_set, name), cells in s.cells.items()
+        if eval_set != s.home[name] and step == before[eval_set] and cells.annotated[i]
+        for values in [cells.values[i]]
+    }
+
+
+def _gaps(scores: Scores, run: Run) -> dict[str, Quantity]:
     """The stability gap of every step but the first, where the run was traced."""
     path = run.folder / stability_gap.FILE
-    steps = range(2, run.last + 1)
+    steps = range(2, scores.last + 1)
     if not path.exists():
         return {f"{STABILITY}, step {t}: {w}": UNTRACED for t in steps for w in GAP.values()}
-    tests = [case for step in run.record["course"]["test"] for case in step]
-    rows, found = stability_gap.read_trace(path, tests), {}
+    tests = [case for step in run.record.course["test"] for case in step]
+    rows, gaps = stability_gap.read_trace(path, tests), {}
     for step in steps:
-        gap = stability_gap.stability_gap(stability_gap.curves(rows, step), run.learned_at, step)
+        gap = stability_gap.stability_gap(stability_gap.curves(rows, step), scores.learned_at, step)
         for name, words in GAP.items():
             value = math.nan if gap is None else float(getattr(gap, name))
             reason = "" if not math.isnan(value) else "its structures were not traced from update 0"
-            found[f"{STABILITY}, step {step}: {words}"] = Quantity(value=value, reason=reason)
-    return found
+            gaps[f"{STABILITY}, step {step}: {words}"] = Quantity(value=value, reason=reason)
+    return gaps
 
 
 def _merged(
@@ -193,32 +200,57 @@ class Measure:
         return found + ("" if math.isnan(self.sd) else f" ±{scale.number(self.sd)}")
 
 
-def cells_at(
-    e: Evidence, method: Method, at: Mapping[str, int], seeds: Sequence[int] | None = None
-) -> dict[str, Floats]:
-    """Eval set → (seeds, patients, structures); empty where there is a hole or nothing to show.
+def measures(e: Scores, method: StrategyScores, protocol: Protocol) -> dict[str, Measure]:
+    """Name → number, in the order of the table.
 
     Args:
         e: the runs.
-        method: the strategy.
-        at: structure → after which step.
-        seeds: which seeds; None: all it has.
+        method: one of their strategies.
+        protocol: level and resamples of the intervals.
     """
-    pick = [method.seeds.index(s) for s in (method.seeds if seeds is None else seeds)]
-    found: dict[str, list[Floats]] = {}
-    for c, step in at.items():
-        cells = method.cells.get((step, e.home(c), c))
-        if cells is None or cells.hole or not pick:
-            return {}
-        found.setdefault(e.home(c), []).append(cells.values[pick])
-    return {name: np.stack(values, axis=-1) for name, values in found.items()}
+    old = {c: s for c, s in e.learned_at.items() if s < e.last}
+    new = {c: s for c, s in e.learned_at.items() if s > 1}
+    at_end = dict.fromkeys(e.learned_at, e.last)
+    old_at_end = dict.fromkeys(old, e.last)
+    by_name = {
+        "Old": _measure(method, old_at_end, protocol),
+        "New": _measure(method, new, protocol),
+        "All": _measure(method, at_end, protocol),
+        "BWT": _measure(method, old_at_end, protocol, minus=(method, old)),
+        "Forgetting": _forgetting(e, method, protocol),
+    }
+    joint = [m for m in e.strategies if m.strategy == JOINT]
+    if len(joint) != 1:
+        absent = Measure(why="no run of joint" if not joint else "several variants of joint")
+        return {**by_name, "Intransigence": absent, "Δ joint": absent}
+    by_name["Intransigence"] = _measure(joint[0], new, protocol, minus=(method, new))
+    by_name["Δ joint"] = _measure(method, at_end, protocol, minus=(joint[0], at_end))
+    return by_name
 
 
 def _measure(
-    table: Mapping[str, Floats], protocol: Protocol, why: str = "scores are missing"
+    method: StrategyScores,
+    at: Mapping[str, int],
+    protocol: Protocol,
+    minus: tuple[StrategyScores, Mapping[str, int]] | None = None,
 ) -> Measure:
-    if not table:
-        return Measure(why=why)
+    """Mean of some structures with its interval, or its difference from another one.
+
+    Args:
+        method: the strategy.
+        at: structure → step after which it is looked at.
+        protocol: level and resamples of the interval.
+        minus: the strategy and the steps of what is taken off, on the seeds both have.
+    """
+    other, before = minus or (method, at)
+    seeds = [s for s in method.seeds if s in other.seeds]
+    if not seeds:
+        return Measure(why="no seed in common with joint")
+    table, less = method.table(at, seeds), other.table(before, seeds)
+    if not table or not less:
+        return Measure(why=method.hole(at) or other.hole(before) or "there is no such structure")
+    if minus:
+        table = {name: table[name] - less[name] for name in table}
     i = crossed_interval(
         table, seed=protocol.seed, draws=protocol.descriptive_resamples, level=protocol.level
     )
@@ -227,85 +259,40 @@ def _measure(
     )
 
 
-def _minus(a: Mapping[str, Floats], b: Mapping[str, Floats]) -> dict[str, Floats]:
-    return {name: a[name] - b[name] for name in a} if a and b else {}
-
-
-def measures(e: Evidence, method: Method, protocol: Protocol) -> dict[str, Measure]:
-    """Name → number, in the order of the table.
-
-    Args:
-        e: the runs.
-        method: one of their strategies.
-        protocol: level and resamples of the intervals.
-    """
-    last = e.last
-    old = {c: s for c, s in e.learned_at.items() if s < last}
-    new = {c: s for c, s in e.learned_at.items() if s > 1}
-    at_end = dict.fromkeys(e.learned_at, last)
-    found = {
-        "Old": _measure(cells_at(e, method, dict.fromkeys(old, last)), protocol),
-        "New": _measure(cells_at(e, method, new), protocol),
-        "All": _measure(cells_at(e, method, at_end), protocol),
-        "BWT": _measure(
-            _minus(cells_at(e, method, dict.fromkeys(old, last)), cells_at(e, method, old)),
-            protocol,
-        ),
-        "Forgetting": _forgetting(e, method, protocol),
-    }
-    joint = [m for m in e.methods if m.strategy == JOINT]
-    if len(joint) != 1:
-        absent = Measure(why="no run of joint" if not joint else "several variants of joint")
-        return {**found, "Intransigence": absent, "Δ joint": absent}
-    seeds = [s for s in method.seeds if s in joint[0].seeds]
-    why = "no seed in common with joint" if not seeds else "scores are missing"
-    mine, bound = cells_at(e, method, new, seeds), cells_at(e, joint[0], new, seeds)
-    found["Intransigence"] = _measure(_minus(bound, mine), protocol, why)
-    mine, bound = cells_at(e, method, at_end, seeds), cells_at(e, joint[0], at_end, seeds)
-    found["Δ joint"] = _measure(_minus(mine, bound), protocol, why)
-    return found
-
-
-def _forgetting(e: Evidence, method: Method, protocol: Protocol) -> Measure:
+def _forgetting(e: Scores, method: StrategyScores, protocol: Protocol) -> Measure:
     """The best of the earlier steps minus the last, per structure; its interval for two steps only.
 
     Source: Chaudhry et al., ECCV 2018; see `clbench.evaluation.metrics.continual.forgetting`.
     """
     old = {c: s for c, s in e.learned_at.items() if s < e.last}
+    end = dict.fromkeys(old, e.last)
     if e.last == 2:
-        end = dict.fromkeys(old, e.last)
-        return _measure(_minus(cells_at(e, method, old), cells_at(e, method, end)), protocol)
-    per_seed = []
-    for i in range(len(method.seeds)):
-        r = {}
-        for c, s in old.items():
-            for t in range(s, e.last + 1):
-                cells = method.cells.get((t, e.home(c), c))
-                ok = cells is not None and not cells.hole and not np.isnan(cells.values[i]).all()
-                r[t, c] = float(np.nanmean(cells.values[i])) if cells and ok else math.nan
-        per_seed.append(continual.mean(continual.forgetting(r, old, e.last).values()))
+        return _measure(method, old, protocol, minus=(method, end))
+    per_seed = [continual.mean(continual.forgetting(r, old, e.last).values()) for r in method.r]
     value = continual.mean(per_seed)
-    return Measure(value=value, sd=continual.spread(per_seed), why="scores are missing")
+    why = [method.hole(dict.fromkeys([c], t)) for c, s in old.items() for t in range(s, e.last + 1)]
+    reason = next(filter(None, why), "there is no such structure")
+    return Measure(value=value, sd=continual.spread(per_seed), why=reason)
 
 
 def learning_table(study: Study, scale: Scale = SHARE) -> Table:
     """One row per strategy; a mean over structures, [interval] over patients, ± over seeds."""
-    e, protocol = study.evidence, study.protocol
+    e, protocol = study.dice, study.protocol
     rows, long, why = [], [], []
     names: list[str] = []
-    for m in e.methods:
-        found = measures(e, m, protocol)
-        names = list(found)
+    for m in e.strategies:
+        by_name = measures(e, m, protocol)
+        names = list(by_name)
         rows.append(
             (
                 m.label, str(len(m.seeds)),
-                *(x.text(k not in ("Old", "New", "All"), scale) for k, x in found.items()),
+                *(x.text(k not in ("Old", "New", "All"), scale) for k, x in by_name.items()),
             )
         )  # fmt: skip
-        for name, x in found.items():
+        for name, x in by_name.items():
             exact = ("" if math.isnan(v) else repr(v) for v in (x.value, x.low, x.high, x.sd))
             long.append((m.label, name, *exact, str(len(m.seeds)), x.why))
-        if reasons := {f"{k}: {x.why}" for k, x in found.items() if math.isnan(x.value)}:
+        if reasons := {f"{k}: {x.why}" for k, x in by_name.items() if math.isnan(x.value)}:
             why.append(f"hole: {m.label}, {'; '.join(sorted(reasons))}")
     sizes = ", ".join(f"{len(p)} {s}" for s, p in e.patients.items())
     return Table(

@@ -9,12 +9,11 @@ import csv
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
-from clbench.report.results import PHANTOM, Group, hole_notes
+from clbench.report.scores import Run, StrategyScores, on_phantom
 from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, Table
 
@@ -45,19 +44,19 @@ COLUMNS = (
 """Quantity, header, unit, digits."""
 
 
-def read_costs(folder: Path, record: Mapping[str, Any]) -> dict[int, Cost]:
+def read_costs(run: Run) -> dict[int, Cost]:
     """Step → cost: `run.json`, with what `cost.csv` of the run says on top.
 
     Raises:
         StoreError: `cost.csv` has no column `step`, or a value of a known quantity is no number.
     """
     found: dict[int, dict[str, float]] = {}
-    for step, recorded in record["cost"].items():
+    for step, recorded in run.record.cost.items():
         flat = {**recorded, **recorded.get("train", {})}
         found[int(step)] = {
             k: float(v) for k, v in flat.items() if isinstance(v, int | float)
         }  # fmt: skip
-    path = folder / "cost.csv"
+    path = run.folder / "cost.csv"
     if not path.exists():
         return dict(found)
     known = {name for name, *_ in COLUMNS}
@@ -84,10 +83,10 @@ def cost_table(study: Study) -> Table:
     Raises:
         StoreError: the runs do not belong in one table, or a cost cannot be read.
     """
-    groups = study.groups(scoring="strict")
-    rows = [row for g in groups for row in _rows(g)]
-    phantom = any(not g.patients for g in groups)
-    devices = sorted({str(r.record.get("device", "unknown")) for g in groups for r in g.runs})
+    scores = study.scores(scoring="strict")
+    strategies = scores.strategies if scores else ()
+    rows = [row for s in strategies for row in _rows(s, scores.last if scores else 0)]
+    devices = sorted({r.device for s in strategies for r in s.records})
     notes = [
         "means over seeds; a step that strategies share was trained once and is entered in each",
         "MACs: multiply-adds of one forward patch, counted once each; not zero: what pruning left",
@@ -99,10 +98,10 @@ def cost_table(study: Study) -> Table:
     if len(devices) > 1:
         notes.append("times from different devices are not comparable")
     notes += dict.fromkeys(
-        f"operations not counted, {g.label}: {r.record['uncounted'].splitlines()[0]}"
-        for g in groups
-        for r in g.runs
-        if r.record.get("uncounted")
+        f"operations not counted, {s.label}: {r.uncounted.splitlines()[0]}"
+        for s in strategies
+        for r in s.records
+        if r.uncounted
     )
     heads = [header for _, header, *_ in COLUMNS]
     if rows and all(row[3 + heads.index(MACS)] == EMPTY for row in rows):
@@ -112,25 +111,25 @@ def cost_table(study: Study) -> Table:
         i for i, h in enumerate(heads) if "GPU" not in h or any(r[3 + i] != EMPTY for r in rows)
     ]
     return Table(
-        title=f"{study.bench}: cost per step" + (f" on the {PHANTOM}" if phantom else ""),
+        title=f"{study.bench}: cost per step" + on_phantom(scores),
         columns=("strategy", "step", "seeds", *(heads[i] for i in shown)),
         rows=tuple((*row[:3], *(row[3 + i] for i in shown)) for row in rows),
         keys=3,
         narrow=6,
         block=9,
-        notes=(*notes, *hole_notes(groups)),
+        notes=(*notes, *(scores.notes() if scores else ())),
     )
 
 
-def _rows(group: Group) -> list[tuple[str, ...]]:
-    each = [read_costs(run.folder, run.record) for run in group.runs]
+def _rows(s: StrategyScores, last: int) -> list[tuple[str, ...]]:
+    each = [read_costs(run) for run in s.runs]
     rows = []
-    for step in range(1, group.runs[0].last + 1):
+    for step in range(1, last + 1):
         texts = []
         for name, _, unit, digits in COLUMNS:
             value = continual.mean(c.get(step, {}).get(name, math.nan) for c in each)
             texts.append(EMPTY if math.isnan(value) else f"{value / unit:.{digits}f}")
-        rows.append((group.label, str(step), str(len(group.runs)), *texts))
+        rows.append((s.label, str(step), str(len(s.runs)), *texts))
     return rows
 
 

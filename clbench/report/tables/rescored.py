@@ -7,14 +7,21 @@ scored has no column.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from clbench.evaluation.metrics import continual
-from clbench.report.results import PHANTOM, StoredRun
+from clbench.report.scores import Run, read_frame, title_of
 from clbench.report.tables.render import EMPTY, Table, number
-from clbench.store.run_folder import Score
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from clbench.statistics.intervals import Interval
+
+DETECTION = ("lesion_", "patient_positive")
+"""How the names of metrics begin that count lesions and patients."""
 
 ASSD_NOTE = (
     "assd: average symmetric surface distance, pooled; a missed structure has none, so its mean is "
@@ -28,55 +35,49 @@ def score_report(folder: Path) -> list[Table]:
     Raises:
         StoreError: missing or damaged files.
     """
-    stored = StoredRun.read(folder)
-    record = stored.record
-    rows = [r for r in stored.rows if r.scoring == "strict"]
-    last = max((r.step for r in rows), default=0)
-    steps = record["course"]["steps"]
-    sources = [s["source"] for s in steps]
-    home = [r for r in rows if r.step == last and r.eval_set == sources[r.learned_at - 1]]
+    run = Run.read(folder)
+    frame = read_frame([run])
+    rows = frame[frame["scoring"] == "strict"]
+    last = int(rows["step"].max()) if len(rows) else 0
+    steps = run.record.course["steps"]
+    home = {c: step["source"] for step in steps[:last] for c in step["learns"]}
+    rows = rows[(rows["step"] == last) & (rows["eval_set"] == rows["structure"].map(home))]
     title = (
-        f"{record['identity']['bench']} v{record['identity']['bench_version']}"
-        + ("" if record["patients"] else f" on the {PHANTOM}")
-        + f": {record['strategy']}, seed {record['identity']['seed']}, after step {last}"
+        f"{title_of(run.record)}: {run.record.strategy}, seed {run.record.seed}, after step {last}"
     )
-    names = [c for s in steps[:last] for c in s["learns"]]
-    patient_of = record["course"].get("patient_of", {})
-    found = [_distances(title, home, names, sources, patient_of)]
-    lesions = [c for c in names if any(r.structure == c and _detects(r) for r in home)]
+    tables = [_distances(title, rows, list(home), [step["source"] for step in steps])]
+    counted = rows[rows["metric"].str.startswith(DETECTION)]
+    lesions = [c for c in home if (counted["structure"] == c).any()]
     if lesions:
-        found.append(_detection(title, home, lesions, patient_of))
-    return found
-
-
-def _detects(row: Score) -> bool:
-    return row.metric.startswith(("lesion_", "patient_positive"))
+        tables.append(_detection(title, counted, lesions))
+    return tables
 
 
 def _distances(
-    title: str,
-    rows: Sequence[Score],
-    names: Sequence[str],
-    sources: Sequence[str],
-    patient_of: Mapping[str, str],
+    title: str, rows: pd.DataFrame, names: Sequence[str], sources: Sequence[str]
 ) -> Table:
-    skip = {"dice_ceiling"}
-    metrics = sorted({r.metric for r in rows if not _detects(r)} - skip)
+    rows = rows[~rows["metric"].str.startswith((*DETECTION, "dice_ceiling"))]
+    metrics = sorted(rows["metric"].unique())
+    by_patient = rows.groupby(["structure", "metric", "patient"], sort=False)["value"].mean()
+    plain = rows[rows["metric"] == "dice"]
     lines = []
     for name in names:
-        own = [r for r in rows if r.structure == name]
-        home = own[0].eval_set if own else ""
-        values = []
-        for metric in metrics:
-            mine = continual.per_patient(
-                {r.case: r.value for r in own if r.metric == metric}, home, patient_of
+        means = [
+            continual.mean(by_patient.get((name, metric), by_patient.iloc[:0]).dropna())
+            for metric in metrics
+        ]
+        own = plain[plain["structure"] == name]
+        lines.append(
+            (
+                name,
+                str(int(own["value"].notna().sum())),
+                str(int((own["status"] == "fn_only").sum())),
+                *(
+                    number(value, 3 if metric.startswith(("dice", "nsd")) else 1)
+                    for metric, value in zip(metrics, means, strict=True)
+                ),
             )
-            counted = [v for v in mine.values() if not math.isnan(v)]
-            values.append(number(continual.mean(counted), 3 if _is_share(metric) else 1))
-        plain = [r for r in own if r.metric == "dice"]
-        cases = sum(not math.isnan(r.value) for r in plain)
-        missed = sum(r.status == "fn_only" for r in plain)
-        lines.append((name, str(cases), str(missed), *values))
+        )
     return Table(
         title=f"{title}: means over test cases that hold the structure (strict)",
         columns=("structure", "cases", "missed", *metrics),
@@ -95,46 +96,33 @@ def _distances(
     )
 
 
-def _is_share(metric: str) -> bool:
-    return metric.startswith(("dice", "nsd"))
-
-
-def _detection(
-    title: str, rows: Sequence[Score], names: Sequence[str], patient_of: Mapping[str, str]
-) -> Table:
+def _detection(title: str, rows: pd.DataFrame, names: Sequence[str]) -> Table:
     from clbench.evaluation.metrics import detection
     from clbench.evaluation.metrics.detection import CONNECTIVITY, MATCH
 
+    rows = rows[rows["status"] != "not_annotated"]
     lines = []
     for name in names:
-        own = [r for r in rows if r.structure == name and r.status != "not_annotated"]
-        by_metric: dict[str, list[Score]] = {}
-        for r in own:
-            by_metric.setdefault(r.metric, []).append(r)
+        mine = rows[rows["structure"] == name]
+        by_metric = {str(metric): own for metric, own in mine.groupby("metric")}
+        values = {metric: own["value"] for metric, own in by_metric.items()}
         counts = {
-            k: int(sum(r.value for r in by_metric.get(f"lesion_{k}", ())))
+            k: int(values[f"lesion_{k}"].sum()) if f"lesion_{k}" in values else 0
             for k in ("truth", "found", "pred", "false")
         }
         pooled = detection.Lesions(**counts, largest_pred_vox=0)
-        per_case = len(by_metric.get("lesion_false", ()))
+        cases = len(values.get("lesion_false", ()))
         lesion_cells = (
             _share(counts["found"], counts["truth"]),
             _share(counts["pred"] - counts["false"], counts["pred"]),
             number(pooled.f1),
-            number(counts["false"] / per_case if per_case else math.nan, 2),
+            number(counts["false"] / cases if cases else math.nan, 2),
         )
         sizes = sorted(m for m in by_metric if m.startswith("patient_positive"))
         for metric in sizes or [""]:
-            seen = detection.patient_level(
-                detection.by_patient(
-                    (
-                        patient_of.get(f"{r.eval_set}/{r.case}", r.case),
-                        (r.gt_vox or 0) > 0,
-                        r.value > 0,
-                    )
-                    for r in by_metric.get(metric, ())
-                )
-            )
+            own = by_metric.get(metric, rows.iloc[:0])
+            calls = zip(own["patient"], own["gt_vox"] > 0, own["value"] > 0, strict=True)
+            seen = detection.patient_level(detection.by_patient(calls))
             lines.append(
                 (
                     name,
@@ -166,8 +154,8 @@ def _share(k: int, n: int) -> str:
     return f"{k}/{n} = {k / n:.3f}" if n else f"0/0 = {EMPTY}"
 
 
-def _rate(found: Any) -> str:
-    if found.n == 0:
+def _rate(rate: Interval) -> str:
+    if rate.n == 0:
         return f"0/0 = {EMPTY}"
-    k = round(found.estimate * found.n)
-    return f"{k}/{found.n} = {found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
+    k = round(rate.estimate * rate.n)
+    return f"{k}/{rate.n} = {rate.estimate:.3f} [{rate.low:.3f}, {rate.high:.3f}]"

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from clbench.evaluation.metrics import continual
-from clbench.report.results import PHANTOM, StoredRun, past_card, read_run
+from clbench.report.past_images import past_card
+from clbench.report.scores import Run, read_frame, scores_of
 from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, SHARE, Scale, Table, number
 
@@ -22,39 +22,38 @@ LOWER_BOUND = "finetune"
 
 def run_report(folder: Path, *, scoring: str) -> list[Table]:
     """What one run ends with: the score of every structure after each step, and the forgetting."""
-    run = read_run(StoredRun.read(folder), scoring)
-    record, last = run.record, run.last
+    run = Run.read(folder)
+    frame = read_frame([run])
+    dice = scores_of(frame, [run], scoring=scoring)
+    strategy = dice.strategies[0]
+    (r,) = strategy.r
+    of_truth = scores_of(frame, [run], scoring="strict", metric="dice_ceiling")
+    (ceiling,) = of_truth.strategies[0].r
+    last = dice.last
     steps = range(1, last + 1)
-    ceiling = continual.cells(
-        run.stored.rows_of("strict", "dice_ceiling"),
-        run.sources,
-        scoring="strict",
-        metric="dice_ceiling",
-    )
-    gone = continual.forgetting(run.values, run.learned_at, last)
+    gone = continual.forgetting(r, dice.learned_at, last)
     rows = []
-    for name, own in run.learned_at.items():
-        after = [run.r.get((t, name)) for t in steps]
-        final = after[-1]
+    for name, home in strategy.home.items():
+        final = strategy.cells[last, home, name]
         rows.append(
             (
                 name,
-                run.sources[own - 1],
-                *(EMPTY if c is None else number(c.value) for c in after),
+                home,
+                *(number(r.get((t, name), math.nan)) for t in steps),
                 number(gone.get(name, math.nan)),
-                str(final.cases) if final else EMPTY,
-                str(final.missed) if final else EMPTY,
-                number(ceiling[last, name].value) if (last, name) in ceiling else EMPTY,
+                str(final.cases[0]),
+                str(final.missed[0]),
+                number(ceiling.get((last, name), math.nan)),
             )
         )
-    for title, members in record["course"]["groups"].items():
+    for title, members in run.record.course["groups"].items():
         old = [gone[c] for c in members if c in gone]
         rows.append(
             (
                 title,
                 f"mean of {len(members)}",
                 *(
-                    number(continual.mean(run.values.get((t, c), math.nan) for c in members))
+                    number(continual.mean(r.get((t, c), math.nan) for c in members))
                     for t in steps
                 ),
                 number(continual.mean(old)) if len(old) == len(members) else EMPTY,
@@ -62,7 +61,7 @@ def run_report(folder: Path, *, scoring: str) -> list[Table]:
             )
         )  # fmt: skip
     scores = Table(
-        title=f"{_title(record)}: {record['strategy']}, seed {record['identity']['seed']}, "
+        title=f"{dice.title()}: {strategy.label}, seed {run.record.seed}, "
         f"Dice ({scoring} scoring)",
         columns=(
             "structure", "test cases of", *(f"after step {t}" for t in steps),
@@ -76,51 +75,43 @@ def run_report(folder: Path, *, scoring: str) -> list[Table]:
             "ceiling: the truth itself taken to the network's grid and back (strict scoring).",
         ),
     )  # fmt: skip
-    bwt = continual.backward_transfer(run.values, run.learned_at, last)
+    bwt = continual.backward_transfer(r, dice.learned_at, last)
     kept = Table(
         title="What was kept and what was learned",
         columns=("measure", "value"),
         rows=(
             ("old structures, each after its own step",
-             number(continual.mean(run.values.get((s, c), math.nan)
-                                  for c, s in run.learned_at.items() if s < last))),
+             number(continual.mean(r.get((s, c), math.nan)
+                                  for c, s in dice.learned_at.items() if s < last))),
             ("old structures, after the last step",
-             number(continual.accuracy(run.values, run.learned_at, last, last.__gt__))),
+             number(continual.accuracy(r, dice.learned_at, last, last.__gt__))),
             ("forgetting (mean over old structures)", number(continual.mean(gone.values()))),
             ("backward transfer (mean over old structures)", number(continual.mean(bwt.values()))),
             ("new structures, each after its own step",
-             number(continual.learning_accuracy(run.values, run.learned_at))),
+             number(continual.learning_accuracy(r, dice.learned_at))),
             ("all structures, after the last step",
-             number(continual.accuracy(run.values, run.learned_at, last, lambda s: True))),
+             number(continual.accuracy(r, dice.learned_at, last, lambda s: True))),
         ),
-        notes=(f"past images opened: {past_card(record)}",),
+        notes=(f"past images opened: {past_card(run.record)}",),
     )  # fmt: skip
     return [scores, kept] if last > 1 else [scores]
-
-
-def _title(record: Mapping[str, Any]) -> str:
-    identity = record["identity"]
-    return f"{identity['bench']} v{identity['bench_version']}" + (
-        "" if record["patients"] else f" on the {PHANTOM}"
-    )
 
 
 def summary(study: Study, scale: Scale = SHARE) -> Table:
     """One row per strategy: what it knew, what it lost, what it learned."""
     over_seeds = scale.over_seeds
-    groups = study.finished()
+    scores = study.need_scores()
+    last, at = scores.last, scores.learned_at
+    first = [c for c, s in at.items() if s == 1]
     rows, lost = [], {}
-    for g in groups:
-        last, at = g.runs[0].last, g.runs[0].learned_at
-        first = [c for c, s in at.items() if s == 1]
-        begin = [continual.mean(r.values[1, c] for c in first) for r in g.runs]
-        end = [continual.mean(r.values[last, c] for c in first) for r in g.runs]
+    for g in scores.strategies:
+        begin, end = ([continual.mean(r[t, c] for c in first) for r in g.r] for t in (1, last))
         lowest = min(
-            ((r.values[1, c], c, r.record["identity"]["seed"]) for r in g.runs for c in first),
+            ((r[1, c], c, seed) for seed, r in zip(g.seeds, g.r, strict=True) for c in first),
             key=lambda x: x[0],
         )
-        seeds = [str(r.seed) for r in g.runs]
-        lost[g.label] = {r.seed: a - b for r, a, b in zip(g.runs, begin, end, strict=True)}
+        seeds = list(map(str, g.seeds))
+        lost[g.label] = {s: a - b for s, a, b in zip(g.seeds, begin, end, strict=True)}
         rows.append(
             (
                 g.label,
@@ -129,27 +120,25 @@ def summary(study: Study, scale: Scale = SHARE) -> Table:
                 f"{scale.number(lowest[0])} ({lowest[1]}, seed {lowest[2]})",
                 over_seeds(end),
                 over_seeds(list(lost[g.label].values())),
-                over_seeds([continual.learning_accuracy(r.values, at) for r in g.runs]),
-                over_seeds(
-                    [continual.accuracy(r.values, at, last, lambda s: True) for r in g.runs]
-                ),
+                over_seeds([continual.learning_accuracy(r, at) for r in g.r]),
+                over_seeds([continual.accuracy(r, at, last, lambda s: True) for r in g.r]),
             )
         )
-    record = groups[0].runs[0].record
+    record = scores.record
     cases = ", ".join(
         f"{len(test)} {step['source']}"
-        for step, test in zip(record["course"]["steps"], record["course"]["test"], strict=True)
+        for step, test in zip(record.course["steps"], record.course["test"], strict=True)
     )
     over = "mean ± sd over seeds"
     notes = [
         f"{scale.unit} ({study.scoring} scoring), class means over test cases ({cases}); {over}.",
-        f"profile {record['identity']['profile']['name']}, data {record['data_fingerprint']}.",
+        f"profile {record.identity['profile']['name']}, data {record.data_fingerprint}.",
         *_beside_the_lower_bound(lost),
     ]
-    if unfinished := sum(g.unfinished for g in groups):
+    if unfinished := sum(g.unfinished for g in scores.strategies):
         notes.append(f"left out: {unfinished} unfinished run(s)")
     return Table(
-        title=f"{_title(record)}: summary",
+        title=f"{scores.title()}: summary",
         columns=(
             "strategy", "seeds", "step 1 structures, after step 1", "lowest of them, any seed",
             "the same, after the last step", "lost", "new structures", "all, after the last step",

@@ -341,8 +341,8 @@ def test_table_11_measured_by_hand(tmp_path: Path) -> None:
         "lwf_ct", "ilt_ct", "plop_ct", "universal_onehot", "universal", "mib"
     ]  # fmt: skip
     row = line(table, "lwf_ct")
-    (g,) = [g for g in Study(results=tmp_path, bench="body_ext").groups() if g.label == "lwf_ct"]
-    by_hand = [(r.r[3, "aorta"].value + r.r[3, "postcava"].value) / 2 for r in g.runs]
+    lwf_ct = Study(results=tmp_path, bench="body_ext").need_scores().strategies[0]
+    by_hand = [(r[3, "aorta"] + r[3, "postcava"]) / 2 for r in lwf_ct.r]
     assert row["JHH_cardiac, Step 3"] == f"{sum(by_hand) / 3:.3f} m"
     assert table.columns[2:] == ("Step 1", "Step 2", "Step 3", "Step 2", "Step 3", "Step 3")
     assert any(n.startswith("JHH_organ: of 2 structures (spleen, liver)") for n in table.notes)
@@ -454,8 +454,8 @@ def test_the_long_form_holds_full_precision(tmp_path: Path) -> None:
     table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured")
     (cell,) = [x for x in csv.DictReader(io.StringIO(render(table, "csv")))
                if x["method"].startswith("universal") and x["class"] == "Organ Mean" and x["step"] == "2"]  # fmt: skip
-    (g,) = Study(results=tmp_path, bench="tumor_ext").groups()
-    value, sd = g.value(2, ORGANS)
+    (universal,) = Study(results=tmp_path, bench="tumor_ext").need_scores().strategies
+    value, sd = universal.over_seeds(2, ORGANS)
     assert float(cell["value"]) == value
     assert float(cell["sd"]) == sd
     assert cell["structures"] == "13"

@@ -39,26 +39,23 @@ def test_measures_by_hand(tmp_path: Path) -> None:
     make_runs(tmp_path, {"universal": Method(kept=-0.1), "joint": Method(own_step1=True)},
               patients={"btcv": 5, "lits": 5})  # fmt: skip
     study = Study(results=tmp_path, bench="tumor_ext")
-    e = study.evidence
+    e = study.dice
     found = measures(e, e.reference, Protocol())
-    groups = {g.label: g for g in Study(results=tmp_path, bench="tumor_ext").groups()}
-    g, j = groups["universal"], groups["joint"]
+    by_label = {s.label: s for s in e.strategies}
+    g, j = by_label["universal"], by_label["joint"]
     old = [c for c, s in e.learned_at.items() if s == 1]
-    assert found["Old"].value == pytest.approx(g.value(2, old)[0])
-    assert found["Old"].sd == pytest.approx(g.value(2, old)[1])
-    assert found["New"].value == pytest.approx(g.value(2, ["liver_tumor"])[0])
-    assert found["All"].value == pytest.approx(g.value(2, [*old, "liver_tumor"])[0])
-    bwt = [
-        continual.mean(continual.backward_transfer(r.values, r.learned_at, 2).values())
-        for r in g.runs
-    ]
+    assert found["Old"].value == pytest.approx(g.over_seeds(2, old)[0])
+    assert found["Old"].sd == pytest.approx(g.over_seeds(2, old)[1])
+    assert found["New"].value == pytest.approx(g.over_seeds(2, ["liver_tumor"])[0])
+    assert found["All"].value == pytest.approx(g.over_seeds(2, [*old, "liver_tumor"])[0])
+    bwt = [continual.mean(continual.backward_transfer(r, e.learned_at, 2).values()) for r in g.r]
     assert found["BWT"].value == pytest.approx(continual.mean(bwt))
     assert found["BWT"].low < found["BWT"].value < found["BWT"].high
     assert found["Forgetting"].value == pytest.approx(-found["BWT"].value)
-    new = j.value(2, ["liver_tumor"])[0] - g.value(2, ["liver_tumor"])[0]
+    new = j.over_seeds(2, ["liver_tumor"])[0] - g.over_seeds(2, ["liver_tumor"])[0]
     assert found["Intransigence"].value == pytest.approx(new)
     assert found["Δ joint"].value == pytest.approx(
-        g.value(2, list(e.learned_at))[0] - j.value(2, list(e.learned_at))[0]
+        g.over_seeds(2, list(e.learned_at))[0] - j.over_seeds(2, list(e.learned_at))[0]
     )
     table = learning_table(study)
     assert "PHANTOM" in table.title
@@ -71,11 +68,10 @@ def test_forgetting_takes_the_best_earlier_step(tmp_path: Path) -> None:
     make_runs(tmp_path, {"universal": Method(kept=0.05)}, bench="body_ext", steps=THREE_STEPS,
               patients=dict.fromkeys(("jhh_organ", "jhh_gastro", "jhh_cardiac"), 4))  # fmt: skip
     study = Study(results=tmp_path, bench="body_ext")
-    e = study.evidence
+    e = study.dice
     found = measures(e, e.reference, Protocol())
-    (g,) = Study(results=tmp_path, bench="body_ext").groups()
     by_hand = [
-        continual.mean(continual.forgetting(r.values, r.learned_at, 3).values()) for r in g.runs
+        continual.mean(continual.forgetting(r, e.learned_at, 3).values()) for r in e.reference.r
     ]
     assert found["Forgetting"].value == pytest.approx(continual.mean(by_hand))
     assert math.isnan(found["Forgetting"].low)  # no interval: a maximum of means

@@ -17,6 +17,7 @@ from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, SHARE, Table
 from clbench.report.tables.summary import run_report, summary
 from clbench.store import run_folder
+from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
 
 STEPS = [
@@ -63,7 +64,7 @@ def make(tmp_path: Path) -> Make:
             "strategy": {"class": strategy, **more.pop("hyper", {})},
         }  # fmt: skip
         record = {
-            "schema": run_folder.SCHEMA, "status": "finished", "patients": False, "strategy": strategy,
+            "schema": run_folder.SCHEMA, "status": "finished", "steps_done": 2, "patients": False, "strategy": strategy,
             "run_id": run_folder.run_id(identity), "identity": identity, "data_fingerprint": "d",
             "text_encoding": {"encoding": "minilm"},
             "course": {
@@ -76,6 +77,7 @@ def make(tmp_path: Path) -> Make:
                      "2": {"train": {"train_s": 30.0, "prepare_s": 30.0}}},
             **more,
         }  # fmt: skip
+        rows = [replace(row, strategy=strategy, seed=seed) for row in rows]
         folder = tmp_path / "tumor_ext" / strategy / str(record["run_id"])
         folder.mkdir(parents=True)
         run_folder.write_record(folder, record)
@@ -232,11 +234,11 @@ def test_a_strip_of_a_real_run(smoke_run: Path, smoke_out: Path, cache_root: Pat
 
     study = Analysis(results=smoke_out, bench="tumor_ext")
     here = StripOptions(cache=cache_root)
-    record = run_folder.read_record(smoke_run)
-    case = record["course"]["test"][0][0].split("/")[1]
+    record = RunRecord.read(smoke_run)
+    case = record.course["test"][0][0].split("/")[1]
     (volume,) = open_volumes(here, record, [Shown(eval_set="btcv", case=case, word="", score=0)])
     assert (volume.source, volume.case) == ("btcv", case)
     with pytest.raises(StoreError, match="not what the run was made on"):
-        open_volumes(here, {**record, "data_fingerprint": "other"}, [])
+        open_volumes(here, replace(record, data_fingerprint="other"), [])
     if not any(f.parent.name != "universal" for f in run_folder.find_runs(smoke_out)):
         assert draw("strip", study, strip=here).startswith(b"<?xml")

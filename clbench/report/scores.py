@@ -1,0 +1,713 @@
+"""Scores: the runs of a benchmark as one long pandas frame, checked once, and as arrays.
+
+A patient is the unit: scans of one patient are averaged. A test case that should have a score and
+has none is a hole, and so is a structure that no test case holds; every number that would need a
+hole is left out, with the reason. A case that does not annotate or hold a structure is no hole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clbench.errors import StoreError
+from clbench.evaluation.metrics import continual
+from clbench.spec.taxonomy import structure
+from clbench.statistics.class_macro import by_patient
+from clbench.store import run_folder
+from clbench.store.record import RunRecord
+from clbench.types import Floats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PHANTOM = "PHANTOM, not patients"
+"""In the title of every table and figure made from phantom runs."""
+Key = tuple[int, str, str]
+"""(1-based step, eval set, structure)."""
+STATUS = {word: code for code, word in enumerate(run_folder.STATUSES)}
+"""Status of a row → its number in arrays."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """A run folder and its record."""
+
+    folder: Path
+    """Run folder."""
+    record: RunRecord
+    """`run.json`."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Read `run.json`.
+
+        Raises:
+            StoreError: missing or damaged.
+        """
+        return cls(folder=folder, record=RunRecord.read(folder))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FirstStep:
+    """Where a run starts from; equal ones are one and the same training."""
+
+    name: str
+    """Of the checkpoint, which strategies may share; the run folder where none is recorded."""
+    scores: str
+    """Checksum of all Dice scores after step 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cells:
+    """Scores of one strategy for one structure after one step on one eval set."""
+
+    values: Floats
+    """(seeds, patients); nan = not annotated, not contained, or a hole."""
+    with_empty: Floats
+    """The same with an empty truth scored 1 (nothing predicted) or 0 (a false alarm)."""
+    annotated: NDArray[np.bool_]
+    """(seeds,) whether the structure is annotated in any case."""
+    cases: NDArray[np.int64]
+    """(seeds,) test cases with a number."""
+    missed: NDArray[np.int64]
+    """(seeds,) of these, cases in which the structure was missed completely."""
+    reasons: tuple[str, ...]
+    """Per seed: why there is no mean; empty = there is one."""
+    hole: str = ""
+    """The first of them, with structure, step and seed; empty = every seed has a mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrategyScores:
+    """One strategy with all its seeds."""
+
+    label: str
+    """Name in tables."""
+    strategy: str
+    """Registered name."""
+    runs: tuple[Run, ...]
+    """In order of seed."""
+    cells: Mapping[Key, Cells]
+    """What was scored, and what should have been."""
+    home: Mapping[str, str]
+    """Structure → the eval set on which it counts: that of the source that taught it."""
+    first_steps: tuple[FirstStep, ...]
+    """Per seed; strategies that share step 1 have equal ones."""
+    unfinished: int
+    """Runs left out because they are not finished."""
+    absent: tuple[int, ...] = ()
+    """Seeds that were asked for and have no finished run: every mean is a hole."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of its runs."""
+        return tuple(run.record.seed for run in self.runs)
+
+    @property
+    def records(self) -> tuple[RunRecord, ...]:
+        """`run.json` of each seed."""
+        return tuple(run.record for run in self.runs)
+
+    @cached_property
+    def r(self) -> tuple[dict[tuple[int, str], float], ...]:
+        """Per seed R[step, structure], see `clbench.evaluation.metrics.continual`; nan = a hole."""
+        matrices: tuple[dict[tuple[int, str], float], ...] = tuple({} for _ in self.runs)
+        for (step, eval_set, name), cells in self.cells.items():
+            if eval_set != self.home[name]:
+                continue
+            for matrix, values, reason in zip(matrices, cells.values, cells.reasons, strict=True):
+                numbers = [] if reason else values[~np.isnan(values)].tolist()
+                matrix[step, name] = continual.mean(numbers)
+        return matrices
+
+    def over_seeds(self, step: int, members: Sequence[str]) -> tuple[float, float]:
+        """Mean and sd over seeds of the plain mean of some structures; nan where any is missing."""
+        if self.absent:
+            return math.nan, math.nan
+        means = [continual.mean(r.get((step, c), math.nan) for c in members) for r in self.r]
+        return continual.mean(means), continual.spread(means)
+
+    def hole(self, at: Mapping[str, int]) -> str:
+        """Why there is no mean of some structures, in words; empty = there is one.
+
+        Args:
+            at: structure → step after which it is looked at.
+        """
+        keys = [(step, self.home[c], c) for c, step in at.items()]
+        return next((self.cells[k].hole for k in keys if self.cells[k].hole), "")
+
+    def table(self, at: Mapping[str, int], seeds: Sequence[int] | None = None) -> dict[str, Floats]:
+        """Scores per patient in the form of `clbench.statistics.class_macro`.
+
+        Args:
+            at: structure → step after which it is looked at.
+            seeds: which seeds; None: all it has.
+
+        Returns:
+            Eval set → (seeds, patients, structures), nan where a case has no score; empty where
+            there is a hole or nothing to show.
+        """
+        pick = [self.seeds.index(s) for s in (self.seeds if seeds is None else seeds)]
+        columns: dict[str, list[Floats]] = {}
+        for c, step in at.items():
+            cells = self.cells.get((step, self.home[c], c))
+            if cells is None or cells.hole or not pick:
+                return {}
+            columns.setdefault(self.home[c], []).append(cells.values[pick])
+        return {name: np.stack(values, axis=-1) for name, values in columns.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One metric of all finished runs of a benchmark."""
+
+    runs: tuple[Run, ...]
+    """All of them, at least one."""
+    scoring: str
+    """`strict` or `paper`."""
+    metric: str
+    """Which score."""
+    sources: tuple[str, ...]
+    """Source of each step."""
+    learned_at: Mapping[str, int]
+    """Structure → 1-based step."""
+    patients: Mapping[str, tuple[str, ...]]
+    """Eval set → patients, in order of the split."""
+    scans: Mapping[str, int]
+    """Eval set → test cases; more than patients where a patient has several."""
+    patient_of: Mapping[str, str]
+    """"source/case" → patient, for cases that are no patients by themselves."""
+    metrics: frozenset[str]
+    """Names of all metrics the runs hold."""
+    strategies: tuple[StrategyScores, ...]
+    """By label; in `clbench.report.study.Study.dice` the reference first."""
+
+    @property
+    def record(self) -> RunRecord:
+        """The record of one of the runs, for what all have in common."""
+        return self.runs[0].record
+
+    @property
+    def bench(self) -> str:
+        """Benchmark."""
+        return str(self.record.identity["bench"])
+
+    @property
+    def version(self) -> int:
+        """Its version."""
+        return int(self.record.identity["bench_version"])
+
+    @property
+    def phantom(self) -> bool:
+        """Made from the phantom, not from patients."""
+        return not self.record.patients
+
+    @property
+    def reference(self) -> StrategyScores:
+        """The strategy all others are compared with: the first."""
+        return self.strategies[0]
+
+    @property
+    def others(self) -> tuple[StrategyScores, ...]:
+        """The strategies compared with the reference."""
+        return self.strategies[1:]
+
+    @property
+    def last(self) -> int:
+        """Number of steps."""
+        return len(self.sources)
+
+    @property
+    def means(self) -> dict[str, tuple[str, ...]]:
+        """Table groups: name → structures, in the order they are complete, smaller ones first."""
+        groups = self.record.course["groups"]
+        return {
+            name: tuple(groups[name])
+            for name in sorted(
+                groups,
+                key=lambda n: (max(self.learned_at[c] for c in groups[n]), len(groups[n]), n),
+            )
+        }
+
+    def home(self, structure: str) -> str:
+        """The eval set on which a structure counts: that of the source that taught it."""
+        return self.sources[self.learned_at[structure] - 1]
+
+    def title(self) -> str:
+        """Benchmark and version; says PHANTOM where it must."""
+        return title_of(self.record)
+
+    @property
+    def same_seeds(self) -> bool:
+        """Whether all strategies with numbers rest on the same seeds, so that rows compare."""
+        return len({s.seeds for s in self.strategies if not s.absent}) <= 1
+
+    def notes(self) -> list[str]:
+        """One line for everything that is missing: seeds, test cases, unfinished runs."""
+        lines = []
+        for s in self.strategies:
+            if s.absent:
+                lines.append(f"hole: {s.label} has no finished run of seed {_list(s.absent)}")
+            by_reason: dict[str, list[tuple[int, str]]] = {}
+            for (step, eval_set, name), cells in s.cells.items():
+                for seed, reason in zip(s.seeds, cells.reasons, strict=True):
+                    if reason and eval_set == self.home(name):
+                        by_reason.setdefault(f"seed {seed}: {reason}", []).append((step, name))
+            for reason, keys in by_reason.items():
+                steps = sorted({t for t, _ in keys})
+                names = list(dict.fromkeys(c for _, c in keys))
+                what = names[0] if len(names) == 1 else f"{len(names)} structures"
+                lines.append(f"hole: {s.label}, {what} after step {_list(steps)}, {reason}")
+            if s.unfinished:
+                lines.append(f"left out: {s.unfinished} unfinished run(s) of {s.label}")
+        if self.patient_of:
+            lines.append(
+                f"a patient counts once: {len(self.patient_of)} test cases are scans of "
+                f"{len(set(self.patient_of.values()))} patients, averaged first"
+            )
+        lines += _not_shared(self.strategies)
+        if not self.same_seeds:
+            whole = (s for s in self.strategies if not s.absent)
+            each = "; ".join(f"{s.label}: {_list(s.seeds)}" for s in whole)
+            lines.append(f"not the same seeds everywhere ({each}): rows are not ranked")
+        if max(len(s.runs) for s in self.strategies) == 1:
+            lines.append("one seed: conditional on one training run")
+        return lines
+
+
+def title_of(record: RunRecord) -> str:
+    """Benchmark and version of a run; says PHANTOM where it must."""
+    identity = record.identity
+    name = f"{identity['bench']} v{identity['bench_version']}"
+    return name if record.patients else f"{name} on the {PHANTOM}"
+
+
+def on_phantom(scores: Scores | None) -> str:
+    """The end of a title that does not name the benchmark's version."""
+    return f" on the {PHANTOM}" if scores and scores.phantom else ""
+
+
+def _list(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def first_steps_differ(a: Sequence[FirstStep], b: Sequence[FirstStep]) -> list[int]:
+    """Places at which two runs name one checkpoint of step 1, and score differently after it."""
+    return [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x.name == y.name and x != y]
+
+
+def _not_shared(strategies: Iterable[StrategyScores]) -> list[str]:
+    """One line per seed and checkpoint of step 1 whose runs do not score alike after it."""
+    by_name: dict[tuple[int, str], dict[str, list[str]]] = {}
+    for s in strategies:
+        for seed, first in zip(s.seeds, s.first_steps, strict=True):
+            by_name.setdefault((seed, first.name), {}).setdefault(first.scores, []).append(s.label)
+    return [
+        f"not shared: {' and '.join(', '.join(labels) for labels in by_scores.values())} name one "
+        f"checkpoint of step 1 (seed {seed}) but score differently after it: step 1 counts as "
+        "theirs alone; run them again with --fresh"
+        for (seed, _), by_scores in by_name.items()
+        if len(by_scores) > 1
+    ]
+
+
+# --------------------------------------------------------------------------------------------------
+# The long frame: every row of every `scores.csv`, and who is behind each test case.
+
+
+def patients_of(runs: Iterable[Run]) -> dict[str, str]:
+    """Who is behind each test case that is no patient by itself: "source/case" → patient.
+
+    A run that does not say takes what the others say about the same cases.
+
+    Raises:
+        StoreError: two runs name different patients for one case.
+    """
+    known: dict[str, str] = {}
+    for run in runs:
+        for case, patient in run.record.course["patient_of"].items():
+            if known.setdefault(case, patient) != patient:
+                raise StoreError(
+                    "two runs name different patients for one test case",
+                    where=f"{run.record.strategy}/{run.record.run_id}, {case}",
+                    expected=known[case],
+                    got=patient,
+                    next_step="keep them in different results folders (--out, --results)",
+                )
+    return known
+
+
+def read_frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """Every row of every run's `scores.csv`, in one frame.
+
+    Args:
+        runs: at least one.
+
+    Returns:
+        The columns of `clbench.store.run_folder.Score`; `run`, the position in `runs`; `patient`.
+
+    Raises:
+        StoreError: a file is missing or damaged, belongs to another run, or scores a case twice.
+    """
+    import pandas as pd
+
+    frame = pd.concat(map(_read, runs), keys=range(len(runs)), names=["run", None])
+    frame = frame.reset_index(level="run").reset_index(drop=True)
+    patient_of = patients_of(runs)
+    frame["patient"] = frame["case"]
+    if patient_of:
+        named = (frame["eval_set"] + "/" + frame["case"]).map(patient_of)
+        frame["patient"] = named.fillna(frame["case"])
+    key = ["run", "scoring", "metric", "step", "eval_set", "structure", "case"]
+    twice = frame[frame.duplicated(key)]
+    if len(twice):
+        row = twice.iloc[0]
+        raise StoreError(
+            "a case is scored twice",
+            where=runs[int(row["run"])].folder / "scores.csv",
+            got=f"{row['eval_set']}/{row['case']}, {row['structure']}, step {row['step']}",
+            next_step="run again with --fresh",
+        )
+    return frame
+
+
+_COUNTS = ("gt_vox", "pred_vox")
+_NUMBERS = {"bench_version": int, "seed": int, "step": int, "learned_at": int, "value": float}
+
+
+def _read(run: Run) -> pd.DataFrame:
+    """The rows of one run; what pandas does not read at once is judged line by line."""
+    import pandas as pd
+
+    path = run.folder / "scores.csv"
+    types: dict[str, Any] = dict.fromkeys(run_folder.COLUMNS, str)
+    types |= {**_NUMBERS, **dict.fromkeys(_COUNTS, float)}
+    try:
+        frame = pd.read_csv(
+            path,
+            dtype=types,
+            keep_default_na=False,
+            na_values={"value": ["nan"], **{name: [""] for name in _COUNTS}},
+        )
+        whole = (
+            tuple(frame.columns) == run_folder.COLUMNS
+            and bool(frame["scoring"].isin(run_folder.SCORINGS).all())
+            and bool(frame["status"].isin(run_folder.STATUSES).all())
+        )
+    except (OSError, ValueError):
+        whole = False
+    if not whole:
+        rows = [dataclasses.astuple(row) for row in run_folder.read_scores(path)]
+        frame = pd.DataFrame(rows, columns=run_folder.COLUMNS).astype(types)
+    identity = run.record.identity
+    own = {
+        "bench": identity["bench"],
+        "bench_version": identity["bench_version"],
+        "strategy": run.record.strategy,
+        "seed": run.record.seed,
+    }
+    for column, value in own.items():
+        other = frame[frame[column] != value]
+        if len(other):
+            raise StoreError(
+                "the scores belong to another run",
+                where=path,
+                expected=tuple(own.values()),
+                got=tuple(other[list(own)].iloc[:1].to_dict("records")[0].values()),
+                next_step="put the right file back, or run again with --fresh",
+            )
+    return frame
+
+
+def rows_of(frame: pd.DataFrame, *, scoring: str, metric: str) -> pd.DataFrame:
+    """The rows of one metric; `nsd` is surface Dice at each structure's own tolerance.
+
+    Args:
+        frame: of `read_frame`.
+        scoring: `strict` or `paper`.
+        metric: `dice`, `nsd`, `hd95_mm`, …
+    """
+    rows = frame[frame["scoring"] == scoring]
+    if metric != "nsd":
+        return rows[rows["metric"] == metric]
+    own = {name: f"nsd_{structure(name).tolerance_mm:g}mm" for name in rows["structure"].unique()}
+    return rows[rows["metric"] == rows["structure"].map(own)]
+
+
+# --------------------------------------------------------------------------------------------------
+# From rows to arrays.
+
+
+def scores_of(
+    frame: pd.DataFrame,
+    runs: Sequence[Run],
+    *,
+    scoring: str,
+    metric: str = "dice",
+    seeds: Sequence[int] | None = None,
+    unfinished: Mapping[str, int] = {},
+) -> Scores:
+    """One metric of some runs, grouped by everything but the seed.
+
+    Args:
+        frame: of `read_frame(runs)`.
+        runs: finished runs of one benchmark.
+        scoring: `strict` or `paper`.
+        metric: which score.
+        seeds: the seeds every strategy must have, at least one run has; None takes those there
+            are. A strategy that lacks one is a hole as a whole.
+        unfinished: strategy → runs left out because they are not finished.
+
+    Raises:
+        StoreError: a strategy has two runs of one seed.
+    """
+    chosen = {i: run for i, run in enumerate(runs) if seeds is None or run.record.seed in seeds}
+    record = next(iter(chosen.values())).record
+    steps = record.course["steps"]
+    sources = tuple(step["source"] for step in steps)
+    learned_at = {c: i for i, step in enumerate(steps, 1) for c in step["learns"]}
+    home = {c: sources[at - 1] for c, at in learned_at.items()}
+    tests = test_cases(record)
+    patient_of = patients_of(chosen.values())
+    patients = {s: [patient_of.get(f"{s}/{c}", c) for c in cases] for s, cases in tests.items()}
+    rows = rows_of(frame, scoring=scoring, metric=metric)
+    structures = list(learned_at)
+    blocks = {
+        name: _block(
+            rows[rows["eval_set"] == name],
+            (len(runs), len(steps)),
+            structures,
+            cases,
+            patients[name],
+        )
+        for name, cases in tests.items()
+    }
+    first = _first_steps(rows_of(frame, scoring=scoring, metric="dice"), runs)
+    strategies = []
+    for label, members in _labelled(chosen).items():
+        own = tuple(chosen[i] for i in members)
+        having = tuple(run.record.seed for run in own)
+        if len(set(having)) < len(having):
+            raise StoreError(
+                "two runs of one strategy have the same seed and settings",
+                where=own[0].folder.parent,
+                got=having,
+                next_step="remove the older one",
+            )
+        cells = {}
+        for step in range(1, len(steps) + 1):
+            for eval_set, block in sorted(blocks.items()):
+                for k, c in sorted(enumerate(structures), key=lambda x: x[1]):
+                    due = home[c] == eval_set and step >= learned_at[c]
+                    at = (list(members), step - 1, k)
+                    if due or block.scored[at].any():
+                        cells[step, eval_set, c] = block.cells(
+                            at, due, f"{c} after step {step}", eval_set, having
+                        )
+        strategies.append(
+            StrategyScores(
+                label=label,
+                strategy=own[0].record.strategy,
+                runs=own,
+                cells=cells,
+                home=home,
+                first_steps=tuple(first[i] for i in members),
+                unfinished=unfinished.get(own[0].record.strategy, 0),
+                absent=tuple(s for s in seeds or () if s not in having),
+            )
+        )
+    return Scores(
+        runs=tuple(chosen.values()),
+        scoring=scoring,
+        metric=metric,
+        sources=sources,
+        learned_at=learned_at,
+        patients={s: tuple(dict.fromkeys(p)) for s, p in patients.items()},
+        scans={s: len(p) for s, p in patients.items()},
+        patient_of=patient_of,
+        metrics=frozenset(frame["metric"].unique()),
+        strategies=tuple(sorted(strategies, key=lambda s: s.label)),
+    )
+
+
+def test_cases(record: RunRecord) -> dict[str, list[str]]:
+    """Eval set → its test cases, in order of the splits."""
+    cases: dict[str, dict[str, None]] = {}
+    for step, named in zip(record.course["steps"], record.course["test"], strict=True):
+        source = step["source"]
+        bare = (name.removeprefix(f"{source}/") for name in named)
+        cases.setdefault(source, {}).update(dict.fromkeys(bare))
+    return {source: list(names) for source, names in cases.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Block:
+    """All runs on one eval set."""
+
+    tests: Sequence[str]
+    """Its test cases."""
+    values: Floats
+    """(runs, steps, structures, patients); see `Cells.values`."""
+    with_empty: Floats
+    """The same shape; see `Cells.with_empty`."""
+    scored: NDArray[np.bool_]
+    """(runs, steps, structures, cases); whether there is a row."""
+    lacking: NDArray[np.bool_]
+    """The same shape; whether a number should be there and is not."""
+    annotated: NDArray[np.bool_]
+    """The same shape; whether the structure is annotated."""
+    numbers: NDArray[np.bool_]
+    """The same shape; whether there is a number."""
+    missed: NDArray[np.bool_]
+    """The same shape; whether the structure was missed completely."""
+
+    def cells(self, at: Any, due: bool, what: str, eval_set: str, seeds: Sequence[int]) -> Cells:
+        """The scores of some runs for one structure after one step.
+
+        Args:
+            at: (runs, step, structure), each a position.
+            due: whether every test case should have a score.
+            what: structure and step in words.
+            eval_set: name of the set.
+            seeds: of the runs.
+        """
+        numbers = self.numbers[at].sum(axis=-1)
+        reasons = tuple(
+            self._reason(scored, lacking, int(n), eval_set, due)
+            for scored, lacking, n in zip(self.scored[at], self.lacking[at], numbers, strict=True)
+        )
+        holes = [
+            f"{what}, seed {seed}: {reason}"
+            for seed, reason in zip(seeds, reasons, strict=True)
+            if reason
+        ]
+        return Cells(
+            values=self.values[at],
+            with_empty=self.with_empty[at],
+            annotated=self.annotated[at].any(axis=-1),
+            cases=numbers,
+            missed=self.missed[at].sum(axis=-1),
+            reasons=reasons,
+            hole=holes[0] if holes else "",
+        )
+
+    def _reason(
+        self,
+        scored: NDArray[np.bool_],
+        lacking: NDArray[np.bool_],
+        numbers: int,
+        eval_set: str,
+        due: bool,
+    ) -> str:
+        """Why there is no mean of one run; empty = there is one."""
+        if not scored.any():
+            return "not scored"
+        if n := int(lacking.sum()):
+            more = ", …" if n > 1 else ""
+            case = self.tests[int(lacking.argmax())]
+            return f"{n} of {len(self.tests)} test cases missing ({eval_set}/{case}{more})"
+        return "" if numbers or not due else f"no test case of {eval_set} holds it"
+
+
+def _block(
+    rows: pd.DataFrame,
+    size: tuple[int, int],
+    structures: Sequence[str],
+    tests: Sequence[str],
+    patients: Sequence[str],
+) -> _Block:
+    """Rows of one metric on one eval set as arrays; cases and structures of no test are left out.
+
+    Args:
+        rows: of `rows_of`.
+        size: (runs, steps).
+        structures: in the order of their axis.
+        tests: test cases, in order.
+        patients: who is behind each test case.
+    """
+    import pandas as pd
+
+    axes = [range(size[0]), range(1, size[1] + 1), structures, tests]
+    names = ["run", "step", "structure", "case"]
+    wide = rows.set_index(names)[["value", "status"]].reindex(
+        pd.MultiIndex.from_product(axes, names=names)
+    )
+    shape = [len(axis) for axis in axes]
+    value = wide["value"].to_numpy(dtype=np.float64).reshape(shape)
+    status = wide["status"].map(STATUS).fillna(-1).to_numpy(dtype=np.int8).reshape(shape)
+    scored = status >= 0
+    empty = np.isin(status, [STATUS["both_empty"], STATUS["fp_only"]])
+    held = np.isin(status, [STATUS["ok"], STATUS["fn_only"]])
+    plain = np.where(empty, np.nan, value)
+    with_empty = np.where(empty, status == STATUS["both_empty"], value)
+    return _Block(
+        tests=tests,
+        values=by_patient(plain[..., None], patients)[..., 0],
+        with_empty=by_patient(with_empty[..., None], patients)[..., 0],
+        scored=scored,
+        lacking=~scored | (held & np.isnan(value)),
+        annotated=scored & (status != STATUS["not_annotated"]),
+        numbers=~np.isnan(plain),
+        missed=status == STATUS["fn_only"],
+    )
+
+
+def _first_steps(dice: pd.DataFrame, runs: Sequence[Run]) -> list[FirstStep]:
+    """Where each run starts from, from its checkpoint's name and its Dice after step 1."""
+    import pandas as pd
+
+    rows = dice[dice["step"] == 1]
+    row = pd.util.hash_pandas_object(
+        rows[["eval_set", "case", "structure", "value", "status"]], index=False
+    )
+    by_run = {i: np.sort(own.to_numpy()) for i, own in row.groupby(rows["run"])}
+    return [
+        FirstStep(
+            name=str(run.record.shared_step1 or run.folder),
+            scores=hashlib.sha256(by_run[i].tobytes() if i in by_run else b"").hexdigest(),
+        )
+        for i, run in enumerate(runs)
+    ]
+
+
+def _labelled(runs: Mapping[int, Run]) -> dict[str, list[int]]:
+    """Label → positions of its runs, by seed; one label for what differs in the seed alone."""
+    variants: dict[tuple[str, str], list[int]] = {}
+    for i, run in runs.items():
+        rest = {k: run.record.identity[k] for k in ("strategy", "vectors", "weights")}
+        variants.setdefault((run.record.strategy, run_folder.run_id(rest)), []).append(i)
+    labels = {}
+    for (name, _), members in variants.items():
+        members.sort(key=lambda i: runs[i].record.seed)
+        same = [runs[m[0]].record for (other, _), m in variants.items() if other == name]
+        label = name
+        if len(same) > 1:  # say what tells the variants of a strategy apart
+            label += f" ({_difference(runs[members[0]].record, same)})"
+        labels[label] = members
+    return labels
+
+
+def _difference(one: RunRecord, others: Sequence[RunRecord]) -> str:
+    """The settings of one variant in which some other differs."""
+    names = {key for o in others for key in o.identity["strategy"]} - {"class"}
+    options = one.strategy_options
+    parts = [
+        f"{key}={options.get(key)}"
+        for key in sorted(names)
+        if any(o.strategy_options.get(key) != options.get(key) for o in others)
+    ]
+    if any(o.identity["vectors"] != one.identity["vectors"] for o in others):
+        parts.append(str(one.text_encoding.get("encoding")))
+    if any(o.identity["weights"] != one.identity["weights"] for o in others):
+        parts.append(f"weights {str(one.identity['weights'])[:8]}")
+    return ", ".join(parts)
