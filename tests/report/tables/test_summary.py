@@ -132,8 +132,9 @@ def test_the_other_scoring_is_another_table(make: Make) -> None:
 
 def test_a_summary_over_seeds(make: Make, tmp_path: Path) -> None:
     make()
-    make(seed=1, rows=[score(1, "spleen", 0.9), score(1, "liver", 0.9), score(2, "spleen", 0.5),
-                       score(2, "liver", 0.5), score(2, "liver_tumor", 0.2, "7")])  # fmt: skip
+    values = {(1, "spleen"): 0.9, (1, "liver"): 0.9, (2, "spleen"): 0.5, (2, "liver"): 0.5}
+    rows = [score(*key, value, case) for key, value in values.items() for case in ("1", "2")]
+    make(seed=1, rows=[*rows, score(2, "liver_tumor", 0.2, "7")])
     table = summary(Study(results=tmp_path, bench="tumor_ext"))
     assert cell(table, "universal", "seeds") == "0, 1"
     assert cell(table, "universal", "step 1 structures, after step 1") == "0.800 ± 0.141"
