@@ -15,7 +15,7 @@ LISTED = 20
 def past_opened(record: RunRecord) -> tuple[set[str], set[str]]:
     """(cases of other steps that training opened, training cases of all earlier steps)."""
     opened: set[str] = set()
-    trains = [set(cases) for cases in record.course["train"]]
+    trains = [set(cases) for cases in record.course.train]
     for step, by_purpose in record.ledger.items():
         for purpose in ("train", "pseudo"):
             opened |= set(by_purpose.get(purpose, ())) - trains[int(step) - 1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -200,12 +201,12 @@ class Scores:
     @property
     def bench(self) -> str:
         """Benchmark."""
-        return str(self.record.identity["bench"])
+        return self.record.identity.bench
 
     @property
     def version(self) -> int:
         """Its version."""
-        return int(self.record.identity["bench_version"])
+        return self.record.identity.bench_version
 
     @property
     def phantom(self) -> bool:
@@ -230,7 +231,7 @@ class Scores:
     @property
     def means(self) -> dict[str, tuple[str, ...]]:
         """Table groups: name → structures, in the order they are complete, smaller ones first."""
-        groups = self.record.course["groups"]
+        groups = self.record.course.groups
         return {
             name: tuple(groups[name])
             for name in sorted(
@@ -288,7 +289,7 @@ class Scores:
 def title_of(record: RunRecord) -> str:
     """Benchmark and version of a run; says PHANTOM where it must."""
     identity = record.identity
-    name = f"{identity['bench']} v{identity['bench_version']}"
+    name = f"{identity.bench} v{identity.bench_version}"
     return name if record.patients else f"{name} on the {PHANTOM}"
 
 
@@ -335,7 +336,7 @@ def patients_of(runs: Iterable[Run]) -> dict[str, str]:
     """
     known: dict[str, str] = {}
     for run in runs:
-        for case, patient in run.record.course["patient_of"].items():
+        for case, patient in run.record.course.patient_of.items():
             if known.setdefault(case, patient) != patient:
                 raise StoreError(
                     "two runs name different patients for one test case",
@@ -411,8 +412,8 @@ def _read(run: Run) -> pd.DataFrame:
         frame = pd.DataFrame(rows, columns=run_folder.COLUMNS).astype(types)
     identity = run.record.identity
     own = {
-        "bench": identity["bench"],
-        "bench_version": identity["bench_version"],
+        "bench": identity.bench,
+        "bench_version": identity.bench_version,
         "strategy": run.record.strategy,
         "seed": run.record.seed,
     }
@@ -473,9 +474,9 @@ def scores_of(
     """
     chosen = {i: run for i, run in enumerate(runs) if seeds is None or run.record.seed in seeds}
     record = next(iter(chosen.values())).record
-    steps = record.course["steps"]
-    sources = tuple(step["source"] for step in steps)
-    learned_at = {c: i for i, step in enumerate(steps, 1) for c in step["learns"]}
+    steps = record.course.steps
+    sources = tuple(step.source for step in steps)
+    learned_at = {c: i for i, step in enumerate(steps, 1) for c in step.learns}
     home = {c: sources[at - 1] for c, at in learned_at.items()}
     tests = test_cases(record)
     patient_of = patients_of(chosen.values())
@@ -543,8 +544,8 @@ def scores_of(
 def test_cases(record: RunRecord) -> dict[str, list[str]]:
     """Eval set → its test cases, in order of the splits."""
     cases: dict[str, dict[str, None]] = {}
-    for step, named in zip(record.course["steps"], record.course["test"], strict=True):
-        source = step["source"]
+    for step, named in zip(record.course.steps, record.course.test, strict=True):
+        source = step.source
         bare = (name.removeprefix(f"{source}/") for name in named)
         cases.setdefault(source, {}).update(dict.fromkeys(bare))
     return {source: list(names) for source, names in cases.items()}
@@ -684,8 +685,9 @@ def _labelled(runs: Mapping[int, Run]) -> dict[str, list[int]]:
     """Label → positions of its runs, by seed; one label for what differs in the seed alone."""
     variants: dict[tuple[str, str], list[int]] = {}
     for i, run in runs.items():
-        rest = {k: run.record.identity[k] for k in ("strategy", "vectors", "weights")}
-        variants.setdefault((run.record.strategy, run_folder.run_id(rest)), []).append(i)
+        own = run.record.identity
+        rest = json.dumps([own.strategy, own.vectors, own.weights], sort_keys=True)
+        variants.setdefault((run.record.strategy, rest), []).append(i)
     labels = {}
     for (name, _), members in variants.items():
         members.sort(key=lambda i: runs[i].record.seed)
@@ -699,15 +701,15 @@ def _labelled(runs: Mapping[int, Run]) -> dict[str, list[int]]:
 
 def _difference(one: RunRecord, others: Sequence[RunRecord]) -> str:
     """The settings of one variant in which some other differs."""
-    names = {key for o in others for key in o.identity["strategy"]} - {"class"}
+    names = {key for o in others for key in o.identity.strategy} - {"class"}
     options = one.strategy_options
     parts = [
         f"{key}={options.get(key)}"
         for key in sorted(names)
         if any(o.strategy_options.get(key) != options.get(key) for o in others)
     ]
-    if any(o.identity["vectors"] != one.identity["vectors"] for o in others):
+    if any(o.identity.vectors != one.identity.vectors for o in others):
         parts.append(str(one.text_encoding.get("encoding")))
-    if any(o.identity["weights"] != one.identity["weights"] for o in others):
-        parts.append(f"weights {str(one.identity['weights'])[:8]}")
+    if any(o.identity.weights != one.identity.weights for o in others):
+        parts.append(f"weights {str(one.identity.weights)[:8]}")
     return ", ".join(parts)

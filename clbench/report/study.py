@@ -19,6 +19,7 @@ from clbench.errors import SettingError, StoreError, unknown_name
 from clbench.report.scores import Run, Scores, StrategyScores, read_frame, scores_of
 from clbench.spec import registry
 from clbench.store import run_folder
+from clbench.store.record import refuse_mixture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +133,7 @@ class Study:
         chosen = [r for r in self.finished if seeds is None or r.record.seed in seeds]
         if not chosen:
             return None
-        run_folder.refuse_mixture([run.record.to_json() for run in chosen])
+        refuse_mixture([run.record for run in chosen])
         if key not in self._scores:
             left_out = [r.record.strategy for r in self.runs if r.record.status != "finished"]
             self._scores[key] = scores_of(

@@ -227,7 +227,7 @@ class RunRecord:
     @property
     def strategy_options(self) -> dict[str, Any]:
         """The strategy's options and version; those it left at a default where recorded."""
-        return {"version": 1, **(self.with_defaults or self.identity)["strategy"]}
+        return {"version": 1, **(self.with_defaults or self.identity.to_json())["strategy"]}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: Path | str = "run.json") -> RunRecord:

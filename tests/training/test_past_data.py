@@ -20,7 +20,7 @@ from clbench.report.past_images import past_card
 from clbench.run.course import run_plan
 from clbench.run.plan import RunSettings, make_plan
 from clbench.store import run_folder
-from clbench.store.record import RunRecord
+from clbench.store.record import Identity, RecordedCourse, RunRecord
 from clbench.strategies.finetune import Finetune
 from clbench.strategy.contract import DrawBatches, Lesson, Memory, Strategy
 from clbench.training.past_data import (
@@ -247,10 +247,21 @@ def test_the_card_says_what_was_opened() -> None:
         steps_done=2,
         run_id="x",
         strategy="x",
-        identity={},
+        identity=Identity(
+            bench="x",
+            bench_version=1,
+            strategy={},
+            profile={},
+            data_fingerprint="x",
+            splits=(),
+            vectors=None,
+            weights=None,
+            seed=0,
+            numerics=1,
+        ),
         patients=False,
         data_fingerprint="x",
-        course={"train": [["x/1", "x/2"], ["y/5"]]},
+        course=RecordedCourse(steps=(), groups={}, train=[["x/1", "x/2"], ["y/5"]], test=()),
         ledger={
             "1": {"train": ["x/1", "x/2"]},
             "2": {"train": ["y/5"], "trace": ["x/9"], "validation": ["y/8"], "test": ["x/3"]},

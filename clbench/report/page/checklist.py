@@ -26,15 +26,15 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
         {
             case
             for r in records
-            for tests in r.course["test"]
+            for tests in r.course.test
             for case in tests
-            if any(case in train for train in r.course["train"])
+            if any(case in train for train in r.course.train)
         }
     )
     seeds = {m.label: len(m.seeds) for m in e.strategies}
     gits = {r.git for r in records}
     devices = {r.device for r in records}
-    external = set(e.patients) - {s["source"] for s in e.record.course["steps"]}
+    external = set(e.patients) - {s.source for s in e.record.course.steps}
     holes = [c.hole for c in a.comparisons if c.hole]
     return [
         ("Unit of analysis, and n?", f"patient; {n}"),

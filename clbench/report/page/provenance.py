@@ -59,14 +59,14 @@ def provenance(a: Analysis) -> list[tuple[str, str]]:
         ("structures", f"{len(e.learned_at)} in {e.last} step(s)"),
         ("seeds", "; ".join(f"{m.label} {', '.join(map(str, m.seeds))}" for m in e.strategies)),
         ("runs left out, unfinished", str(sum(m.unfinished for m in e.strategies))),
-        ("profile", _all(r.identity["profile"].get("name") for r in records)),
+        ("profile", _all(r.identity.profile.get("name") for r in records)),
         ("scoring", f"{e.scoring}, {e.metric}"),
         (
             "metric implementation",
             _all(r.metrics for r in records)
             if any(r.metrics for r in records)
             else f"clbench {_all(r.versions.get('clbench') for r in records)}, "
-            f"numerics {_all(r.identity['numerics'] for r in records)}",
+            f"numerics {_all(r.identity.numerics for r in records)}",
         ),
         ("reference", e.reference.label),
         ("alpha", f"{p.alpha:g}, two-sided"),
@@ -155,7 +155,7 @@ def _card(method: StrategyScores) -> Iterable[tuple[str, str]]:
     yield "parameters after each step", ", ".join(f"{x:,}" for x in parameters) or MISSING
     seconds = [sum(_cost(r, "train_s")) + sum(_cost(r, "prepare_s")) for r in method.records]
     yield "training, minutes per run", ", ".join(f"{x / 60:.1f}" for x in seconds)
-    yield "settings", json.dumps(record.identity["strategy"], sort_keys=True)
+    yield "settings", json.dumps(record.identity.strategy, sort_keys=True)
 
 
 def _cost(record: RunRecord, field: str) -> list[float]:
@@ -169,7 +169,7 @@ def _cost(record: RunRecord, field: str) -> list[float]:
 def _test_cases(method: StrategyScores) -> str:
     found = set()
     for r in method.records:
-        tests = {c for cases in r.course["test"] for c in cases}
+        tests = {c for cases in r.course.test for c in cases}
         for purposes in r.ledger.values():
             found |= tests & {c for k, v in purposes.items() if k != "test" for c in v}
     return f"{len(found)}: {', '.join(sorted(found))}" if found else "none (ledger)"

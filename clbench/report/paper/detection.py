@@ -168,7 +168,7 @@ def distances(study: Study) -> Table:
     for one, other in zip(
         nsd.strategies if nsd else (), hd95.strategies if hd95 else (), strict=True
     ):
-        last, texts = len(one.runs[0].record.course["steps"]), []
+        last, texts = len(one.runs[0].record.course.steps), []
         for members in names.values():
             of_members = [other.cells[last, other.home[c], c] for c in members]
             missed = sum(int(x.missed.sum()) for x in of_members)

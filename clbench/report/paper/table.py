@@ -474,7 +474,7 @@ def _measured_notes(scores: Scores | None, columns: Sequence[Column], scoring: s
         of = f"{len(members)} structures" + (f" ({words})" if words else "")
         notes.append(f"{name}: of {of}, all of the same weight")
     record = scores.record
-    notes.append(f"profile {record.identity['profile']['name']}, data {record.data_fingerprint}")
+    notes.append(f"profile {record.identity.profile['name']}, data {record.data_fingerprint}")
     return notes
 
 

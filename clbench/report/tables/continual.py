@@ -141,7 +141,7 @@ def _gaps(scores: Scores, run: Run) -> dict[str, Quantity]:
     steps = range(2, scores.last + 1)
     if not path.exists():
         return {f"{STABILITY}, step {t}: {w}": UNTRACED for t in steps for w in GAP.values()}
-    tests = [case for step in run.record.course["test"] for case in step]
+    tests = [case for step in run.record.course.test for case in step]
     rows, gaps = stability_gap.read_trace(path, tests), {}
     for step in steps:
         gap = stability_gap.stability_gap(stability_gap.curves(rows, step), scores.learned_at, step)

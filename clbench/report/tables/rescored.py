@@ -39,13 +39,13 @@ def score_report(folder: Path) -> list[Table]:
     frame = read_frame([run])
     rows = frame[frame["scoring"] == "strict"]
     last = int(rows["step"].max()) if len(rows) else 0
-    steps = run.record.course["steps"]
-    home = {c: step["source"] for step in steps[:last] for c in step["learns"]}
+    steps = run.record.course.steps
+    home = {c: step.source for step in steps[:last] for c in step.learns}
     rows = rows[(rows["step"] == last) & (rows["eval_set"] == rows["structure"].map(home))]
     title = (
         f"{title_of(run.record)}: {run.record.strategy}, seed {run.record.seed}, after step {last}"
     )
-    tables = [_distances(title, rows, list(home), [step["source"] for step in steps])]
+    tables = [_distances(title, rows, list(home), [step.source for step in steps])]
     counted = rows[rows["metric"].str.startswith(DETECTION)]
     lesions = [c for c in home if (counted["structure"] == c).any()]
     if lesions:

@@ -46,7 +46,7 @@ def run_report(folder: Path, *, scoring: str) -> list[Table]:
                 number(ceiling.get((last, name), math.nan)),
             )
         )
-    for title, members in run.record.course["groups"].items():
+    for title, members in run.record.course.groups.items():
         old = [gone[c] for c in members if c in gone]
         rows.append(
             (
@@ -126,13 +126,13 @@ def summary(study: Study, scale: Scale = SHARE) -> Table:
         )
     record = scores.record
     cases = ", ".join(
-        f"{len(test)} {step['source']}"
-        for step, test in zip(record.course["steps"], record.course["test"], strict=True)
+        f"{len(test)} {step.source}"
+        for step, test in zip(record.course.steps, record.course.test, strict=True)
     )
     over = "mean ± sd over seeds"
     notes = [
         f"{scale.unit} ({study.scoring} scoring), class means over test cases ({cases}); {over}.",
-        f"profile {record.identity['profile']['name']}, data {record.data_fingerprint}.",
+        f"profile {record.identity.profile['name']}, data {record.data_fingerprint}.",
         *_beside_the_lower_bound(lost),
     ]
     if unfinished := sum(g.unfinished for g in scores.strategies):

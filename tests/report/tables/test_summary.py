@@ -236,7 +236,7 @@ def test_a_strip_of_a_real_run(smoke_run: Path, smoke_out: Path, cache_root: Pat
     study = Analysis(results=smoke_out, bench="tumor_ext")
     here = StripOptions(cache=cache_root)
     record = RunRecord.read(smoke_run)
-    case = record.course["test"][0][0].split("/")[1]
+    case = record.course.test[0][0].split("/")[1]
     (volume,) = open_volumes(here, record, [Shown(eval_set="btcv", case=case, word="", score=0)])
     assert (volume.source, volume.case) == ("btcv", case)
     with pytest.raises(StoreError, match="not what the run was made on"):
