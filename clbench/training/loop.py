@@ -198,8 +198,9 @@ def teach(step: StepTraining) -> None:
         if at is None:
             reseed(step.seed, lesson.number, phase.name, "enter")
             strategy.enter_phase(phase, model, memory)
-        measured = _teach_phase(step, phase, tuple(history), at)
-        history.append(PhaseResult(phase=phase, validation=measured))
+        setup = _open_phase(step, phase, tuple(history), at)
+        _teach_phase(step, setup)
+        history.append(PhaseResult(phase=phase, validation=tuple(setup.measured)))
         at = None
     reseed(step.seed, lesson.number, "finish")
     strategy.finish(lesson, model, _draws(step), memory)
@@ -299,6 +300,9 @@ def adamw(
 class _PhaseSetup:
     """One phase, ready for its next update."""
 
+    phase: Phase
+    history: tuple[PhaseResult, ...]
+    """The phases before it."""
     groups: Sequence[Group]
     """What is trained, as the strategy said."""
     trained: Sequence[nn.Parameter]
@@ -321,12 +325,18 @@ class _PhaseSetup:
     """Validations so far; grows."""
 
 
-def _open_phase(step: StepTraining, phase: Phase, at: TrainingPosition | None) -> _PhaseSetup:
+def _open_phase(
+    step: StepTraining,
+    phase: Phase,
+    history: tuple[PhaseResult, ...],
+    at: TrainingPosition | None,
+) -> _PhaseSetup:
     """Freeze what is not trained, make the optimizer, and number the crops.
 
     Args:
         step: what is taught.
         phase: which of its phases.
+        history: the phases before it.
         at: where a stopped attempt goes on, or None.
     """
     strategy, model, train = step.strategy, step.state.model, step.train
@@ -373,6 +383,8 @@ def _open_phase(step: StepTraining, phase: Phase, at: TrainingPosition | None) -
     )
     session = strategy.session(context) or Session(context)
     return _PhaseSetup(
+        phase=phase,
+        history=history,
         groups=groups,
         trained=trained,
         optimizer=optimizer,
@@ -392,18 +404,9 @@ def _open_phase(step: StepTraining, phase: Phase, at: TrainingPosition | None) -
     )
 
 
-def _teach_phase(
-    step: StepTraining, phase: Phase, history: tuple[PhaseResult, ...], at: TrainingPosition | None
-) -> tuple[float, ...]:
-    """Every update of one phase; returns its validations.
-
-    Args:
-        step: what is taught.
-        phase: which of its phases.
-        history: the phases before it.
-        at: where a stopped attempt goes on, or None.
-    """
-    setup = _open_phase(step, phase, at)
+def _teach_phase(step: StepTraining, setup: _PhaseSetup) -> None:
+    """Every update of one phase."""
+    phase = setup.phase
     session, optimizer, scaler = setup.session, setup.optimizer, setup.scaler
     for number, batch in enumerate(setup.batches, setup.done):
         reseed(step.seed, step.lesson.number, phase.name, "update", number)
@@ -412,7 +415,7 @@ def _teach_phase(
             f"step {step.lesson.number}, phase {phase.name}, epoch {epoch}, iteration {iteration}"
         )
         where = f"{place}, cases {', '.join(batch.cases)}"
-        rate = _set_learning_rate(step, phase, setup, epoch)
+        rate = _set_learning_rate(step, setup, epoch)
 
         optimizer.zero_grad(set_to_none=True)
         with noted(where):
@@ -435,16 +438,15 @@ def _teach_phase(
         scaler.update()
         session.after_update()
 
-        step.watch(_update_event(step, phase, setup, number, rate, batch.cases, numbers))
+        step.watch(_update_event(step, setup, number, rate, batch.cases, numbers))
         if iteration + 1 == setup.updates and epoch + phase.validations >= setup.epochs:
             setup.measured.append(_validate(step, phase, epoch, place))
-        _save(step, phase, history, setup, number + 1, place)
-    return tuple(setup.measured)
+        _save(step, setup, number + 1, place)
 
 
-def _set_learning_rate(step: StepTraining, phase: Phase, setup: _PhaseSetup, epoch: int) -> float:
+def _set_learning_rate(step: StepTraining, setup: _PhaseSetup, epoch: int) -> float:
     """Set every group's learning rate for an epoch; returns the one that is scaled by group."""
-    train = step.train
+    train, phase = step.train, setup.phase
     rate = phase.lr * (
         train.lr
         if phase.constant
@@ -492,7 +494,6 @@ def _transfer(terms: Mapping[str, Tensor], loss: Tensor, norm: Tensor, voxels: T
 
 def _update_event(
     step: StepTraining,
-    phase: Phase,
     setup: _PhaseSetup,
     number: int,
     rate: float,
@@ -503,8 +504,7 @@ def _update_event(
 
     Args:
         step: what is taught.
-        phase: which of its phases.
-        setup: how long the phase is.
+        setup: the phase, and how long it is.
         number: of the update in the phase, from 0.
         rate: learning rate.
         cases: what the batch was cut from.
@@ -514,7 +514,7 @@ def _update_event(
     return {
         "event": "update",
         "step": step.lesson.number,
-        "phase": phase.name,
+        "phase": setup.phase.name,
         "epoch": epoch,
         "iteration": iteration,
         "of": setup.epochs * setup.updates,
@@ -550,21 +550,12 @@ def _validate(step: StepTraining, phase: Phase, epoch: int, where: str) -> float
     return dice
 
 
-def _save(
-    step: StepTraining,
-    phase: Phase,
-    history: tuple[PhaseResult, ...],
-    setup: _PhaseSetup,
-    updates: int,
-    where: str,
-) -> None:
+def _save(step: StepTraining, setup: _PhaseSetup, updates: int, where: str) -> None:
     """Save between two updates where it is time to, and stop where that was asked for.
 
     Args:
         step: what is taught.
-        phase: which of its phases.
-        history: the phases before it.
-        setup: the phase's optimizer and the like.
+        setup: the phase, its optimizer and the like.
         updates: of the phase that are done.
         where: step, phase, epoch, iteration.
 
@@ -575,8 +566,8 @@ def _save(
         signals.check(f"{where}; this step starts anew")
     elif step.checkpointer is not None:
         step.state.position = TrainingPosition(
-            phase=phase,
-            history=history,
+            phase=setup.phase,
+            history=setup.history,
             updates=updates,
             measured=tuple(setup.measured),
             groups=setup.groups,
