@@ -22,7 +22,7 @@ from clbench.errors import SettingError, TrainingError
 from clbench.evaluation.metrics import continual
 from clbench.evaluation.metrics.case import measure
 from clbench.evaluation.scoring import ScoreContext, bit_pairs, metric_rows, native_rows
-from clbench.evaluation.sliding_window import Server
+from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.nets.output import Output
 from clbench.store.run_folder import Score
 
@@ -297,8 +297,8 @@ def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]
     scenario: Scenario = experience.benchmark
     plan, last = scenario.plan, scenario.n_experiences
 
-    def serve(structures: tuple[str, ...]) -> Server:
-        return Server(
+    def serve(structures: tuple[str, ...]) -> VolumePredictor:
+        return VolumePredictor(
             _Answers(strategy.model),
             _sigmoid,
             structures,

@@ -17,7 +17,7 @@ import torch
 from clbench.data.cache import VolumeCache
 from clbench.data.catalog import Catalog
 from clbench.errors import SettingError, StoreError
-from clbench.evaluation.sliding_window import Server
+from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.run.models import loaded, predictor, windows_fit
 from clbench.run.plan import Plan, Resolved, RunSettings, pick_device
 from clbench.run.record import benchmark_of, profile_of, strategy_of
@@ -38,7 +38,7 @@ class TrainedModel:
     """1-based step after which it is taken."""
     structures: tuple[str, ...]
     """Every structure learned so far, in the order of the course."""
-    server: Server
+    server: VolumePredictor
     """Predicts whole volumes."""
     digest: str
     """Names the exact weights, see `clbench.store.checkpoint.digest`."""

@@ -1,7 +1,7 @@
 """Scoring a case: Dice and other metrics of every structure learned so far.
 
-One prediction per case (see `clbench.evaluation.sliding_window.Server`) serves both scorings:
-`strict` (the file's own grid, exact Dice) and `paper` (1.5 mm grid, the authors' Dice).
+One prediction per case, by sliding window, serves both scorings: `strict` (the file's own grid,
+exact Dice) and `paper` (1.5 mm grid, the authors' Dice).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from clbench.evaluation.metrics.overlap import (
     pattern_pairs,
 )
 from clbench.evaluation.metrics.surface import Rows
-from clbench.evaluation.sliding_window import Server
+from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.spec.benchmark import Benchmark
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
@@ -120,7 +120,9 @@ def score_case(
     return rows
 
 
-def mean_dice(server: Server, volumes: Iterable[Volume], structures: Sequence[str]) -> float:
+def mean_dice(
+    server: VolumePredictor, volumes: Iterable[Volume], structures: Sequence[str]
+) -> float:
     """Mean over structures of the mean Dice over the cases that hold them, on the model grid.
 
     Structures that no case annotates and holds are left out; nan where that leaves none.

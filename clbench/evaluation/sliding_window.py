@@ -3,8 +3,8 @@
 Windows overlap; where they do, their logits are averaged with weights that
 fall off from the window's center (Gaussian). Windows are visited in order along axis 0, and rows
 that no later window reaches leave at once, so memory depends on the patch and on the other two
-axes, never on how long the volume is. `Server` serves a model this way; it leaves no trace in the
-model's mode or in the random state.
+axes, never on how long the volume is. `VolumePredictor` runs a model this way; it leaves no trace
+in the model's mode or in the random state.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def _check(size: Triple, patch: Triple, overlap: float, windows: int) -> None:
         raise refuse("shape", "a volume with at least one voxel", size)
 
 
-class Server:
+class VolumePredictor:
     """A model that answers for whole volumes (a `clbench.strategy.contract.Predictor`)."""
 
     def __init__(

@@ -16,7 +16,7 @@ from clbench.data.catalog import Catalog
 from clbench.evaluation.metrics.overlap import counts_of, dice, pattern_pairs
 from clbench.evaluation.metrics.stability_gap import FILE, TraceRow, read_trace, write_trace
 from clbench.evaluation.scoring import bit_pairs
-from clbench.evaluation.sliding_window import Server
+from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.strategy.contract import Lesson
 
 
@@ -50,7 +50,7 @@ class Tracer:
         every: int,
         folder: Path,
         catalog: Catalog,
-        served: Callable[[], Server],
+        served: Callable[[], VolumePredictor],
         scratch: bool = False,
         past: Iterable[dict[str, Any]] = (),
         postprocess: bool = False,

@@ -25,7 +25,7 @@ from clbench.errors import StoreError, TrainingError
 from clbench.evaluation.cost.meter import Meter
 from clbench.evaluation.predictions import write_prediction
 from clbench.evaluation.scoring import ScoreContext, score_case
-from clbench.evaluation.sliding_window import Server
+from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.run.models import loaded, predictor, windows_fit
 from clbench.run.plan import Plan
 from clbench.store import checkpoint, files, run_folder
@@ -117,7 +117,7 @@ def examine_step(
 
 
 def _score(
-    plan: Plan, server: Server, lesson: Lesson, number: int, case: str, meter: Meter
+    plan: Plan, server: VolumePredictor, lesson: Lesson, number: int, case: str, meter: Meter
 ) -> tuple[Bits, list[Score]]:
     """Prediction and scores of a test case of step `number`, after `lesson`."""
     volume = plan.catalog.open(number, case, "test")
@@ -139,7 +139,7 @@ def _score(
 
 
 def _again(
-    plan: Plan, lesson: Lesson, path: Path, rows: Sequence[Score], taught: Server | None
+    plan: Plan, lesson: Lesson, path: Path, rows: Sequence[Score], taught: VolumePredictor | None
 ) -> dict[str, Any]:
     """Examine a case again with the model as its checkpoint holds it: scores must be equal.
 

@@ -14,7 +14,7 @@ from torch import nn
 from clbench.data.nifti import spacing_of
 from clbench.data.volume import Volume
 from clbench.errors import StoreError
-from clbench.evaluation.sliding_window import Server
+from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.run.plan import Plan
 from clbench.store import checkpoint
 from clbench.strategy.contract import Lesson, Memory, Strategy
@@ -66,7 +66,7 @@ def loaded(plan: Plan, strategy: Strategy, lesson: Lesson, path: Path) -> tuple[
 
 def predictor(
     plan: Plan, strategy: Strategy, model: nn.Module, structures: tuple[str, ...], memory: Memory
-) -> Server:
+) -> VolumePredictor:
     """`model`, answering for whole volumes as the profile examines.
 
     Args:
@@ -81,7 +81,7 @@ def predictor(
         x, y, z = map(float, spacing_of(volume.affine))
         return strategy.axial_ranges(volume.image, (x, y, z), structures, memory)
 
-    return Server(
+    return VolumePredictor(
         model,
         strategy.decode,
         structures,

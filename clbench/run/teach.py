@@ -33,7 +33,7 @@ from clbench.training import past_data
 from clbench.training.batches import CaseKey, Material
 from clbench.training.gpu_memory import enough_memory
 from clbench.training.loop import StepTraining, Validate, teach
-from clbench.training.monitors import StepWatch, constant_labels, refuse_constant_labels
+from clbench.training.monitors import StepMonitor, constant_labels, refuse_constant_labels
 from clbench.training.pseudo_labelling import prepare
 from clbench.training.resume import StepCheckpointer, TrainingState, Watch
 
@@ -216,12 +216,12 @@ def train_step(
         Stopped: by a signal, where a checkpointer saves.
     """
     strategy, lesson, profile = state.strategy, state.lesson, plan.profile
-    guard = StepWatch(lesson, clips=profile.train.clip_norm is not None, past=earlier)
+    monitor = StepMonitor(lesson, clips=profile.train.clip_norm is not None, past=earlier)
     tracer = _tracer(plan, state, earlier)
 
     def see(event: dict[str, Any]) -> None:
         watch(event)
-        for each in guard.see(event):
+        for each in monitor.see(event):
             see(each)
         tracer.see(event)
 
@@ -248,7 +248,7 @@ def train_step(
             )
         )
     tracer.end()
-    for event in guard.end(material.volumes.values()):
+    for event in monitor.end(material.volumes.values()):
         see(event)
 
 

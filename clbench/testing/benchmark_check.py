@@ -30,23 +30,23 @@ from clbench.testing.report import Broken, Exempt, Report, Rule, judge
 # -------------------------------------------------------------------------------- the file
 
 
-def the_file_is_valid(exam: Exam) -> None:
+def the_file_is_valid(harness: BenchmarkHarness) -> None:
     """A field nobody reads, or a structure nobody knows, is a misunderstanding."""
-    _ = exam.benchmark
+    _ = harness.benchmark
 
 
-def it_goes_by_its_name(exam: Exam) -> None:
+def it_goes_by_its_name(harness: BenchmarkHarness) -> None:
     """The name is what one types after --bench, and the folder its results go to."""
-    name = exam.benchmark.name
-    if not registry.is_path(exam.name) and name != exam.name:
+    name = harness.benchmark.name
+    if not registry.is_path(harness.name) and name != harness.name:
         raise Broken(
             "the file has another name than the entry point",
             where="name",
-            expected=exam.name,
+            expected=harness.name,
             got=name,
             next_step="make entry point, file name and `name` equal",
         )
-    version = exam.benchmark.version
+    version = harness.benchmark.version
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise Broken(
             "the version is not a whole number from 1 up",
@@ -56,13 +56,13 @@ def it_goes_by_its_name(exam: Exam) -> None:
         )
 
 
-def it_says_what_it_is(exam: Exam) -> None:
+def it_says_what_it_is(harness: BenchmarkHarness) -> None:
     """A table without title, citation and licences cannot be published."""
-    benchmark = exam.benchmark
+    benchmark = harness.benchmark
     absent = [f for f in ("title", "citation") if not getattr(benchmark, f).strip()]
     absent += [f"licence of source {s.name!r}" for s in benchmark.sources if not s.licence.strip()]
     if absent:
-        exam.owe(
+        harness.owe(
             Broken(
                 "something a reader needs is empty",
                 where=f"benchmark {benchmark.name!r}",
@@ -72,18 +72,18 @@ def it_says_what_it_is(exam: Exam) -> None:
         )
 
 
-def every_source_is_used_and_can_be_read(exam: Exam) -> None:
+def every_source_is_used_and_can_be_read(harness: BenchmarkHarness) -> None:
     """A source that no step uses, or of a layout nobody reads, is found out in mid-run at best."""
-    used = {step.source for step in exam.benchmark.steps}
-    for source in exam.benchmark.sources:
+    used = {step.source for step in harness.benchmark.steps}
+    for source in harness.benchmark.sources:
         if source.name not in used:
             raise Broken(f"no step uses the source {source.name!r}", next_step="remove it")
         find_layout(source.layout)
 
 
-def there_is_something_to_forget(exam: Exam) -> None:
+def there_is_something_to_forget(harness: BenchmarkHarness) -> None:
     """Continual learning starts with the second step."""
-    if len(exam.benchmark.steps) < 2:
+    if len(harness.benchmark.steps) < 2:
         raise Broken(
             "the course has one step",
             where="step",
@@ -95,9 +95,9 @@ def there_is_something_to_forget(exam: Exam) -> None:
 # --------------------------------------------------------------------------------- cases
 
 
-def no_test_case_is_trained_on_in_any_step(exam: Exam) -> None:
+def no_test_case_is_trained_on_in_any_step(harness: BenchmarkHarness) -> None:
     """Splits that are clean alone may leak together: a later step trains on an earlier test."""
-    for a, b in itertools.product(list(exam.splits()), repeat=2):
+    for a, b in itertools.product(list(harness.splits()), repeat=2):
         (kind, one, source, split), (other_kind, two, other_source, other) = a, b
         if (kind, source.name) != (other_kind, other_source.name):
             continue
@@ -136,10 +136,10 @@ def _one_deck(a: Split, b: Split, where: str) -> None:
         )
 
 
-def every_learned_structure_can_be_taught_and_scored(exam: Exam) -> None:
+def every_learned_structure_can_be_taught_and_scored(harness: BenchmarkHarness) -> None:
     """A structure that no training case annotates is never learned; untested, never measured."""
     listed = 0
-    for kind, step, source, split in exam.splits():
+    for kind, step, source, split in harness.splits():
         if split.draw is not None:
             continue
         listed += 1
@@ -158,12 +158,12 @@ def every_learned_structure_can_be_taught_and_scored(exam: Exam) -> None:
         raise Exempt("every split is drawn from the data at hand")
 
 
-def no_split_leaves_out_the_choices(exam: Exam) -> None:
+def no_split_leaves_out_the_choices(harness: BenchmarkHarness) -> None:
     """Without validation cases, choices are made on test cases."""
-    for kind, step, _, split in exam.splits():
+    for kind, step, _, split in harness.splits():
         count = len(split.validation) if split.draw is None else split.draw.validation
         if not count:
-            exam.owe(
+            harness.owe(
                 Broken(
                     "a split has no validation cases",
                     where=f"step {step.name!r}, {kind}, split {split.name!r}",
@@ -176,9 +176,9 @@ def no_split_leaves_out_the_choices(exam: Exam) -> None:
 # -------------------------------------------------------------------------- tables, networks
 
 
-def table_groups_cover_every_structure(exam: Exam) -> None:
+def table_groups_cover_every_structure(harness: BenchmarkHarness) -> None:
     """What stands in no group is in no table."""
-    groups = exam.benchmark.groups
+    groups = harness.benchmark.groups
     if not groups:
         raise Exempt("no groups are named: tables show the mean over all structures")
     for group, names in groups.items():
@@ -188,9 +188,9 @@ def table_groups_cover_every_structure(exam: Exam) -> None:
                 where=f"groups.{group}",
                 got=", ".join(n for n in dict.fromkeys(names) if names.count(n) > 1) or "empty",
             )
-    learned = exam.benchmark.structures(len(exam.benchmark.steps))
+    learned = harness.benchmark.structures(len(harness.benchmark.steps))
     if absent := [n for n in learned if all(n not in names for names in groups.values())]:
-        exam.owe(
+        harness.owe(
             Broken(
                 "learned structures stand in no table group",
                 where="groups",
@@ -208,7 +208,7 @@ REAL_PROFILE, PHANTOM_PROFILE = "paper", "quick"
 """The profiles a run takes by default, on data and on the phantom."""
 
 
-class Exam:
+class BenchmarkHarness:
     """A benchmark under examination.
 
     What only a published benchmark owes its readers is asked of registered ones; of a file of one's
@@ -245,18 +245,18 @@ class Exam:
                 yield "phantom", step, source, step.phantom_split
 
 
-def every_structure_has_a_text_vector(exam: Exam) -> None:
+def every_structure_has_a_text_vector(harness: BenchmarkHarness) -> None:
     """Language-driven heads stop at the first structure they have no words for."""
     text = load_profile(REAL_PROFILE).text
-    structures = exam.benchmark.structures(len(exam.benchmark.steps))
+    structures = harness.benchmark.structures(len(harness.benchmark.steps))
     registry.load("encoding", text.encoding)(structures, prompt=text.prompt, path=text.path)
 
 
-def the_default_network_takes_its_patches(exam: Exam) -> None:
+def the_default_network_takes_its_patches(harness: BenchmarkHarness) -> None:
     """Else the first real run ends with an error that the phantom never showed."""
     settings = load_profile(REAL_PROFILE).backbone
     stride, smallest = _sizes(settings.name, settings.size)
-    patch = exam.benchmark.preprocessing.patch_vox
+    patch = harness.benchmark.preprocessing.patch_vox
     if any(n % stride for n in patch) or min(patch) < smallest:
         raise Broken(
             f"{settings.name}, the network of profile {REAL_PROFILE!r}, cannot work on the patches",
@@ -276,18 +276,18 @@ def _sizes(name: str, size: int) -> tuple[int, int]:
 # -------------------------------------------------------------------------------- the phantom
 
 
-def _on_phantom(exam: Exam, steps: Sequence[Step]) -> None:
+def _on_phantom(harness: BenchmarkHarness, steps: Sequence[Step]) -> None:
     """Exempt where the phantom lacks a structure of these steps."""
     absent = [n for step in steps for n in step.learns if n not in known_structures()]
     if absent:
         raise Exempt(f"the phantom has no {', '.join(absent)}")
 
 
-def the_phantom_has_cases_enough(exam: Exam) -> None:
+def the_phantom_has_cases_enough(harness: BenchmarkHarness) -> None:
     """`clbench run` without --data takes as many cases as the profile asks for."""
-    _on_phantom(exam, exam.benchmark.steps)
+    _on_phantom(harness, harness.benchmark.steps)
     settings = load_profile(PHANTOM_PROFILE).phantom
-    for kind, step, _, split in exam.splits():
+    for kind, step, _, split in harness.splits():
         for part in ("train", "validation", "test") if kind == "phantom" else ():
             if len(getattr(split, part)) < getattr(settings, part):
                 raise Broken(
@@ -299,16 +299,16 @@ def the_phantom_has_cases_enough(exam: Exam) -> None:
                 )
 
 
-def two_steps_run_on_the_phantom(exam: Exam) -> None:
+def two_steps_run_on_the_phantom(harness: BenchmarkHarness) -> None:
     """What a reader of the benchmark will try first."""
-    steps = exam.benchmark.steps[:2]
-    _on_phantom(exam, steps)
+    steps = harness.benchmark.steps[:2]
+    _on_phantom(harness, steps)
     plan = make_plan(
         RunSettings(
-            bench=exam.name, strategy="finetune", profile="smoke", out=exam.folder / "runs",
-            overrides=OVERRIDES, cache=exam.cache, device="cpu", keep_predictions=False,
+            bench=harness.name, strategy="finetune", profile="smoke", out=harness.folder / "runs",
+            overrides=OVERRIDES, cache=harness.cache, device="cpu", keep_predictions=False,
         ),
-        benchmark=replace(exam.benchmark, steps=steps, groups={}),
+        benchmark=replace(harness.benchmark, steps=steps, groups={}),
         strategy=registry.load("strategy", "finetune")(),
     )  # fmt: skip
     tiny_kit(plan)
@@ -325,7 +325,7 @@ def two_steps_run_on_the_phantom(exam: Exam) -> None:
 
 
 _FILE = (the_file_is_valid,)
-RULES: tuple[Rule[Exam], ...] = (
+RULES: tuple[Rule[BenchmarkHarness], ...] = (
     Rule(check=the_file_is_valid),
     Rule(check=it_goes_by_its_name, needs=_FILE),
     Rule(check=it_says_what_it_is, needs=_FILE),
@@ -364,4 +364,6 @@ def check_benchmark(name: str, *, only: Sequence[str] = (), cache: Path | None =
     report = Report(title=f"benchmark {name}", facts=(f"read from {path}",))
     with tempfile.TemporaryDirectory(prefix="clbench-check-") as folder, reproducible():
         home = Path(folder)
-        return judge(Exam(name, folder=home, cache=cache or home / "cache"), RULES, report, only)
+        return judge(
+            BenchmarkHarness(name, folder=home, cache=cache or home / "cache"), RULES, report, only
+        )

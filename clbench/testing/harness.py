@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.errors import TrainingError
-from clbench.evaluation.sliding_window import Server
+from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.nets.output import Output
 from clbench.reproducibility import seeded
 from clbench.run import teach as runner
@@ -151,7 +151,9 @@ class StrategyHarness:
             self._ends[number] = state
         return self._ends[number].copy()
 
-    def predictor(self, state: StepState, model: nn.Module, structures: Sequence[str]) -> Server:
+    def predictor(
+        self, state: StepState, model: nn.Module, structures: Sequence[str]
+    ) -> VolumePredictor:
         """A model that answers for whole volumes, as a run examines it.
 
         Args:

@@ -40,7 +40,7 @@ def check_gradient(norm: float, where: str, *, scaled: bool) -> None:
         norm: total norm over all trained parameters, before clipping.
         where: step, phase, epoch, iteration, cases.
         scaled: an fp16 loss scaler is at work: it skips such an update and lowers its scale, which
-            is ordinary; `StepWatch` counts those in a row.
+            is ordinary; `StepMonitor` counts those in a row.
 
     Raises:
         TrainingError: not finite, and nothing would skip the update.
@@ -68,7 +68,7 @@ def count_positives(label: Tensor) -> Tensor:
     return (label == 1).sum(dim=(0, 2, 3, 4))
 
 
-class StepWatch:
+class StepMonitor:
     """Monitors the updates of one step.
 
     Args:

@@ -13,7 +13,7 @@ from clbench.data.crops import crop, draw_center
 from clbench.data.layouts import CaseFiles
 from clbench.data.pseudo_labels import PseudoMap
 from clbench.data.volume import Volume, centers
-from clbench.evaluation.sliding_window import Server
+from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.nets.heads import ConvHead, Segmenter
 from clbench.spec.benchmark import Source
 from clbench.spec.settings import DataSettings
@@ -204,7 +204,9 @@ def test_labels_made_on_line_equal_those_stored() -> None:
     model = Segmenter(backbone, ConvHead(backbone.final_channels, background=False))
     model.add(names)
     model.eval().requires_grad_(False)
-    server = Server(model, lambda logits, _: logits.sigmoid(), names, patch_vox=(16, 16, 16))
+    server = VolumePredictor(
+        model, lambda logits, _: logits.sigmoid(), names, patch_vox=(16, 16, 16)
+    )
     stored = PseudoMap(names, False, pseudo_labels(server, v, hard=False).numpy())
     structures = (*names, "liver_tumor")
     image, label, pseudo = crop(

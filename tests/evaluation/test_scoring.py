@@ -26,7 +26,12 @@ from clbench.errors import SettingError, StoreError, TrainingError
 from clbench.evaluation import scoring as scoring_module
 from clbench.evaluation.predictions import read_prediction, write_prediction
 from clbench.evaluation.scoring import ScoreContext, mean_dice, score_case, to_native
-from clbench.evaluation.sliding_window import Server, importance_map, sliding_slabs, window_starts
+from clbench.evaluation.sliding_window import (
+    VolumePredictor,
+    importance_map,
+    sliding_slabs,
+    window_starts,
+)
 from clbench.nets.output import Output
 
 GOLDEN = json.loads((GOLDEN_FILES / "postprocess.json").read_text())
@@ -268,9 +273,9 @@ def sigmoid(logits: Tensor, structures: tuple[str, ...]) -> Tensor:
     return torch.sigmoid(logits)
 
 
-def server(model: nn.Module | None = None, k: int = 2, **more: object) -> Server:
+def server(model: nn.Module | None = None, k: int = 2, **more: object) -> VolumePredictor:
     names = tuple(f"s{i}" for i in range(k))
-    return Server(
+    return VolumePredictor(
         model if model is not None else Net(k),
         **{"decode": sigmoid, "structures": names, "patch_vox": (8, 8, 8), **more},  # type: ignore[arg-type]
     )
@@ -401,7 +406,7 @@ def test_an_axial_range_that_cannot_be_is_refused(bad: dict[str, tuple[int, int]
 
 
 def test_mean_dice_over_cases_then_structures() -> None:
-    class Told(Server):
+    class Told(VolumePredictor):
         def __init__(self, answers: list[np.ndarray]) -> None:
             self.structures, self.answers = ("liver", "liver_tumor"), iter(answers)
 
@@ -430,7 +435,7 @@ def test_postprocessing_is_off_unless_asked_for() -> None:
     image = np.zeros((20, 9, 9), np.float32)
     image[2:6, 2:6, 2:6] = image[12, 4, 4] = 1
     case = Case(image=image, bits=np.zeros(image.shape, np.uint8))
-    examined = Server(
+    examined = VolumePredictor(
         Threshold(), sigmoid, ("liver",), patch_vox=(8, 8, 8), overlap=0.5, windows=1, device="cpu"
     )
     plain, cleaned = examined.predict(case), examined.predict(case, postprocess=True)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ from clbench.store.run_folder import Score
 from clbench.strategies.finetune import Finetune
 from clbench.strategy.contract import Lesson
 from clbench.training.monitors import (
-    StepWatch,
+    StepMonitor,
     check_gradient,
     constant_labels,
     count_positives,
@@ -67,12 +67,12 @@ def test_a_gradient_that_is_not_finite_stops_unless_the_scaler_skips_it(norm: fl
     assert "cases 2/7" in str(err.value)
     assert "train.lr" in str(err.value)
     check_gradient(norm, "", scaled=True)
-    check_gradient(1e9, "", scaled=False)  # large is StepWatch's business
+    check_gradient(1e9, "", scaled=False)  # large is StepMonitor's business
 
 
 def test_ordinary_norms_and_skips_of_the_loss_scaler_say_nothing() -> None:
     rng = np.random.default_rng(0)
-    watch = StepWatch(LESSON, clips=False)
+    watch = StepMonitor(LESSON, clips=False)
     said = []
     for i, norm in enumerate(np.exp(rng.normal(0, 1.0, 2000))):  # factor e is one sd
         said += watch.see(update(float(norm)))
@@ -83,7 +83,7 @@ def test_ordinary_norms_and_skips_of_the_loss_scaler_say_nothing() -> None:
 
 
 def test_a_spike_warns_once_a_phase_and_an_explosion_stops() -> None:
-    watch = StepWatch(LESSON, clips=False)
+    watch = StepMonitor(LESSON, clips=False)
     for _ in range(30):
         assert watch.see(update(2.0)) == []
     (said,) = watch.see(update(900.0))
@@ -98,7 +98,7 @@ def test_a_spike_warns_once_a_phase_and_an_explosion_stops() -> None:
 
 
 def test_a_clipped_explosion_goes_on_and_a_new_phase_starts_anew() -> None:
-    watch = StepWatch(LESSON, clips=True)
+    watch = StepMonitor(LESSON, clips=True)
     for norm in (2.0,) * 30:
         watch.see(update(norm))
     assert len([w for _ in range(40) for w in watch.see(update(900.0))]) == 1
@@ -107,7 +107,7 @@ def test_a_clipped_explosion_goes_on_and_a_new_phase_starts_anew() -> None:
 
 
 def test_a_loss_scale_that_never_comes_down_far_enough_stops() -> None:
-    watch = StepWatch(LESSON, clips=True)
+    watch = StepMonitor(LESSON, clips=True)
     for _ in range(19):
         watch.see(update(float("nan")))
     with pytest.raises(TrainingError, match="not finite in 20 updates"):
@@ -116,7 +116,7 @@ def test_a_loss_scale_that_never_comes_down_far_enough_stops() -> None:
 
 def test_a_resumed_step_is_watched_as_if_it_had_never_stopped() -> None:
     past = [update(2.0, voxels=(0, 0, 4))] * 30
-    watch = StepWatch(LESSON, clips=False, past=past)
+    watch = StepMonitor(LESSON, clips=False, past=past)
     assert len(watch.see(update(900.0))) == 1
     assert watch.end([]) == []
 
@@ -133,7 +133,7 @@ def test_positive_voxels_are_counted_without_the_unknown() -> None:
 
 
 def test_a_structure_that_no_crop_shows_is_warned_of() -> None:
-    watch = StepWatch(LESSON, clips=False)
+    watch = StepMonitor(LESSON, clips=False)
     watch.see(update(1.0, voxels=(5, 0, 0)))
     held = case(("liver", "tumor"), {0: 900, 1: 90, 3: 10})
     (said,) = watch.end([held])  # the spleen is annotated by none

@@ -32,7 +32,7 @@ MIN_COPIED_VALUES = 32
 """So many voxel values of a training crop found in memory are no coincidence."""
 
 
-class Course:
+class RecordedRun:
     """One run of the tiny course, with everything it opened."""
 
     def __init__(
@@ -72,12 +72,12 @@ class _Stop(Exception):  # noqa: N818  # a signal, not an error
     """Breaks a run off between two updates."""
 
 
-def run_of(harness: StrategyHarness) -> Course:
+def run_of(harness: StrategyHarness) -> RecordedRun:
     """The first run, made once."""
-    if not hasattr(harness, "_course"):
-        harness._course = Course(harness, "run", global_seed=1)  # type: ignore[attr-defined]
-    course: Course = harness._course  # type: ignore[attr-defined]
-    return course
+    if not hasattr(harness, "_run"):
+        harness._run = RecordedRun(harness, "run", global_seed=1)  # type: ignore[attr-defined]
+    run: RecordedRun = harness._run  # type: ignore[attr-defined]
+    return run
 
 
 # ----------------------------------------------------------------------------------- the rules
@@ -281,7 +281,7 @@ def _scores(harness: StrategyHarness, state: StepState) -> tuple[list[Score], Te
 def the_same_seed_gives_the_same_numbers(harness: StrategyHarness) -> None:
     """Two runs of one seed, the second broken off and resumed: equal losses, scores and weights."""
     one = run_of(harness)
-    two = Course(harness, "again", global_seed=2, stop_in_step=3)
+    two = RecordedRun(harness, "again", global_seed=2, stop_in_step=3)
     for a, b in zip(one.losses, two.losses, strict=False):
         if a != b:
             raise Broken(
