@@ -589,8 +589,8 @@ def test_axes_may_have_gaps_or_miss_the_grid() -> None:
 def test_scorings_are_chosen_by_name() -> None:
     case = Case(image=np.zeros((2, 1, 1), np.float32), bits=line(1, 0))
     assert {k[0] for k in scores(line(1, 0), ("liver",), case, scorings=("paper",))} == {"paper"}
-    both = scores(line(1, 0), ("liver",), case, scorings=("strict",), ceiling=False)
-    assert list(both) == [("strict", "dice", "liver")]
+    strict = scores(line(1, 0), ("liver",), case, scorings=("strict",))
+    assert list(strict) == [("strict", "dice", "liver"), ("strict", "dice_ceiling", "liver")]
     with pytest.raises(SettingError, match="no scoring called 'stict'"):
         scores(line(1, 0), ("liver",), case, scorings=("stict",))
     with pytest.raises(SettingError, match="grid"):
