@@ -41,23 +41,16 @@ class StepwiseUniversalHead(UniversalHead):
     def forward(self, maps: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
         """Maps → (B, len(names), D, H, W) logits."""
         features = self.pre(maps["final"])
-        image = self.gap(maps["bottleneck"]).flatten(1)
-        logits = []
+        generated = self.generate(maps["bottleneck"], names)
+        logits, start = [], 0
         for chunk in _by_step(names, self.step_sizes):
-            parameters = torch.stack([self.parameters_of(image, name) for name in chunk], dim=1)
-            logits.append(dynamic_head(features, parameters))
+            # memory of its own, so that not even its alignment depends on what was learned later
+            own = generated[:, start : start + len(chunk)].clone(
+                memory_format=torch.contiguous_format
+            )
+            logits.append(dynamic_head(features, own))
+            start += len(chunk)
         return torch.cat(logits, dim=1)
-
-    def generate(self, bottleneck: Tensor, names: Sequence[str]) -> Tensor:
-        """(B, C_b, d, h, w) → (B, len(names), 153): the parameters of the structures in use."""
-        image = self.gap(bottleneck).flatten(1)
-        return torch.stack([self.parameters_of(image, name) for name in names], dim=1)
-
-    def parameters_of(self, image: Tensor, name: str) -> Tensor:
-        """(B, image_dim) image vectors → (B, 153) parameters of one structure."""
-        text = self.vectors[name].to(image.dtype).expand(len(image), -1)
-        generated: Tensor = self.controllers[name](torch.cat([image, text], dim=1))
-        return generated
 
 
 class StepwiseConvHead(ConvHead):
