@@ -22,6 +22,7 @@ ONE_RUN = "one training run: conditional on it"
 FEW_SEEDS = "fewer than 5 seeds: their variance is understated by (seeds - 1) / seeds"
 SMALL_N = "n < 50: percentile interval is approximate"
 LOST = "a class lost all its patients in some resamples"
+OUTSIDE = "the resamples leave out the estimate (classes of few patients): no interval"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +128,8 @@ def crossed_interval(
     """Percentile bootstrap interval of the macro difference over seeds and patients at once.
 
     A class whose patients all fall out of a resample is left out of that resample's mean; the flag
-    says in what share of resamples that happened.
+    says in what share of resamples that happened. Where classes of few patients move the resamples
+    so far that the interval leaves out its own estimate, there is none, and a flag says so.
 
     Args:
         table: differences A minus B per data set.
@@ -156,15 +158,20 @@ def crossed_interval(
     flags = [ONE_RUN] if runs == 1 else [FEW_SEEDS] if runs < 5 else []
     flags += [SMALL_N] if n < 50 else []
     low = high = error = math.nan
+    estimate = macro_mean(table)
     if n >= 2:
         means, lost = resampled(parts, draw_resamples(parts, seed=seed, draws=draws))
         low, high = (float(x) for x in np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2]))
         error = float(np.nanstd(means, ddof=1))
         flags += [f"{LOST} ({(lost > 0).mean():.1%})"] if lost.any() else []
+        slack = 1e-9  # all resamples of equal numbers are equal up to their last digits
+        if not low - slack <= estimate <= high + slack:
+            low = high = math.nan
+            flags.append(OUTSIDE)
     else:
         flags.append("fewer than two patients: no interval")
     return Interval(
-        estimate=macro_mean(table),
+        estimate=estimate,
         low=low,
         high=high,
         level=level,

@@ -20,11 +20,12 @@ from typer.testing import CliRunner
 
 from clbench.cli.options import app
 from clbench.errors import StoreError
-from clbench.report.page import page
 from clbench.report.page.calibration import CLAIM, calibration_table, rates
-from clbench.report.page.page import Made, make_report
+from clbench.report.page.page import Made, make_report, other_tables
+from clbench.report.paper.table import paper_table
 from clbench.report.significance.analysis import Analysis
 from clbench.report.study import Protocol
+from clbench.store import run_folder
 
 QUICK = Protocol(draws=2000, resamples=400)
 
@@ -112,6 +113,37 @@ def test_a_hole_keeps_the_strategy_s_name(tmp_path: Path) -> None:
     assert 'class="badge hole"' in made.files[0].read_text(encoding="utf-8")
 
 
+def test_a_figure_and_a_table_that_fail_are_holes_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(study: object) -> None:
+        raise KeyError("a fault of ours")
+
+    make_runs(tmp_path, {"universal": Method(seeds=(0,)), "lwf_ct": Method(seeds=(0,))})
+    monkeypatch.setattr("clbench.report.figures.heatmap.heatmap", broken)
+    monkeypatch.setattr("clbench.report.tables.costs.cost_table", broken)
+    made = make_report(study_of(tmp_path), tmp_path / "r")
+    page = made.files[0].read_text(encoding="utf-8")
+    assert "The figure <code>heatmap</code>: KeyError:" in page
+    assert "The table <code>cost</code>: KeyError:" in page
+    assert 'id="figure-forest"' in page
+    assert 'id="summary"' in page
+
+
+def test_a_course_without_groups_has_every_table(tmp_path: Path) -> None:
+    for folder in make_runs(tmp_path, {"universal": Method(seeds=(0,)), "mib": Method(seeds=(0,))}):
+        record = run_folder.read_record(folder)
+        record["course"]["groups"] = {}
+        run_folder.write_record(folder, record)
+    study = study_of(tmp_path)
+    tables, absent = other_tables(study)
+    assert not [line for line in absent if "Error" in line]
+    assert {"summary", "distances", "table10"} <= set(tables)
+    assert "Mean (5)" in tables["distances"].over
+    (column,) = {c for c in paper_table(11, study, source="measured").over if c}
+    assert column == "Mean"
+
+
 def test_what_holds_for_every_verdict_is_said_once(html: str, made: Made) -> None:
     assert html.count("fewer than 5 seeds") == html.count("For each of them: fewer than 5 seeds")
     text = next(p for p in made.files if p.name == "report.md").read_text()
@@ -146,7 +178,7 @@ def test_every_table_is_on_the_page_and_on_disk(made: Made, html: str) -> None:
 
 def test_without_a_tumor_there_is_no_table_of_detection(tmp_path: Path) -> None:
     make_runs(tmp_path, {"universal": Method(seeds=(0,))}, bench="body_ext", steps=THREE_STEPS)
-    tables, absent = page.other_tables(study_of(tmp_path, bench="body_ext"))
+    tables, absent = other_tables(study_of(tmp_path, bench="body_ext"))
     assert "summary" in tables
     assert "detection" not in tables
     assert not [words for words in absent if "detection" in words]

@@ -106,6 +106,18 @@ def test_the_interval_covers_about_as_often_as_it_says() -> None:
     assert 0.89 <= inside / studies <= 0.98
 
 
+def test_an_interval_holds_its_estimate_or_there_is_none() -> None:
+    rare = np.full((8, 9), np.nan)  # each of eight classes in one patient alone, all of them 1
+    rare[:, 0], rare[range(8), range(1, 9)] = 0.0, 1.0
+    found = crossed_interval({"a": rare}, draws=2000)
+    assert found.estimate == pytest.approx(8 / 9)  # a resample lacks classes: 7/8 at the most
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+    assert any("leave out the estimate" in flag for flag in found.flags)
+    same = crossed_interval({"a": np.full((8, 3), 0.1)}, draws=200)
+    assert same.low == pytest.approx(0.1)
+
+
 def test_too_little_for_an_interval() -> None:
     one = crossed_interval({"a": [[0.1, 0.2]]}, draws=10)
     assert math.isnan(one.low)

@@ -71,6 +71,8 @@ def draw(name: str, study: Analysis, kind: str = "svg", strip: StripOptions | No
 def gallery(study: Analysis, kind: str = "svg") -> tuple[dict[str, bytes], dict[str, str]]:
     """Every picture these runs can give, and the reason for each they cannot.
 
+    One figure that fails, for whatever reason, does not take the others down.
+
     Returns:
         Name → picture, and name → reason in one line, both in the order of `FIGURES`.
     """
@@ -81,6 +83,8 @@ def gallery(study: Analysis, kind: str = "svg") -> tuple[dict[str, bytes], dict[
             pictures[name] = draw(name, study, kind)
         except ClbenchError as err:
             absent[name] = err.brief
+        except Exception as err:  # a fault of ours: the page says so, and is written
+            absent[name] = f"{type(err).__name__}: {err}"
     return pictures, absent
 
 

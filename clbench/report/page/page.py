@@ -297,6 +297,8 @@ def other_tables(study: Analysis) -> tuple[dict[str, Table], list[str]]:
             found[name] = make()
         except ClbenchError as err:  # a hole of one table must not take the report down
             absent.append(f"The table `{name}`: {err.brief}.")
+        except Exception as err:  # nor a fault of ours; the page says so
+            absent.append(f"The table `{name}`: {type(err).__name__}: {err}.")
     return found, absent
 
 
