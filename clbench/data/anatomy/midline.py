@@ -59,11 +59,11 @@ def midline(image: NDArray[Any], spacing_mm: Sequence[float] | NDArray[Any]) -> 
     return None if middle is None else middle * steps[0]
 
 
-def _body(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """(D, H, W) per axial slice the largest piece of tissue; thin sheets, such as a table, go."""
+def body_outline(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(D, H, W) per axial slice the largest piece of tissue and what it encloses; no table."""
     in_plane = ndimage.generate_binary_structure(3, 1)
     in_plane[:, :, [0, 2]] = False
-    tissue = hu > TISSUE_HU
+    tissue = ndimage.binary_fill_holes(hu > TISSUE_HU, in_plane)  # lungs belong to the body
     opened = ndimage.binary_opening(tissue, in_plane, iterations=2)
     if not opened.any():
         opened = tissue
@@ -76,7 +76,7 @@ def _body(hu: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _middle_of_rows(hu: NDArray[np.float32]) -> float | None:
-    body = _body(hu)
+    body = body_outline(hu)
     length = len(body)
     has_tissue = body.any(axis=0)
     first, last = body.argmax(axis=0), length - 1 - body[::-1].argmax(axis=0)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from clbench.data.anatomy.position import anatomy_notes
 from clbench.data.checks.hounsfield import hounsfield_notes
 from clbench.data.labels import RawCase
-from clbench.data.nifti import header_notes
+from clbench.data.nifti import header_notes, spacing_of
 from clbench.errors import DataError
 from clbench.spec.benchmark import Source
 
@@ -19,12 +20,15 @@ NOT_HU = "not HU"
 """Kind of the notes on images that are no CT in HU."""
 MOST_NOT_HU = 0.9
 """Share of a source's cases from which on the source is refused."""
-VERSION = 1
+VERSION = 2
 """Raised by any change in what is looked at or said: notes are kept in the cache."""
 
 LOOKS: dict[str, Callable[[RawCase, Source | None], Iterable[str]]] = {
     NOT_HU: lambda raw, source: hounsfield_notes(raw.image),
     "header": lambda raw, source: header_notes(raw.files.image),
+    "anatomy": lambda raw, source: anatomy_notes(
+        raw.image, raw.bits, source.structures if source else (), spacing_of(raw.affine)
+    ),
 }
 """Kind of note → what looks for it: a case as it was read and its source in (None where nobody says
 what its labels mean; then the case has no bits), sentences out."""
