@@ -16,7 +16,7 @@ from pathlib import Path
 from clbench.data.catalog import exam_cases
 from clbench.data.nifti import spacing_of
 from clbench.errors import ClbenchError, StoreError
-from clbench.evaluation.metrics.case import measure
+from clbench.evaluation.metrics.case import measure, word_of
 from clbench.evaluation.metrics.overlap import Counts, dice, dice_paper
 from clbench.evaluation.metrics.stability_gap import FILE, read_trace
 from clbench.evaluation.predictions import read_prediction
@@ -219,8 +219,8 @@ def _again(
             made = score_case(pred.bits, structures, volume, context=context)
             of_case = [r for _, r in rows.values()
                        if (r.step, r.eval_set, r.case) == (step, source, case)]  # fmt: skip
-            words = tuple(dict.fromkeys(word_of(r.metric) for r in of_case))
-            if words := tuple(w for w in words if w):
+            names = [r.metric for r in of_case if not r.metric.startswith("dice")]
+            if words := tuple(dict.fromkeys(map(word_of, names))):
                 bits = bit_pairs(structures, volume, structures)
                 values = measure(
                     native_rows(pred.bits, volume), volume.native_bits(),
@@ -254,15 +254,6 @@ def _compare(
 def key_of(row: Score) -> Key:
     """What names a row within a run."""
     return row.step, row.eval_set, row.case, row.structure, row.scoring, row.metric
-
-
-def word_of(metric: str) -> str | None:
-    """The word of `clbench score --metrics` that gives a metric; None for Dice."""
-    if metric in ("dice", "dice_ceiling"):
-        return None
-    if metric.startswith("lesion_"):
-        return "lesion"
-    return metric.replace("patient_positive", "patient")
 
 
 def _differs(

@@ -38,12 +38,6 @@ def seal(folder: Path, record: dict[str, Any]) -> None:
     record[_SEAL] = record_sha256(record)
 
 
-def reseal(folder: Path, record: dict[str, Any]) -> None:
-    """Seal again after a file of a finished run was made anew; a run without checksums stays so."""
-    if _SEAL in record:
-        seal(folder, record)
-
-
 def record_sha256(record: Mapping[str, Any]) -> str:
     """Checksum of a record without its own seal, however its JSON is laid out."""
     content = {k: v for k, v in record.items() if k != _SEAL}

@@ -19,7 +19,7 @@ from clbench.evaluation.predictions import read_prediction, write_prediction
 from clbench.report.study import Study
 from clbench.report.tables.summary import summary
 from clbench.run.rescore import score_run
-from clbench.run.verify import verify_run, word_of
+from clbench.run.verify import verify_run
 from clbench.store import run_folder
 from clbench.store.checksums import seal
 from clbench.store.publish import excerpt
@@ -294,11 +294,3 @@ def test_a_run_from_before_checksums_and_without_predictions_passes(tmp_path: Pa
     said = "\n".join(verify_run(folder).unchecked)
     assert "the run recorded none" in said
     assert "keeps no predictions" in said
-
-
-def test_metrics_lead_back_to_the_words_that_make_them() -> None:
-    assert [word_of(m) for m in ("dice", "dice_ceiling", "nsd_2mm", "lesion_found")] == [
-        None, None, "nsd_2mm", "lesion",
-    ]  # fmt: skip
-    assert word_of("patient_positive_50vox") == "patient_50vox"
-    assert word_of("patient_positive") == "patient"

@@ -354,6 +354,24 @@ def metrics_of(word: str, name: str) -> tuple[Metric, ...]:
     return tuple(metric for metric in metrics if lesion or not metric.of_lesions)
 
 
+def word_of(name: str) -> str:
+    """The word of `clbench score --metrics` that gives the metric `name` of `scores.csv`.
+
+    Raises:
+        SettingError: a metric nobody knows.
+
+    Example:
+        >>> from clbench.evaluation.metrics.case import word_of
+        >>> word_of("lesion_f1"), word_of("patient_positive_50vox"), word_of("nsd_2mm")
+        ('lesion', 'patient_50vox', 'nsd_2mm')
+    """
+    if any(name == metric.name for metric in LESION):
+        return "lesion"
+    word = name.replace("patient_positive", "patient")
+    _of_word(word)  # must be one
+    return word
+
+
 def _of_word(word: str) -> tuple[Metric, ...]:
     if word == "lesion":
         return LESION

@@ -26,7 +26,13 @@ from clbench.evaluation.metrics import (
 from clbench.evaluation.metrics import (
     surface as surface,
 )
-from clbench.evaluation.metrics.case import measure, parse_words, row_names
+from clbench.evaluation.metrics.case import (
+    measure,
+    metrics_of,
+    parse_words,
+    row_names,
+    word_of,
+)
 from clbench.spec.taxonomy import STRUCTURES, structure
 
 GOLDEN = json.loads((GOLDEN_FILES / "segmentation.json").read_text())
@@ -279,3 +285,12 @@ def test_an_unknown_metric_is_refused_before_anything_is_measured() -> None:
     with pytest.raises(SettingError, match="no metric called 'hd96_mm'") as err:
         one(np.zeros((2, 2, 2), np.uint8), np.zeros((2, 2, 2), np.uint8), words=("hd96_mm",))
     assert "did you mean 'hd95_mm'?" in str(err.value)
+
+
+def test_every_recorded_metric_leads_back_to_the_word_that_makes_it() -> None:
+    words = ("nsd_2mm", "hd95_mm", "volume_error_ml", "lesion", "patient", "patient_50vox")
+    for word in words:
+        for metric in metrics_of(word, "liver_tumor"):
+            assert word_of(metric.name) == word
+    with pytest.raises(SettingError):
+        word_of("nsd_mm")
