@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clbench.errors import ClbenchError, SettingError
+from clbench.spec import registry
 from clbench.spec.names import need_inner, need_name
 from clbench.spec.validation import checked, from_toml
 from clbench.store import files
@@ -127,6 +128,8 @@ def build(plan: Path, out: Path, results: Path | None = None) -> Iterator[Made]:
 
     @cache
     def study(bench: str) -> Analysis:
+        if registry.is_path(bench):  # relative to the plan, wherever it is built from
+            bench = registry.name_of(str(plan.parent / Path(bench).expanduser()))
         return Analysis(results=folder, bench=bench, reference=shared.ref, scoring=shared.scoring)
 
     for table in listed.table:

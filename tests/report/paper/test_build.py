@@ -102,3 +102,19 @@ def test_make_paper_passes_the_runs_on() -> None:
 
 def test_the_plan_is_plain_toml() -> None:
     assert tomllib.loads(PLAN.read_text())["study"]["seeds"] == [0, 1, 2]
+
+
+def test_a_plan_names_a_course_by_its_file_relative_to_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_runs(tmp_path / "runs", {"universal": Method()}, patients={"btcv": 4, "lits": 4})
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "plan" / "courses")
+    plan = tmp_path / "plan" / "plan.toml"
+    plan.write_text(
+        '[study]\nresults = "runs"\nseeds = [0]\nref = "universal"\nscoring = "strict"\n[[figure]]\nfile = "a"\nname = "heatmap"\n'
+        'bench = "courses/tumor_ext.toml"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    (made,) = build(Path("plan/plan.toml"), tmp_path / "out", tmp_path / "runs")
+    assert not made.hole, made.hole
+    assert {p.suffix for p in made.paths} == {".pdf", ".png"}
