@@ -22,6 +22,7 @@ from clbench.cli.options import app
 from clbench.errors import StoreError
 from clbench.report.page.calibration import CLAIM, calibration_table, rates
 from clbench.report.page.page import Made, make_report, other_tables
+from clbench.report.page.provenance import _backbone_weights
 from clbench.report.paper.table import paper_table
 from clbench.report.significance.analysis import Analysis
 from clbench.report.study import Protocol
@@ -326,3 +327,23 @@ def test_a_short_calibration(bench: ModuleType) -> None:
     claims = bench.null(200, 3, 0.0, 50)[0]
     assert 0.01 <= claims.rate <= 0.10
     assert bench.null(200, 1, 0.02, 50)[0].rate > 0.15  # one run each, and runs differ
+
+
+def test_published_weights_stand_in_the_provenance_with_their_overlap() -> None:
+    loaded = {
+        "loaded": ["a", "b"],
+        "parts": {"encoder.swinViT": [118, 118], "decoder": [0, 20]},
+        "trained_on": "BTCV",
+        "overlap": ["btcv"],
+    }
+    record = {"strategy": "universal", "backbone_weights": loaded}
+    ((name, said),) = _backbone_weights([record, record])
+    assert name == "backbone weights"
+    assert said == (
+        "universal: 2 tensors set (encoder.swinViT 118 of 118, decoder 0 of 20); trained on: BTCV; "
+        "THAT NAMES DATA OF THIS COURSE: btcv"
+    )
+    older = {"strategy": "joint", "backbone_weights": {"loaded": ["a"]}}
+    ((_, said),) = _backbone_weights([older])
+    assert said == "joint: 1 tensors set; training data not declared"
+    assert list(_backbone_weights([{"strategy": "joint", "backbone_weights": None}])) == []
