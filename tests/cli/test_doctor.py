@@ -154,3 +154,9 @@ def test_a_full_disk_and_a_folder_in_the_way(
     assert "1.0 MiB free; a run needs 1.0 GiB" in full[0]
     blocked = stops(look(tmp_path, results=tmp_path / "file" / "r"))
     assert any("cannot be written: name another with --out" in s for s in blocked)
+
+
+def test_the_command_that_goes_on_is_quoted_and_does_not_begin_anew() -> None:
+    command = ["__main__.py", "run", "--out", "my results", "--fresh", "--seed", "3"]
+    assert doctor.again(command) == "clbench run --out 'my results' --seed 3"
+    assert doctor.again([]) == ""
