@@ -249,8 +249,6 @@ def macro_interval(
 
 def _reach(found: MacroEstimate, alpha: float) -> tuple[float, float]:
     """Half-width at two-sided level `alpha`, and the standard error."""
-    from scipy import stats as scipy_stats
-
     if found.n_seeds == 1:
         reach = _t(found.df, alpha) * found.standard_error if found.variance else 0.0
         return reach, found.standard_error
@@ -261,7 +259,7 @@ def _reach(found: MacroEstimate, alpha: float) -> tuple[float, float]:
         return half_width_over_runs(found, alpha), math.sqrt(both)
     lost = found.run_variance**2 / (found.n_seeds - 1)
     lost += found.variance**2 / found.df if found.variance else 0.0
-    reach = float(scipy_stats.t.ppf(1 - alpha / 2, both**2 / lost)) * math.sqrt(both)
+    reach = _t(both**2 / lost, alpha) * math.sqrt(both)
     return reach, math.sqrt(both)
 
 
@@ -286,6 +284,6 @@ def half_width_over_runs(found: MacroEstimate, alpha: float) -> float:
 
 
 def _t(df: float, alpha: float) -> float:
-    from scipy import stats as scipy_stats
+    from scipy import special
 
-    return float(scipy_stats.t.ppf(1 - alpha / 2, df))
+    return float(special.stdtrit(df, 1 - alpha / 2))

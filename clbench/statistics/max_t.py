@@ -281,9 +281,9 @@ class _Tests:
         least = self.alpha / m
         if not 0 < limit < math.inf or math.isnan(df):
             return least
-        from scipy import stats as scipy_stats
+        from scipy import special
 
-        return float(np.clip(2 * scipy_stats.t.sf(limit, df), least, self.alpha))
+        return float(np.clip(2 * special.stdtr(df, -limit), least, self.alpha))
 
     def _scoped(self, t: FamilyComparison, limit: float) -> FamilyComparison:
         """Say whether the verdict holds for new training runs too."""

@@ -6,12 +6,10 @@ Planning numbers: the spread and the difference stay as seen, and all data sets 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
-import numpy as np
-
 from clbench.errors import SettingError
-from clbench.types import Floats
 
 MOST = 1000
 """Numbers of patients above this are given as infinite."""
@@ -62,27 +60,29 @@ def patients_needed(
     """
     if not (0 < level < 1 and 0 < power < 1):
         raise SettingError("no such power", expected="0 < level, power < 1", got=(level, power))
-    from scipy import stats as scipy_stats
+    from scipy import special
 
-    later = np.arange(n + 1, MOST + 1, dtype=np.float64)
-    df_later = later / n * (df + 1) - 1
-    error = standard_error * np.sqrt(n / later)
-    limit = scipy_stats.t.ppf(1 - level / 2, df_later)
+    def missed(later: int, distance: float) -> float:
+        """Chance that a claim about a mark this far away is not made with `later` patients."""
+        df_later = later / n * (df + 1) - 1
+        limit = special.stdtrit(df_later, 1 - level / 2)
+        return float(
+            special.stdtr(df_later, limit - distance / (standard_error * math.sqrt(n / later)))
+        )
 
-    def missed(distance: float) -> Floats:
-        return np.asarray(scipy_stats.t.cdf(limit - distance / error, df_later), dtype=np.float64)
-
-    def smallest(reached: Floats) -> float:
-        return float(later[np.argmax(reached >= power)]) if (reached >= power).any() else math.inf
+    def smallest(*distances: float) -> float:
+        """Smallest number with which the claim, about all these marks at once, is made."""
+        candidates = range(n + 1, MOST + 1)  # the power grows with each patient
+        place = bisect_left(
+            candidates, power, key=lambda later: 1 - sum(missed(later, d) for d in distances)
+        )
+        return float(candidates[place]) if place < len(candidates) else math.inf
 
     inside = abs(estimate) < margin
-    above = estimate > -margin
     return PatientsNeeded(
-        difference=smallest(1 - missed(abs(estimate))),
-        equivalence=smallest(1 - missed(margin + estimate) - missed(margin - estimate))
-        if inside
-        else math.nan,
-        not_worse=smallest(1 - missed(margin + estimate)) if above else math.nan,
+        difference=smallest(abs(estimate)),
+        equivalence=smallest(margin + estimate, margin - estimate) if inside else math.nan,
+        not_worse=smallest(margin + estimate) if estimate > -margin else math.nan,
     )
 
 
@@ -102,7 +102,7 @@ def detectable_difference(
         >>> round(detectable_difference(standard_error=0.01, df=15.0, level=0.05), 4)
         0.03
     """
-    from scipy import stats as scipy_stats
+    from scipy import special
 
-    limit, more = scipy_stats.t.ppf([1 - level / 2, power], df)
+    limit, more = special.stdtrit(df, [1 - level / 2, power])
     return float((limit + more) * standard_error)

@@ -113,21 +113,23 @@ class FlippedMeans:
         """
         parts = []
         for y, v in zip(values, valid, strict=True):
-            kinds, which = np.unique(v, axis=1, return_inverse=True)
-            summed = np.zeros_like(kinds)
-            np.add.at(summed.T, which.ravel(), y.T)
+            same: dict[bytes, list[int]] = {}
+            for c in range(v.shape[1]):
+                same.setdefault(v[:, c].tobytes(), []).append(c)
+            kinds = v[:, [columns[0] for columns in same.values()]]
+            summed = np.stack([y[:, columns].sum(axis=1) for columns in same.values()], axis=1)
             n = kinds.sum(axis=0)
             a = kinds * np.where(n > 1, np.sqrt(n / np.maximum(n - 1, 1)), 0.0) / (n * v.shape[1])
             u = (a * summed).sum(axis=1)
             m = summed / n
             parts.append((m, m @ (a.T @ a) - 2 * u[:, None] * a, float((u**2).sum())))
         groups = max(m.shape[1] for m, _, _ in parts)
-        columns = np.zeros((len(values[0]), len(parts), 2, groups))
+        whole = np.zeros((len(values[0]), len(parts), 2, groups))
         for k, (m, z, _) in enumerate(parts):
-            columns[:, k, 0, : m.shape[1]] = m
-            columns[:, k, 1, : m.shape[1]] = z
+            whole[:, k, 0, : m.shape[1]] = m
+            whole[:, k, 1, : m.shape[1]] = z
         return cls(
-            columns=columns.reshape(len(values[0]), -1),
+            columns=whole.reshape(len(values[0]), -1),
             uncentred=np.array([square for _, _, square in parts]),
             classes=np.array([float(v.shape[1]) for v in valid]),
         )
