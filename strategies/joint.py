@@ -1,8 +1,9 @@
-"""Joint training: at step t, all images of steps 1 to t, from fresh weights. The upper bound.
+"""Joint training: at step t, all images of steps 1 to t, from fresh weights.
 
 It breaks the rule of the game (no old images) on purpose. Data sets are drawn with equal
 probability, and a step lasts t times as long as a step of the other methods, so that what it cannot
-reach is not a matter of too little training.
+reach is not a matter of too little training. A reference to compare with, and no upper bound: a
+case has the labels of its own step only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .finetune import Finetune
 
 @dataclass(frozen=True, kw_only=True)
 class Joint(Finetune):
-    """Train on the images of all steps so far, from scratch: the upper bound."""
+    """Train on the images of all steps so far, from scratch: the joint reference."""
 
     unlabelled: Literal["ignore", "background"] = "ignore"
 

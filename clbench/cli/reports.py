@@ -80,9 +80,13 @@ def report(
         float, typer.Option(help="Half-width of equivalent, Dice; declare it before looking.")
     ] = 0.02,
     alpha: Annotated[float, typer.Option(help="Level of every family of tests.")] = 0.05,
+    correction: Annotated[
+        str, typer.Option(help="Adjustment of p over a family: max-t or holm.")
+    ] = "max-t",
 ) -> None:
     """Test a strategy against the others: verdicts, tables, figures, one page without network."""
     one_of("--scoring", scoring, {"strict": 1, "paper": 1})
+    chosen = one_of("--correction", correction, {"max-t": "max-t", "holm": "holm"})
     from clbench.report.page.page import make_report
     from clbench.report.significance.analysis import Analysis
     from clbench.report.study import Protocol
@@ -93,7 +97,7 @@ def report(
         bench=registry.name_of(bench),
         reference=ref,
         scoring=scoring,
-        protocol=Protocol(margin=margin, alpha=alpha),
+        protocol=Protocol(margin=margin, alpha=alpha, correction=chosen),
     )
     made = make_report(study, out)
     for line in made.lines:

@@ -23,7 +23,7 @@ def past_opened(record: RunRecord) -> tuple[set[str], set[str]]:
 
 
 def past_card(record: RunRecord) -> str:
-    """`none (enforced)`, `stored cases: n of m (…)` or `all n (upper bound)`.
+    """`none (enforced)`, `stored cases: n of m (…)` or `all n`.
 
     `images` is declared by strategies that may see all; how many of them they saw is counted.
     """
@@ -33,7 +33,7 @@ def past_card(record: RunRecord) -> str:
     if not opened:
         return "none (enforced)"
     if there and opened >= there and record.past in (None, "images"):
-        return f"all {len(opened)} (upper bound)"
+        return f"all {len(opened)}"
     ids = ", ".join(sorted(opened)[:LISTED]) + (", …" if len(opened) > LISTED else "")
     kind = "stored cases: " if record.past == "cases" else ""
     return f"{kind}{len(opened)} of {len(there)} ({ids})"

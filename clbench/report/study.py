@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from clbench.errors import SettingError, StoreError, unknown_name
 from clbench.report.scores import Run, Scores, StrategyScores, read_frame, scores_of
 from clbench.spec import registry
+from clbench.statistics.max_t import Correction
 from clbench.store import run_folder
 from clbench.store.record import refuse_mixture
 
@@ -38,12 +39,10 @@ class Protocol:
     """Level of every family of tests."""
     margin: float = MARGIN
     """Half-width of "equivalent", Dice."""
+    correction: Correction = "max-t"
+    """How the p-values of a family are adjusted: `max-t` or `holm`."""
     draws: int = 100_000
-    """Sign patterns sampled above 20 patients."""
-    resamples: int = 10_000
-    """Bootstrap resamples of a confirmatory interval."""
-    descriptive_resamples: int = 2000
-    """Bootstrap resamples of an interval that no test rests on: `learning`, figures."""
+    """Sign patterns above 20 patients, the observed one included."""
     rank_resamples: int = 1000
     """Resamples of the ranking's stability."""
     seed: int = 0
@@ -62,6 +61,18 @@ class Protocol:
                 expected="0 < margin < 1 (Dice)",
                 got=self.margin,
             )
+        if self.correction not in get_args(Correction):
+            raise SettingError(
+                "no such correction",
+                where="--correction",
+                expected=" or ".join(get_args(Correction)),
+                got=self.correction,
+            )
+
+    @property
+    def adjusted_by(self) -> str:
+        """The correction in words."""
+        return {"max-t": "max-T", "holm": "Holm"}[self.correction]
 
     @property
     def level(self) -> float:

@@ -1,4 +1,4 @@
-"""Intervals and rankings by resampling: patients within their data set, crossed with seeds.
+"""Stability of a ranking by resampling: patients within their data set, crossed with seeds.
 
 The tables are those of `clbench.statistics.class_macro`. Strategies stay paired inside a
 resample: all see the same patients and the same seeds.
@@ -12,17 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clbench.errors import DataError, SettingError
-from clbench.statistics.class_macro import Stratum, Table, has_cells, macro_mean, strata
-from clbench.statistics.intervals import Interval
+from clbench.errors import DataError
+from clbench.statistics.class_macro import Stratum, Table, has_cells, strata
 from clbench.statistics.ranking import block_ranks
 from clbench.types import Floats
-
-ONE_RUN = "one training run: conditional on it"
-FEW_SEEDS = "fewer than 5 seeds: their variance is understated by (seeds - 1) / seeds"
-SMALL_N = "n < 50: percentile interval is approximate"
-LOST = "a class lost all its patients in some resamples"
-OUTSIDE = "the resamples leave out the estimate (classes of few patients): no interval"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,68 +113,6 @@ def resampled(parts: Sequence[Stratum], resamples: Resamples) -> tuple[Floats, F
         classes += int((part.valid.sum(axis=0) > 0).sum())
     mean = np.divide(total, present, out=np.full_like(total, np.nan), where=present > 0)
     return mean, classes - present
-
-
-def crossed_interval(
-    table: Table, *, seed: int = 0, draws: int = 10_000, level: float = 0.95
-) -> Interval:
-    """Percentile bootstrap interval of the macro difference over seeds and patients at once.
-
-    A class whose patients all fall out of a resample is left out of that resample's mean; the flag
-    says in what share of resamples that happened. Where classes of few patients move the resamples
-    so far that the interval leaves out its own estimate, there is none, and a flag says so.
-
-    Args:
-        table: differences A minus B per data set.
-        seed: of the resamples.
-        draws: resamples.
-        level: confidence asked for.
-
-    Raises:
-        SettingError: the level is not between 0 and 1.
-        DataError: see `clbench.statistics.class_macro.strata`.
-
-    Example:
-        >>> from clbench.statistics.bootstrap import crossed_interval
-        >>> same = {"btcv": [[0.25]] * 6}  # six patients, all with the same difference
-        >>> interval = crossed_interval(same, draws=200)
-        >>> round(interval.estimate, 4), round(interval.low, 4), round(interval.high, 4)
-        (0.25, 0.25, 0.25)
-
-    Source: pigeonhole bootstrap (Owen 2007), stratified by data set.
-    """
-    if not 0 < level < 1:
-        raise SettingError("no such confidence", expected="0 < level < 1", got=level)
-    parts = strata(table)
-    n = sum(part.n for part in parts)
-    runs = parts[0].values.shape[0] if parts else 0
-    flags = [ONE_RUN] if runs == 1 else [FEW_SEEDS] if runs < 5 else []
-    flags += [SMALL_N] if n < 50 else []
-    low = high = error = math.nan
-    estimate = macro_mean(table)
-    if n >= 2:
-        means, lost = resampled(parts, draw_resamples(parts, seed=seed, draws=draws))
-        low, high = (float(x) for x in np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2]))
-        error = float(np.nanstd(means, ddof=1))
-        flags += [f"{LOST} ({(lost > 0).mean():.1%})"] if lost.any() else []
-        slack = 1e-9  # all resamples of equal numbers are equal up to their last digits
-        if not low - slack <= estimate <= high + slack:
-            low = high = math.nan
-            flags.append(OUTSIDE)
-    else:
-        flags.append("fewer than two patients: no interval")
-    return Interval(
-        estimate=estimate,
-        low=low,
-        high=high,
-        level=level,
-        method="crossed bootstrap, percentile",
-        n=n,
-        n_seeds=runs,
-        standard_error=error,
-        draws=draws,
-        flags=tuple(flags),
-    )
 
 
 def seed_means(table: Table) -> Floats:

@@ -39,9 +39,7 @@ class Interval:
     coverage: float | None = None
     """Confidence actually guaranteed where it is a step function of n, or None."""
     standard_error: float | None = None
-    """Spread of the estimate over resamples, or None."""
-    draws: int | None = None
-    """Resamples, or None."""
+    """Standard error of the estimate, or None."""
     flags: tuple[str, ...] = ()
     """What a reader must know, in words."""
 

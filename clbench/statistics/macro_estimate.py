@@ -230,7 +230,7 @@ def macro_interval(
         reach, error = math.nan, None
         flags = (*flags, ONE_PATIENT if found.single else "fewer than two patients: no interval")
     else:
-        reach, error = _reach(found, 1 - level)
+        reach, error = half_width(found, 1 - level), _error(found)
     low, high = found.estimate - reach, found.estimate + reach
     if bounds is not None and not math.isnan(reach):
         low, high = max(low, bounds[0]), min(high, bounds[1])
@@ -247,24 +247,30 @@ def macro_interval(
     )
 
 
-def _reach(found: MacroEstimate, alpha: float) -> tuple[float, float]:
-    """Half-width at two-sided level `alpha`, and the standard error."""
+def half_width(found: MacroEstimate, alpha: float) -> float:
+    """Half-width of the interval of `macro_interval`; 0 without spread.
+
+    Args:
+        found: the mean and its variances.
+        alpha: two-sided level.
+    """
     if found.n_seeds == 1:
-        reach = _t(found.df, alpha) * found.standard_error if found.variance else 0.0
-        return reach, found.standard_error
+        return _t(found.df, alpha) * found.standard_error if found.variance else 0.0
     both = found.variance + found.run_variance
-    if both == 0:
-        return 0.0, 0.0
-    if found.n_seeds == 2:
-        return half_width_over_runs(found, alpha), math.sqrt(both)
+    if both == 0 or found.n_seeds == 2:
+        return half_width_over_runs(found, alpha)
     lost = found.run_variance**2 / (found.n_seeds - 1)
     lost += found.variance**2 / found.df if found.variance else 0.0
-    reach = _t(both**2 / lost, alpha) * math.sqrt(both)
-    return reach, math.sqrt(both)
+    return _t(both**2 / lost, alpha) * math.sqrt(both)
+
+
+def _error(found: MacroEstimate) -> float:
+    """Standard error over patients, and over training runs where there are several."""
+    return math.sqrt(found.variance + (found.run_variance if found.n_seeds > 1 else 0.0))
 
 
 def half_width_over_runs(found: MacroEstimate, alpha: float) -> float:
-    """Half-width of the interval over patients and new training runs; nan with one run.
+    """Half-width of a cautious interval over patients and new training runs; nan with one run.
 
     Each variance at its own quantile: never narrower than either alone would demand.
 

@@ -27,6 +27,7 @@ from clbench.statistics.macro_estimate import (
     MacroEstimate,
     cells_of,
     estimate_of,
+    half_width,
     half_width_over_runs,
 )
 from clbench.statistics.sample_size import PatientsNeeded, detectable_difference, patients_needed
@@ -75,7 +76,10 @@ class FamilyComparison:
     level: float = math.nan
     """Two-sided level of a single comparison that the family's critical value stands for."""
     over_runs: float = math.nan
-    """Half-width, at `level`, of the interval over patients and new training runs; nan with one."""
+    """Half-width, at `level`, of the interval over patients and new training runs that a verdict
+    must agree with to lose its scope; nan with one run."""
+    new_runs: tuple[float, float] = (math.nan, math.nan)
+    """Interval of this comparison alone over patients and new training runs; nan with one run."""
     needed: PatientsNeeded | None = None
     """Patients that would decide; None for what is decided or has no interval."""
     level_left: float = math.nan
@@ -297,6 +301,10 @@ class _Tests:
         )
         scope = "" if settled or t.verdict.word == "not testable" else THESE_RUNS
         found = replace(t, level=level, over_runs=reach, verdict=replace(t.verdict, scope=scope))
+        if t.mean.n_seeds > 1 and not t.mean.single:
+            alone = half_width(t.mean, self.alpha)
+            ends = (t.mean.estimate - alone, t.mean.estimate + alone)
+            found = replace(found, new_runs=ends)
         if t.mean.variance and not t.mean.single:
             found = replace(
                 found,
@@ -346,7 +354,7 @@ def _matched(t: FamilyComparison, limit: float, alpha: float, margin: float) -> 
         -estimate,
         {-margin: t.p_high <= alpha, 0.0: estimate < 0 and t.p <= alpha},
     )
-    return replace(t, low=low, high=-mirrored, low_open=low_open, high_open=high_open)
+    return replace(t, low=low, high=0.0 - mirrored, low_open=low_open, high_open=high_open)
 
 
 def _end(plain: float, estimate: float, shown: Mapping[float, bool]) -> tuple[float, bool]:

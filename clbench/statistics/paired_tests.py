@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from clbench.errors import DataError
 from clbench.types import Floats
 
-Method = Literal["exact", "permutation", "monte carlo", "normal", "t", "none"]
+Method = Literal["exact", "permutation", "normal", "t", "none"]
 Zeros = Literal["drop", "pratt", "zsplit"]
 
 DECIMALS = 6  # .9-.8 and .8-.7 differ in floats; ranks need them equal
@@ -49,11 +49,9 @@ class PairedTest:
     """Pairs that differ; this n sets the attainable p of the rank and sign tests."""
     method: Method
     """The null distribution used: `exact` (no ties), `permutation` (all sign patterns of the values
-    as they are), `monte carlo` (a sample of them), `normal`, `t`, or `none`."""
+    as they are), `normal`, `t`, or `none`."""
     smallest_p: float
     """The smallest two-sided p that this n and method can give; 0 where there is no bound."""
-    draws: int | None = None
-    """Sampled sign patterns (`monte carlo`), or None."""
     flags: tuple[str, ...] = ()
     """What a reader must know, in words."""
 

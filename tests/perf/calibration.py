@@ -1,12 +1,13 @@
-"""How often the confirmatory test is wrong: simulated studies whose truth is known, as a table.
+"""How often the confirmatory tests and intervals are wrong, and how much they find, as a table.
 
-`python tests/perf/calibration.py [studies] [FILE.csv]`; 2,000 studies take a few minutes on one core.
+`python tests/perf/calibration.py [SCALE] [FILE.csv]`; SCALE 1 takes about 15 minutes on one core,
+SCALE 0.1 a tenth of the studies.
 
-A study has two eval sets as in a course of two steps: 12 patients with 5 structures, of which 4
-patients lack 2, and 20 patients with 1 structure, of which 2 lack it. A difference between two
-strategies is patient (sd 0.05, the same under every seed) + residual (sd 0.02 per seed, patient and
-structure) + training run (sd 0, 0.01 or 0.02, the same for all patients of a seed), all in Dice.
-Under the null all three have mean 0.
+Simulated studies whose truth is known. Patients of one or two eval sets: `8` (5 structures, of
+which 2 patients lack 2), `12` (5, 4 lack 2), and `8 + 8` and `12 + 20` with a second set of one
+structure. A difference between two strategies is patient (sd 0.05, the same under every seed) +
+residual (sd 0.02 per seed, patient and structure) + training run (sd 0, 0.01 or 0.02, the same for
+all patients of a seed), all in Dice. The comparisons of a family share their reference.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ import csv
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.statistics.bootstrap import crossed_interval, seed_means
-from clbench.statistics.class_macro import per_patient_weights, strata
-from clbench.statistics.corrections import holm, verdict
-from clbench.statistics.intervals import detectable_effect, t_interval
+from clbench.statistics.macro_estimate import macro_interval
+from clbench.statistics.max_t import Correction, FamilyComparison, compare_family
 from clbench.statistics.paired_tests import signed_rank_null, wilcoxon
 
 Floats = NDArray[np.float64]
-Study = dict[str, Floats]
+Table = dict[str, Floats]
 PATIENT, RESIDUAL = 0.05, 0.02
 ALPHA, MARGIN = 0.05, 0.02
+DRAWS = 1000
+"""Sign patterns above 20 patients: the add-one keeps the level with any number of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,10 @@ class Row:
 
     question: str
     """What was counted."""
+    patients: str
+    """Per eval set."""
+    comparisons: int
+    """In the family; 0 where nothing is corrected."""
     seeds: int
     """Training runs per study."""
     seed_sd: float
@@ -63,170 +68,223 @@ def holes(patients: int, structures: int, lacking: int, missing: int) -> NDArray
     return absent
 
 
-SETS = {"a": holes(12, 5, 4, 2), "b": holes(20, 1, 2, 1)}
-ONE = {"a": holes(12, 5, 0, 0)}
+SETS = {
+    "8": {"a": holes(8, 5, 2, 2)},
+    "12": {"a": holes(12, 5, 4, 2)},
+    "8 + 8": {"a": holes(8, 5, 2, 2), "b": holes(8, 1, 1, 1)},
+    "12 + 20": {"a": holes(12, 5, 4, 2), "b": holes(20, 1, 2, 1)},
+}
 
 
-def studies(
+def families(
     count: int,
     *,
+    patients: str,
     seeds: int,
-    seed_sd: float,
-    effect: float = 0.0,
-    sets: dict[str, NDArray[np.bool_]],
+    seed_sd: float = 0.0,
+    effects: Sequence[float] = (0.0,),
     start: int = 0,
-) -> Iterator[Study]:
-    """Differences A minus B: eval set → (seeds, patients, structures)."""
+) -> Iterator[list[Table]]:
+    """Per study one table per comparison: reference minus other, whose true mean is its effect."""
     rng = np.random.default_rng([20240607, start])
-    for _ in range(count):
-        run = rng.normal(0, seed_sd, (seeds, 1, 1)) if seed_sd else np.zeros((seeds, 1, 1))
-        study = {}
-        for name, absent in sets.items():
+    share = 1 / math.sqrt(2)  # two strategies' errors make one difference
+
+    def errors() -> Table:
+        run = rng.normal(0, seed_sd * share, (seeds, 1, 1))
+        made = {}
+        for name, absent in SETS[patients].items():
             n, c = absent.shape
-            d = (
-                effect
-                + run
-                + rng.normal(0, PATIENT, (1, n, 1))
-                + rng.normal(0, RESIDUAL, (seeds, n, c))
+            made[name] = (
+                run
+                + rng.normal(0, PATIENT * share, (1, n, 1))
+                + rng.normal(0, RESIDUAL * share, (seeds, n, c))
             )
-            d[:, absent] = np.nan
-            study[name] = d
-        yield study
+            made[name][:, absent] = np.nan
+        return made
+
+    for _ in range(count):
+        reference = errors()
+        yield [
+            {name: reference[name] - other[name] + effect for name in reference}
+            for effect, other in ((e, errors()) for e in effects)
+        ]
 
 
-def above(weights: Floats, level: float) -> float:
-    """Exact share of the 2^n sign patterns whose sum is at least `level`.
-
-    The patterns of the first half are met with the sorted ones of the second: 2^(n/2) steps.
-    """
-    halves = []
-    for part in (weights[: weights.size // 2], weights[weights.size // 2 :]):
-        sums = np.zeros(1)
-        for w in part:
-            sums = np.concatenate([sums + w, sums - w])
-        halves.append(np.sort(sums))
-    slack = 1e-9 * float(np.abs(weights).sum())
-    reached = np.searchsorted(halves[1], level - slack - halves[0], side="left")
-    return float((halves[1].size - reached).sum() / 2.0**weights.size)
+def compared(tables: Sequence[Table], correction: Correction = "max-t") -> list[FamilyComparison]:
+    """The family's comparisons."""
+    found = compare_family(tables, alpha=ALPHA, margin=MARGIN, correction=correction, draws=DRAWS)
+    return list(found.comparisons)
 
 
-def p_two_sided(study: Study, shift: float = 0.0) -> tuple[float, float, float]:
-    """Macro difference minus `shift`, its exact two-sided p, and its one-sided p of "above"."""
-    weights = per_patient_weights(strata({k: v - shift for k, v in study.items()}))
-    weights = weights[np.abs(weights) > 1e-12]
-    total = float(weights.sum())
-    return total, min(1.0, 2 * above(weights, abs(total))), above(weights, total)
+def differs(c: FamilyComparison) -> bool:
+    return c.verdict.word in ("better", "worse")
 
 
-def counted(question: str, hits: list[bool], *, expected: float = math.nan, **more: float) -> Row:
+def counted(question: str, hits: Sequence[float], patients: str, **more: float) -> Row:
     rate, n = float(np.mean(hits)), len(hits)
     return Row(
-        question=question, seeds=int(more["seeds"]), seed_sd=more["seed_sd"],
-        effect=more.get("effect", 0.0), studies=n, rate=rate,
-        standard_error=math.sqrt(rate * (1 - rate) / n), expected=expected,
+        question=question, patients=patients, comparisons=int(more.get("m", 0)),
+        seeds=int(more["seeds"]), seed_sd=more.get("seed_sd", 0.0), effect=more.get("effect", 0.0),
+        studies=n, rate=rate, standard_error=float(np.std(hits)) / math.sqrt(n),
+        expected=more.get("expected", math.nan),
     )  # fmt: skip
 
 
-def null(count: int, seeds: int, seed_sd: float, draws: int) -> list[Row]:
-    """No systematic difference: how often is one claimed?"""
-    claims, outside, settled = [], [], []
-    for i, study in enumerate(studies(count, seeds=seeds, seed_sd=seed_sd, sets=SETS, start=seeds)):
-        estimate, p, _ = p_two_sided(study)
-        interval = crossed_interval(study, seed=i, draws=draws)
-        over_seeds = t_interval(seed_means(study))
-        word = verdict(
-            estimate=estimate, p_adjusted=p, smallest_p=0.0, m=1, n_seeds=seeds,
-            seed_interval=(over_seeds.low, over_seeds.high) if seeds > 1 else None,
-        )  # fmt: skip
-        claims.append(p <= ALPHA)
-        outside.append(not interval.low <= 0 <= interval.high)
-        settled.append(word.word in ("better", "worse") and not word.scope)
-    found = {
-        "better or worse, any scope": (claims, ALPHA if seed_sd == 0 else math.nan),
-        "0 outside the crossed bootstrap interval": (outside, ALPHA),
-        "better or worse beyond these training runs": (settled, math.nan),
-    }
+def coverage(count: int, patients: str, seeds: int, seed_sd: float) -> list[Row]:
+    """How often the interval of a single mean difference holds the truth."""
+    hits = []
+    for (table,) in families(count, patients=patients, seeds=seeds, seed_sd=seed_sd, start=seeds):
+        interval = macro_interval(table, level=1 - ALPHA)
+        hits.append(interval.low <= 0 <= interval.high)
     return [
-        counted(q, hits, expected=e, seeds=seeds, seed_sd=seed_sd)
-        for q, (hits, e) in found.items()
-        if seeds >= 5 or q != "better or worse beyond these training runs"
+        counted(
+            "interval of a difference holds it", hits, patients, seeds=seeds, seed_sd=seed_sd,
+            expected=1 - ALPHA,
+        )
+    ]  # fmt: skip
+
+
+def claims(count: int, patients: str, seeds: int, seed_sd: float) -> list[Row]:
+    """One comparison without a true difference: how often is one claimed?"""
+    these, beyond = [], []
+    for family in families(count, patients=patients, seeds=seeds, seed_sd=seed_sd, start=10):
+        (c,) = compared(family)
+        these.append(differs(c))
+        beyond.append(differs(c) and not c.verdict.scope)
+    more = {"seeds": seeds, "seed_sd": seed_sd, "m": 1}
+    rows = [
+        counted(
+            "better or worse, any scope", these, patients,
+            expected=math.nan if seed_sd else ALPHA, **more,
+        )
+    ]  # fmt: skip
+    if seeds > 1:
+        rows.append(counted("better or worse beyond these training runs", beyond, patients, **more))
+    return rows
+
+
+def false_claims(count: int, patients: str, m: int, correction: Correction) -> list[Row]:
+    """A family without a true difference: how often is any claimed, how often do all ends hold?"""
+    wrong, inside = [], []
+    for family in families(count, patients=patients, seeds=3, effects=[0.0] * m, start=100 + m):
+        found = compared(family, correction)
+        wrong.append(any(differs(c) for c in found))
+        inside.append(all(math.isnan(c.low) or c.low <= 0 <= c.high for c in found))
+    more = {"seeds": 3, "m": m}
+    rows = [counted(f"any false difference, {correction}", wrong, patients, expected=ALPHA, **more)]
+    if correction == "max-t":
+        rows.append(
+            counted("all simultaneous intervals hold", inside, patients, expected=1 - ALPHA, **more)
+        )
+    return rows
+
+
+def beside_true_ones(count: int, patients: str, m: int) -> list[Row]:
+    """Half of the family loses 0.8 Dice: how often is a difference claimed among the others?"""
+    lost = m // 2
+    effects = [0.8] * lost + [0.0] * (m - lost)
+    hits = [
+        any(differs(c) for c in compared(family)[lost:])
+        for family in families(count, patients=patients, seeds=3, effects=effects, start=200)
     ]
+    return [
+        counted(
+            "any false difference beside true ones, max-t", hits, patients, seeds=3, m=m,
+            effect=0.8, expected=ALPHA,
+        )
+    ]  # fmt: skip
 
 
-def family(count: int, seeds: int, m: int = 3) -> Row:
-    """Holm over m comparisons with one reference: how often is anything claimed?"""
-    hits = []
-    for reference, *others in zip(
-        *(studies(count, seeds=seeds, seed_sd=0.0, sets=SETS, start=100 + k) for k in range(m + 1)),
-        strict=True,
-    ):
-        pairs = [{k: (reference[k] - o[k]) / math.sqrt(2) for k in o} for o in others]
-        hits.append(bool(np.any(holm([p_two_sided(d)[1] for d in pairs]).adjusted <= ALPHA)))
-    return counted(
-        f"any claim in a Holm family of {m}", hits, expected=ALPHA, seeds=seeds, seed_sd=0.0
-    )
+def false_equivalence(count: int, patients: str, m: int) -> list[Row]:
+    """Every true difference is the margin: how often is any called equivalent?"""
+    hits = [
+        any(c.verdict.word == "equivalent" for c in compared(family))
+        for family in families(count, patients=patients, seeds=3, effects=[MARGIN] * m, start=300)
+    ]
+    return [
+        counted(
+            "any false equivalence at the margin, max-t", hits, patients, seeds=3, m=m,
+            effect=MARGIN, expected=ALPHA / 2,
+        )
+    ]  # fmt: skip
 
 
-def equivalence(count: int, seeds: int) -> Row:
-    """True difference right at the margin: how often is "equivalent" claimed?"""
-    hits = []
-    for study in studies(count, seeds=seeds, seed_sd=0.0, effect=MARGIN, sets=SETS, start=200):
-        above_low = p_two_sided(study, -MARGIN)[2]
-        below_high = p_two_sided({k: -v for k, v in study.items()}, -MARGIN)[2]
-        hits.append(max(above_low, below_high) <= ALPHA)
-    return counted(
-        "equivalent, at a true difference of the margin", hits, expected=ALPHA, seeds=seeds, seed_sd=0.0,
-        effect=MARGIN,
-    )  # fmt: skip
+def power(count: int, patients: str, m: int, effect: float) -> list[Row]:
+    """One of the family differs, or all do: how often is it found, by correction?"""
+    rows = []
+    corrections: tuple[Correction, ...] = ("max-t", "holm")
+    for what, effects in (("one", [effect] + [0.0] * (m - 1)), ("all", [effect] * m)):
+        found: dict[Correction, list[float]] = {c: [] for c in corrections}
+        for family in families(count, patients=patients, seeds=3, effects=effects, start=400 + m):
+            for correction in corrections:
+                hits = [c.verdict.word == "better" for c in compared(family, correction)]
+                found[correction].append(float(np.mean(hits[:1] if what == "one" else hits)))
+        rows += [
+            counted(
+                f"power, {what} of the family, {c}", hits, patients, seeds=3, m=m, effect=effect
+            )
+            for c, hits in found.items()
+        ]
+    return rows
 
 
-def one_structure(count: int, seeds: int) -> Row:
+def one_structure(count: int) -> list[Row]:
     """Wilcoxon on one structure of 12 patients; its largest attainable level is below alpha."""
     hits = [
-        wilcoxon(s["a"][:, :, 0].mean(axis=0)).p <= ALPHA
-        for s in studies(count, seeds=seeds, seed_sd=0.0, sets=ONE, start=300)
+        wilcoxon(table["a"][:, :, 0].mean(axis=0)).p <= ALPHA
+        for (table,) in families(count, patients="12", seeds=3, start=500)
     ]
     reachable = 2 * np.cumsum(signed_rank_null(np.arange(1.0, 13.0)))[::2]
-    return counted(
-        "better or worse, Wilcoxon on one structure of 12 patients", hits,
-        expected=float(reachable[reachable <= ALPHA].max()), seeds=seeds, seed_sd=0.0,
-    )  # fmt: skip
+    return [
+        counted(
+            "better or worse, Wilcoxon on one structure", hits, "12", seeds=3, m=1,
+            expected=float(reachable[reachable <= ALPHA].max()),
+        )
+    ]  # fmt: skip
 
 
-def power(count: int, seeds: int, wanted: float) -> Row:
-    """A true difference that a t-test of 12 patients finds with power `wanted`."""
-    sd = math.sqrt(PATIENT**2 + RESIDUAL**2 / (seeds * 5))
-    effect = detectable_effect(12, alpha=ALPHA, power=wanted) * sd
-    hits = [
-        p_two_sided(s)[1] <= ALPHA
-        for s in studies(count, seeds=seeds, seed_sd=0.0, effect=effect, sets=ONE, start=400)
-    ]
-    return counted(
-        "power, 12 patients", hits, expected=wanted, seeds=seeds, seed_sd=0.0, effect=effect
-    )
-
-
-def measure(count: int, *, draws: int = 1000, say: Callable[[str], object] = print) -> list[Row]:
+def measure(scale: float = 1.0, *, say: Callable[[str], object] = print) -> list[Row]:
     """Every row of the table."""
-    rows: list[Row] = []
-    begin = time.perf_counter()
+
+    def n(studies: int) -> int:
+        return max(20, round(scale * studies))
+
     jobs: list[Callable[[], list[Row]]] = [
-        lambda seeds=seeds, sd=sd: null(count, seeds, sd, draws)  # type: ignore[misc]
+        lambda p=p, s=s, sd=sd: coverage(n(4000), p, s, sd)  # type: ignore[misc]
+        for p in ("8 + 8", "12 + 20")
         for sd in (0.0, 0.01, 0.02)
-        for seeds in (1, 3, 5)
+        for s in (1, 3, 5)
     ]
     jobs += [
-        lambda: [family(count, 3)],
-        lambda: [equivalence(count, 3)],
-        lambda: [one_structure(count, 3)],
+        lambda s=s, sd=sd: claims(n(2000), "12 + 20", s, sd)  # type: ignore[misc]
+        for sd in (0.0, 0.01, 0.02)
+        for s in (1, 3, 5)
     ]
-    jobs += [lambda w=w: [power(count, 3, w)] for w in (0.5, 0.8, 0.95)]  # type: ignore[misc]
+    jobs += [
+        lambda p=p, m=m, c=c, k=k: false_claims(n(k), p, m, c)  # type: ignore[misc]
+        for p, m, k in (("8", 3, 2000), ("8", 13, 1000), ("8 + 8", 3, 1000), ("8 + 8", 13, 500))
+        for c in ("max-t", "holm")
+        if c == "max-t" or p == "8"
+    ]
+    jobs += [
+        lambda: beside_true_ones(n(600), "8", 13),
+        lambda: false_equivalence(n(600), "8", 13),
+    ]
+    jobs += [
+        lambda p=p, m=m, e=e: power(n(300), p, m, e)  # type: ignore[misc]
+        for p, e in (("8", 0.075), ("12", 0.055))
+        for m in (3, 13)
+    ]
+    jobs.append(lambda: one_structure(n(2000)))
+    rows: list[Row] = []
+    begin = time.perf_counter()
     for job in jobs:
         new = job()
         rows += new
         for r in new:
             say(
-                f"{r.rate:7.2%} ± {r.standard_error:.2%}  {r.question}, {r.seeds} seed(s), sd {r.seed_sd}"
+                f"{r.rate:7.2%} ± {r.standard_error:.2%}  {r.question}; {r.patients} patients, "
+                f"{r.comparisons} comparisons, {r.seeds} seed(s), sd {r.seed_sd}"
             )
         say(f"{time.perf_counter() - begin:.0f} s")
     return rows
@@ -240,6 +298,6 @@ def write(rows: list[Row], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    found = measure(int(sys.argv[1]) if len(sys.argv) > 1 else 2000)
+    found = measure(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)
     if len(sys.argv) > 2:
         write(found, Path(sys.argv[2]))

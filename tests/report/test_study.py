@@ -82,7 +82,7 @@ DEFAULT_LEVEL = re.compile(r"(?<![\d.+−-])0\.0[25](?!\d)|9[05] ?%")
 def test_the_pattern_finds_the_defaults(results: Path, tmp_path: Path) -> None:
     found = [s for s in statements(written(results, tmp_path / "r")) if DEFAULT_LEVEL.search(s)]
     text = "\n".join(found)
-    for words in ("p_Holm ≤ 0.05", "alpha 0.05, equivalence margin 0.02", "±0.02", "95 % interval",
+    for words in ("adjusted p ≤ 0.05", "alpha 0.05, equivalence margin 0.02", "±0.02", "95 % interval",
                   "95 % over patients", "Wilson 95 %", "at 95 %"):  # fmt: skip
         assert words in text, words
 
@@ -93,7 +93,7 @@ def test_level_and_margin_hold_on_the_whole_page(results: Path, tmp_path: Path) 
     assert [s for s in said if DEFAULT_LEVEL.search(s)] == []
     text = "\n".join(said)
     for words in (
-        "p_Holm ≤ 0.01", "alpha 0.01, equivalence margin 0.03", "±0.03, the equivalence margin",
+        "adjusted p ≤ 0.01", "alpha 0.01, equivalence margin 0.03", "±0.03, the equivalence margin",
         "99 % interval", "99 % over patients", "Wilson 99 %",
         "none exists below 8 patients at 99 %",
     ):  # fmt: skip

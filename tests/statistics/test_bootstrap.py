@@ -1,8 +1,7 @@
-"""Crossed bootstrap: against every resample counted out, closed form, coverage, and stability."""
+"""Resampling: strata, seeds, and the stability of a ranking."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,66 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clbench.errors import DataError, SettingError
+from clbench.errors import DataError
 from clbench.statistics.bootstrap import (
-    FEW_SEEDS,
-    LOST,
-    ONE_RUN,
-    SMALL_N,
-    crossed_interval,
     draw_resamples,
     ranking_stability,
     resampled,
     seed_means,
 )
 from clbench.statistics.class_macro import macro_mean, strata
-
-
-def test_every_resample_counted_out() -> None:
-    """2 seeds x (3 + 2) patients with holes: all 2^2 x 3^3 x 2^2 resamples, by plain means."""
-    rng = np.random.default_rng(1)
-    a, b = rng.normal(0.02, 0.05, (2, 3, 2)), rng.normal(0.0, 0.03, (2, 2, 1))
-    a[:, 1, 1] = np.nan
-    means = []
-    for s in itertools.product(range(2), repeat=2):
-        for i in itertools.product(range(3), repeat=3):
-            for j in itertools.product(range(2), repeat=2):
-                cells_a, cells_b = a[np.ix_(s, i, (0, 1))], b[np.ix_(s, j, (0,))]
-                classes = [cells_a[..., 0], cells_a[..., 1], cells_b[..., 0]]
-                means.append(np.mean([np.nanmean(c) for c in classes if not np.isnan(c).all()]))
-    found = crossed_interval({"a": a, "b": b}, seed=3, draws=60_000)
-    assert found.standard_error == pytest.approx(np.std(means), rel=0.015)
-    low, high = np.quantile(means, [0.025, 0.975])
-    spread = np.std(means)
-    assert [found.low, found.high] == pytest.approx([low, high], abs=0.06 * spread)
-    assert any(flag.startswith(LOST) for flag in found.flags)
-    # the share of resamples without the two patients that have the second class: (1/3)^3
-    assert any("(3.7%)" in f or "(3.6%)" in f or "(3.8%)" in f for f in found.flags)
-
-
-def test_standard_error_equals_the_closed_form_of_a_mean() -> None:
-    d = np.random.default_rng(4).normal(0.03, 0.06, 15)
-    found = crossed_interval({"a": d[:, None]}, seed=0, draws=40_000)
-    assert found.standard_error == pytest.approx(d.std() / math.sqrt(15), rel=0.015)
-    assert found.estimate == pytest.approx(d.mean())
-    assert found.low < found.estimate < found.high
-    assert {ONE_RUN, SMALL_N} <= set(found.flags)
-
-
-def test_seeds_count_crossed_not_pooled() -> None:
-    """A patient effect shared by all seeds: crossing keeps it, pooling cases would hide it."""
-    rng = np.random.default_rng(0)
-    seeds, patients = rng.normal(0, 0.01, (3, 1, 1)), rng.normal(0.02, 0.05, (1, 12, 1))
-    cells = seeds + patients + rng.normal(0, 0.005, (3, 12, 1))
-    crossed = crossed_interval({"a": cells}, draws=4000)
-    pooled = crossed_interval({"a": cells.reshape(36, 1)}, draws=4000)
-    fixed = crossed_interval({"a": cells.mean(axis=0)}, draws=4000)
-    assert pooled.standard_error is not None
-    assert fixed.standard_error is not None
-    assert crossed.standard_error is not None
-    assert pooled.standard_error < fixed.standard_error < crossed.standard_error
-    assert (crossed.n, crossed.n_seeds) == (12, 3)
-    assert FEW_SEEDS in crossed.flags
 
 
 def test_resamples_are_stratified_and_repeat_with_their_seed() -> None:
@@ -82,50 +29,6 @@ def test_resamples_are_stratified_and_repeat_with_their_seed() -> None:
     means, lost = resampled(parts, one)
     assert np.allclose(means, 1)
     assert not lost.any()
-
-
-def test_a_shift_moves_the_interval_and_a_sign_mirrors_it() -> None:
-    table = {"a": np.random.default_rng(0).normal(0, 0.05, (60, 2))}
-    here = crossed_interval(table, draws=2000)
-    moved = crossed_interval({"a": table["a"] + 0.1}, draws=2000)
-    mirror = crossed_interval({"a": -table["a"]}, draws=2000)
-    assert [moved.low, moved.high] == pytest.approx([here.low + 0.1, here.high + 0.1])
-    assert [mirror.low, mirror.high] == pytest.approx([-here.high, -here.low])
-    assert SMALL_N not in here.flags
-    assert crossed_interval(table, draws=2000, level=0.8).high < here.high
-
-
-def test_the_interval_covers_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(9)
-    inside, studies = 0, 400
-    for _ in range(studies):
-        truth = 0.02
-        d = truth + rng.normal(0, 0.05, (30, 1)) + rng.normal(0, 0.02, (30, 3))
-        found = crossed_interval({"a": d[:18], "b": d[18:]}, draws=500)
-        inside += found.low <= truth <= found.high
-    assert 0.89 <= inside / studies <= 0.98
-
-
-def test_an_interval_holds_its_estimate_or_there_is_none() -> None:
-    rare = np.full((8, 9), np.nan)  # each of eight classes in one patient alone, all of them 1
-    rare[:, 0], rare[range(8), range(1, 9)] = 0.0, 1.0
-    found = crossed_interval({"a": rare}, draws=2000)
-    assert found.estimate == pytest.approx(8 / 9)  # a resample lacks classes: 7/8 at the most
-    assert math.isnan(found.low)
-    assert math.isnan(found.high)
-    assert any("leave out the estimate" in flag for flag in found.flags)
-    same = crossed_interval({"a": np.full((8, 3), 0.1)}, draws=200)
-    assert same.low == pytest.approx(0.1)
-
-
-def test_too_little_for_an_interval() -> None:
-    one = crossed_interval({"a": [[0.1, 0.2]]}, draws=10)
-    assert math.isnan(one.low)
-    assert one.estimate == pytest.approx(0.15)
-    assert math.isnan(crossed_interval({"a": [[math.nan]]}, draws=10).estimate)
-    assert math.isnan(crossed_interval({}, draws=10).estimate)
-    with pytest.raises(SettingError):
-        crossed_interval({"a": [[0.1], [0.2]]}, level=95)
 
 
 def test_seed_means() -> None:

@@ -1,4 +1,4 @@
-"""Corrections, attainable p, and verdicts."""
+"""Corrections: golden numbers, definitions, and what leaves a family."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from clbench.errors import DataError
 from clbench.statistics.corrections import (
     benjamini_hochberg,
     holm,
-    largest_family,
-    pairs_needed,
-    verdict,
 )
 
 GOLDEN: dict[str, Any] = json.loads((GOLDEN_FILES / "stats.json").read_text(encoding="utf-8"))
@@ -70,44 +67,3 @@ def test_benjamini_hochberg_by_its_definition(p: list[float]) -> None:
     m = len(p)
     expected = [min(1.0, *(q * m / sum(x <= q for x in p) for q in p if q >= own)) for own in p]
     assert benjamini_hochberg(p).adjusted == pytest.approx(expected, abs=1e-12)
-
-
-def test_attainable_families() -> None:
-    golden = GOLDEN["min_attainable_p"]
-    for n, row in golden["expected"].items():
-        assert largest_family(int(n)) == row["max_m_at_0.05"]
-    for m, n in golden["min_n_for_m"].items():
-        assert pairs_needed(int(m)) == n
-    with pytest.raises(DataError):
-        pairs_needed(0)
-
-
-def word(**changed: Any) -> tuple[str, str]:
-    given_: dict[str, Any] = {"estimate": 0.02, "p_adjusted": 0.01, "smallest_p": 0.001, "m": 3}
-    found = verdict(**(given_ | changed))
-    return found.word, found.scope
-
-
-def test_every_verdict() -> None:
-    runs = "for these training runs"
-    assert word() == ("better", runs)
-    assert word(estimate=-0.02) == ("worse", runs)
-    assert word(p_adjusted=0.06) == ("inconclusive", runs)
-    assert word(p_adjusted=0.9, p_equivalent=0.03) == ("equivalent", runs)
-    assert word(p_adjusted=0.9, p_equivalent=0.06) == ("inconclusive", runs)
-    assert word(shared=True, p_adjusted=1e-9) == ("shared", "")
-    assert word(p_adjusted=math.nan) == ("not testable", "")
-    assert word(smallest_p=0.02, p_adjusted=0.9) == ("not testable", "")
-    assert word(smallest_p=0.02, m=2, p_adjusted=0.04)[0] == "better"
-
-
-def test_only_five_agreeing_seeds_lift_the_scope() -> None:
-    runs = "for these training runs"
-    assert word(n_seeds=5, seed_interval=(0.001, 0.04)) == ("better", "")
-    assert word(n_seeds=5, seed_interval=(-0.001, 0.04)) == ("better", runs)
-    assert word(n_seeds=4, seed_interval=(0.001, 0.04)) == ("better", runs)
-    assert word(n_seeds=5) == ("better", runs)
-    nowhere = (math.nan, math.nan)
-    assert word(n_seeds=5, seed_interval=nowhere) == ("better", runs)
-    assert word(estimate=-0.02, n_seeds=6, seed_interval=(-0.03, -0.01)) == ("worse", "")
-    assert word(estimate=-0.02, n_seeds=6, seed_interval=(0.01, 0.03)) == ("worse", runs)

@@ -274,5 +274,5 @@ def test_the_card_says_what_was_opened() -> None:
     record.past = "images"
     assert past_card(record) == "1 of 2 (x/2)"
     record.ledger["2"]["train"] = ["x/1", "x/2", "y/5"]
-    assert past_card(record) == "all 2 (upper bound)"
+    assert past_card(record) == "all 2"
     assert "not known" in past_card(replace(record, external=True))

@@ -16,7 +16,7 @@ from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import FINAL, hole, table
 from clbench.report.tables.costs import Cost, read_costs
-from clbench.statistics.bootstrap import crossed_interval
+from clbench.statistics.macro_estimate import macro_interval
 
 VISIBLE = 1.02
 """Growth of operations from which on an arrow can be seen."""
@@ -53,12 +53,7 @@ def cost(study: Analysis) -> Figure:
     seen: list[float] = []
     for m in shown:
         steps, pen = costs[m.label], pens[m.label]
-        value = crossed_interval(
-            table(e, m, FINAL, m.seeds),
-            seed=p.seed,
-            draws=p.descriptive_resamples,
-            level=p.level,
-        )
+        value = macro_interval(table(e, m, FINAL, m.seeds), level=p.level, bounds=(0.0, 1.0))
         last = steps[e.last]
         x = last["forward_macs"] / 1e9
         y = value.estimate
@@ -92,7 +87,7 @@ def cost(study: Analysis) -> Figure:
         f"MACs: multiply-adds, counted once each, after step {e.last}. Arrows: growth since "
         f"step 1, where it is above {VISIBLE - 1:.0%}. Area of a bubble: parameters, "
         f"{' to '.join(millions)} million. Bars: {p.percent} over patients and "
-        "seeds (crossed bootstrap)."
+        "seeds (t)."
     ).replace("%.", " %.")
     if missing:
         words += " Not shown, because scores or operations are missing: "

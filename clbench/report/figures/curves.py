@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 
 from clbench.report.figures import style
 from clbench.report.significance.analysis import Analysis
-from clbench.statistics.bootstrap import crossed_interval, seed_means
+from clbench.statistics.bootstrap import seed_means
+from clbench.statistics.macro_estimate import macro_interval
 
 
 def forgetting(study: Analysis) -> Figure:
@@ -29,10 +30,7 @@ def forgetting(study: Analysis) -> Figure:
             shift = 0.05 * (i - (len(e.strategies) - 1) / 2) / max(1, len(e.strategies) / 4)
             x = np.array(steps) + shift
             seeds = np.array([seed_means(t) for t in tables])
-            intervals = [
-                crossed_interval(t, seed=p.seed, draws=p.descriptive_resamples, level=p.level)
-                for t in tables
-            ]
+            intervals = [macro_interval(t, level=p.level, bounds=(0.0, 1.0)) for t in tables]
             y = np.array([v.estimate for v in intervals])
             low = y - np.array([v.low for v in intervals])
             high = np.array([v.high for v in intervals]) - y
@@ -55,9 +53,7 @@ def forgetting(study: Analysis) -> Figure:
     if panels > 1:
         style.letters(list(axes))
     missing = [m.label for m in e.strategies if m.label not in shown]
-    words = (
-        f"Bars: {p.percent} over patients and seeds (crossed bootstrap). Thin lines: single seeds."
-    )
+    words = f"Bars: {p.percent} over patients and seeds (t). Thin lines: single seeds."
     if missing:
         words += f"\nNot shown, because scores are missing: {', '.join(missing)}."
     style.frame(

@@ -19,7 +19,7 @@ ACROSS = 3
 def forest(study: Analysis) -> Figure:
     """Hodges-Lehmann pseudomedian with its exact interval per structure.
 
-    The diamond is the mean of all structures with its crossed bootstrap interval, the band the
+    The diamond is the mean of all structures with its simultaneous interval, the band the
     equivalence margin.
     """
     e = study.dice
@@ -49,9 +49,9 @@ def forest(study: Analysis) -> Figure:
         f"{e.bench}: paired differences after the last step, reference {e.reference.label}",
         "Dots: Hodges-Lehmann over patients, seeds averaged, with exact "
         f"{study.protocol.percent} interval (open: none "
-        "exists at this n). Diamond: mean of all structures, crossed bootstrap. Gray band: "
+        "exists at this n). Diamond: mean of all structures, simultaneous interval. Gray band: "
         f"±{study.protocol.margin:g}, the equivalence margin. Titles: verdict of the confirmatory "
-        "test of that mean, for these training runs. Every panel has its own scale.",
+        "test of that mean. Every panel has its own scale.",
     )
     return figure
 
@@ -91,12 +91,12 @@ def _panel(study: Analysis, ax: Axes, e: Scores, other: str, structures: list[st
                     markerfacecolor=face, markeredgewidth=0.8)  # fmt: skip
     foot = len(structures) + 0.6
     ax.axhline(len(structures) - 0.2, color=style.GRAY, linewidth=0.4)
-    if whole.interval is not None:
-        m = whole.interval
-        low, high = (m.estimate, m.estimate) if math.isnan(m.low) else (m.low, m.high)
+    if whole.result is not None:
+        ends, middle = whole.result, whole.result.mean.estimate
+        low, high = (middle, middle) if math.isnan(ends.low) else (ends.low, ends.high)
         ax.add_patch(
             Polygon(
-                [(low, foot), (m.estimate, foot - 0.38), (high, foot), (m.estimate, foot + 0.38)],
+                [(low, foot), (middle, foot - 0.38), (high, foot), (middle, foot + 0.38)],
                 facecolor="#0072B2", edgecolor="#0072B2", linewidth=0.6,
             )
         )  # fmt: skip

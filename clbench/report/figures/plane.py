@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from clbench.report.figures import style
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import KEPT, NEW, hole, table
-from clbench.statistics.bootstrap import crossed_interval
+from clbench.statistics.macro_estimate import macro_interval
 
 
 def plane(study: Analysis) -> Figure:
@@ -29,13 +29,8 @@ def plane(study: Analysis) -> Figure:
             missing.append(m.label)
             continue
         kept, new = (
-            crossed_interval(
-                table(e, m, which, m.seeds),
-                seed=p.seed,
-                draws=p.descriptive_resamples,
-                level=p.level,
-            )
-            for which in (KEPT, NEW)
+            macro_interval(table(e, m, which, m.seeds), level=p.level, bounds=bounds)
+            for which, bounds in ((KEPT, None), (NEW, (0.0, 1.0)))
         )
         pen = pens[m.label]
         bars = [
@@ -53,9 +48,7 @@ def plane(study: Analysis) -> Figure:
     ax.set_ylabel("Dice of new structures, own step (learned →)")
     ax.grid(True, linewidth=0.3, color="#d9d9d9")
     ax.set_axisbelow(True)
-    words = (
-        f"Bars: {p.percent} over patients and seeds (crossed bootstrap). Up and right is better."
-    )
+    words = f"Bars: {p.percent} over patients and seeds (t). Up and right is better."
     if missing:
         words += f" Not shown, because scores are missing: {', '.join(missing)}."
     shown = {name: pen for name, pen in pens.items() if name not in missing}

@@ -1,6 +1,6 @@
-"""Calibration: how often the report's tests claim something in simulated studies without a truth.
+"""Calibration: how often the report's tests and intervals are wrong, and how much they find.
 
-The numbers lie in `results/calibration/` and are made by
+Simulated studies with a known truth. The numbers lie in `results/calibration/` and are made by
 `tests/perf/calibration.py`; here they are read and printed.
 """
 
@@ -18,7 +18,7 @@ CLAIM = "better or worse, any scope"
 SETTLED = "better or worse beyond these training runs"
 SIMULATED_ALPHA = 0.05
 """Level of the tests in the simulated studies, see `tests/perf/calibration.py`."""
-OUTSIDE = "0 outside the crossed bootstrap interval"
+COVERED = "interval of a difference holds it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +27,10 @@ class Rate:
 
     question: str
     """What was counted."""
+    patients: str
+    """Per eval set, such as `8 + 8`."""
+    comparisons: int
+    """In the family; 0 where nothing is corrected."""
     seeds: int
     """Training runs per study."""
     seed_sd: float
@@ -50,6 +54,8 @@ def rates() -> tuple[Rate, ...]:
     return tuple(
         Rate(
             question=r["question"],
+            patients=r["patients"],
+            comparisons=int(r["comparisons"]),
             seeds=int(r["seeds"]),
             seed_sd=float(r["seed_sd"]),
             effect=float(r["effect"]),
@@ -75,41 +81,44 @@ def rate(question: str, *, seeds: int, seed_sd: float) -> Rate | None:
 
 
 def calibration_table() -> Table:
-    """One row per question and effect of the training run; one column per number of seeds."""
-    seeds = sorted({r.seeds for r in rates() if r.question == CLAIM})
-    found: dict[tuple[str, float, float], dict[int, Rate]] = {}
+    """One row per question, patients and effects; one column per number of seeds."""
+    seeds = sorted({r.seeds for r in rates()})
+    by_row: dict[tuple[str, str, int, float, float], dict[int, Rate]] = {}
     for r in rates():
-        found.setdefault((r.question, r.seed_sd, r.effect), {})[r.seeds] = r
+        key = (r.question, r.patients, r.comparisons, r.effect, r.seed_sd)
+        by_row.setdefault(key, {})[r.seeds] = r
     rows = []
-    for (question, seed_sd, effect), by_seeds in found.items():
-        expected = next(iter(by_seeds.values())).expected
+    for (question, patients, comparisons, effect, seed_sd), by_seeds in by_row.items():
+        first = next(iter(by_seeds.values()))
         rows.append(
             (
-                question + (f", true difference {effect:.3f}" if effect else ""),
-                f"{seed_sd:g}",
+                question, patients, str(comparisons) if comparisons else EMPTY,
+                f"{effect:g}" if effect else EMPTY, f"{seed_sd:g}",
                 *(EMPTY if s not in by_seeds else f"{by_seeds[s].rate:.1%}" for s in seeds),
-                EMPTY if math.isnan(expected) else f"{expected:.1%}",
+                EMPTY if math.isnan(first.expected) else f"{first.expected:.1%}",
+                f"{min(r.studies for r in by_seeds.values()):,}",
             )
-        )
-    studies = min(r.studies for r in rates())
+        )  # fmt: skip
     error = max(r.standard_error for r in rates())
     return Table(
-        title=f"How often a claim is made in simulated studies (alpha {100 * SIMULATED_ALPHA:g} %)",
+        title=f"How often tests and intervals are right in simulated studies (alpha "
+        f"{100 * SIMULATED_ALPHA:g} %)",
         columns=(
-            "what is counted", "sd of a training run", *(f"{s} seed{'s'[: s > 1]}" for s in seeds),
-            "nominal",
+            "what is counted", "patients", "comparisons", "true difference", "sd of a training run",
+            *(f"{s} seed{'s'[: s > 1]}" for s in seeds), "nominal", "studies",
         ),
         rows=tuple(rows),
+        keys=2,
         notes=(
             (
-                f"{studies} studies per cell, standard error at most {error:.1%}. Two eval sets of "
-                "12 and 20 patients with missing cells; a difference is patient (sd 0.05) + "
-                "residual (0.02) + training run, Dice."
+                f"Standard error at most {error:.1%}. One or two eval sets with missing cells; a "
+                "difference is patient (sd 0.05) + residual (0.02) + training run, Dice; the "
+                "comparisons of a family share their reference."
             ),
             (
                 "The test is conditional on the trained models: what a whole run moves by is no "
                 "patient's doing, and few seeds cannot average it out. Hence the words `for these "
-                "training runs`."
+                "training runs`, and no interval of one run can know how far runs differ."
             ),
         ),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from clbench.report.past_images import past_card
 from clbench.report.significance.analysis import Analysis
+from clbench.statistics.max_t import SEEDS_TO_GENERALIZE
 
 MISSING = "**missing**"
 _EMPTY_MASKS = (
@@ -45,15 +46,16 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
                    for m in e.strategies)),
         ("Same cases for all strategies?", "yes: other splits or fingerprints are refused"),
         ("Test named, paired, two-sided, corrected?",
-         f"stratified sign flip, paired by patient, two-sided, Holm, alpha {p.alpha:g}"),
+         f"sign flips paired by patient, two-sided, {p.adjusted_by}, alpha {p.alpha:g}"),
         ("Endpoints fixed in advance?", "yes, in code (`clbench.report.significance.endpoints`)"),
-        ("Intervals, not p alone?", f"yes: {p.level:.0%} crossed bootstrap, Hodges-Lehmann exact"),
+        ("Intervals, not p alone?", f"yes: {p.level:.0%}, simultaneous and matched to the tests"),
         ("Effect sizes?", "Dice difference, rank-biserial, dz"),
         ("Equivalence rather than a large p?", f"yes: margin ±{p.margin:g} Dice, declared before"),
         ("Smallest detectable effect?", "yes, per comparison"),
         ("Seeds?", "; ".join(f"{k} {v}" for k, v in seeds.items())
-         + ("" if min(seeds.values()) >= 5 else " (fewer than 5: verdicts limited to these runs)")),
-        ("Upper bound (joint training)?", "yes" if "joint" in names else MISSING),
+         + ("" if min(seeds.values()) >= SEEDS_TO_GENERALIZE
+            else f" (fewer than {SEEDS_TO_GENERALIZE}: verdicts limited to these runs)")),
+        ("Reference trained on all data (joint training)?", "yes" if "joint" in names else MISSING),
         ("Lower bound (fine-tuning)?", "yes" if "finetune" in names else MISSING),
         ("Boundary metric beside overlap?", _metrics(a)),
         ("Empty masks?", _EMPTY_MASKS),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from clbench.report.page.calibration import CLAIM, OUTSIDE, SETTLED, SIMULATED_ALPHA, rate, rates
+from clbench.report.page.calibration import CLAIM, COVERED, SETTLED, SIMULATED_ALPHA, rate, rates
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import ENDPOINTS
-from clbench.statistics.corrections import SEEDS_TO_GENERALIZE, largest_family, pairs_needed
+from clbench.statistics.max_t import SEEDS_TO_GENERALIZE
+from clbench.statistics.verdicts import smallest_sample
 
 
 def limits(a: Analysis) -> list[str]:
@@ -45,7 +46,7 @@ def _seeds(a: Analysis) -> Iterator[str]:
     if few:
         yield (
             f"Training anew. With {_list(few)} seed(s) per comparison, a verdict holds for these "
-            "training runs; a bootstrap over so few seeds is too narrow on the seeds' side."
+            "training runs: so few hardly tell how far runs differ."
         )
     claims = [r for r in rates() if r.question == CLAIM]
     said = "; ".join(
@@ -60,16 +61,17 @@ def _seeds(a: Analysis) -> Iterator[str]:
     )
     for seeds in counts:
         settled = rate(SETTLED, seeds=seeds, seed_sd=0.02)
-        if settled:
+        if settled and seeds >= SEEDS_TO_GENERALIZE:
             yield (
                 "The words without `for these training runs` were earned by chance in "
                 f"{settled.rate:.1%} of such studies at 0.02."
             )
-    outside = rate(OUTSIDE, seeds=3, seed_sd=0.0)
-    if outside and a.comparisons and min((c.n for c in a.comparisons if c.n), default=99) < 50:
+    alone = rate(COVERED, seeds=1, seed_sd=0.02)
+    if alone and 1 in counts:
         yield (
-            f"Exact confidence: the percentile interval missed the truth in {outside.rate:.1%} of "
-            "simulated studies of this size, not in 5 %. The permutation test decides, not it."
+            "How sure a mean of one training run is: its interval is over patients, and held the "
+            f"truth of new runs in {alone.rate:.1%} of simulated studies whose runs differ (sd "
+            "0.02 Dice)."
         )
     if a.protocol.alpha != SIMULATED_ALPHA:
         yield (
@@ -81,9 +83,9 @@ def _seeds(a: Analysis) -> Iterator[str]:
 def _patients(a: Analysis) -> Iterator[str]:
     for endpoint in ENDPOINTS:
         found = [
-            c.detectable
+            c.result.detectable
             for c in a.comparisons
-            if c.endpoint is endpoint and not math.isnan(c.detectable)
+            if c.endpoint is endpoint and c.result and not math.isnan(c.result.detectable)
         ]
         if found:
             yield (
@@ -91,22 +93,21 @@ def _patients(a: Analysis) -> Iterator[str]:
                 f"{_range(found)} Dice (depending on the other strategy) they are missed more "
                 "often than one time in five."
             )
-    m = max((r.m for r in a.classes), default=0)
+    least = smallest_sample(a.protocol.alpha)
     untested = sorted(
         {
-            f"{r.structure} ({r.test.n_nonzero} of {r.n} patients differ)"
+            f"{r.structure} ({r.n} patients)"
             for r in a.classes
-            if r.test is not None and r.verdict is not None and r.verdict.word == "not testable"
+            if r.verdict is not None and r.verdict.word == "not testable"
         }
     )
     if untested:
         yield (
-            f"Single structures with few patients: with {m} tests, {pairs_needed(m)} patients that "
-            f"differ are needed before any p can reach {a.protocol.alpha:g}. Not testable: "
-            f"{_short(untested)}."
+            f"Single structures with fewer than {least} patients: no data can bring p to "
+            f"{a.protocol.alpha:g}. Not testable: {_short(untested)}."
         )
     for name, ids in a.dice.patients.items():
-        if len(ids) and largest_family(len(ids), a.protocol.alpha) < 1:
+        if 0 < len(ids) < least:
             yield f"Anything on {name} alone: {len(ids)} patients cannot reach significance."
 
 
@@ -116,7 +117,7 @@ def _course(a: Analysis) -> Iterator[str]:
         yield (
             "One population: the mean over all structures joins different patients "
             f"({_list(sorted(sets))}); no patient has all structures. Its test flips signs patient "
-            "by patient within each set."
+            "by patient."
         )
     for c in a.comparisons:
         if c.endpoint.name == "final" and not c.hole and not c.first_shared and a.dice.last > 1:
@@ -129,9 +130,9 @@ def _course(a: Analysis) -> Iterator[str]:
     if absent:
         yield f"Structures that no test case contains: {', '.join(absent)}."
     names = {m.strategy for m in a.dice.strategies}
-    for name, bound in (("joint", "upper"), ("finetune", "lower")):
+    for name, what in (("joint", "joint reference"), ("finetune", "lower bound")):
         if name not in names:
-            yield f"The distance to the {bound} bound: there is no finished run of `{name}`."
+            yield f"The distance to the {what}: there is no finished run of `{name}`."
     yield (
         "False alarms on cases that do not annotate a structure: unlabeled is not absent, so they "
         "cannot be scored."

@@ -31,7 +31,7 @@ from clbench.report.tables.render import EMPTY, Table, render, superscript
 from clbench.store import files as store_files
 
 SYMBOLS = {
-    "better": "▲", "worse": "▼", "equivalent": "≈", "inconclusive": "?", "not testable": "∅",
+    "better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "?", "not testable": "∅",
     "shared": "=", "hole": "○",
 }  # fmt: skip
 """One sign per word, so that no meaning hangs on a color."""
@@ -109,6 +109,7 @@ def make_report(study: Analysis, out: Path) -> Made:
         "scoring": study.scoring,
         "margin": f"{protocol.margin:g}",
         "alpha": f"{protocol.alpha:g}",
+        "correction": protocol.correction,
     }
     options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
     command = shlex.join(["clbench", "report", *options])
@@ -177,22 +178,24 @@ def common_cautions(a: Analysis) -> list[str]:
 def _spoken(a: Analysis, sentences: Sequence[str]) -> dict[str, list[Spoken]]:
     """Heading → verdicts."""
     found: dict[str, list[Spoken]] = {e.title: [] for e in ENDPOINTS}
+    found["Does it forget?"] = []
     common = common_cautions(a)
     for c, text in zip(a.comparisons, sentences, strict=True):
         word = "hole" if c.verdict is None else c.verdict.word
         found[c.endpoint.title].append(
             Spoken(word=word, text=text, cautions=tuple(w for w in c.cautions if w not in common))
         )
-    own = {"forgets": "worse", "forgets, less than the margin": "worse", "gains": "better",
-           "keeps": "equivalent", "": "hole"}  # fmt: skip
-    found["Does it forget?"] = [
-        Spoken(
-            word=own.get(o.word, o.word),
-            text=own_sentence(o, a.protocol),
-            label=o.word.split(",")[0],
+    alike = {"forgets": "worse", "gains": "better", "keeps": "equivalent"}
+    for o in a.own:
+        word = "hole" if o.result is None else o.result.verdict.word
+        found["Does it forget?"].append(
+            Spoken(
+                word=alike.get(word, word),
+                text=own_sentence(o, a.protocol),
+                cautions=tuple(w for w in o.cautions if w not in common),
+                label=word,
+            )
         )
-        for o in a.own
-    ]
     return {k: v for k, v in found.items() if v}
 
 

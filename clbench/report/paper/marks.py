@@ -2,7 +2,7 @@
 
 The one rule: the best value of a column is bold, the next underlined; if
 several are best, all are bold and none is underlined. A lead is `proven` where best against
-runner-up has p_Holm <= alpha, and `untestable` where this many patients could not have shown it.
+runner-up has an adjusted p <= alpha, and `untestable` where so few patients cannot show any.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clbench.report.tables.render import Mark
 if TYPE_CHECKING:
     from clbench.report.scores import StrategyScores
     from clbench.report.study import Protocol
-    from clbench.statistics.paired_tests import PairedTest
+    from clbench.types import Floats
 
 DIGITS = 9  # means of the same numbers in another order are equal
 K = TypeVar("K", bound=Hashable)
@@ -67,19 +67,18 @@ class Marked:
 def mark(contests: Mapping[int, Contest], protocol: Protocol) -> Marked:
     """Marks of measured cells, all over the same cases and seeds.
 
-    One comparison per column, best against runner-up: paired by patient, seeds averaged first;
-    Wilcoxon signed-rank for one structure, stratified sign-flip for a mean of several; two-sided,
-    Holm over all columns compared. Looking at the best two of many is no advantage: the gap between
-    the top two of K equals is on average smaller than the gap of a pair named beforehand.
+    One comparison per column, best against runner-up: paired by patient, seeds averaged first; all
+    columns compared are one family. Looking at the best two of many is no advantage: the gap
+    between the top two of K equals is on average smaller than the gap of a pair named beforehand.
 
     Args:
         contests: column → who competes there.
-        protocol: level, sign patterns and seed of the tests.
+        protocol: level, correction and sign patterns of the tests.
     """
-    from clbench.statistics.corrections import holm
+    from clbench.report.significance.confirmatory import family_of
 
     found: dict[tuple[int, int], set[Mark]] = {}
-    tests: dict[tuple[int, int], PairedTest] = {}
+    leads: dict[tuple[int, int], Mapping[str, Floats]] = {}
     for j, contest in contests.items():
         if contest.step == 1 and len({g.first_steps for g in contest.cells.values()}) == 1:
             continue  # one checkpoint, however often it is printed
@@ -93,42 +92,21 @@ def mark(contests: Mapping[int, Contest], protocol: Protocol) -> Marked:
             found[i, j] = {"second"}
         if second:
             (winner,) = best
-            a, b = contest.cells[winner], contest.cells[min(second)]
-            tests[winner, j] = compare(a, b, dict.fromkeys(contest.members, contest.step), protocol)
-    family = holm([t.p for t in tests.values()])
-    for (i, j), test, p in zip(tests, tests.values(), family.adjusted, strict=True):
-        if math.isnan(test.p) or test.smallest_p * family.m > protocol.alpha:
-            found[i, j].add("untestable")
-        elif p <= protocol.alpha:
-            found[i, j].add("proven")
-    n = [t.n for t in tests.values()] or [0]
+            at = dict.fromkeys(contest.members, contest.step)
+            ours, theirs = (contest.cells[i].table(at) for i in (winner, min(second)))
+            leads[winner, j] = {name: ours[name] - theirs[name] for name in ours}
+    family = family_of(list(leads.values()), protocol)
+    for key, lead in zip(leads, family.comparisons, strict=True):
+        if lead.verdict.word == "not testable":
+            found[key].add("untestable")
+        elif lead.p <= protocol.alpha:
+            found[key].add("proven")
+    n = [lead.mean.n for lead in family.comparisons] or [0]
     return Marked(
         marks={key: frozenset(marks) for key, marks in found.items()},
         m=family.m,
         n=(min(n), max(n)),
     )
-
-
-def compare(
-    a: StrategyScores, b: StrategyScores, at: Mapping[str, int], protocol: Protocol
-) -> PairedTest:
-    """The test of A against B: patients paired, seeds averaged.
-
-    Args:
-        a: runs of one strategy.
-        b: runs of another, scored on the same cases under the same seeds.
-        at: structure → after which step.
-        protocol: level, sign patterns and seed.
-    """
-    from clbench.statistics.class_macro import sign_flip
-    from clbench.statistics.paired_tests import wilcoxon
-
-    ours, theirs = a.table(at), b.table(at)
-    difference = {s: ours[s].mean(axis=0) - theirs[s].mean(axis=0) for s in ours}
-    if len(at) == 1:
-        (only,) = difference.values()
-        return wilcoxon(only.ravel(), alpha=protocol.alpha)
-    return sign_flip(difference, seed=protocol.seed, draws=protocol.draws, alpha=protocol.alpha)
 
 
 def printed_marks(

@@ -277,12 +277,12 @@ def measured_table(
     notes = _measured_notes(scores, columns, study.scoring)
     notes += [f"no finished run of {s} (beside {p})" for p, s, g in ordered if p and g is None]
     notes += scores.notes() if scores else []
-    if marked.m:
+    if marked.n[1]:
         notes.append(
-            "light red (*): the best leads the next with p_Holm ≤ "
-            f"{study.protocol.alpha:g}; dagger (†): not testable at this n; paired by patient, "
-            "seeds averaged, two-sided, Wilcoxon signed-rank for one structure, stratified "
-            f"sign-flip for a mean; m = {marked.m}, n = {_range(marked.n)} patients"
+            "light red (*): the best leads the next with an adjusted p ≤ "
+            f"{study.protocol.alpha:g}; dagger (†): too few patients to test; paired by patient, "
+            f"seeds averaged, two-sided sign flips, {study.protocol.adjusted_by} over m = "
+            f"{marked.m} columns, n = {_range(marked.n)} patients"
         )
     if source == "both" and phantom:
         notes.append("no difference is formed: phantom and patients are different data")
@@ -520,8 +520,9 @@ def verdicts(
         if c.endpoint is FINAL and c.verdict is not None:
             found[c.b] = _SEEN_BY_OTHER.get(c.verdict.word, c.verdict.word)
             cautious, m = cautious or bool(c.verdict.scope), c.m
+    scope = ", for these training runs" if cautious else ""
     return found, (
-        f"verdict: mean of all structures after the last step, against {names[0]}; stratified "
-        f"sign-flip over patients, Holm (m = {m}), alpha {protocol.alpha:g}, equivalence margin "
-        f"{protocol.margin:g}" + (", for these training runs" if cautious else "")
+        f"verdict: mean of all structures after the last step, against {names[0]}; sign "
+        f"flips of patients, {protocol.adjusted_by} (m = {m}), alpha {protocol.alpha:g}, "
+        f"equivalence margin {protocol.margin:g}{scope}"
     )

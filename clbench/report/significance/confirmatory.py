@@ -1,9 +1,9 @@
 """Significance: the confirmatory analysis, the reference strategy against each other one.
 
-Per endpoint of `clbench.report.significance.endpoints`: a stratified sign-flip
-permutation test over patients, Holm's correction over the other strategies, a crossed bootstrap
-interval over seeds and patients, an equivalence test with a declared margin, and the smallest
-difference the sample could have shown. Seeds are averaged before a test: they are no patients.
+One family per endpoint of `clbench.report.significance.endpoints`: step-down max-T over the other
+strategies with joint sign flips of patients, at 0 and at both margins, and a simultaneous interval
+that matches these tests (`clbench.statistics.max_t`). Seeds are averaged before a test: they are no
+patients.
 """
 
 from __future__ import annotations
@@ -25,23 +25,12 @@ from clbench.report.significance.endpoints import (
     torn_first,
 )
 from clbench.report.study import Protocol
-from clbench.statistics.bootstrap import crossed_interval, seed_means
-from clbench.statistics.class_macro import (
-    equivalence_flip,
-    macro_mean,
-    per_patient_weights,
-    sign_flip,
-    strata,
-)
-from clbench.statistics.corrections import Verdict, holm, verdict
-from clbench.statistics.equivalence import Equivalence
-from clbench.statistics.intervals import (
-    Interval,
-    detectable_effect,
-    probability_of_improvement,
-    t_interval,
-)
-from clbench.statistics.paired_tests import PairedTest
+from clbench.statistics.bootstrap import seed_means
+from clbench.statistics.class_macro import macro_mean, strata
+from clbench.statistics.intervals import Interval, probability_of_improvement
+from clbench.statistics.macro_estimate import ONE_DECIDES, ONE_PATIENT, ONE_RUN
+from clbench.statistics.max_t import Family, FamilyComparison, compare_family
+from clbench.statistics.verdicts import Kind, Verdict
 from clbench.types import Floats
 
 
@@ -69,30 +58,18 @@ class Comparison:
     """The reference's own value."""
     mean_b: float = math.nan
     """The other's."""
-    interval: Interval | None = None
-    """Difference with its crossed bootstrap interval."""
-    test: PairedTest | None = None
-    """Sign-flip test."""
-    p_holm: float = math.nan
-    """Corrected over the family."""
+    result: FamilyComparison | None = None
+    """Difference, p-values, interval and verdict; None for a hole."""
     m: int = 0
     """Size of the family."""
-    equivalence: Equivalence | None = None
-    """Two one-sided sign-flip tests at the declared margin."""
-    p_equivalent: float = math.nan
-    """Its p, Holm-corrected over the family."""
-    over_seeds: Interval | None = None
-    """Mean difference over paired seeds, t interval; None for one seed."""
+    flipped: int = 0
+    """Patients whose signs are flipped in the family."""
     seed_wins: Interval | None = None
-    """Share of paired seeds in which the reference is ahead."""
-    detectable: float = math.nan
-    """Smallest difference found with power 0.8 at alpha / m, Dice."""
+    """Share of paired seeds in which the reference is ahead; None for one seed."""
     with_empty: float = math.nan
     """Difference with empty truths scored 1 or 0."""
     with_empty_p: float = math.nan
     """Uncorrected p of the same."""
-    verdict: Verdict | None = None
-    """The word."""
     first_shared: bool = False
     """Both have one checkpoint after step 1."""
     cautions: tuple[str, ...] = ()
@@ -103,6 +80,11 @@ class Comparison:
         """Patients."""
         return sum((self.patients or {}).values())
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """The word; None for a hole."""
+        return None if self.result is None else self.result.verdict
+
 
 def confirm(scores: Scores, protocol: Protocol) -> list[Comparison]:
     """Every endpoint against every other strategy, in that order; holes included."""
@@ -110,8 +92,7 @@ def confirm(scores: Scores, protocol: Protocol) -> list[Comparison]:
     for endpoint in ENDPOINTS:
         if endpoint is not ENDPOINTS[0] and scores.last < 2:
             continue
-        family = [_compare(scores, endpoint, other, protocol) for other in scores.others]
-        found += _judge(family, protocol)
+        found += _judge(scores, endpoint, protocol)
     return found
 
 
@@ -121,9 +102,88 @@ def common_seeds(methods: Sequence[StrategyScores]) -> tuple[int, ...]:
     return tuple(sorted(shared))
 
 
-def _compare(
+def family_of(
+    tables: Sequence[Mapping[str, Floats]], protocol: Protocol, kind: Kind = "difference"
+) -> Family:
+    """Test some differences together, as the protocol says.
+
+    Args:
+        tables: differences per comparison: eval set → (seeds, patients, structures).
+        protocol: level, margin, correction and sign patterns.
+        kind: `difference` between strategies, or a strategy's own `change`.
+    """
+    return compare_family(
+        tables,
+        alpha=protocol.alpha,
+        margin=protocol.margin,
+        kind=kind,
+        correction=protocol.correction,
+        draws=protocol.draws,
+        seed=protocol.seed,
+    )
+
+
+def _judge(scores: Scores, endpoint: Endpoint, protocol: Protocol) -> list[Comparison]:
+    """The family of one endpoint."""
+    rows = [_described(scores, endpoint, other, protocol) for other in scores.others]
+    whole = [k for k, row in enumerate(rows) if not row.hole]
+    tables, with_empty = (
+        [_difference(scores, endpoint, k, rows[k].seeds, with_empty=empty) for k in whole]
+        for empty in (False, True)
+    )
+    family = family_of(tables, protocol)
+    differ = any(not _same(a, b) for a, b in zip(tables, with_empty, strict=True))
+    empty = family_of(with_empty, protocol) if differ else family
+    rows = [replace(row, m=family.m, flipped=family.patients) for row in rows]
+    for k, result, beside in zip(whole, family.comparisons, empty.comparisons, strict=True):
+        rows[k] = replace(
+            rows[k],
+            result=result,
+            with_empty=beside.mean.estimate,
+            with_empty_p=beside.p_unadjusted,
+            cautions=(
+                *rows[k].cautions,
+                *statistical_cautions(result),
+                *(
+                    ("scoring empty truths 1 or 0 changes the result",)
+                    if (beside.p_unadjusted <= protocol.alpha)
+                    != (result.p_unadjusted <= protocol.alpha)
+                    else ()
+                ),
+            ),
+        )
+    return rows
+
+
+def statistical_cautions(result: FamilyComparison) -> tuple[str, ...]:
+    """What a reader must know about the numbers, in words."""
+    mean = result.mean
+    return (
+        *((ONE_RUN,) if mean.n_seeds == 1 else ()),
+        *((f"{ONE_PATIENT}, and there is no interval",) if mean.single else ()),
+        *((ONE_DECIDES,) if mean.largest_share > 0.5 else ()),
+    )
+
+
+def _difference(
+    scores: Scores, endpoint: Endpoint, k: int, seeds: tuple[int, ...], *, with_empty: bool
+) -> dict[str, Floats]:
+    """Reference minus the k-th other: eval set → (seeds, patients, structures)."""
+    a, b = (
+        table(scores, m, endpoint, seeds, with_empty=with_empty)
+        for m in (scores.reference, scores.others[k])
+    )
+    return {name: a[name] - b[name] for name in a}
+
+
+def _same(a: Mapping[str, Floats], b: Mapping[str, Floats]) -> bool:
+    return all(np.array_equal(a[name], b[name], equal_nan=True) for name in a)
+
+
+def _described(
     scores: Scores, endpoint: Endpoint, other: StrategyScores, protocol: Protocol
 ) -> Comparison:
+    """A comparison without its tests; or the hole in it."""
     ref = scores.reference
     seeds = common_seeds([ref, other])
     start = Comparison(endpoint=endpoint, a=ref.label, b=other.label, seeds=seeds)
@@ -133,49 +193,20 @@ def _compare(
     if not seeds:
         return replace(start, hole=f"{ref.label} and {other.label} have no seed in common")
     a, b = (table(scores, m, endpoint, seeds) for m in (ref, other))
-    difference = {name: a[name] - b[name] for name in a}
-    test = sign_flip(difference, seed=protocol.seed, draws=protocol.draws, alpha=protocol.alpha)
-    interval = crossed_interval(
-        difference, seed=protocol.seed, draws=protocol.resamples, level=protocol.level
-    )
-    equal = equivalence_flip(
-        difference, low=-protocol.margin, high=protocol.margin, seed=protocol.seed,
-        draws=protocol.draws,
-    )  # fmt: skip
-    ea, eb = (table(scores, m, endpoint, seeds, with_empty=True) for m in (ref, other))
-    empty = sign_flip(
-        {name: ea[name] - eb[name] for name in ea}, seed=protocol.seed, draws=protocol.draws,
-        alpha=protocol.alpha,
-    )  # fmt: skip
-    per_seed = [seed_means(x) for x in (a, b)]
-    first = shared_first(ref, other, seeds)
     absent = [c for c in _classes(scores, endpoint) if _is_absent(scores, ref, c)]
     left_out = sorted({*ref.seeds, *other.seeds} - {*seeds})
     return replace(
         start,
-        patients={part.name: part.n for part in strata(difference)},
+        patients={part.name: part.n for part in strata({name: a[name] - b[name] for name in a})},
         classes=len(_classes(scores, endpoint)) - len(absent),
         classes_absent=tuple(absent),
         mean_a=macro_mean(a),
         mean_b=macro_mean(b),
-        interval=interval,
-        test=test,
-        equivalence=equal,
-        over_seeds=t_interval(per_seed[0] - per_seed[1], level=protocol.level)
+        seed_wins=probability_of_improvement(seed_means(a), seed_means(b), level=protocol.level)
         if len(seeds) > 1
         else None,
-        seed_wins=probability_of_improvement(*per_seed, level=protocol.level)
-        if len(seeds) > 1
-        else None,
-        with_empty=empty.statistic,
-        with_empty_p=empty.p,
-        first_shared=first,
-        detectable=detectable_difference(
-            difference, alpha=protocol.alpha / max(1, len(scores.others))
-        ),
+        first_shared=shared_first(ref, other, seeds),
         cautions=(
-            *interval.flags,
-            *test.flags,
             *((f"seeds without a partner left out: {left_out}",) if left_out else ()),
             *(
                 f"one checkpoint of step 1 is named, but the scores after it differ (seed {s})"
@@ -185,58 +216,6 @@ def _compare(
     )
 
 
-def _judge(family: Sequence[Comparison], protocol: Protocol) -> list[Comparison]:
-    """Correct a family and give each member its word."""
-    adjusted = holm([math.nan if c.test is None else c.test.p for c in family])
-    equal = holm([math.nan if c.equivalence is None else c.equivalence.p for c in family])
-    judged = []
-    for c, p, p_equal in zip(family, adjusted.adjusted, equal.adjusted, strict=True):
-        if c.test is None or c.interval is None:
-            judged.append(replace(c, m=adjusted.m))
-            continue
-        word = verdict(
-            estimate=c.interval.estimate,
-            p_adjusted=float(p),
-            smallest_p=c.test.smallest_p,
-            m=adjusted.m,
-            alpha=protocol.alpha,
-            p_equivalent=float(p_equal),
-            n_seeds=len(c.seeds),
-            seed_interval=None if c.over_seeds is None else (c.over_seeds.low, c.over_seeds.high),
-        )
-        judged.append(
-            replace(
-                c, p_holm=float(p), p_equivalent=float(p_equal), m=adjusted.m, verdict=word,
-                cautions=(*c.cautions, *_contradictions(c, float(p), word, protocol)),
-            )
-        )  # fmt: skip
-    return judged
-
-
-def _contradictions(c: Comparison, p: float, word: Verdict, protocol: Protocol) -> list[str]:
-    """Where a second way to look at the same numbers says something else."""
-    assert c.interval is not None  # noqa: S101  # for the type checker: judged ones have numbers
-    assert c.test is not None  # noqa: S101
-    found, alpha = [], protocol.alpha
-    covers_zero = c.interval.low <= 0 <= c.interval.high
-    if not math.isnan(c.interval.low) and covers_zero == (c.test.p <= alpha):
-        found.append(
-            "the interval over seeds and patients "
-            + ("covers 0, the test over patients rejects 0" if covers_zero else
-               "leaves 0 out, the test over patients does not reject 0")
-        )  # fmt: skip
-    if (c.with_empty_p <= alpha) != (c.test.p <= alpha):
-        found.append("scoring empty truths 1 or 0 changes the result")
-    if p <= alpha and c.over_seeds is not None and not math.isnan(c.over_seeds.low):
-        low, high = c.over_seeds.low, c.over_seeds.high
-        if low <= 0 <= high:
-            found.append("the interval over paired training runs covers 0")
-    outermost = max(-c.interval.low, c.interval.high)
-    if word.word == "equivalent" and outermost >= protocol.margin:
-        found.append("the interval over seeds and patients reaches beyond the margin")
-    return found
-
-
 def _classes(scores: Scores, endpoint: Endpoint) -> list[str]:
     return list(terms(endpoint, scores.learned_at, scores.last))
 
@@ -244,34 +223,3 @@ def _classes(scores: Scores, endpoint: Endpoint) -> list[str]:
 def _is_absent(scores: Scores, method: StrategyScores, structure: str) -> bool:
     cells = method.cells[scores.last, scores.home(structure), structure]
     return bool(np.isnan(cells.values).all())
-
-
-def detectable_difference(
-    difference: Mapping[str, Floats], *, alpha: float, power: float = 0.8
-) -> float:
-    """Smallest class-macro difference the sample finds with this power, in Dice; approximate.
-
-    The standard error of the stratified mean takes the place of SD/sqrt(n), and one degree of
-    freedom is paid per further eval set. nan where a set has fewer than two patients.
-
-    Args:
-        difference: eval set → (seeds, patients, classes), A minus B in Dice; nan = no such cell.
-        alpha: level, already divided by the family's size if Holm's first step is meant.
-        power: chance to find the difference.
-
-    Source: noncentral t, as `clbench.statistics.intervals.detectable_effect`.
-    """
-    parts = strata(difference)
-    weights, start, variance = per_patient_weights(parts), 0, 0.0
-    for part in parts:
-        if part.n == 0:
-            continue
-        own = weights[start : start + part.n]
-        start += part.n
-        if part.n < 2:
-            return math.nan
-        variance += part.n * float(own.var(ddof=1))
-    n = weights.size - sum(part.n > 0 for part in parts) + 1
-    return (
-        detectable_effect(n, alpha=alpha, power=power) * math.sqrt(variance * n) if n else math.nan
-    )

@@ -16,7 +16,7 @@ from clbench.report.scores import Key, Scores, StrategyScores
 from clbench.report.significance.confirmatory import common_seeds
 from clbench.report.significance.endpoints import FINAL, Endpoint, hole, shared_first, table
 from clbench.report.study import Protocol
-from clbench.statistics.corrections import Verdict, benjamini_hochberg, holm, verdict
+from clbench.statistics.corrections import benjamini_hochberg, holm
 from clbench.statistics.equivalence import Equivalence, Posterior, bayes_signed_rank, tost
 from clbench.statistics.intervals import (
     Interval,
@@ -27,6 +27,7 @@ from clbench.statistics.intervals import (
     t_interval,
 )
 from clbench.statistics.paired_tests import PairedTest, paired_t, sign_test, wilcoxon
+from clbench.statistics.verdicts import NOT_TESTABLE, THESE_RUNS, Verdict, smallest_sample
 from clbench.types import Floats
 
 ROPE = 0.01
@@ -135,7 +136,7 @@ def by_class(scores: Scores, protocol: Protocol) -> list[ClassTest]:
             p_bh=float(q),
             p_holm=float(h),
             m=bh.m,
-            verdict=_class_verdict(r, float(q), bh.m, protocol),
+            verdict=_class_verdict(r, float(q), protocol),
         )
         for r, q, h in zip(found, bh.adjusted, fw.adjusted, strict=True)
     ]
@@ -190,18 +191,17 @@ def _class_test(
     )
 
 
-def _class_verdict(row: ClassTest, p: float, m: int, protocol: Protocol) -> Verdict | None:
+def _class_verdict(row: ClassTest, p: float, protocol: Protocol) -> Verdict | None:
+    """The word of one structure; `not testable` only where its patients are too few for any p."""
     if row.hole:
         return None
-    return verdict(
-        estimate=math.nan if row.pseudomedian is None else row.rank_biserial,
-        p_adjusted=p,
-        smallest_p=1.0 if row.test is None else row.test.smallest_p,
-        m=m,
-        alpha=protocol.alpha,
-        shared=row.shared,
-        n_seeds=row.n_seeds,
-    )
+    if row.shared:
+        return Verdict(word="shared")
+    if row.n < smallest_sample(protocol.alpha):
+        return NOT_TESTABLE
+    if p <= protocol.alpha and row.rank_biserial != 0:
+        return Verdict(word="better" if row.rank_biserial > 0 else "worse", scope=THESE_RUNS)
+    return Verdict(word="undecided", scope=THESE_RUNS)
 
 
 def patient_macro(

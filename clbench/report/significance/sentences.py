@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from clbench.report.significance.confirmatory import Comparison
 from clbench.report.significance.forgetting import Own
 from clbench.report.study import Protocol
+from clbench.statistics.max_t import FamilyComparison
+from clbench.statistics.sample_size import MOST
+from clbench.statistics.verdicts import LESS, MORE, NOT_BETTER, NOT_WORSE, smallest_sample
 
 NO_NUMBER = "no number"
 _WHEN = {
@@ -26,77 +30,134 @@ def p_text(p: float, *, sign: bool = True) -> str:
     return f"= {text}" if sign else text
 
 
+def span_text(result: FamilyComparison) -> str:
+    """The simultaneous interval: `-0.011 to +0.028`, `above 0 to +0.028`; empty = none."""
+    if math.isnan(result.low):
+        return ""
+    low = f"above {result.low:g}" if result.low_open else f"{result.low:+.3f}"
+    high = f"below {result.high:g}" if result.high_open else f"{result.high:+.3f}"
+    return f"{low} to {high}"
+
+
+def needed_text(result: FamilyComparison, *, change: bool = False) -> str:
+    """How many patients would decide, and what they would show; empty = not known.
+
+    Args:
+        result: an undecided comparison.
+        change: a strategy's own change, for which "keeps" takes the place of "equivalent".
+    """
+    if result.needed is None:
+        return ""
+    claims = {
+        "a change" if change else "a difference": result.needed.difference,
+        "that it keeps" if change else "equivalence": result.needed.not_worse
+        if change
+        else result.needed.equivalence,
+    }
+    claim, n = min(
+        ((claim, n) for claim, n in claims.items() if not math.isnan(n)), key=lambda x: x[1]
+    )
+    if math.isinf(n):
+        return f"more than {MOST:,} patients ({result.mean.n} now) would be needed to decide"
+    return (
+        f"about {n:.0f} patients ({result.mean.n} now) would decide (for {claim}), if difference "
+        "and spread stay as seen"
+    )
+
+
 def sentence(c: Comparison, protocol: Protocol) -> str:
     """One comparison in words; Dice differences with three decimals."""
-    when = _WHEN[c.endpoint.name]
-    if c.hole or c.verdict is None or c.interval is None or c.test is None:
+    when, r = _WHEN[c.endpoint.name], c.result
+    if c.hole or r is None:
         return f"{c.a} against {c.b} {when}: {NO_NUMBER} ({c.hole})."
-    scope = f", {c.verdict.scope}" if c.verdict.scope else ""
-    word, margin = c.verdict.word, f"{protocol.margin:g}"
-    if word == "not testable":
-        claim = f"Whether {c.a} and {c.b} differ {when} is not testable at this n"
-    elif word in ("better", "worse"):
-        small = " by less than the equivalence margin" if c.p_equivalent <= protocol.alpha else ""
-        claim = f"{c.a} is {word} than {c.b}{small} {when}{scope}"
-    elif word == "equivalent":
-        claim = f"{c.a} and {c.b} are equivalent within {margin} Dice {when}{scope}"
+    margin = f"{protocol.margin:g} Dice"
+    v = r.verdict
+    scope = f", {v.scope}" if v.scope else ""
+    if v.word == "not testable":
+        return f"{c.a} against {c.b} {when}: {_not_testable(c, r, protocol)}."
+    if v.word in ("better", "worse"):
+        by = {MORE: f" by more than {margin}", LESS: f", by less than {margin},"}
+        claim = f"{c.a} is {v.word} than {c.b}{by.get(v.detail, '')} {when}{scope}"
+    elif v.word == "equivalent":
+        claim = f"{c.a} and {c.b} are equivalent {when}{scope}; they differ by less than {margin}"
     else:
-        claim = (
-            f"{c.a} against {c.b} {when} is inconclusive{scope}: neither a difference nor "
-            f"equivalence within {margin} Dice was shown"
-        )
-    return f"{claim}: {_numbers(c, protocol)}"
-
-
-def _numbers(c: Comparison, protocol: Protocol) -> str:
-    assert c.interval is not None  # noqa: S101  # for the type checker: `sentence` asked
-    assert c.test is not None  # noqa: S101
-    low, high = c.interval.low, c.interval.high
-    interval = (
-        "no interval at this n"
-        if math.isnan(low)
-        else f"{protocol.level:.0%} interval {low:+.3f} to {high:+.3f}".replace("%", " %")
-    )
-    n = " and ".join(f"{k} {name}" for name, k in (c.patients or {}).items())
+        rest = {NOT_WORSE: f", not worse by {margin}", NOT_BETTER: f", not better by {margin}"}
+        claim = f"{c.a} against {c.b} {when} is undecided{scope}{rest.get(v.detail, '')}"
+    p = f"adjusted p {p_text(r.p)} of a difference, p {p_text(r.p_equivalent)} of equivalence"
     parts = [
-        f"{c.mean_a:.3f} and {c.mean_b:.3f}, difference {c.interval.estimate:+.3f} ({interval})",
-        f"adjusted p {p_text(c.p_holm)} (m = {c.m})",
-        f"{n} patients",
-        f"{len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}",
+        f"{claim}: {c.mean_a:.3f} and {c.mean_b:.3f}",
+        f"difference {_estimate(r, protocol)}",
+        f"{p} (m = {c.m})",
+        _sample(c.patients, c.seeds),
+        _over_runs(r),
+        needed_text(r) if v.word == "undecided" else "",
     ]
-    if c.verdict is not None and c.verdict.word == "equivalent":
-        parts.insert(1, f"equivalence p {p_text(c.p_equivalent)}")
-    if c.verdict is not None and c.verdict.word == "not testable":
-        parts.insert(1, f"smallest attainable p {p_text(c.test.smallest_p)}")
-    if c.verdict is not None and c.verdict.word == "inconclusive" and not math.isnan(c.detectable):
-        parts.append(f"differences from about {c.detectable:.3f} on would be found with power 0.8")
-    return ", ".join(parts) + "."
+    return "; ".join(p for p in parts if p) + "."
 
 
 def own_sentence(o: Own, protocol: Protocol) -> str:
     """One strategy's forgetting in words."""
-    if o.interval is None:
+    r = o.result
+    if r is None:
         return f"{o.method}, kept: {NO_NUMBER} ({o.hole})."
-    margin = f"{protocol.margin:g}"
-    scope = f"{o.scope}, " if o.scope else ""
+    margin = f"{protocol.margin:g} Dice"
+    v = r.verdict
+    scope = f"{v.scope[:1].upper()}{v.scope[1:]}, " if v.scope else ""
+    if v.word == "not testable":
+        return f"{o.method}, kept: {_too_few(r, protocol)}."
     claim = {
         "forgets": "forgets",
-        "forgets, less than the margin": f"forgets, but less than {margin} Dice",
         "gains": "gains on its old structures",
-        "keeps": f"keeps its old structures: a loss of {margin} Dice or more is ruled out",
-        "inconclusive": f"may or may not forget: neither a change nor a loss below {margin} Dice "
-        "was shown",
-        "not testable": "cannot be tested for forgetting at this n",
-    }[o.word]
-    low, high = o.interval.low, o.interval.high
-    interval = "no interval" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
-    return (
-        f"{_capital(scope)}{o.method} {claim} (change {o.interval.estimate:+.3f}, {interval}; "
-        f"adjusted p {p_text(o.p_changed_holm)} for a change, adjusted p "
-        f"{p_text(o.p_not_worse_holm)} against a loss of {margin} Dice or more, m = {o.m}, "
-        f"{len(o.seeds)} seed{'s' if len(o.seeds) > 1 else ''})."
-    )
+        "keeps": f"keeps its old structures; a loss of {margin} or more is ruled out",
+        "undecided": "is undecided; neither a change nor that it keeps its old structures was "
+        "shown",
+    }[v.word]
+    if v.detail == MORE:
+        claim += f", by more than {margin}"
+    elif v.detail:
+        claim += f", by less than {margin}"
+    p = f"adjusted p {p_text(r.p)} of a change, p {p_text(r.p_low)} against a loss of {margin}"
+    parts = [
+        f"change {_estimate(r, protocol)}",
+        f"{p} or more (m = {o.m})",
+        _sample(o.patients, o.seeds),
+        _over_runs(r),
+        needed_text(r, change=True) if v.word == "undecided" else "",
+    ]
+    return f"{scope}{o.method} {claim}: {'; '.join(p for p in parts if p)}."
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+def _estimate(r: FamilyComparison, protocol: Protocol) -> str:
+    span = span_text(r)
+    interval = f"{protocol.percent} interval {span}" if span else "no interval"
+    return f"{r.mean.estimate:+.3f} ({interval})"
+
+
+def _sample(patients: Mapping[str, int] | None, seeds: tuple[int, ...]) -> str:
+    n = " and ".join(f"{k} {name}" for name, k in (patients or {}).items())
+    return f"{n} patients, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+
+
+def _over_runs(r: FamilyComparison) -> str:
+    """The interval over new training runs, beside the one for these runs."""
+    low, high = r.new_runs
+    return "" if math.isnan(low) else f"over new training runs {low:+.3f} to {high:+.3f}"
+
+
+def _too_few(r: FamilyComparison, protocol: Protocol) -> str:
+    least = smallest_sample(protocol.alpha)
+    if r.mean.n >= least:  # Holm only: there is a p, and none could be small enough
+        return (
+            f"not testable with Holm's correction: no data of {r.mean.n} patients can reach "
+            f"{protocol.alpha:g} in this family"
+        )
+    return f"not testable, too few patients: {r.mean.n}, at least {least} are needed"
+
+
+def _not_testable(c: Comparison, r: FamilyComparison, protocol: Protocol) -> str:
+    ahead, n, low, high = r.ahead
+    text = _too_few(r, protocol)
+    if not ahead:
+        return text
+    first = c.a if r.mean.estimate > 0 else c.b
+    return f"{text}; {first} is ahead in {ahead} of {n}, by {low:.3f} to {high:.3f}"

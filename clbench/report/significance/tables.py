@@ -10,8 +10,12 @@ from collections.abc import Iterable, Sequence
 
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.exploratory import ROPE
-from clbench.report.significance.sentences import p_text
+from clbench.report.significance.sentences import p_text, span_text
+from clbench.report.study import Protocol
 from clbench.report.tables.render import EMPTY, Table, number
+from clbench.statistics.max_t import SEEDS_TO_GENERALIZE, FamilyComparison
+from clbench.statistics.sample_size import MOST
+from clbench.statistics.verdicts import THESE_RUNS, smallest_sample
 
 HOLE = "hole"
 
@@ -48,56 +52,47 @@ def confirmatory_table(a: Analysis) -> Table:
     rows: list[tuple[str, ...]] = []
     long: list[tuple[object, ...]] = []
     for c in a.comparisons:
-        i, t, s, w, e = c.interval, c.test, c.over_seeds, c.seed_wins, c.equivalence
-        word = HOLE if c.hole else "" if c.verdict is None else c.verdict.word
+        r, w = c.result, c.seed_wins
         rows.append(
             (
-                c.endpoint.title, c.b, number(c.mean_a), number(c.mean_b),
-                signed(math.nan if i is None else i.estimate),
-                EMPTY if i is None else span(i.low, i.high),
-                p_text(math.nan if t is None else t.p, sign=False) or EMPTY,
-                p_text(c.p_holm, sign=False) or EMPTY,
-                p_text(c.p_equivalent, sign=False) or EMPTY,
+                c.endpoint.title, c.b, number(c.mean_a), number(c.mean_b), *_shown(r, own=False),
                 EMPTY if w is None else f"{w.estimate:.2f} ({w.low:.2f} to {w.high:.2f})",
-                number(c.detectable),
+                number(math.nan if r is None else r.detectable), _needed(r, own=False),
                 " + ".join(f"{k} {name}" for name, k in (c.patients or {}).items()) or EMPTY,
-                str(len(c.seeds)),
-                ", ".join(x for x in (word, "" if c.verdict is None else c.verdict.scope) if x),
+                str(len(c.seeds)), _verdict(r),
             )
         )  # fmt: skip
         long.append(
             (
-                c.endpoint.name, c.a, c.b, c.hole, c.mean_a, c.mean_b,
-                *((math.nan,) * 4 if i is None else (i.estimate, i.low, i.high, i.standard_error)),
-                *((math.nan, math.nan, "none", 0, None) if t is None else
-                  (t.p, t.smallest_p, t.method, t.n_nonzero, t.draws)),
-                c.p_holm, c.m, *((math.nan,) * 2 if e is None else (e.p, e.p_above_low)),
-                c.p_equivalent, *((None,) * 3 if s is None else (s.estimate, s.low, s.high)),
-                *((None,) * 3 if w is None else (w.estimate, w.low, w.high)),
-                c.detectable, c.with_empty, c.with_empty_p, c.n,
+                c.endpoint.name, c.a, c.b, c.hole, c.mean_a, c.mean_b, *_exact(r), c.m,
+                *((None,) * 3 if w is None else (w.estimate, w.low, w.high)), c.with_empty,
+                c.with_empty_p, c.n,
                 ";".join(f"{name}={k}" for name, k in (c.patients or {}).items()), c.classes,
-                c.classes_absent, c.seeds, c.first_shared, word,
-                "" if c.verdict is None else c.verdict.scope, "; ".join(c.cautions),
+                c.classes_absent, c.seeds, c.first_shared, *_words(r), "; ".join(c.cautions),
             )
         )  # fmt: skip
     ref, p = a.dice.reference.label, a.protocol
-    m = max((c.m for c in a.comparisons), default=0)
+    sizes = {(c.m, c.flipped) for c in a.comparisons}
     return Table(
         title=f"{a.dice.title()}: {ref} against each other strategy (confirmatory)",
         columns=(
-            "endpoint", "other", ref, "other's", "difference", f"{p.level:.0%} interval", "p",
-            "p (Holm)", "p equivalent (Holm)", f"P({ref} ahead) over seeds", "detectable",
-            "patients", "seeds", "verdict",
+            "endpoint", "other", ref, "other's", "difference", f"{p.level:.0%} interval",
+            "over new runs", "p", "p equivalent", f"P({ref} ahead) over seeds", "detectable",
+            "patients to decide", "patients", "seeds", "verdict",
         ),
         rows=tuple(rows),
         notes=(
-            (f"Stratified sign-flip permutation over patients, two-sided; Holm over the other "
-            f"strategies within each endpoint (m = {m}), alpha {p.alpha:g}. Each endpoint is a "
-            "family of its own: a false claim somewhere in the three has up to 3 alpha."),
-            (f"Interval: bootstrap over seeds and patients at once, patients within their eval "
-            f"set, {p.resamples} resamples, percentile (n < 50: approximate)."),
-            f"Equivalent: two one-sided sign-flip tests within ±{p.margin:g}, declared before.",
-            "Detectable: smallest difference found with power 0.8 at alpha / m; approximate.",
+            family_note(p, sizes, "comparisons"),
+            (f"p: two-sided, adjusted over the family, alpha {p.alpha:g}. Each endpoint is a "
+            "family of its own: a false claim somewhere in the three has up to 3 alpha. p "
+            f"equivalent: of a difference of {p.margin:g} Dice or more in either direction, the "
+            "margin declared before."),
+            (f"Interval: simultaneous over the family, matched to the tests: 0 and ±{p.margin:g} "
+            "are outside exactly where they are refuted. Over new runs: of the row alone, over "
+            "patients and training runs; `for these training runs` falls only where the same at "
+            f"the family's level agrees, from {SEEDS_TO_GENERALIZE} seeds on."),
+            ("Detectable: smallest difference found with power 0.8. Patients to decide: for a "
+            "difference (d) or equivalence (e), if difference and spread stay as seen."),
             (f"Class-macro means over {_denominators(a)} structures; a structure counts on the "
             "test cases of the source that taught it. Kept: the difference is a difference in "
             "differences, patient by patient."),
@@ -105,13 +100,86 @@ def confirmatory_table(a: Analysis) -> Table:
         keys=2,
         long=_long(
             "confirmatory",
-            "endpoint a b hole mean_a mean_b difference low high standard_error p smallest_p "
-            "method n_nonzero draws p_holm m p_equivalent_raw p_not_worse p_equivalent seed_mean "
-            "seed_low seed_high wins wins_low wins_high detectable with_empty with_empty_p n "
-            "patients classes classes_absent seeds first_shared verdict scope cautions",
+            "endpoint a b hole mean_a mean_b difference " + _EXACT + " m wins wins_low wins_high "
+            "with_empty with_empty_p n patients classes classes_absent seeds first_shared verdict "
+            "detail scope cautions",
             long,
         ),
     )  # fmt: skip
+
+
+def family_note(protocol: Protocol, sizes: set[tuple[int, int]], what: str) -> str:
+    """How a family is tested and what its p-values promise.
+
+    Args:
+        protocol: level, correction.
+        sizes: (members, flipped patients) of each family under one heading.
+        what: what its members are called.
+    """
+    m = " or ".join(str(m) for m in sorted({m for m, _ in sizes})) or "0"
+    n = " or ".join(str(n) for n in sorted({n for _, n in sizes})) or "0"
+    how = {
+        "max-t": f"Step-down max-T over {m} {what}, joint sign flips of {n} patients",
+        "holm": f"Holm over {m} {what}, sign flips of {n} patients",
+    }[protocol.correction]
+    alpha = f"{100 * protocol.alpha:.6g} %"
+    return (
+        f"{how}. The chance of any false difference is at most {alpha}, likewise of any false "
+        "claim about the margin, if each patient's difference could as well have had the other "
+        f"sign; approximately otherwise. {THESE_RUNS[:1].upper()}{THESE_RUNS[1:]}."
+    )
+
+
+def _shown(r: FamilyComparison | None, *, own: bool) -> tuple[str, ...]:
+    """Difference, interval, over new runs, p of a difference, p of equivalence (or of a loss)."""
+    if r is None:
+        return (EMPTY,) * 5
+    return (
+        signed(r.mean.estimate), span_text(r) or EMPTY, span(*r.new_runs),
+        p_text(r.p, sign=False) or EMPTY,
+        p_text(r.p_low if own else r.p_equivalent, sign=False) or EMPTY,
+    )  # fmt: skip
+
+
+def _needed(r: FamilyComparison | None, *, own: bool) -> str:
+    """Patients that would decide, the smaller number: `34 (e)`."""
+    if r is None or r.needed is None:
+        return EMPTY
+    second = r.needed.not_worse if own else r.needed.equivalence
+    claims = [("d", r.needed.difference), ("k" if own else "e", second)]
+    letter, n = min(((k, n) for k, n in claims if not math.isnan(n)), key=lambda x: x[1])
+    return f"> {MOST:,}" if math.isinf(n) else f"{n:.0f} ({letter})"
+
+
+def _verdict(r: FamilyComparison | None) -> str:
+    if r is None:
+        return HOLE
+    return ", ".join(x for x in (str(r.verdict), r.verdict.scope) if x)
+
+
+_EXACT = (
+    "low low_open high high_open standard_error df p_unadjusted p p_low p_high level scope_low "
+    "scope_high new_runs_low new_runs_high detectable level_left needed_difference "
+    "needed_equivalence needed_not_worse"
+)
+
+
+def _exact(r: FamilyComparison | None) -> tuple[object, ...]:
+    """The numbers behind a row, the difference first."""
+    if r is None:
+        return (math.nan, *(None,) * len(_EXACT.split()))
+    needed: tuple[float | None, ...] = (None,) * 3
+    if r.needed is not None:
+        needed = (r.needed.difference, r.needed.equivalence, r.needed.not_worse)
+    return (
+        r.mean.estimate, r.low, r.low_open, r.high, r.high_open, r.mean.standard_error, r.mean.df,
+        r.p_unadjusted, r.p, r.p_low, r.p_high, r.level, r.mean.estimate - r.over_runs,
+        r.mean.estimate + r.over_runs, *r.new_runs, r.detectable, r.level_left, *needed,
+    )  # fmt: skip
+
+
+def _words(r: FamilyComparison | None) -> tuple[str, str, str]:
+    return (HOLE, "", "") if r is None else (r.verdict.word, r.verdict.detail, r.verdict.scope)
 
 
 def _denominators(a: Analysis) -> str:
@@ -123,38 +191,34 @@ def own_table(a: Analysis) -> Table:
     """Forgetting of each strategy by itself."""
     rows, long = [], []
     for o in a.own:
-        i = o.interval
+        r = o.result
+        n = sum((o.patients or {}).values())
         rows.append(
             (
-                o.method, signed(math.nan if i is None else i.estimate),
-                EMPTY if i is None else span(i.low, i.high),
-                p_text(o.p_changed_holm, sign=False) or EMPTY,
-                p_text(o.p_not_worse_holm, sign=False) or EMPTY,
-                str(len(o.seeds)) if o.seeds else EMPTY,
-                ", ".join(x for x in (o.word, o.scope) if x) or HOLE,
+                o.method, *_shown(r, own=True), _needed(r, own=True),
+                " + ".join(f"{k} {name}" for name, k in (o.patients or {}).items()) or EMPTY,
+                str(len(o.seeds)) if o.seeds else EMPTY, _verdict(r),
             )
         )  # fmt: skip
-        long.append(
-            (o.method, o.hole, *((math.nan,) * 3 if i is None else (i.estimate, i.low, i.high)),
-             o.p_changed, o.p_changed_holm, o.p_not_worse, o.p_not_worse_holm, o.smallest_p, o.m,
-             o.seeds, o.word, o.scope)
-        )  # fmt: skip
+        long.append((o.method, o.hole, *_exact(r), o.m, n, o.seeds, *_words(r),
+                     "; ".join(o.cautions)))  # fmt: skip
+    p = a.protocol
     return Table(
         title=f"{a.dice.title()}: does it forget?",
-        columns=("strategy", "change", f"{a.protocol.level:.0%} interval", "p of a change (Holm)",
-                 f"p of a loss below {a.protocol.margin:g} (Holm)", "seeds", "verdict"),
+        columns=("strategy", "change", f"{p.level:.0%} interval", "over new runs",
+                 "p of a change", f"p of a loss below {p.margin:g}", "patients to decide",
+                 "patients", "seeds", "verdict"),
         rows=tuple(rows),
-        notes=(("Change: Dice after the last step minus Dice after the own step, old structures, "
+        notes=(
+            ("Change: Dice after the last step minus Dice after the own step, old structures, "
                "class macro (backward transfer as of Lopez-Paz and Ranzato)."),
-               "A large p of a change is no proof of keeping; that needs the second p."),
-        long=_long("own", "method hole change low high p_changed p_changed_holm p_not_worse "
-                   "p_not_worse_holm smallest_p m seeds verdict scope", long),
+            family_note(p, {(o.m, o.flipped) for o in a.own}, "strategies"),
+            ("A large p of a change is no proof of keeping; that needs the second p. Patients to "
+             "decide: for a change (d) or that it keeps (k)."),
+        ),
+        long=_long("own", "method hole change " + _EXACT + " m n seeds verdict detail scope "
+                   "cautions", long),
     )  # fmt: skip
-
-
-def smallest_n(alpha: float) -> int:
-    """Fewest patients for which an exact signed-rank interval of level 1 - alpha exists."""
-    return math.ceil(math.log2(2 / alpha))
 
 
 def class_table(a: Analysis) -> Table:
@@ -196,10 +260,10 @@ def class_table(a: Analysis) -> Table:
         rows=tuple(rows),
         notes=(
             (f"Wilcoxon signed-rank, exact permutation null with ties and zeros, on seed averages; "
-            f"m = {m}. Verdict by Benjamini-Hochberg, alpha {a.protocol.alpha:g}; a test whose "
-            "smallest p times m exceeds alpha is not testable."),
+            f"m = {m}. Verdict by Benjamini-Hochberg, alpha {a.protocol.alpha:g}; below "
+            f"{smallest_sample(a.protocol.alpha)} patients nothing is testable."),
             (f"Pseudomedian: Hodges-Lehmann with its exact interval; none exists below "
-            f"{smallest_n(a.protocol.alpha)} patients at {a.protocol.percent}. Missed: cases "
+            f"{smallest_sample(a.protocol.alpha)} patients at {a.protocol.percent}. Missed: cases "
                 "times seeds in which nothing was found, reference / other."),
         ),
         keys=3,

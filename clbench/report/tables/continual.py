@@ -17,7 +17,8 @@ from clbench.evaluation.metrics.continual import NAMES, Cell, Quantity, course_m
 from clbench.report.scores import Run, Scores, StrategyScores
 from clbench.report.study import Protocol, Study
 from clbench.report.tables.render import EMPTY, SHARE, Scale, Table
-from clbench.statistics.bootstrap import crossed_interval, seed_means
+from clbench.statistics.bootstrap import seed_means
+from clbench.statistics.macro_estimate import macro_interval
 
 JOINT = "joint"
 """The strategy that stands for joint training."""
@@ -30,6 +31,7 @@ GAP = {
 }
 """Parts of the stability gap, see `clbench.evaluation.metrics.stability_gap.StabilityGap`."""
 STABILITY = "stability gap"
+NO_INTERVAL = "no interval over three steps and more: the best step is chosen by its own scores"
 UNTRACED = Quantity(
     value=math.nan, reason="no trace.csv (a run with --set examine.trace_every=N leaves one)"
 )
@@ -188,6 +190,8 @@ class Measure:
     """Standard deviation over seeds."""
     why: str = ""
     """Why there is none."""
+    warnings: tuple[str, ...] = ()
+    """What to know about the interval, in words."""
 
     def text(self, difference: bool, scale: Scale = SHARE) -> str:
         """`0.783 [0.751, 0.812] ±0.010`."""
@@ -206,7 +210,7 @@ def measures(e: Scores, method: StrategyScores, protocol: Protocol) -> dict[str,
     Args:
         e: the runs.
         method: one of their strategies.
-        protocol: level and resamples of the intervals.
+        protocol: level of the intervals.
     """
     old = {c: s for c, s in e.learned_at.items() if s < e.last}
     new = {c: s for c, s in e.learned_at.items() if s > 1}
@@ -239,7 +243,7 @@ def _measure(
     Args:
         method: the strategy.
         at: structure → step after which it is looked at.
-        protocol: level and resamples of the interval.
+        protocol: level of the interval.
         minus: the strategy and the steps of what is taken off, on the seeds both have.
     """
     other, before = minus or (method, at)
@@ -251,16 +255,18 @@ def _measure(
         return Measure(why=method.hole(at) or other.hole(before) or "there is no such structure")
     if minus:
         table = {name: table[name] - less[name] for name in table}
-    i = crossed_interval(
-        table, seed=protocol.seed, draws=protocol.descriptive_resamples, level=protocol.level
-    )
+    i = macro_interval(table, level=protocol.level, bounds=None if minus else (0.0, 1.0))
     return Measure(
-        value=i.estimate, low=i.low, high=i.high, sd=continual.spread(list(seed_means(table)))
+        value=i.estimate,
+        low=i.low,
+        high=i.high,
+        sd=continual.spread(list(seed_means(table))),
+        warnings=i.flags,
     )
 
 
 def _forgetting(e: Scores, method: StrategyScores, protocol: Protocol) -> Measure:
-    """The best of the earlier steps minus the last, per structure; its interval for two steps only.
+    """The best of the earlier steps minus the last, per structure; an interval for two steps only.
 
     Source: Chaudhry et al., ECCV 2018; see `clbench.evaluation.metrics.continual.forgetting`.
     """
@@ -270,9 +276,33 @@ def _forgetting(e: Scores, method: StrategyScores, protocol: Protocol) -> Measur
         return _measure(method, old, protocol, minus=(method, end))
     per_seed = [continual.mean(continual.forgetting(r, old, e.last).values()) for r in method.r]
     value = continual.mean(per_seed)
+    if not math.isnan(value):
+        return Measure(value=value, sd=continual.spread(per_seed), warnings=(NO_INTERVAL,))
     why = [method.hole(dict.fromkeys([c], t)) for c, s in old.items() for t in range(s, e.last + 1)]
     reason = next(filter(None, why), "there is no such structure")
-    return Measure(value=value, sd=continual.spread(per_seed), why=reason)
+    return Measure(why=reason)
+
+
+def _warnings(
+    warned: Mapping[str, Mapping[str, Sequence[str]]],
+    labels: Sequence[str],
+    names: Sequence[str],
+) -> list[str]:
+    """One line per warning of intervals: whose, and of which measures, where not of all.
+
+    Args:
+        warned: warning → strategy → measures.
+        labels: all strategies.
+        names: all measures.
+    """
+    lines = []
+    for warning, by_label in warned.items():
+        measured = [n for n in names if any(n in mine for mine in by_label.values())]
+        whose = "" if len(by_label) == len(labels) else f"{', '.join(by_label)}, "
+        # Forgetting of a long course has no interval, so it never has this one's warning.
+        what = "intervals" if len(measured) >= len(names) - 1 else ", ".join(measured)
+        lines.append(f"{whose}{what}: {warning}")
+    return lines
 
 
 def learning_table(study: Study, scale: Scale = SHARE) -> Table:
@@ -280,6 +310,7 @@ def learning_table(study: Study, scale: Scale = SHARE) -> Table:
     e, protocol = study.dice, study.protocol
     rows, long, why = [], [], []
     names: list[str] = []
+    warned: dict[str, dict[str, list[str]]] = {}
     for m in e.strategies:
         by_name = measures(e, m, protocol)
         names = list(by_name)
@@ -291,7 +322,9 @@ def learning_table(study: Study, scale: Scale = SHARE) -> Table:
         )  # fmt: skip
         for name, x in by_name.items():
             exact = ("" if math.isnan(v) else repr(v) for v in (x.value, x.low, x.high, x.sd))
-            long.append((m.label, name, *exact, str(len(m.seeds)), x.why))
+            long.append((m.label, name, *exact, str(len(m.seeds)), x.why, "; ".join(x.warnings)))
+            for warning in x.warnings:
+                warned.setdefault(warning, {}).setdefault(m.label, []).append(name)
         if reasons := {f"{k}: {x.why}" for k, x in by_name.items() if math.isnan(x.value)}:
             why.append(f"hole: {m.label}, {'; '.join(sorted(reasons))}")
     sizes = ", ".join(f"{len(p)} {s}" for s, p in e.patients.items())
@@ -306,20 +339,28 @@ def learning_table(study: Study, scale: Scale = SHARE) -> Table:
                 f"{e.scoring} scoring; mean over structures, [{protocol.percent} interval] of "
                 "patients and seeds:"
             ),
-            (
-                f"crossed bootstrap ({protocol.descriptive_resamples} draws; {sizes} test cases), "
-                "± sd over seeds"
-            ),
+            f"t over {sizes} test cases and the training runs, ± sd over seeds",
             "Old: structures of earlier steps after the last step; All: all structures after it",
             "New: structures of step 2 and later, each right after its own step",
             "BWT: old structures, last step minus own step (Lopez-Paz and Ranzato 2017)",
             "Forgetting: best earlier step minus last (Chaudhry et al. 2018)",
             "Intransigence: joint minus the strategy on New; Δ joint: strategy minus joint on All",
             *why,
+            *_warnings(warned, [m.label for m in e.strategies], names),
         ),
         long=Table(
             title="",
-            columns=("strategy", "measure", "value", "low", "high", "sd", "seeds", "why"),
+            columns=(
+                "strategy",
+                "measure",
+                "value",
+                "low",
+                "high",
+                "sd",
+                "seeds",
+                "why",
+                "warnings",
+            ),
             rows=tuple(long),
         ),
     )

@@ -251,7 +251,7 @@ def test_rows_that_are_whole_are_ranked_and_judged_beside_a_hole(tmp_path: Path)
     assert line(table, "ilt_ct")["verdict"] == "hole"
     assert line(table, "lwf_ct")["verdict"] == "worse"
     assert line(table, "lwf_ct")["seeds"] == "2"
-    assert any("Holm (m = 1)" in n for n in table.notes)
+    assert any("max-T (m = 1)" in n for n in table.notes)
     assert not any("not the same seeds" in n for n in table.notes)
 
 
@@ -317,7 +317,7 @@ def test_a_verdict_per_strategy_seen_from_the_strategy(tmp_path: Path) -> None:
         assert words["lwf_ct"] == "worse"
         assert words["universal"] == "reference"
         assert "plop_ct" not in words
-    assert any("Holm (m = 2)" in n and "for these training runs" in n for n in table.notes)
+    assert any("max-T (m = 2)" in n and "for these training runs" in n for n in table.notes)
     swapped = paper_table(
         10, Analysis(results=tmp_path, bench="tumor_ext", reference="lwf_ct"), source="measured"
     )
