@@ -267,11 +267,11 @@ def measure(scale: float = 1.0, *, say: Callable[[str], object] = print) -> list
         if c == "max-t" or p == "8"
     ]
     jobs += [
-        lambda: beside_true_ones(n(600), "8", 13),
-        lambda: false_equivalence(n(600), "8", 13),
+        lambda: beside_true_ones(n(1000), "8", 13),
+        lambda: false_equivalence(n(1000), "8", 13),
     ]
     jobs += [
-        lambda p=p, m=m, e=e: power(n(300), p, m, e)  # type: ignore[misc]
+        lambda p=p, m=m, e=e: power(n(500), p, m, e)  # type: ignore[misc]
         for p, e in (("8", 0.075), ("12", 0.055))
         for m in (3, 13)
     ]

@@ -296,7 +296,7 @@ def test_a_browser_sorts_and_filters(html: str, made: Made, tmp_path: Path) -> N
 
 
 def test_the_stored_rates_hold_what_is_promised() -> None:
-    """Every row with a promise: within its tolerance and three standard errors of the measure."""
+    """Coverage, family-wise error and the level of a single claim."""
     covered = [r for r in rates() if r.question == COVERED and (r.seeds > 1 or r.seed_sd == 0)]
     assert {(r.patients, r.seeds) for r in covered} == {
         (p, s) for p in ("8 + 8", "12 + 20") for s in (1, 3, 5)
@@ -307,7 +307,10 @@ def test_the_stored_rates_hold_what_is_promised() -> None:
     assert {(r.patients, r.comparisons) for r in false} == {
         (p, m) for p in ("8", "8 + 8") for m in (3, 13)
     }
-    assert all(0.03 <= r.rate <= 0.06 for r in false), false
+    # 3 to 6 %, as far as so many studies can tell it: two standard errors of the measured rate
+    for r in false:
+        assert r.rate - 2 * r.standard_error <= 0.06, r
+        assert r.rate + 2 * r.standard_error >= 0.03, r
     claims = {(r.seed_sd, r.seeds): r.rate for r in rates() if r.question == CLAIM}
     assert all(0.03 <= claims[0.0, s] <= 0.07 for s in (1, 3, 5))
     for sd in (0.01, 0.02):  # what a run moves by is no patient's doing
