@@ -11,7 +11,8 @@ import subprocess
 import sys
 from html import unescape
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from locations import TESTS
@@ -369,14 +370,18 @@ def test_published_weights_stand_in_the_provenance_with_their_overlap() -> None:
         "trained_on": "BTCV",
         "overlap": ["btcv"],
     }
-    record = {"strategy": "universal", "backbone_weights": loaded}
+
+    def of(strategy: str, weights: dict[str, Any] | None) -> Any:
+        return SimpleNamespace(strategy=strategy, backbone_weights=weights)
+
+    record = of("universal", loaded)
     ((name, said),) = _backbone_weights([record, record])
     assert name == "backbone weights"
     assert said == (
         "universal: 2 tensors set (encoder.swinViT 118 of 118, decoder 0 of 20); trained on: BTCV; "
         "THAT NAMES DATA OF THIS COURSE: btcv"
     )
-    older = {"strategy": "joint", "backbone_weights": {"loaded": ["a"]}}
+    older = of("joint", {"loaded": ["a"]})
     ((_, said),) = _backbone_weights([older])
     assert said == "joint: 1 tensors set; training data not declared"
-    assert list(_backbone_weights([{"strategy": "joint", "backbone_weights": None}])) == []
+    assert list(_backbone_weights([of("joint", None)])) == []
