@@ -18,7 +18,6 @@ from clbench.run.cost_table import recount
 from clbench.run.record import catalog_of, profile_of
 from clbench.spec import settings as settings_module
 from clbench.spec.settings import load_profile
-from clbench.store import run_folder
 from clbench.store.record import RunRecord
 
 SMOKE_MM = (12.0, 12.0, 12.0)
@@ -51,11 +50,10 @@ def test_a_changed_profile_changes_neither_data_nor_pictures_nor_costs_of_a_run(
     home = tmp_path / "results" / "tumor_ext"
     run = home / "universal" / smoke_run.name
     shutil.copytree(smoke_run, run)
-    content = run_folder.read_record(run)
-    record = RunRecord.from_json(content)
+    record = RunRecord.read(run)
     source, _, case = record.course.test[0][0].partition("/")
     shown = [Shown(eval_set=source, case=case, word="worst", score=0.0)]
-    (before,) = open_volumes(StripOptions(), content, shown)
+    (before,) = open_volumes(StripOptions(), record, shown)
     recount(run)
     cost = (run / "cost.csv").read_bytes()
 
@@ -63,7 +61,7 @@ def test_a_changed_profile_changes_neither_data_nor_pictures_nor_costs_of_a_run(
 
     assert profile_of(record).data.spacing_mm == SMOKE_MM
     assert catalog_of(record).preprocessing.spacing_mm == SMOKE_MM
-    (after,) = open_volumes(StripOptions(), content, shown)
+    (after,) = open_volumes(StripOptions(), record, shown)
     assert np.array_equal(after.image, before.image)
     assert np.array_equal(after.bits, before.bits)
     assert np.array_equal(after.affine, before.affine)
