@@ -111,9 +111,9 @@ def calibration_table() -> Table:
         keys=2,
         notes=(
             (
-                f"Standard error at most {error:.1%}. One or two eval sets with missing cells; a "
-                "difference is patient (sd 0.05) + residual (0.02) + training run, Dice; the "
-                "comparisons of a family share their reference."
+                f"Standard error at most {error:.1%}. The simulated studies have one or two eval "
+                "sets with missing cells; a difference is patient (sd 0.05) + residual (0.02) + "
+                "training run, Dice; the comparisons of a family share their reference."
             ),
             (
                 "The test is conditional on the trained models: what a whole run moves by is no "
