@@ -44,7 +44,7 @@ FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in fol
 FOREIGN = {
     "torch": (
         "reproducibility", "store.checkpoint", "data", "nets", "strategy", "training",
-        "evaluation", "run", "testing", "avalanche", "strategies", "deployment",
+        "evaluation", "run", "testing", "avalanche", "strategies", "deployment", "cli.probe",
     ),
     "monai": ("data", "nets", "evaluation"),
     "avalanche": ("avalanche",),
