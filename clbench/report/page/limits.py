@@ -64,7 +64,7 @@ def _seeds(a: Analysis) -> Iterator[str]:
         if settled and seeds >= SEEDS_TO_GENERALIZE:
             yield (
                 "The words without `for these training runs` were earned by chance in "
-                f"{settled.rate:.1%} of such studies at 0.02."
+                f"{settled.rate:.1%} of these simulated studies at 0.02."
             )
     alone = rate(COVERED, seeds=1, seed_sd=0.02)
     if alone and 1 in counts:
