@@ -105,9 +105,9 @@ def test_jhh_and_its_stand_in_never_share_a_table(smoke_out: Path, cache_root: P
             bench=bench.name, strategy="finetune", profile="smoke", out=smoke_out, cache=cache_root,
             overrides=TINY,
         )  # fmt: skip
-        records.append(run_folder.read_record(run_course(settings)))
+        records.append(RunRecord.read(run_course(settings)))
     with pytest.raises(StoreError, match="one table") as err:
-        run_folder.refuse_mixture(records)
+        refuse_mixture(records)
     assert "bench" in str(err.value)
 
 
