@@ -21,7 +21,10 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 def predict(
     run: Run,
     input_: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="A NIfTI file, or a folder of them.")
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="NIfTI file, folder, or DICOM series in a folder or zip."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of predictions; new, or of this command.")],
     step: Step = None,
@@ -36,6 +39,9 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also a probability per structure and voxel.")
     ] = False,
+    series: Annotated[
+        str | None, typer.Option(help="SeriesInstanceUID, where a folder holds several series.")
+    ] = None,
     device: Device = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default as the run had.")
@@ -47,7 +53,7 @@ def predict(
     from clbench.deployment.predict import output_form, predict_cases
     from clbench.deployment.trained import load_trained
 
-    cases = find_inputs(input_, out=out)
+    cases = find_inputs(input_, out=out, uid=series)
     trained = load_trained(run, step=step, device=device)
     form = output_form(format_, trained.structures, probabilities=probabilities)
     with Progress() as progress:

@@ -360,7 +360,7 @@ def grid(path: Path) -> Grid:
         raise
     except Exception as err:  # a quaternion of no rotation, a sign that is no sign
         raise damaged(path, err) from err
-    _usable(affine, shape, path)
+    usable_affine(affine, shape, path)
     return Grid((shape[0], shape[1], shape[2]), affine)
 
 
@@ -455,7 +455,7 @@ def header_notes(path: Path) -> list[str]:
     return notes
 
 
-def _usable(affine: NDArray[np.float64], shape: tuple[int, ...], path: Path) -> None:
+def usable_affine(affine: NDArray[np.float64], shape: tuple[int, ...], path: Path) -> None:
     """Raise unless the affine is one of a body in a scanner."""
 
     def wrong(expected: str, got: object, next_step: str) -> DataError:

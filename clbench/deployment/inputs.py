@@ -1,4 +1,4 @@
-"""Which CTs a path holds: one NIfTI file, or every one below a folder."""
+"""Which CTs a path holds: NIfTI files, and series in DICOM in folders or zip archives."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from clbench.data.find_files import nifti_stem, walk
+from clbench.data.find_files import composed, nifti_stem, walk
+from clbench.deployment.dicom import (
+    DicomFile,
+    is_dicom,
+    load_scan,
+    read_series,
+    zip_members,
+)
 from clbench.deployment.scan import Scan, read_nifti
 from clbench.errors import DataError, SettingError
+from clbench.store import files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,21 +26,26 @@ class InputCase:
 
     name: str
     """Names its outputs; the path below the input folder, without ending."""
-    files: tuple[Path, ...]
-    """What it is read from."""
+    path: Path
+    """File, folder or archive it is read from."""
+    checksum: Callable[[], str]
+    """SHA-256 of what is read; raises what `read` would."""
     read: Callable[[], Scan]
     """Reads it."""
 
 
-def find_inputs(path: Path, *, out: Path) -> list[InputCase]:
+def find_inputs(path: Path, *, out: Path, uid: str | None = None) -> list[InputCase]:
     """The CTs at a path, sorted by name.
 
     A case is called after its file, without ending and without nnU-Net's `_0000`, and after the
-    folders between: `INPUT/s01/ct.nii.gz` is `s01/ct`.
+    folders between: `INPUT/s01/ct.nii.gz` is `s01/ct`. The DICOM files of a folder are one case,
+    called after the folder; those of a folder in an archive, after the archive and the folder.
 
     Args:
-        path: a NIfTI file, or a folder in which they are looked for (`clbench.data.find_files`).
+        path: a NIfTI file, a zip archive of DICOM files, or a folder in which both, and DICOM
+            series, are looked for (`clbench.data.find_files`).
         out: where predictions go; what lies in there is no input.
+        uid: SeriesInstanceUID of the series wanted where a folder holds several.
 
     Raises:
         DataError: nothing there, no CT in it, or two files for one case.
@@ -54,26 +67,74 @@ def find_inputs(path: Path, *, out: Path) -> list[InputCase]:
         raise DataError(
             "the input does not exist",
             where=path,
-            expected="a NIfTI file (.nii, .nii.gz), or a folder of them",
+            expected="a NIfTI file (.nii, .nii.gz), a folder, or a zip archive of a DICOM series",
             next_step="check the path",
         )
     cases: dict[str, InputCase] = {}
+    slices: dict[Path, list[DicomFile]] = {}
     for file in paths:
-        if (stem := nifti_stem(file)) is None:
-            continue
-        name = (file.relative_to(base).parent / stem.removesuffix("_0000")).as_posix()
-        case = InputCase(name=name, files=(file,), read=partial(read_nifti, file))
-        _add(cases, case)
+        if (stem := nifti_stem(file)) is not None:
+            name = (file.relative_to(base).parent / stem.removesuffix("_0000")).as_posix()
+            case = InputCase(
+                name=composed(name),
+                path=file,
+                checksum=partial(files.sha256, file),
+                read=partial(read_nifti, file),
+            )
+            _add(cases, case)
+        elif file.suffix.lower() == ".zip":
+            _add_archive(cases, file, file.relative_to(base).with_suffix(""), uid)
+        elif file.stat().st_size:
+            slices.setdefault(file.parent, []).append(DicomFile(path=file))
+    for folder, items in slices.items():
+        name = folder.resolve().name if folder == base else folder.relative_to(base).as_posix()
+        _add_series(cases, name, folder, items, uid)
     if not cases:
         seen = [p.name for p in paths[:5]]
         raise DataError(
             "no CT was found in the input",
             where=path,
-            expected="files that end in .nii or .nii.gz",
+            expected="files that end in .nii or .nii.gz, DICOM files, or zip archives of them",
             got=", ".join(seen) + (", …" if len(paths) > 5 else "") if seen else "no files",
-            next_step="convert other formats to NIfTI, for DICOM with dcm2niix",
+            next_step="check the path; convert other formats to NIfTI",
         )
     return [cases[name] for name in sorted(cases)]
+
+
+def _add_archive(cases: dict[str, InputCase], path: Path, name: Path, uid: str | None) -> None:
+    """Add the series of an archive, one per folder in it."""
+    folders: dict[str, list[DicomFile]] = {}
+    for item in zip_members(path):
+        folders.setdefault((item.member or "").rpartition("/")[0], []).append(item)
+    for folder, items in folders.items():
+        # one folder around everything adds nothing to the archive's name
+        own = name if len(folders) == 1 else name / folder
+        _add_series(cases, own.as_posix(), path, items, uid)
+
+
+def _add_series(
+    cases: dict[str, InputCase],
+    name: str,
+    where: Path,
+    items: Sequence[DicomFile],
+    uid: str | None,
+) -> None:
+    """Add the series among the files of a folder, if there is DICOM among them.
+
+    What is wrong with it is said when it is its turn to be read, so that it keeps no other case
+    from being predicted.
+    """
+    chosen = [item for item in items if is_dicom(item)]
+    if not chosen:
+        return
+    series = partial(read_series, where, chosen, uid=uid)
+    case = InputCase(
+        name=composed(name),
+        path=where,
+        checksum=lambda: series().checksum(),
+        read=lambda: load_scan(series()),
+    )
+    _add(cases, case)
 
 
 def _walk(folder: Path) -> Sequence[Path]:
@@ -97,8 +158,8 @@ def _add(cases: dict[str, InputCase], new: InputCase) -> None:
     clash = next((c for c in cases.values() if c.name.casefold() == new.name.casefold()), None)
     if clash is not None:
         raise DataError(
-            "two files of the input would be one case",
-            where=f"{clash.files[0]} and {new.files[0]}",
+            "two inputs would be one case",
+            where=f"{clash.path} and {new.path}",
             expected="names that differ in more than their ending, _0000, and capital letters",
             got=f"case {new.name!r} twice",
             next_step="rename one of them, or move it to another folder",

@@ -15,11 +15,13 @@ from typing import IO, Any, BinaryIO, cast
 
 import nibabel as nib
 import numpy as np
+from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
 from clbench.data.labels import PSEUDO_SCALE, pattern_of
+from clbench.data.nifti import Grid
 from clbench.data.volume import Volume
-from clbench.deployment.scan import SLAB_VOX, Grid
+from clbench.deployment.scan import SLAB_VOX
 from clbench.evaluation.scoring import to_native
 from clbench.spec.taxonomy import ancestors, depth, with_descendants
 from clbench.store import files
@@ -59,7 +61,7 @@ def on_scan_grid(volume: Volume, grid: Grid) -> OnScanGrid:
         volume: made from the scan.
         grid: the scan's.
     """
-    turn = grid.turn
+    turn = io_orientation(grid.affine)
     order = tuple(int(axis) for axis in turn[:, 0])
     ras = volume.native_axes()
     indices = [ras[axis][:: int(flip)] for axis, flip in zip(order, turn[:, 1], strict=True)]

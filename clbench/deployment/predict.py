@@ -19,7 +19,7 @@ from typing import Any
 from clbench import reproducibility, signals
 from clbench.data.checks.hounsfield import SAMPLED, hounsfield_notes
 from clbench.data.labels import PSEUDO_SCALE
-from clbench.data.nifti import scaled
+from clbench.data.nifti import Grid, scaled
 from clbench.data.volume import Volume
 from clbench.deployment.inputs import InputCase
 from clbench.deployment.masks import (
@@ -32,7 +32,7 @@ from clbench.deployment.masks import (
     write_json,
     write_nifti,
 )
-from clbench.deployment.scan import Grid, Scan, prepare
+from clbench.deployment.scan import Scan, prepare
 from clbench.deployment.trained import TrainedModel
 from clbench.errors import ClbenchError, DataError, SettingError, StoreError
 from clbench.run.course import alone
@@ -75,7 +75,12 @@ class Batch:
     """What a reader of the predictions should know."""
 
 
-def output_form(form: str, structures: Sequence[str], *, probabilities: bool = False) -> OutputForm:
+def output_form(
+    form: str,
+    structures: Sequence[str],
+    *,
+    probabilities: bool = False,
+) -> OutputForm:
     """What `--format` asks for.
 
     Args:
@@ -131,7 +136,7 @@ def predict_cases(
         batch = Batch(folder=out)
         for done, case in enumerate(cases, 1):
             try:
-                source = {str(path): files.sha256(path) for path in case.files}
+                source = {"path": str(case.path), "sha256": case.checksum()}
                 if _is_finished(out, record["cases"].get(case.name), source):
                     batch.finished_before.append(case.name)
                 else:
@@ -155,24 +160,24 @@ def predict_cases(
 
 
 def _notes(record: Mapping[str, Any], cases: Sequence[str]) -> list[str]:
+    notes = [
+        f"case {name}: {note}"
+        for name in cases
+        for note in (record["cases"].get(name) or {}).get("notes", ())
+    ]
     changed = {
         name: entry["relabelled_vox"]
         for name in cases
         if (entry := record["cases"].get(name)) and entry.get("relabelled_vox")
     }
-    odd = [
-        f"{name}: {text}"
-        for name in cases
-        for text in record["cases"].get(name, {}).get("notes", ())
-    ]
     if not changed:
-        return odd
-    note = (
+        return notes
+    overlap = (
         f"in {len(changed)} of {len(cases)} cases structures overlap (up to "
         f"{max(changed.values())} voxels): the label map shows the inner one, or the one learned "
         "later; --format masks keeps both"
     )
-    return [note, *odd]
+    return [overlap, *notes]
 
 
 # ------------------------------------------------------------------------------- the output folder
@@ -226,7 +231,7 @@ def _opened(trained: TrainedModel, out: Path, form: OutputForm) -> dict[str, Any
         files.write_json(path, record)
         return record
     there = files.read_json(path)
-    for key in ("schema", "model", "structures", "format", "probabilities", "postprocess"):
+    for key in (k for k in record if k not in ("cases", "refused")):
         if there.get(key) != record[key]:
             raise StoreError(
                 "the output folder holds predictions of another model, step or form",
@@ -240,7 +245,7 @@ def _opened(trained: TrainedModel, out: Path, form: OutputForm) -> dict[str, Any
 
 def _is_finished(out: Path, entry: Mapping[str, Any] | None, source: Mapping[str, str]) -> bool:
     """Whether a case was predicted from the same bytes, and its files are as they were written."""
-    if entry is None or sorted(entry["input"].values()) != sorted(source.values()):
+    if entry is None or entry["input"]["sha256"] != source["sha256"]:
         return False
     written: Mapping[str, str] = entry["files"]
     return all(
@@ -256,7 +261,7 @@ def _predict(trained: TrainedModel, case: InputCase, out: Path, form: OutputForm
     """Predict and write one case; returns its entry of the record."""
     scan = case.read()
     grid = scan.grid
-    odd = _odd_values(trained, scan)
+    notes = [*scan.notes, *_odd_values(trained, scan)]
     volume = prepare(scan, case=case.name, source=trained.source, pre=trained.preprocessing)
     del scan  # the stored voxels are not needed any more
     structures = trained.structures
@@ -285,9 +290,9 @@ def _predict(trained: TrainedModel, case: InputCase, out: Path, form: OutputForm
     return {
         "files": {p.relative_to(out).as_posix(): files.sha256(p) for p in written},
         "bits_sha256": hashlib.sha256(bits.tobytes()).hexdigest(),
+        "notes": notes,
         "voxels": tally.voxels,
         "relabelled_vox": tally.relabelled_vox,
-        "notes": odd,
     }
 
 

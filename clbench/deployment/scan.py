@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
+from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
 from clbench.data.labels import MAX_HU
 from clbench.data.layouts import CaseFiles
+from clbench.data.nifti import Grid, raw_voxels, scaled, spacing_of
 from clbench.data.nifti import grid as grid_of
-from clbench.data.nifti import raw_voxels, scaled, spacing_of
 from clbench.data.volume import Volume, resample_linear, resampled_length
 from clbench.errors import DataError
 from clbench.spec.benchmark import Preprocessing, Source
@@ -29,27 +28,6 @@ from clbench.store.arrays import MAX_VOXELS
 
 SLAB_VOX = 1 << 23
 """Voxels of the scan that are turned into real numbers at a time: 32 MiB in float32."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grid:
-    """Where the voxels of a file lie."""
-
-    shape: tuple[int, int, int]
-    """Voxels along the file's axes."""
-    affine: NDArray[np.float64]
-    """(4, 4) voxel → RAS mm."""
-
-    @property
-    def turn(self) -> NDArray[Any]:
-        """(3, 2) nibabel orientation from the file's axes to RAS."""
-        orientation: NDArray[Any] = io_orientation(self.affine)
-        return orientation
-
-    @property
-    def axes(self) -> str:
-        """Axis codes of the file, such as LPS."""
-        return "".join(map(str, nib.aff2axcodes(self.affine)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +44,8 @@ class Scan:
     """0 for none."""
     grid: Grid
     """Shape and place of the voxels."""
+    notes: tuple[str, ...] = ()
+    """What a reader of its predictions should know."""
 
     def hu_range(self) -> tuple[float, float]:
         """Smallest and largest value in HU.
@@ -99,14 +79,14 @@ def read_nifti(path: Path) -> Scan:
     Raises:
         DataError: damaged, not one 3-D volume, or in no usable place in space.
     """
-    shape, affine = grid_of(path)
+    grid = grid_of(path)
     stored, slope, intercept = raw_voxels(path)
     return Scan(
         path=path,
-        stored=stored.reshape(shape, order="F"),
+        stored=stored.reshape(grid.shape, order="F"),
         slope=slope,
         intercept=intercept,
-        grid=Grid(shape=shape, affine=affine),
+        grid=grid,
     )
 
 
@@ -128,9 +108,8 @@ def prepare(scan: Scan, *, case: str, source: Source, pre: Preprocessing) -> Vol
     """
     low_hu, high_hu = scan.hu_range()
     grid = scan.grid
-    turn = grid.turn
-    stored = apply_orientation(scan.stored, turn)  # a view
-    affine = grid.affine @ inv_ornt_aff(turn, grid.shape)
+    stored = apply_orientation(scan.stored, io_orientation(grid.affine))  # a view
+    affine = grid.ras_affine
     native_mm = spacing_of(affine).tolist()
     shape = tuple(
         resampled_length(n, a, b)

@@ -250,7 +250,7 @@ def test_inputs_are_found_by_one_rule(tmp_path: Path) -> None:
     assert [c.name for c in find_inputs(folder, out=tmp_path / "o")] == ["deep/one", "one"]
     assert [c.name for c in find_inputs(folder / "one_0000.NII", out=tmp_path)] == ["one"]
     put(folder, "ONE", raw, ".nii.gz")
-    with pytest.raises(DataError, match="two files of the input"):
+    with pytest.raises(DataError, match="two inputs would be one case"):
         find_inputs(folder, out=tmp_path / "o")
     with pytest.raises(DataError, match="does not exist"):
         find_inputs(tmp_path / "no", out=tmp_path / "o")

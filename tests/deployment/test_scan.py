@@ -14,9 +14,10 @@ from nifti_files import CODES, LITS, body, packed, put
 
 from clbench.data.labels import read_case
 from clbench.data.layouts import CaseFiles
+from clbench.data.nifti import Grid
 from clbench.data.volume import preprocess
 from clbench.deployment import scan as scan_module
-from clbench.deployment.scan import Grid, Scan, prepare, read_nifti
+from clbench.deployment.scan import Scan, prepare, read_nifti
 from clbench.errors import DataError
 from clbench.spec.benchmark import Preprocessing
 
