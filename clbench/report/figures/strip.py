@@ -177,6 +177,7 @@ def strip(study: Study, options: StripOptions) -> Figure:
             if path.exists():
                 kept = read_prediction(path)
                 panels.append((m.label, masks_of(kept.bits, kept.structures, wanted)))
+                drawn |= {c for c, mask in (panels[-1][1] or {}).items() if mask[:, :, z].any()}
             else:
                 panels.append((m.label, None))
         image = axial(volume.image, z)
@@ -192,6 +193,7 @@ def strip(study: Study, options: StripOptions) -> Figure:
               label=f"{known.index(c) + 1} {style.name_of(c)}")
         for c in known if c in drawn
     ]  # fmt: skip
+    grid_mm = " x ".join(f"{mm:.3g}" for mm in np.linalg.norm(volumes[0].affine[:3, :3], axis=0))
     style.frame(
         figure,
         e,
@@ -199,7 +201,8 @@ def strip(study: Study, options: StripOptions) -> Figure:
         f"Cases: per data set the median (lower middle) and the worst by the mean Dice of "
         f"{e.reference.label} (in brackets). Slice: most structures in the truth, then most of the "
         "newest. Numbers: the structure; below: mean Dice within the slice. Front is up, the "
-        f"patient's right on the left; window {volumes[0].window_hu[0]:g} to "
+        f"patient's right on the left; grid of the network, {grid_mm} mm; window "
+        f"{volumes[0].window_hu[0]:g} to "
         f"{volumes[0].window_hu[1]:g} HU.",
         key,
     )

@@ -6,6 +6,8 @@ seeds of plain means over structures; where anything of it is missing, the cell 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,6 +32,8 @@ from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import confirm
 from clbench.report.significance.endpoints import FINAL
 from clbench.report.tables.render import EMPTY, SHARE, Mark, Scale, Table
+from clbench.spec import registry
+from clbench.spec.settings import load_profile
 from clbench.spec.taxonomy import canonical, structure
 
 BENCH = {10: "tumor_ext", 11: "body_ext"}
@@ -259,7 +263,8 @@ def measured_table(
     lines: list[Line] = []
     shared: list[tuple[int, int]] = []
     if source == "both":
-        _both(which, columns, ordered, phantom, lines, shared)
+        not_compared = _not_compared(which, scores)
+        _both(which, columns, ordered, not not_compared, lines, shared)
     else:
         _measured(columns, ordered, lines, shared, word=False)
     later = {i for at, n in shared for i in range(at + 1, at + n)}
@@ -284,10 +289,12 @@ def measured_table(
             f"seeds averaged, two-sided sign flips, {study.protocol.adjusted_by} over m = "
             f"{marked.m} columns, n = {_range(marked.n)} patients"
         )
-    if source == "both" and phantom:
-        notes.append("no difference is formed: phantom and patients are different data")
-    elif source == "both":
-        notes.append("difference: measured minus printed; other training runs, maybe other cases")
+    if source == "both":
+        notes.append(
+            f"no difference is formed: {not_compared}"
+            if not_compared
+            else "difference: measured minus printed; the same cases, other training runs"
+        )
     words, tested = verdicts(study, scores, seeds)
     notes.append(tested)
     title = "measured" + (f" on the {PHANTOM}" if phantom else "")
@@ -310,6 +317,28 @@ def measured_table(
         else f"{study.bench} in the layout of Table {which} ({WHAT[which]}), different data",
         scale=scale,
     )
+
+
+def _not_compared(which: int, scores: Scores | None) -> str:
+    """Why no measured number is set against a printed one; empty = split and profile are equal."""
+    if scores is None:
+        return "no finished run"
+    if scores.phantom:
+        return "phantom and patients are different data"
+    record = scores.record
+    paper, asked = load_profile("paper"), record.identity.profile
+    recorded = (record.with_defaults or {}).get("profile", {})
+    for group in ("data", "train"):
+        own = json.loads(json.dumps(dataclasses.asdict(getattr(paper, group))))
+        if asked.get("name") != "paper" or recorded.get(group, own) != own:
+            return f"the runs' profile ({asked.get('name')}) is not the paper's"
+    steps = registry.benchmark(BENCH[which]).steps
+    for step, split in zip(steps, record.identity.splits, strict=False):
+        if step.split.draw is not None:
+            return "the paper does not say which cases it tests"
+        if any(set(getattr(step.split, k)) != set(split.get(k, ())) for k in ("train", "test")):
+            return f"the split of step {step.name!r} is not the paper's"
+    return ""
 
 
 def _columns(which: int, scores: Scores | None, *, own: bool) -> list[Column]:
@@ -413,7 +442,7 @@ def _both(
     which: int,
     columns: Sequence[Column],
     ordered: Sequence[tuple[str | None, str, StrategyScores | None]],
-    phantom: bool,
+    compared: bool,
     lines: list[Line],
     shared: list[tuple[int, int]],
 ) -> None:
@@ -433,7 +462,7 @@ def _both(
         lines.append(row)
         for line in mine.get(row.label, []):
             lines.append(line)
-            if line.group is not None and not phantom:
+            if line.group is not None and compared:
                 lines.append(_difference(full.get(row.label, row.cells), line, row.label))
     at = len(lines)
     rest = [x for x in ordered if x[0] is None]

@@ -7,6 +7,7 @@ import io
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from clbench.report.paper.table import BENCH, paper_table
 from clbench.report.significance.analysis import Analysis
 from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, FORMATS, Table, render
+from clbench.spec import registry
 from clbench.store import run_folder
 
 SHARED = locations.SHARED / "paper"
@@ -194,9 +196,33 @@ def test_strategies_that_share_step_1_print_it_once(tmp_path: Path) -> None:
     assert render(table, "tex").count(r"\multirow{3}") == 16
 
 
+def as_in_the_paper(methods: dict[str, Method], **changed: Any) -> dict[str, Method]:
+    """The same methods with the profile and the splits of the paper."""
+    steps = registry.benchmark("tumor_ext").steps
+    splits = [{"train": s.split.train, "test": s.split.test} for s in steps]
+    identity = {"profile": {"name": "paper"}, "splits": splits, **changed}
+    return {name: replace(m, identity=identity) for name, m in methods.items()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"profile": {"name": "quick"}}, "the runs' profile (quick) is not the paper's"),
+        ({"splits": [{"train": ["1"], "test": ["2"]}] * 2}, "the split of step"),
+    ],
+)
+def test_other_splits_or_settings_are_not_set_against_the_print(
+    tmp_path: Path, changed: dict[str, Any], why: str
+) -> None:
+    tumor(tmp_path, as_in_the_paper({"universal": Method()}, **changed), phantom=False)
+    table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="both")
+    assert "  difference" not in [r[0] for r in table.rows]
+    assert any(n.startswith(f"no difference is formed: {why}") for n in table.notes)
+
+
 def test_both_stand_side_by_side(tmp_path: Path) -> None:
-    tumor(tmp_path, {**CT, "universal": Method(own_step1=True), "finetune": Method(kept=-0.6)},
-          phantom=False)  # fmt: skip
+    methods = {**CT, "universal": Method(own_step1=True), "finetune": Method(kept=-0.6)}
+    tumor(tmp_path, as_in_the_paper(methods), phantom=False)
     table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="both")
     labels = [r[0] for r in table.rows]
     assert labels == [
