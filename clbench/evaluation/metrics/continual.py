@@ -371,56 +371,6 @@ def relative_to_joint(
     return {c: r.get((last, c), math.nan) - joint.get((last, c), math.nan) for c in learned_at}
 
 
-def domain_transfer(
-    rows: Iterable[Score],
-    sources: Sequence[str],
-    *,
-    scoring: str,
-    metric: str = "dice",
-    patient_of: Mapping[str, str] = {},
-) -> dict[tuple[str, str], Cell]:
-    """How a structure does on a source that is only taught later: (structure, source) → cell.
-
-    Scores are those after the step right before the source is first taught: with BTCV before LiTS,
-    the liver learned on BTCV and looked for on LiTS after step 1.
-
-    Args:
-        rows: scores of one run.
-        sources: name of the source of each step.
-        scoring: `strict` or `paper`.
-        metric: which score; see `cells`.
-        patient_of: "source/case" → patient; a case that is absent is a patient.
-
-    Example:
-        >>> from clbench.evaluation.metrics.continual import domain_transfer
-        >>> from clbench.store.run_folder import Score
-        >>> row = Score(
-        ...     bench="tumor_ext", bench_version=1, strategy="universal", seed=0, step=1,
-        ...     eval_set="lits", case="7", structure="liver", learned_at=1, scoring="strict",
-        ...     metric="dice", value=0.5, gt_vox=8, pred_vox=8, status="ok",
-        ... )
-        >>> domain_transfer([row], ["btcv", "lits"], scoring="strict")
-        {('liver', 'lits'): Cell(value=0.5, cases=1, missed=0)}
-
-    Source: forward transfer (Lopez-Paz and Ranzato, NeurIPS 2017), of the domain.
-    Differs: forward transfer itself asks for the score of a structure before it is taught, when
-        a model that grows by classes has no output for it.
-    """
-    first = {name: sources.index(name) + 1 for name in sources}
-    by_cell: dict[tuple[str, str], list[Score]] = {}
-    for row in rows:
-        taught = first.get(row.eval_set, 0)
-        if (
-            row.scoring == scoring
-            and row.measures(metric)
-            and row.status != "not_annotated"
-            and row.step == taught - 1
-            and row.eval_set != sources[row.learned_at - 1]
-        ):
-            by_cell.setdefault((row.structure, row.eval_set), []).append(row)
-    return {key: _cell(values, patient_of) for key, values in by_cell.items()}
-
-
 def harmonic(old: float, new: float) -> float:
     """2 old new / (old + new); 0 where both are 0.
 
@@ -700,10 +650,13 @@ def course_metrics(
 
 
 def domain(cells: Mapping[tuple[str, str], Cell], sources: Iterable[str]) -> dict[str, Quantity]:
-    """`domain_transfer` as named quantities, such as `liver on lits`.
+    """Domain transfer as named quantities, such as `liver on lits`.
+
+    How a structure does on a source that is only taught later: with BTCV before LiTS, the liver
+    learned on BTCV and looked for on LiTS after step 1.
 
     Args:
-        cells: what `domain_transfer` returns.
+        cells: (structure, source) → cell after the step right before the source is first taught.
         sources: source of each step.
 
     Example:
@@ -712,6 +665,10 @@ def domain(cells: Mapping[tuple[str, str], Cell], sources: Iterable[str]) -> dic
         {'liver on lits': Quantity(value=0.5, reason='')}
         >>> domain({}, ["btcv", "btcv"])
         {'domain': Quantity(value=nan, reason='all steps use one source')}
+
+    Source: forward transfer (Lopez-Paz and Ranzato, NeurIPS 2017), of the domain.
+    Differs: forward transfer itself asks for the score of a structure before it is taught, when
+        a model that grows by classes has no output for it.
     """
     if not cells:
         single = len(set(sources)) == 1

@@ -126,9 +126,6 @@ def _course(a: Analysis) -> Iterator[str]:
                 "they do not start from one first step. The endpoint `kept` is the contrast that "
                 "takes the start out, patient by patient."
             )
-    absent = sorted({s for c in a.comparisons for s in c.classes_absent})
-    if absent:
-        yield f"Structures that no test case contains: {', '.join(absent)}."
     names = {m.strategy for m in a.dice.strategies}
     for name, what in (("joint", "joint reference"), ("finetune", "lower bound")):
         if name not in names:

@@ -52,8 +52,6 @@ class Comparison:
     """Eval set → patients with at least one cell."""
     classes: int = 0
     """Structures that count."""
-    classes_absent: tuple[str, ...] = ()
-    """Structures without a single valid cell."""
     mean_a: float = math.nan
     """The reference's own value."""
     mean_b: float = math.nan
@@ -193,13 +191,11 @@ def _described(
     if not seeds:
         return replace(start, hole=f"{ref.label} and {other.label} have no seed in common")
     a, b = (table(scores, m, endpoint, seeds) for m in (ref, other))
-    absent = [c for c in _classes(scores, endpoint) if _is_absent(scores, ref, c)]
     left_out = sorted({*ref.seeds, *other.seeds} - {*seeds})
     return replace(
         start,
         patients={part.name: part.n for part in strata({name: a[name] - b[name] for name in a})},
-        classes=len(_classes(scores, endpoint)) - len(absent),
-        classes_absent=tuple(absent),
+        classes=len(terms(endpoint, scores.learned_at, scores.last)),
         mean_a=macro_mean(a),
         mean_b=macro_mean(b),
         seed_wins=probability_of_improvement(seed_means(a), seed_means(b), level=protocol.level)
@@ -214,12 +210,3 @@ def _described(
             ),
         ),
     )
-
-
-def _classes(scores: Scores, endpoint: Endpoint) -> list[str]:
-    return list(terms(endpoint, scores.learned_at, scores.last))
-
-
-def _is_absent(scores: Scores, method: StrategyScores, structure: str) -> bool:
-    cells = method.cells[scores.last, scores.home(structure), structure]
-    return bool(np.isnan(cells.values).all())

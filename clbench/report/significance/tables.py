@@ -68,7 +68,7 @@ def confirmatory_table(a: Analysis) -> Table:
                 *((None,) * 3 if w is None else (w.estimate, w.low, w.high)), c.with_empty,
                 c.with_empty_p, c.n,
                 ";".join(f"{name}={k}" for name, k in (c.patients or {}).items()), c.classes,
-                c.classes_absent, c.seeds, c.first_shared, *_words(r), "; ".join(c.cautions),
+                c.seeds, c.first_shared, *_words(r), "; ".join(c.cautions),
             )
         )  # fmt: skip
     ref, p = a.dice.reference.label, a.protocol
@@ -101,7 +101,7 @@ def confirmatory_table(a: Analysis) -> Table:
         long=_long(
             "confirmatory",
             "endpoint a b hole mean_a mean_b difference " + _EXACT + " m wins wins_low wins_high "
-            "with_empty with_empty_p n patients classes classes_absent seeds first_shared verdict "
+            "with_empty with_empty_p n patients classes seeds first_shared verdict "
             "detail scope cautions",
             long,
         ),
