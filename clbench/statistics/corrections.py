@@ -55,13 +55,14 @@ def benjamini_hochberg(p_values: ArrayLike) -> Family:
         >>> [round(p, 6) for p in benjamini_hochberg([0.01, 0.04, 0.03]).adjusted.tolist()]
         [0.03, 0.04, 0.04]
 
-    Source: Benjamini & Hochberg 1995, by `scipy.stats.false_discovery_control`.
+    Source: Benjamini & Hochberg 1995; equals `scipy.stats.false_discovery_control`, which is not
+    called because importing `scipy.stats` takes a tenth of a report's time.
     """
-    from scipy import stats as scipy_stats
-
     p, tested = _checked(p_values)
-    adjusted = scipy_stats.false_discovery_control(p[tested], method="bh")
-    return _family(p, tested, adjusted, "benjamini-hochberg")
+    order, m = np.argsort(p[tested], kind="stable")[::-1], int(tested.sum())
+    adjusted = np.empty(m)
+    adjusted[order] = np.minimum.accumulate(m / np.arange(m, 0, -1) * p[tested][order])
+    return _family(p, tested, np.minimum(adjusted, 1.0), "benjamini-hochberg")
 
 
 def _checked(p_values: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:

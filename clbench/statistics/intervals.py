@@ -119,7 +119,7 @@ def t_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
         >>> interval.estimate, round(interval.low, 4), round(interval.high, 4)
         (2.0, -0.4841, 4.4841)
 
-    Source: scipy.stats (quantile of t with n - 1 degrees of freedom).
+    Source: scipy.special.stdtrit (quantile of t with n - 1 degrees of freedom).
     Differs: not from `ttest_1samp(...).confidence_interval`, which warns of a loss of precision
         where all values are equal.
     """
@@ -130,10 +130,10 @@ def t_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
     low = high = math.nan
     error: float | None = None
     if n >= 2:
-        from scipy import stats as scipy_stats
+        from scipy import special
 
         error = float(found.std(ddof=1)) / math.sqrt(n)
-        reach = float(scipy_stats.t.ppf((1 + level) / 2, n - 1)) * error
+        reach = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
         low, high = estimate - reach, estimate + reach
     return Interval(
         estimate=estimate,
@@ -312,25 +312,27 @@ def detectable_effect(n: int, *, alpha: float = 0.05, power: float = 0.8) -> flo
         >>> round(detectable_effect(34), 3)  # 34 patients find half a standard deviation
         0.495
 
-    Source: noncentral t, as G*Power and statsmodels' `TTestPower`.
+    Source: noncentral t (scipy.special.nctdtr), as G*Power and statsmodels' `TTestPower`.
     """
     if not (0 < alpha < power < 1):
         raise SettingError("no such power", expected="0 < alpha < power < 1", got=(alpha, power))
     if n < 2:
         return math.nan
-    from scipy import optimize
-    from scipy import stats as scipy_stats
+    from scipy import special
 
-    limit = float(scipy_stats.t.ppf(1 - alpha / 2, n - 1))
+    limit = float(special.stdtrit(n - 1, 1 - alpha / 2))
 
     def shortfall(dz: float) -> float:
-        at = dz * math.sqrt(n)
-        found = float(scipy_stats.nct.sf(limit, n - 1, at))
-        wrong_side = float(scipy_stats.nct.cdf(-limit, n - 1, at))
+        shift = dz * math.sqrt(n)
+        wrong_side = float(special.nctdtr(n - 1, shift, -limit))
         # scipy gives nan where the tail beyond the wrong limit is too small to compute.
-        return found + (0.0 if math.isnan(wrong_side) else wrong_side) - power
+        missed = float(special.nctdtr(n - 1, shift, limit))
+        return 1 - missed + (0.0 if math.isnan(wrong_side) else wrong_side) - power
 
-    high = 0.125
+    low, high = 0.0, 0.125
     while shortfall(high) < 0:
-        high *= 2
-    return float(optimize.brentq(shortfall, 0.0, high))
+        low, high = high, 2 * high
+    for _ in range(60):  # bisection to the last digit
+        middle = (low + high) / 2
+        low, high = (middle, high) if shortfall(middle) < 0 else (low, middle)
+    return high
