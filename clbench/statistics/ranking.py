@@ -122,7 +122,9 @@ def friedman(scores: ArrayLike) -> Friedman:
     average = ranks.mean(axis=0)
     plain = 12 * n / (k * (k + 1)) * float(((average - (k + 1) / 2) ** 2).sum())
     level = bool((ranks == ranks[:, :1]).all())
-    ties = sum(float((t**3 - t).sum()) for t in (np.unique(r, return_counts=True)[1] for r in ranks))
+    ties = sum(
+        float((t**3 - t).sum()) for t in (np.unique(r, return_counts=True)[1] for r in ranks)
+    )
     chi2 = 0.0 if level else plain / (1 - ties / (n * k * (k**2 - 1)))
     rest = n * (k - 1) - plain
     f = (n - 1) * plain / rest if rest > 1e-12 else math.inf

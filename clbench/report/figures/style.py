@@ -44,7 +44,7 @@ _RC: dict[Any, Any] = {
     "axes.spines.right": False, "legend.frameon": False, "pdf.fonttype": 42, "hatch.linewidth": 0.5,
     "svg.hashsalt": "clbench", "svg.fonttype": "path", "figure.constrained_layout.use": True,
     "savefig.facecolor": "white", "axes.grid": False, "axes.titlelocation": "left",
-    "hatch.color": "#9a9a9a",
+    "hatch.color": "#9a9a9a", "axes.titley": 1.0,  # no search for tick labels above the panel
 }  # fmt: skip
 
 
@@ -116,6 +116,10 @@ def _settle(figure: Figure) -> None:
     engine = figure.get_layout_engine()
     if engine is None:
         return
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            if not axis.get_label_text():  # else the place of the empty text is searched each time
+                axis.set_label_coords(0, 0)
     engine.execute(figure)
     figure.set_layout_engine("none")
     for ax in figure.axes:
