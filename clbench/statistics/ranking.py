@@ -106,7 +106,8 @@ def friedman(scores: ArrayLike) -> Friedman:
         >>> test.average_ranks.tolist()
         [1.0, 2.0, 3.0]
 
-    Source: Friedman 1937, tie-corrected as in `scipy.stats.friedmanchisquare`; Demšar 2006 section 3.2.2 for the rest.
+    Source: Friedman 1937, tie-corrected as in `scipy.stats.friedmanchisquare`; Demšar 2006,
+    section 3.2.2, for the rest.
     """
     ranks, dropped = block_ranks(scores)
     n, k = ranks.shape
