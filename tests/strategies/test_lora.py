@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +14,6 @@ from torch import Tensor, nn
 from clbench.errors import SettingError
 from clbench.nets.backbones import Backbone, segresnet, small_unet, swin_unetr, unet
 from clbench.nets.low_rank import Expert, ExpertBackbone, LowRankWeight, adapted_layers
-from clbench.run.course import run_course
-from clbench.run.plan import RunSettings
-from clbench.store import run_folder
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.parameter_isolation.lora import Lora
 from clbench.strategy.contract import Batch, Kit, Lesson
@@ -221,27 +217,3 @@ def test_exclusive_experts_share_no_voxel() -> None:
     names = ("liver", "spleen")
     assert (Lora().decode(logits, names) > 0.5).all()
     assert (Lora(exclusive=True).decode(logits, names) > 0.5).flatten().tolist() == [False, True]
-
-
-def test_a_course_forgets_exactly_nothing(tmp_path: Path, cache_root: Path) -> None:
-    folder = run_course(
-        RunSettings(
-            bench="tumor_ext",
-            strategy="lora",
-            profile="smoke",
-            out=tmp_path,
-            cache=cache_root,
-            overrides=("train.epochs=1", "backbone.size=8"),
-        )
-    )
-    rows = [r for r in run_folder.read_scores(folder / "scores.csv") if r.learned_at == 1]
-    first, second = (
-        {
-            (r.eval_set, r.case, r.structure, r.scoring, r.metric): repr(r.value)
-            for r in rows
-            if r.step == step
-        }
-        for step in (1, 2)
-    )
-    assert first
-    assert first == second
