@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+from nifti_files import packed, put
 from synthetic_runs import THREE_STEPS, Method, make_runs
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
+from clbench.data.labels import read_case
+from clbench.data.layouts import CaseFiles
+from clbench.data.volume import Volume, preprocess
 from clbench.errors import ClbenchError, StoreError, UnknownName
 from clbench.evaluation.predictions import write_prediction
-from clbench.report.figures import FIGURES, StripOptions, draw, save
+from clbench.evaluation.scoring import native_rows
+from clbench.report import figures as figures_room
+from clbench.report import scores as scores_room
+from clbench.report.figures import FIGURES, StripOptions, draw, save, style
 from clbench.report.figures import strip as strip_room
 from clbench.report.figures.heatmap import mean_of
 from clbench.report.figures.paired import per_patient
-from clbench.report.figures.slices import axial, best_slice, outline, slice_dice
+from clbench.report.figures.slices import areas, axial, best_slice, outline, slice_dice
 from clbench.report.figures.strip import Shown, choose
 from clbench.report.figures.style import pens
+from clbench.report.figures.wrapping import width_in, wrapped
 from clbench.report.scores import Run
 from clbench.report.significance.analysis import Analysis
 from clbench.report.tables.costs import read_costs
-from clbench.types import bits_dtype
+from clbench.spec.benchmark import Preprocessing, Source
 
 METHODS = {
     "universal": Method(kept=-0.02),
@@ -184,21 +197,30 @@ def test_a_patient_with_two_scans_is_shown_by_the_first(tmp_path: Path) -> None:
     assert strip_room.case_of(e, "lits", "200") == "200_0"
 
 
+def areas_of(**masks: np.ndarray) -> dict[str, np.ndarray]:
+    bits = sum(m.astype(np.uint8) << k for k, m in enumerate(masks.values()))
+    found = areas(np.asarray(bits, dtype=np.uint8), list(masks), list(masks))
+    assert {c: a.tolist() for c, a in found.items()} == {
+        c: m.sum(axis=(0, 1)).tolist() for c, m in masks.items()
+    }
+    return found
+
+
 def test_the_slice_by_rule() -> None:
     a, b = np.zeros((2, 4, 4, 5), dtype=bool)
     a[:, :, 1] = a[:2, :2, 3] = a[0, 0, 4] = True
     b[0, :2, 3] = b[0, 0, 4] = True
-    assert best_slice({"liver": a}, []) == 1
-    assert best_slice({"liver": a, "liver_tumor": b}, ["liver_tumor"]) == 3
-    assert best_slice({"liver": a, "liver_tumor": ~b}, ["liver_tumor"]) == 1
+    assert best_slice(areas_of(liver=a), []) == 1
+    assert best_slice(areas_of(liver=a, liver_tumor=b), ["liver_tumor"]) == 3
+    assert best_slice(areas_of(liver=a, liver_tumor=~b), ["liver_tumor"]) == 1
 
 
 def test_dice_within_a_slice() -> None:
-    a, b = np.zeros((2, 2, 2, 1), dtype=bool)
+    a, b = np.zeros((2, 2, 2), dtype=bool)
     a[0], b[0, 0] = True, True
-    assert slice_dice({"liver": a}, {"liver": a}, 0) == 1.0
-    assert slice_dice({"liver": a}, {"liver": b}, 0) == pytest.approx(2 / 3)
-    assert slice_dice({}, {"liver": a, "spleen": ~a & a}, 0) == 0.0
+    assert slice_dice({"liver": a}, {"liver": a}) == 1.0
+    assert slice_dice({"liver": a}, {"liver": b}) == pytest.approx(2 / 3)
+    assert slice_dice({}, {"liver": a, "spleen": ~a & a}) == 0.0
 
 
 def test_outlines_follow_the_voxels() -> None:
@@ -211,50 +233,166 @@ def test_outlines_follow_the_voxels() -> None:
 
 
 def test_a_slice_is_turned_as_radiologists_look() -> None:
-    volume = np.zeros((3, 2, 1))
-    volume[2, 1, 0] = 1  # right front
-    assert axial(volume, 0).shape == (2, 3)
-    assert axial(volume, 0)[0, 0] == 1  # top left
+    volume = np.zeros((3, 2))
+    volume[2, 1] = 1  # right front
+    assert axial(volume).shape == (2, 3)
+    assert axial(volume)[0, 0] == 1  # top left
 
 
-def _volumes(shown: list[Shown]) -> list[Any]:
-    names = ("spleen", "right_kidney", "liver", "pancreas", "liver_tumor")
+NAMES = ("spleen", "right_kidney", "liver", "pancreas", "liver_tumor")
+FILE_MM, NETWORK_MM = (2.0, 3.0, 5.0), (4.0, 6.0, 10.0)
+
+
+def _volumes(folder: Path, shown: list[Shown]) -> list[Volume]:
+    """Cases in files of 2 x 3 x 5 mm, on a network's grid of twice that."""
     found = []
     for one in shown:
-        mine = names[:4] if one.eval_set == "btcv" else ("liver", "liver_tumor")
-        bits = np.zeros((12, 10, 6), dtype=bits_dtype(len(mine)))
+        mine = NAMES[:4] if one.eval_set == "btcv" else ("liver", "liver_tumor")
+        source = Source(name=one.eval_set, title="", layout="lits",
+                        labels={k + 1: c for k, c in enumerate(mine)})  # fmt: skip
+        label = np.zeros((24, 20, 12), dtype=np.uint8)
         for k in range(len(mine)):
-            bits[2 * k : 2 * k + 3, 2:6, 2:4] |= bits.dtype.type(1 << k)
-        image = np.full(bits.shape, -1000, dtype=np.int16)
-        image[1:-1, 1:-1] = 40
-        found.append(SimpleNamespace(
-            image=image, bits=bits, names=mine, annotated=frozenset(mine), affine=np.diag([5.0, 5, 5, 1]),
-            window_hu=(-175.0, 250.0)))  # fmt: skip
+            label[4 * k + 3 : 4 * k + 8, 5:13, 4:9] = k + 1
+        image = np.full(label.shape, -1000, dtype=np.int16)
+        image[1:-1, 1:-1, 1:-1] = 40
+        place = np.diag([*FILE_MM, 1.0])
+        files = CaseFiles(
+            case=one.case,
+            image=put(folder, f"{one.eval_set}_{one.case}_i", packed(image, place)),
+            label=put(folder, f"{one.eval_set}_{one.case}_l", packed(label, place)),
+        )
+        pre = Preprocessing(spacing_mm=NETWORK_MM)
+        found.append(preprocess(read_case(files, source), source, pre))
     return found
+
+
+def _stored(study: Analysis, shown: list[Shown], volumes: list[Volume]) -> None:
+    """The truth on the network's grid as everybody's prediction, but joint's: it has none."""
+    for m in study.dice.strategies:
+        if m.label == "joint":
+            continue
+        for one, volume in zip(shown, volumes, strict=True):
+            path = m.runs[0].folder / "predictions" / "step2" / f"{one.eval_set}_{one.case}.npz"
+            write_prediction(path, volume.bits, volume.names, volume.affine)
 
 
 def test_a_strip_from_stored_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_runs(tmp_path, {"universal": Method(), "finetune": Method(kept=-0.5), "joint": Method()},
               patients={"btcv": 4, "lits": 4})  # fmt: skip
     study = Analysis(results=tmp_path, bench="tumor_ext")
-    monkeypatch.setattr(strip_room, "open_volumes", lambda options, record, shown: _volumes(shown))
+    shown = choose(study.dice, 2)
+    volumes = _volumes(tmp_path, shown)
+    monkeypatch.setattr(strip_room, "open_volumes", lambda options, record, shown: volumes)
     with pytest.raises(StoreError, match="stored its predictions") as err:
         draw("strip", study)
     assert "--keep-predictions" in str(err.value)
-    shown = choose(study.dice, 2)
-    for g in study.dice.strategies:
-        if g.label == "joint":
-            continue  # a hole
-        for one, volume in zip(shown, _volumes(shown), strict=True):
-            path = g.runs[0].folder / "predictions" / "step2" / f"{one.eval_set}_{one.case}.npz"
-            write_prediction(path, volume.bits, volume.names, volume.affine)
+    _stored(study, shown, volumes)
+    images: list[tuple[int, ...]] = []
+    real = strip_room.panel
+    monkeypatch.setattr(
+        strip_room,
+        "panel",
+        lambda ax, image, *rest: (images.append(image.shape), real(ax, image, *rest)),
+    )
     svg = draw("strip", study)
+    assert set(images) == {(20, 24)}  # the file's own, not the network's (10, 12)
+    assert b"on the CT's own grid" in svg
+    assert b"voxels of 2 x 3 x 5 mm" in svg.replace(b"\n", b" ")
     assert b"no prediction stored" in svg
     for one in shown:
         assert f"{one.eval_set} {one.case}: {one.word}".encode() in svg
     assert draw("strip", study) == svg
     with pytest.raises(StoreError, match="no step 3"):
         draw("strip", study, strip=StripOptions(step=3))
+
+
+def test_a_prediction_is_shown_as_it_was_scored(tmp_path: Path) -> None:
+    """The picture's masks are the slice of the volume that the scores are made of."""
+    (volume,) = _volumes(tmp_path, [Shown(eval_set="btcv", case="1", word="", score=0)])
+    path = tmp_path / "p.npz"
+    write_prediction(path, volume.bits, volume.names, volume.affine)
+    whole = native_rows(volume.bits, volume)(0, volume.native_shape[0])
+    for z in (0, 4, 7, 11):
+        flat = strip_room.predicted(path, volume, z, NAMES)
+        for k, name in enumerate(volume.names):
+            assert np.array_equal(flat[name], (whole[:, :, z] >> k) & 1)
+    assert strip_room.predicted(path, volume, 6, ["liver"])["liver"].any()
+    write_prediction(path, volume.bits[1:], volume.names, volume.affine)
+    with pytest.raises(StoreError, match="not of this case"):
+        strip_room.predicted(path, volume, 4, NAMES)
+
+
+# --------------------------------------------------------------------------------- long names
+
+
+LONG = {
+    "universal": "universal (vectors=a_table_of_text_embeddings, weights 0123abcd)",
+    "finetune": "finetune (learning_rate=0.0001, schedule=warm_up_then_cosine)",
+    "joint": "joint_training_on_all_sources_of_the_course_at_once_with_no_end",
+}
+
+
+def _boxes(figure: Figure) -> tuple[list[tuple[str, Bbox]], list[tuple[str, Bbox]]]:
+    """Every text of a drawn figure, and the titles of its panels, each with its place."""
+    figure.set_dpi(style.DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    # numbers along an axis: matplotlib keeps those beyond its ends too, and does not draw them
+    texts = [
+        t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip("−.0123456789 ")
+    ]
+    heads = [t for ax in figure.axes for t in (ax.title, ax._left_title) if t.get_text()]
+    return tuple(
+        [(t.get_text(), t.get_window_extent(canvas.get_renderer())) for t in some]
+        for some in (texts, heads)
+    )  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", [*MADE, "cost", "strip"])
+def test_long_names_are_neither_cut_nor_run_into_each_other(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = make_runs(tmp_path, {"universal": Method(), "finetune": Method(), "joint": Method()},
+                        patients={"btcv": 5, "lits": 5})  # fmt: skip
+    for folder in folders:
+        (folder / "cost.csv").write_text("step,forward_macs,parameters\n1,1e9,2e6\n2,2e9,2e6\n")
+    monkeypatch.setattr(scores_room, "_labelled", _long_labels)
+    study = Analysis(results=tmp_path, bench="tumor_ext")
+    assert sorted(m.label for m in study.dice.strategies) == sorted(LONG.values())
+    shown = [replace(s, case=f"{s.case}_a_case_id_of_a_registry_with_site_and_date")
+             for s in choose(study.dice, 2)]  # fmt: skip
+    if name == "strip":
+        volumes = _volumes(tmp_path, shown)
+        monkeypatch.setattr(strip_room, "choose", lambda e, step: shown)
+        monkeypatch.setattr(strip_room, "case_of", lambda e, eval_set, patient: patient)
+        monkeypatch.setattr(strip_room, "open_volumes", lambda options, record, shown: volumes)
+        _stored(study, shown, volumes)
+    with style.look():
+        figure = figures_room._figure(name, study, None)
+        texts, heads = _boxes(figure)
+    page = figure.bbox
+    for words, box in texts:
+        assert box.x0 >= page.x0 - 1 and box.x1 <= page.x1 + 1, (words, box, page)  # noqa: PT018
+        assert box.y0 >= page.y0 - 1 and box.y1 <= page.y1 + 1, (words, box, page)  # noqa: PT018
+    for (a, one), (b, other) in itertools.combinations(heads, 2):
+        assert not one.overlaps(other), (a, b)
+
+
+def _long_labels(runs: Mapping[int, Run]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for i, run in runs.items():
+        found.setdefault(LONG[run.record.strategy], []).append(i)
+    return found
+
+
+def test_lines_are_broken_at_spaces_and_at_marks_within_a_name() -> None:
+    text = "universal left_upper_lobe/of-the-lung"
+    lines = wrapped(text, 0.7, 7).split("\n")
+    assert lines[0] == "universal left_"
+    assert "".join(lines) == text
+    assert all(width_in(line, 7) <= 0.7 for line in lines)
+    assert "".join(wrapped("m" * 40, 0.5, 7).split("\n")) == "m" * 40
+    assert wrapped("a\nb", 1, 7) == "a\nb"
 
 
 # ---------------------------------------------------------------------------------------- command

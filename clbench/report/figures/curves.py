@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from clbench.report.figures import style
+from clbench.report.figures.wrapping import more_lines_in, wrapped
 from clbench.report.significance.analysis import Analysis
 from clbench.statistics.bootstrap import seed_means
 from clbench.statistics.macro_estimate import macro_interval
+
+ACROSS = 4
+"""Panels side by side."""
+TICK_IN = 0.36
+"""Width of `step 10`, with a gap."""
+LETTER_IN = 0.15
+"""Width of the letter before a title."""
 
 
 def forgetting(study: Analysis) -> Figure:
@@ -17,11 +27,26 @@ def forgetting(study: Analysis) -> Figure:
     study.need(e.last > 1, "a course of one step forgets nothing", "name another benchmark")
     pens = style.pens([m.label for m in e.strategies])
     panels = e.last - 1
-    figure = style.new(style.COLUMN_IN if panels == 1 else style.PAGE_IN, 2.6)
-    axes = figure.subplots(1, panels, squeeze=False, sharey=True)[0]
+    across = min(ACROSS, panels)
+    down = math.ceil(panels / across)
+    width = style.COLUMN_IN if panels == 1 else style.PAGE_IN
+    panel_in = (width - 0.5) / across - 0.12
+    taught = [[c for c, s in e.learned_at.items() if s == k] for k in range(1, e.last)]
+    titles = [
+        wrapped(
+            f"{len(names)} structure{'s' if len(names) != 1 else ''} of step {k}",
+            panel_in - LETTER_IN, style.TITLE_PT,
+        )
+        for k, names in enumerate(taught, 1)
+    ]  # fmt: skip
+    figure = style.new(width, 0.4 + down * (2.2 + more_lines_in(titles, style.TITLE_PT)))
+    grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+    for ax in grid[panels:]:
+        ax.set_axis_off()
+    axes = grid[:panels]
     shown: dict[str, style.Pen] = {}
     for k, ax in enumerate(axes, 1):
-        structures = [c for c, s in e.learned_at.items() if s == k]
+        structures = taught[k - 1]
         for i, m in enumerate(e.strategies):
             steps = list(range(k, e.last + 1))
             tables = [m.table(dict.fromkeys(structures, t)) for t in steps]
@@ -42,16 +67,21 @@ def forgetting(study: Analysis) -> Figure:
                 markersize=3.6, elinewidth=0.8, capsize=1.5, capthick=0.6, zorder=3 + 2 * (i == 0),
             )  # fmt: skip
             shown[m.label] = pen
-        ax.set_xticks(range(k, e.last + 1), [f"after\nstep {t}" for t in range(k, e.last + 1)])
+        steps_shown = range(k, e.last + 1)
+        if panel_in / len(steps_shown) >= TICK_IN:
+            ax.set_xticks(steps_shown, [f"after\nstep {t}" for t in steps_shown])
+        else:
+            ax.set_xticks(steps_shown, [str(t) for t in steps_shown])
+            ax.set_xlabel("after step")
         ax.set_xlim(k - 0.25, e.last + 0.25)
-        n = len(structures)
-        ax.set_title(f"{n} structure{'s' if n > 1 else ''} of step {k}")
+        ax.set_title(titles[k - 1])
         ax.set_ylim(-0.03, 1.03)
         ax.yaxis.grid(True, linewidth=0.3, color="#d9d9d9")
         ax.set_axisbelow(True)
-    axes[0].set_ylabel(f"mean Dice ({e.scoring})")
+    for ax in axes[::across]:
+        ax.set_ylabel(f"mean Dice ({e.scoring})")
     if panels > 1:
-        style.letters(list(axes))
+        style.letters(axes)
     missing = [m.label for m in e.strategies if m.label not in shown]
     words = f"Bars: {p.percent} over patients and seeds (t). Thin lines: single seeds."
     if missing:

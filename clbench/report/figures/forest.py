@@ -9,8 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
 from clbench.report.figures import style
+from clbench.report.figures.wrapping import more_lines_in, width_in, wrapped
 from clbench.report.scores import Scores
 from clbench.report.significance.analysis import Analysis
+from clbench.report.significance.confirmatory import Comparison
 from clbench.report.significance.endpoints import FINAL
 
 ACROSS = 3
@@ -28,7 +30,16 @@ def forest(study: Analysis) -> Figure:
     across = min(ACROSS, len(e.others))
     down = math.ceil(len(e.others) / across)
     width = {1: style.COLUMN_IN, 2: 5.4}.get(across, style.PAGE_IN)
-    height = 0.5 + down * ((len(structures) + 1.6) * 0.145 + 0.5)
+    names = [*(style.name_of(c) for c in structures), "Mean of all"]
+    names_in = max(width_in(name, style.TICK_PT) for name in names) + 0.15
+    panel_in = max(0.6, (width - names_in) / across - 0.12)
+    titles = [wrapped(_title(study, m.label), panel_in, style.TITLE_PT) for m in e.others]
+    label = wrapped(f"Dice, {e.reference.label} minus the other", panel_in, style.LABEL_PT)
+    height = (
+        0.5
+        + down * ((len(structures) + 1.6) * 0.145 + 0.5 + more_lines_in(titles, style.TITLE_PT))
+        + more_lines_in([label], style.LABEL_PT)
+    )
     figure = style.new(width, height)
     axes = figure.subplots(down, across, squeeze=False)
     for i, ax in enumerate(axes.flat):
@@ -36,13 +47,13 @@ def forest(study: Analysis) -> Figure:
             ax.set_axis_off()
             continue
         _panel(study, ax, e, e.others[i].label, structures)
+        ax.set_title(titles[i])
         if i % across == 0:
-            names = [*(style.name_of(c) for c in structures), "Mean of all"]
             ax.set_yticks([*range(len(structures)), len(structures) + 0.6], names)
         else:
             ax.set_yticks([])
         if i // across == down - 1 or i + across >= len(e.others):
-            ax.set_xlabel(f"Dice, {e.reference.label} minus the other")
+            ax.set_xlabel(label)
     style.frame(
         figure,
         e,
@@ -56,13 +67,23 @@ def forest(study: Analysis) -> Figure:
     return figure
 
 
+def _whole(study: Analysis, other: str) -> Comparison:
+    (whole,) = [c for c in study.comparisons if c.b == other and c.endpoint == FINAL]
+    return whole
+
+
+def _title(study: Analysis, other: str) -> str:
+    verdict = _whole(study, other).verdict
+    return f"against {other}: {verdict.word if verdict else 'hole'}"
+
+
 def _panel(study: Analysis, ax: Axes, e: Scores, other: str, structures: list[str]) -> None:
     rows = {
         r.structure: r
         for r in study.classes
         if r.b == other and r.step == e.last and r.eval_set == e.home(r.structure)
     }
-    (whole,) = [c for c in study.comparisons if c.b == other and c.endpoint == FINAL]
+    whole = _whole(study, other)
     reach = [abs(v) for r in rows.values() if r.pseudomedian
              for v in (r.pseudomedian.estimate, r.pseudomedian.low, r.pseudomedian.high)
              if not math.isnan(v)]  # fmt: skip
@@ -102,8 +123,6 @@ def _panel(study: Analysis, ax: Axes, e: Scores, other: str, structures: list[st
         )  # fmt: skip
     else:
         ax.text(0, foot, "hole", ha="center", va="center", fontsize=5.5, style="italic")
-    word = whole.verdict.word if whole.verdict else "hole"
-    ax.set_title(f"against {other}: {word}")
     ax.set_xlim(-limit, limit)
     ax.set_ylim(len(structures) + 1.2, -0.6)
     ax.tick_params(axis="y", length=0)

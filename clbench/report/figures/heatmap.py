@@ -13,25 +13,36 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from clbench.report.figures import style
+from clbench.report.figures.wrapping import more_lines_in, width_in, wrapped
 from clbench.report.scores import Scores, StrategyScores
 from clbench.report.significance.analysis import Analysis
 
 ACROSS = 5
 """Strategies side by side."""
 CELL_IN, ROW_IN = 0.30, 0.165
+NARROWEST_CELL_IN = 0.2
+"""A number of three characters fits."""
+BARS_IN = 0.75
+"""Width of the two color bars."""
 
 
 def heatmap(study: Analysis) -> Figure:
     """R[step, structure] and R[last] - R[own step] per strategy; hatched: a hole, blank: N/A."""
     e = study.dice
     structures = sorted(e.learned_at, key=lambda c: e.learned_at[c])
-    down = math.ceil(len(e.strategies) / ACROSS)
-    across = min(ACROSS, len(e.strategies))
     columns = e.last + 1
-    width = max(style.COLUMN_IN, 1.35 + across * (columns * CELL_IN + 0.12) + 0.75)
+    names_in = max(1.35, max(width_in(style.name_of(c), style.TICK_PT) for c in structures) + 0.1)
+    room_in = style.PAGE_IN - names_in - BARS_IN
+    most = max(1, int(room_in / (columns * NARROWEST_CELL_IN + 0.12)))
+    across = min(ACROSS, len(e.strategies), most)
+    down = math.ceil(len(e.strategies) / across)
+    panel_in = columns * CELL_IN + 0.12
+    if across > 1:
+        panel_in = min(panel_in, room_in / across)
+    titles = [wrapped(_title(m), panel_in - 0.12, style.TITLE_PT) for m in e.strategies]
     figure = style.new(
-        min(width, style.PAGE_IN) if across == ACROSS else width,
-        0.6 + down * (len(structures) * ROW_IN + 0.55),
+        max(style.COLUMN_IN, names_in + across * panel_in + BARS_IN),
+        0.6 + down * (len(structures) * ROW_IN + 0.55 + more_lines_in(titles, style.TITLE_PT)),
     )
     axes = figure.subplots(down, across, squeeze=False)
     score, change = mpl.colormaps["cividis"], mpl.colormaps["RdBu"]
@@ -40,6 +51,7 @@ def heatmap(study: Analysis) -> Figure:
         if i >= len(e.strategies):
             ax.set_axis_off()
             continue
+        ax.set_title(titles[i])
         _panel(ax, e, e.strategies[i], structures, (score, to_score), (change, to_change))
         if i % across == 0:
             ax.set_yticks(range(len(structures)), [style.name_of(c) for c in structures])
@@ -92,8 +104,10 @@ def _panel(
         if e.learned_at[c] != last and row:
             ax.axhline(row - 0.5, color="black", linewidth=0.7)
         last = e.learned_at[c]
-    seeds = "" if len(method.seeds) > 1 else " (1 seed)"
-    ax.set_title(method.label + seeds)
+
+
+def _title(method: StrategyScores) -> str:
+    return method.label + ("" if len(method.seeds) > 1 else " (1 seed)")
 
 
 def mean_of(e: Scores, method: StrategyScores, step: int, structure: str) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from clbench.report.figures import style
+from clbench.report.figures.wrapping import more_lines_in, wrapped
 from clbench.report.scores import Scores, StrategyScores
 from clbench.report.significance.analysis import Analysis
 
@@ -40,7 +41,10 @@ def patients(study: Analysis) -> Figure:
     study.need(e.last > 1, "a course of one step forgets nothing", "name another benchmark")
     across = min(ACROSS, len(e.strategies))
     down = math.ceil(len(e.strategies) / across)
-    figure = style.new(max(style.COLUMN_IN, style.PAGE_IN * across / ACROSS), 0.5 + 1.75 * down)
+    width = max(style.COLUMN_IN, style.PAGE_IN * across / ACROSS)
+    panel_in = (width - 0.5) / across - 0.12
+    titles = [wrapped(m.label, panel_in, style.TITLE_PT) for m in e.strategies]
+    figure = style.new(width, 0.5 + down * (1.75 + more_lines_in(titles, style.TITLE_PT)))
     axes = figure.subplots(down, across, squeeze=False, sharey=True, sharex=True)
     sets = [s for s in dict.fromkeys(e.sources) if any(
         e.home(c) == s and at < e.last for c, at in e.learned_at.items())]  # fmt: skip
@@ -70,7 +74,7 @@ def patients(study: Analysis) -> Figure:
                 worse = int((both[:, 1] < both[:, 0]).sum())
                 ax.text(0.5, 0.02, f"{worse} of {len(both)} lose", ha="center", va="bottom",
                         fontsize=6, transform=ax.transAxes)  # fmt: skip
-        ax.set_title(m.label)
+        ax.set_title(titles[i])
         ax.set_xlim(-0.2, 1.2)
         ax.set_ylim(-0.03, 1.03)
         ax.set_xticks([0, 1], ["own step", f"step {e.last}"])

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clbench.report.figures import style
+from clbench.report.figures.wrapping import more_lines_in, wrapped
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.ranking import SetRanking
+
+WIDTH_IN = 5.2
+"""Of the diagram of average ranks."""
+NAME_IN = 1.1
+"""Widest line of a strategy's name."""
+LINE_IN = 0.17
+"""Distance of names with one line each."""
 
 
 def critical_difference(study: Analysis) -> Figure:
@@ -24,10 +34,16 @@ def critical_difference(study: Analysis) -> Figure:
     k = max(len(r.names) for r in shown)
     rows = (k + 1) // 2
     bars = max(len(r.pairs.cliques) for r in shown if r.pairs)
-    figure = style.new(5.2, 0.35 + len(shown) * (0.62 + 0.17 * rows + 0.09 * bars))
+    names = {n: wrapped(n, NAME_IN, style.TICK_PT) for r in shown for n in r.names}
+    titles = [wrapped(_title(r), WIDTH_IN - 0.3, style.TITLE_PT) for r in shown]
+    line = 1 + more_lines_in(names.values(), style.TICK_PT) / LINE_IN
+    more_in = more_lines_in(titles, style.TITLE_PT)
+    height = 0.62 + LINE_IN * line * rows + 0.09 * bars + more_in
+    figure = style.new(WIDTH_IN, 0.35 + len(shown) * height)
     axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
-    for ax, ranking in zip(axes, shown, strict=True):
-        _diagram(ax, ranking)
+    for ax, ranking, head in zip(axes, shown, titles, strict=True):
+        _diagram(ax, ranking, names, line)
+        ax.set_title(head)
     words = (
         "Blocks are patients (mean of their structures, seeds averaged). Bars: no pair within "
         f"differs (Wilcoxon, Holm, alpha {study.protocol.alpha:g})."
@@ -38,12 +54,26 @@ def critical_difference(study: Analysis) -> Figure:
     return figure
 
 
-def _diagram(ax: Axes, ranking: SetRanking) -> None:
+def _title(ranking: SetRanking) -> str:
+    test = ranking.friedman
+    chance = "" if test is None else f"; Friedman p {_p(test.p)}, Kendall W {test.kendall_w:.2f}"
+    return f"{ranking.eval_set}: {ranking.n} patients as blocks{chance}"
+
+
+def _diagram(ax: Axes, ranking: SetRanking, wrapped_names: Mapping[str, str], line: float) -> None:
+    """Draw the axis of ranks, the names, and the bars.
+
+    Args:
+        ax: where.
+        ranking: of one eval set.
+        wrapped_names: strategy → its name in lines.
+        line: height of a name, in lines.
+    """
     pairs = ranking.pairs
     assert pairs is not None  # noqa: S101  # for the type checker: the caller chose such
     names, ranks, k = list(pairs.names), pairs.average_ranks, len(pairs.names)
     half = (k + 1) // 2
-    step = 1.0
+    step = line
     bars = [c for c in pairs.cliques if len(c) > 1]
     top = 0.55 * len(bars) + 0.5
     ax.plot([1, k], [0, 0], color="black", linewidth=0.8)
@@ -57,7 +87,8 @@ def _diagram(ax: Axes, ranking: SetRanking) -> None:
         x = 1 - reach if left else k + reach
         ax.plot([rank, rank, x], [0, y, y], color="black", linewidth=0.6, solid_joinstyle="miter")
         ax.plot(rank, 0, "o", color="black", markersize=2.6, clip_on=False)
-        label = f"{name}  {rank:.2f}" if left else f"{rank:.2f}  {name}"
+        words = wrapped_names[name]
+        label = f"{words}  {rank:.2f}" if left else f"{rank:.2f}  {words}"
         ax.text(x + (-0.02 if left else 0.02) * k, y, label, ha="right" if left else "left",
                 va="center", fontsize=6.5)  # fmt: skip
     at = dict(zip(names, ranks, strict=True))
@@ -67,9 +98,6 @@ def _diagram(ax: Axes, ranking: SetRanking) -> None:
         pad = 0.02 * k
         ax.plot([min(inside) - pad, max(inside) + pad], [y, y], color="black", linewidth=2.6,
                 solid_capstyle="butt")  # fmt: skip
-    test = ranking.friedman
-    chance = "" if test is None else f"; Friedman p {_p(test.p)}, Kendall W {test.kendall_w:.2f}"
-    ax.set_title(f"{ranking.eval_set}: {ranking.n} patients as blocks{chance}")
     ax.set_xlim(1 - reach - 0.42 * k, k + reach + 0.42 * k)
     ax.set_ylim(-top - step * half + 0.3, 1.15)
     ax.set_axis_off()
@@ -89,7 +117,9 @@ def rank_stability(study: Analysis) -> Figure:
     assert found is not None  # noqa: S101  # for the type checker: need() refused it
     order = np.argsort(found.full_ranks, kind="stable")
     k = len(order)
-    figure = style.new(style.COLUMN_IN, 0.85 + 0.27 * k)
+    labels = [wrapped(found.names[i], NAME_IN, style.TICK_PT) for i in order]
+    row_in = max(0.27, 0.12 + more_lines_in(labels, style.TICK_PT))
+    figure = style.new(style.COLUMN_IN, 0.85 + row_in * k)
     ax = figure.subplots()
     pens = style.pens([m.label for m in e.strategies])
     cell_pt = 0.24 * 72
@@ -107,7 +137,7 @@ def rank_stability(study: Analysis) -> Figure:
                         fontsize=5.6, color="white" if dark else "black")  # fmt: skip
         ax.scatter(found.full_ranks[i], y, s=(1.12 * cell_pt) ** 2, facecolors="none",
                    edgecolors="black", linewidth=0.7)  # fmt: skip
-    ax.set_yticks(range(k), [found.names[i] for i in order])
+    ax.set_yticks(range(k), labels)
     ax.set_xticks(range(1, k + 1))
     ax.set_xlim(0.5, k + 0.5)
     ax.set_ylim(k - 0.5, -0.5)

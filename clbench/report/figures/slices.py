@@ -13,6 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from numpy.typing import NDArray
 
+from clbench.data.nifti import spacing_of
 from clbench.report.figures import style
 from clbench.spec.taxonomy import structure
 
@@ -20,28 +21,46 @@ if TYPE_CHECKING:
     from clbench.data.volume import Volume
 
 
-def best_slice(masks: Mapping[str, NDArray[np.bool_]], newest: Sequence[str]) -> int:
+def best_slice(area: Mapping[str, NDArray[np.int64]], newest: Sequence[str]) -> int:
     """Axial slice with the most structures; of these, with most of the newest, then most of all.
 
     Args:
-        masks: structure → (D, H, W), slices along the last axis.
+        area: structure → (W,) its voxels in each slice; what `areas` returns.
         newest: the structures taught last.
     """
-    area = {c: m.sum(axis=(0, 1)) for c, m in masks.items()}
-    count = sum((a > 0).astype(int) for a in area.values())
-    new = sum((area[c] for c in newest if c in area), np.zeros(len(count), dtype=int))
-    everything = sum(area.values())
+    voxels = np.array(list(area.values()))
+    count = (voxels > 0).sum(axis=0)
+    everything = voxels.sum(axis=0)
+    new = sum((area[c] for c in newest if c in area), np.zeros_like(everything))
     return max(range(len(count)), key=lambda z: (count[z], new[z], everything[z], -z))
 
 
-def axial(array: NDArray[Any], z: int) -> NDArray[Any]:
+def areas(
+    bits: NDArray[Any], names: Sequence[str], wanted: Sequence[str]
+) -> dict[str, NDArray[np.int64]]:
+    """Structure → (W,) its voxels in each axial slice, of those that are in the patterns.
+
+    One mask at a time is in memory: a CT on its own grid may hold 10⁸ voxels.
+
+    Args:
+        bits: (D, H, W) unsigned, bit k = names[k].
+        names: canonical names, in bit order.
+        wanted: structures to count.
+    """
+    return {
+        c: np.count_nonzero(mask, axis=(0, 1)).astype(np.int64)
+        for c in wanted
+        for mask in masks_of(bits, names, [c]).values()
+    }
+
+
+def axial(flat: NDArray[Any]) -> NDArray[Any]:
     """A slice as a radiologist looks at it: front up, the patient's right on the left.
 
     Args:
-        array: (D, H, W), axis 0 to the patient's right, 1 to the front, 2 up.
-        z: index along axis 2.
+        flat: (D, H), axis 0 to the patient's right, 1 to the front.
     """
-    turned: NDArray[Any] = array[::-1, ::-1, z].T
+    turned: NDArray[Any] = flat[::-1, ::-1].T
     return turned
 
 
@@ -51,7 +70,7 @@ def masks_of(
     """Structure → mask, of those that are in the patterns.
 
     Args:
-        bits: (D, H, W) unsigned, bit k = names[k].
+        bits: a volume or a slice, unsigned, bit k = names[k].
         names: canonical names, in bit order.
         wanted: structures to unpack.
     """
@@ -76,27 +95,26 @@ def palette(structures: Sequence[str]) -> dict[str, Any]:
 
 
 def aspect(volume: Volume) -> float:
-    """Height over width of an axial slice in mm."""
-    mm = np.abs(np.linalg.norm(volume.affine[:3, :3], axis=0))
-    return float(volume.image.shape[1] * mm[1] / (volume.image.shape[0] * mm[0]))
+    """Height over width in mm of an axial slice of the file."""
+    mm = spacing_of(volume.native_affine)
+    return float(volume.native_shape[1] * mm[1] / (volume.native_shape[0] * mm[0]))
 
 
 def slice_dice(
-    masks: Mapping[str, NDArray[np.bool_]], truth: Mapping[str, NDArray[np.bool_]], z: int
+    masks: Mapping[str, NDArray[np.bool_]], truth: Mapping[str, NDArray[np.bool_]]
 ) -> float:
     """Mean Dice within the slice over the structures either mask holds there.
 
     Args:
-        masks: structure → (X, Y, Z) bool, predicted; an absent structure is empty.
-        truth: structure → (X, Y, Z) bool.
-        z: which slice along the last axis.
+        masks: structure → (D, H) bool, predicted; an absent structure is empty.
+        truth: structure → (D, H) bool.
     """
     values = []
     for c, t in truth.items():
-        p = masks[c][:, :, z] if c in masks else np.zeros_like(t[:, :, z])
-        both = int(p.sum()) + int(t[:, :, z].sum())
+        p = masks.get(c, np.zeros_like(t))
+        both = int(p.sum()) + int(t.sum())
         if both:
-            values.append(2 * int((p & t[:, :, z]).sum()) / both)
+            values.append(2 * int((p & t).sum()) / both)
     return float(np.mean(values)) if values else math.nan
 
 
@@ -105,7 +123,6 @@ def panel(
     image: NDArray[Any],
     volume: Volume,
     masks: Mapping[str, NDArray[np.bool_]] | None,
-    z: int,
     colors: Mapping[str, Any],
     dice: float | None,
 ) -> None:
@@ -114,13 +131,12 @@ def panel(
     Args:
         ax: where.
         image: (rows, columns) HU, turned by `axial`.
-        volume: for voxel size and window.
-        masks: structure → (D, H, W); None: a hole.
-        z: slice.
+        volume: for the voxel size of its file, and the window.
+        masks: structure → (D, H); None: a hole.
         colors: structure → color; the order numbers the structures.
         dice: shown in the corner, if any.
     """
-    mm = np.abs(np.linalg.norm(volume.affine[:3, :3], axis=0))
+    mm = spacing_of(volume.native_affine)
     low, high = volume.window_hu
     stretch = mm[1] / mm[0]
     if masks is None:
@@ -131,7 +147,7 @@ def panel(
     gray = np.clip((image.astype(np.float64) - low) / (high - low), 0, 1)
     picture = np.repeat(gray[..., None], 3, axis=2)
     number = {c: i + 1 for i, c in enumerate(colors)}
-    flats = {c: axial(mask, z) for c, mask in masks.items()}
+    flats = {c: axial(mask) for c, mask in masks.items()}
     flats = {c: flat for c, flat in flats.items() if flat.any()}
     for c, flat in flats.items():
         picture[flat] = 0.45 * picture[flat] + 0.55 * np.array(colors[c][:3])

@@ -1,7 +1,8 @@
 """What the masks look like: CT, truth and each strategy, for the median and the worst case.
 
-Images come from the cache of preprocessed volumes, predictions
-from the run folders. Which cases and which slice are shown follows a rule, printed below.
+CT and truth are read from their files and shown on the file's own grid; predictions come from the
+run folders and are brought there by nearest neighbor, as for the scores. Which cases and which
+slice are shown follows a rule, printed below.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from clbench.data.labels import read_image
+from clbench.data.nifti import grid, spacing_of
+from clbench.errors import StoreError
 from clbench.report.figures import StripOptions, style
 from clbench.report.figures.slices import (
+    areas,
     aspect,
     axial,
     best_slice,
@@ -26,16 +31,21 @@ from clbench.report.figures.slices import (
     panel,
     slice_dice,
 )
+from clbench.report.figures.wrapping import more_lines_in, wrapped
 from clbench.report.scores import Scores, StrategyScores, test_cases
 from clbench.report.study import Study
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from clbench.data.volume import Volume
     from clbench.store.record import RunRecord
 
 Masks = dict[str, NDArray[np.bool_]]
 ACROSS = 5
 """Pictures side by side."""
+HEAD_PT = 6.5
+"""Font size above a picture."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,13 +135,55 @@ def open_volumes(options: StripOptions, record: RunRecord, shown: Sequence[Shown
     ]
 
 
+def predicted(path: Path, volume: Volume, z: int, wanted: Sequence[str]) -> Masks:
+    """A slice of a stored prediction on the grid of the file.
+
+    Args:
+        path: where the prediction is stored, on the grid of the network.
+        volume: its case.
+        z: which axial slice of the file.
+        wanted: structures to unpack.
+
+    Returns:
+        Structure → (D, H).
+
+    Raises:
+        StoreError: it cannot be read, or lies on another grid than the case.
+    """
+    from clbench.evaluation.predictions import read_prediction
+    from clbench.evaluation.scoring import to_native
+
+    stored = read_prediction(path)
+    same_shape = stored.bits.shape == volume.bits.shape
+    if not same_shape or not np.allclose(stored.affine, volume.affine, atol=1e-6):
+        raise StoreError(
+            "a stored prediction is not of this case",
+            where=path,
+            expected=f"shape {volume.bits.shape}, the grid of {volume.source}/{volume.case}",
+            got=f"shape {stored.bits.shape}" + (", in another place" if same_shape else ""),
+            next_step="put the right file back, or run again with --fresh",
+        )
+    axis0, axis1, axis2 = volume.native_axes()
+    flat = to_native(stored.bits, (axis0, axis1, axis2[z : z + 1]))[:, :, 0]
+    return masks_of(flat, stored.structures, wanted)
+
+
+def _voxels(shown: Sequence[Shown], volumes: Sequence[Volume]) -> str:
+    """Voxel sizes of the files; with the cases where they differ."""
+    cases: dict[str, list[str]] = {}
+    for one, volume in zip(shown, volumes, strict=True):
+        mm = " x ".join(f"{v:.3g}" for v in spacing_of(volume.native_affine))
+        cases.setdefault(f"{mm} mm", []).append(f"{one.eval_set} {one.case}")
+    if len(cases) == 1:
+        return next(iter(cases))
+    return ", ".join(f"{mm} ({', '.join(names)})" for mm, names in cases.items())
+
+
 def strip(study: Study, options: StripOptions) -> Figure:
     """CT, truth and the prediction of each strategy, a row per case.
 
     Source: the form of the paper's Fig. 6, with cases chosen by rule.
     """
-    from clbench.evaluation.predictions import read_prediction
-
     e = study.dice
     step = options.step or e.last
     study.need(1 <= step <= e.last, f"there is no step {step}", f"choose 1 to {e.last}")
@@ -155,55 +207,61 @@ def strip(study: Study, options: StripOptions) -> Figure:
     volumes = open_volumes(options, e.reference.records[0], shown)
     known = [c for c, s in e.learned_at.items() if s <= step]
     colors = palette(known)
-    heads = ["CT", "truth", *(m.label for m in e.strategies)]
-    across = min(ACROSS, len(heads))
-    lines = math.ceil(len(heads) / across)
+    across = min(ACROSS, 2 + len(e.strategies))
+    lines = math.ceil((2 + len(e.strategies)) / across)
     tall = max(aspect(v) for v in volumes)
     side = style.PAGE_IN / across
-    figure = style.new(style.PAGE_IN, 0.35 + len(shown) * lines * (side * tall + 0.17))
+    heads = {
+        one: [
+            wrapped(head, side * 0.9, HEAD_PT)
+            for head in (
+                f"{one.eval_set} {one.case}: {one.word} ({one.score:.2f})",
+                "truth",
+                *(m.label for m in e.strategies),
+            )
+        ]
+        for one in shown
+    }
+    more_in = more_lines_in([h for row in heads.values() for h in row], HEAD_PT)
+    figure = style.new(style.PAGE_IN, 0.35 + len(shown) * lines * (side * tall + 0.17 + more_in))
     axes = figure.subplots(len(shown) * lines, across, squeeze=False)
     for ax in axes.flat:
         ax.set_axis_off()
     drawn: set[str] = set()
     for i, (one, volume) in enumerate(zip(shown, volumes, strict=True)):
         wanted = [c for c in known if c in volume.annotated]
-        truth = masks_of(volume.bits, volume.names, wanted)
+        bits = volume.native_bits()
         newest = [c for c in wanted if e.learned_at[c] == step]
-        z = best_slice(truth, newest)
-        drawn |= {c for c, m in truth.items() if m[:, :, z].any()}
-        panels: list[tuple[str, Masks | None]] = [("CT", {}), ("truth", truth)]
+        z = best_slice(areas(bits, volume.names, wanted), newest)
+        truth = masks_of(bits[:, :, z], volume.names, wanted)
+        hu = read_image(volume.files.image, grid(volume.files.image), volume.table.rescale)
+        image = axial(hu[:, :, z])
+        panels: list[Masks | None] = [{}, truth]
         for m in e.strategies:
             path = stored[m.label, one]
-            if path.exists():
-                kept = read_prediction(path)
-                panels.append((m.label, masks_of(kept.bits, kept.structures, wanted)))
-                drawn |= {c for c, mask in (panels[-1][1] or {}).items() if mask[:, :, z].any()}
-            else:
-                panels.append((m.label, None))
-        image = axial(volume.image, z)
-        for j, (head, masks) in enumerate(panels):
+            panels.append(predicted(path, volume, z, wanted) if path.exists() else None)
+        for j, (head, masks) in enumerate(zip(heads[one], panels, strict=True)):
             ax = axes[i * lines + j // across, j % across]
-            dice = None if j < 2 or not masks else slice_dice(masks, truth, z)
-            panel(ax, image, volume, masks, z, colors, dice)
-            if head == "CT":
-                head = f"{one.eval_set} {one.case}: {one.word} ({one.score:.2f})"
-            ax.set_title(head, fontsize=6.5, pad=2)
+            dice = None if j < 2 or not masks else slice_dice(masks, truth)
+            panel(ax, image, volume, masks, colors, dice)
+            drawn |= {c for c, mask in (masks or {}).items() if mask.any()}
+            ax.set_title(head, fontsize=HEAD_PT, pad=2)
     key = [
         Patch(facecolor=colors[c], edgecolor="black", linewidth=0.4,
               label=f"{known.index(c) + 1} {style.name_of(c)}")
         for c in known if c in drawn
     ]  # fmt: skip
-    grid_mm = " x ".join(f"{mm:.3g}" for mm in np.linalg.norm(volumes[0].affine[:3, :3], axis=0))
     style.frame(
         figure,
         e,
-        f"{e.bench}: masks after step {step}, seed {seed}",
+        f"{e.bench}: masks after step {step}, seed {seed}, on the CT's own grid",
         f"Cases: per data set the median (lower middle) and the worst by the mean Dice of "
         f"{e.reference.label} (in brackets). Slice: most structures in the truth, then most of the "
         "newest. Numbers: the structure; below: mean Dice within the slice. Front is up, the "
-        f"patient's right on the left; grid of the network, {grid_mm} mm; window "
-        f"{volumes[0].window_hu[0]:g} to "
-        f"{volumes[0].window_hu[1]:g} HU.",
+        f"patient's right on the left; window "
+        f"{volumes[0].window_hu[0]:g} to {volumes[0].window_hu[1]:g} HU. Grid: the CT's own, "
+        f"voxels of {_voxels(shown, volumes)}; predictions are brought there by nearest neighbor, "
+        "as for the scores.",
         key,
     )
     return figure

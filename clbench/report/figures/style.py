@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from clbench.report.figures.wrapping import FONT, more_lines_in, width_in, wrapped
 from clbench.report.scores import PHANTOM, Scores
 from clbench.spec.taxonomy import structure as taxon
 
@@ -35,10 +36,14 @@ reference)."""
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">")
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (7, 2)))
 GRAY = "#5f5f5f"
+TITLE_PT, LABEL_PT, TICK_PT = 7.5, 7, 6.5
+"""Font size of the title of a panel, of an axis, and of what stands along it."""
+_HEAD_PT, _KEY_PT = 8, 6.5
 _SMALL_PT = 5.8
 _RC: dict[Any, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7,
-    "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5, "axes.linewidth": 0.6,
+    "font.family": FONT, "font.size": 7, "axes.titlesize": TITLE_PT,
+    "axes.labelsize": LABEL_PT, "xtick.labelsize": TICK_PT, "ytick.labelsize": TICK_PT,
+    "legend.fontsize": _KEY_PT, "axes.linewidth": 0.6,
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5,
     "ytick.major.size": 2.5, "lines.linewidth": 1.1, "axes.spines.top": False,
     "axes.spines.right": False, "legend.frameon": False, "pdf.fonttype": 42, "hatch.linewidth": 0.5,
@@ -168,9 +173,11 @@ def frame(
     longest = max((len(str(e.get_label())) for e in entries), default=0)
     across = max(1, min(len(entries), int(width * 14 / (longest + 6))))
     legend_in = math.ceil(len(entries) / across) * 0.135 + 0.06 if entries else 0.0
-    height += print_in + legend_in
+    head = wrapped(title(scores, words), width - 0.15, _HEAD_PT, "bold")
+    more_in = more_lines_in([head], _HEAD_PT) - more_lines_in([title(scores, words)], _HEAD_PT)
+    height += print_in + legend_in + more_in
     figure.set_size_inches(width, height)
-    figure.suptitle(title(scores, words), x=0.01, ha="left", fontsize=8, fontweight="bold")
+    figure.suptitle(head, x=0.01, ha="left", fontsize=_HEAD_PT, fontweight="bold")
     figure.text(0.01, 0.03 / height, "\n".join(lines), fontsize=_SMALL_PT, color=GRAY, va="bottom",
                 linespacing=1.25)  # fmt: skip
     engine = figure.get_layout_engine()
@@ -178,7 +185,9 @@ def frame(
     share = (print_in + legend_in) / height
     engine.set(rect=(0, share, 1, 1 - share))
     if entries:
+        widest = max(width_in(str(e.get_label()), _KEY_PT) for e in entries)
         legend = figure.legend(
+            fontsize=_KEY_PT * min(1.0, (width / across - 0.6) / widest) if widest else _KEY_PT,
             handles=list(entries), loc="lower center", bbox_to_anchor=(0.5, print_in / height),
             ncols=across, handlelength=2.6, columnspacing=1.0, borderaxespad=0, borderpad=0.2,
             labelspacing=0.3,
