@@ -137,7 +137,9 @@ def put_up_boards() -> None:
     )  # type: ignore[assignment]
     # an update begins when its crops are put on the device
     taught = loop._teach_phase
-    loop._teach_phase = watched(taught, lambda *a: "train" if a[1].name == "train" else "prune")  # type: ignore[assignment]
+    loop._teach_phase = watched(
+        taught, lambda *a: "train" if a[1].phase.name == "train" else "prune"
+    )  # type: ignore[assignment]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -456,7 +456,16 @@ def header_notes(path: Path) -> list[str]:
 
 
 def usable_affine(affine: NDArray[np.float64], shape: tuple[int, ...], path: Path) -> None:
-    """Raise unless the affine is one of a body in a scanner."""
+    """Raise unless the affine is one of a body in a scanner.
+
+    Args:
+        affine: (4, 4), voxel to mm.
+        shape: voxels along each axis.
+        path: the file, for the error.
+
+    Raises:
+        DataError: numbers that are none, or an extent no scanner has.
+    """
 
     def wrong(expected: str, got: object, next_step: str) -> DataError:
         return DataError(

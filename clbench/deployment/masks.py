@@ -101,7 +101,7 @@ def dataset_json(structures: Sequence[str], cases: int) -> dict[str, Any]:
     """
     value = label_values(structures)
     labels: dict[str, Any] = {"background": 0}
-    for name in structures:
+    for name in paint_order(structures):  # nnU-Net's values for regions go by the order of labels
         inside = [value[n] for n in with_descendants(name, structures)]
         labels[name] = inside if len(inside) > 1 else value[name]
     content: dict[str, Any] = {

@@ -150,6 +150,12 @@ def estimate_of(cells: Cells) -> MacroEstimate:
     Args:
         cells: from `cells_of`.
 
+    Example:
+        >>> from clbench.statistics.macro_estimate import cells_of, estimate_of
+        >>> mean = estimate_of(cells_of({"btcv": [[0.1], [0.2], [0.3]]}))
+        >>> round(mean.estimate, 4), round(mean.variance, 6), round(mean.df, 4)  # 0.1² / 3
+        (0.2, 0.003333, 2.0)
+
     Source: variance CR2, degrees of freedom of Bell & McCaffrey 2002 per data set under a pure
         patient effect, joined as of Satterthwaite 1946. One complete data set: Student's t; two:
         Welch's standard error.
@@ -253,6 +259,12 @@ def half_width(found: MacroEstimate, alpha: float) -> float:
     Args:
         found: the mean and its variances.
         alpha: two-sided level.
+
+    Example:
+        >>> from clbench.statistics.macro_estimate import cells_of, estimate_of, half_width
+        >>> mean = estimate_of(cells_of({"btcv": [[0.1], [0.2], [0.3]]}))
+        >>> round(half_width(mean, 0.05), 4)  # 4.3027 · 0.1 / sqrt(3)
+        0.2484
     """
     if found.n_seeds == 1:
         return _t(found.df, alpha) * found.standard_error if found.variance else 0.0
@@ -277,6 +289,15 @@ def half_width_over_runs(found: MacroEstimate, alpha: float) -> float:
     Args:
         found: the mean and its variances.
         alpha: two-sided level.
+
+    Example:
+        >>> from clbench.statistics.macro_estimate import MacroEstimate, half_width_over_runs
+        >>> mean = MacroEstimate(
+        ...     estimate=0.2, variance=0.003, df=2.0, run_variance=0.001, n=3, n_seeds=3,
+        ...     single=False, largest_share=1.0,
+        ... )
+        >>> round(half_width_over_runs(mean, 0.05), 4)  # both t have 2 degrees of freedom here
+        0.2721
 
     Source: Cochran & Cox 1957.
     """

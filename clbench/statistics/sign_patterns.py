@@ -159,6 +159,12 @@ def ratio(squared_mean: Floats, variance: Floats) -> Floats:
     Args:
         squared_mean: theta².
         variance: V, of the same shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from clbench.statistics.sign_patterns import ratio
+        >>> ratio(np.array([3.0, 0.0]), np.array([1.0, 0.0])).tolist()
+        [0.75, 0.0]
     """
     whole = squared_mean + variance
     return np.divide(squared_mean, whole, out=np.zeros_like(whole), where=whole > 0)
@@ -170,6 +176,12 @@ def shifted(cells: Sequence[Cells], mark: float) -> list[Floats]:
     Args:
         cells: comparisons.
         mark: 0, or a margin.
+
+    Example:
+        >>> from clbench.statistics.macro_estimate import cells_of
+        >>> from clbench.statistics.sign_patterns import shifted
+        >>> shifted([cells_of({"btcv": [[0.1], [0.5]]})], 0.1)[0].ravel().tolist()
+        [0.0, 0.4]
     """
     return [np.round(c.values - mark, 12) * c.valid for c in cells]
 
@@ -188,6 +200,14 @@ def family_p_values(
         (comparisons,) sign of the mean seen from `mark`; p of each comparison alone; adjusted p:
         the largest share of patterns, over the comparisons at least as clear, in which the largest
         statistic among those not clearer reaches it.
+
+    Example:
+        >>> from clbench.statistics.macro_estimate import cells_of
+        >>> from clbench.statistics.sign_patterns import SignPatterns, family_p_values
+        >>> cells = [cells_of({"btcv": [[0.1], [0.2], [0.3], [0.4]]})]
+        >>> sign, alone, adjusted = family_p_values(cells, 0.0, SignPatterns(n=4))
+        >>> sign.tolist(), alone.tolist(), adjusted.tolist()  # 2 of 16 patterns
+        ([1.0], [0.125], [0.125])
 
     Source: Westfall & Young 1993; Romano & Wolf 2005.
     """
@@ -231,6 +251,14 @@ def critical_value(
 
     Returns:
         Infinity where the patterns are too few for the level.
+
+    Example:
+        >>> from clbench.statistics.macro_estimate import cells_of
+        >>> from clbench.statistics.sign_patterns import SignPatterns, critical_value
+        >>> cells = [cells_of({"btcv": [[0.1], [0.2], [0.3], [0.4]]})]
+        >>> patterns = SignPatterns(n=4)
+        >>> [round(critical_value(cells, [0.0042], patterns, alpha), 4) for alpha in (0.05, 0.5)]
+        [inf, 0.866]
     """
     if not cells:
         return float("inf")

@@ -118,6 +118,13 @@ def holds_beyond_runs(verdict: Verdict, *, low: float, high: float, margin: floa
         low: lower end over patients and new runs; nan = none.
         high: upper end.
         margin: half-width of "equivalent".
+
+    Example:
+        >>> from clbench.statistics.verdicts import Verdict, holds_beyond_runs
+        >>> holds_beyond_runs(Verdict(word="better"), low=0.01, high=0.2, margin=0.02)
+        True
+        >>> holds_beyond_runs(Verdict(word="better"), low=-0.01, high=0.2, margin=0.02)
+        False
     """
     return {
         "better": low > 0, "gains": low > 0, "worse": high < 0, "forgets": high < 0,

@@ -217,12 +217,12 @@ def test_exclusive_specialists_share_no_voxel() -> None:
     assert chosen.flatten().tolist() == [False, True]
 
 
-@pytest.mark.parametrize("name", ["frozen", "independent"])
-def test_a_course_forgets_exactly_nothing(name: str, tmp_path: Path, cache_root: Path) -> None:
+def test_a_course_forgets_exactly_nothing(tmp_path: Path, cache_root: Path) -> None:
+    """With a softmax, whose structures score above 0 after so few updates."""
     folder = run_course(
         RunSettings(
-            bench="tumor_ext", strategy=name, profile="smoke", out=tmp_path, cache=cache_root,
-            overrides=("train.epochs=1", "backbone.size=8"),
+            bench="tumor_ext", strategy="frozen_softmax", profile="smoke", out=tmp_path,
+            cache=cache_root,
         )
     )  # fmt: skip
     rows = [r for r in run_folder.read_scores(folder / "scores.csv") if r.learned_at == 1]
@@ -231,5 +231,5 @@ def test_a_course_forgets_exactly_nothing(name: str, tmp_path: Path, cache_root:
                for r in rows if r.step == step}
         for step in (1, 2)
     }  # fmt: skip
-    assert after[1]
+    assert max(r.value for r in rows if r.metric == "dice" and r.value == r.value) > 0.1
     assert after[1] == after[2]

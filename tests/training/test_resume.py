@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -431,6 +432,9 @@ def test_the_report_says_which_runs_went_on_elsewhere() -> None:
     from clbench.report.page.provenance import _elsewhere
 
     mark = {"step": 2, "differs": {"threads": [2, 3]}}
-    records = [{"run_id": "a"}, {"run_id": "b", "resumed_elsewhere": [mark]}]
+    records: list[Any] = [
+        SimpleNamespace(run_id="a", resumed_elsewhere=None),
+        SimpleNamespace(run_id="b", resumed_elsewhere=[mark]),
+    ]
     assert _elsewhere(records) == "b, step 2: threads 2 → 3"
     assert _elsewhere(records[:1]) == "none"

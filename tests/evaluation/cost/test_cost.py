@@ -36,6 +36,7 @@ from clbench.evaluation.cost.paper_figures import (
 from clbench.nets import output
 from clbench.nets.heads import SIZES, WIDTH, dynamic_head
 from clbench.report.study import Study
+from clbench.report.scores import Run
 from clbench.report.tables.costs import COLUMNS, cost_table, growth_table, read_costs, step_table
 from clbench.report.tables.render import EMPTY
 from clbench.run import cost_table as cost_file
@@ -448,7 +449,7 @@ def test_a_run_leaves_its_costs(smoke_run: Path) -> None:
         assert int(row["checkpoint_bytes"]) > 4 * step.parameters
     assert int(rows[1]["pseudo_bytes"]) > 0
     assert "uncounted" not in record
-    read = read_costs(smoke_run, record)
+    read = read_costs(Run.read(smoke_run))
     assert {name for name, *_ in COLUMNS if "cuda" not in name} <= set(read[2])
     table = cost_table(Study(results=smoke_run.parents[2], bench="tumor_ext"))
     (line,) = [r for r in table.rows if r[:2] == ("universal", "2")]
@@ -554,7 +555,7 @@ def test_a_network_that_cannot_be_counted_costs_a_run_its_macs_only(
     rows = list(csv.DictReader((folder / "cost.csv").open()))
     assert [r["forward_macs"] for r in rows] == ["", ""]
     assert all(int(r["parameters"]) > 0 for r in rows)
-    assert "forward_macs" not in read_costs(folder, record)[2]
+    assert "forward_macs" not in read_costs(Run.read(folder))[2]
 
 
 def test_what_runs_in_no_part_is_other() -> None:
