@@ -35,8 +35,8 @@ from clbench.evaluation.cost.paper_figures import (
 )
 from clbench.nets import output
 from clbench.nets.heads import SIZES, WIDTH, dynamic_head
-from clbench.report.study import Study
 from clbench.report.scores import Run
+from clbench.report.study import Study
 from clbench.report.tables.costs import COLUMNS, cost_table, growth_table, read_costs, step_table
 from clbench.report.tables.render import EMPTY
 from clbench.run import cost_table as cost_file
