@@ -87,8 +87,11 @@ def load_benchmark(path: Path) -> Benchmark:
         declared.append(from_toml(Structure, item, raised=SpecError, where=where))
     declare(declared, path)
     for source in _tables(raw, "source"):
+        where = f"{path}, source {source.get('name', '?')!r}"
         for part in _tables(source, "partial"):
-            _expand(part, "cases", f"{path}, source {source.get('name', '?')!r}")
+            _expand(part, "cases", where)
+        for key in ("labels", "sides"):
+            _one_key_per_value(source.get(key), key, where)
     for step in _tables(raw, "step"):
         name = f"step {step.get('name', '?')!r}"
         for key in {"split", "phantom_split"} & {*step}:
@@ -120,6 +123,20 @@ def _tables(raw: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """The `[[key]]` tables; whatever else stands there is refused with the whole file."""
     value = raw.get(key)
     return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+
+def _one_key_per_value(table: object, field: str, where: object) -> None:
+    """Refuse keys such as `1` and `01`: they are one label value, and one entry would vanish."""
+    first: dict[int, str] = {}
+    for key in table if isinstance(table, dict) else ():
+        if key.isdecimal() and first.setdefault(int(key), key) != key:
+            raise SpecError(
+                f"two keys of {field} are one label value",
+                where=where,
+                expected="each label value once",
+                got=f"{first[int(key)]} and {key}",
+                next_step="remove one of the two",
+            )
 
 
 def _expand(table: dict[str, Any], key: str, where: object) -> None:
