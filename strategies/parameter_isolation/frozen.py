@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from clbench.nets.heads import Segmenter
 from clbench.nets.stepwise_heads import StepwiseUniversalHead, compute_by_step
 from clbench.strategies.finetune import Finetune
+from clbench.strategies.parameter_isolation.new_structures import new_structures_loss
 from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output
-from clbench.strategy.losses import dice_bce, targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +52,6 @@ class Frozen(Finetune):
     ) -> dict[str, Tensor]:
         """Dice and binary cross-entropy of the new structures.
 
-        Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4, over the new structures alone.
+        Source: as `new_structures_loss`.
         """
-        target, known = targets(batch, unlabelled=self.unlabelled)
-        k = batch.new_index
-        return dice_bce(
-            new.logits[:, k], target[:, k], known[:, k], slicewise=self.legacy_slice_dice
-        )
+        return new_structures_loss(batch, new, slicewise=self.legacy_slice_dice)

@@ -26,8 +26,8 @@ from clbench.nets.heads import Segmenter
 from clbench.nets.low_rank import ExpertBackbone, Target
 from clbench.nets.step_networks import StepHeads
 from clbench.strategies.finetune import Finetune
+from clbench.strategies.parameter_isolation.new_structures import new_structures_loss
 from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output
-from clbench.strategy.losses import dice_bce, targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +93,9 @@ class Lora(Finetune):
     ) -> dict[str, Tensor]:
         """Dice and binary cross-entropy of the new structures.
 
-        Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4, over the new structures alone.
+        Source: as `new_structures_loss`.
         """
-        target, known = targets(batch, unlabelled=self.unlabelled)
-        k = batch.new_index
-        return dice_bce(
-            new.logits[:, k], target[:, k], known[:, k], slicewise=self.legacy_slice_dice
-        )
+        return new_structures_loss(batch, new, slicewise=self.legacy_slice_dice)
 
     def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
         """(B, K, D, H, W) logits → probabilities."""
