@@ -42,6 +42,10 @@ def predict(
     series: Annotated[
         str | None, typer.Option(help="SeriesInstanceUID, where a folder holds several series.")
     ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="Source of the course whose `rescale` makes HU of these images."),
+    ] = None,
     device: Device = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default as the run had.")
@@ -59,7 +63,13 @@ def predict(
     with Progress() as progress:
         progress.lesson = f"step {trained.step}/{len(trained.record.course.steps)}"
         batch = predict_cases(
-            trained, cases, out=out, form=form, threads=threads, watch=progress.watch
+            trained,
+            cases,
+            out=out,
+            form=form,
+            source=source,
+            threads=threads,
+            watch=progress.watch,
         )
     before = f", {len(batch.finished_before)} were there" if batch.finished_before else ""
     typer.echo(f"{len(batch.predicted)} cases predicted{before}: {', '.join(trained.structures)}")

@@ -96,6 +96,16 @@ class Catalog:
     _open: dict[tuple[int, str, str], Volume] = field(default_factory=dict)
     """(step, source, case) → volume; step 0 = with everything its files annotate."""
 
+    def warnings(self) -> list[dict[str, object]]:
+        """What is odd about folders and cases, as items of the warnings of `run.json`.
+
+        Step 0 comes before all teaching.
+        """
+        return [
+            *({"step": 0, "kind": "passed over", "message": said} for said in self.passed_over),
+            *({"step": 0, "kind": note.kind, "message": note.message} for note in self.notes),
+        ]
+
     def source(self, step: int) -> Source:
         """The source of a 1-based step, as the course reads it."""
         return self.benchmark.reads(self.benchmark.steps[step - 1].source)

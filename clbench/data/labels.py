@@ -132,8 +132,14 @@ def read_image(path: Path, grid: Grid, rescale: Rescale | None = None) -> NDArra
     """
     image = _hu(path)
     if rescale is not None:
-        image = image.astype(np.float32) * rescale.slope + rescale.intercept
+        image = in_hu(image, rescale)
     return grid.to_ras(image.reshape(grid.shape))
+
+
+def in_hu(values: NDArray[Any], rescale: Rescale) -> NDArray[np.float32]:
+    """float32 HU from what a source stores, as its course file says; any shape."""
+    hu: NDArray[np.float32] = values.astype(np.float32) * rescale.slope + rescale.intercept
+    return hu
 
 
 def _hu(path: Path) -> NDArray[Any]:

@@ -12,14 +12,14 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from clbench import reproducibility, signals
 from clbench.data.checks.hounsfield import SAMPLED, hounsfield_notes
-from clbench.data.labels import PSEUDO_SCALE
-from clbench.data.nifti import Grid, scaled
+from clbench.data.labels import PSEUDO_SCALE, in_hu
+from clbench.data.nifti import Grid
 from clbench.data.volume import Volume
 from clbench.deployment.inputs import InputCase
 from clbench.deployment.masks import (
@@ -36,6 +36,7 @@ from clbench.deployment.scan import Scan, prepare
 from clbench.deployment.trained import TrainedModel
 from clbench.errors import ClbenchError, DataError, SettingError, StoreError
 from clbench.run.course import alone
+from clbench.spec.benchmark import Rescale
 from clbench.store import files
 from clbench.training.resume import Watch
 from clbench.types import Bits
@@ -108,6 +109,7 @@ def predict_cases(
     *,
     out: Path,
     form: OutputForm,
+    source: str | None = None,
     threads: int | None = None,
     watch: Watch = lambda event: None,
 ) -> Batch:
@@ -120,29 +122,32 @@ def predict_cases(
         cases: what to predict.
         out: the folder of predictions.
         form: what is written per case.
+        source: of the run's course, whose `rescale` makes HU of the images; None: they are HU.
         threads: CPU threads; None: as many as the run was examined with, so that equal images
             give equal bits.
         watch: told about every case.
 
     Raises:
+        SettingError: the course has no such source.
         StoreError: `out` holds other files, or predictions of another model or form; it cannot be
             written, or the disk is full.
         Stopped: by a signal; finished cases are kept.
     """
     _outside_runs(out)
+    rescale = None if source is None else trained.read_as(source).rescale
     count = trained.record.threads if threads is None else threads
     with signals.listening(), alone(out, wait=False), reproducibility.threads(count):
-        record = _opened(trained, out, form)
+        record = _opened(trained, out, form, source)
         batch = Batch(folder=out)
         for done, case in enumerate(cases, 1):
             try:
-                source = {"path": str(case.path), "sha256": case.checksum()}
-                if _is_finished(out, record["cases"].get(case.name), source):
+                image = {"path": str(case.path), "sha256": case.checksum()}
+                if _is_finished(out, record["cases"].get(case.name), image):
                     batch.finished_before.append(case.name)
                 else:
                     start = time.monotonic()
-                    entry = _predict(trained, case, out, form)
-                    entry |= {"input": source, "seconds": round(time.monotonic() - start, 3)}
+                    entry = _predict(trained, case, out, form, rescale)
+                    entry |= {"input": image, "seconds": round(time.monotonic() - start, 3)}
                     record["cases"][case.name] = entry
                     record["refused"].pop(case.name, None)
                     files.write_json(out / RECORD, record)
@@ -195,7 +200,9 @@ def _outside_runs(out: Path) -> None:
             )
 
 
-def _opened(trained: TrainedModel, out: Path, form: OutputForm) -> dict[str, Any]:
+def _opened(
+    trained: TrainedModel, out: Path, form: OutputForm, source: str | None
+) -> dict[str, Any]:
     """The record of the folder, begun where it is empty.
 
     Raises:
@@ -215,6 +222,7 @@ def _opened(trained: TrainedModel, out: Path, form: OutputForm) -> dict[str, Any
         "format": "masks" if form.masks else "labels",
         "probabilities": form.probabilities,
         "postprocess": trained.postprocess,
+        "source": source,
         "cases": {},
         "refused": {},
     }
@@ -243,9 +251,9 @@ def _opened(trained: TrainedModel, out: Path, form: OutputForm) -> dict[str, Any
     return {**record, "cases": dict(there["cases"]), "refused": dict(there["refused"])}
 
 
-def _is_finished(out: Path, entry: Mapping[str, Any] | None, source: Mapping[str, str]) -> bool:
+def _is_finished(out: Path, entry: Mapping[str, Any] | None, image: Mapping[str, str]) -> bool:
     """Whether a case was predicted from the same bytes, and its files are as they were written."""
-    if entry is None or entry["input"]["sha256"] != source["sha256"]:
+    if entry is None or entry["input"]["sha256"] != image["sha256"]:
         return False
     written: Mapping[str, str] = entry["files"]
     return all(
@@ -257,9 +265,15 @@ def _is_finished(out: Path, entry: Mapping[str, Any] | None, source: Mapping[str
 # ---------------------------------------------------------------------------------------- one case
 
 
-def _predict(trained: TrainedModel, case: InputCase, out: Path, form: OutputForm) -> dict[str, Any]:
+def _predict(
+    trained: TrainedModel,
+    case: InputCase,
+    out: Path,
+    form: OutputForm,
+    rescale: Rescale | None,
+) -> dict[str, Any]:
     """Predict and write one case; returns its entry of the record."""
-    scan = case.read()
+    scan = replace(case.read(), rescale=rescale)
     grid = scan.grid
     notes = [*scan.notes, *_odd_values(trained, scan)]
     volume = prepare(scan, case=case.name, source=trained.source, pre=trained.preprocessing)
@@ -297,13 +311,29 @@ def _predict(trained: TrainedModel, case: InputCase, out: Path, form: OutputForm
 
 
 def _odd_values(trained: TrainedModel, scan: Scan) -> list[str]:
-    """What speaks against a scan being a CT in HU; nothing where a model learned other values."""
+    """What speaks against a scan being a CT in HU; nothing where a model learned other values.
+
+    Raises:
+        DataError: a `rescale` of the run's course makes HU of it, and was not asked for.
+    """
     profile = (trained.record.with_defaults or {}).get("profile", {})
     if not profile.get("data", {}).get("expect_hu", True):
         return []
     step = max(1, math.ceil((scan.stored.size / SAMPLED) ** (1 / 3)))
     sampled = scan.stored[::step, ::step, ::step]
-    return list(hounsfield_notes(scaled(sampled, scan.slope, scan.intercept)))
+    notes = hounsfield_notes(scan.hu(sampled))
+    for name in trained.sources if notes and scan.rescale is None else ():
+        rescale = trained.read_as(name).rescale
+        if rescale is not None and not hounsfield_notes(in_hu(scan.hu(sampled), rescale)):
+            raise DataError(
+                "the image is stored as a source of the run's course is, not in HU",
+                where=scan.path,
+                expected="a CT in HU, or the source whose rescale makes HU of it",
+                got=notes[0],
+                next_step=f"--source {name} reads it as that source: HU = {rescale.slope:g} * "
+                f"value + {rescale.intercept:g}",
+            )
+    return list(notes)
 
 
 def predict_volume(

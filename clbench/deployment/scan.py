@@ -17,13 +17,13 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
-from clbench.data.labels import MAX_HU
+from clbench.data.labels import MAX_HU, in_hu
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import Grid, raw_voxels, scaled, spacing_of
 from clbench.data.nifti import grid as grid_of
 from clbench.data.volume import Volume, resample_linear, resampled_length
 from clbench.errors import DataError
-from clbench.spec.benchmark import Preprocessing, Source
+from clbench.spec.benchmark import Preprocessing, Rescale, Source
 from clbench.store.arrays import MAX_VOXELS
 
 SLAB_VOX = 1 << 23
@@ -42,10 +42,21 @@ class Scan:
     """HU = slope × stored + intercept; 1 for none."""
     intercept: float
     """0 for none."""
+    rescale: Rescale | None = None
+    """How its source's values become HU, see `Source.rescale`; None: they are HU."""
     grid: Grid
     """Shape and place of the voxels."""
     notes: tuple[str, ...] = ()
     """What a reader of its predictions should know."""
+
+    def hu(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """Voxels in HU, of the bits that training reads.
+
+        Args:
+            stored: all of `stored`, or a part of any shape.
+        """
+        values = scaled(stored, self.slope, self.intercept)
+        return values if self.rescale is None else in_hu(values, self.rescale)
 
     def hu_range(self) -> tuple[float, float]:
         """Smallest and largest value in HU.
@@ -54,7 +65,7 @@ class Scan:
             DataError: NaN, infinite values, or values that are no HU.
         """
         ends = np.array([self.stored.min(), self.stored.max()])
-        low, high = sorted(float(v) for v in scaled(ends, self.slope, self.intercept))
+        low, high = sorted(float(v) for v in self.hu(ends))
         if not (math.isfinite(low) and math.isfinite(high)):
             raise DataError(
                 "the image holds NaN or infinite voxels",
@@ -186,7 +197,7 @@ def _resampled_planes(
         stop = int(np.searchsorted(high, low[first] + native_planes, side="left"))
         stop = min(max(stop, first + 1), count)
         bottom, top = int(low[first]), int(high[stop - 1]) + 1
-        hu = scaled(stored[:, :, bottom:top], scan.slope, scan.intercept)
+        hu = scan.hu(stored[:, :, bottom:top])
         in_plane = resample_linear(hu, native_mm, (model_mm[0], model_mm[1], native_mm[2]))
         below = np.take(in_plane, low[first:stop] - bottom, axis=2)
         above = np.take(in_plane, high[first:stop] - bottom, axis=2)

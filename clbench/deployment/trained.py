@@ -56,6 +56,26 @@ class TrainedModel:
         return self.plan.catalog.source(self.step)
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the course's data sets."""
+        return tuple(dict.fromkeys(step.source for step in self.plan.benchmark.steps))
+
+    def read_as(self, source: str) -> Source:
+        """A data set of the course, as the course reads it.
+
+        Raises:
+            SettingError: it has none of this name.
+        """
+        if source not in self.sources:
+            raise SettingError(
+                "the run's course has no such source",
+                where="--source",
+                expected=", ".join(self.sources),
+                got=source,
+            )
+        return self.plan.benchmark.reads(source)
+
+    @property
     def postprocess(self) -> bool:
         """Whether the run's examination applies the rules of `clbench.data.postprocess`."""
         return self.plan.profile.examine.postprocess

@@ -74,8 +74,8 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
     if settings.deterministic:
         reproducibility.deterministic()
     watch({"event": "plan", "plan": plan})
-    for said in (*plan.catalog.passed_over, *(note.message for note in plan.catalog.notes)):
-        watch({"event": "note", "what": said})
+    for noted in plan.catalog.warnings():
+        watch({"event": "note", "what": noted["message"]})
     if plan.strategy.declaration.resumes == "step":
         watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
                "step: stopped there, it starts that step anew"})  # fmt: skip
@@ -211,7 +211,7 @@ class _Course:
         if first and not own.exists():  # the record of a run is whole in its own folder
             store_files.write_bytes(own, (home / "events.jsonl").read_bytes())
         self.record.warnings = [
-            *(note.warning() for note in plan.catalog.notes),
+            *plan.catalog.warnings(),
             *warnings_of(run_folder.read_events(own)),
         ]
 

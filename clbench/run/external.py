@@ -146,7 +146,7 @@ def score_predictions(
         predictions=predictions,
         words=settings.words,
     )
-    record.warnings = [note.warning() for note in catalog.notes] or None
+    record.warnings = catalog.warnings() or None
     folder = settings.out / benchmark.name / settings.name / record.run_id
     rows: list[Score] = []
     for done, ((source, case), path) in enumerate(found.items(), 1):

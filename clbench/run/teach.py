@@ -8,6 +8,7 @@ together) and the step's lines in `events.jsonl`. The loop over updates is `clbe
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,12 @@ from clbench.training import past_data
 from clbench.training.batches import CaseKey, Material
 from clbench.training.gpu_memory import enough_memory
 from clbench.training.loop import StepTraining, Validate, teach
-from clbench.training.monitors import StepMonitor, constant_labels, refuse_constant_labels
+from clbench.training.monitors import (
+    StepMonitor,
+    constant_labels,
+    refuse_constant_labels,
+    refuse_lost_validation,
+)
 from clbench.training.pseudo_labelling import prepare
 from clbench.training.resume import StepCheckpointer, TrainingState, Watch
 
@@ -365,7 +371,11 @@ def _validate(plan: Plan, state: StepState) -> Validate | None:
     def validate(served: nn.Module) -> float:
         server = predictor(plan, state.strategy, served, lesson.structures, state.memory)
         volumes = (catalog.open(lesson.number, c, "validation") for c in lesson.validation)
-        return mean_dice(server, volumes, lesson.learns)
+        dice = mean_dice(server, volumes, lesson.learns)
+        if math.isnan(dice):
+            cases = [catalog.open(lesson.number, c, "validation") for c in lesson.validation]
+            refuse_lost_validation(lesson, cases)
+        return dice
 
     return validate if lesson.validation else None
 

@@ -269,6 +269,27 @@ def refuse_constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> None:
         )
 
 
+def refuse_lost_validation(lesson: Lesson, volumes: Sequence[Volume]) -> None:
+    """Refuse validation cases that hold a structure in their files, and none on the model grid.
+
+    Args:
+        lesson: the step; none of its structures has a voxel in any of the volumes.
+        volumes: its validation cases.
+
+    Raises:
+        DataError: names the structure and a spacing that keeps it.
+    """
+    for name in lesson.learns:
+        if lost := lost_in_resampling(name, volumes):
+            raise DataError(
+                f"{name} is lost in resampling: nothing is left to validate on",
+                where=f"step {lesson.number}, {volumes[0].source}, {len(volumes)} validation cases",
+                expected="voxels of it on the grid of the model",
+                got=lost[0],
+                next_step=f"{lost[1]}; or name other validation cases with --split",
+            )
+
+
 def constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> list[Event]:
     """Warnings about structures the training set would unlearn, or its one case cannot teach.
 

@@ -6,10 +6,12 @@ import errno
 import gzip
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,7 @@ from clbench.errors import DataError, SettingError, StoreError
 from clbench.evaluation.predictions import read_prediction
 from clbench.evaluation.scoring import to_native
 from clbench.run.record import catalog_of
+from clbench.spec.benchmark import Rescale
 from clbench.store.record import RunRecord
 
 CASES = (("btcv", "21", 1), ("lits", "20", 2))
@@ -285,21 +288,71 @@ def test_equal_bits_need_the_threads_of_the_run(
     assert counts == [trained.record.threads]
 
 
+class Reads:
+    """A model whose course reads two sources, the second one stored with an offset."""
+
+    sources = ("btcv", "lits")
+
+    def __init__(self, **data: bool) -> None:
+        self.record = SimpleNamespace(with_defaults={"profile": {"data": data}})
+
+    def read_as(self, name: str) -> Any:
+        return SimpleNamespace(rescale=Rescale(intercept=-1024) if name == "lits" else None)
+
+
 def test_an_image_that_is_no_ct_is_noted_unless_the_model_learned_such_values() -> None:
     stored = np.full((20, 20, 20), -1000, np.int16)
     stored[2:18, 2:18, 2:18] = np.random.default_rng(0).integers(-100, 100, (16, 16, 16))
     grid = Grid(shape=stored.shape, affine=np.eye(4))
 
-    def noted(add: int, intercept: float = 0.0, **data: bool) -> list[str]:
-        trained: Any = SimpleNamespace(
-            record=SimpleNamespace(with_defaults={"profile": {"data": data}})
-        )
+    def noted(
+        add: int, intercept: float = 0.0, rescale: Rescale | None = None, **data: bool
+    ) -> list[str]:
+        trained: Any = Reads(**data)
         scan = Scan(
-            path=Path("a.nii"), stored=stored + np.int16(add), slope=1.0, intercept=intercept,
+            path=Path("a.nii"),
+            stored=stored + np.int16(add),
+            slope=1.0,
+            intercept=intercept,
+            rescale=rescale,
             grid=grid,
-        )  # fmt: skip
+        )
         return _odd_values(trained, scan)
 
     assert noted(0) == noted(1024, intercept=-1024.0) == noted(1024, expect_hu=False) == []
-    (said,) = noted(1024)
+    (said,) = noted(2000)
     assert said.startswith("no CT in HU")
+    with pytest.raises(DataError, match="stored as a source of the run's course is") as err:
+        noted(1024)
+    assert "--source lits" in str(err.value.next_step)
+    assert noted(1024, rescale=Rescale(intercept=-1024)) == []
+
+
+def test_the_source_named_makes_hu_of_the_images(
+    trained: TrainedModel, scans: Path, tmp_path: Path
+) -> None:
+    plain = run(trained, scans, tmp_path / "plain")
+    (tmp_path / "stored").mkdir()
+    source = scans / "a_0000.nii.gz"
+    image: Any = nib.load(source)
+    values = np.asarray(image.dataobj).astype(np.int16) + np.int16(1024)
+    nib.save(nib.Nifti1Image(values, image.affine), tmp_path / "stored" / "a_0000.nii.gz")
+    benchmark = trained.plan.benchmark
+    lits = replace(benchmark.reads("lits"), rescale=Rescale(intercept=-1024))
+    reads = tuple(lits if s.name == "lits" else s for s in benchmark.sources)
+    plan = replace(trained.plan, benchmark=replace(benchmark, sources=reads))
+    model = replace(trained, plan=plan)
+    refused = run(model, tmp_path / "stored", tmp_path / "refused").refused
+    assert "--source lits" in str(refused["a"].next_step)
+    cases = find_inputs(tmp_path / "stored", out=tmp_path / "out")
+    form = output_form("auto", model.structures)
+    predict_cases(model, cases, out=tmp_path / "out", form=form, source="lits")
+    bits = [
+        json.loads((folder / "predictions.json").read_text())["cases"]["a"]["bits_sha256"]
+        for folder in (plain.folder, tmp_path / "out")
+    ]
+    assert bits[0] == bits[1]
+    with pytest.raises(SettingError, match="no such source"):
+        predict_cases(model, cases, out=tmp_path / "other", form=form, source="nih")
+    with pytest.raises(StoreError, match="another model, step or form"):
+        predict_cases(model, cases, out=tmp_path / "out", form=form)

@@ -35,6 +35,7 @@ from clbench.training.monitors import (
     constant_labels,
     count_positives,
     refuse_constant_labels,
+    refuse_lost_validation,
 )
 
 LESSON = Lesson(number=2, learns=("tumor",), structures=("liver", "spleen", "tumor"), source="lits")
@@ -204,9 +205,14 @@ def test_what_resampling_lost_is_blamed_on_it_and_the_spacing_advised_keeps_it(
         replace(lesson, learns=("liver",), structures=("liver_tumor", "liver")), [volume]
     )
     assert "none after resampling" in old["message"]
+    with pytest.raises(DataError, match="liver_tumor is lost in resampling") as validating:
+        refuse_lost_validation(lesson, [volume] * 2)
+    assert "2 validation cases" in str(validating.value.where)
+    assert str(err.value.next_step) in str(validating.value.next_step)
     advised = re.findall(r"spacing_mm=\[([\d.]+),", str(err.value.next_step))
     kept = thin(tmp_path, float(advised[0]))
     refuse_constant_labels(lesson, [kept] * 2)
+    refuse_lost_validation(lesson, [kept] * 2)
     assert constant_labels(lesson, [kept]) == []
     assert 1.0 < float(advised[0]) < 3.0
     assert thin(tmp_path, 3.0).lost_in_resampling("liver") is None

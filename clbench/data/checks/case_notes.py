@@ -52,10 +52,6 @@ class CaseNote:
         """The sentence, with the case in front."""
         return f"{self.source}/{self.case}: {self.text}"
 
-    def warning(self) -> dict[str, object]:
-        """The note as an item of the warnings of `run.json`; step 0 comes before all teaching."""
-        return {"step": 0, "kind": self.kind, "message": self.message}
-
 
 def notes_of(raw: RawCase, source: Source | None) -> list[tuple[str, str]]:
     """Kind and text of every note on a case."""

@@ -8,6 +8,7 @@ cropped field of view, padding and metal pass.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,17 @@ LEAST_FAT = 0.01
 """Share of it from -200 to -30 HU by which fat is seen."""
 MOST_METAL = 0.02
 """Share of it above 3500 HU."""
+CORNER = 16
+"""A corner is this part of each axis, and two voxels at least."""
+CORNER_RANGE = 30.0
+"""From the 5th to the 95th percentile, in HU, within a corner of nothing but background."""
+CORNERS_DIFFER = 5.0
+"""HU between the medians of corners of one background."""
+MOST_ALIKE = (4, 2)
+"""Corners of one background that a crop within the body does not have; the second number where
+neighbors differ by less than `LEAST_NOISE`. In 600 random crops of two CTs at most two were."""
+LEAST_NOISE = 5.0
+"""Median difference in HU between neighbors; at least 12 in these crops."""
 OFFSETS = (1024, 1000)
 """What programs add to HU to store them without a sign."""
 SAMPLED = 1 << 20
@@ -49,7 +61,7 @@ def hounsfield_notes(image: NDArray[Any]) -> tuple[str, ...]:
         the `rescale` of a course file that takes it away.
     """
     values = image.ravel()[:: max(1, image.size // SAMPLED)].astype(np.float64)
-    oddity = _oddity(values)
+    oddity = _oddity(values) or _background_above_air(image)
     if oddity is None:
         return ()
     for offset in OFFSETS:
@@ -86,3 +98,31 @@ def _oddity(values: NDArray[np.float64]) -> str | None:
     if body < LEAST_BODY:
         return f"no CT in HU: {body:.0%} of the body is fat or soft tissue ({said})"
     return None
+
+
+def _background_above_air(image: NDArray[Any]) -> str | None:
+    """The background of an image without air: an MR, or HU in another unit (divided by 10).
+
+    A CT without air is a crop within the body: what lies in its corners is tissue, and differs.
+    """
+    if float((image <= AIR_HU).mean()) >= LEAST_AIR:
+        return None
+    ends = [max(2, n // CORNER) for n in image.shape]
+    corners = [
+        image[tuple(slice(0, n) if first else slice(-n, None) for n, first in zip(ends, at, strict=True))]
+        for at in itertools.product((True, False), repeat=image.ndim)
+    ]
+    spread = np.array([np.subtract(*np.percentile(c, [95, 5])) for c in corners])
+    plain = [c for c, s in zip(corners, spread, strict=True) if 0 < s < CORNER_RANGE]  # no padding
+    if not plain:
+        return None
+    medians = np.array([float(np.median(c)) for c in plain])
+    middle = float(np.median(medians))
+    alike = int((np.abs(medians - middle) <= CORNERS_DIFFER).sum())
+    noise = float(np.median(np.abs(np.diff(image.astype(np.float32), axis=0))))
+    if alike < MOST_ALIKE[noise < LEAST_NOISE]:
+        return None
+    return (
+        f"no CT in HU: no air, and a background of {middle:.3g} in {alike} of {len(corners)} "
+        f"corners (values from {float(image.min()):g} to {float(image.max()):g})"
+    )

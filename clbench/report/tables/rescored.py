@@ -79,7 +79,7 @@ def _distances(
             )
         )
     return Table(
-        title=f"{title}: means over test cases that hold the structure (strict)",
+        title=f"{title}: means over patients that hold the structure (strict)",
         columns=("structure", "cases", "missed", *metrics),
         rows=tuple(lines),
         notes=(

@@ -85,11 +85,17 @@ def test_one_odd_case_is_a_warning(data: Path, lay_out: Any, tmp_path: Path) -> 
         write(lay_out, data / "lits", "lits", case, 100 + int(case))
     assert catalog(data, tmp_path).notes == ()
     write(lay_out, data / "btcv", "btcv", "2", 2, add=1024)
-    (note,) = catalog(data, tmp_path).notes
+    whole = catalog(data, tmp_path)
+    (note,) = whole.notes
     assert (note.source, note.case, note.kind) == ("btcv", "2", NOT_HU)
-    warning = note.warning()
+    (warning,) = whole.warnings()
     assert warning["kind"] == NOT_HU
     assert str(warning["message"]).startswith("btcv/2: no CT in HU")
+    (data / "btcv" / "spare.nii.gz").write_bytes(b"")
+    first, second = catalog(data, tmp_path).warnings()
+    assert (first["step"], first["kind"]) == (0, "passed over")
+    assert "spare.nii.gz" in str(first["message"])
+    assert second == warning
 
 
 def test_rescale_gives_the_volume_of_the_hu_file(data: Path, lay_out: Any, tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ NO_CT: dict[str, Callable[[Array], Array]] = {
     "0 to 255": lambda a: ((a.clip(-175, 250) + 175) / 425 * 255).round(),
     "-1 to 1": lambda a: a.clip(-1000, 1000) / 1000,
     "mean 0, sd 1": lambda a: (a - a.mean()) / a.std(),
+    "divided by 10": lambda a: (a / 10).round(),
+    "divided by 10, with one corner in the body": lambda a: (a[8:, 8:] / 10).round(),
     "constant 0": lambda a: np.zeros_like(a),
     "air alone": lambda a: a * 0 - 1000 + np.arange(a.shape[2]),
 }
@@ -91,6 +93,10 @@ def test_what_is_no_ct_is_noted_once(how: str, body: Array) -> None:
 
 def test_an_mr_is_noted(body: Array) -> None:
     assert hounsfield_notes(mr(body))
+    noise = np.random.default_rng(2).normal(0, 8, body.shape)
+    zero_mean = np.where(body < -500, noise, mr(body)).astype(np.float32)
+    assert hounsfield_notes(zero_mean)
+    assert hounsfield_notes(zero_mean - 60)
 
 
 def test_a_head_is_a_ct(head: Array) -> None:
@@ -117,4 +123,5 @@ def test_the_two_real_cts_in_whole_and_in_part(real_ct: Path) -> None:
             assert hounsfield_notes(part) == ()
             assert hounsfield_notes(np.pad(part, 8, constant_values=-2048)) == ()
         assert hounsfield_notes(values.clip(-1024) + 1024)
+        assert hounsfield_notes((values / 10).round())
         assert hounsfield_notes((values.clip(-175, 250) + 175) / 425)
