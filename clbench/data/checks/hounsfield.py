@@ -109,7 +109,11 @@ def _background_above_air(image: NDArray[Any]) -> str | None:
         return None
     ends = [max(2, n // CORNER) for n in image.shape]
     corners = [
-        image[tuple(slice(0, n) if first else slice(-n, None) for n, first in zip(ends, at, strict=True))]
+        image[
+            tuple(
+                slice(0, n) if first else slice(-n, None) for n, first in zip(ends, at, strict=True)
+            )
+        ]
         for at in itertools.product((True, False), repeat=image.ndim)
     ]
     spread = np.array([np.subtract(*np.percentile(c, [95, 5])) for c in corners])
