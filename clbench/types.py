@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Iterable
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,14 @@ Floats: TypeAlias = NDArray[np.float64]
 """Double precision numbers."""
 Bits: TypeAlias = NDArray[np.unsignedinteger[Any]]
 """Bit patterns: bit k set = the voxel belongs to structure k; of the type `bits_dtype` says."""
+
+T = TypeVar("T")
+
+
+def triple(values: Iterable[T]) -> tuple[T, T, T]:
+    """Return three values, one an axis, as a tuple whose length the type checker knows."""
+    x, y, z = values
+    return x, y, z
 
 
 def bits_dtype(count: int) -> np.dtype[Any]:

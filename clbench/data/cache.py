@@ -29,6 +29,7 @@ from clbench.spec.benchmark import Preprocessing, Source
 from clbench.spec.taxonomy import ancestors
 from clbench.store import files as store_files
 from clbench.store.arrays import mapped, read_npz
+from clbench.types import triple
 
 FORMAT = 3
 """Raised by any change in what an entry holds."""
@@ -246,8 +247,8 @@ class VolumeCache:
                 annotated=frozenset(files.annotated(source)),
                 affine=np.array(meta["affine"]),
                 native_affine=np.array(meta["native_affine"]),
-                native_shape=_three(meta["native_shape"]),
-                start=_three(meta["start"]),
+                native_shape=triple(map(int, meta["native_shape"])),
+                start=triple(map(int, meta["start"])),
                 window_hu=pre.window_hu,
                 files=files,
                 table=source,
@@ -285,11 +286,6 @@ def _unsealed(text: str) -> Any:
     if hashlib.sha256(content.encode()).hexdigest() != digest:
         raise ValueError("the checksum does not fit")
     return json.loads(content)
-
-
-def _three(values: Iterable[Any]) -> tuple[int, int, int]:
-    a, b, c = (int(v) for v in values)
-    return a, b, c
 
 
 def _mapped(path: Path, shape: list[int], dtype: str) -> NDArray[Any]:

@@ -17,6 +17,7 @@ from clbench.data.pseudo_labels import PseudoMap
 from clbench.data.volume import Volume
 from clbench.spec.settings import DataSettings
 from clbench.spec.taxonomy import structure
+from clbench.types import triple
 
 
 def crop(
@@ -61,7 +62,7 @@ def crop(
             start = min(max(c - size // 2, 0), length - size)
             inside.append(slice(start, start + size))
             pad.append((0, 0))
-    index = (inside[0], inside[1], inside[2])
+    index = triple(inside)
     image = _pad(volume.windowed(index)[None], pad, 0.0)
     label = _pad(volume.labels(structures, index), pad, UNKNOWN)
     soft = None if pseudo is None else _pad(pseudo.read(structures, index), pad, UNKNOWN)
@@ -110,16 +111,14 @@ def draw_center(
     )
     held = [(weight, patterns) for weight, patterns in classes if patterns and weight > 0]
     if not held:
-        a, b, c = (n // 2 for n in volume.image.shape)
-        return a, b, c
+        return triple(n // 2 for n in volume.image.shape)
     weights = np.array([weight for weight, _ in held])
     patterns = held[int(rng.choice(len(held), p=weights / weights.sum()))][1]
     size = np.array([volume.counts[p] for p in patterns], dtype=np.float64)
     pattern = patterns[int(rng.choice(len(patterns), p=size / size.sum()))]
     where = volume.where[pattern]
     flat = int(where[int(rng.integers(len(where)))])
-    a, b, c = (int(i) for i in np.unravel_index(flat, volume.image.shape))
-    return a, b, c
+    return triple(int(i) for i in np.unravel_index(flat, volume.image.shape))
 
 
 def _posneg(

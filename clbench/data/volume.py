@@ -20,6 +20,7 @@ from clbench.data.nifti import grid, spacing_of
 from clbench.errors import DataError
 from clbench.spec.benchmark import Preprocessing, Source
 from clbench.store.arrays import MAX_VOXELS
+from clbench.types import triple
 
 Index = tuple[slice, slice, slice]
 CENTERS_KEPT = 50_000
@@ -105,15 +106,15 @@ class Volume:
         """Per native axis the nearest model index of each voxel, -1 outside the cropped grid."""
         native = spacing_of(self.native_affine)
         model = spacing_of(self.affine)
-        found = []
+        axes = []
         for axis in range(3):
             full = resampled_length(self.native_shape[axis], native[axis], model[axis])
             at = np.arange(self.native_shape[axis]) * (native[axis] / model[axis])
             # the last native voxel may lie up to half a model voxel beyond the last model voxel
             index = np.minimum(_nearest(at), full - 1) - self.start[axis]
             index[(index < 0) | (index >= self.image.shape[axis])] = -1
-            found.append(index)
-        return found[0], found[1], found[2]
+            axes.append(index)
+        return triple(axes)
 
     def native_bits(self) -> NDArray[Any]:
         """The truth on the file's grid turned to RAS, read again; same bits as `bits`."""
@@ -133,13 +134,8 @@ class Volume:
         for part in np.arange(0.95, 0, -0.05):
             finer = np.maximum(np.floor(model_mm * part * 100) / 100, 0.01)
             if keeps_a_voxel(mask, native_mm, finer):
-                return Loss(vox=vox, kept_at_mm=_three_numbers(finer))
-        return Loss(vox=vox, kept_at_mm=_three_numbers(native_mm))
-
-
-def _three_numbers(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    first, second, third = (float(v) for v in values)
-    return first, second, third
+                return Loss(vox=vox, kept_at_mm=triple(finer.tolist()))
+        return Loss(vox=vox, kept_at_mm=triple(native_mm.tolist()))
 
 
 def keeps_a_voxel(
@@ -247,25 +243,19 @@ def preprocess(raw: RawCase, source: Source, pre: Preprocessing) -> Volume:
     image = np.clip(hu, -32768, 32767).astype(np.int16)
     bits = resample_nearest(raw.bits, native_mm, pre.spacing_mm)
     tissue = image > pre.window_hu[0]
-    box = []
-    for axis in range(3):
-        others = tuple(a for a in range(3) if a != axis)
-        hit = np.flatnonzero(tissue.any(axis=others))
-        if hit.size == 0:
-            raise DataError(
-                f"the image has no voxel above {pre.window_hu[0]:g} HU",
-                where=raw.files.image,
-                expected="a CT in Hounsfield units",
-                got=f"values from {raw.image.min()} to {raw.image.max()}",
-                next_step="check the rescale slope and intercept of the conversion",
-            )
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    index = (box[0], box[1], box[2])
-    image, bits = np.ascontiguousarray(image[index]), np.ascontiguousarray(bits[index])
-    tissue = tissue[index]
+    if (box := bounding_box(tissue)) is None:
+        raise DataError(
+            f"the image has no voxel above {pre.window_hu[0]:g} HU",
+            where=raw.files.image,
+            expected="a CT in Hounsfield units",
+            got=f"values from {raw.image.min()} to {raw.image.max()}",
+            next_step="check the rescale slope and intercept of the conversion",
+        )
+    image, bits = np.ascontiguousarray(image[box]), np.ascontiguousarray(bits[box])
+    tissue = tissue[box]
     affine = raw.affine.copy()
     affine[:3, :3] *= np.asarray(pre.spacing_mm) / np.asarray(native_mm)
-    start = (box[0].start, box[1].start, box[2].start)
+    start = triple(side.start for side in box)
     affine[:3, 3] += affine[:3, :3] @ np.array(start)
     where, counts = centers(bits, tissue)
     return Volume(
@@ -277,7 +267,7 @@ def preprocess(raw: RawCase, source: Source, pre: Preprocessing) -> Volume:
         annotated=frozenset(raw.files.annotated(source)),
         affine=affine,
         native_affine=raw.affine,
-        native_shape=(raw.image.shape[0], raw.image.shape[1], raw.image.shape[2]),
+        native_shape=triple(raw.image.shape),
         start=start,
         window_hu=pre.window_hu,
         files=raw.files,
@@ -285,6 +275,15 @@ def preprocess(raw: RawCase, source: Source, pre: Preprocessing) -> Volume:
         where=where,
         counts=counts,
     )
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> Index | None:
+    """Return the smallest box that holds all of a 3-D `mask`; None where it is empty."""
+    others = ((1, 2), (0, 2), (0, 1))
+    hits = [np.flatnonzero(mask.any(axis=axes)) for axes in others]
+    if not hits[0].size:
+        return None
+    return triple(slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits)
 
 
 def _fits(shape: Sequence[int], native_mm: Sequence[float], pre: Preprocessing, path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clbench.data.postprocess import clean_bits
 from clbench.errors import SettingError, TrainingError
-from clbench.types import Bits, bits_dtype
+from clbench.types import Bits, bits_dtype, triple
 
 if TYPE_CHECKING:
     from clbench.data.volume import Volume
@@ -96,8 +96,8 @@ def sliding_slabs(
     Source: as `monai.inferers.sliding_window_inference`, mode "gaussian": same windows, same
         weights, same sums (tested to 1e-5). Differs: accumulators cover the open slabs only.
     """
-    size = _triple(shape)
-    patch = _triple(patch_vox)
+    size = triple(map(int, shape))
+    patch = triple(map(int, patch_vox))
     _check(size, patch, overlap, windows)
     # per axis: where the volume starts inside the padded one
     before = [max(p - s, 0) // 2 for p, s in zip(patch, size, strict=True)]
@@ -202,11 +202,6 @@ def _read_padded(
         before[2] : before[2] + size[2],
     ] = torch.from_numpy(rows if rows.flags.writeable else rows.copy())
     return slab
-
-
-def _triple(values: Sequence[int]) -> Triple:
-    d, h, w = (int(v) for v in values)
-    return d, h, w
 
 
 def _check(size: Triple, patch: Triple, overlap: float, windows: int) -> None:

@@ -142,7 +142,7 @@ def swin_unetr(size: int = 48) -> Backbone:
     Raises:
         SettingError: another size.
     """
-    _need(size, 12, "swin_unetr")
+    refuse_size(size, 12, "swin_unetr")
     net = SwinUNETR(in_channels=1, out_channels=1, feature_size=size)
     # instance normalisation over a bottleneck of one voxel has no variance: 64 and up
     return Backbone(
@@ -184,7 +184,7 @@ class _UNetDecoder(nn.Module):
 
 def unet(size: int = 32) -> Backbone:
     """A U-Net of five levels (MONAI's BasicUNet), instance-normalised."""
-    _need(size, 1, "unet")
+    refuse_size(size, 1, "unet")
     net = BasicUNet(
         spatial_dims=3, in_channels=1, features=(size, size, 2 * size, 4 * size, 8 * size, size)
     )
@@ -228,7 +228,7 @@ class _ResDecoder(nn.Module):
 
 def segresnet(size: int = 16) -> Backbone:
     """SegResNet without its output layer (MONAI; Myronenko, 2018), group-normalised."""
-    _need(size, 8, "segresnet")
+    refuse_size(size, 8, "segresnet")
     net = SegResNet(spatial_dims=3, init_filters=size, in_channels=1, out_channels=1)
     return Backbone(
         _ResEncoder(net),
@@ -291,7 +291,7 @@ class _SmallDecoder(nn.Module):
 
 def small_unet(size: int = 16) -> Backbone:
     """A U-Net of four levels for two CPU cores: `size` × (1, 2, 6, 8) channels, added skips."""
-    _need(size, 8, "small_unet")
+    refuse_size(size, 8, "small_unet")
     widths = [size, 2 * size, 6 * size, 8 * size]
     return Backbone(
         _SmallEncoder(widths),
@@ -303,7 +303,17 @@ def small_unet(size: int = 16) -> Backbone:
     )
 
 
-def _need(size: int, multiple: int, name: str) -> None:
+def refuse_size(size: int, multiple: int, name: str) -> None:
+    """Refuse a feature size that is no multiple of what a network's norms and heads divide by.
+
+    Args:
+        size: the feature size that was asked for.
+        multiple: what it must be a multiple of.
+        name: of the network, for the error.
+
+    Raises:
+        SettingError: it is not.
+    """
     if size < 1 or size % multiple:
         raise SettingError(
             f"{name} cannot be built with this feature size",

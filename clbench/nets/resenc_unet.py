@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clbench.errors import SettingError
-from clbench.nets.backbones import Backbone, Maps
+from clbench.nets.backbones import Backbone, Maps, refuse_size
+from clbench.types import triple
 
 Triple = tuple[int, int, int]
 
@@ -71,18 +71,18 @@ def topology(patch_vox: Sequence[int], spacing_mm: Sequence[float]) -> Topology:
         if len(halved) == 1 and size[halved[0]] < 3 * SMALLEST_EDGE_VOX:
             break
         kernel = _kernel(kernel, spacing)
-        kernels.append((kernel[0], kernel[1], kernel[2]))
-        step = [2 if a in halved else 1 for a in range(3)]
-        strides.append((step[0], step[1], step[2]))
+        kernels.append(triple(kernel))
+        strides.append(triple(2 if a in halved else 1 for a in range(3)))
         for axis in halved:
             halvings[axis] += 1
             spacing[axis] *= 2
             size[axis] = math.ceil(size[axis] / 2)
-    padded = [-(-int(n) // 2**k) * 2**k for n, k in zip(patch_vox, halvings, strict=True)]
     return Topology(
         strides=tuple(strides),
         kernels=(*kernels, (3, 3, 3)),
-        patch_vox=(padded[0], padded[1], padded[2]),
+        patch_vox=triple(
+            -(-int(n) // 2**k) * 2**k for n, k in zip(patch_vox, halvings, strict=True)
+        ),
     )
 
 
@@ -165,11 +165,11 @@ class _Decoder(nn.Module):
             self.convolutions.append(_Convolution(2 * width, width, shape.kernels[i], act=True))
 
     def forward(self, maps: Mapping[str, Tensor]) -> Maps:
-        x, found = maps["bottleneck"], {}
+        x, decoded = maps["bottleneck"], {}
         for i in reversed(range(len(self.up))):
             x = self.convolutions[i](torch.cat([self.up[i](x), maps[f"enc{i}"]], dim=1))
-            found[f"dec{i - 1}" if i else "final"] = x
-        return found
+            decoded[f"dec{i - 1}" if i else "final"] = x
+        return decoded
 
 
 def _start(module: nn.Module) -> None:
@@ -194,14 +194,7 @@ def build(size: int, shape: Topology) -> Backbone:
     Raises:
         SettingError: a size that is no positive multiple of 8.
     """
-    if size < 1 or size % 8:
-        raise SettingError(
-            "resenc_unet cannot be built with this feature size",
-            where="backbone.size",
-            expected="a positive multiple of 8",
-            got=size,
-            next_step=f"--set backbone.size={max(8, size // 8 * 8)}",
-        )
+    refuse_size(size, 8, "resenc_unet")
     widths = widths_of(size, len(shape.strides))
     encoder, decoder = _Encoder(widths, shape), _Decoder(widths, shape)
     for part in (encoder, decoder):

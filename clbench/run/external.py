@@ -252,7 +252,5 @@ def _on_model_grid(native: NDArray[Any], volume: Volume) -> NDArray[Any]:
     """Masks resampled and cropped like the case's own labels, for the paper's scoring."""
     model_mm = spacing_of(volume.affine).tolist()
     full = resample_nearest(native, spacing_of(volume.native_affine).tolist(), model_mm)
-    a, b, c = (
-        slice(start, start + n) for start, n in zip(volume.start, volume.bits.shape, strict=True)
-    )
-    return np.ascontiguousarray(full[a, b, c])
+    stops = np.add(volume.start, volume.bits.shape)
+    return np.ascontiguousarray(full[tuple(map(slice, volume.start, stops))])

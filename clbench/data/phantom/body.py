@@ -8,8 +8,9 @@ the last bit. So no exp, no sine, no power, no matrix product and no sum over an
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clbench.data.phantom.anatomy import ORDER, RECIPES, Ball, Recipe, Tube, tissues
-from clbench.types import Floats
+from clbench.types import Floats, triple
 
 Box: TypeAlias = tuple[slice, slice, slice]
 Axes: TypeAlias = tuple[Floats, Floats, Floats]
@@ -138,13 +139,11 @@ def draw_subject(key: str, *, tumors: bool) -> Subject:
         tumors: whether the liver holds tumors.
     """
     stream = RandomStream(key, "body")
-    scale = tuple(1.0 + VARIATION * d for d in stream.uniforms(-0.035, 0.035, 3).tolist())
-    place = tuple(stream.uniforms(-4.0, 4.0, 3).tolist())
+    scale = triple(1.0 + VARIATION * d for d in stream.uniforms(-0.035, 0.035, 3).tolist())
+    place = triple(stream.uniforms(-4.0, 4.0, 3).tolist())
     fat = (stream.uniform(6, 20), stream.uniform(5, 17), stream.uniform(6, 14))
-    domes = (
-        240.0 + 4.0 * VARIATION * stream.normal(),
-        228.0 + 4.0 * VARIATION * stream.normal(),
-    )
+    right, left = stream.normal(), stream.normal()
+    domes = (240.0 + 4.0 * VARIATION * right, 228.0 + 4.0 * VARIATION * left)
     gas = stream.uniform(0.05, 0.13)
     table = tissues()
     shifts: dict[str, Point] = {}
@@ -153,10 +152,9 @@ def draw_subject(key: str, *, tumors: bool) -> Subject:
         if name not in shifts:
             row, own = table[name], RandomStream(key, "place", name)
             base = shift(row.follows) if row.follows else (0.0, 0.0, 0.0)
-            x, y, z = (
+            shifts[name] = triple(
                 b + VARIATION * sd * own.normal() for b, sd in zip(base, row.sd_mm, strict=True)
             )
-            shifts[name] = (x, y, z)
         return shifts[name]
 
     recipes, rough = {}, {}
@@ -170,8 +168,8 @@ def draw_subject(key: str, *, tumors: bool) -> Subject:
         del recipes["gall_bladder"]
     return Subject(
         key=key,
-        scale=_point(scale),
-        place_mm=_point(place),
+        scale=scale,
+        place_mm=place,
         fat_mm=fat,
         domes_mm=domes,
         recipes=recipes,
@@ -181,31 +179,19 @@ def draw_subject(key: str, *, tumors: bool) -> Subject:
     )
 
 
-def _point(values: Sequence[float]) -> Point:
-    x, y, z = values
-    return x, y, z
-
-
 def _moved(recipe: Recipe, centre: Point, shift: Point, size: float) -> Recipe:
     def at(*p: float) -> Point:
-        return _point([c + s + size * (v - c) for v, c, s in zip(p, centre, shift, strict=True)])
+        return triple(c + s + size * (v - c) for v, c, s in zip(p, centre, shift, strict=True))
 
     parts: list[Ball | Tube] = []
     for part in recipe.parts:
         if isinstance(part, Ball):
-            semi = _point([size * s for s in part.semi])
+            semi = triple(size * s for s in part.semi)
             parts.append(Ball(at(*part.at), semi, part.turn, part.cut))
         else:
             points = tuple((*at(x, y, z), size * r) for x, y, z, r in part.points)
             parts.append(Tube(points, part.flat))
-    return Recipe(
-        parts=tuple(parts),
-        abdominal=recipe.abdominal,
-        halo_mm=recipe.halo_mm,
-        rind_mm=recipe.rind_mm,
-        rind=recipe.rind,
-        core=recipe.core,
-    )
+    return replace(recipe, parts=tuple(parts))
 
 
 def _draw_lesions(key: str, liver: Recipe, domes: tuple[float, float]) -> tuple[Lesion, ...]:
@@ -352,11 +338,11 @@ def _turned(turn: Point, x: Any, y: Any, z: Any) -> tuple[Any, Any, Any]:
 
 def _reach(ball: Ball) -> list[float]:
     """Half the size of the box around a turned ball."""
-    found = []
+    reach = []
     for unit in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
         a, b, c = (p * s for p, s in zip(_turned(ball.turn, *unit), ball.semi, strict=True))
-        found.append(float(np.sqrt(a * a + b * b + c * c)))
-    return found
+        reach.append(float(np.sqrt(a * a + b * b + c * c)))
+    return reach
 
 
 def _cos_sin(tangent: float) -> tuple[float, float]:
@@ -380,20 +366,22 @@ Piece: TypeAlias = tuple[Bounds, bool, Callable[[Floats, Floats, Floats], Floats
 
 
 def _pieces(recipe: Recipe) -> list[Piece]:
-    found: list[Piece] = []
+    pieces: list[Piece] = []
     for part in recipe.parts:
         if isinstance(part, Ball):
-            half = _reach(part)
-            low = _point([a - h for a, h in zip(part.at, half, strict=True)])
-            high = _point([a + h for a, h in zip(part.at, half, strict=True)])
-            found.append(((low, high), part.cut, partial(_ball, part)))
+            pieces.append((_around(part.at, _reach(part)), part.cut, partial(_ball, part)))
         else:
-            for p, q in zip(part.points, part.points[1:], strict=False):
+            for p, q in itertools.pairwise(part.points):
                 r = max(p[3], q[3])
-                low = _point([min(a, b) - r for a, b in zip(p[:3], q[:3], strict=True)])
-                high = _point([max(a, b) + r for a, b in zip(p[:3], q[:3], strict=True)])
-                found.append(((low, high), False, partial(_cone, p, q, part.flat)))
-    return found
+                low = triple(min(a, b) - r for a, b in zip(p[:3], q[:3], strict=True))
+                high = triple(max(a, b) + r for a, b in zip(p[:3], q[:3], strict=True))
+                pieces.append(((low, high), False, partial(_cone, p, q, part.flat)))
+    return pieces
+
+
+def _around(at: Point, half: Sequence[float]) -> Bounds:
+    low, high = (triple(a + sign * h for a, h in zip(at, half, strict=True)) for sign in (-1, 1))
+    return low, high
 
 
 def _field(recipe: Recipe, xyz: Axes) -> Floats:
@@ -448,12 +436,12 @@ class Canvas:
     def box(self, bounds: Bounds, margin: float) -> Box:
         """The part of the grid that can hold what lies within `bounds` of the standard torso."""
         margin += WARP_MM * VARIATION
-        found = []
-        for axis, low, high in zip(self.straight, *bounds, strict=True):
-            start = int(np.searchsorted(axis, low - margin))
-            stop = int(np.searchsorted(axis, high + margin))
-            found.append(slice(start, stop))
-        return found[0], found[1], found[2]
+        return triple(
+            slice(
+                int(np.searchsorted(axis, low - margin)), int(np.searchsorted(axis, high + margin))
+            )
+            for axis, low, high in zip(self.straight, *bounds, strict=True)
+        )
 
     def field(self, name: str) -> tuple[Box, Floats]:
         """The surface field of a structure and the box it was computed in."""
@@ -461,25 +449,20 @@ class Canvas:
         weights = self.subject.rough[name]
         margin = abs(weights[0]) + abs(weights[1]) + recipe.halo_mm + 1.0
         pieces = _pieces(recipe)
-        low = _point([min(p[0][0][d] for p in pieces if not p[1]) for d in range(3)])
-        high = _point([max(p[0][1][d] for p in pieces if not p[1]) for d in range(3)])
+        low = triple(min(p[0][0][d] for p in pieces if not p[1]) for d in range(3))
+        high = triple(max(p[0][1][d] for p in pieces if not p[1]) for d in range(3))
         outer = self.box((low, high), margin)
         total = np.full([s.stop - s.start for s in outer], 1e3)
         for bounds, cut, evaluate in pieces:
             box = self.box(bounds, margin)
-            box = _point_slices(
-                [
-                    slice(max(b.start, o.start), min(b.stop, o.stop))
-                    for b, o in zip(box, outer, strict=True)
-                ]
+            box = triple(
+                slice(max(b.start, o.start), min(b.stop, o.stop))
+                for b, o in zip(box, outer, strict=True)
             )
             if any(b.stop <= b.start for b in box):
                 continue
-            inner = _point_slices(
-                [
-                    slice(b.start - o.start, b.stop - o.start)
-                    for b, o in zip(box, outer, strict=True)
-                ]
+            inner = triple(
+                slice(b.start - o.start, b.stop - o.start) for b, o in zip(box, outer, strict=True)
             )
             value = evaluate(*(axis[box] for axis in self.warped))
             if cut:
@@ -505,11 +488,6 @@ class Canvas:
             mask: bool, the shape of the box.
         """
         self.tissue[box][mask] = self.code(name)
-
-
-def _point_slices(parts: Sequence[slice]) -> Box:
-    x, y, z = parts
-    return x, y, z
 
 
 def fill(subject: Subject, axes_mm: Axes) -> Canvas:
@@ -544,11 +522,8 @@ def _trunk(canvas: Canvas) -> None:
     subject, whole = canvas.subject, (slice(None), slice(None), slice(None))
     x, y, z = canvas._shaped
     side, front, back = subject.fat_mm
-    muscle_x, muscle_front, muscle_back = (
-        CAVITY_MM[0] + 10.0,
-        CAVITY_MM[1] + 8.0,
-        CAVITY_MM[1] + 12.0,
-    )
+    muscle_x = CAVITY_MM[0] + 10.0
+    muscle_front, muscle_back = CAVITY_MM[1] + 8.0, CAVITY_MM[1] + 12.0
     depth, middle = 0.5 * (muscle_front + muscle_back), 0.5 * (muscle_back - muscle_front)
     skin_depth = depth + 0.5 * (front + back)
     skin_middle = middle + 0.5 * (back - front)
@@ -592,11 +567,7 @@ def _lesions(canvas: Canvas) -> None:
     """Tumors, wherever the liver still has the voxel."""
     liver = canvas.code("liver")
     for lesion in canvas.subject.lesions:
-        bounds = (
-            _point([a - s for a, s in zip(lesion.at, lesion.semi, strict=True)]),
-            _point([a + s for a, s in zip(lesion.at, lesion.semi, strict=True)]),
-        )
-        box = canvas.box(bounds, 4.0)
+        box = canvas.box(_around(lesion.at, lesion.semi), 4.0)
         field = _ball(Ball(lesion.at, lesion.semi), *(axis[box] for axis in canvas.warped))
         field += 0.25 * min(lesion.semi) * canvas.rough[0][box]
         canvas.paint("liver_tumor", box, (field < 0) & (canvas.tissue[box] == liver))

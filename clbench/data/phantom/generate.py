@@ -31,7 +31,7 @@ from clbench.spec.benchmark import Source
 from clbench.spec.settings import PhantomSettings
 from clbench.spec.taxonomy import ancestors, with_descendants
 from clbench.store.files import atomic_folder, locked, remove_parts, sha256
-from clbench.types import Floats
+from clbench.types import Floats, triple
 
 PHANTOM_VERSION = 2
 """Raised by any change that moves a voxel; phantoms of two versions never share a folder."""
@@ -148,7 +148,7 @@ def make_case(source: Source, case: str, spacing_mm: float) -> PhantomCase:
         counts.append(count)
     has_tumors = "liver_tumor" in source.structures and not tumor_free(case)
     subject = draw_subject(key, tumors=has_tumors)
-    canvas = fill(subject, (axes[0], axes[1], axes[2]))
+    canvas = fill(subject, triple(axes))
     image = _image(canvas, key, domain, factor)
     label = _label(canvas, source, case, factor)
     origin = [axis[0] + 0.5 * (factor - 1) * (axis[1] - axis[0]) for axis in axes]
@@ -404,7 +404,7 @@ def _check(needed: Sequence[str]) -> None:
                 f"the phantom has no {name!r}",
                 expected=f"structures among {', '.join(sorted(known_structures()))}",
                 got=name,
-                next_step="give real data with --data, or draw it in data/phantom/anatomy.py",
+                next_step="give real data with --data, or draw it in data/phantom/shapes.toml",
             )
 
 
