@@ -133,7 +133,7 @@ def predict_cases(
             written, or the disk is full.
         Stopped: by a signal; finished cases are kept.
     """
-    _outside_runs(out)
+    outside_runs(out, "predictions of new images are")
     rescale = None if source is None else trained.read_as(source).rescale
     count = trained.record.threads if threads is None else threads
     with signals.listening(), alone(out, wait=False), reproducibility.threads(count):
@@ -188,15 +188,24 @@ def _notes(record: Mapping[str, Any], cases: Sequence[str]) -> list[str]:
 # ------------------------------------------------------------------------------- the output folder
 
 
-def _outside_runs(out: Path) -> None:
+def outside_runs(out: Path, what: str) -> None:
+    """Refuse to write into a run's folder.
+
+    Args:
+        out: where something is to be written.
+        what: begins the error: what it is, and a verb.
+
+    Raises:
+        StoreError: the folder is a run's, or lies in one.
+    """
     for folder in (out.absolute(), *out.absolute().parents):
         if (folder / "run.json").is_file():
             raise StoreError(
-                "predictions of new images are no part of a run's folder",
+                f"{what} no part of a run's folder",
                 where=out,
                 expected="a folder outside of runs; `clbench verify` refuses files no run made",
                 got=f"a folder of the run {folder}",
-                next_step="choose another folder with --out",
+                next_step="choose another folder",
             )
 
 

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
 
 from clbench.data.cache import VolumeCache
 from clbench.data.catalog import Catalog
 from clbench.errors import SettingError, StoreError
 from clbench.evaluation.sliding_window import VolumePredictor
+from clbench.nets.text_encodings import Vectors
 from clbench.run.models import loaded, predictor, windows_fit
 from clbench.run.plan import Plan, Resolved, RunSettings, pick_device
 from clbench.run.record import benchmark_of, profile_of, strategy_of
@@ -26,6 +30,9 @@ from clbench.spec.splits import Split
 from clbench.store import checkpoint
 from clbench.store.record import RunRecord
 from clbench.strategy.contract import Kit
+
+VECTORS = "vectors.safetensors"
+"""In the folder of an imported run: structure → its text vector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,11 +207,11 @@ def plan_without_data(record: RunRecord, folder: Path, *, device: str = "auto") 
         strategy_name=record.strategy,
         device=pick_device(device),
     )
-    vectors = resolved.vectors
+    vectors = _vectors(resolved, record, folder)
     if (got := hashlib.sha256(vectors.array.tobytes()).hexdigest()) != record.identity.vectors:
         raise StoreError(
             "the text vectors of the structures are not those of the run",
-            where=profile.text.path or f"encoding {profile.text.encoding}",
+            where=profile.text.path or f"encoding {profile.text.encoding}, or {VECTORS} of the run",
             expected=record.identity.vectors,
             got=got,
             next_step="put the file of vectors back that the run was made with",
@@ -240,6 +247,26 @@ def plan_without_data(record: RunRecord, folder: Path, *, device: str = "auto") 
         shared=folder.absolute().parent.parent / "_shared" / str(record.shared_step1),
         identity=record.identity,
     )
+
+
+def _vectors(resolved: Resolved, record: RunRecord, folder: Path) -> Vectors:
+    """A vector per structure: the copy in the folder of an imported run, or encoded anew."""
+    path = folder / VECTORS
+    if not path.is_file():
+        return resolved.vectors
+    names = resolved.benchmark.structures(len(resolved.benchmark.steps))
+    try:
+        rows = load_arrays(path.read_bytes())
+        array = np.stack([rows[name] for name in names])
+    except (OSError, ValueError, KeyError, SafetensorError) as err:
+        raise StoreError(
+            "the text vectors of a run cannot be read",
+            where=path,
+            expected=", ".join(names),
+            got=str(err).splitlines()[0] if str(err) else type(err).__name__,
+            next_step="import the model again",
+        ) from err
+    return Vectors(names=names, array=array, record=record.text_encoding)
 
 
 def _split(raw: Mapping[str, Any]) -> Split:

@@ -278,7 +278,9 @@ def _checkpoints(folder: Path, record: RunRecord, found: Verified) -> None:
     for number, step in enumerate(record.course.steps, 1):
         learned += step.learns
         shared = folder.parents[1] / "_shared" / str(record.shared_step1)
-        path = (shared if number == 1 else folder) / f"step{number}.pt"
+        path = folder / f"step{number}.pt"  # of step 1 in imported runs alone
+        if number == 1 and not path.is_file():
+            path = shared / path.name
         if not path.is_file():
             found.unchecked.append(f"checkpoint of step {number}: not kept here")
             continue

@@ -66,7 +66,8 @@ def _sum(value: Any, sha: Any) -> None:
         sha.update(repr(value).encode())
 
 
-def _checksum(content: dict[str, Any]) -> str:
+def checksum(content: dict[str, Any]) -> str:
+    """SHA-256 over all that a checkpoint holds: keys, types, shapes and bits."""
     sha = hashlib.sha256()
     _sum({k: v for k, v in content.items() if k != "sha256"}, sha)
     return sha.hexdigest()
@@ -86,7 +87,7 @@ def save(path: Path, content: dict[str, Any], *, previous: Path | None = None) -
     """
     _check(content, "checkpoint")
     whole = {"schema": CHECKPOINT_SCHEMA, **content}
-    whole["sha256"] = _checksum(whole)
+    whole["sha256"] = checksum(whole)
 
     def write(file: BinaryIO) -> None:
         try:
@@ -155,12 +156,12 @@ def load(path: Path) -> dict[str, Any]:
             next_step="use the clbench that wrote it, or run again with --fresh",
         )
     said = content.pop("sha256", None)  # None: written before there was one
-    if said is not None and said != (checksum := _checksum(content)):
+    if said is not None and said != (got := checksum(content)):
         raise StoreError(
             "a checkpoint was altered",
             where=path,
             expected=f"checksum {said[:16]}",
-            got=checksum[:16],
+            got=got[:16],
             next_step="delete the file and run again; the step is then taught anew",
         )
     return content

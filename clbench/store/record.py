@@ -206,7 +206,7 @@ class RunRecord:
     record_sha256: str | None = None
     """SHA-256 of this record without this key; None: not sealed."""
     excerpt: str | None = None
-    """Set where this is a copy without weights."""
+    """Set where this is a copy that holds less than the run did; says what."""
     unknown: dict[str, Any] = field(default_factory=dict)
     """Keys this version does not know."""
     folder: Path | None = field(default=None, compare=False)

@@ -1,0 +1,447 @@
+"""The model card (README.md) of an exported model, and its `metadata.json` in MONAI's schema.
+
+Every number is read from the run's record and scores; what only people know (licence, authors,
+intended use) is a field to fill in, marked `FILL IN`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clbench.deployment.masks import nested
+from clbench.evaluation.metrics import continual
+from clbench.report.past_images import past_card
+from clbench.report.scores import PHANTOM, Run, Scores, StrategyScores, read_frame, scores_of
+from clbench.report.tables.render import EMPTY, Table, number, render, signed
+from clbench.spec.benchmark import Benchmark, Preprocessing
+from clbench.spec.taxonomy import structure
+from clbench.statistics.intervals import Interval
+from clbench.statistics.macro_estimate import macro_interval
+from clbench.store.record import RunRecord
+
+FILL_IN = "FILL IN"
+"""Stands where only the people who publish the model know."""
+VERSION = "0.1.0"
+"""Of the exported model, to be raised by hand where it is published again."""
+SCHEMA = (
+    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/"
+    "meta_schema_20240725.json"
+)
+"""The JSON schema that `python -m monai.bundle verify_metadata` checks `metadata.json` by."""
+SCORING = "strict"
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """What a card is made from."""
+
+    folder: Path
+    """The run."""
+    record: RunRecord
+    """Its `run.json`."""
+    benchmark: Benchmark
+    """Its course."""
+    preprocessing: Preprocessing
+    """Grid, window and patch of the model."""
+    step: int
+    """1-based step after which the model is taken."""
+    structures: tuple[str, ...]
+    """Its output channels."""
+    memory: dict[str, Any]
+    """What the strategy remembers beside the weights; exported with them."""
+    parameters: int
+    """Numbers in the weights."""
+
+    @property
+    def title(self) -> str:
+        """Course, strategy and step."""
+        return f"{self.record.identity.bench}, {self.record.strategy}, step {self.step}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StructureScore:
+    """A structure's Dice on the test cases of its own source."""
+
+    structure: str
+    """Canonical name."""
+    learned_at: int
+    """1-based step that taught it."""
+    own: Interval | None
+    """After that step; None: a hole."""
+    end: Interval | None
+    """After the exported step."""
+    change: Interval | None
+    """End minus own, patient by patient; None for what the exported step taught."""
+    missed: int
+    """Test cases that hold it and in which nothing was found, after the exported step."""
+
+
+def scores_of_run(about: Described) -> Scores:
+    """Dice of the run."""
+    run = Run(folder=about.folder, record=about.record)
+    return scores_of(read_frame([run]), [run], scoring=SCORING)
+
+
+def structure_scores(about: Described, scores: Scores) -> list[StructureScore]:
+    """Dice of every structure of the exported model, in channel order.
+
+    Args:
+        about: the model.
+        scores: of its run.
+    """
+    (strategy,) = scores.strategies
+    return [_score(scores, strategy, name, about.step) for name in about.structures]
+
+
+def _score(scores: Scores, strategy: StrategyScores, name: str, step: int) -> StructureScore:
+    own_step = scores.learned_at[name]
+    return StructureScore(
+        structure=name,
+        learned_at=own_step,
+        own=_mean(strategy, {name: own_step}),
+        end=_mean(strategy, {name: step}),
+        change=_change(strategy, {name: own_step}, step) if own_step < step else None,
+        missed=int(strategy.cells[step, strategy.home[name], name].missed[0]),
+    )
+
+
+def _mean(strategy: StrategyScores, at: Mapping[str, int]) -> Interval | None:
+    """Mean Dice of some structures, each after its step; None: a hole."""
+    table = strategy.table(at)
+    return macro_interval(table, level=LEVEL, bounds=(0.0, 1.0)) if table else None
+
+
+def _change(strategy: StrategyScores, own: Mapping[str, int], step: int) -> Interval | None:
+    """Mean over structures of the Dice after `step` minus that after the own step, by patient."""
+    before, after = strategy.table(own), strategy.table(dict.fromkeys(own, step))
+    if not before or not after:
+        return None
+    return macro_interval({s: after[s] - before[s] for s in after}, level=LEVEL)
+
+
+# ----------------------------------------------------------------------------------- the model card
+
+
+def model_card(about: Described) -> str:
+    """README.md: data, steps, strategy, scores with intervals, forgetting, fields to fill in."""
+    scores = scores_of_run(about)
+    per_structure = structure_scores(about, scores)
+    parts = [
+        _front_matter(about),
+        f"# {about.title}",
+        _summary(about),
+        "## Structures\n\n" + _structures_table(about),
+        "## Training\n\n" + "\n\n".join(_training(about)),
+        "## Scores\n\n" + _scores_table(about, scores, per_structure),
+        "## What was forgotten\n\n" + _forgotten(about, scores, per_structure),
+        "## What this cannot show\n\n" + _bullets(_limits(about)),
+        "## Use\n\n" + _use(about),
+        "## Licence and people\n\n" + _bullets(_to_fill_in(about)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(about: Described) -> str:
+    """YAML of a model hub; the licence is left open on purpose."""
+    tags = ["medical", "image-segmentation", "ct", "continual-learning", "clbench"]
+    lines = ["---", f"license: {FILL_IN}", "library_name: clbench", "tags:"]
+    lines += [f"  - {tag}" for tag in tags + ([] if about.record.patients else ["phantom"])]
+    return "\n".join([*lines, "---"])
+
+
+def _bullets(lines: Iterator[str] | Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _summary(about: Described) -> str:
+    steps = len(about.record.course.steps)
+    words = (
+        f"Segments {len(about.structures)} structures in CT. Taught in "
+        f"{about.step} step(s), one data set after the other, by the continual-learning strategy "
+        f"`{about.record.strategy}` of clbench; run `{about.record.run_id}`, model after step "
+        f"{about.step} of {steps}."
+    )
+    if not about.record.patients:
+        words = (
+            f"> **{PHANTOM}.** Trained and tested on synthetic images. It segments no patient; "
+            f"every number below is a PHANTOM number.\n\n{words}"
+        )
+    return words
+
+
+def _structures_table(about: Described) -> str:
+    steps = about.record.course.steps
+    table = Table(
+        title="Output channels",
+        columns=("channel", "structure", "kind", "taught in step", "data set"),
+        rows=tuple(
+            (str(k), name, structure(name).kind, str(at), steps[at - 1].source)
+            for k, name in enumerate(about.structures)
+            for at in [about.benchmark.learned_at(name)]
+        ),
+        keys=5,
+        notes=("every channel is a mask of its own: structures may lie inside each other",)
+        if nested(about.structures)
+        else (),
+    )
+    return render(table, "md")
+
+
+def _training(about: Described) -> Iterator[str]:
+    record, course = about.record, about.record.course
+    splits = record.identity.splits
+    yield render(
+        Table(
+            title=f"Steps ({'patients' if record.patients else PHANTOM})",
+            columns=("step", "name", "data set", "training", "validation", "test", "teaches"),
+            rows=tuple(
+                (
+                    f"{i}" if i <= about.step else f"{i} (not in this model)",
+                    step.name,
+                    step.source,
+                    str(len(course.train[i - 1])),
+                    str(len(splits[i - 1].get("validation", ()))),
+                    str(len(course.test[i - 1])),
+                    ", ".join(step.learns),
+                )
+                for i, step in enumerate(course.steps, 1)
+            ),
+            keys=3,
+        ),
+        "md",
+    )
+    pre = about.preprocessing
+    options = {k: v for k, v in record.strategy_options.items() if k != "version"}
+    facts = [
+        ("past images opened", past_card(record)),
+        ("strategy's options", json.dumps(options, sort_keys=True)),
+        ("profile", f"{record.identity.profile['name']}, seed {record.seed}"),
+        ("weights", f"{about.parameters:,} numbers"),
+        ("grid", f"{' x '.join(f'{v:g}' for v in pre.spacing_mm)} mm"),
+        ("window", f"{pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU"),
+        ("patch", f"{' x '.join(map(str, pre.patch_vox))} voxels"),
+        ("text encoding", str(record.text_encoding.get("encoding", "not recorded"))),
+        ("backbone weights from a file", _backbone(record)),
+        ("data fingerprint", record.data_fingerprint),
+        ("hardware", record.device),
+        ("versions", ", ".join(f"{k} {v}" for k, v in sorted(record.versions.items()))),
+        ("what the strategy remembers", _memory(about)),
+    ]
+    rows = tuple((k, v) for k, v in facts)
+    yield render(Table(title="How", columns=("what", "value"), rows=rows, keys=2), "md")
+    warnings = [str(w.get("message", w)) for w in record.warnings or ()]
+    if warnings:
+        yield "Warnings of the run:\n\n" + _bullets(warnings)
+
+
+def _backbone(record: RunRecord) -> str:
+    if not (loaded := record.backbone_weights):
+        return "none"
+    said = loaded.get("trained_on") or "training data not declared"
+    overlap = loaded.get("overlap")
+    return f"{len(loaded['loaded'])} tensors; {said}" + (
+        f"; NAMES DATA OF THIS COURSE: {', '.join(overlap)}" if overlap else ""
+    )
+
+
+def _memory(about: Described) -> str:
+    if not about.memory:
+        return "nothing beside the weights"
+    names = sorted(dict.fromkeys(str(k).partition("/")[0] for k in about.memory))
+    return f"{len(about.memory)} entries ({', '.join(names)}), exported with the weights"
+
+
+def _interval(found: Interval | None, form: Callable[[float], str] = number) -> str:
+    if found is None:
+        return EMPTY
+    if math.isnan(found.low):
+        return form(found.estimate)
+    return f"{form(found.estimate)} [{form(found.low)}, {form(found.high)}]"
+
+
+def _on(about: Described) -> str:
+    return "" if about.record.patients else f" on the {PHANTOM}"
+
+
+def _scores_table(about: Described, scores: Scores, rows: Sequence[StructureScore]) -> str:
+    def count(row: StructureScore) -> str:
+        return str(row.end.n) if row.end else EMPTY
+
+    (strategy,) = scores.strategies
+    whole = _mean(strategy, dict.fromkeys(about.structures, about.step))
+    flags = dict.fromkeys(f for r in rows if r.end for f in r.end.flags)
+    return render(
+        Table(
+            title=f"Dice{_on(about)}, {SCORING} scoring",
+            columns=(
+                "structure", "after its own step", f"after step {about.step}", "patients", "missed",
+            ),
+            rows=(
+                *(
+                    (r.structure, _interval(r.own), _interval(r.end), count(r), str(r.missed))
+                    for r in rows
+                ),
+                (f"mean of {len(rows)}", EMPTY, _interval(whole), EMPTY, EMPTY),
+            ),
+            notes=(
+                f"[{LEVEL:.0%} interval] over test patients of the structure's own data set (t)",
+                "missed: cases that hold it, nothing found",
+                *(f"intervals: {flag}" for flag in flags),
+            ),
+        ),
+        "md",
+    )  # fmt: skip
+
+
+def _forgotten(about: Described, scores: Scores, rows: Sequence[StructureScore]) -> str:
+    old = [r for r in rows if r.learned_at < about.step]
+    if not old:
+        return "Nothing can be: this is the model after the step that taught all its structures."
+    (strategy,) = scores.strategies
+    (r,) = strategy.r
+    gone = continual.forgetting(r, {x.structure: x.learned_at for x in old}, about.step)
+    worst = sorted(old, key=lambda x: -gone.get(x.structure, math.nan))
+    change = _change(strategy, {x.structure: x.learned_at for x in old}, about.step)
+    table = Table(
+        title=f"Old structures{_on(about)}, most forgotten first",
+        columns=("structure", "change of Dice since its own step", "forgetting"),
+        rows=(
+            *(
+                (x.structure, _interval(x.change, signed), number(gone.get(x.structure, math.nan)))
+                for x in worst
+            ),
+            (
+                f"mean of {len(old)}",
+                _interval(change, signed),
+                number(continual.mean(gone.values())),
+            ),
+        ),
+        notes=(
+            f"change: step {about.step} minus own step, patient by patient, [{LEVEL:.0%} interval]",
+            "forgetting: best earlier step minus this one (Chaudhry et al. 2018)",
+        ),
+    )
+    return render(table, "md")
+
+
+def _limits(about: Described) -> Iterator[str]:
+    if not about.record.patients:
+        yield f"Anything about patients: {PHANTOM}."
+    sources = dict.fromkeys(s.source for s in about.record.course.steps)
+    yield (
+        "Other hospitals, scanners or populations: test cases come from the data sets of the "
+        f"training cases ({', '.join(sources)})."
+    )
+    yield "How far another training run differs: this is one run, of one seed."
+    yield "Clinical use: this is a research model and no medical device."
+
+
+def _use(about: Described) -> str:
+    record = about.record
+    run = f"results/{record.identity.bench}/{record.strategy}/{record.run_id}"
+    lines = [
+        "```",
+        "clbench import THIS_FOLDER --out results",
+        f"clbench predict {run} NEW_CTS --out predictions",
+        "```",
+        "",
+        f"Made with clbench {record.versions.get('clbench', '(version not recorded)')}.",
+        "The folder holds tensors (safetensors), tables and text, and no code.",
+        "`run.json` and `scores.csv` name the training and test cases by their ids.",
+    ]
+    plugin = record.settings.get("strategy", "")
+    if ":" in plugin:
+        lines += ["", f"The strategy is `{plugin}`, which is no part of clbench and must be there."]
+    return "\n".join(lines)
+
+
+def _to_fill_in(about: Described) -> Iterator[str]:
+    yield f"Licence of the weights: {FILL_IN}"
+    for name in dict.fromkeys(s.source for s in about.record.course.steps[: about.step]):
+        source = about.benchmark.source(name)
+        owner = source.licence or "not stated in the course file"
+        yield f"Licence of the data set {source.title} ({name}), by its owner: {owner} {source.url}"
+    for field in ("Authors and contact", "Copyright", "Intended use", "How to cite"):
+        yield f"{field}: {FILL_IN}"
+
+
+# ---------------------------------------------------------------------------- MONAI's metadata.json
+
+
+def monai_metadata(about: Described) -> dict[str, Any]:
+    """`metadata.json` as a MONAI bundle has it.
+
+    Source: the MONAI Bundle Specification, section "metadata.json File".
+    """
+    record, pre = about.record, about.preprocessing
+    (strategy,) = scores_of_run(about).strategies
+    mean = _mean(strategy, dict.fromkeys(about.structures, about.step))
+    patch = list(pre.patch_vox)
+    phantom = "" if record.patients else f"{PHANTOM}. "
+    name = "mean_dice" if record.patients else "mean_dice_phantom"
+    image = {
+        "type": "image",
+        "format": "hounsfield",
+        "modality": "CT",
+        "num_channels": 1,
+        "spatial_shape": patch,
+        "dtype": "float32",
+        "value_range": [0, 1],
+        "is_patch_data": True,
+        "channel_def": {
+            "0": f"CT, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU mapped to 0 to 1"
+        },
+    }
+    return {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "changelog": {VERSION: f"run {record.run_id}, model after step {about.step}"},
+        "monai_version": _release(record, "monai"),
+        "pytorch_version": _release(record, "torch"),
+        "numpy_version": _release(record, "numpy"),
+        "required_packages_version": {
+            "clbench": _release(record, "clbench"),
+            "nibabel": _release(record, "nibabel"),
+            "scipy": _release(record, "scipy"),
+        },
+        "name": about.title,
+        "task": f"{phantom}Segmentation of {len(about.structures)} structures in CT",
+        "description": f"{phantom}Taught by continual learning in {about.step} step(s) with "
+        f"{record.strategy}; see README.md",
+        "authors": FILL_IN,
+        "copyright": FILL_IN,
+        "intended_use": f"Research. {FILL_IN}",
+        "data_source": ", ".join(
+            dict.fromkeys(s.source for s in record.course.steps[: about.step])
+        ),
+        "data_type": "NIfTI" if record.patients else "synthetic CT",
+        "eval_metrics": {} if mean is None else {name: mean.estimate},
+        "spacing_mm": list(pre.spacing_mm),
+        "network_data_format": {
+            "inputs": {"image": image},
+            "outputs": {
+                "pred": {
+                    "type": "image",
+                    "format": "classes",
+                    "modality": "n/a",
+                    "num_channels": len(about.structures),
+                    "spatial_shape": patch,
+                    "dtype": "float32",
+                    "value_range": [0, 1],
+                    "is_patch_data": True,
+                    "channel_def": {str(k): name for k, name in enumerate(about.structures)},
+                }
+            },
+        },
+    }
+
+
+def _release(record: RunRecord, package: str) -> str:
+    """A package's version without its build (`2.13.0`, not `2.13.0+cpu`)."""
+    return str(record.versions.get(package, "unknown")).partition("+")[0]
