@@ -35,7 +35,7 @@ FLOORS = (
     {"training"},
     {"run"},
     {"report"},
-    {"testing", "avalanche", "deployment"},
+    {"testing", "avalanche", "deployment", "grid"},
     {"strategies", "cli"},
     {"__main__"},
 )

@@ -102,6 +102,26 @@ def locked(
             lock.release()
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock of `locked`; nothing is made where none ever did.
+
+    Args:
+        path: the lock file.
+    """
+    held = path.with_name(f"{path.name}.held")
+    if not path.exists() and not held.exists():
+        return False
+    lock: BaseFileLock = SoftFileLock(held) if held.exists() else FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):  # a place that can only be read: nobody works there
+        return False
+    lock.release()
+    return False
+
+
 def sync_folder(folder: Path) -> None:
     """Let a rename in the folder outlast a power cut, where the file system can do that."""
     with contextlib.suppress(OSError):

@@ -1,0 +1,254 @@
+"""Commands for many runs: work off a study, and see how far it is."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clbench.cli.options import RESULTS, app, one_of, parse_seeds, parse_splits, show
+from clbench.errors import SettingError, TrainingError
+
+if TYPE_CHECKING:
+    from clbench.grid.jobs import Job
+    from clbench.grid.study_file import Cell, StudyFile
+    from clbench.report.tables.render import Table
+    from clbench.run.plan import Plan
+
+Study = Annotated[
+    Path | None, typer.Argument(metavar="[STUDY.toml]", help="Courses, strategies, seeds, …")
+]
+Courses = Annotated[list[str] | None, typer.Option("--bench", help="Course; repeat for more.")]
+Strategies = Annotated[
+    list[str] | None, typer.Option("--strategy", help="Strategy; repeat for more.")
+]
+Seeds = Annotated[str, typer.Option(help="0-2 or 0,1,2.")]
+Profiles = Annotated[list[str] | None, typer.Option("--profile", help="As in clbench run.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="As in clbench run.")]
+Data = Annotated[str | None, typer.Option(help="As in clbench run; of every course.")]
+Splits = Annotated[list[str] | None, typer.Option("--split", help="As in clbench run.")]
+Out = Annotated[Path, typer.Option(help="Where run folders go.")]
+Cache = Annotated[Path | None, typer.Option(help="As in clbench run.")]
+
+
+@app.command()
+def grid(
+    study: Study = None,
+    bench: Courses = None,
+    strategy: Strategies = None,
+    seeds: Seeds = "0",
+    profile: Profiles = None,
+    set_: Settings = None,
+    data: Data = None,
+    split: Splits = None,
+    out: Out = RESULTS,
+    cache: Cache = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at a time; default one per GPU, or as the cores allow."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each run.")] = 1,
+    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what is done and what is left; start nothing.")
+    ] = False,
+) -> None:
+    """Make every run of a study that is not finished; the same command goes on."""
+    from clbench.grid.local import slots, work_off
+
+    gpus = one_of("--device", device, {"auto": _gpus(), "cpu": 0})
+    planned = _plan(_study(study, bench, strategy, seeds, profile, set_, data, split, out), cache)
+    show(_table(planned), "terminal")
+    if dry_run:
+        return
+    places = slots(jobs, threads, gpus=gpus, cpus=_cpus())
+    more = [] if cache is None else ["--cache", str(cache)]
+    left = sum(not job.is_finished() for job in planned)
+    if left:
+        typer.echo(f"{left} runs to make, {len(places)} at a time, {threads} thread(s) each")
+    failed = work_off(planned, places, more=more, watch=lambda event: _say(event, planned))
+    show(_table(planned), "terminal")
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(planned)} runs failed",
+            where="; ".join(job.cell.name for job in failed),
+            got="\n".join(_failure(job) for job in failed),
+            next_step="mend the cause and run the same command again: it goes on with these alone",
+        )
+
+
+@app.command()
+def status(
+    study: Study = None,
+    bench: Courses = None,
+    strategy: Strategies = None,
+    seeds: Seeds = "0",
+    profile: Profiles = None,
+    set_: Settings = None,
+    data: Data = None,
+    split: Splits = None,
+    out: Out = RESULTS,
+    cache: Cache = None,
+    every: Annotated[
+        float | None, typer.Option(min=1, help="Look again after so many seconds, until Ctrl-C.")
+    ] = None,
+) -> None:
+    """How far the runs of a study are, and how long the rest will take."""
+    import time
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from clbench.report.tables.render import render
+
+    planned = _plan(_study(study, bench, strategy, seeds, profile, set_, data, split, out), cache)
+    if every is None:
+        show(_table(planned), "terminal")
+        return
+    from rich.text import Text
+
+    with Live(console=Console(), auto_refresh=False) as live:
+        while True:
+            live.update(Text(render(_table(planned), "terminal")), refresh=True)
+            if all(job.is_finished() for job in planned):
+                return
+            time.sleep(every)
+
+
+def _study(
+    path: Path | None,
+    bench: list[str] | None,
+    strategy: list[str] | None,
+    seeds: str,
+    profile: list[str] | None,
+    overrides: list[str] | None,
+    data: str | None,
+    split: list[str] | None,
+    out: Path,
+) -> StudyFile:
+    """The study of a file, or of the options that stand for one."""
+    from clbench.grid.study_file import StudyFile, read_study
+
+    if (path is None) == (bench is None and strategy is None):
+        raise SettingError(
+            "a study is a file, or --bench and --strategy",
+            expected="`clbench grid STUDY.toml`, or "
+            "`clbench grid --bench tumor_ext --strategy universal --strategy lwf --seeds 0-2`",
+            got="both" if path else "neither",
+        )
+    if path is not None:
+        return read_study(path)
+    courses = tuple(bench or ())
+    return StudyFile(
+        courses=courses,
+        strategies=tuple(strategy or ()),
+        seeds=tuple(parse_seeds(seeds)),
+        profiles=tuple(profile or ()),
+        settings={"": tuple(overrides)} if overrides else {},
+        data=dict.fromkeys(courses, data) if data else {},
+        splits=dict.fromkeys(courses, tuple(split)) if split else {},
+        out=str(out),
+    )
+
+
+def _plan(study: StudyFile, cache: Path | None) -> list[Job]:
+    from clbench.grid.jobs import plan_jobs
+    from clbench.grid.study_file import cells
+    from clbench.run.plan import RunSettings, make_plan
+
+    def plan(cell: Cell) -> Plan:
+        return make_plan(
+            RunSettings(
+                bench=cell.bench,
+                strategy=cell.strategy,
+                seed=cell.seed,
+                profile=cell.profile,
+                data=cell.data,
+                splits=parse_splits(list(cell.splits)),
+                out=cell.out,
+                overrides=cell.overrides,
+                device="cpu",  # planning computes nothing
+                cache=cache,
+            )
+        )
+
+    return plan_jobs(cells(study), plan)
+
+
+def _table(jobs: list[Job]) -> Table:
+    """Runs by strategy and state, and how long the rest will take."""
+    from clbench.grid.jobs import State, estimate, states
+    from clbench.report.tables.render import Table
+
+    now = states(jobs)
+    rows: dict[tuple[str, ...], Counter[State]] = {}
+    for job, state in zip(jobs, now, strict=True):
+        cell = job.cell
+        key = (job.bench, job.profile, cell.settings or "default", cell.strategy)
+        rows.setdefault(key, Counter())[state] += 1
+    rest = estimate(jobs, now)
+    taught = {job.shared for job in jobs if job.first_step.exists()}
+    shared = len({job.shared for job in jobs})
+    notes = [f"first steps: {len(taught)} of {shared} taught; runs with equal ones share them"]
+    if any(state is not State.FINISHED for state in now):
+        notes.append(f"work left, one run after the other: {_duration(rest.seconds)}")
+    if rest.unmeasured and not math.isnan(rest.seconds):
+        notes.append(
+            f"{rest.unmeasured} runs of strategies without a finished run are taken to last as "
+            "long as the others"
+        )
+    notes += [_failure(job) for job, state in zip(jobs, now, strict=True) if state is State.FAILED]
+    return Table(
+        title=f"{len(jobs)} runs: "
+        + ", ".join(f"{count} {state}" for state in State if (count := now.count(state))),
+        columns=("course", "profile", "settings", "strategy", *State),
+        rows=tuple(
+            (*key, *(str(count[state]) if count[state] else "" for state in State))
+            for key, count in rows.items()
+        ),
+        notes=tuple(notes),
+    )
+
+
+def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "not known before a run of each course is finished"
+    return f"about {timedelta(seconds=round(seconds))}"
+
+
+def _failure(job: Job) -> str:
+    """Why a run failed: its status, its last lines, its log."""
+    failure = job.failed() or {}
+    how = f"signal {failure['signal']}" if failure.get("signal") else f"status {failure['status']}"
+    last = "".join(f"\n    {line}" for line in failure.get("last_lines", ()))
+    return f"{job.cell.name} failed with {how}; {job.log} ends with:{last}"
+
+
+def _say(event: Mapping[str, Any], jobs: list[Job]) -> None:
+    """A line for a run that began or ended."""
+    job: Job = event["job"]
+    if event["event"] == "started":
+        typer.echo(f"started: {job.cell.name}; output in {job.log}")
+        return
+    if event["event"] == "elsewhere":
+        typer.echo(f"left alone, another process makes it: {job.cell.name}")
+        return
+    finished = sum(j.is_finished() for j in jobs)
+    word = "failed" if job.failed() else "finished" if job.is_finished() else "stopped"
+    typer.echo(f"{word}: {job.cell.name} ({finished} of {len(jobs)} finished)")
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

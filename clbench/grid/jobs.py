@@ -1,0 +1,207 @@
+"""The runs of a study as jobs: where each one's folder is, what it shares, how far it is."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from clbench.errors import SettingError
+from clbench.grid.study_file import Cell
+from clbench.run.plan import Plan
+from clbench.store import files
+from clbench.store.record import RunRecord
+
+LOGS = "_logs"
+"""Folder of results that holds the output of the runs of a grid, and why some failed."""
+TAIL_LINES = 12
+"""Last lines of a failed run that are shown."""
+
+
+class State(StrEnum):
+    """How far a run is."""
+
+    FINISHED = "finished"
+    RUNNING = "running"
+    WAITING = "waiting"
+    """For another run to teach the first step that it shares."""
+    FAILED = "failed"
+    TO_DO = "to do"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """One run, planned: nothing of it needs to be there yet."""
+
+    cell: Cell
+    """What was asked for."""
+    bench: str
+    """Name of the course."""
+    folder: Path
+    """Of the run."""
+    shared: Path
+    """Folder of the first step, which runs with equal first steps share."""
+    steps: int
+    """Of the course."""
+    profile: str
+    """Name of its profile."""
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes."""
+        name = f"{self.bench}_{self.folder.parent.name}_{self.folder.name}.log"
+        return self.cell.out / LOGS / name
+
+    @property
+    def failure(self) -> Path:
+        """Says why the last attempt failed; absent where it did not."""
+        return self.log.with_suffix(".json")
+
+    @property
+    def first_step(self) -> Path:
+        """The checkpoint of the first step."""
+        return self.shared / "step1.pt"
+
+    def command(self) -> str:
+        """The command that makes the run, to be pasted."""
+        return shlex.join(["clbench", "run", *self.cell.words()])
+
+    def record(self) -> RunRecord | None:
+        """`run.json`; None: it is not there yet."""
+        return RunRecord.read(self.folder) if (self.folder / "run.json").exists() else None
+
+    def is_finished(self) -> bool:
+        """Whether all steps are taught and examined."""
+        record = self.record()
+        return record is not None and record.status == "finished"
+
+    def is_running(self) -> bool:
+        """Whether a process works on it, here or on another machine that shares its files."""
+        return files.is_locked(self.folder / ".lock")
+
+    def teaches_first_step(self) -> bool:
+        """Whether a process teaches the first step that it shares."""
+        return files.is_locked(self.shared / ".lock")
+
+    def failed(self) -> Mapping[str, Any] | None:
+        """Exit status and last lines of the attempt that failed; None: none did."""
+        return files.read_json(self.failure) if self.failure.exists() else None
+
+
+def plan_jobs(cells: Iterable[Cell], plan: Callable[[Cell], Plan]) -> list[Job]:
+    """A job per cell; two cells that are one run are refused.
+
+    Args:
+        cells: what was asked for.
+        plan: opens the data of a cell, and fixes its identity.
+
+    Raises:
+        ClbenchError: a cell that cannot be planned, named; nothing has been started.
+    """
+    jobs: list[Job] = []
+    seen: dict[Path, Cell] = {}
+    for cell in cells:
+        planned = plan(cell)
+        if (other := seen.setdefault(planned.folder, cell)) is not cell:
+            raise SettingError(
+                "two entries of the study are one run",
+                where=f"{other.name}; {cell.name}",
+                expected="settings that differ in something that a run depends on",
+                got=planned.folder,
+                next_step="remove one of the two",
+            )
+        jobs.append(
+            Job(
+                cell=cell,
+                bench=planned.benchmark.name,
+                folder=planned.folder,
+                shared=planned.shared,
+                steps=len(planned.benchmark.steps),
+                profile=planned.profile.name,
+            )
+        )
+    return jobs
+
+
+def states(jobs: Sequence[Job]) -> list[State]:
+    """How far each job is, read from the folders of results."""
+    found = []
+    taught = {job.shared: job.first_step.exists() for job in jobs}
+    busy = {job.shared: not taught[job.shared] and job.teaches_first_step() for job in jobs}
+    for job in jobs:
+        if job.is_finished():
+            found.append(State.FINISHED)
+        elif job.is_running():
+            found.append(State.RUNNING)
+        elif job.failed() is not None:
+            found.append(State.FAILED)
+        elif busy[job.shared]:
+            found.append(State.WAITING)
+        else:
+            found.append(State.TO_DO)
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """How long what is left will take, from runs that were measured."""
+
+    seconds: float
+    """Of work, one run after the other; nan where nothing comparable was measured."""
+    unmeasured: int
+    """Runs whose strategy was not measured; they are taken to last as long as the others."""
+
+
+def estimate(jobs: Sequence[Job], states: Sequence[State]) -> Estimate:
+    """Work that is left, by the mean of finished runs of the same course, profile and strategy.
+
+    A first step is counted once for all that share it. A run that has begun counts with the steps
+    it lacks.
+
+    Args:
+        jobs: of the study.
+        states: of each.
+    """
+    own: dict[tuple[str, str, str, int], list[float]] = {}
+    for job, state in zip(jobs, states, strict=True):
+        record = job.record() if state is State.FINISHED else None
+        for step, seconds in _step_seconds(record).items():
+            own.setdefault((job.bench, job.profile, job.cell.strategy, step), []).append(seconds)
+    left, unmeasured = 0.0, 0
+    first_steps: set[Path] = set()
+    for job, state in zip(jobs, states, strict=True):
+        if state is State.FINISHED:
+            continue
+        record = job.record()
+        done = record.steps_done if record else 0
+        known = True
+        for step in range(done + 1, job.steps + 1):
+            if step == 1 and (job.first_step.exists() or job.shared in first_steps):
+                continue
+            first_steps.add(job.shared)
+            key = (job.bench, job.profile, job.cell.strategy, step)
+            values = own.get(key) or [
+                v
+                for (bench, profile, _, number), measured in own.items()
+                if (bench, profile, number) == (job.bench, job.profile, step)
+                for v in measured
+            ]
+            known &= key in own
+            left += fmean(values) if values else float("nan")
+        unmeasured += not known
+    return Estimate(seconds=left, unmeasured=unmeasured)
+
+
+def _step_seconds(record: RunRecord | None) -> dict[int, float]:
+    """Step → seconds of teaching and examination that a run measured."""
+    if record is None:
+        return {}
+    return {
+        int(step): float(cost["train"]["train_s"]) + float(cost.get("examine_s", 0))
+        for step, cost in record.cost.items()
+        if "train" in cost
+    }

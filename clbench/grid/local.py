@@ -1,0 +1,186 @@
+"""Working off jobs on this machine: one process per GPU, or processes of few threads on a CPU.
+
+Each run is a process of `clbench run`, so one that dies takes nothing with it, and leaves its lock.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from clbench import signals
+from clbench.errors import SettingError
+from clbench.grid.jobs import TAIL_LINES, Job
+from clbench.store import files
+
+COMMAND = (sys.executable, "-m", "clbench", "run")
+"""What makes one run."""
+POLL_S = 0.5
+"""Seconds between two looks at the processes."""
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal a process gets when the one that started it has died."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Slot:
+    """A place where one run at a time computes."""
+
+    device: str
+    """Of `--device`."""
+    threads: int
+    """Of `--threads`."""
+    environment: Mapping[str, str]
+    """What its process gets beside this one's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Started:
+    job: Job
+    slot: Slot
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+
+
+def slots(count: int | None, threads: int, *, gpus: int, cpus: int) -> list[Slot]:
+    """Where runs compute: a GPU each, or the CPU's cores shared out.
+
+    Args:
+        count: runs at a time; None: one per GPU, or as many as there are cores for.
+        threads: CPU threads of each.
+        gpus: there are.
+        cpus: there are.
+
+    Raises:
+        SettingError: more than one run per GPU, or no run at all.
+    """
+    if gpus:
+        if count is not None and count > gpus:
+            raise SettingError(
+                "more runs at a time than GPUs",
+                where="--jobs",
+                expected=f"at most {gpus}",
+                got=count,
+                next_step=f"--jobs {gpus}, or --device cpu",
+            )
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(i) for i in range(gpus)]
+        return [
+            Slot(device="cuda", threads=threads, environment={"CUDA_VISIBLE_DEVICES": name})
+            for name in names[: gpus if count is None else count]
+        ]
+    number = max(1, cpus // threads) if count is None else count
+    environment = {"OMP_NUM_THREADS": str(threads)}
+    return [Slot(device="cpu", threads=threads, environment=environment)] * number
+
+
+def work_off(
+    jobs: Sequence[Job],
+    places: Sequence[Slot],
+    *,
+    more: Sequence[str] = (),
+    watch: Callable[[Mapping[str, Any]], None] = lambda event: None,
+) -> list[Job]:
+    """Make every run that is not finished; return those that failed.
+
+    Runs whose first step nobody has taught wait while another one teaches it. A run that another
+    process makes is left to it. Asked to stop, all runs are, at their next saved place.
+
+    Args:
+        jobs: of the study.
+        places: where they compute.
+        more: further words of `clbench run` for each, such as `--cache DIR`.
+        watch: is told of `started`, `ended` and `elsewhere`, each with the job.
+
+    Raises:
+        Stopped: by a signal; the same command goes on.
+    """
+    todo = [job for job in jobs if not job.is_finished()]
+    started: list[_Started] = []
+    free = list(places)
+    failed: list[Job] = []
+    with signals.listening():
+        try:
+            while todo or started:
+                while free and not signals.asked() and (job := _next(todo, started)) is not None:
+                    todo.remove(job)
+                    if job.is_running():
+                        watch({"event": "elsewhere", "job": job})
+                        continue
+                    started.append(_start(job, free.pop(), more))
+                    watch({"event": "started", "job": job})
+                for one in [s for s in started if s.process.poll() is not None]:
+                    started.remove(one)
+                    free.append(one.slot)
+                    if _ended(one) is not None:
+                        failed.append(one.job)
+                    watch({"event": "ended", "job": one.job})
+                if signals.asked():
+                    break
+                time.sleep(POLL_S)
+        finally:
+            for one in started:
+                one.process.send_signal(signal.SIGTERM)
+            for one in started:
+                one.process.wait()
+                _ended(one)
+        signals.check(f"{len(todo) + len(started)} runs left")
+    return failed
+
+
+def _next(todo: Sequence[Job], started: Sequence[_Started]) -> Job | None:
+    """The first job that need not wait for a first step; None: all of them must."""
+    teaching = {one.job.shared for one in started if not one.job.first_step.exists()}
+    others = {job.shared: job for job in todo if job.shared not in teaching}
+    teaching |= {
+        shared
+        for shared, job in others.items()
+        if not job.first_step.exists() and job.teaches_first_step()  # by another process
+    }
+    return next((job for job in todo if job.shared not in teaching), None)
+
+
+def _start(job: Job, slot: Slot, more: Sequence[str]) -> _Started:
+    files.make_folder(job.log.parent)
+    job.failure.unlink(missing_ok=True)
+    log = job.log.open("ab")
+    words = [*job.cell.words(), "--device", slot.device, "--threads", str(slot.threads), *more]
+    process = subprocess.Popen(  # noqa: S603  # words are no shell's
+        [*COMMAND, *words],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, **slot.environment},
+        start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # one thread
+    )
+    return _Started(job=job, slot=slot, process=process, log=log)
+
+
+def _end_with_parent() -> None:
+    """Have this process asked to stop when the one that started it is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _ended(one: _Started) -> Mapping[str, Any] | None:
+    """Note what became of a process; returns why it failed, None where it did not."""
+    one.log.close()
+    status = one.process.returncode
+    if status in (0, signals.STATUS):
+        return None
+    lines = one.job.log.read_text(encoding="utf-8", errors="replace").splitlines()
+    name = signal.Signals(-status).name if status < 0 else None
+    failure = {
+        "status": status,
+        "signal": name,
+        "last_lines": lines[-TAIL_LINES:],
+        "command": one.job.command(),
+    }
+    files.write_json(one.job.failure, failure)
+    return failure

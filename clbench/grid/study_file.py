@@ -1,0 +1,144 @@
+"""The file of a study: courses, strategies, seeds, profiles and settings; each combination a run.
+
+    courses = ["tumor_ext", "my_course.toml"]
+    strategies = ["universal", "lwf"]
+    seeds = [0, 1, 2]
+
+    [data]                       # absent: the phantom
+    tumor_ext = "btcv=/data/BTCV,lits=/data/LiTS"
+
+    [settings]                   # absent: the defaults alone
+    default = []
+    slow = ["train.lr=0.0001"]
+
+Names, paths and words are those of `clbench run`; paths are seen from the working folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from clbench.errors import SpecError
+from clbench.spec.toml import read_toml
+from clbench.spec.validation import Names, checked, from_toml
+
+Seed = Annotated[int, Field(ge=0)]
+Some = Annotated[tuple[str, ...], Field(min_length=1, description="a list of at least one name")]
+
+
+@checked(SpecError)
+class StudyFile:
+    """Runs to be made: the product of courses, profiles, settings, strategies and seeds."""
+
+    courses: Some
+    """Names, or paths of course files."""
+    strategies: Some
+    """Names, or `module:Class`."""
+    seeds: Annotated[
+        tuple[Seed, ...],
+        Field(min_length=1, description="a list of at least one whole number of at least 0"),
+    ] = (0,)
+    """Training runs of each strategy."""
+    profiles: Names = ()
+    """Empty: `quick` on the phantom, `paper` on real data."""
+    settings: Annotated[
+        Mapping[str, Names],
+        Field(description='a table of lists, such as slow = ["train.lr=0.0001"]'),
+    ] = field(default_factory=dict)
+    """Name → `group.name=value` words; empty: the defaults alone."""
+    data: Annotated[
+        Mapping[str, str], Field(description='a table such as tumor_ext = "btcv=PATH,lits=PATH"')
+    ] = field(default_factory=dict)
+    """Course → `--data` of its runs; absent: the phantom."""
+    splits: Annotated[
+        Mapping[str, Names], Field(description='a table such as tumor_ext = ["btcv=FILE.toml"]')
+    ] = field(default_factory=dict)
+    """Course → `--split` words of its runs."""
+    out: str = "results"
+    """Where run folders go."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One run of a study, in the words of `clbench run`."""
+
+    bench: str
+    """Name or path of the course."""
+    strategy: str
+    """Its name."""
+    seed: int
+    """Of the training."""
+    profile: str | None
+    """None: the default of its data."""
+    settings: str
+    """Name of its settings; empty for the defaults."""
+    overrides: tuple[str, ...]
+    """What these are."""
+    data: str | None
+    """None: the phantom."""
+    splits: tuple[str, ...]
+    """`SOURCE=FILE.toml` words."""
+    out: Path
+    """Where run folders go."""
+
+    @property
+    def name(self) -> str:
+        """Tells it from every other one of the study."""
+        parts = (self.bench, self.profile, self.settings, self.strategy, f"seed {self.seed}")
+        return ", ".join(p for p in parts if p)
+
+    def words(self) -> list[str]:
+        """The arguments of `clbench run` that make it."""
+        words = ["--bench", self.bench, "--strategy", self.strategy, "--seed", str(self.seed)]
+        for option, value in (("--profile", self.profile), ("--data", self.data)):
+            words += [option, value] if value is not None else []
+        for option, values in (("--split", self.splits), ("--set", self.overrides)):
+            words += [word for value in values for word in (option, value)]
+        return [*words, "--out", str(self.out)]
+
+
+def read_study(path: Path) -> StudyFile:
+    """Read a study file.
+
+    Raises:
+        SpecError: no TOML, an unknown field, an empty list, or settings of a course not in it.
+    """
+    study = from_toml(StudyFile, read_toml(path), raised=SpecError, where=path)
+    for key, table in (("data", study.data), ("splits", study.splits)):
+        if strange := sorted(set(table) - set(study.courses)):
+            raise SpecError(
+                f"{key} of a course that the study does not have",
+                where=path,
+                expected=", ".join(study.courses),
+                got=", ".join(strange),
+            )
+    return study
+
+
+def cells(study: StudyFile) -> Iterator[Cell]:
+    """Every run of a study: courses outermost, seeds innermost."""
+    product = itertools.product(
+        dict.fromkeys(study.courses),
+        dict.fromkeys(study.profiles) or (None,),
+        (study.settings or {"": ()}).items(),
+        dict.fromkeys(study.strategies),
+        dict.fromkeys(study.seeds),
+    )
+    for course, profile, (settings, overrides), strategy, seed in product:
+        yield Cell(
+            bench=course,
+            strategy=strategy,
+            seed=seed,
+            profile=profile,
+            settings=settings,
+            overrides=overrides,
+            data=study.data.get(course),
+            splits=study.splits.get(course, ()),
+            out=Path(study.out),
+        )

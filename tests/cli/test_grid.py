@@ -1,0 +1,59 @@
+"""`clbench grid` and `clbench status` on finished runs; planning starts nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from clbench.cli import app
+from clbench.store.files import sha256
+
+RUNNER = CliRunner()
+
+
+def study(tmp_path: Path, out: Path, seeds: str = "[0]") -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(
+        'courses = ["tumor_ext"]\nstrategies = ["universal"]\nprofiles = ["smoke"]\n'
+        f'seeds = {seeds}\nout = "{out}"\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_finished_runs_are_found_and_not_made_again(
+    smoke_run: Path, smoke_out: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    before = {p: sha256(p) for p in smoke_run.rglob("*") if p.is_file()}
+    words = [str(study(tmp_path, smoke_out)), "--cache", str(cache_root)]
+    result = RUNNER.invoke(app, ["grid", *words])
+    assert result.exit_code == 0, result.output
+    assert "1 runs: 1 finished" in result.output
+    assert "to make" not in result.output
+    assert before == {p: sha256(p) for p in smoke_run.rglob("*") if p.is_file()}
+
+
+def test_status_and_a_dry_run_show_what_is_left_and_start_nothing(
+    smoke_run: Path, smoke_out: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    words = [str(study(tmp_path, smoke_out, "[0, 1]")), "--cache", str(cache_root)]
+    before = sorted(smoke_run.parent.iterdir())
+    for command in (["status", *words], ["grid", *words, "--dry-run"]):
+        result = RUNNER.invoke(app, command)
+        assert result.exit_code == 0, result.output
+        assert "2 runs: 1 finished, 1 to do" in result.output
+        assert "first steps: 1 of 2 taught" in result.output
+        assert "work left, one run after the other: about 0:" in result.output
+    assert sorted(smoke_run.parent.iterdir()) == before
+
+
+def test_a_study_is_a_file_or_options(tmp_path: Path) -> None:
+    neither = RUNNER.invoke(app, ["grid"])
+    assert "a study is a file, or --bench and --strategy" in str(neither.exception)
+    both = RUNNER.invoke(app, ["status", str(tmp_path / "s.toml"), "--bench", "tumor_ext"])
+    assert "got:       both" in str(both.exception)
+    lacking = RUNNER.invoke(app, ["grid", "--bench", "tumor_ext"])
+    assert "strategies must be a list of at least one name" in str(lacking.exception)
+    unknown = RUNNER.invoke(app, ["grid", "--bench", "tumor_ext", "--strategy", "universel"])
+    assert "universal" in str(unknown.exception)

@@ -1,0 +1,80 @@
+"""Jobs of a study: one per run, their states, and how long the rest takes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from clbench.errors import SettingError
+from clbench.grid.jobs import Job, State, estimate, plan_jobs, states
+from clbench.grid.study_file import StudyFile, cells
+
+MakeJob = Callable[..., Job]
+
+
+def plan(folder: str) -> Any:
+    return SimpleNamespace(
+        benchmark=SimpleNamespace(name="tumor_ext", steps=[1, 2]),
+        profile=SimpleNamespace(name="quick"),
+        folder=Path(folder),
+        shared=Path("shared"),
+    )
+
+
+def test_two_cells_that_are_one_run_are_refused() -> None:
+    study = StudyFile(
+        courses=("tumor_ext",),
+        strategies=("lwf",),
+        settings={"default": (), "same": ("train.lr=0.001",)},
+    )
+    assert len(plan_jobs(cells(study), lambda cell: plan(cell.settings))) == 2
+    with pytest.raises(SettingError, match="one run") as err:
+        plan_jobs(cells(study), lambda cell: plan("x"))
+    assert "default, lwf, seed 0; tumor_ext, same, lwf, seed 0" in str(err.value.where)
+
+
+def finish(job: Job, record: Path, *, seconds: tuple[float, float], steps_done: int = 2) -> None:
+    """Give a job the record of a run that took so long per step."""
+    job.folder.mkdir(parents=True)
+    content = json.loads((record / "run.json").read_text(encoding="utf-8"))
+    content["cost"] = {
+        str(i): {"train": {"train_s": s - 1}, "examine_s": 1} for i, s in enumerate(seconds, 1)
+    }
+    content["steps_done"] = steps_done
+    content["status"] = "finished" if steps_done == 2 else "running"
+    (job.folder / "run.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_what_is_left_is_estimated_from_what_was_measured(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    jobs = [make_job(n, s) for n in ("lwf", "mib") for s in (0, 1, 2)]
+    assert math.isnan(estimate(jobs, states(jobs)).seconds)
+    finish(jobs[0], finished_record, seconds=(100, 30))
+    jobs[0].shared.mkdir(parents=True)
+    jobs[0].first_step.touch()
+    now = states(jobs)
+    assert now == [State.FINISHED] + [State.TO_DO] * 5
+    rest = estimate(jobs, now)
+    # two first steps, each shared by two strategies; five second steps
+    assert rest.seconds == pytest.approx(2 * 100 + 5 * 30)
+    assert rest.unmeasured == 3
+    finish(jobs[3], finished_record, seconds=(100, 70))
+    finish(jobs[1], finished_record, seconds=(100, 30), steps_done=1)
+    shutil.copytree(jobs[0].shared, jobs[1].shared)
+    rest = estimate(jobs, states(jobs))
+    # left: lwf 1 (step 2), lwf 2 (both), mib 1 (step 2), mib 2 (step 2)
+    assert rest.seconds == pytest.approx(30 + 100 + 30 + 70 + 70)
+    assert rest.unmeasured == 0
+
+
+def test_a_job_says_its_command(make_job: MakeJob) -> None:
+    job = make_job("lwf", 3)
+    assert job.command().startswith("clbench run --bench tumor_ext --strategy lwf --seed 3 --out ")

@@ -1,0 +1,153 @@
+"""Runs worked off by processes: shared steps, failures, stops, and what goes on afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clbench import signals
+from clbench.errors import SettingError
+from clbench.grid import local
+from clbench.grid.jobs import Job, State, states
+from clbench.grid.local import Slot, slots, work_off
+from clbench.store import files
+
+MakeJob = Callable[..., Job]
+CPU = Slot(device="cpu", threads=3, environment={})
+
+
+def trace(job: Job) -> list[str]:
+    """What the runs of a study wrote while teaching first steps."""
+    path = job.folder.parent.parent / "trace.txt"
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+def test_all_runs_end_and_a_shared_step_is_taught_once(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    jobs = [make_job(name, seed) for name in ("lwf", "mib", "own") for seed in (0, 1)]
+    more = ["--cache", str(finished_record)]
+    assert work_off(jobs, [CPU] * 3, more=more) == []
+    assert set(states(jobs)) == {State.FINISHED}
+    assert len(trace(jobs[0])) == 3  # seed 0, seed 1, and the own one of both `own` runs
+    assert jobs[0].log.read_text(encoding="utf-8") == "lwf 0 3\n"
+    assert not list(jobs[0].log.parent.glob("*.json"))
+    before = jobs[0].log.stat().st_mtime_ns
+    assert work_off(jobs, [CPU], more=more) == []
+    assert jobs[0].log.stat().st_mtime_ns == before  # nothing was started again
+
+
+def test_a_failed_run_is_named_with_its_last_lines_and_stops_no_other(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    jobs = [make_job("bad", 0), make_job("killed", 0), make_job("lwf", 0)]
+    more = ["--cache", str(finished_record)]
+    failed = work_off(jobs, [CPU] * 2, more=more)
+    assert {job.cell.strategy for job in failed} == {"bad", "killed"}
+    assert states(jobs) == [State.FAILED, State.FAILED, State.FINISHED]
+    bad, killed = jobs[0].failed(), jobs[1].failed()
+    assert bad is not None
+    assert killed is not None
+    assert (bad["status"], bad["last_lines"][-1]) == (1, "boom")
+    assert bad["command"].startswith("clbench run --bench tumor_ext --strategy bad --seed 0")
+    assert (killed["status"], killed["signal"]) == (-9, "SIGKILL")
+    log = jobs[2].log.read_text(encoding="utf-8")
+    assert work_off(jobs, [CPU], more=more) == [jobs[1]]  # `bad` finds its first step taught now
+    assert states(jobs) == [State.FINISHED, State.FAILED, State.FINISHED]
+    assert jobs[2].log.read_text(encoding="utf-8") == log  # it was not made again
+
+
+def test_a_run_of_another_process_is_left_to_it(make_job: MakeJob, finished_record: Path) -> None:
+    jobs = [make_job("lwf", 0), make_job("mib", 1)]
+    seen: list[tuple[str, str]] = []
+
+    def watch(event: Mapping[str, Any]) -> None:
+        seen.append((event["event"], event["job"].cell.strategy))
+
+    jobs[0].folder.mkdir(parents=True)
+    with files.locked(jobs[0].folder / ".lock"):
+        assert states(jobs) == [State.RUNNING, State.TO_DO]
+        work_off(jobs, [CPU], more=["--cache", str(finished_record)], watch=watch)
+    assert seen == [("elsewhere", "lwf"), ("started", "mib"), ("ended", "mib")]
+    assert states(jobs) == [State.TO_DO, State.FINISHED]
+
+
+def test_a_first_step_taught_by_another_process_is_waited_for(make_job: MakeJob) -> None:
+    job, other = make_job("lwf", 0), make_job("mib", 1)
+    job.shared.mkdir(parents=True)
+    with files.locked(job.shared / ".lock"):
+        assert states([job, other]) == [State.WAITING, State.TO_DO]
+        assert local._next([job, other], []) is other
+        assert local._next([job], []) is None
+        job.first_step.touch()
+        assert local._next([job], []) is job
+
+
+def test_asked_to_stop_all_runs_are_asked_and_nothing_is_orphaned(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    jobs = [make_job("endless", 0), make_job("lwf", 1)]
+    ready = jobs[0].folder.parent.parent / "endless.txt"
+    started: list[Job] = []
+
+    def watch(event: Mapping[str, Any]) -> None:
+        if event["event"] == "started":
+            started.append(event["job"])
+            waiting = threading.Event()
+            while not ready.exists():
+                waiting.wait(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(signals.Stopped, match="SIGTERM"):
+        work_off(jobs, [CPU], more=["--cache", str(finished_record)], watch=watch)
+    assert started == [jobs[0]]
+    assert states(jobs) == [State.TO_DO, State.TO_DO]
+    assert jobs[0].failed() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells processes of their parent's end")
+def test_runs_end_when_the_grid_is_killed(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job("endless", 0)
+    script = (
+        "from clbench.grid import local\n"
+        "import pickle, sys\n"
+        "local.COMMAND = tuple(sys.argv[1:])\n"
+        f"job = pickle.loads({__import__('pickle').dumps(job)!r})\n"
+        "slot = local.Slot(device='cpu', threads=1, environment={})\n"
+        "local.work_off([job], [slot], more=['--cache', '.'])\n"
+    )
+    grid = subprocess.Popen([sys.executable, "-c", script, *local.COMMAND])
+    waiting = threading.Event()
+    while not (job.folder.parent.parent / "endless.txt").exists():
+        waiting.wait(0.05)
+    assert job.is_running()
+    grid.kill()
+    grid.wait()
+    while job.is_running():
+        waiting.wait(0.05)
+    assert not job.is_finished()
+
+
+def test_places_are_gpus_or_shares_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [s.device for s in slots(None, 2, gpus=0, cpus=5)] == ["cpu", "cpu"]
+    assert len(slots(None, 8, gpus=0, cpus=2)) == 1
+    (one, *others) = slots(3, 1, gpus=0, cpus=2)
+    assert len(others) == 2
+    assert one.environment == {"OMP_NUM_THREADS": "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in slots(None, 1, gpus=2, cpus=2)] == [
+        "4",
+        "7",
+    ]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in slots(1, 1, gpus=2, cpus=2)] == ["0"]
+    with pytest.raises(SettingError, match="more runs at a time than GPUs"):
+        slots(3, 1, gpus=2, cpus=2)

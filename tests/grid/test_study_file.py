@@ -1,0 +1,75 @@
+"""A study file names runs; what it says wrongly is refused before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clbench.errors import SpecError
+from clbench.grid.study_file import StudyFile, cells, read_study
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "study.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
+    study = read_study(
+        written(
+            tmp_path,
+            """
+            courses = ["tumor_ext", "own/course.toml"]
+            strategies = ["universal", "lwf"]
+            seeds = [0, 2]
+            profiles = ["quick"]
+            out = "runs"
+            [settings]
+            default = []
+            slow = ["train.lr=0.0001", "train.epochs=2"]
+            [data]
+            tumor_ext = "btcv=/d/B,lits=/d/L"
+            [splits]
+            tumor_ext = ["btcv=own.toml"]
+            """,
+        )
+    )
+    made = list(cells(study))
+    assert len(made) == len({c.name for c in made}) == 16
+    assert [c.seed for c in made[:4]] == [0, 2, 0, 2]
+    assert made[0].words() == [
+        *("--bench", "tumor_ext", "--strategy", "universal", "--seed", "0"),
+        *("--profile", "quick", "--data", "btcv=/d/B,lits=/d/L", "--split", "btcv=own.toml"),
+        *("--out", "runs"),
+    ]
+    last = made[-1]
+    assert (last.bench, last.data, last.splits) == ("own/course.toml", None, ())
+    assert last.words()[-6:-2] == ["--set", "train.lr=0.0001", "--set", "train.epochs=2"]
+
+
+def test_absent_lists_are_the_defaults_and_doubles_count_once() -> None:
+    study = StudyFile(courses=("tumor_ext",), strategies=("lwf", "lwf"), seeds=(1, 1))
+    (only,) = cells(study)
+    assert (only.profile, only.settings, only.overrides, only.seed) == (None, "", (), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('courses = ["tumor_ext"]', "strategies missing"),
+        ('courses = []\nstrategies = ["lwf"]', "courses must be a list of at least one name"),
+        ('courses = ["a"]\nstrategies = ["lwf"]\nseeds = []', "at least one whole number"),
+        ('courses = ["a"]\nstrategies = ["lwf"]\nseeds = [-1]', "seeds must be"),
+        ('courses = ["a"]\nstrategy = ["lwf"]', "unknown field 'strategy'"),
+        ('courses = ["a"]\nstrategies = ["lwf"]\n[data]\nb = "x"', "data of a course"),
+        ("courses = [", "not a valid TOML file"),
+    ],
+)
+def test_what_is_no_study_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(SpecError) as err:
+        read_study(path)
+    assert said in str(err.value)
+    assert "study.toml" in str(err.value.where)
