@@ -100,3 +100,8 @@ def derive_seed(*parts: object) -> int:
     """A 63-bit seed that depends on the parts alone, on every machine."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def gpus() -> int:
+    """How many GPUs this torch can compute on here."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

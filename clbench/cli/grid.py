@@ -60,9 +60,10 @@ def grid(
     ] = False,
 ) -> None:
     """Make every run of a study that is not finished; the same command goes on."""
+    from clbench import reproducibility
     from clbench.grid.local import slots, work_off
 
-    gpus = one_of("--device", device, {"auto": _gpus(), "cpu": 0})
+    gpus = one_of("--device", device, {"auto": reproducibility.gpus(), "cpu": 0})
     planned = _plan(_study(study, bench, strategy, seeds, profile, set_, data, split, out), cache)
     show(_table(planned), "terminal")
     if dry_run:
@@ -246,9 +247,3 @@ def _say(event: Mapping[str, Any], jobs: list[Job]) -> None:
 
 def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0

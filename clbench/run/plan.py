@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 import clbench
+from clbench import reproducibility
 from clbench.data.cache import default_root
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError
@@ -135,7 +136,7 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = reproducibility.gpus()
     here = ["cpu", *(["cuda"] if count else []), *(f"cuda:{i}" for i in range(count))]
     if name not in here:
         known = re.fullmatch(r"(cpu|cuda|mps|xpu|hpu|mtia|xla|ipu|meta|vulkan)(:\d+)?", name)
