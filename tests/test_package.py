@@ -36,6 +36,7 @@ FLOORS = (
     {"run"},
     {"report"},
     {"testing", "avalanche", "deployment", "grid"},
+    {"diagnosis"},
     {"strategies", "cli"},
     {"__main__"},
 )
@@ -44,7 +45,8 @@ FLOOR = {folder: floor for floor, folders in enumerate(FLOORS) for folder in fol
 FOREIGN = {
     "torch": (
         "reproducibility", "store.checkpoint", "data", "nets", "strategy", "training",
-        "evaluation", "run", "testing", "avalanche", "strategies", "deployment", "cli.probe",
+        "evaluation", "run", "testing", "avalanche", "strategies", "deployment", "diagnosis",
+        "cli.probe",
     ),
     "monai": ("data", "nets", "evaluation"),
     "avalanche": ("avalanche",),

@@ -1,0 +1,32 @@
+"""The command that says why a run forgot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clbench.cli.options import app, show
+
+
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+) -> None:
+    """Where the lost Dice of a run went: background, other structures, borders, missed whole."""
+    from clbench.cli.progress import Progress
+    from clbench.diagnosis.explain import explain_run
+    from clbench.report.tables.lost_dice import lost_dice_tables
+
+    with Progress() as progress:
+        found = explain_run(run, data=data, cache=cache, device=device, watch=progress.watch)
+    for table in lost_dice_tables(found.record, found.rows):
+        show(table, "terminal")
+        typer.echo("")
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"Results: {found.folder}")

@@ -1,0 +1,235 @@
+"""Rows of `clbench explain` in a run folder: where the lost Dice went, case by case.
+
+`lost_dice.csv` holds the parts of `clbench.evaluation.metrics.lost_dice`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from clbench.errors import StoreError
+from clbench.evaluation.metrics.continual import mean
+from clbench.evaluation.metrics.lost_dice import CAUSES, MENDED, MISSED, PARTS, Attribution
+from clbench.store import files
+from clbench.store.csv_rows import read_rows, rows_bytes
+
+FILE = "lost_dice.csv"
+"""Name of the file of parts in a run folder."""
+TOTAL = "total"
+"""The row of a case that the parts add up to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LostDiceRow:
+    """One part of what one structure of one test case lost, after one later step."""
+
+    step: int
+    """1-based step after which the model was examined; later than `learned_at`."""
+    eval_set: str
+    """Source of the test case: that of the step which taught the structure."""
+    case: str
+    """Case id."""
+    structure: str
+    """Canonical name."""
+    learned_at: int
+    """1-based step that taught it; the prediction after it is the one compared with."""
+    part: str
+    """One of `PARTS`, or `TOTAL`: the sum of them, which every case has."""
+    other: str
+    """The structure that the voxels went to or were taken from; `background`."""
+    truth_vox: int
+    """Voxels of the truth, above 0."""
+    voxels: int
+    """Change in wrong voxels; mended ones below 0."""
+    dice: float
+    """Dice lost by it; below 0: gained."""
+
+
+COLUMNS = tuple(f.name for f in dataclasses.fields(LostDiceRow))
+_WHOLE = ("step", "learned_at", "truth_vox", "voxels")
+_CELL = attrgetter("step", "eval_set", "case", "structure")
+
+
+def rows_of(
+    found: Attribution, *, step: int, eval_set: str, case: str, name: str, learned_at: int
+) -> list[LostDiceRow]:
+    """The rows of an attribution, the total last.
+
+    Args:
+        found: of one structure in one case.
+        step: the later step.
+        eval_set: source of the case.
+        case: its id.
+        name: the structure.
+        learned_at: step that taught it.
+    """
+    before, after = found.dice
+    change = (
+        found.after.missed_vox
+        + found.after.false_vox
+        - found.before.missed_vox
+        - found.before.false_vox
+    )
+    dice_of = found.lost_dice()
+    shares = {key: (voxels, dice_of[key]) for key, voxels in found.voxels.items()}
+    return [
+        LostDiceRow(
+            step=step,
+            eval_set=eval_set,
+            case=case,
+            structure=name,
+            learned_at=learned_at,
+            part=part,
+            other=other,
+            truth_vox=found.truth_vox,
+            voxels=voxels,
+            dice=dice,
+        )
+        for (part, other), (voxels, dice) in {
+            **shares,
+            (TOTAL, ""): (change, before - after),
+        }.items()
+    ]
+
+
+def write_lost_dice(path: Path, rows: Iterable[LostDiceRow]) -> None:
+    """Write `lost_dice.csv`: sorted; equal rows give equal bytes.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    order = (*PARTS, TOTAL)
+
+    def key(row: LostDiceRow) -> tuple[Any, ...]:
+        return (
+            row.step, row.eval_set, row.case, row.learned_at, row.structure,
+            order.index(row.part), row.other,
+        )  # fmt: skip
+
+    files.write_bytes(path, rows_bytes(COLUMNS, sorted(rows, key=key)))
+
+
+def read_lost_dice(path: Path) -> list[LostDiceRow]:
+    """Read `lost_dice.csv`.
+
+    Raises:
+        StoreError: missing, damaged, or parts that do not add up to their total.
+    """
+    again = "make it with `clbench explain RUN`"
+    rows = read_rows(path, COLUMNS, _row, what="the parts of the lost Dice", next_step=again)
+    parts: dict[Any, list[LostDiceRow]] = defaultdict(list)
+    for row in rows:
+        parts[_CELL(row)].append(row)
+    for cell, own in parts.items():
+        total = [r for r in own if r.part == TOTAL]
+        rest = [r for r in own if r.part != TOTAL]
+        voxels, dice = sum(r.voxels for r in rest), math.fsum(r.dice for r in rest)
+        if (
+            len(total) != 1
+            or total[0].voxels != voxels
+            or not math.isclose(total[0].dice, dice, abs_tol=1e-9)
+        ):
+            raise StoreError(
+                "the parts of a case do not add up to its total",
+                where=f"{path}, step {cell[0]}, {cell[1]}/{cell[2]}, {cell[3]}",
+                expected=f"{voxels} voxels, Dice {dice!r}",
+                got=", ".join(f"{r.voxels} voxels, Dice {r.dice!r}" for r in total) or "no total",
+                next_step=again,
+            )
+    return rows
+
+
+def _row(cells: dict[str, str]) -> LostDiceRow:
+    if cells["part"] not in (*PARTS, TOTAL):
+        raise ValueError(repr(cells["part"]))
+    values: dict[str, Any] = dict(cells)
+    values.update({name: int(cells[name]) for name in _WHOLE})
+    return LostDiceRow(**{**values, "dice": float(cells["dice"])})
+
+
+# ------------------------------------------------------------------------------------- summaries
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LostDice:
+    """What one structure lost by one later step: means over patients."""
+
+    step: int
+    """The later step."""
+    structure: str
+    """Canonical name."""
+    learned_at: int
+    """1-based step that taught it."""
+    cases: int
+    """Test cases that hold it."""
+    lost: float
+    """Dice before − after, as in every table of scores."""
+    parts: Mapping[str, float]
+    """Part → its share of `lost`; all of `PARTS`."""
+    truth_vox: int
+    """Voxels of the truth, all cases together."""
+    to: Mapping[str, int]
+    """Other → voxels of the truth that were right and are now predicted as it."""
+
+    def causes(self) -> dict[str, float]:
+        """Each of `CAUSES` → its share of `lost`."""
+        return {
+            name: math.fsum(self.parts[part] for part in parts) for name, parts in CAUSES.items()
+        }
+
+    @property
+    def main_cause(self) -> str:
+        """The largest of them; "" where nothing was lost by any."""
+        causes = self.causes()
+        name = max(causes, key=lambda k: causes[k])
+        return name if causes[name] > 0 else ""
+
+
+def summarize(rows: Iterable[LostDiceRow], patient_of: Mapping[str, str] = {}) -> list[LostDice]:
+    """What each structure lost by each later step, in order of steps.
+
+    Args:
+        rows: of one run.
+        patient_of: "source/case" → patient; a case that is absent is a patient. A patient with
+            several cases counts once, with their mean.
+    """
+    groups: dict[tuple[int, int, str], list[LostDiceRow]] = defaultdict(list)
+    for row in rows:
+        groups[row.step, row.learned_at, row.structure].append(row)
+    found = []
+    for (step, learned_at, name), own in groups.items():
+        totals = [r for r in own if r.part == TOTAL]
+        patients: dict[str, list[str]] = defaultdict(list)
+        for row in totals:
+            at = f"{row.eval_set}/{row.case}"
+            patients[patient_of.get(at, at)].append(at)
+        sums: dict[tuple[str, str], float] = defaultdict(float)
+        to: dict[str, int] = defaultdict(int)
+        for row in own:
+            sums[f"{row.eval_set}/{row.case}", row.part] += row.dice
+            if row.part in MISSED and row.part not in MENDED:
+                to[row.other] += row.voxels
+        means = {
+            part: mean(mean(sums[at, part] for at in cases) for cases in patients.values())
+            for part in (*PARTS, TOTAL)
+        }
+        found.append(
+            LostDice(
+                step=step,
+                structure=name,
+                learned_at=learned_at,
+                cases=len(totals),
+                lost=means.pop(TOTAL),
+                parts=means,
+                truth_vox=sum(r.truth_vox for r in totals),
+                to=dict(sorted(to.items(), key=lambda item: (-item[1], item[0]))),
+            )
+        )
+    return sorted(found, key=attrgetter("step", "learned_at"))

@@ -1,0 +1,118 @@
+"""Where the lost Dice went, as tables: by cause, and by the structure that is predicted instead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from clbench.evaluation.explained import (
+    COLUMNS,
+    LostDice,
+    LostDiceRow,
+    summarize,
+)
+from clbench.evaluation.metrics.continual import mean
+from clbench.evaluation.metrics.lost_dice import CAUSES
+from clbench.report.scores import title_of
+from clbench.report.tables.render import EMPTY, Table, number
+from clbench.store.record import RunRecord
+
+NAMED = 3
+"""So many structures are named that voxels went to."""
+NOTES = (
+    (
+        "lost: Dice after the structure's own step minus Dice after the later step, mean over the "
+        "test cases that hold it (strict). The causes add up to it."
+    ),
+    (
+        "missed whole: nothing of the structure is predicted any more. background: predicted as "
+        "nothing else, beyond the border. border: a thin layer lost or added. confused: called "
+        "another structure, or another one called it. false alarm: predicted where no structure "
+        "is. mended: earlier errors that are gone."
+    ),
+    (
+        "border: at most the tolerance of surface Dice, or one voxel's diagonal of the model's "
+        "grid if that is more. Definitions: `clbench/evaluation/metrics/lost_dice.py`."
+    ),
+)
+"""What the numbers are."""
+
+
+def lost_dice_tables(record: RunRecord, rows: Sequence[LostDiceRow]) -> list[Table]:
+    """Causes, and what the voxels are called instead, of one run.
+
+    Args:
+        record: of the run.
+        rows: its `lost_dice.csv`.
+    """
+    order = record.course.structures.index
+    found = summarize(rows, record.course.patient_of)
+    found.sort(key=lambda one: (one.step, order(one.structure)))
+    title = f"{title_of(record)}: {record.strategy}, seed {record.seed}"
+    causes = Table(
+        title=f"{title}: where the lost Dice went",
+        columns=("structure", "after step", "cases", "lost", *CAUSES, "main cause"),
+        rows=tuple(_causes(found)),
+        notes=NOTES,
+        keys=2,
+        long=Table(title="", columns=COLUMNS, rows=tuple(tuple(map(str, _cells(r))) for r in rows)),
+    )
+    instead = Table(
+        title=f"{title}: what lost voxels are called instead",
+        columns=("structure", "after step", "voxels lost", "of the truth", "called"),
+        rows=tuple(_instead(f) for f in found),
+        notes=(
+            (
+                "Voxels of the file's grid that were right after the structure's own step and are "
+                f"missed now, all test cases together; the {NAMED} largest shares."
+            ),
+        ),
+        keys=2,
+    )
+    return [causes, instead]
+
+
+def _cells(row: LostDiceRow) -> list[object]:
+    return [getattr(row, name) for name in COLUMNS]
+
+
+def _causes(found: Iterable[LostDice]) -> Iterable[tuple[str, ...]]:
+    """A line per structure and step, and the class mean of the structures of each teaching step."""
+    groups: dict[tuple[int, int], list[LostDice]] = {}
+    for one in found:
+        groups.setdefault((one.step, one.learned_at), []).append(one)
+    for (step, learned_at), own in groups.items():
+        for one in own:
+            yield (
+                one.structure,
+                str(step),
+                str(one.cases),
+                *_numbers(one.lost, one.causes()),
+                one.main_cause or EMPTY,
+            )
+        if len(own) > 1:
+            causes = {name: mean(one.causes()[name] for one in own) for name in CAUSES}
+            lost = mean(one.lost for one in own)
+            yield (
+                f"mean of step {learned_at}",
+                str(step),
+                EMPTY,
+                *_numbers(lost, causes),
+                max(causes, key=lambda name: causes[name]) if max(causes.values()) > 0 else EMPTY,
+            )
+
+
+def _numbers(lost: float, causes: Mapping[str, float]) -> list[str]:
+    return [number(lost), *(number(value) for value in causes.values())]
+
+
+def _instead(one: LostDice) -> tuple[str, ...]:
+    lost = sum(one.to.values())
+    named = [f"{other} {voxels / lost:.0%}" for other, voxels in list(one.to.items())[:NAMED]]
+    more = len(one.to) - NAMED
+    return (
+        one.structure,
+        str(one.step),
+        f"{lost:,}",
+        f"{lost / one.truth_vox:.1%}",
+        (", ".join(named) + (f", {more} more" if more > 0 else "")) or EMPTY,
+    )
