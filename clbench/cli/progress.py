@@ -146,7 +146,9 @@ class Progress:
         """What will be run, on what, and where it is written."""
         splits = zip(plan.benchmark.steps, plan.catalog.splits, strict=True)
         steps = "; ".join(
-            f"{step.name}: {len(split.train)} train, {len(split.test)} test ({step.source})"
+            f"{step.name}: learned elsewhere"
+            if step.given is not None
+            else f"{step.name}: {len(split.train)} train, {len(split.test)} test ({step.source})"
             for step, split in splits
         )
         self._print(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clbench.cli.options import RESULTS, app
+from clbench.cli.options import RESULTS, app, show
 from clbench.errors import DataError
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
@@ -113,3 +113,87 @@ def import_(
     from clbench.deployment.publish.export import import_run
 
     typer.echo(import_run(folder, out))
+
+
+@app.command()
+def extend(
+    model: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or its step2.pt.")
+    ],
+    learn: Annotated[
+        list[str], typer.Option(help="Structure to learn, any number of times: spleen_cyst.")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of annotated CTs; ten are a good number.")],
+    step: Step = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="What teaches the new step; default as the model's run.")
+    ] = None,
+    inside: Annotated[
+        str | None, typer.Option(help="The structure that contains a new one: spleen.")
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a new structure: organ, vessel, duct, device, tumor, cyst; default by name."
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="How the data is laid out; default as its names say.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="JSON of label values; default dataset.json beside the data."),
+    ] = None,
+    patient: Annotated[
+        str, typer.Option(help="Regular expression with one group: the patient in a case id.")
+    ] = "(.+)",
+    split: Annotated[
+        Path | None, typer.Option(help="FILE.toml: your own train, validation and test cases.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default as the model's run.")] = None,
+    out: Annotated[Path, typer.Option(help="Where run folders go.")] = RESULTS,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="group.name=value, any number of times.")
+    ] = None,
+    device: Device = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Repeat a finished extension.")] = False,
+    cache: Annotated[Path | None, typer.Option(help="Where preprocessed volumes are kept.")] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, help="Seconds between savings; 0: every update.")
+    ] = 300.0,
+) -> None:
+    """Teach a trained model more structures from CTs of your own; its old data is not needed."""
+    from clbench.cli.progress import Progress
+    from clbench.deployment.extension.cost import extension_tables
+    from clbench.deployment.extension.extend import ExtendSettings
+    from clbench.deployment.extension.extend import extend as extend_model
+    from clbench.spec.toml import load_split
+
+    settings = ExtendSettings(
+        model=model,
+        learn=tuple(word.strip() for words in learn for word in words.split(",")),
+        data=data,
+        step=step,
+        strategy=strategy,
+        kind=kind,
+        inside=inside,
+        layout=layout,
+        labels=labels,
+        patient=patient,
+        split=None if split is None else load_split(split),
+        seed=seed,
+        out=out,
+        overrides=tuple(set_ or ()),
+        device=device,
+        threads=threads,
+        fresh=fresh,
+        cache=cache,
+        checkpoint_s=checkpoint_every,
+    )
+    with Progress() as progress:
+        extended = extend_model(settings, progress.watch)
+    for table in extension_tables(extended.folder):
+        show(table, "terminal")
+        typer.echo("")
+    typer.echo(f"Results: {extended.folder}")

@@ -184,8 +184,9 @@ class Catalog:
 
 
 def _folders(data: str, benchmark: Benchmark) -> dict[str, Path]:
-    used = [s for s in benchmark.sources if any(step.source == s.name for step in benchmark.steps)]
-    return resolve_data(data, used)
+    """Source → folder, of the sources of the steps that are taught."""
+    taught = {step.source for step in benchmark.steps if step.given is None}
+    return resolve_data(data, [s for s in benchmark.sources if s.name in taught])
 
 
 def build_catalog(

@@ -137,11 +137,40 @@ def load_trained(folder: Path, *, step: int | None = None, device: str = "auto")
         SettingError: a step the course does not have, or a device that is not there.
     """
     record = RunRecord.read(folder)
+    number = finished_step(record, folder, step)
+    path = checkpoint_path(folder, record, number)
+    plan = plan_without_data(record, folder, device=device)
+    lesson = plan.lesson(number)
+    strategy = plan.strategy.first_step() if number == 1 else plan.strategy
+    model, memory = loaded(plan, strategy, lesson, path)
+    served = plan.strategy.serve(model, memory)
+    return TrainedModel(
+        record=record,
+        step=number,
+        structures=lesson.structures,
+        server=predictor(plan, plan.strategy, served, lesson.structures, memory),
+        digest=checkpoint.digest(served),
+        plan=plan,
+    )
+
+
+def finished_step(record: RunRecord, folder: Path, step: int | None) -> int:
+    """The 1-based step whose model is meant.
+
+    Args:
+        record: of the run.
+        folder: of the run, for errors.
+        step: as asked for; None: the last one that is taught and examined.
+
+    Raises:
+        StoreError: the run has no model, or no step of it is finished.
+        SettingError: a step the course does not have.
+    """
     if record.external:
         raise StoreError(
             "the run holds predictions made elsewhere, and no model",
             where=folder,
-            next_step="predict with the tool that made them",
+            next_step="use the tool that made them",
         )
     steps = len(record.course.steps)
     number = step if step is not None else record.steps_done
@@ -158,20 +187,7 @@ def load_trained(folder: Path, *, step: int | None = None, device: str = "auto")
             expected=f"1 to {steps}",
             got=number,
         )
-    path = checkpoint_path(folder, record, number)
-    plan = plan_without_data(record, folder, device=device)
-    lesson = plan.lesson(number)
-    strategy = plan.strategy.first_step() if number == 1 else plan.strategy
-    model, memory = loaded(plan, strategy, lesson, path)
-    served = plan.strategy.serve(model, memory)
-    return TrainedModel(
-        record=record,
-        step=number,
-        structures=lesson.structures,
-        server=predictor(plan, plan.strategy, served, lesson.structures, memory),
-        digest=checkpoint.digest(served),
-        plan=plan,
-    )
+    return number
 
 
 def plan_without_data(record: RunRecord, folder: Path, *, device: str = "auto") -> Plan:

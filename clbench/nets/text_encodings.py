@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 from clbench.errors import SettingError
+from clbench.spec import registry
+from clbench.spec.settings import TextSettings
 from clbench.spec.taxonomy import STRUCTURES, structure
 from clbench.store.arrays import read_npy
 from clbench.store.checkpoint import unpack
@@ -206,6 +208,38 @@ def random(structures: Sequence[str], *, prompt: str, path: str | None) -> Vecto
         place = [order.index(name)] if name in STRUCTURES else list(structure(name).name.encode())
         rows.append(np.random.Generator(np.random.PCG64([2024, *place])).normal(size=LENGTH))
     return fit(np.stack(rows), structures, {"encoding": "random"}, "text.encoding=random")
+
+
+def encoded(structures: Sequence[str], text: TextSettings) -> Vectors:
+    """The vectors of some structures, as the settings say.
+
+    Args:
+        structures: canonical names, one vector each.
+        text: encoding, prompt and file; and what structures get that a course declares itself.
+
+    Raises:
+        UnknownName: no such encoding.
+        SettingError: the encoding has no vector for one of them.
+    """
+    encoder: Callable[..., Vectors] = registry.load("encoding", text.encoding)
+    if text.declared == "encoded" or all(name in STRUCTURES for name in structures):
+        return encoder(structures, prompt=text.prompt, path=text.path)
+    known = [name for name in structures if name in STRUCTURES]
+    drawn = [name for name in structures if name not in STRUCTURES]
+    by_name: dict[str, NDArray[np.float32]] = {}
+    record: dict[str, Any] = {"encoding": "random"}
+    for names, vectors in (
+        (drawn, random(drawn, prompt=text.prompt, path=None)),
+        (known, encoder(known, prompt=text.prompt, path=text.path) if known else None),
+    ):
+        if vectors is not None:
+            by_name.update(zip(names, vectors.array, strict=True))
+            record = dict(vectors.record)
+    return Vectors(
+        names=tuple(structures),
+        array=np.stack([by_name[name] for name in structures]),
+        record={**record, "random": drawn},
+    )
 
 
 def _no_path(name: str, path: str | None) -> None:

@@ -26,8 +26,8 @@ from clbench.run.models import loaded
 from clbench.run.plan import Plan, RunSettings, open_run, resolve
 from clbench.run.record import keep_course, new_record
 from clbench.run.teach import Start, teach_step
+from clbench.store import checkpoint, run_folder
 from clbench.store import files as store_files
-from clbench.store import run_folder
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
 from clbench.strategy.contract import Lesson, Memory, Strategy
@@ -85,7 +85,7 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
         return plan.folder
     with signals.listening(), alone(plan.folder, wait=False):
         if settings.fresh:
-            _empty(plan.folder)
+            empty_run(plan.folder)
             record = None
         count = None
         if record is not None and settings.threads is None:
@@ -95,7 +95,7 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
     return plan.folder
 
 
-def _empty(folder: Path) -> None:
+def empty_run(folder: Path) -> None:
     """Remove what a run folder holds, but its lock.
 
     Raises:
@@ -189,7 +189,9 @@ class _Course:
         strategy = plan.strategy.first_step() if first else plan.strategy
         home = self._home(lesson.number)
         path = home / f"step{lesson.number}.pt"
-        if first:
+        if plan.benchmark.steps[lesson.number - 1].given is not None:
+            self._take_given(strategy, lesson, path)
+        elif first:
             with alone(plan.shared, wait=True):
                 if plan.settings.fresh or path.exists():
                     shutil.rmtree(plan.shared / "resume", ignore_errors=True)
@@ -214,6 +216,21 @@ class _Course:
             *plan.catalog.warnings(),
             *warnings_of(run_folder.read_events(own)),
         ]
+
+    def _take_given(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
+        """The model of a step that was learned elsewhere; never taught here."""
+        given = self.plan.benchmark.steps[lesson.number - 1].given
+        if not path.is_file() or checkpoint.state_digest(checkpoint.load(path)) != given:
+            raise StoreError(
+                "the model of a step that was learned elsewhere is not there",
+                where=path,
+                expected=f"the checkpoint with the state {given}",
+                got="another one" if path.is_file() else "no such file",
+                next_step="repeat the `clbench extend` that made this course; `clbench run` has no "
+                "data to teach the step with",
+            )
+        self.model, self.memory = loaded(self.plan, strategy, lesson, path)
+        self.watch({"event": "note", "what": f"step {lesson.number} was learned elsewhere"})
 
     def _teach(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
         start = Start(

@@ -156,11 +156,19 @@ def _again(
     model, memory = loaded(plan, strategy, lesson, path)
     served = plan.strategy.serve(model, memory)
     server = predictor(plan, plan.strategy, served, lesson.structures, memory)
-    source, case = plan.catalog.source(number).name, plan.catalog.splits[number - 1].test[0]
-    _, again = _score(plan, server, lesson, number, case, Meter(plan.device))
+    at, case = next(
+        (i, split.test[0])
+        for i, split in [
+            (number, plan.catalog.splits[number - 1]),
+            *enumerate(plan.catalog.splits, 1),
+        ]
+        if split.test  # a step whose model is given has no cases
+    )
+    source = plan.catalog.source(at).name
+    _, again = _score(plan, server, lesson, at, case, Meter(plan.device))
     before = [r for r in rows if (r.step, r.eval_set, r.case) == (number, source, case)]
     if taught is not None:
-        _, before = _score(plan, taught, lesson, number, case, Meter(plan.device))
+        _, before = _score(plan, taught, lesson, at, case, Meter(plan.device))
     gap = same_scores(
         before, again, where=f"{path}, {source} case {case}", slack=slack_of(plan.device)
     )

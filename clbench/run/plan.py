@@ -26,7 +26,7 @@ from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError
 from clbench.nets.backbones import Backbone
 from clbench.nets.pretrained import WeightReport, load_weights
-from clbench.nets.text_encodings import Vectors
+from clbench.nets.text_encodings import Vectors, encoded
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark, Preprocessing
 from clbench.spec.names import need_name
@@ -104,6 +104,8 @@ class Plan:
     folder: Path
     shared: Path
     identity: Identity
+    extends: dict[str, Any] | None = None
+    """See `RunRecord.extends`."""
 
     def lesson(self, number: int) -> Lesson:
         """The 1-based step as a strategy sees it."""
@@ -212,12 +214,7 @@ class Resolved:
     @cached_property
     def vectors(self) -> Vectors:
         """A vector per structure of the course."""
-        text = self.profile.text
-        encoder = registry.load("encoding", text.encoding)
-        encoded: Vectors = encoder(
-            self.benchmark.structures(len(self.benchmark.steps)), prompt=text.prompt, path=text.path
-        )
-        return encoded
+        return encoded(self.benchmark.structures(len(self.benchmark.steps)), self.profile.text)
 
     def new_backbone(self) -> nn.Module:
         """The network of the profile, as it is initialised, without weights from a file."""
@@ -277,6 +274,7 @@ def resolve(
     *,
     benchmark: Benchmark | None = None,
     strategy: Strategy | None = None,
+    profile: Profile | None = None,
 ) -> Resolved:
     """Resolve every name, before an image is opened or a file is written.
 
@@ -284,6 +282,7 @@ def resolve(
         settings: what is asked for.
         benchmark: stands in for the registered one, for those who have the object at hand.
         strategy: the same.
+        profile: the same; it holds the changes of `settings.overrides` already.
 
     Raises:
         ClbenchError: an unknown name, a setting out of range, a device that is not there, a patch
@@ -292,7 +291,8 @@ def resolve(
     overrides = split_overrides(list(settings.overrides))
     if benchmark is None:
         benchmark = registry.benchmark(settings.bench)
-    profile = resolve_profile(settings.profile, overrides, data=settings.data)
+    if profile is None:
+        profile = resolve_profile(settings.profile, overrides, data=settings.data)
     called = settings.strategy.replace(":", ".")  # `module:Class`, as a folder may be called
     need_name(called, "--strategy")
     if strategy is None:

@@ -42,6 +42,7 @@ def new_record(plan: Plan) -> RunRecord:
         steps_done=0,
         run_id=plan.folder.name,
         strategy=plan.strategy_name,
+        extends=plan.extends,
         past=plan.strategy.declaration.past,
         identity=plan.identity,
         with_defaults={

@@ -20,7 +20,7 @@ from pydantic import AliasChoices, Field
 
 from clbench.errors import SpecError, closest
 from clbench.spec.names import need_case, need_name
-from clbench.spec.splits import Cases
+from clbench.spec.splits import NOT_AT_HAND, Cases
 from clbench.spec.splits import Draw as Draw
 from clbench.spec.splits import Split as Split
 from clbench.spec.taxonomy import Structure, structure
@@ -228,13 +228,30 @@ class Step:
     learns: Names
     """Structures first learned here, in channel order."""
     split: Annotated[Split, Field(description="a file or a table")]
-    """Cases on real data."""
+    """Cases on real data; none, with the origin `NOT_AT_HAND`, of a step that is `given`."""
     phantom_split: Annotated[Split | None, Field(description="a file or a table")] = None
     """Cases on the embedded phantom; None: as many as the profile asks for, numbered by step."""
     shows: Names | None = None
     """Structures whose annotation this step's cases show while teaching. None: all the source
     annotates, but not what other steps learn from the same source: in a source that several steps
     share, each sees its own lesson."""
+    given: str | None = None
+    """Checksum of the model that learned this step elsewhere: the step is not taught, no case of
+    its source is at hand, and its checkpoint must be there (`clbench extend`). None: a step that is
+    taught."""
+
+    def __post_init__(self) -> None:
+        """Check that a step that is taught has cases, and one that is given has none."""
+        none = self.split.origin == NOT_AT_HAND and not self.split.cases
+        if (self.given is not None) != none:
+            raise SpecError(
+                "a step that is taught needs cases, and one whose model is given has none",
+                where=f"step {self.name!r}",
+                expected="a split with cases"
+                if none
+                else f'split = {{origin = "{NOT_AT_HAND}"}} beside `given`',
+                got=f"{len(self.split.cases)} cases",
+            )
 
 
 def _tables(table: str, field_name: str) -> Any:
@@ -386,7 +403,7 @@ class Benchmark:
                 return [
                     [str(k), bare(v)]
                     for k, v in value.items()
-                    if k not in words and not (k == "rescale" and v is None)
+                    if k not in words and not (k in ("rescale", "given") and v is None)
                 ]
             return [bare(v) for v in value] if isinstance(value, tuple | list) else value
 

@@ -104,6 +104,9 @@ class TextSettings:
     """Prompt of the paper's Table 7."""
     path: str | None = None
     """File of vectors, for encodings that read one."""
+    declared: Literal["encoded", "random"] = "encoded"
+    """Vectors of structures that a course declares itself: `random` draws each from its name, where
+    the encoding has none (minilm); such a vector says nothing of the structure's meaning."""
 
 
 @checked(SettingError)

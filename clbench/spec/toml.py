@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 import unicodedata
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,50 @@ def load_benchmark(path: Path) -> Benchmark:
             elif isinstance(step[key], dict):
                 step[key] = _split(step[key], name, f"{path}, {name}")
     return from_toml(Benchmark, raw, raised=SpecError, where=path)
+
+
+def benchmark_text(benchmark: Benchmark) -> str:
+    """A benchmark as the text of a file that `load_benchmark` reads back as an equal one.
+
+    Splits stand in the file; what is left at its default is left out.
+    """
+    lines = []
+    tables = {"sources": "source", "steps": "step", "declares": "structure"}
+    for f in fields(benchmark):
+        value = getattr(benchmark, f.name)
+        if f.name not in tables and value != f.default and value not in ({}, ()):
+            lines.append(f"{f.name} = {_inline(value)}")
+    for name, table in tables.items():
+        for item in getattr(benchmark, name):
+            lines += ["", f"[[{table}]]"]
+            lines += [f"{key} = {_inline(value)}" for key, value in _said(item).items()]
+    return "\n".join(lines) + "\n"
+
+
+def _said(item: Any) -> dict[str, Any]:
+    """The fields of a part of a benchmark that a file must name."""
+    return {
+        f.name: value
+        for f in fields(item)
+        if (value := getattr(item, f.name)) != f.default and value not in ({}, ())
+    }
+
+
+def _inline(value: Any) -> str:
+    """A value in TOML, on one line."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = _said(value)
+    if isinstance(value, Mapping):
+        pairs = (f"{_basic(str(key))} = {_inline(item)}" for key, item in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(map(_inline, value)) + "]"
+    return _basic(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _basic(text: str) -> str:
+    """A basic string of TOML: JSON's, in which only DEL must be written otherwise."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def benchmark_files(path: Path) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -71,6 +72,15 @@ def checksum(content: dict[str, Any]) -> str:
     sha = hashlib.sha256()
     _sum({k: v for k, v in content.items() if k != "sha256"}, sha)
     return sha.hexdigest()
+
+
+def state_digest(content: Mapping[str, Any]) -> str:
+    """A short name of what a checkpoint holds of a model and its memory, whatever course it is of.
+
+    Args:
+        content: with `model` and `memory`.
+    """
+    return _checksum({name: content[name] for name in ("model", "memory")})[:16]
 
 
 def save(path: Path, content: dict[str, Any], *, previous: Path | None = None) -> None:

@@ -114,6 +114,7 @@ class RecordedCourse:
 NOT_IN_FILE = ("unknown", "folder")
 _LEFT_OUT = (
     "external",
+    "extends",
     "past",
     "with_defaults",
     "host",
@@ -140,6 +141,9 @@ class RunRecord:
     """`finished`, or `unfinished`."""
     external: bool | None = None
     """True: the predictions were made elsewhere; None: by clbench."""
+    extends: dict[str, Any] | None = None
+    """What the first steps were learned as, where they were not taught here: the run, or the file
+    of weights. None: every step was taught."""
     steps_done: int
     """Steps that are taught and examined; of predictions made elsewhere the last one scored."""
     run_id: str

@@ -21,12 +21,14 @@ from clbench.nets.text_encodings import (
     PROMPTS,
     Vectors,
     clip,
+    encoded,
     fit,
     minilm,
     onehot,
     random,
 )
-from clbench.spec.taxonomy import STRUCTURES
+from clbench.spec.settings import TextSettings
+from clbench.spec.taxonomy import STRUCTURES, Structure, declare
 
 ALL = tuple(STRUCTURES)
 
@@ -164,3 +166,21 @@ def test_no_network_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     text_encodings.minilm(["liver"], prompt="v3", path=None)
+
+
+def test_a_declared_structure_gets_a_drawn_vector_and_moves_no_other() -> None:
+    declare([Structure(name="odd_pouch", prompt="odd pouch", kind="organ")])
+    names = ("liver", "odd_pouch", "spleen")
+    with pytest.raises(SettingError, match="ships no text vector"):
+        encoded(names, TextSettings())
+    got = encoded(names, TextSettings(declared="random"))
+    scaled(got)
+    assert (got.names, got.record["random"]) == (names, ["odd_pouch"])
+    assert got.record["encoding"] == "minilm"
+    plain = encoded(("liver", "spleen"), TextSettings())
+    np.testing.assert_array_equal(got.array[[0, 2]], plain.array)
+    drawn = random(("odd_pouch",), prompt="v3", path=None)
+    np.testing.assert_array_equal(got.array[1], drawn.array[0])
+    assert encoded(("liver",), TextSettings(declared="random")).record == dict(
+        minilm(("liver",), prompt="v3", path=None).record
+    )

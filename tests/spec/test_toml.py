@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from locations import ROOT
 from clbench.errors import ClbenchError, SpecError
 from clbench.spec import registry, taxonomy
 from clbench.spec.taxonomy import ancestors, structure
-from clbench.spec.toml import load_benchmark, load_split
+from clbench.spec.toml import benchmark_text, load_benchmark, load_split
 
 BENCH = """
 name = "mine"
@@ -228,3 +229,29 @@ def test_a_split_file_may_draw(tmp_path: Path) -> None:
     draw = load_split(path).draw
     assert draw is not None
     assert (draw.train, draw.validation, draw.test, draw.part) == (20, 20, 20, 1)
+
+
+@pytest.mark.parametrize("name", ["tumor_ext", "body_ext", "body_ext_totalseg"])
+def test_a_benchmark_written_as_text_is_read_back_equal(name: str, tmp_path: Path) -> None:
+    course = registry.benchmark(name)
+    odd = replace(course, title='5 \u03bcm "thin", \x7f\\n', name=f"{name}_copy")
+    path = tmp_path / "copy.toml"
+    path.write_text(benchmark_text(odd), encoding="utf-8")
+    assert load_benchmark(path) == odd
+    assert load_benchmark(path).digest() == odd.digest()
+
+
+def test_a_given_step_has_no_cases_and_a_taught_one_has_some(
+    write: Callable[[str], Path],
+) -> None:
+    given = BENCH.replace(
+        'split = "cases.toml"', 'split = {origin = "not at hand"}\ngiven = "0ab1"', 1
+    )
+    step = load_benchmark(write(given)).steps[0]
+    assert (step.given, step.split.cases) == ("0ab1", ())
+    for wrong in (
+        given.replace('\ngiven = "0ab1"', ""),
+        BENCH.replace('split = "cases.toml"', 'split = "cases.toml"\ngiven = "0ab1"', 1),
+    ):
+        with pytest.raises(SpecError, match="a step that is taught needs cases"):
+            load_benchmark(write(wrong))

@@ -34,6 +34,8 @@ def phantom_split(step: Step, number: int, settings: PhantomSettings) -> Split:
         number: its 1-based place in the course; keeps the subjects of two steps apart.
         settings: numbers of training, validation and test subjects.
     """
+    if step.given is not None:
+        return step.split
     if step.phantom_split is not None:
         return _shorten(step.phantom_split, settings)
     sizes = (settings.train, settings.validation, settings.test)
@@ -81,6 +83,9 @@ def chosen(benchmark: Benchmark, replaced: Mapping[str, Split]) -> list[Split | 
             )
     named: list[Split | None] = []
     for i, step in enumerate(benchmark.steps):
+        if step.given is not None:
+            named.append(step.split)
+            continue
         split = replaced.get(step.name) or replaced.get(step.source)
         if split is not None and split.draw is not None and step.name not in replaced:
             block = 1 + sum(s.source == step.source for s in benchmark.steps[:i])
@@ -112,6 +117,9 @@ def settle(
     """
     settled, problems = [], list[ClbenchError]()
     for step, split in course:
+        if step.given is not None:
+            settled.append((step, split))
+            continue
         source, have = benchmark.reads(step.source), files[step.source]
         try:
             split = resolve(split, source, have, holds)
@@ -279,6 +287,8 @@ def _partial(source: Source, files: Mapping[str, CaseFiles]) -> Iterable[DataErr
 def _not_annotated(course: Course, benchmark: Benchmark, files: Files) -> Iterable[DataError]:
     """Steps that learn what none of their training cases annotates."""
     for step, split in course:
+        if step.given is not None:
+            continue
         source = benchmark.reads(step.source)
         have = {n for c in split.train for n in files[step.source][c].annotated(source)}
         if absent := [n for n in step.learns if n not in have]:

@@ -1,0 +1,157 @@
+"""What an extension changed: how far old and new model agree on the user's cases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clbench import reproducibility, signals
+from clbench.data.catalog import Catalog, Purpose
+from clbench.deployment.predict import predict_volume
+from clbench.deployment.trained import TrainedModel, load_trained
+from clbench.errors import StoreError
+from clbench.evaluation.metrics.overlap import Counts, dice
+from clbench.evaluation.predictions import read_prediction
+from clbench.spec.splits import PARTS
+from clbench.store import files
+from clbench.store.csv_rows import read_rows, rows_bytes
+from clbench.store.record import RunRecord
+from clbench.training.resume import Watch
+from clbench.types import Bits
+
+FILE = "agreement.csv"
+"""In the run folder: one row per case and old structure."""
+COLUMNS = ("case", "part", "structure", "agreement", "before_vox", "after_vox", "both_vox")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """Two masks of one structure in one case: of the model before, and after the new step."""
+
+    case: str
+    """Case id."""
+    part: str
+    """`train`, `validation` or `test`: whether the new step learned from the case."""
+    structure: str
+    """An old structure."""
+    agreement: float
+    """Dice of the two masks; NaN where both are empty."""
+    before_vox: int
+    """Voxels of the old model's mask, on the network's grid."""
+    after_vox: int
+    """Of the new one's."""
+    both_vox: int
+    """Of both."""
+
+
+def write_agreement(folder: Path, catalog: Catalog, *, before: int, watch: Watch) -> None:
+    """Compare the models after two steps on every case of the new data, and seal the result.
+
+    Test cases have stored predictions; the others are predicted now.
+
+    Args:
+        folder: the finished run; nothing is done where the result is there.
+        catalog: its data.
+        before: 1-based step of the old model; the new one is that of the last step.
+        watch: hears of every case.
+
+    Raises:
+        ClbenchError: a case cannot be predicted, or the result cannot be written.
+        Stopped: by a signal; the same call begins again.
+    """
+    if (folder / FILE).exists():
+        return
+    record = RunRecord.read(folder)
+    last = len(record.course.steps)
+    models = [load_trained(folder, step=step) for step in (before, last)]
+    split = catalog.splits[last - 1]
+    rows: list[Agreement] = []
+    cases = [(case, part) for part in PARTS for case in getattr(split, part)]
+    with signals.listening(), reproducibility.threads(record.threads):
+        for done, (case, part) in enumerate(cases, 1):
+            old, new = (_bits(folder, catalog, model, last, case, part) for model in models)
+            rows += compared(old, new, models[0].structures, case=case, part=part)
+            watch({"event": "predicted", "done": done, "of": len(cases), "case": case})
+            signals.check(f"comparing old and new model, case {case}")
+    files.write_bytes(folder / FILE, rows_bytes(COLUMNS, rows))
+    record.reseal(folder)
+    record.write(folder)
+
+
+def _bits(
+    folder: Path, catalog: Catalog, model: TrainedModel, step: int, case: str, part: str
+) -> Bits:
+    """What a model answers for a case of the last step, stored or predicted now."""
+    source = catalog.source(step).name
+    stored = folder / "predictions" / f"step{model.step}" / f"{source}_{case}.npz"
+    if part == "test" and stored.is_file():
+        return read_prediction(stored).bits
+    purpose: dict[str, Purpose] = {"train": "train", "validation": "validation", "test": "test"}
+    return predict_volume(model, catalog.open(step, case, purpose[part]))
+
+
+def compared(
+    old: Bits, new: Bits, structures: tuple[str, ...], *, case: str, part: str
+) -> list[Agreement]:
+    """A row per old structure.
+
+    Args:
+        old: (D, H, W) of the old model, bit k = structures[k].
+        new: (D, H, W) of the new model, whose first bits are the same structures.
+        structures: of the old model.
+        case: case id.
+        part: part of the split it is in.
+    """
+    rows = []
+    for k, name in enumerate(structures):
+        a, b = (
+            ((bits >> bits.dtype.type(k)) & bits.dtype.type(1)).astype(bool) for bits in (old, new)
+        )
+        counts = Counts(
+            both_vox=int(np.count_nonzero(a & b)),
+            pred_vox=int(np.count_nonzero(b)),
+            gt_vox=int(np.count_nonzero(a)),
+        )
+        value = 0.0 if counts.status == "fp_only" else dice(counts)
+        rows.append(
+            Agreement(
+                case=case,
+                part=part,
+                structure=name,
+                agreement=value,
+                before_vox=counts.gt_vox,
+                after_vox=counts.pred_vox,
+                both_vox=counts.both_vox,
+            )
+        )
+    return rows
+
+
+def read_agreement(folder: Path) -> list[Agreement]:
+    """The rows of an extended run.
+
+    Raises:
+        StoreError: the run is no extension, or the file is damaged.
+    """
+    if not (folder / FILE).is_file():
+        raise StoreError(
+            "the run has no comparison of an old and a new model",
+            where=folder / FILE,
+            next_step="repeat the `clbench extend` that made the run",
+        )
+    return read_rows(
+        folder / FILE, COLUMNS, _row, what="the agreement", next_step="repeat `clbench extend`"
+    )
+
+
+def _row(cells: dict[str, str]) -> Agreement:
+    numbers = {name: int(cells[name]) for name in COLUMNS[4:]}
+    return Agreement(
+        case=cells["case"],
+        part=cells["part"],
+        structure=cells["structure"],
+        agreement=float(cells["agreement"]),
+        **numbers,
+    )

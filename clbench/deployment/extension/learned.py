@@ -1,0 +1,216 @@
+"""What is extended: a model, the steps it has learned, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clbench.deployment.trained import checkpoint_path, finished_step, plan_without_data
+from clbench.errors import StoreError
+from clbench.run.models import loaded
+from clbench.run.plan import Plan, load_strategy
+from clbench.spec.benchmark import Benchmark, Preprocessing, Source, Step
+from clbench.spec.settings import Profile, split_overrides
+from clbench.spec.splits import NOT_AT_HAND, Split
+from clbench.spec.taxonomy import Structure
+from clbench.store import checkpoint, files
+from clbench.store.record import RunRecord
+from clbench.strategy.contract import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedModel:
+    """A model to extend; its steps are `given`, and none of their cases is needed."""
+
+    name: str
+    """Of the course it learned; new courses are called after it."""
+    title: str
+    """What it learned, for readers."""
+    sources: tuple[Source, ...]
+    """Data sets it learned from."""
+    steps: tuple[Step, ...]
+    """What it learned, in order; all `given`."""
+    states: tuple[Mapping[str, Any], ...]
+    """Per step: `model` and `memory` of its checkpoint, and `strategy`, who taught it."""
+    costs: tuple[Mapping[str, Any], ...]
+    """Per step: what it took, as far as that is known."""
+    preprocessing: Preprocessing
+    """Of the course."""
+    groups: Mapping[str, tuple[str, ...]]
+    """Table groups."""
+    declares: tuple[Structure, ...]
+    """Structures that it added to the taxonomy."""
+    profile: Profile
+    """Settings it was made with."""
+    strategy: Strategy
+    """What teaches the new step."""
+    strategy_name: str
+    """Its name."""
+    overrides: tuple[str, ...]
+    """`strategy.…=…` words it was made with."""
+    seed: int
+    """Of the run it comes from."""
+    origin: Mapping[str, Any]
+    """Where it comes from, for the record."""
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Every structure it knows, in channel order."""
+        return tuple(name for step in self.steps for name in step.learns)
+
+
+def given_step(step: Step, state: Mapping[str, Any]) -> Step:
+    """A step of a course as one that was learned elsewhere.
+
+    Args:
+        step: as the old course has it.
+        state: `model` and `memory` after it.
+    """
+    return replace(
+        step,
+        split=Split(name="none", origin=NOT_AT_HAND),
+        phantom_split=None,
+        given=checkpoint.state_digest(state),
+    )
+
+
+def learned_by_run(
+    folder: Path,
+    *,
+    step: int | None = None,
+    strategy: str | None = None,
+    overrides: Sequence[str] = (),
+) -> LearnedModel:
+    """The model of a run after a step.
+
+    With the run's own strategy the steps stay as they were. Another one takes what the run serves
+    as one step of all its structures, without the memory, which is the first strategy's alone.
+
+    Args:
+        folder: the run; it need not be finished, and its data need not be at hand.
+        step: 1-based; None: the last one that is taught and examined.
+        strategy: what teaches the new step; None: the run's own.
+        overrides: `strategy.…=…` words of the command line.
+
+    Raises:
+        StoreError: no run, no checkpoint, or one of another course.
+        SettingError: a step the course does not have, or a strategy that needs old images.
+    """
+    record = RunRecord.read(folder)
+    number = finished_step(record, folder, step)
+    plan = plan_without_data(record, folder, device="cpu")
+    kept = tuple(w for w in record.settings["overrides"] if w.startswith("strategy."))
+    same = strategy in (None, record.settings["strategy"]) and not overrides
+    name = record.settings["strategy"] if strategy is None else strategy
+    words = kept if same else tuple(overrides)
+    method = load_strategy(name, split_overrides(list(words)).get("strategy", {}))
+    paths = {
+        t: checkpoint_path(folder, record, t) for t in range(1 if same else number, number + 1)
+    }
+    contents = {t: _content(path, plan, t) for t, path in paths.items()}
+    taught = plan.benchmark.steps[:number]
+    sources = tuple(
+        replace(s, partial=())
+        for s in plan.benchmark.sources
+        if s.name in {t.source for t in taught}
+    )
+    if same:
+        states = tuple({k: contents[t][k] for k in ("model", "memory", "strategy")} for t in paths)
+        steps = tuple(given_step(s, state) for s, state in zip(taught, states, strict=True))
+        costs = tuple(_cost(paths[t]) for t in paths)
+    else:
+        states = (
+            _served(plan, number, paths[number]) | {"strategy": contents[number]["strategy"]},
+        )
+        merged, source = as_one_step(plan.benchmark, number)
+        steps, sources = (given_step(merged, states[0]),), (source,)
+        costs = (_cost(paths[number]),)
+    return LearnedModel(
+        name=plan.benchmark.name,
+        title=plan.benchmark.title,
+        sources=sources,
+        steps=steps,
+        states=states,
+        costs=costs,
+        preprocessing=plan.benchmark.preprocessing,
+        groups=_groups(plan.benchmark, number),
+        declares=plan.benchmark.declares,
+        profile=_profile(plan),
+        strategy=method,
+        strategy_name=name,
+        overrides=words,
+        seed=record.seed,
+        origin={
+            "run": str(folder.absolute()),
+            "run_id": record.run_id,
+            "bench": record.identity.bench,
+            "strategy": record.strategy,
+            "step": number,
+            "state": checkpoint.state_digest(contents[number]),
+        },
+    )
+
+
+def _content(path: Path, plan: Plan, number: int) -> dict[str, Any]:
+    """What a checkpoint holds, which must be that of the step."""
+    content = checkpoint.load(path)
+    bench = plan.benchmark
+    expected = (bench.name, bench.version, number, list(bench.structures(number)))
+    got = tuple(content.get(k) for k in ("bench", "bench_version", "step", "structures"))
+    if got != expected:
+        said = "{} version {}, step {}: {}"
+        raise StoreError(
+            "a checkpoint of another course, version or step",
+            where=path,
+            expected=said.format(*expected),
+            got=said.format(*got),
+            next_step="put the run's own checkpoint back, or extend the run this one is of",
+        )
+    return content
+
+
+def _served(plan: Plan, number: int, path: Path) -> dict[str, Any]:
+    """The model as the run examines it after a step, and no memory."""
+    strategy = plan.strategy.first_step() if number == 1 else plan.strategy
+    model, memory = loaded(plan, strategy, plan.lesson(number), path)
+    return {"model": plan.strategy.serve(model, memory).state_dict(), "memory": {}}
+
+
+def as_one_step(benchmark: Benchmark, number: int) -> tuple[Step, Source]:
+    """Steps 1 to `number` of a course as one step, from a source that annotates all of them."""
+    structures = benchmark.structures(number)
+    titles = dict.fromkeys(benchmark.source(s.source).title for s in benchmark.steps[:number])
+    source = Source(
+        name=benchmark.name,
+        title=" and ".join(titles),
+        layout="nnunet",
+        labels=dict(enumerate(structures, 1)),
+    )
+    step = Step(
+        name=f"{benchmark.name}, {number} step(s)",
+        source=source.name,
+        learns=structures,
+        split=Split(name="none", origin=NOT_AT_HAND),
+        given="",
+    )
+    return step, source
+
+
+def _cost(path: Path) -> dict[str, Any]:
+    """What a step took; which cases it opened, and where, stands in the record it comes from."""
+    cost_file = path.with_suffix(".json")
+    cost = files.read_json(cost_file) if cost_file.is_file() else {}
+    return {k: v for k, v in cost.items() if k not in ("opened", "hosts")}
+
+
+def _groups(benchmark: Benchmark, number: int) -> dict[str, tuple[str, ...]]:
+    """The groups whose structures are all learned by then."""
+    learned = set(benchmark.structures(number))
+    return {title: names for title, names in benchmark.groups.items() if set(names) <= learned}
+
+
+def _profile(plan: Plan) -> Profile:
+    """The run's settings; weights the first step started from are no longer needed."""
+    return replace(plan.profile, backbone=replace(plan.profile.backbone, weights=None))
