@@ -80,7 +80,7 @@ def state_digest(content: Mapping[str, Any]) -> str:
     Args:
         content: with `model` and `memory`.
     """
-    return _checksum({name: content[name] for name in ("model", "memory")})[:16]
+    return checksum({name: content[name] for name in ("model", "memory")})[:16]
 
 
 def save(path: Path, content: dict[str, Any], *, previous: Path | None = None) -> None:
