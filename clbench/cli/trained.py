@@ -90,32 +90,6 @@ def predict(
 
 
 @app.command()
-def export(
-    run: Run,
-    to: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
-    step: Step = None,
-) -> None:
-    """Publish a run's model: safetensors, model card, MONAI metadata, record; no code in it."""
-    from clbench.deployment.publish.card import FILL_IN
-    from clbench.deployment.publish.export import export_run
-
-    for name in export_run(run, to, step=step):
-        typer.echo(to / name)
-    typer.echo(f"README.md and metadata.json say {FILL_IN} where only you know; then publish.")
-
-
-@app.command(name="import")
-def import_(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What clbench export wrote.")],
-    out: Annotated[Path, typer.Option(help="Folder of results that gets the run.")] = RESULTS,
-) -> None:
-    """Read an exported model back into a run, equal to the bit; nothing in it is executed."""
-    from clbench.deployment.publish.export import import_run
-
-    typer.echo(import_run(folder, out))
-
-
-@app.command()
 def extend(
     model: Annotated[
         Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or its step2.pt.")

@@ -1,0 +1,58 @@
+"""Commands that publish a trained model, read a published one, and show its predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clbench.cli.options import RESULTS, app
+from clbench.cli.trained import Run, Step
+
+
+@app.command()
+def export(
+    run: Run,
+    to: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
+    step: Step = None,
+) -> None:
+    """Publish a run's model: safetensors, model card, MONAI metadata, record; no code in it."""
+    from clbench.deployment.publish.card import FILL_IN
+    from clbench.deployment.publish.export import export_run
+
+    for name in export_run(run, to, step=step):
+        typer.echo(to / name)
+    typer.echo(f"README.md and metadata.json say {FILL_IN} where only you know; then publish.")
+
+
+@app.command(name="import")
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What clbench export wrote.")],
+    out: Annotated[Path, typer.Option(help="Folder of results that gets the run.")] = RESULTS,
+) -> None:
+    """Read an exported model back into a run, equal to the bit; nothing in it is executed."""
+    from clbench.deployment.publish.export import import_run
+
+    typer.echo(import_run(folder, out))
+
+
+@app.command()
+def view(
+    run: Run,
+    case: Annotated[str, typer.Argument(metavar="CASE", help="Test case: source/case, or its id.")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file; default RUN_CASE.html in this folder.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
+) -> None:
+    """Write a page to look at a test case: image, truth and the prediction after each step."""
+    from clbench.deployment.view.case_page import write_case_page
+
+    if out is None:
+        out = Path(f"{run.resolve().name}_{case.replace('/', '_')}.html")
+    page = write_case_page(run, case, out, data=data, cache=cache)
+    for note in page.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{page.path} ({page.size_bytes / 1e6:.1f} MB, needs no network): open in a browser")
