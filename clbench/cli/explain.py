@@ -16,15 +16,25 @@ def explain(
     data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
     cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    voxels_only: Annotated[
+        bool, typer.Option("--voxels-only", help="No heads, bodies and probes: no model is run.")
+    ] = False,
 ) -> None:
-    """Where the lost Dice of a run went: background, other structures, borders, missed whole."""
+    """Where the lost Dice of a run went: background, others, borders; and head or body."""
     from clbench.cli.progress import Progress
     from clbench.diagnosis.explain import explain_run
     from clbench.report.tables.lost_dice import lost_dice_tables
 
     with Progress() as progress:
-        found = explain_run(run, data=data, cache=cache, device=device, watch=progress.watch)
-    for table in lost_dice_tables(found.record, found.rows):
+        found = explain_run(
+            run,
+            data=data,
+            cache=cache,
+            device=device,
+            models=not voxels_only,
+            watch=progress.watch,
+        )
+    for table in lost_dice_tables(found.record, found.rows, found.model_rows):
         show(table, "terminal")
         typer.echo("")
     for note in found.notes:

@@ -39,7 +39,7 @@ from clbench.spec.splits import Split
 
 SIDES_RULE = "each piece on its side of the midline"
 """How a pair under one label value is read; part of the fingerprint of data that hold one."""
-Purpose = Literal["train", "pseudo", "validation", "trace", "test"]
+Purpose = Literal["train", "pseudo", "validation", "trace", "diagnosis", "test"]
 
 _case_being_read: ContextVar[tuple[int, str] | None] = ContextVar("case_being_read", default=None)
 
@@ -120,6 +120,7 @@ class Catalog:
             step: 1-based step whose source holds the case.
             case: case id within that source.
             purpose: what it is opened for; decides whether it may be, and what is annotated.
+                `diagnosis`: a training case of `step` looked at after the run, for no training.
 
         Raises:
             TrainingError: a test case for training, or an image of an earlier step that the

@@ -22,8 +22,17 @@ from clbench.data.nifti import spacing_of
 from clbench.data.volume import Volume
 from clbench.deployment.predict import predict_volume
 from clbench.deployment.trained import TrainedModel, load_trained
+from clbench.diagnosis.model_parts import explain_models
 from clbench.errors import StoreError
-from clbench.evaluation.explained import FILE, LostDiceRow, rows_of, write_lost_dice
+from clbench.evaluation.explained import (
+    FILE,
+    HEAD_BODY_FILE,
+    HeadBodyRow,
+    LostDiceRow,
+    rows_of,
+    write_head_body,
+    write_lost_dice,
+)
 from clbench.evaluation.metrics.lost_dice import attribute, border_mm
 from clbench.evaluation.predictions import read_prediction
 from clbench.evaluation.scoring import to_native
@@ -48,6 +57,8 @@ class Explained:
     """`run.json` of it."""
     rows: list[LostDiceRow]
     """Content of `lost_dice.csv`."""
+    model_rows: list[HeadBodyRow] = field(default_factory=list)
+    """Content of `head_body.csv`."""
     notes: list[str] = field(default_factory=list)
     """What a reader should know."""
 
@@ -58,22 +69,24 @@ def explain_run(
     data: str | None = None,
     cache: Path | None = None,
     device: str = "auto",
+    models: bool = True,
     watch: Watch = lambda event: None,
 ) -> Explained:
-    """Divide the lost Dice of a run, and write `lost_dice.csv` into its folder.
+    """Divide the lost Dice of a run; write `lost_dice.csv` and `head_body.csv` into its folder.
 
     Args:
         folder: the run, with two steps or more finished.
         data: where the data lies now, as in `clbench run --data`; None: where the run found it.
         cache: where preprocessed volumes and the phantom are kept; None: where the run kept them.
-        device: where models compute, if predictions have to be made anew.
+        device: where models compute.
+        models: also exchange heads and bodies and probe bodies, where there are checkpoints.
         watch: told about every case.
 
     Raises:
         StoreError: a run of one step, one that keeps neither predictions nor checkpoints, or
             predictions that do not give its recorded scores; other data.
         DataError: data that cannot be read.
-        Stopped: by a signal; nothing is written.
+        Stopped: by a signal; `lost_dice.csv` is written whole or not at all, `head_body.csv` too.
     """
     record = _explainable(folder)
     catalog = catalog_of(record, data=data, cache=cache)
@@ -90,9 +103,38 @@ def explain_run(
             watch({"event": "exam", "done": done, "of": len(cases), "case": case})
             signals.check(f"explaining, {source} case {case}")
         write_lost_dice(folder / FILE, rows)
-        record.reseal(folder)
-        record.write(folder)
-    return Explained(folder=folder, record=record, rows=rows, notes=predictions.notes())
+        _seal(folder, record)
+        found = Explained(folder=folder, record=record, rows=rows, notes=predictions.notes())
+        if models:
+            _explain_models(found, catalog, predictions, watch)
+    return found
+
+
+def _seal(folder: Path, record: RunRecord) -> None:
+    record.reseal(folder)
+    record.write(folder)
+
+
+def _explain_models(
+    found: Explained, catalog: Catalog, predictions: Predictions, watch: Watch
+) -> None:
+    """Heads, bodies and probes; a run without checkpoints gets a note in place of numbers."""
+    done = found.record.steps_done
+    try:
+        for number in range(1, done + 1):
+            predictions.model(number)
+    except StoreError as err:
+        found.notes.append(f"head or body: not looked at, {err.brief}")
+        return
+    parts = explain_models(catalog, predictions.model, predictions.of, steps_done=done, watch=watch)
+    found.notes += parts.notes
+    found.model_rows = parts.rows
+    write_head_body(found.folder / HEAD_BODY_FILE, parts.rows)
+    for step, by_purpose in catalog.opened().items():
+        if cases := by_purpose.get("diagnosis"):
+            of_step = found.record.ledger.setdefault(step, {})
+            of_step["diagnosis"] = sorted({*of_step.get("diagnosis", ()), *cases})
+    _seal(found.folder, found.record)
 
 
 def _explainable(folder: Path) -> RunRecord:

@@ -1,6 +1,7 @@
-"""Rows of `clbench explain` in a run folder: where the lost Dice went, case by case.
+"""Rows of `clbench explain` in a run folder: where the lost Dice went, and head or body; by case.
 
-`lost_dice.csv` holds the parts of `clbench.evaluation.metrics.lost_dice`.
+`lost_dice.csv` holds the parts of `clbench.evaluation.metrics.lost_dice`, `head_body.csv` the Dice
+of models put together from two steps.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from clbench.store.csv_rows import read_rows, rows_bytes
 
 FILE = "lost_dice.csv"
 """Name of the file of parts in a run folder."""
+HEAD_BODY_FILE = "head_body.csv"
+"""Name of the file of exchanged heads and bodies."""
 TOTAL = "total"
 """The row of a case that the parts add up to."""
 
@@ -233,3 +236,162 @@ def summarize(rows: Iterable[LostDiceRow], patient_of: Mapping[str, str] = {}) -
             )
         )
     return sorted(found, key=attrgetter("step", "learned_at"))
+
+
+# ---------------------------------------------------------------------------------- head and body
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadBodyRow:
+    """Dice of one structure of one test case under models put together from two steps.
+
+    Old is the model after the step that taught the structure, new the one after the later step. Nan
+    where a model could not be put together.
+    """
+
+    step: int
+    """1-based later step."""
+    eval_set: str
+    """Source of the test case: that of the step which taught the structure."""
+    case: str
+    """Case id."""
+    structure: str
+    """Canonical name."""
+    learned_at: int
+    """1-based step that taught it."""
+    old: float
+    """Old head on old body: the model after `learned_at`."""
+    new: float
+    """New head on new body: the model after `step`."""
+    old_head_new_body: float
+    """The old head reads the new body."""
+    new_head_old_body: float
+    """The new head reads the old body."""
+    probe_old_body: float
+    """A linear probe of the old body."""
+    probe_new_body: float
+    """A linear probe of the new body."""
+
+
+HEAD_BODY_COLUMNS = tuple(f.name for f in dataclasses.fields(HeadBodyRow))
+DICES = HEAD_BODY_COLUMNS[5:]
+"""Columns that are Dice."""
+
+
+def write_head_body(path: Path, rows: Iterable[HeadBodyRow]) -> None:
+    """Write `head_body.csv`: sorted; equal rows give equal bytes.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    key = attrgetter("step", "eval_set", "case", "learned_at", "structure")
+    files.write_bytes(path, rows_bytes(HEAD_BODY_COLUMNS, sorted(rows, key=key)))
+
+
+def read_head_body(path: Path) -> list[HeadBodyRow]:
+    """Read `head_body.csv`.
+
+    Raises:
+        StoreError: missing or damaged.
+    """
+
+    def parse(cells: dict[str, str]) -> HeadBodyRow:
+        values: dict[str, Any] = dict(cells)
+        values.update({name: int(cells[name]) for name in ("step", "learned_at")})
+        values.update({name: float(cells[name]) for name in DICES})
+        return HeadBodyRow(**values)
+
+    return read_rows(
+        path,
+        HEAD_BODY_COLUMNS,
+        parse,
+        what="the Dice of exchanged heads and bodies",
+        next_step="make it with `clbench explain RUN`",
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadBody:
+    """What of a loss is due to the head and what to the body; means over patients.
+
+    The loss old − new is divided by the Shapley value of two players, head and body, of which each
+    is exchanged first once:
+
+        body = ½ [(old − old_head_new_body) + (new_head_old_body − new)]
+        head = ½ [(old − new_head_old_body) + (old_head_new_body − new)]
+
+    so head + body = lost. A head that only works on the body it was trained with makes both
+    mixtures bad; then both get their half.
+    """
+
+    step: int
+    """The later step."""
+    structure: str
+    """Canonical name."""
+    learned_at: int
+    """1-based step that taught it."""
+    cases: int
+    """Test cases that hold it."""
+    dice: Mapping[str, float]
+    """Each of `DICES`."""
+
+    @property
+    def lost(self) -> float:
+        """Dice old − new."""
+        return self.dice["old"] - self.dice["new"]
+
+    @property
+    def body(self) -> float:
+        """The body's share of it; nan where head and body cannot be exchanged."""
+        d = self.dice
+        return ((d["old"] - d["old_head_new_body"]) + (d["new_head_old_body"] - d["new"])) / 2
+
+    @property
+    def head(self) -> float:
+        """The head's share of it."""
+        d = self.dice
+        return ((d["old"] - d["new_head_old_body"]) + (d["old_head_new_body"] - d["new"])) / 2
+
+    @property
+    def probe_lost(self) -> float:
+        """What a linear probe loses from the old to the new body; nan where there is none."""
+        return self.dice["probe_old_body"] - self.dice["probe_new_body"]
+
+    @property
+    def main_cause(self) -> str:
+        """`head` or `body`, whichever has more of what was lost; "" where nothing was, or nan."""
+        if not max(self.head, self.body) > 0:
+            return ""
+        return "head" if self.head > self.body else "body"
+
+
+def summarize_head_body(
+    rows: Iterable[HeadBodyRow], patient_of: Mapping[str, str] = {}
+) -> list[HeadBody]:
+    """Means over patients, in order of steps.
+
+    Args:
+        rows: of one run.
+        patient_of: as for `summarize`.
+    """
+    groups: dict[tuple[int, int, str], dict[str, list[HeadBodyRow]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for row in rows:
+        at = f"{row.eval_set}/{row.case}"
+        groups[row.step, row.learned_at, row.structure][patient_of.get(at, at)].append(row)
+    return [
+        HeadBody(
+            step=step,
+            structure=name,
+            learned_at=learned_at,
+            cases=sum(map(len, patients.values())),
+            dice={
+                kind: mean(mean(getattr(r, kind) for r in own) for own in patients.values())
+                for kind in DICES
+            },
+        )
+        for (step, learned_at, name), patients in sorted(
+            groups.items(), key=lambda item: item[0][:2]
+        )
+    ]

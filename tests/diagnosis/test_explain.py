@@ -94,7 +94,7 @@ def change_record(folder: Path, change: Callable[[dict[str, Any]], None]) -> Non
 
 
 def test_what_was_lost_is_named(copy: Path) -> None:
-    found = explain_run(copy)
+    found = explain_run(copy, models=False)
     by_name = {one.structure: one for one in summarize(found.rows)}
     assert by_name[LOST].main_cause == "missed whole"
     assert by_name[CALLED[0]].main_cause == "confused"
@@ -106,7 +106,7 @@ def test_what_was_lost_is_named(copy: Path) -> None:
 
 
 def test_the_sums_are_the_forgetting_of_every_table(copy: Path) -> None:
-    found = explain_run(copy)
+    found = explain_run(copy, models=False)
     record = found.record
     sources = [s.source for s in record.course.steps]
     cells = continual.cells(run_folder.read_scores(copy / "scores.csv"), sources, scoring="strict")
@@ -121,18 +121,18 @@ def test_the_sums_are_the_forgetting_of_every_table(copy: Path) -> None:
 
 def test_the_file_reads_back_and_the_run_stays_whole(copy: Path) -> None:
     scores = (copy / "scores.csv").read_bytes()
-    first = explain_run(copy)
+    first = explain_run(copy, models=False)
     written = (copy / FILE).read_bytes()
     key = repr
     assert sorted(map(key, read_lost_dice(copy / FILE))) == sorted(map(key, first.rows))
-    explain_run(copy)
+    explain_run(copy, models=False)
     assert (copy / FILE).read_bytes() == written
     assert (copy / "scores.csv").read_bytes() == scores
     verify_run(copy)
 
 
 def test_a_file_whose_parts_do_not_add_up_is_refused(copy: Path) -> None:
-    explain_run(copy)
+    explain_run(copy, models=False)
     lines = (copy / FILE).read_text().splitlines(keepends=True)
     at = next(i for i, line in enumerate(lines) if ",missed_whole," in line)
     (copy / FILE).write_text("".join(lines[:at] + lines[at + 1 :]))
@@ -151,7 +151,7 @@ def test_without_stored_predictions_they_are_made_anew(smoke_run: Path, tmp_path
         )
     shutil.rmtree(bare / "predictions")
     change_record(bare, lambda r: r.update(files=None))
-    stored, anew = explain_run(whole), explain_run(bare)
+    stored, anew = (explain_run(f, models=False) for f in (whole, bare))
     assert stored.notes == []
     assert "after step 1 were predicted anew" in anew.notes[0]
     assert list(map(repr, anew.rows)) == list(map(repr, stored.rows))
@@ -194,7 +194,7 @@ def test_runs_that_cannot_have_forgotten(
 
 
 def test_the_command(copy: Path) -> None:
-    result = CliRunner().invoke(app, ["explain", str(copy)])
+    result = CliRunner().invoke(app, ["explain", str(copy), "--voxels-only"])
     assert result.exit_code == 0, result.output
     assert "where the lost Dice went" in result.output
     (line,) = [x for x in result.output.splitlines() if x.startswith(CALLED[0])][:1]

@@ -6,9 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from clbench.evaluation.explained import (
     COLUMNS,
+    DICES,
+    HEAD_BODY_COLUMNS,
+    HeadBody,
+    HeadBodyRow,
     LostDice,
     LostDiceRow,
     summarize,
+    summarize_head_body,
 )
 from clbench.evaluation.metrics.continual import mean
 from clbench.evaluation.metrics.lost_dice import CAUSES
@@ -35,14 +40,30 @@ NOTES = (
     ),
 )
 """What the numbers are."""
+MODEL_NOTES = (
+    (
+        "Dice on the test cases that hold the structure (strict). Old: after the structure's own "
+        "step; new: after the later one. lost = by the head + by the body (Shapley value of "
+        "exchanging each of them)."
+    ),
+    (
+        "probe: a linear classifier of the body's last feature map, fitted on training cases of "
+        "the structure's own step; a diagnosis, no part of any training. Where it keeps its Dice "
+        "on the new body, the body still tells the structure apart."
+    ),
+)
+"""What the numbers of heads and bodies are."""
 
 
-def lost_dice_tables(record: RunRecord, rows: Sequence[LostDiceRow]) -> list[Table]:
-    """Causes, and what the voxels are called instead, of one run.
+def lost_dice_tables(
+    record: RunRecord, rows: Sequence[LostDiceRow], model_rows: Sequence[HeadBodyRow] = ()
+) -> list[Table]:
+    """Causes, what the voxels are called instead, and head or body, of one run.
 
     Args:
         record: of the run.
         rows: its `lost_dice.csv`.
+        model_rows: its `head_body.csv`; no table without.
     """
     order = record.course.structures.index
     found = summarize(rows, record.course.patient_of)
@@ -68,7 +89,51 @@ def lost_dice_tables(record: RunRecord, rows: Sequence[LostDiceRow]) -> list[Tab
         ),
         keys=2,
     )
-    return [causes, instead]
+    if not model_rows:
+        return [causes, instead]
+    parts = summarize_head_body(model_rows, record.course.patient_of)
+    parts.sort(key=lambda one: (one.step, order(one.structure)))
+    models = Table(
+        title=f"{title}: head or body",
+        columns=(
+            "structure",
+            "after step",
+            "lost",
+            "by the head",
+            "by the body",
+            "old head, new body",
+            "new head, old body",
+            "probe, old body",
+            "probe, new body",
+        ),
+        rows=tuple(_head_body(parts)),
+        notes=MODEL_NOTES,
+        keys=2,
+        long=Table(
+            title="",
+            columns=HEAD_BODY_COLUMNS,
+            rows=tuple(tuple(str(getattr(r, n)) for n in HEAD_BODY_COLUMNS) for r in model_rows),
+        ),
+    )
+    return [causes, instead, models]
+
+
+def _head_body(parts: Sequence[HeadBody]) -> Iterable[tuple[str, ...]]:
+    """A line per structure and step, and the class mean of the structures of each teaching step."""
+    groups: dict[tuple[int, int], list[HeadBody]] = {}
+    for one in parts:
+        groups.setdefault((one.step, one.learned_at), []).append(one)
+    for (step, learned_at), own in groups.items():
+        lines = {one.structure: _model_numbers(one) for one in own}
+        if len(own) > 1:
+            columns = zip(*lines.values(), strict=True)
+            lines[f"mean of step {learned_at}"] = [mean(column) for column in columns]
+        for name, values in lines.items():
+            yield (name, str(step), *map(number, values))
+
+
+def _model_numbers(one: HeadBody) -> list[float]:
+    return [one.lost, one.head, one.body, *(one.dice[kind] for kind in DICES[2:])]
 
 
 def _cells(row: LostDiceRow) -> list[object]:
