@@ -1,7 +1,8 @@
 """Signal handling: a run that is asked to stop ends after the update at hand, with all saved.
 
-SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 (what SLURM sends ahead of the end with
-`--signal=USR1@120`) let the work at hand be finished and saved; a second SIGINT stops at once.
+SIGTERM, SIGINT (Ctrl-C), and SIGUSR1 and SIGUSR2 (what SLURM sends ahead of the end with
+`--signal=USR1@120`, and what submitit has it send) let the work at hand be finished and saved; a
+second SIGINT stops at once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from clbench.errors import ClbenchError
 
 STATUS = 75
 """Exit status of a run that was stopped and can go on: EX_TEMPFAIL of sysexits.h."""
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 _asked: list[str] = []  # signals are the process's, and so is the answer
 

@@ -34,6 +34,7 @@ Settings = Annotated[list[str] | None, typer.Option("--set", help="As in clbench
 Data = Annotated[str | None, typer.Option(help="As in clbench run; of every course.")]
 Splits = Annotated[list[str] | None, typer.Option("--split", help="As in clbench run.")]
 Out = Annotated[Path, typer.Option(help="Where run folders go.")]
+SLURM: dict[str, Any] = {"rich_help_panel": "On SLURM"}
 Cache = Annotated[Path | None, typer.Option(help="As in clbench run.")]
 
 
@@ -54,6 +55,15 @@ def grid(
         typer.Option(min=1, help="Runs at a time; default one per GPU, or as the cores allow."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each run.")] = 1,
+    on: Annotated[str, typer.Option(help="local, or slurm: submit to the cluster.")] = "local",
+    minutes: Annotated[int, typer.Option(min=1, help="Time limit of a job.", **SLURM)] = 1440,
+    memory_gb: Annotated[int, typer.Option(min=1, help="Memory of a job.", **SLURM)] = 16,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of a job: 0 or 1.", **SLURM)] = 0,
+    partition: Annotated[str | None, typer.Option(help="Default the cluster's.", **SLURM)] = None,
+    account: Annotated[str | None, typer.Option(help="Default the user's.", **SLURM)] = None,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(help="Further options of sbatch: qos=long.", **SLURM)
+    ] = None,
     device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what is done and what is left; start nothing.")
@@ -62,14 +72,30 @@ def grid(
     """Make every run of a study that is not finished; the same command goes on."""
     from clbench import reproducibility
     from clbench.grid.local import slots, work_off
+    from clbench.grid.slurm import Cluster, submit
 
-    gpus = one_of("--device", device, {"auto": reproducibility.gpus(), "cpu": 0})
+    here = one_of("--device", device, {"auto": reproducibility.gpus(), "cpu": 0})
+    local = one_of("--on", on, {"local": True, "slurm": False})
     planned = _plan(_study(study, bench, strategy, seeds, profile, set_, data, split, out), cache)
     show(_table(planned), "terminal")
     if dry_run:
         return
-    places = slots(jobs, threads, gpus=gpus, cpus=_cpus())
     more = [] if cache is None else ["--cache", str(cache)]
+    if not local:
+        cluster = Cluster(
+            minutes=minutes,
+            threads=threads,
+            memory_gb=memory_gb,
+            gpus=gpus,
+            partition=partition,
+            account=account,
+            at_once=jobs,
+            more=dict(_option(word) for word in sbatch or ()),
+        )
+        submitted = submit(planned, cluster, more=more)
+        typer.echo(f"{len(submitted)} jobs submitted; `clbench status` shows how far they are")
+        return
+    places = slots(jobs, threads, gpus=here, cpus=_cpus())
     left = sum(not job.is_finished() for job in planned)
     if left:
         typer.echo(f"{left} runs to make, {len(places)} at a time, {threads} thread(s) each")
@@ -185,9 +211,10 @@ def _plan(study: StudyFile, cache: Path | None) -> list[Job]:
 def _table(jobs: list[Job]) -> Table:
     """Runs by strategy and state, and how long the rest will take."""
     from clbench.grid.jobs import State, estimate, states
+    from clbench.grid.slurm import with_queue
     from clbench.report.tables.render import Table
 
-    now = states(jobs)
+    now = with_queue(jobs, states(jobs))
     rows: dict[tuple[str, ...], Counter[State]] = {}
     for job, state in zip(jobs, now, strict=True):
         cell = job.cell
@@ -226,7 +253,8 @@ def _duration(seconds: float) -> str:
 def _failure(job: Job) -> str:
     """Why a run failed: its status, its last lines, its log."""
     failure = job.failed() or {}
-    how = f"signal {failure['signal']}" if failure.get("signal") else f"status {failure['status']}"
+    status, killer = failure.get("status"), failure.get("signal")
+    how = f"signal {killer}" if killer else f"status {status}"
     last = "".join(f"\n    {line}" for line in failure.get("last_lines", ()))
     return f"{job.cell.name} failed with {how}; {job.log} ends with:{last}"
 
@@ -243,6 +271,16 @@ def _say(event: Mapping[str, Any], jobs: list[Job]) -> None:
     finished = sum(j.is_finished() for j in jobs)
     word = "failed" if job.failed() else "finished" if job.is_finished() else "stopped"
     typer.echo(f"{word}: {job.cell.name} ({finished} of {len(jobs)} finished)")
+
+
+def _option(word: str) -> tuple[str, str]:
+    """`qos=long` → ("qos", "long")."""
+    name, equals, value = word.partition("=")
+    if not equals or not name:
+        raise SettingError(
+            "--sbatch needs NAME=VALUE", expected="an option of sbatch, as qos=long", got=word
+        )
+    return name.lstrip("-"), value
 
 
 def _cpus() -> int:

@@ -27,6 +27,8 @@ class State(StrEnum):
 
     FINISHED = "finished"
     RUNNING = "running"
+    QUEUED = "queued"
+    """On a cluster."""
     WAITING = "waiting"
     """For another run to teach the first step that it shares."""
     FAILED = "failed"
@@ -60,6 +62,11 @@ class Job:
     def failure(self) -> Path:
         """Says why the last attempt failed; absent where it did not."""
         return self.log.with_suffix(".json")
+
+    @property
+    def ticket(self) -> Path:
+        """Names its job on a cluster; absent where it never had one."""
+        return self.log.with_suffix(".slurm.json")
 
     @property
     def first_step(self) -> Path:

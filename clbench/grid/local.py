@@ -148,7 +148,8 @@ def _next(todo: Sequence[Job], started: Sequence[_Started]) -> Job | None:
 
 def _start(job: Job, slot: Slot, more: Sequence[str]) -> _Started:
     files.make_folder(job.log.parent)
-    job.failure.unlink(missing_ok=True)
+    for told_before in (job.failure, job.ticket):
+        told_before.unlink(missing_ok=True)
     log = job.log.open("ab")
     words = [*job.cell.words(), "--device", slot.device, "--threads", str(slot.threads), *more]
     process = subprocess.Popen(  # noqa: S603  # words are no shell's

@@ -1,0 +1,243 @@
+"""Working off jobs on a SLURM cluster (submitit): arrays, limits, queued again where they were.
+
+A run whose first step another one teaches is submitted to begin after that one's job. A job whose
+time ends, or that is preempted, gets a signal ahead; its run saves, and the job is queued again.
+Whether a run is finished is read from its folder, and whether its job is still queued from
+`squeue`: a cluster need not keep accounts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clbench.errors import SettingError
+from clbench.grid.jobs import TAIL_LINES, Job, State
+from clbench.grid.local import COMMAND
+from clbench.store import files
+
+SIGNAL_S = 120
+"""Seconds before its end that a job is told."""
+MOST_TIMEOUTS = 10_000
+"""A run may be longer than any number of time limits; submitit's own default is 3."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cluster:
+    """What a job asks the cluster for."""
+
+    minutes: int = 24 * 60
+    """Time limit of a job; a run may take several."""
+    threads: int = 1
+    """CPU cores, and threads of the run."""
+    memory_gb: int = 16
+    """Main memory."""
+    gpus: int = 0
+    """0: the run computes on the CPU; more than 1 is refused."""
+    partition: str | None = None
+    """None: the cluster's default."""
+    account: str | None = None
+    """None: the user's default."""
+    at_once: int | None = None
+    """Jobs of an array that may run at a time; None: as many as the cluster lets."""
+    more: Mapping[str, str] = field(default_factory=dict)
+    """Further options of sbatch: `qos`, `constraint`, …"""
+
+    def __post_init__(self) -> None:
+        if self.gpus > 1:
+            raise SettingError(
+                "a run computes on one GPU",
+                where="--gpus",
+                expected="0 or 1",
+                got=self.gpus,
+            )
+
+
+class RunInJob:
+    """Makes one run within a job; what submitit calls, and asks to save itself.
+
+    Args:
+        command: the words of the process.
+        threads: CPU threads.
+    """
+
+    def __init__(self, command: Sequence[str], threads: int) -> None:
+        self.command, self.threads = list(command), threads
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> None:
+        """Run to the end.
+
+        Raises:
+            RuntimeError: the run failed; its last lines stand above in the job's log.
+        """
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        self._process = subprocess.Popen(self.command, env=environment)  # noqa: S603  # no shell
+        if status := self._process.wait():
+            raise RuntimeError(f"clbench run ended with status {status}")
+
+    def checkpoint(self) -> Any:
+        """Let the run save and end, then say what the queued job shall do: go on."""
+        from submitit.helpers import DelayedSubmission
+
+        if self._process is not None:
+            self._process.terminate()  # saves at the next update; a second signal changes nothing
+            with contextlib.suppress(ChildProcessError):
+                # this is called by a signal's handler, while `Popen.wait` holds its lock
+                os.waitpid(self._process.pid, 0)
+        return DelayedSubmission(RunInJob(self.command, self.threads))
+
+
+def submit(jobs: Sequence[Job], cluster: Cluster, *, more: Sequence[str] = ()) -> list[Job]:
+    """Submit every run that is neither finished nor queued; return those submitted.
+
+    Args:
+        jobs: of the study.
+        cluster: what each asks for.
+        more: further words of `clbench run` for each, such as `--cache DIR`.
+
+    Raises:
+        SettingError: submitit or SLURM is not there, or the cluster refuses the request.
+    """
+    waiting = queue()
+    todo = [
+        job
+        for job in jobs
+        if not job.is_finished() and not job.is_running() and job_id(job) not in waiting
+    ]
+    leaders: dict[Path, Job] = {}
+    for job in todo:
+        if not job.first_step.exists() and not job.teaches_first_step():
+            leaders.setdefault(job.shared, job)
+    first = [j for j in todo if j.first_step.exists() or leaders.get(j.shared, j) is j]
+    _submit(first, cluster, more)
+    for leader in leaders.values():
+        followers = [j for j in todo if j.shared == leader.shared and j is not leader]
+        # after its end, however it ends: if it failed, one of these teaches the step
+        _submit(followers, cluster, more, dependency=f"afterany:{job_id(leader)}")
+    return todo
+
+
+def _submit(
+    jobs: Sequence[Job], cluster: Cluster, more: Sequence[str], dependency: str | None = None
+) -> None:
+    if not jobs:
+        return
+    try:
+        import submitit
+    except ImportError as err:
+        raise SettingError(
+            "--on slurm needs submitit",
+            next_step='pip install "clbench[slurm]"',
+        ) from err
+    logs = jobs[0].log.parent
+    files.make_folder(logs)
+    try:
+        executor = submitit.SlurmExecutor(folder=logs / "slurm", max_num_timeout=MOST_TIMEOUTS)
+        executor.update_parameters(
+            job_name="clbench",
+            time=cluster.minutes,
+            cpus_per_task=cluster.threads,
+            mem=f"{cluster.memory_gb}GB",
+            signal_delay_s=SIGNAL_S,
+            stderr_to_stdout=True,
+            array_parallelism=cluster.at_once or len(jobs),
+            partition=cluster.partition,
+            account=cluster.account,
+            dependency=dependency,
+            gres=f"gpu:{cluster.gpus}" if cluster.gpus else None,
+            additional_parameters=dict(cluster.more),
+        )
+        device = "cuda" if cluster.gpus else "cpu"
+        calls = [
+            RunInJob(
+                (
+                    *(*COMMAND, *job.cell.words(), *more),
+                    *("--device", device, "--threads", str(cluster.threads)),
+                ),
+                cluster.threads,
+            )
+            for job in jobs
+        ]
+        with executor.batch():
+            queued = [executor.submit(call) for call in calls]
+    except (RuntimeError, OSError, subprocess.SubprocessError) as err:
+        raise SettingError(
+            "the jobs could not be submitted",
+            where="SLURM",
+            expected="a machine on which `sbatch` works, and a request the cluster can meet",
+            got=str(err),
+            next_step="try `sinfo`, and look at --partition, --account and the limits; "
+            "what was submitted before stays, and the same command goes on",
+        ) from err
+    for job, submitted in zip(jobs, queued, strict=True):
+        job.failure.unlink(missing_ok=True)
+        log = Path(submitted.paths.stdout)
+        files.write_json(job.ticket, {"job": str(submitted.job_id), "log": str(log)})
+
+
+def job_id(job: Job) -> str | None:
+    """The cluster's number of its last job; None: it never had one."""
+    return str(files.read_json(job.ticket)["job"]) if job.ticket.exists() else None
+
+
+def queue() -> dict[str, str]:
+    """Number of each job of this user that waits or runs → its state in SLURM's words.
+
+    Raises:
+        SettingError: SLURM is not here, or does not answer.
+    """
+    command = ["squeue", "--me", "-h", "-r", "-o", "%i %T"]
+    try:
+        answer = subprocess.run(  # noqa: S603  # words are no shell's
+            command, capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError) as err:
+        said = getattr(err, "stderr", None) or err
+        raise SettingError(
+            "SLURM does not answer",
+            where="squeue",
+            expected="a machine on which `squeue --me` works",
+            got=str(said).strip(),
+            next_step="log in on the cluster, or use --on local",
+        ) from err
+    lines = filter(str.strip, answer.stdout.splitlines())
+    return dict(line.split(maxsplit=1) for line in lines)  # type: ignore[misc]  # two words each
+
+
+def with_queue(jobs: Sequence[Job], states: Sequence[State]) -> list[State]:
+    """States of jobs with what the cluster's queue says; failures are written down.
+
+    Args:
+        jobs: of the study.
+        states: of each, as `clbench.grid.jobs.states` reads them from the folders.
+
+    Returns:
+        `QUEUED` for runs whose job waits, or has just begun; `FAILED` for those whose job has left
+        the queue before they were finished.
+    """
+    told = list(states)
+    waiting: Mapping[str, str] | None = None
+    for i, (job, state) in enumerate(zip(jobs, states, strict=True)):
+        if state not in (State.TO_DO, State.WAITING) or not job.ticket.exists():
+            continue
+        waiting = queue() if waiting is None else waiting
+        if job_id(job) in waiting:
+            told[i] = State.QUEUED
+        elif not job.is_finished():  # it may have ended since
+            log = Path(files.read_json(job.ticket)["log"])
+            text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+            failure = {
+                "status": "unknown",
+                "signal": None,
+                "last_lines": text.splitlines()[-TAIL_LINES:],
+                "command": job.command(),
+            }
+            files.write_json(job.failure, failure)
+            told[i] = State.FAILED
+    return told

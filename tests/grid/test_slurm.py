@@ -1,0 +1,124 @@
+"""The same study on a real SLURM: arrays, shared steps, signals ahead of the end, cancelled jobs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from slurm_cluster import cluster, need_slurm, wait_until
+
+from clbench.errors import SettingError
+from clbench.grid import slurm
+from clbench.grid.jobs import Job, State, states
+from clbench.grid.slurm import Cluster, RunInJob, job_id, queue, submit, with_queue
+
+MakeJob = Callable[..., Job]
+SMALL = Cluster(minutes=10, memory_gb=1)
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[None]:
+    need_slurm()
+    pytest.importorskip("submitit", reason="pip install 'clbench[slurm]'")
+    with tempfile.TemporaryDirectory(prefix="slurm", dir="/tmp") as home, cluster(Path(home)):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def command(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    from clbench.grid import local
+
+    monkeypatch.setattr(slurm, "COMMAND", local.COMMAND)  # the script that stands in for a run
+
+
+def now(jobs: list[Job]) -> list[State]:
+    return with_queue(jobs, states(jobs))
+
+
+@pytest.mark.usefixtures("here")
+def test_a_study_ends_and_a_shared_step_is_taught_once(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    jobs = [make_job(name, seed) for name in ("lwf", "mib") for seed in (0, 1)]
+    more = ["--cache", str(finished_record)]
+    assert submit(jobs, SMALL, more=more) == jobs
+    assert len({job_id(job) for job in jobs}) == 4
+    assert submit(jobs, SMALL, more=more) == [] or all(job.is_finished() for job in jobs)
+    wait_until(lambda: all(job.is_finished() for job in jobs))
+    trace = (jobs[0].folder.parent.parent / "trace.txt").read_text(encoding="utf-8")
+    assert len(trace.splitlines()) == 2
+    assert submit(jobs, SMALL, more=more) == []
+
+
+@pytest.mark.usefixtures("here")
+def test_told_of_its_end_a_run_saves_and_its_job_is_queued_again(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    job = make_job("endless", 0)
+    submit([job], SMALL, more=["--cache", str(finished_record)])
+    ready = job.folder.parent.parent / "endless.txt"
+    wait_until(ready.exists)
+    number = job_id(job)
+    assert now([job]) == [State.RUNNING]
+    ready.unlink()
+    subprocess.run(["scancel", "--signal=USR2", str(number)], check=True)
+    wait_until(lambda: not job.is_running())
+    wait_until(lambda: queue().get(str(number)) in ("PENDING", "CONFIGURING"))
+    assert now([job]) == [State.QUEUED]
+    assert job.failed() is None
+    # SLURM lets a job that is queued again wait for two minutes
+    subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], check=True)
+    wait_until(ready.exists)
+    assert job_id(job) == number
+    subprocess.run(["scancel", str(number)], check=True)
+    wait_until(lambda: str(number) not in queue())
+    assert now([job]) == [State.FAILED]
+    assert job.failed() is not None
+
+
+@pytest.mark.usefixtures("here")
+def test_a_killed_job_is_named_and_submitted_again(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    jobs = [make_job("killed", 0), make_job("lwf", 0)]
+    more = ["--cache", str(finished_record)]
+    submit(jobs, SMALL, more=more)
+    wait_until(lambda: not queue() and jobs[1].is_finished())
+    assert now(jobs) == [State.FAILED, State.FINISHED]
+    failure = jobs[0].failed()
+    assert failure is not None
+    assert any("status -9" in line for line in failure["last_lines"])
+    first = job_id(jobs[0])
+    assert submit(jobs, SMALL, more=more) == [jobs[0]]
+    assert job_id(jobs[0]) != first
+    assert jobs[0].failed() is None
+
+
+@pytest.mark.usefixtures("here")
+def test_what_the_cluster_cannot_give_is_an_error(make_job: MakeJob) -> None:
+    job = make_job("lwf", 7)
+    with pytest.raises(SettingError, match="could not be submitted") as err:
+        submit([job], Cluster(partition="gpu_long", memory_gb=1))
+    assert "partition" in str(err.value.got)
+    assert job_id(job) is None
+
+
+def test_no_slurm_and_too_many_gpus(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match="one GPU"):
+        Cluster(gpus=2)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SettingError, match="SLURM does not answer") as err:
+        submit([make_job("lwf", 0)], SMALL)
+    assert "--on local" in str(err.value.next_step)
+
+
+def test_a_run_in_a_job_hands_on_its_failure() -> None:
+    RunInJob(["true"], 1)()
+    with pytest.raises(RuntimeError, match="status 3"):
+        RunInJob(["sh", "-c", f"exit $(( $OMP_NUM_THREADS + {os.EX_OK} ))"], 3)()
