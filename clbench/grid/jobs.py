@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clbench.errors import SettingError
 from clbench.grid.study_file import Cell
-from clbench.run.plan import Plan
 from clbench.store import files
 from clbench.store.record import RunRecord
+
+if TYPE_CHECKING:
+    from clbench.run.plan import Plan
 
 LOGS = "_logs"
 """Folder of results that holds the output of the runs of a grid, and why some failed."""

@@ -8,17 +8,15 @@ Whether a run is finished is read from its folder, and whether its job is still 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from clbench.errors import SettingError
 from clbench.grid.jobs import TAIL_LINES, Job, State
 from clbench.grid.local import COMMAND
+from clbench.grid.slurm_job import RunInJob
 from clbench.store import files
 
 SIGNAL_S = 120
@@ -56,41 +54,6 @@ class Cluster:
                 expected="0 or 1",
                 got=self.gpus,
             )
-
-
-class RunInJob:
-    """Makes one run within a job; what submitit calls, and asks to save itself.
-
-    Args:
-        command: the words of the process.
-        threads: CPU threads.
-    """
-
-    def __init__(self, command: Sequence[str], threads: int) -> None:
-        self.command, self.threads = list(command), threads
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __call__(self) -> None:
-        """Run to the end.
-
-        Raises:
-            RuntimeError: the run failed; its last lines stand above in the job's log.
-        """
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        self._process = subprocess.Popen(self.command, env=environment)  # noqa: S603  # no shell
-        if status := self._process.wait():
-            raise RuntimeError(f"clbench run ended with status {status}")
-
-    def checkpoint(self) -> Any:
-        """Let the run save and end, then say what the queued job shall do: go on."""
-        from submitit.helpers import DelayedSubmission
-
-        if self._process is not None:
-            self._process.terminate()  # saves at the next update; a second signal changes nothing
-            with contextlib.suppress(ChildProcessError):
-                # this is called by a signal's handler, while `Popen.wait` holds its lock
-                os.waitpid(self._process.pid, 0)
-        return DelayedSubmission(RunInJob(self.command, self.threads))
 
 
 def submit(jobs: Sequence[Job], cluster: Cluster, *, more: Sequence[str] = ()) -> list[Job]:

@@ -14,7 +14,8 @@ from slurm_cluster import cluster, need_slurm, wait_until
 from clbench.errors import SettingError
 from clbench.grid import slurm
 from clbench.grid.jobs import Job, State, states
-from clbench.grid.slurm import Cluster, RunInJob, job_id, queue, submit, with_queue
+from clbench.grid.slurm import Cluster, job_id, queue, submit, with_queue
+from clbench.grid.slurm_job import RunInJob
 
 MakeJob = Callable[..., Job]
 SMALL = Cluster(minutes=10, memory_gb=1)
