@@ -170,7 +170,7 @@ def queue() -> dict[str, str]:
             next_step="log in on the cluster, or use --on local",
         ) from err
     lines = filter(str.strip, answer.stdout.splitlines())
-    return dict(line.split(maxsplit=1) for line in lines)  # type: ignore[misc]  # two words each
+    return dict(line.split(maxsplit=1) for line in lines)
 
 
 def with_queue(jobs: Sequence[Job], states: Sequence[State]) -> list[State]:
