@@ -182,14 +182,18 @@ def with_queue(jobs: Sequence[Job], states: Sequence[State]) -> list[State]:
 
     Returns:
         `QUEUED` for runs whose job waits, or has just begun; `FAILED` for those whose job has left
-        the queue before they were finished.
+        the queue before they were finished. Where SLURM does not answer, the states as they were.
     """
     told = list(states)
     waiting: Mapping[str, str] | None = None
     for i, (job, state) in enumerate(zip(jobs, states, strict=True)):
         if state not in (State.TO_DO, State.WAITING) or not job.ticket.exists():
             continue
-        waiting = queue() if waiting is None else waiting
+        if waiting is None:
+            try:
+                waiting = queue()
+            except SettingError:  # looked at from a machine that is no part of the cluster
+                return told
         if job_id(job) in waiting:
             told[i] = State.QUEUED
         elif not job.is_finished():  # it may have ended since

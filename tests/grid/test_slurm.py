@@ -16,6 +16,7 @@ from clbench.grid import slurm
 from clbench.grid.jobs import Job, State, states
 from clbench.grid.slurm import Cluster, job_id, queue, submit, with_queue
 from clbench.grid.slurm_job import RunInJob
+from clbench.store.files import write_json
 
 MakeJob = Callable[..., Job]
 SMALL = Cluster(minutes=10, memory_gb=1)
@@ -117,6 +118,10 @@ def test_no_slurm_and_too_many_gpus(
     with pytest.raises(SettingError, match="SLURM does not answer") as err:
         submit([make_job("lwf", 0)], SMALL)
     assert "--on local" in str(err.value.next_step)
+    job = make_job("mib", 0)
+    write_json(job.ticket, {"job": "7_0", "log": "x"})
+    assert now([job]) == [State.TO_DO]  # nothing is said of a queue that cannot be seen
+    assert job.failed() is None
 
 
 def test_a_run_in_a_job_hands_on_its_failure() -> None:

@@ -1,0 +1,72 @@
+"""How long a grid takes, as a ratio to the same runs one after another, in one run.
+
+One after another: a process of `clbench run` each, with as many threads as there are cores. As a
+grid: `clbench grid`, processes of one thread. Scores of the grid must equal, to the bit, those of
+single runs of one thread: the first run is made a third time to see. Times are those of the clock,
+so the machine must be quiet. Prints one JSON object.
+Run: `python tests/perf/grid.py --epochs 4`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+CLBENCH = str(Path(sys.executable).with_name("clbench"))
+
+
+def seconds(commands: Sequence[Sequence[str]]) -> float:
+    """How long the commands take, one after the other."""
+    start = time.monotonic()
+    for words in commands:
+        subprocess.run([CLBENCH, *words], check=True, capture_output=True)
+    return round(time.monotonic() - start, 1)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--strategies", nargs="+", default=["universal", "finetune", "lwf"])
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=4)
+    args = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    same = ["--bench", "tumor_ext", "--profile", "quick", "--set", f"train.epochs={args.epochs}"]
+    with tempfile.TemporaryDirectory() as folder:
+        cache = ["--cache", f"{folder}/cache"]
+        first = ["--strategy", args.strategies[0], "--seed", "0"]
+        single = ["run", *same, *cache, *first, "--threads", "1", "--out", f"{folder}/single"]
+        seconds([single])  # prepares the data, too, which counts for neither side
+        loop = [
+            [
+                *("run", *same, *cache, "--strategy", strategy, "--seed", str(seed)),
+                *("--threads", str(cores), "--out", f"{folder}/loop"),
+            ]
+            for strategy, seed in itertools.product(args.strategies, range(args.seeds))
+        ]
+        asked = [w for strategy in args.strategies for w in ("--strategy", strategy)]
+        grid = ["grid", *same, *cache, *asked, "--seeds", f"0-{args.seeds - 1}"]
+        measured = {
+            "runs": len(loop),
+            "cores": cores,
+            "loop_s": seconds([*loop]),
+            "grid_s": seconds([[*grid, "--out", f"{folder}/grid"]]),
+        }
+        kind = f"tumor_ext/{args.strategies[0]}/*/scores.csv"
+        (alone,) = Path(folder, "single").glob(kind)
+        twin = Path(folder, "grid", *alone.relative_to(Path(folder, "single")).parts)
+        measured["ratio"] = round(measured["grid_s"] / measured["loop_s"], 3)
+        measured["equal_bits"] = alone.read_bytes() == twin.read_bytes()
+    print(json.dumps(measured))
+
+
+if __name__ == "__main__":
+    main()
