@@ -39,6 +39,10 @@ def predict(
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also a probability per structure and voxel.")
     ] = False,
+    dicom_seg: Annotated[
+        bool,
+        typer.Option("--dicom-seg", help="Of DICOM series also a segmentation object a structure."),
+    ] = False,
     series: Annotated[
         str | None, typer.Option(help="SeriesInstanceUID, where a folder holds several series.")
     ] = None,
@@ -59,7 +63,9 @@ def predict(
 
     cases = find_inputs(input_, out=out, uid=series)
     trained = load_trained(run, step=step, device=device)
-    form = output_form(format_, trained.structures, probabilities=probabilities)
+    form = output_form(
+        format_, trained.structures, probabilities=probabilities, dicom_seg=dicom_seg
+    )
     with Progress() as progress:
         progress.lesson = f"step {trained.step}/{len(trained.record.course.steps)}"
         batch = predict_cases(

@@ -13,7 +13,7 @@ import math
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -520,3 +520,21 @@ def load_scan(series: Series) -> Scan:
         grid=series.grid,
         notes=series.notes,
     )
+
+
+def headers(series: Series) -> Iterator[Dataset]:
+    """Every slice's whole header without pixels, in order, for objects that refer to them.
+
+    Raises:
+        DataError: a slice cannot be read.
+    """
+    library = pydicom()
+    for item in series.slices:
+        try:
+            with item.file.open() as stream, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield library.dcmread(stream, stop_before_pixels=True)
+        except DataError:
+            raise
+        except Exception as err:  # a parser may raise anything on a hostile file
+            raise _unreadable(item.file, err) from err

@@ -10,6 +10,7 @@ from pathlib import Path
 from clbench.data.find_files import composed, nifti_stem, walk
 from clbench.deployment.dicom import (
     DicomFile,
+    Series,
     is_dicom,
     load_scan,
     read_series,
@@ -32,6 +33,8 @@ class InputCase:
     """SHA-256 of what is read; raises what `read` would."""
     read: Callable[[], Scan]
     """Reads it."""
+    series: Callable[[], Series] | None = None
+    """Its slices in DICOM; None: it is a NIfTI file."""
 
 
 def find_inputs(path: Path, *, out: Path, uid: str | None = None) -> list[InputCase]:
@@ -133,6 +136,7 @@ def _add_series(
         path=where,
         checksum=lambda: series().checksum(),
         read=lambda: load_scan(series()),
+        series=series,
     )
     _add(cases, case)
 

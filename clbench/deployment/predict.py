@@ -21,6 +21,7 @@ from clbench.data.checks.hounsfield import SAMPLED, hounsfield_notes
 from clbench.data.labels import PSEUDO_SCALE, in_hu
 from clbench.data.nifti import Grid
 from clbench.data.volume import Volume
+from clbench.deployment.dicom_seg import highdicom, source_headers, write_segmentations
 from clbench.deployment.inputs import InputCase
 from clbench.deployment.masks import (
     OnScanGrid,
@@ -58,6 +59,8 @@ class OutputForm:
     """A mask per structure; otherwise one label map."""
     probabilities: bool = False
     """Also a probability per structure and voxel."""
+    dicom_seg: bool = False
+    """Also a DICOM segmentation object per structure, for cases that are DICOM series."""
 
 
 @dataclass(kw_only=True)
@@ -81,6 +84,7 @@ def output_form(
     structures: Sequence[str],
     *,
     probabilities: bool = False,
+    dicom_seg: bool = False,
 ) -> OutputForm:
     """What `--format` asks for.
 
@@ -88,9 +92,10 @@ def output_form(
         form: one of `FORMS`.
         structures: of the model.
         probabilities: also write probabilities.
+        dicom_seg: also write DICOM segmentation objects.
 
     Raises:
-        SettingError: no such form.
+        SettingError: no such form, or no library that writes DICOM.
     """
     if form not in FORMS:
         raise SettingError(
@@ -100,7 +105,9 @@ def output_form(
             got=form,
         )
     masks = nested(structures) if form == "auto" else form == "masks"
-    return OutputForm(masks=masks, probabilities=probabilities)
+    if dicom_seg:
+        highdicom()  # before anything is predicted
+    return OutputForm(masks=masks, probabilities=probabilities, dicom_seg=dicom_seg)
 
 
 def predict_cases(
@@ -230,6 +237,7 @@ def _opened(
         "structures": list(trained.structures),
         "format": "masks" if form.masks else "labels",
         "probabilities": form.probabilities,
+        "dicom_seg": form.dicom_seg,
         "postprocess": trained.postprocess,
         "source": source,
         "cases": {},
@@ -288,6 +296,11 @@ def _predict(
     volume = prepare(scan, case=case.name, source=trained.source, pre=trained.preprocessing)
     del scan  # the stored voxels are not needed any more
     structures = trained.structures
+    series = case.series() if form.dicom_seg and case.series is not None else None
+    if series is not None:
+        source_headers(series)  # what is missing is said before the case is predicted
+    elif form.dicom_seg:
+        notes.append("no DICOM series, hence no segmentation object")
     written: list[Path] = []
     with ExitStack() as stack:
         probabilities = None
@@ -297,6 +310,9 @@ def _predict(
         bits = predict_volume(trained, volume, probabilities)
         way = on_scan_grid(volume, grid)
         tally = Tally(structures)
+        if series is not None:
+            folder = out / f"{case.name}_dicom_seg"
+            written += write_segmentations(folder, bits, structures, way, series)
         if form.masks:
             written += _write_masks(out / case.name, bits, structures, way, grid)
             for slab in way.slabs(bits):
