@@ -98,7 +98,12 @@ def predict(
 @app.command()
 def extend(
     model: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or its step2.pt.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Folder of a run, or its step2.pt; or weights from elsewhere: a state dict, a "
+            "MONAI bundle, a trained folder of nnU-Net v2, a checkpoint of the Universal Model.",
+        ),
     ],
     learn: Annotated[
         list[str], typer.Option(help="Structure to learn, any number of times: spleen_cyst.")
@@ -107,6 +112,13 @@ def extend(
     step: Step = None,
     strategy: Annotated[
         str | None, typer.Option(help="What teaches the new step; default as the model's run.")
+    ] = None,
+    structures: Annotated[
+        str | None,
+        typer.Option(help="Of weights from elsewhere: spleen,liver,… in order of the channels."),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Of weights from elsewhere; default paper.")
     ] = None,
     inside: Annotated[
         str | None, typer.Option(help="The structure that contains a new one: spleen.")
@@ -156,6 +168,8 @@ def extend(
         data=data,
         step=step,
         strategy=strategy,
+        structures=tuple(w.strip() for w in (structures or "").split(",") if w.strip()),
+        profile=profile,
         kind=kind,
         inside=inside,
         layout=layout,

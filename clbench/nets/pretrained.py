@@ -78,8 +78,21 @@ def load_weights(backbone: nn.Module, path: Path) -> WeightReport:
         SettingError: the file cannot be read safely, nothing in it fits, or it sets less than
             `LEAST_SET` of a part that it names.
     """
-    content = _read(path)
-    tensors = _tensors(content)
+    return set_weights(backbone, _read(path), path)
+
+
+def set_weights(backbone: nn.Module, content: Any, path: Path) -> WeightReport:
+    """As `load_weights`, with what was read of a file.
+
+    Args:
+        backbone: changed in place; not at all where an error is raised.
+        content: tensors by name, alone or below a key such as `state_dict`.
+        path: where it was read; for errors, and for what a MONAI bundle says of its training data.
+
+    Raises:
+        SettingError: nothing in it fits, or it sets less than `LEAST_SET` of a part that it names.
+    """
+    tensors = tensors_of(content)
     own = backbone.state_dict()
     named = _matched(own, tensors)
     fits = {n: origin for n, origin in named.items() if tensors[origin].shape == own[n].shape}
@@ -228,7 +241,7 @@ def _read(path: Path) -> Any:
         ) from err
 
 
-def _tensors(content: Any, prefix: str = "") -> dict[str, Tensor]:
+def tensors_of(content: Any, prefix: str = "") -> dict[str, Tensor]:
     """Every tensor of nested dictionaries, such as {"state_dict": {…}}."""
     found: dict[str, Tensor] = {}
     if isinstance(content, Mapping):
@@ -236,5 +249,5 @@ def _tensors(content: Any, prefix: str = "") -> dict[str, Tensor]:
             if isinstance(value, Tensor):
                 found[f"{prefix}{key}"] = value
             elif key in _CONTAINERS:
-                found.update(_tensors(value))
+                found.update(tensors_of(value))
     return found

@@ -14,6 +14,7 @@ from typing import Any
 
 from clbench.data.cache import VolumeCache, default_root
 from clbench.deployment.extension.agreement import write_agreement
+from clbench.deployment.extension.elsewhere import learned_elsewhere
 from clbench.deployment.extension.learned import LearnedModel, learned_by_run
 from clbench.deployment.extension.own_data import (
     OwnData,
@@ -21,7 +22,7 @@ from clbench.deployment.extension.own_data import (
     read_own_data,
     source_name,
 )
-from clbench.errors import SettingError, StoreError
+from clbench.errors import SettingError
 from clbench.nets.text_encodings import encoded
 from clbench.run.course import alone, empty_run, run_plan
 from clbench.run.models import blank
@@ -29,7 +30,7 @@ from clbench.run.plan import Plan, RunSettings, open_run, resolve
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark, Step
 from clbench.spec.names import LONGEST, need_name
-from clbench.spec.settings import Profile, apply_overrides, split_overrides
+from clbench.spec.settings import Profile, apply_overrides, load_profile, split_overrides
 from clbench.spec.splits import Split
 from clbench.spec.taxonomy import STRUCTURES, Structure
 from clbench.spec.toml import benchmark_text
@@ -43,13 +44,17 @@ class ExtendSettings:
     """What the command line asks for."""
 
     model: Path
-    """Folder of a run, or one of its checkpoints."""
+    """Folder of a run, one of its checkpoints, or weights from elsewhere."""
     learn: tuple[str, ...]
     """Structures to learn."""
     data: Path
     """Folder of annotated CTs."""
     step: int | None = None
     """1-based step of the run; None: its last."""
+    structures: tuple[str, ...] = ()
+    """Of weights from elsewhere: names of the output channels, without background."""
+    profile: str | None = None
+    """Of weights from elsewhere: settings to teach with; None: `paper`."""
     strategy: str | None = None
     """What teaches the new step; None: the run's own."""
     kind: str | None = None
@@ -119,38 +124,46 @@ def extend(settings: ExtendSettings, watch: Watch = lambda event: None) -> Exten
     course = extended_course(learned, own, names, declared)
     plan = _plan(settings, learned, course, own)
     _refuse_misfit(plan, learned)
-    for note in own.notes:
+    notes = (*learned.notes, *own.notes)
+    for note in notes:
         watch({"event": "note", "what": note})
     _install(plan, learned, course, fresh=settings.fresh)
     run_plan(plan, watch)
     write_agreement(plan.folder, plan.catalog, before=len(learned.steps), watch=watch)
-    return Extended(folder=plan.folder, old=learned.structures, learned=names, notes=own.notes)
+    return Extended(folder=plan.folder, old=learned.structures, learned=names, notes=notes)
 
 
 def _learned(settings: ExtendSettings) -> LearnedModel:
-    """What is to be extended."""
-    path = settings.model.expanduser()
+    """What is to be extended.
+
+    Raises:
+        SettingError: options that do not go together, or a strategy that needs old images.
+        ClbenchError: the model cannot be read.
+    """
+    path, step = settings.model.expanduser(), settings.step
     words = tuple(w for w in settings.overrides if w.startswith("strategy."))
-    folder, step = path, settings.step
-    if path.is_file() and path.suffix == ".pt" and (path.parent / "run.json").is_file():
-        folder, number = path.parent, path.stem.removeprefix("step")
-        if not number.isdecimal() or step not in (None, int(number)):
+    folder = path
+    if path.is_file() and (path.parent / "run.json").is_file():
+        folder, step = path.parent, _named_step(path, step)
+    if (folder / "run.json").is_file():
+        if settings.structures or settings.profile:
             raise SettingError(
-                "the checkpoint is not that of the step asked for",
-                where="--step",
-                expected="no --step beside a checkpoint's name",
-                got=f"{path.name} and --step {step}",
+                "a run says itself what it knows, and how it was made",
+                where="--structures" if settings.structures else "--profile",
+                next_step="leave the option out; --set changes single settings",
             )
-        step = int(number)
-    if not (folder / "run.json").is_file():
-        raise StoreError(
-            "nothing that can be extended",
-            where=path,
-            expected="the folder of a run (it holds run.json), or one of its checkpoints",
-            got="no such file" if not path.exists() else "neither",
-            next_step="name the folder that `clbench run` printed as Results",
+        learned = learned_by_run(folder, step=step, strategy=settings.strategy, overrides=words)
+    elif step is not None:
+        raise SettingError("weights from elsewhere have no steps", where="--step", got=step)
+    else:
+        learned = learned_elsewhere(
+            path,
+            structures=settings.structures,
+            profile=load_profile(settings.profile or "paper"),
+            overrides=settings.overrides,
+            strategy=settings.strategy,
+            seed=settings.seed or 0,
         )
-    learned = learned_by_run(folder, step=step, strategy=settings.strategy, overrides=words)
     past = learned.strategy.declaration.past
     if past in ("cases", "images"):
         raise SettingError(
@@ -162,6 +175,19 @@ def _learned(settings: ExtendSettings) -> LearnedModel:
             "model with the Universal Model's heads, frozen_softmax for one with a softmax",
         )
     return learned
+
+
+def _named_step(path: Path, step: int | None) -> int:
+    """The step of a checkpoint of a run."""
+    number = path.stem.removeprefix("step")
+    if not number.isdecimal() or step not in (None, int(number)):
+        raise SettingError(
+            "the file is not the checkpoint of the step asked for",
+            where=path,
+            expected="step1.pt, step2.pt, …, and no --step beside it",
+            got=path.name + ("" if step is None else f" and --step {step}"),
+        )
+    return int(number)
 
 
 def _refuse_known(names: Sequence[str], learned: LearnedModel, where: Path) -> None:

@@ -54,6 +54,8 @@ class LearnedModel:
     """Of the run it comes from."""
     origin: Mapping[str, Any]
     """Where it comes from, for the record."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how it was read."""
 
     @property
     def structures(self) -> tuple[str, ...]:

@@ -1,0 +1,60 @@
+"""Weights from elsewhere, told by what lies there: a bundle, a trained folder, or one file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from clbench.deployment.extension.foreign import learned_by_weights, weights_from_file
+from clbench.deployment.extension.learned import LearnedModel
+from clbench.deployment.extension.monai_bundle import METADATA, weights_from_bundle
+from clbench.deployment.extension.weights_file import read_weights
+from clbench.errors import SettingError, StoreError
+from clbench.spec.settings import Profile
+
+
+def learned_elsewhere(
+    path: Path,
+    *,
+    structures: Sequence[str],
+    profile: Profile,
+    overrides: Sequence[str],
+    strategy: str | None,
+    seed: int,
+) -> LearnedModel:
+    """A model that clbench did not train.
+
+    Args:
+        path: a file of weights, or the folder of a model.
+        structures: names of the output channels, without background; none: as the folder says.
+        profile: settings to teach with.
+        overrides: `group.name=value` words of the command line.
+        strategy: what teaches the new step; None: one that leaves the old weights as they are.
+        seed: of the new step.
+
+    Raises:
+        SettingError: it cannot be read safely, or does not fit.
+        StoreError: nothing of the kind lies there.
+    """
+    if (path / METADATA).is_file():
+        weights = weights_from_bundle(path, structures)
+    elif path.is_file():
+        content = read_weights(path)
+        if isinstance(content, dict) and {"bench", "structures", "model"} <= content.keys():
+            raise SettingError(
+                "a checkpoint of clbench without its run",
+                where=path,
+                expected="the folder of the run (it holds run.json)",
+                next_step="name that folder; step 1 lies in _shared beside it and is found there",
+            )
+        weights = weights_from_file(path, content, structures)
+    else:
+        raise StoreError(
+            "nothing that can be extended",
+            where=path,
+            expected="the folder of a run (it holds run.json) or one of its checkpoints; a MONAI "
+            "bundle (configs/metadata.json); a file of weights",
+            got="no such file" if not path.exists() else "neither",
+            next_step="for a run name the folder that `clbench run` printed as Results",
+        )
+    return learned_by_weights(weights, profile, overrides=overrides, strategy=strategy, seed=seed)

@@ -1,0 +1,117 @@
+"""MONAI bundles: weights, and what `metadata.json` says of channels; no expression is evaluated.
+
+`configs/inference.json` is Python in disguise (`$…`, `_target_`). Of it only numbers are read that
+stand there as numbers: the spacing and the window of the transforms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from clbench.deployment.extension.foreign import ForeignWeights, plain_name, weights_from_file
+from clbench.deployment.extension.weights_file import read_settings, read_weights
+from clbench.errors import SettingError
+
+METADATA = Path("configs") / "metadata.json"
+"""What makes a folder a bundle."""
+WEIGHTS = ("models/model.safetensors", "models/model.pt")
+"""Where its weights may lie; a TorchScript file (`model.ts`) is code and is not read."""
+
+
+def weights_from_bundle(folder: Path, structures: Sequence[str] = ()) -> ForeignWeights:
+    """The weights of a bundle.
+
+    Args:
+        folder: of the bundle.
+        structures: names of the output channels; none: those of its metadata.
+
+    Raises:
+        SettingError: no weights, several images in, or channels without names.
+    """
+    metadata = read_settings(folder / METADATA)
+    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if path is None:
+        raise SettingError(
+            "the bundle holds no weights that can be read",
+            where=folder / "models",
+            expected=" or ".join(WEIGHTS),
+            got=", ".join(sorted(p.name for p in (folder / "models").glob("*"))) or "nothing",
+            next_step="fetch the bundle with its weights; a TorchScript file is code",
+        )
+    formats = metadata.get("network_data_format")
+    formats = formats if isinstance(formats, dict) else {}
+    labels = tuple(structures) or _labels(formats, folder / METADATA)
+    found = weights_from_file(path, read_weights(path), labels)
+    name = plain_name(str(metadata.get("name") or folder.absolute().name))[:40] or found.name
+    data, notes = _transforms(folder / "configs" / "inference.json")
+    patch = _image_format(formats).get("spatial_shape")
+    if isinstance(patch, list) and len(patch) == 3 and all(type(n) is int for n in patch):
+        data["patch_vox"] = tuple(patch)
+    return replace(found, name=name, data=data, notes=notes)
+
+
+def _image_format(formats: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = formats.get("inputs")
+    image = inputs.get("image") if isinstance(inputs, dict) else None
+    return image if isinstance(image, dict) else {}
+
+
+def _labels(formats: Mapping[str, Any], where: Path) -> tuple[str, ...]:
+    """Names of the output channels from 1 on."""
+    outputs = formats.get("outputs")
+    pred = outputs.get("pred") if isinstance(outputs, dict) else None
+    channels = pred.get("channel_def") if isinstance(pred, dict) else None
+    if not isinstance(channels, dict) or not all(str(k).isdecimal() for k in channels):
+        raise SettingError(
+            "the bundle's metadata does not name the output channels",
+            where=where,
+            expected='network_data_format.outputs.pred.channel_def {"0": "background", …}',
+            next_step="name them with --structures",
+        )
+    ordered = [str(channels[k]) for k in sorted(channels, key=int)]
+    if sorted(map(int, channels)) != list(range(len(ordered))):
+        raise SettingError("the output channels have gaps", where=where, got=", ".join(channels))
+    return tuple(ordered[1:])
+
+
+def _transforms(path: Path) -> tuple[dict[str, tuple[float, ...]], tuple[str, ...]]:
+    """Spacing and window as far as they stand there as numbers, and a note where they do not."""
+    data: dict[str, tuple[float, ...]] = {}
+    if path.is_file():
+        for item in _tables(read_settings(path)):
+            kind = str(item.get("_target_", "")).rpartition(".")[2]
+            if kind == "Spacingd" and (spacing := _numbers(item.get("pixdim"), 3)):
+                data.setdefault("spacing_mm", spacing)
+            ends = [item.get("a_min"), item.get("a_max")]
+            if kind == "ScaleIntensityRanged" and (window := _numbers(ends, 2)):
+                data.setdefault("window_hu", window)
+    absent = [f"data.{n}" for n in ("spacing_mm", "window_hu") if n not in data]
+    if not absent:
+        return data, ()
+    return data, (
+        (
+            f"{' and '.join(absent)} do not stand in {path.name} as numbers (expressions are not "
+            "evaluated): those of the profile hold, or what --set says"
+        ),
+    )
+
+
+def _tables(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object within a JSON value."""
+    pending = [value]
+    while pending:
+        item = pending.pop(0)
+        if isinstance(item, dict):
+            yield item
+            pending += item.values()
+        elif isinstance(item, list):
+            pending += item
+
+
+def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
+    if not isinstance(value, list) or len(value) != count:
+        return None
+    return tuple(value) if all(type(v) in (int, float) for v in value) else None
