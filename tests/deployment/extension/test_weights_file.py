@@ -121,7 +121,7 @@ def test_a_thousand_mutated_files_execute_nothing(
     assert not Path("executed").exists()
     assert sum(answers.values()) == 1000
     assert answers["refused"] > 500
-    assert answers["read"] > 50
+    assert answers["read"] > 20  # most of what is altered is noticed, some is not
 
 
 def read_quietly(path: Path) -> str:
