@@ -445,6 +445,28 @@ def rows_of(frame: pd.DataFrame, *, scoring: str, metric: str) -> pd.DataFrame:
     return rows[rows["metric"] == rows["structure"].map(own)]
 
 
+def count_patients(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """How many patients have a tumor, how many have none, and how many of each were told right.
+
+    A patient has one, or is called positive, where any of its cases is.
+
+    Args:
+        rows: of `patient_positive` metrics, see `read_frame`.
+        by: columns; every combination of their values is counted.
+
+    Returns:
+        `true_positive`, `with_tumor`, `true_negative`, `without_tumor`, indexed by `by`.
+    """
+    cases = rows.assign(tumor=rows["gt_vox"] > 0, called=rows["value"] > 0)
+    patients = cases.groupby([*by, "patient"])[["tumor", "called"]].any().astype(bool)
+    tumor, called = patients["tumor"], patients["called"]
+    counts = {
+        "true_positive": tumor & called, "with_tumor": tumor,
+        "true_negative": ~tumor & ~called, "without_tumor": ~tumor,
+    }  # fmt: skip
+    return patients.assign(**counts)[list(counts)].groupby(level=by).sum()
+
+
 # --------------------------------------------------------------------------------------------------
 # From rows to arrays.
 

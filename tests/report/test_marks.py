@@ -10,8 +10,8 @@ import pytest
 from locations import GOLDEN_FILES
 from synthetic_runs import Method, make_runs
 
-from clbench.report.paper.columns import columns10, printed_lines
-from clbench.report.paper.marks import Contest, best_and_second, mark, printed_marks
+from clbench.report.paper.marks import best_and_second, mark
+from clbench.report.paper.rows import Column, columns_of, printed_rows
 from clbench.report.scores import StrategyScores
 from clbench.report.study import Protocol, Study
 from clbench.statistics.max_t import compare_family
@@ -20,15 +20,14 @@ GOLDEN = json.loads((GOLDEN_FILES / "printed_marks.json").read_text())
 
 
 def test_the_rule_on_the_printed_step_2() -> None:
-    columns = columns10()
-    lines, _ = printed_lines(10, columns)
-    values = {(i, j): v for i, line in enumerate(lines) for j, v in line.cells.items()}
-    marks = printed_marks(range(len(columns)), values)
+    columns = columns_of(10)
+    rows = printed_rows(10, columns)
     for name, expected in GOLDEN["expected"].items():
         (j,) = [k for k, c in enumerate(columns) if c.name == name and c.step == 2]
+        marks = best_and_second({row.label: row.cells[j].value for row in rows})
         for word, key in (("best", "bold"), ("second", "underline")):
-            found = [x.label for i, x in enumerate(lines) if word in marks.get((i, j), ())]
-            assert found == expected[key], (name, word)
+            labels = [row.label for row in rows if marks.get(row.label) == word]
+            assert labels == expected[key], (name, word)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,11 @@ def test_the_rule_on_the_printed_step_2() -> None:
 def test_ties_are_all_bold_and_then_none_is_underlined(
     values: dict[str, float], best: set[str], second: set[str]
 ) -> None:
-    assert best_and_second(values) == (best, second)
+    assert best_and_second(values) == dict.fromkeys(best, "best") | dict.fromkeys(second, "second")
+
+
+def column(step: int, *members: str) -> Column:
+    return Column(name="", header="", step=step, members=members)
 
 
 def groups_of(tmp_path: Path, n: int, **gain: float) -> dict[str, StrategyScores]:
@@ -61,12 +64,12 @@ def groups_of(tmp_path: Path, n: int, **gain: float) -> dict[str, StrategyScores
 def test_a_clear_lead_is_proven_where_n_allows_it(tmp_path: Path) -> None:
     g = groups_of(tmp_path, 12, a=0.0, b=-0.1, c=-0.2)
     rows = dict(enumerate(g.values()))
-    contests = {
-        0: Contest(step=2, members=("spleen",), cells=rows),
-        1: Contest(step=2, members=("spleen", "liver"), cells=rows),
-        2: Contest(step=1, members=("spleen",), cells=rows),  # one checkpoint: no contest
+    cells = {
+        0: (column(2, "spleen"), rows),
+        1: (column(2, "spleen", "liver"), rows),
+        2: (column(1, "spleen"), rows),  # one checkpoint: no contest
     }
-    marked = mark(contests, Protocol())
+    marked = mark(cells, Protocol())
     assert marked.m == 2
     assert marked.n == (12, 12)
     assert marked.marks == {
@@ -83,9 +86,7 @@ def test_a_clear_lead_is_proven_where_n_allows_it(tmp_path: Path) -> None:
 
 def test_five_patients_cannot_prove_anything(tmp_path: Path) -> None:
     g = groups_of(tmp_path, 5, a=0.0, b=-0.3)
-    marked = mark(
-        {0: Contest(step=2, members=("spleen",), cells=dict(enumerate(g.values())))}, Protocol()
-    )
+    marked = mark({0: (column(2, "spleen"), dict(enumerate(g.values())))}, Protocol())
     assert marked.marks[0, 0] == {"best", "untestable"}
     assert marked.marks[1, 0] == {"second"}
 
@@ -94,8 +95,8 @@ def test_many_columns_do_not_make_a_clear_lead_untestable(tmp_path: Path) -> Non
     g = groups_of(tmp_path, 7, a=0.0, b=-0.3)  # 2^-6 alone; Holm needs 8 patients for four columns
     rows = dict(enumerate(g.values()))
     names = ("spleen", "right_kidney", "liver", "spleen")
-    contests = {j: Contest(step=2, members=(c,), cells=rows) for j, c in enumerate(names)}
-    by_max_t, by_holm = (mark(contests, p) for p in (Protocol(), Protocol(correction="holm")))
+    cells = {j: (column(2, c), rows) for j, c in enumerate(names)}
+    by_max_t, by_holm = (mark(cells, p) for p in (Protocol(), Protocol(correction="holm")))
     assert by_max_t.m == by_holm.m == 4
     assert "proven" in by_max_t.marks[0, 0]
     assert "untestable" in by_holm.marks[0, 0]

@@ -276,7 +276,8 @@ def _words(text: str) -> Markup:
 def other_tables(study: Analysis) -> tuple[dict[str, Table], list[str]]:
     """The tables beside the tests, and what could not be made, with the reason."""
     from clbench.report.paper.detection import TUMORS, distances, table6
-    from clbench.report.paper.table import BENCH, paper_table
+    from clbench.report.paper.printed import BENCH
+    from clbench.report.paper.table import paper_table
     from clbench.report.tables import summary
     from clbench.report.tables.continual import continual_table, learning_table
     from clbench.report.tables.costs import cost_table

@@ -5,155 +5,120 @@ Made from the rows that `clbench score` adds to a run.
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Mapping, Sequence
-from importlib import resources
+from typing import TYPE_CHECKING
 
 from clbench.evaluation.metrics import continual
-from clbench.evaluation.metrics.detection import by_patient
-from clbench.report.scores import Scores, StrategyScores, on_phantom, rows_of
-from clbench.report.study import Protocol, Study
+from clbench.report.paper.printed import published, published_table
+from clbench.report.scores import Scores, count_patients, on_phantom, rows_of
+from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, Table, number
 from clbench.spec.taxonomy import structure
 from clbench.statistics.intervals import wilson
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TUMORS = ("liver", "kidney", "pancreas")
 SCORE_FIRST = "not scored yet: clbench score RUN adds the rows to a finished run"
 
 
-def printed6() -> list[dict[str, str]]:
-    """The cells of Table 6 in the order of the file."""
-    text = resources.files("clbench.published").joinpath("table6.csv").read_text(encoding="utf-8")
-    return list(csv.DictReader(text.splitlines()))
-
-
-def table6(study: Study, *, source: str, voxels: int = 0) -> Table:
+def table6(study: Study, *, source: str) -> Table:
     """Sensitivity, specificity and their harmonic mean, in percent.
 
     Args:
         study: the runs; not looked at for `printed`.
         source: `printed`, `measured` or `both`.
-        voxels: smallest predicted tumor that counts as a call; 0 = any voxel.
 
     Raises:
         StoreError: the measured runs do not belong in one table.
     """
-    cells = printed6()
-    rows: list[tuple[str, ...]] = []
-    long: list[tuple[str, ...]] = []
-    notes: list[str] = []
-    if source != "measured":
-        for method in dict.fromkeys(c["method"] for c in cells):
-            by = {c["tumor"]: c for c in cells if c["method"] == method}
-            texts = [
-                f"{by[t][k]} p" if by[t][k] else EMPTY
-                for t in TUMORS
-                for k in ("sensitivity", "specificity", "harmonic_reported")
-            ]
-            rows.append((method, "", *texts))
+    printed, measured = source != "measured", source != "printed"
+    scores = study.scores(scoring="strict") if measured else None
+    rows = _printed_rows() if printed else []
+    notes, long = [], published_table(6)
+    if printed:
         notes += [
             "p: printed in the paper, not measured; n is not printed",
             "n implied, with / without tumor: liver 36 / 20, kidney 96 / 20, pancreas 83 / 80",
         ]
-    scores = None if source == "printed" else study.scores(scoring="strict")
-    if source != "printed":
-        metric = "patient_positive" + (f"_{voxels}vox" if voxels else "")
-        counts = {} if scores is None else _counts(study, scores, metric)
-        groups = scores.strategies if scores else ()
-        rows += [
-            _row(g, counts, long, both=source == "both", protocol=study.protocol) for g in groups
-        ]
+    if measured:
+        lines: list[tuple[str, ...]] = []
+        own = _measured_rows(study, scores, lines, both=printed) if scores else []
+        rows += own
         notes += [
             (
                 "m: measured after the last step; percent, (k/n, k averaged over seeds), "
                 f"[Wilson {study.protocol.percent}]"
             ),
-            f"positive: {voxels or 'any'} predicted voxels of tumor; choose it on validation cases",
+            "positive: any predicted voxels of tumor; choose it on validation cases",
             "harmonic: 2 Sen Spec / (Sen + Spec)",
-            *([] if groups else ["no finished run"]),
+            *(() if own else ("no finished run",)),
+            *((SCORE_FIRST,) if own and not lines else ()),
         ]
-        if groups and all(c == EMPTY for row in rows[-len(groups) :] for c in row[2:]):
-            notes.append(SCORE_FIRST)
-    title = {"printed": "printed in the paper"}.get(
-        source, ("printed (patients) and " if source == "both" else "") + "measured"
-    )
+        heads = "method tumor seed true_positive with_tumor true_negative without_tumor"
+        long = Table(title="", columns=tuple(heads.split()), rows=tuple(lines))
+    origin = {"printed": "printed in the paper", "both": "printed (patients) and measured"}
     return Table(
-        title=f"Table 6, tumor detection: {title}" + on_phantom(scores),
+        title=f"Table 6, tumor detection: {origin.get(source, source)}{on_phantom(scores)}",
         columns=("method", "seeds", *("Sen.", "Spec.", "Harm.") * 3),
         over=("", "", *(f"{t.capitalize()} tumor" for t in TUMORS for _ in range(3))),
         rows=tuple(rows),
         keys=2,
         narrow=3,
         notes=tuple(notes),
-        long=_printed_long(cells) if source == "printed" else Table(
-            title="",
-            columns=("method", "tumor", "seed", "true_positive", "with_tumor", "true_negative",
-                     "without_tumor"),
-            rows=tuple(long),
-        ),
-    )  # fmt: skip
+        long=long,
+    )
 
 
-def _printed_long(cells: Sequence[dict[str, str]]) -> Table:
-    return Table(title="", columns=tuple(cells[0]), rows=tuple(tuple(c.values()) for c in cells))
+def _printed_rows() -> list[tuple[str, ...]]:
+    texts: dict[str, dict[str, list[str]]] = {}
+    for cell in published(6):
+        texts.setdefault(cell["method"], {})[cell["tumor"]] = [
+            f"{cell[k]} p" if cell[k] else EMPTY
+            for k in ("sensitivity", "specificity", "harmonic_reported")
+        ]
+    return [(m, "", *(x for tumor in TUMORS for x in row[tumor])) for m, row in texts.items()]
 
 
-Counts = tuple[int, int, int, int]
-"""True positives, patients with, true negatives, patients without."""
+def _measured_rows(
+    study: Study, scores: Scores, long: list[tuple[str, ...]], *, both: bool
+) -> list[tuple[str, ...]]:
+    """A row per strategy; a line per tumor and seed is added to `long`."""
+    found = rows_of(study.frame, scoring="strict", metric="patient_positive")
+    home = found["structure"].map(scores.reference.home)
+    found = found[(found["step"] == scores.last) & (found["eval_set"] == home)]
+    counts = count_patients(found[found["gt_vox"].notna()], ["run", "structure"])
+    place = {run.folder: i for i, run in enumerate(study.finished)}
+    rows = []
+    for s in scores.strategies:
+        label = s.label + (" (PHANTOM)" if both and not s.records[0].patients else "")
+        row = [label, str(len(s.runs))]
+        for tumor in TUMORS:
+            each = [(place[run.folder], f"{tumor}_tumor") for run in s.runs]
+            if not set(each) <= set(counts.index):
+                row += [EMPTY] * 3
+                continue
+            own = counts.loc[each]
+            for seed, line in zip(s.seeds, own.to_numpy(), strict=True):
+                long.append((label, tumor, str(seed), *map(str, line)))
+            row += _rates(own.mean(), study)
+        rows.append(tuple(row))
+    return rows
 
 
-def _row(
-    s: StrategyScores,
-    counts: Mapping[tuple[str, str], Counts],
-    long: list[tuple[str, ...]],
-    *,
-    both: bool,
-    protocol: Protocol,
-) -> tuple[str, ...]:
-    label = s.label + (" (PHANTOM)" if both and not s.records[0].patients else "")
-    texts: list[str] = []
-    for tumor in TUMORS:
-        each = [counts.get((run.record.run_id, f"{tumor}_tumor")) for run in s.runs]
-        scored = [c for c in each if c is not None]
-        if len(scored) < len(each):
-            texts += [EMPTY] * 3
-            continue
-        for seed, c in zip(s.seeds, scored, strict=True):
-            long.append((label, tumor, str(seed), *map(str, c)))
-        tp, p, tn, n = (continual.mean(c[i] for c in scored) for i in range(4))
-        sen, spec = _share(tp, round(p), protocol), _share(tn, round(n), protocol)
-        texts += [sen[1], spec[1]]
-        h = math.nan if math.isnan(sen[0] + spec[0]) else continual.harmonic(sen[0], spec[0])
-        texts.append(EMPTY if math.isnan(h) else f"{100 * h:.2f} m")
-    return (label, str(len(s.runs)), *texts)
-
-
-def _counts(study: Study, scores: Scores, metric: str) -> dict[tuple[str, str], Counts]:
-    """(run id, tumor) → counts over patients after the last step; scored runs alone."""
-    rows = rows_of(study.frame, scoring="strict", metric=metric)
-    rows = rows[
-        (rows["step"] == scores.last)
-        & (rows["eval_set"] == rows["structure"].map(scores.reference.home))
-        & rows["gt_vox"].notna()
-    ]
-    counts = {}
-    for (i, name), own in rows.groupby(["run", "structure"]):
-        calls = by_patient(zip(own["patient"], own["gt_vox"] > 0, own["value"] > 0, strict=True))
-        have = [called for truth, called in calls if truth]
-        lack = [called for truth, called in calls if not truth]
-        run_id = scores.runs[int(str(i))].record.run_id
-        counts[run_id, str(name)] = sum(have), len(have), len(lack) - sum(lack), len(lack)
-    return counts
-
-
-def _share(k: float, n: int, protocol: Protocol) -> tuple[float, str]:
-    i = wilson(k, n, level=protocol.level)
-    if n == 0:
-        return math.nan, EMPTY
-    count = f"{k:g}" if k == round(k) else f"{k:.1f}"
-    ends = f"{100 * i.low:.1f}–{100 * i.high:.1f}"
-    return k / n, f"{100 * i.estimate:.2f} m ({count}/{n}) [{ends}]"
+def _rates(mean: pd.Series[float], study: Study) -> list[str]:
+    """Sensitivity, specificity and their harmonic mean, from counts averaged over seeds."""
+    texts, shares = [], []
+    for right, of in (("true_positive", "with_tumor"), ("true_negative", "without_tumor")):
+        k, n = float(mean[right]), round(mean[of])
+        i = wilson(k, n, level=study.protocol.level)
+        count = f"{k:g}" if k == round(k) else f"{k:.1f}"
+        ends = f"{100 * i.low:.1f}–{100 * i.high:.1f}"
+        texts.append(f"{100 * i.estimate:.2f} m ({count}/{n}) [{ends}]" if n else EMPTY)
+        shares.append(i.estimate)
+    harmonic = continual.harmonic(*shares)
+    return [*texts, EMPTY if math.isnan(harmonic) else f"{100 * harmonic:.2f} m"]
 
 
 def distances(study: Study) -> Table:

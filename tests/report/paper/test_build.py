@@ -16,7 +16,7 @@ from clbench.cli.options import app
 from clbench.errors import SettingError
 from clbench.report.figures import FIGURES
 from clbench.report.paper.build import build, read_plan
-from clbench.report.paper.table import BENCH
+from clbench.report.paper.printed import BENCH
 
 PLAN = ROOT / "paper_figs" / "paper.toml"
 

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from clbench.cli.options import app
 from clbench.errors import SettingError, StoreError
-from clbench.report.paper.columns import printed10, printed11
-from clbench.report.paper.table import BENCH, paper_table
+from clbench.report.paper.printed import BENCH, printed_cells
+from clbench.report.paper.table import paper_table
 from clbench.report.significance.analysis import Analysis
 from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, FORMATS, Table, render
@@ -98,7 +98,7 @@ def test_the_printed_half_is_the_paper_cell_by_cell(which: int, source: str, n: 
 def test_what_is_seen_is_what_was_printed() -> None:
     table = paper_table(10, Analysis(results=Path("none"), bench="tumor_ext"), source="printed")
     seen = [c.removesuffix(" p") for c in cells(table)]
-    assert sorted(seen) == sorted(c.value for c in printed10())  # the shared cell once
+    assert sorted(seen) == sorted(c.text for c in printed_cells(10))  # the shared cell once
     assert [table.spans[0, 1 + j] for j in range(0, 32, 2)] == [3] * 16
     assert table.over[1:5] == ("Spleen", "Spleen", "R kidney", "R kidney")
     seen = [
@@ -107,7 +107,7 @@ def test_what_is_seen_is_what_was_printed() -> None:
             paper_table(11, Analysis(results=Path("none"), bench="body_ext"), source="printed")
         )
     ]
-    assert sorted(seen) == sorted(c["dsc"] for c in printed11())
+    assert sorted(seen) == sorted(c.text for c in printed_cells(11))
 
 
 def test_every_printed_cell_is_marked_and_nothing_is_proven() -> None:
@@ -121,8 +121,8 @@ def test_every_printed_cell_is_marked_and_nothing_is_proven() -> None:
 
 def test_printed_means_follow_from_printed_cells_but_for_one() -> None:
     found: dict[tuple[str, int], dict[str, str]] = {}
-    for c in printed10():
-        found.setdefault((c.row_owner, c.step), {})[c.cls] = c.value
+    for c in printed_cells(10):
+        found.setdefault((c.methods[0], c.step), {})[c.name] = c.text
     gaps = set()
     for key, row in found.items():
         organs = [
