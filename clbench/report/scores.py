@@ -448,7 +448,10 @@ def rows_of(frame: pd.DataFrame, *, scoring: str, metric: str) -> pd.DataFrame:
 def count_patients(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """How many patients have a tumor, how many have none, and how many of each were told right.
 
-    A patient has one, or is called positive, where any of its cases is.
+    A patient has one, or is called positive, where any of its cases is. A case is called positive
+    when a predicted lesion reaches a smallest size, wherever it lies; the size is part of the
+    metric's name (`patient_positive`: any voxel, `patient_positive_50vox`: 50 voxels or more) and
+    must be chosen on validation cases.
 
     Args:
         rows: of `patient_positive` metrics, see `read_frame`.
@@ -456,6 +459,8 @@ def count_patients(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
     Returns:
         `true_positive`, `with_tumor`, `true_negative`, `without_tumor`, indexed by `by`.
+
+    Source: the paper, Table 6.
     """
     cases = rows.assign(tumor=rows["gt_vox"] > 0, called=rows["value"] > 0)
     patients = cases.groupby([*by, "patient"])[["tumor", "called"]].any().astype(bool)

@@ -267,7 +267,7 @@ LESION = (
     _lesion("sensitivity", True, "share"),
     _lesion("f1", True, "share"),
 )
-"""Four counts, which pool over cases (`detection.add`), and two scores of the case. A PPV
+"""Four counts, which are summed over cases, and two scores of the case. A PPV
 per case would exist or not depending on the strategy, which breaks pairs; it is pooled."""
 
 METRICS = {
@@ -327,7 +327,7 @@ def _patient_positive(name: str, least_vox: int) -> Metric:
     return Metric(
         name=name,
         unit="yes or no",
-        higher_is_better=None,  # right or wrong by the patient: see `detection.patient_level`
+        higher_is_better=None,  # right or wrong by the patient: they are counted by patient
         code=detection,
         compute=lambda case: float(case.lesions.largest_pred_vox >= max(1, least_vox)),
         of_lesions=True,

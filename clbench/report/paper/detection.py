@@ -12,7 +12,7 @@ from clbench.evaluation.metrics import continual
 from clbench.report.paper.printed import published, published_table
 from clbench.report.scores import Scores, count_patients, on_phantom, rows_of
 from clbench.report.study import Study
-from clbench.report.tables.render import EMPTY, Table, number
+from clbench.report.tables.render import EMPTY, Table, long_table, number
 from clbench.spec.taxonomy import structure
 from clbench.statistics.intervals import wilson
 
@@ -43,7 +43,7 @@ def table6(study: Study, *, source: str) -> Table:
             "n implied, with / without tumor: liver 36 / 20, kidney 96 / 20, pancreas 83 / 80",
         ]
     if measured:
-        lines: list[tuple[str, ...]] = []
+        lines: list[tuple[object, ...]] = []
         own = _measured_rows(study, scores, lines, both=printed) if scores else []
         rows += own
         notes += [
@@ -56,8 +56,9 @@ def table6(study: Study, *, source: str) -> Table:
             *(() if own else ("no finished run",)),
             *((SCORE_FIRST,) if own and not lines else ()),
         ]
-        heads = "method tumor seed true_positive with_tumor true_negative without_tumor"
-        long = Table(title="", columns=tuple(heads.split()), rows=tuple(lines))
+        long = long_table(
+            "method tumor seed true_positive with_tumor true_negative without_tumor", lines
+        )
     origin = {"printed": "printed in the paper", "both": "printed (patients) and measured"}
     return Table(
         title=f"Table 6, tumor detection: {origin.get(source, source)}{on_phantom(scores)}",
@@ -82,7 +83,7 @@ def _printed_rows() -> list[tuple[str, ...]]:
 
 
 def _measured_rows(
-    study: Study, scores: Scores, long: list[tuple[str, ...]], *, both: bool
+    study: Study, scores: Scores, long: list[tuple[object, ...]], *, both: bool
 ) -> list[tuple[str, ...]]:
     """A row per strategy; a line per tumor and seed is added to `long`."""
     found = rows_of(study.frame, scoring="strict", metric="patient_positive")
@@ -101,7 +102,7 @@ def _measured_rows(
                 continue
             own = counts.loc[each]
             for seed, line in zip(s.seeds, own.to_numpy(), strict=True):
-                long.append((label, tumor, str(seed), *map(str, line)))
+                long.append((label, tumor, seed, *line))
             row += _rates(own.mean(), study)
         rows.append(tuple(row))
     return rows

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -28,7 +27,7 @@ from clbench.report.scores import Scores, on_phantom
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import confirm
 from clbench.report.significance.endpoints import FINAL
-from clbench.report.tables.render import EMPTY, SHARE, Mark, Scale, Table
+from clbench.report.tables.render import EMPTY, SHARE, Mark, Scale, Table, long_table
 from clbench.spec import registry
 from clbench.spec.settings import load_profile
 from clbench.spec.taxonomy import structure
@@ -191,26 +190,21 @@ def _long(columns: Sequence[Column], rows: Sequence[Row], table: Table, *, phant
     lines = []
     for i, row in enumerate(rows):
         data = "phantom" if phantom and row.origin != "printed" else "patients"
-        of_runs = ("", "")
-        if row.runs:
-            of_runs = (str(len(row.runs.runs)), " ".join(map(str, row.runs.seeds)))
+        of_runs = (len(row.runs.runs), row.runs.seeds) if row.runs else (None, None)
         for j, cell in sorted(row.cells.items()):
-            c, (value, sd) = (
-                columns[j],
-                ("" if math.isnan(v) else repr(v) for v in (cell.value, cell.sd)),
-            )
+            c, marks = columns[j], table.marks.get((i, table.keys + j), ())
             lines.append(
                 (
-                    row.label, row.beside, str(c.step), c.name, c.header, row.origin, data,
-                    cell.text or value, sd, *of_runs, str(len(c.members) or ""),
-                    " ".join(sorted(table.marks.get((i, table.keys + j), ()))), row.verdict,
+                    row.label, row.beside, c.step, c.name, c.header, row.origin, data,
+                    cell.text or cell.value, cell.sd, *of_runs, len(c.members) or None,
+                    tuple(sorted(marks)), row.verdict,
                 )
             )  # fmt: skip
-    heads = (
+    return long_table(
         "method beside step class header origin data value sd seeds seed_list structures marks "
-        "verdict"
+        "verdict",
+        lines,
     )
-    return Table(title="", columns=tuple(heads.split()), rows=tuple(lines))
 
 
 def _not_compared(which: int, scores: Scores | None) -> str:

@@ -12,7 +12,7 @@ from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.exploratory import ROPE
 from clbench.report.significance.sentences import p_text, span_text
 from clbench.report.study import Protocol
-from clbench.report.tables.render import EMPTY, Table, number
+from clbench.report.tables.render import EMPTY, Table, long_table, number
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE, FamilyComparison
 from clbench.statistics.sample_size import MOST
 from clbench.statistics.verdicts import THESE_RUNS, smallest_sample
@@ -20,21 +20,8 @@ from clbench.statistics.verdicts import THESE_RUNS, smallest_sample
 HOLE = "hole"
 
 
-def exact(value: object) -> str:
-    """A value for CSV: floats by `repr`, nan as `nan`, None as nothing."""
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        return repr(float(value))
-    if isinstance(value, tuple):
-        return " ".join(map(str, value))
-    return str(value)
-
-
-def _long(title: str, columns: str, rows: Iterable[Sequence[object]]) -> Table:
-    return Table(
-        title=title, columns=tuple(columns.split()), rows=tuple(tuple(map(exact, r)) for r in rows)
-    )
+def _long(columns: str, rows: Iterable[Sequence[object]]) -> Table:
+    return long_table(columns, rows, nan="nan")
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -98,9 +85,8 @@ def confirmatory_table(a: Analysis) -> Table:
             "differences, patient by patient."),
         ),
         keys=2,
-        long=_long(
-            "confirmatory",
-            "endpoint a b hole mean_a mean_b difference " + _EXACT + " m wins wins_low wins_high "
+        long=_long("endpoint a b hole mean_a mean_b difference " + _EXACT + " m wins wins_low "
+            "wins_high "
             "with_empty with_empty_p n patients classes seeds first_shared verdict "
             "detail scope cautions",
             long,
@@ -216,7 +202,7 @@ def own_table(a: Analysis) -> Table:
             ("A large p of a change is no proof of keeping; that needs the second p. Patients to "
              "decide: for a change (d) or that it keeps (k)."),
         ),
-        long=_long("own", "method hole change " + _EXACT + " m n seeds verdict detail scope "
+        long=_long("method hole change " + _EXACT + " m n seeds verdict detail scope "
                    "cautions", long),
     )  # fmt: skip
 
@@ -267,7 +253,7 @@ def class_table(a: Analysis) -> Table:
                 "times seeds in which nothing was found, reference / other."),
         ),
         keys=3,
-        long=_long("classes", "step eval_set structure a b hole shared mean_a mean_b pseudomedian "
+        long=_long("step eval_set structure a b hole shared mean_a mean_b pseudomedian "
                    "low high coverage w_plus p method n_nonzero smallest_p rank_biserial p_bh "
                    "p_holm m n n_seeds missed_a missed_b verdict", long),
     )  # fmt: skip
@@ -314,7 +300,7 @@ def set_table(a: Analysis) -> Table:
             f"P ahead / equal / behind: Bayesian signed-rank; equal is ±{ROPE:g}.",
         ),
         keys=2,
-        long=_long("sets", "eval_set a b hole mean low high pseudomedian hl_low hl_high dz "
+        long=_long("eval_set a b hole mean low high pseudomedian hl_low hl_high dz "
                    "rank_biserial p_wilcoxon p_t p_sign p_tost p_not_worse p_ahead p_equal "
                    "p_behind detectable n n_seeds disagreement", long),
     )  # fmt: skip
@@ -364,7 +350,7 @@ def ranking_table(a: Analysis) -> Table:
         rows=tuple(rows),
         notes=tuple(notes),
         keys=2,
-        long=_long("ranking", "eval_set method rank n p_first rank_shares kendall_tau", long),
+        long=_long("eval_set method rank n p_first rank_shares kendall_tau", long),
     )
 
 

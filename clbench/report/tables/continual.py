@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from clbench.evaluation.metrics import continual, stability_gap
-from clbench.evaluation.metrics.continual import NAMES, Cell, Quantity, course_metrics, domain
+from clbench.evaluation.metrics.continual import NAMES, Quantity, course_metrics
 from clbench.report.scores import Run, Scores, StrategyScores
 from clbench.report.study import Protocol, Study
-from clbench.report.tables.render import EMPTY, SHARE, Scale, Table
+from clbench.report.tables.render import EMPTY, SHARE, Scale, Table, long_table
 from clbench.statistics.bootstrap import seed_means
 from clbench.statistics.macro_estimate import macro_interval
 
@@ -49,27 +49,25 @@ def continual_table(study: Study, *, metric: str = "dice", scale: Scale = SHARE)
         StoreError: no finished runs, or runs that do not belong in one table.
     """
     scores = study.need_scores(metric=metric)
-    joint = _joint(scores)
+    joint, labels = _joint(scores), [s.label for s in scores.strategies]
     by_label = {
         s.label: [_measures(scores, s, i, joint) for i in range(len(s.runs))]
         for s in scores.strategies
     }
-    names = list(dict.fromkeys(n for each in by_label.values() for one in each for n in one))
     rows, long = [], []
     reasons: dict[tuple[str, str], list[str]] = {}
-    for name in names:
-        words = NAMES.get(name, name)
-        cells = []
+    for name in dict.fromkeys(n for each in by_label.values() for one in each for n in one):
+        label_of_measure, cells = NAMES.get(name, name), []
         for s in scores.strategies:
-            seen = [one.get(name, UNTRACED) for one in by_label[s.label]]
-            cells.append(scale.over_seeds([q.value for q in seen]))
-            for reason in dict.fromkeys(q.reason for q in seen if q.reason):
-                reasons.setdefault((reason, s.label), []).append(words)
-            for seed, q in zip(s.seeds, seen, strict=True):
-                exact = "" if math.isnan(q.value) else repr(q.value)
-                long.append((name, words, s.label, str(seed), exact, q.reason))
-        rows.append((words, *cells))
-    labels = [s.label for s in scores.strategies]
+            quantities = [one.get(name, UNTRACED) for one in by_label[s.label]]
+            cells.append(scale.over_seeds([q.value for q in quantities]))
+            for reason in dict.fromkeys(q.reason for q in quantities if q.reason):
+                reasons.setdefault((reason, s.label), []).append(label_of_measure)
+            long += [
+                (name, label_of_measure, s.label, seed, q.value, q.reason)
+                for seed, q in zip(s.seeds, quantities, strict=True)
+            ]
+        rows.append((label_of_measure, *cells))
     unit = scale.unit if metric == "dice" else scale.unit.replace("Dice", metric)
     return Table(
         title=f"{scores.title()}: continual-learning measures, {unit}",
@@ -86,11 +84,7 @@ def continual_table(study: Study, *, metric: str = "dice", scale: Scale = SHARE)
             *_merged(reasons, labels),
             *scores.notes(),
         ),
-        long=Table(
-            title="",
-            columns=("measure", "definition", "strategy", "seed", "value", "why"),
-            rows=tuple(long),
-        ),
+        long=long_table("measure definition strategy seed value why", long),
     )
 
 
@@ -112,29 +106,35 @@ def _measures(
     if isinstance(joint, str):
         several = Quantity(value=math.nan, reason=joint)
         by_name |= dict.fromkeys(("intransigence", "delta_joint", "relative_joint"), several)
-    cells = _domain_transfer(scores, s, i)
-    for name, quantity in domain(cells, scores.sources).items():
-        words = "domain transfer"
-        if cells:
-            before = scores.sources.index(name.rpartition(" on ")[2])
-            words += f": {name}, after step {before}"
-        by_name[words] = quantity
-    return by_name | _gaps(scores, s.runs[i])
+    return by_name | _domain_transfer(scores, s, i) | _gaps(scores, s.runs[i])
 
 
-def _domain_transfer(scores: Scores, s: StrategyScores, i: int) -> dict[tuple[str, str], Cell]:
-    """(structure, source) → how the structure does there right before the source is taught."""
-    before = {source: scores.sources.index(source) for source in scores.sources}
-    return {
-        (name, eval_set): Cell(
-            value=continual.mean(values[~np.isnan(values)].tolist()),
-            cases=int(cells.cases[i]),
-            missed=int(cells.missed[i]),
-        )
-        for (step, eval_set, name), cells in s.cells.items()
-        if eval_set != s.home[name] and step == before[eval_set] and cells.annotated[i]
-        for values in [cells.values[i]]
-    }
+def _domain_transfer(scores: Scores, s: StrategyScores, i: int) -> dict[str, Quantity]:
+    """How a structure does on a source that is taught later, right before that.
+
+    With BTCV before LiTS: the liver learned on BTCV and looked for on LiTS after step 1.
+
+    Source: forward transfer (Lopez-Paz and Ranzato, NeurIPS 2017), of the domain.
+    Differs: forward transfer itself asks for the score of a structure before it is taught, when
+        a model that grows by classes has no output for it.
+    """
+    transfer = {}
+    for (step, source, name), cells in sorted(s.cells.items(), key=lambda x: (x[0][2], x[0][1])):
+        if source != s.home[name] and step == scores.sources.index(source) and cells.annotated[i]:
+            values = cells.values[i]
+            transfer[f"domain transfer: {name} on {source}, after step {step}"] = (
+                Quantity(value=continual.mean(values[~np.isnan(values)].tolist()))
+                if cells.cases[i]
+                else Quantity(value=math.nan, reason="no test case contains it")
+            )
+    if transfer:
+        return transfer
+    reason = (
+        "all steps use one source"
+        if len(set(scores.sources)) == 1
+        else "no structure is annotated both where it is taught and in a later source"
+    )
+    return {"domain transfer": Quantity(value=math.nan, reason=reason)}
 
 
 def _gaps(scores: Scores, run: Run) -> dict[str, Quantity]:
@@ -154,18 +154,16 @@ def _gaps(scores: Scores, run: Run) -> dict[str, Quantity]:
     return gaps
 
 
-def _merged(
-    reasons: Mapping[tuple[str, str], Sequence[str]], labels: Sequence[str]
-) -> list[str]:  # fmt: skip
+def _merged(reasons: Mapping[tuple[str, str], Sequence[str]], labels: Sequence[str]) -> list[str]:
     """One line per reason: which measures, and whose where it is not everybody's."""
     whose: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for (reason, label), words in reasons.items():
-        whose.setdefault((reason, tuple(words)), []).append(label)
+    for (reason, label), measures in reasons.items():
+        whose.setdefault((reason, tuple(measures)), []).append(label)
     lines = []
-    for (reason, words), mine in whose.items():
-        of = "" if list(mine) == list(labels) else f" of {', '.join(mine)}"
-        gap = [w for w in words if w.startswith(STABILITY)]
-        what = "; ".join([*([STABILITY] if gap else []), *(w for w in words if w not in gap)])
+    for (reason, measures), mine in whose.items():
+        of = "" if mine == labels else f" of {', '.join(mine)}"
+        gap = [m for m in measures if m.startswith(STABILITY)]
+        what = "; ".join([*[STABILITY] * bool(gap), *(m for m in measures if m not in gap)])
         lines.append(f"{EMPTY} {what}{of}: n/a, {reason}")
     return lines
 
@@ -177,7 +175,7 @@ def _merged(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Measure:
+class Estimate:
     """One number of one strategy."""
 
     value: float = math.nan
@@ -198,13 +196,13 @@ class Measure:
         if math.isnan(self.value):
             return EMPTY
         form = scale.signed if difference else scale.number
-        found = form(self.value)
+        text = form(self.value)
         if not math.isnan(self.low):
-            found += f" [{form(self.low)}, {form(self.high)}]"
-        return found + ("" if math.isnan(self.sd) else f" ±{scale.number(self.sd)}")
+            text += f" [{form(self.low)}, {form(self.high)}]"
+        return text + ("" if math.isnan(self.sd) else f" ±{scale.number(self.sd)}")
 
 
-def measures(e: Scores, method: StrategyScores, protocol: Protocol) -> dict[str, Measure]:
+def measures(e: Scores, method: StrategyScores, protocol: Protocol) -> dict[str, Estimate]:
     """Name → number, in the order of the table.
 
     Args:
@@ -217,27 +215,27 @@ def measures(e: Scores, method: StrategyScores, protocol: Protocol) -> dict[str,
     at_end = dict.fromkeys(e.learned_at, e.last)
     old_at_end = dict.fromkeys(old, e.last)
     by_name = {
-        "Old": _measure(method, old_at_end, protocol),
-        "New": _measure(method, new, protocol),
-        "All": _measure(method, at_end, protocol),
-        "BWT": _measure(method, old_at_end, protocol, minus=(method, old)),
+        "Old": _estimate(method, old_at_end, protocol),
+        "New": _estimate(method, new, protocol),
+        "All": _estimate(method, at_end, protocol),
+        "BWT": _estimate(method, old_at_end, protocol, minus=(method, old)),
         "Forgetting": _forgetting(e, method, protocol),
     }
     joint = [m for m in e.strategies if m.strategy == JOINT]
     if len(joint) != 1:
-        absent = Measure(why="no run of joint" if not joint else "several variants of joint")
+        absent = Estimate(why="no run of joint" if not joint else "several variants of joint")
         return {**by_name, "Intransigence": absent, "Δ joint": absent}
-    by_name["Intransigence"] = _measure(joint[0], new, protocol, minus=(method, new))
-    by_name["Δ joint"] = _measure(method, at_end, protocol, minus=(joint[0], at_end))
+    by_name["Intransigence"] = _estimate(joint[0], new, protocol, minus=(method, new))
+    by_name["Δ joint"] = _estimate(method, at_end, protocol, minus=(joint[0], at_end))
     return by_name
 
 
-def _measure(
+def _estimate(
     method: StrategyScores,
     at: Mapping[str, int],
     protocol: Protocol,
     minus: tuple[StrategyScores, Mapping[str, int]] | None = None,
-) -> Measure:
+) -> Estimate:
     """Mean of some structures with its interval, or its difference from another one.
 
     Args:
@@ -249,14 +247,14 @@ def _measure(
     other, before = minus or (method, at)
     seeds = [s for s in method.seeds if s in other.seeds]
     if not seeds:
-        return Measure(why="no seed in common with joint")
+        return Estimate(why="no seed in common with joint")
     table, less = method.table(at, seeds), other.table(before, seeds)
     if not table or not less:
-        return Measure(why=method.hole(at) or other.hole(before) or "there is no such structure")
+        return Estimate(why=method.hole(at) or other.hole(before) or "there is no such structure")
     if minus:
         table = {name: table[name] - less[name] for name in table}
     i = macro_interval(table, level=protocol.level, bounds=None if minus else (0.0, 1.0))
-    return Measure(
+    return Estimate(
         value=i.estimate,
         low=i.low,
         high=i.high,
@@ -265,7 +263,7 @@ def _measure(
     )
 
 
-def _forgetting(e: Scores, method: StrategyScores, protocol: Protocol) -> Measure:
+def _forgetting(e: Scores, method: StrategyScores, protocol: Protocol) -> Estimate:
     """The best of the earlier steps minus the last, per structure; an interval for two steps only.
 
     Source: Chaudhry et al., ECCV 2018; see `clbench.evaluation.metrics.continual.forgetting`.
@@ -273,14 +271,14 @@ def _forgetting(e: Scores, method: StrategyScores, protocol: Protocol) -> Measur
     old = {c: s for c, s in e.learned_at.items() if s < e.last}
     end = dict.fromkeys(old, e.last)
     if e.last == 2:
-        return _measure(method, old, protocol, minus=(method, end))
+        return _estimate(method, old, protocol, minus=(method, end))
     per_seed = [continual.mean(continual.forgetting(r, old, e.last).values()) for r in method.r]
     value = continual.mean(per_seed)
     if not math.isnan(value):
-        return Measure(value=value, sd=continual.spread(per_seed), warnings=(NO_INTERVAL,))
+        return Estimate(value=value, sd=continual.spread(per_seed), warnings=(NO_INTERVAL,))
     why = [method.hole(dict.fromkeys([c], t)) for c, s in old.items() for t in range(s, e.last + 1)]
     reason = next(filter(None, why), "there is no such structure")
-    return Measure(why=reason)
+    return Estimate(why=reason)
 
 
 def _warnings(
@@ -321,8 +319,8 @@ def learning_table(study: Study, scale: Scale = SHARE) -> Table:
             )
         )  # fmt: skip
         for name, x in by_name.items():
-            exact = ("" if math.isnan(v) else repr(v) for v in (x.value, x.low, x.high, x.sd))
-            long.append((m.label, name, *exact, str(len(m.seeds)), x.why, "; ".join(x.warnings)))
+            long.append((m.label, name, x.value, x.low, x.high, x.sd, len(m.seeds), x.why,
+                         "; ".join(x.warnings)))  # fmt: skip
             for warning in x.warnings:
                 warned.setdefault(warning, {}).setdefault(m.label, []).append(name)
         if reasons := {f"{k}: {x.why}" for k, x in by_name.items() if math.isnan(x.value)}:
@@ -348,19 +346,5 @@ def learning_table(study: Study, scale: Scale = SHARE) -> Table:
             *why,
             *_warnings(warned, [m.label for m in e.strategies], names),
         ),
-        long=Table(
-            title="",
-            columns=(
-                "strategy",
-                "measure",
-                "value",
-                "low",
-                "high",
-                "sd",
-                "seeds",
-                "why",
-                "warnings",
-            ),
-            rows=tuple(long),
-        ),
+        long=long_table("strategy measure value low high sd seeds why warnings", long),
     )

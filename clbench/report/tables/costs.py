@@ -6,7 +6,6 @@ Reads what was recorded; counts nothing itself.
 from __future__ import annotations
 
 import csv
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
 from clbench.report.scores import Run, StrategyScores, on_phantom
 from clbench.report.study import Study
-from clbench.report.tables.render import EMPTY, Table
+from clbench.report.tables.render import EMPTY, Table, long_table
 
 if TYPE_CHECKING:
     from clbench.evaluation.cost.course import Costs, Size
@@ -184,17 +183,11 @@ def step_table(costs: Costs) -> Table:
             AS_BUILT,
         ),
         keys=2,
-        long=Table(
-            title=title,
-            columns=(*LONG, "forward_macs", *(f"{p}_macs" for p in parts), "teacher_bytes"),
-            rows=tuple(
-                tuple(
-                    str(v)
-                    for v in (
-                        *(dataclasses.asdict(s)[name] for name in LONG),
-                        s.forward_macs, *s.macs.values(), s.teacher_bytes,
-                    )
-                )
+        long=long_table(
+            " ".join([*LONG, "forward_macs", *(f"{p}_macs" for p in parts), "teacher_bytes"]),
+            (
+                (*(getattr(s, name) for name in LONG), s.forward_macs, *s.macs.values(),
+                 s.teacher_bytes)
                 for s in costs.steps
             ),
         ),
@@ -233,13 +226,9 @@ def growth_table(costs: Costs) -> Table:
             for what, s in sizes
         ),
         notes=costs.notes or (measured,),
-        long=Table(
-            title=title,
-            columns=("what", "parameters", "fewest_parameters", "forward_macs"),
-            rows=tuple(
-                (what, str(s.parameters), str(s.fewest_parameters), str(s.forward_macs))
-                for what, s in sizes
-            ),
+        long=long_table(
+            "what parameters fewest_parameters forward_macs",
+            ((what, s.parameters, s.fewest_parameters, s.forward_macs) for what, s in sizes),
         ),
     )  # fmt: skip
 

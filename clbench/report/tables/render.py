@@ -11,7 +11,7 @@ import csv
 import html
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
@@ -58,6 +58,36 @@ class Table:
     """Rows that begin a group: a line stands above them."""
     long: Table | None = None
     """What CSV gets instead: one line per cell, at full precision."""
+
+
+def exact(value: object, nan: str = "") -> str:
+    """A value for CSV: a float at full precision, a tuple by spaces, None as nothing.
+
+    Args:
+        value: what to write.
+        nan: what stands for NaN.
+    """
+    if isinstance(value, float):
+        return nan if math.isnan(value) else repr(float(value))
+    return (
+        " ".join(map(str, value))
+        if isinstance(value, tuple)
+        else ""
+        if value is None
+        else str(value)
+    )
+
+
+def long_table(columns: str, rows: Iterable[Sequence[object]], nan: str = "") -> Table:
+    """What CSV gets: one line per cell at full precision.
+
+    Args:
+        columns: their names, by spaces.
+        rows: values, see `exact`.
+        nan: what stands for NaN.
+    """
+    lines = tuple(tuple(exact(value, nan) for value in row) for row in rows)
+    return Table(title="", columns=tuple(columns.split()), rows=lines)
 
 
 def number(value: float, digits: int = 3) -> str:

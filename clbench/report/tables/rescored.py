@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clbench.evaluation.metrics import continual
-from clbench.report.scores import Run, read_frame, title_of
+from clbench.report.scores import Run, count_patients, read_frame, title_of
 from clbench.report.tables.render import EMPTY, Table, number
+from clbench.statistics.intervals import wilson
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from clbench.statistics.intervals import Interval
 
 DETECTION = ("lesion_", "patient_positive")
 """How the names of metrics begin that count lesions and patients."""
@@ -58,30 +57,28 @@ def _distances(
 ) -> Table:
     rows = rows[~rows["metric"].str.startswith((*DETECTION, "dice_ceiling"))]
     metrics = sorted(rows["metric"].unique())
-    by_patient = rows.groupby(["structure", "metric", "patient"], sort=False)["value"].mean()
-    plain = rows[rows["metric"] == "dice"]
-    lines = []
-    for name in names:
-        means = [
-            continual.mean(by_patient.get((name, metric), by_patient.iloc[:0]).dropna())
-            for metric in metrics
-        ]
-        own = plain[plain["structure"] == name]
-        lines.append(
-            (
-                name,
-                str(int(own["value"].notna().sum())),
-                str(int((own["status"] == "fn_only").sum())),
-                *(
-                    number(value, 3 if metric.startswith(("dice", "nsd")) else 1)
-                    for metric, value in zip(metrics, means, strict=True)
-                ),
-            )
-        )
+    by_patient = rows.groupby(["structure", "metric", "patient"])["value"].mean()
+    means = by_patient.groupby(level=["structure", "metric"]).mean()
+    dice = rows[rows["metric"] == "dice"]
+    cases = dice["value"].notna().groupby(dice["structure"]).sum()
+    missed = dice["status"].eq("fn_only").groupby(dice["structure"]).sum()
     return Table(
         title=f"{title}: means over patients that hold the structure (strict)",
         columns=("structure", "cases", "missed", *metrics),
-        rows=tuple(lines),
+        rows=tuple(
+            (
+                name,
+                *(str(int(count.get(name, 0))) for count in (cases, missed)),
+                *(
+                    number(
+                        means.get((name, metric), math.nan),
+                        3 if metric.startswith(("dice", "nsd")) else 1,
+                    )
+                    for metric in metrics
+                ),
+            )
+            for name in names
+        ),
         notes=(
             (
                 "nsd: surface Dice at the named tolerance. hd95: larger of the two directed 95th "
@@ -97,39 +94,38 @@ def _distances(
 
 
 def _detection(title: str, rows: pd.DataFrame, names: Sequence[str]) -> Table:
-    from clbench.evaluation.metrics import detection
-    from clbench.evaluation.metrics.detection import CONNECTIVITY, MATCH
+    from clbench.evaluation.metrics.detection import CONNECTIVITY, MATCH, Lesions
 
     rows = rows[rows["status"] != "not_annotated"]
+    of_lesions = rows.groupby(["structure", "metric"])["value"].agg(["sum", "size"])
+    of_patients = count_patients(rows, ["structure", "metric"])
     lines = []
     for name in names:
-        mine = rows[rows["structure"] == name]
-        by_metric = {str(metric): own for metric, own in mine.groupby("metric")}
-        values = {metric: own["value"] for metric, own in by_metric.items()}
-        counts = {
-            k: int(values[f"lesion_{k}"].sum()) if f"lesion_{k}" in values else 0
-            for k in ("truth", "found", "pred", "false")
-        }
-        pooled = detection.Lesions(**counts, largest_pred_vox=0)
-        cases = len(values.get("lesion_false", ()))
+        total, cases = (
+            {k: int(of_lesions[what].get((name, f"lesion_{k}"), 0))
+             for k in ("truth", "found", "pred", "false")}
+            for what in ("sum", "size")
+        )  # fmt: skip
         lesion_cells = (
-            _share(counts["found"], counts["truth"]),
-            _share(counts["pred"] - counts["false"], counts["pred"]),
-            number(pooled.f1),
-            number(counts["false"] / cases if cases else math.nan, 2),
+            _share(total["found"], total["truth"]),
+            _share(total["pred"] - total["false"], total["pred"]),
+            number(Lesions(**total, largest_pred_vox=0).f1),
+            number(total["false"] / cases["false"] if cases["false"] else math.nan, 2),
         )
-        sizes = sorted(m for m in by_metric if m.startswith("patient_positive"))
+        counts = of_patients.query("structure == @name").droplevel("structure")
+        sizes = [m for m in counts.index if m.startswith("patient_positive")]
         for metric in sizes or [""]:
-            own = by_metric.get(metric, rows.iloc[:0])
-            calls = zip(own["patient"], own["gt_vox"] > 0, own["value"] > 0, strict=True)
-            seen = detection.patient_level(detection.by_patient(calls))
+            tp, tumors, tn, clear = counts.loc[metric] if metric else (0, 0, 0, 0)
+            rates = ((tp, tumors, wilson(tp, tumors)), (tn, clear, wilson(tn, clear)))
             lines.append(
                 (
                     name,
                     metric.removeprefix("patient_positive").strip("_") or "any voxel",
-                    _rate(seen.sensitivity),
-                    _rate(seen.specificity),
-                    number(seen.harmonic),
+                    *(
+                        _share(k, n) + (f" [{r.low:.3f}, {r.high:.3f}]" if n else "")
+                        for k, n, r in rates
+                    ),
+                    number(continual.harmonic(*(r.estimate for _, _, r in rates))),
                     *lesion_cells,
                 )
             )
@@ -152,10 +148,3 @@ def _detection(title: str, rows: pd.DataFrame, names: Sequence[str]) -> Table:
 
 def _share(k: int, n: int) -> str:
     return f"{k}/{n} = {k / n:.3f}" if n else f"0/0 = {EMPTY}"
-
-
-def _rate(rate: Interval) -> str:
-    if rate.n == 0:
-        return f"0/0 = {EMPTY}"
-    k = round(rate.estimate * rate.n)
-    return f"{k}/{rate.n} = {rate.estimate:.3f} [{rate.low:.3f}, {rate.high:.3f}]"

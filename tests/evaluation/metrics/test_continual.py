@@ -14,7 +14,7 @@ from locations import GOLDEN_FILES
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
-from clbench.evaluation.metrics.continual import NAMES, ONE_STEP, Quantity, course_metrics, domain
+from clbench.evaluation.metrics.continual import NAMES, ONE_STEP, Quantity, course_metrics
 from clbench.evaluation.metrics.stability_gap import (
     TraceRow,
     curves,
@@ -126,18 +126,6 @@ def row(**more: object) -> Score:
         pred_vox=1, status="ok",
     )  # fmt: skip
     return replace(plain, **more)  # type: ignore[arg-type]
-
-
-def test_domain_transfer_is_named_by_structure_and_source() -> None:
-    cells = {
-        ("liver", "lits"): continual.Cell(value=0.4, cases=3, missed=1),
-        ("spleen", "lits"): continual.Cell(value=math.nan, cases=0, missed=0),
-    }
-    found = domain(cells, ("btcv", "lits"))
-    assert found["liver on lits"] == Quantity(value=0.4)
-    assert found["spleen on lits"].reason == "no test case contains it"
-    assert "one source" in domain({}, ("a", "a"))["domain"].reason
-    assert "annotated both" in domain({}, ("a", "b"))["domain"].reason
 
 
 def test_nsd_stands_for_each_structures_own_tolerance() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import locations
+import pandas as pd
 import pytest
+from locations import GOLDEN_FILES
 from synthetic_runs import THREE_STEPS, Method, make_runs
 from typer.testing import CliRunner
 
@@ -17,6 +20,7 @@ from clbench.cli.options import app
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
 from clbench.report.paper.detection import distances, table6
+from clbench.report.scores import count_patients
 from clbench.report.study import Protocol, Study
 from clbench.report.tables.continual import learning_table, measures
 from clbench.report.tables.costs import MACS, cost_table
@@ -149,6 +153,21 @@ def test_detection_by_hand(tmp_path: Path) -> None:
         ("0", "4", "0"),
         ("1", "5", "1"),
     ]
+
+
+def test_the_papers_patient_level_numbers() -> None:
+    golden = json.loads((GOLDEN_FILES / "segmentation.json").read_text())["detection_ci"]
+    liver, *_ = golden["expected"]  # Universal Model: 32 of 36, and 19 of 20
+    called = [(1, i < liver["k"]) for i in range(liver["n"])] + [(0, i >= 19) for i in range(20)]
+    called += [(1, False), (0, True)]  # two scans of one patient: any scan counts
+    rows = pd.DataFrame(called, columns=["gt_vox", "value"])
+    rows = rows.assign(group="all", patient=[*range(56), 0, 0])
+    (counts,) = count_patients(rows, ["group"]).to_numpy().tolist()
+    assert counts == [32, 36, 19, 20]
+    assert 100 * continual.harmonic(32 / 36, 19 / 20) == pytest.approx(
+        golden["harmonic"]["expected"], abs=0.01
+    )
+    assert [wilson(32, 36).low, wilson(32, 36).high] == pytest.approx(liver["wilson95"])
 
 
 def test_distances_by_hand(tmp_path: Path) -> None:
