@@ -176,9 +176,9 @@ def ranking_stability(
     means = np.column_stack([resampled(parts[name], weights)[0] for name in names])
     means = means[~np.isnan(means).any(axis=1)]
     full = np.array([resampled(parts[n], _everyone(parts[n]))[0].mean() for n in names])
-    full_ranks = block_ranks(full[None])[0][0]
+    full_ranks = block_ranks(full[None])[0]
     share = np.zeros((len(names), len(names)))
-    ranks = block_ranks(means)[0]
+    ranks = block_ranks(means)
     for row in ranks:
         for i, rank in enumerate(row):
             width = int((row == rank).sum())

@@ -1,13 +1,9 @@
 """P-values corrected over a family: Holm and Benjamini-Hochberg.
 
-A p of nan is a comparison that could not be tested: it leaves the family, and
-the family's size says so.
+A p of nan is a comparison that could not be tested: it leaves the family, and stays nan.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,26 +12,12 @@ from clbench.errors import DataError
 from clbench.types import Floats
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Family:
-    """P-values corrected together."""
-
-    adjusted: Floats
-    """Corrected p-values in the order given; nan where nothing was tested."""
-    m: int
-    """Size of the family actually used: the p-values that are not nan."""
-    untested: int
-    """Comparisons left out because their p is nan."""
-    method: Literal["holm", "benjamini-hochberg"]
-    """The correction."""
-
-
-def holm(p_values: ArrayLike) -> Family:
+def holm(p_values: ArrayLike) -> Floats:
     """Holm's step-down correction: controls the chance of a single false claim in the family.
 
     Example:
         >>> from clbench.statistics.corrections import holm
-        >>> [round(p, 4) for p in holm([0.01, 0.04, 0.03]).adjusted.tolist()]  # 3 · 0.01, 2 · 0.03
+        >>> [round(p, 4) for p in holm([0.01, 0.04, 0.03]).tolist()]  # 3 · 0.01, 2 · 0.03
         [0.03, 0.06, 0.06]
 
     Source: Holm 1979; equals statsmodels' `multipletests(method="holm")`.
@@ -44,15 +26,15 @@ def holm(p_values: ArrayLike) -> Family:
     order, m = np.argsort(p[tested], kind="stable"), int(tested.sum())
     adjusted = np.empty(m)
     adjusted[order] = np.maximum.accumulate((m - np.arange(m)) * p[tested][order])
-    return _family(p, tested, np.minimum(adjusted, 1.0), "holm")
+    return _placed(tested, adjusted)
 
 
-def benjamini_hochberg(p_values: ArrayLike) -> Family:
+def benjamini_hochberg(p_values: ArrayLike) -> Floats:
     """Benjamini-Hochberg: controls the expected share of false claims; for exploratory tables.
 
     Example:
         >>> from clbench.statistics.corrections import benjamini_hochberg
-        >>> [round(p, 6) for p in benjamini_hochberg([0.01, 0.04, 0.03]).adjusted.tolist()]
+        >>> [round(p, 6) for p in benjamini_hochberg([0.01, 0.04, 0.03]).tolist()]
         [0.03, 0.04, 0.04]
 
     Source: Benjamini & Hochberg 1995; equals `scipy.stats.false_discovery_control`, which is not
@@ -62,7 +44,7 @@ def benjamini_hochberg(p_values: ArrayLike) -> Family:
     order, m = np.argsort(p[tested], kind="stable")[::-1], int(tested.sum())
     adjusted = np.empty(m)
     adjusted[order] = np.minimum.accumulate(m / np.arange(m, 0, -1) * p[tested][order])
-    return _family(p, tested, np.minimum(adjusted, 1.0), "benjamini-hochberg")
+    return _placed(tested, adjusted)
 
 
 def _checked(p_values: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
@@ -75,14 +57,8 @@ def _checked(p_values: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
     return p, tested
 
 
-def _family(
-    p: Floats,
-    tested: NDArray[np.bool_],
-    adjusted: Floats,
-    method: Literal["holm", "benjamini-hochberg"],
-) -> Family:
+def _placed(tested: NDArray[np.bool_], adjusted: Floats) -> Floats:
     """Put the corrected values back to where the comparisons stood; nan for the others."""
-    placed = np.full(p.size, np.nan)
-    placed[tested] = adjusted
-    m = int(tested.sum())
-    return Family(adjusted=placed, m=m, untested=p.size - m, method=method)
+    placed = np.full(tested.size, np.nan)
+    placed[tested] = np.minimum(adjusted, 1.0)
+    return placed

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clbench.errors import DataError, SettingError
-from clbench.statistics.paired_tests import DECIMALS, Method, existing, paired_t
+from clbench.statistics.paired_tests import DECIMALS, existing, paired_t
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,21 +25,14 @@ class Equivalence:
     """One-sided p of "above `low`"; alone it is the test of non-inferiority."""
     p_below_high: float
     """One-sided p of "below `high`"."""
-    low: float
-    """Lower margin, in the unit of the differences."""
-    high: float
-    """Upper margin."""
-    n: int
-    """Pairs (or patients) that exist."""
-    method: Method
-    """The null distribution used."""
-    flags: tuple[str, ...] = ()
-    """What a reader must know, in words."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Posterior:
-    """Bayesian signed-rank test: three shares that sum to 1."""
+    """Bayesian signed-rank test: three shares that sum to 1.
+
+    Their Monte Carlo error is at most 0.5 / sqrt(draws).
+    """
 
     p_a: float
     """Share of posterior draws in which A is practically better."""
@@ -47,12 +40,6 @@ class Posterior:
     """Share in which the two are practically equal."""
     p_b: float
     """Share in which B is practically better."""
-    rope: float
-    """Half-width of "practically equal", in the unit of the differences."""
-    n: int
-    """Pairs that exist."""
-    draws: int
-    """Posterior draws; the shares carry a Monte Carlo error of at most 0.5/sqrt(draws)."""
 
 
 def tost(differences: ArrayLike, *, low: float, high: float) -> Equivalence:
@@ -84,28 +71,23 @@ def tost(differences: ArrayLike, *, low: float, high: float) -> Equivalence:
         p=float(np.max([above.p_greater, below.p_less])),  # nan stays nan
         p_above_low=above.p_greater,
         p_below_high=below.p_less,
-        low=low,
-        high=high,
-        n=values.size,
-        method="t" if "none" not in (above.method, below.method) else "none",
-        flags=tuple(dict.fromkeys(above.flags + below.flags)),
     )
 
 
 def bayes_signed_rank(
-    differences: ArrayLike, *, rope: float, seed: int, draws: int = 50_000, prior: float = 0.5
+    differences: ArrayLike, *, rope: float, seed: int, draws: int = 50_000
 ) -> Posterior:
     """Bayesian signed-rank test with a region of practical equivalence.
 
-    Each draw weights the patients by a Dirichlet vector (plus a prior patient with difference 0)
-    and asks where most weighted Walsh averages lie: below -rope, inside, or above rope.
+    Each draw weights the patients by a Dirichlet vector (plus a prior patient with difference 0 and
+    half a weight) and asks where most weighted Walsh averages lie: below -rope, inside, or
+    above rope.
 
     Args:
         differences: (n,) A minus B.
-        rope: half-width of "practically equal", at least 0.
+        rope: half-width of "practically equal", above 0.
         seed: of the draws.
         draws: posterior draws.
-        prior: weight of the prior patient.
 
     Raises:
         DataError: no pair exists.
@@ -123,23 +105,11 @@ def bayes_signed_rank(
         raise DataError("a posterior needs at least one pair", expected="n >= 1", got=0)
     points = np.concatenate([[0.0], values])
     walsh = np.round((points[:, None] + points[None, :]) / 2, DECIMALS + 1)
-    if rope > 0:
-        above, below = (walsh > rope).astype(float), (walsh < -rope).astype(float)
-    else:  # a tie at exactly 0 counts half for each side
-        above = (walsh > 0) + (walsh == 0) / 2
-        below = 1.0 - above
+    above, below = (walsh > rope).astype(float), (walsh < -rope).astype(float)
     rng = np.random.default_rng(seed)
-    weights = rng.dirichlet(np.r_[prior, np.ones(values.size)], size=draws)
+    weights = rng.dirichlet(np.r_[0.5, np.ones(values.size)], size=draws)
     a = ((weights @ above) * weights).sum(axis=1)
     b = ((weights @ below) * weights).sum(axis=1)
-    middle = 1 - a - b if rope > 0 else np.full(draws, -1.0)
-    winner = np.argmax(np.stack([a, middle, b]), axis=0)
-    share = np.bincount(winner, minlength=3) / draws
-    return Posterior(
-        p_a=float(share[0]),
-        p_rope=float(share[1]),
-        p_b=float(share[2]),
-        rope=rope,
-        n=values.size,
-        draws=draws,
-    )
+    winner = np.argmax(np.stack([a, 1 - a - b, b]), axis=0)
+    p_a, p_rope, p_b = (np.bincount(winner, minlength=3) / draws).tolist()
+    return Posterior(p_a=p_a, p_rope=p_rope, p_b=p_b)

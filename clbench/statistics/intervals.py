@@ -22,24 +22,16 @@ _EXACT_UP_TO = 200
 class Interval:
     """An estimate with its confidence interval."""
 
-    estimate: float
+    estimate: float = math.nan
     """The value estimated; nan without data."""
-    low: float
+    low: float = math.nan
     """Lower end; nan where no interval of this level exists."""
-    high: float
+    high: float = math.nan
     """Upper end."""
-    level: float
-    """Confidence asked for, e.g. 0.95."""
-    method: str
-    """How the interval was made."""
-    n: int
+    n: int = 0
     """Units it rests on (patients unless the function says otherwise)."""
-    n_seeds: int = 1
-    """Training runs it rests on."""
     coverage: float | None = None
     """Confidence actually guaranteed where it is a step function of n, or None."""
-    standard_error: float | None = None
-    """Standard error of the estimate, or None."""
     flags: tuple[str, ...] = ()
     """What a reader must know, in words."""
 
@@ -85,24 +77,9 @@ def hodges_lehmann(differences: ArrayLike, *, level: float = 0.95) -> Interval:
     if k == 0:
         best = max(0.0, 1 - 2.0 ** (1 - n))
         flag = f"no {level:.0%} interval exists at n = {n} (at most {best:.2%})"
-        return Interval(
-            estimate=estimate,
-            low=math.nan,
-            high=math.nan,
-            level=level,
-            method="hodges-lehmann",
-            n=n,
-            coverage=best,
-            flags=(flag,),
-        )
+        return Interval(estimate=estimate, n=n, coverage=best, flags=(flag,))
     return Interval(
-        estimate=estimate,
-        low=float(walsh[k - 1]),
-        high=float(walsh[-k]),
-        level=level,
-        method="hodges-lehmann" if n <= _EXACT_UP_TO else "hodges-lehmann, normal",
-        n=n,
-        coverage=coverage,
+        estimate=estimate, low=float(walsh[k - 1]), high=float(walsh[-k]), n=n, coverage=coverage
     )
 
 
@@ -124,27 +101,16 @@ def t_interval(values: ArrayLike, *, level: float = 0.95) -> Interval:
         where all values are equal.
     """
     _check_level(level)
-    found = existing(values)
-    n = found.size
-    estimate = float(found.mean()) if n else math.nan
-    low = high = math.nan
-    error: float | None = None
-    if n >= 2:
-        from scipy import special
+    sample = existing(values)
+    n = sample.size
+    estimate = float(sample.mean()) if n else math.nan
+    if n < 2:
+        return Interval(estimate=estimate, n=n, flags=("fewer than two values: no interval",))
+    from scipy import special
 
-        error = float(found.std(ddof=1)) / math.sqrt(n)
-        reach = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
-        low, high = estimate - reach, estimate + reach
-    return Interval(
-        estimate=estimate,
-        low=low,
-        high=high,
-        level=level,
-        method="t",
-        n=n,
-        standard_error=error,
-        flags=() if n >= 2 else ("fewer than two values: no interval",),
-    )
+    error = float(sample.std(ddof=1)) / math.sqrt(n)
+    reach = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
+    return Interval(estimate=estimate, low=estimate - reach, high=estimate + reach, n=n)
 
 
 def wilson(k: float, n: int, *, level: float = 0.95) -> Interval:
@@ -174,15 +140,7 @@ def wilson(k: float, n: int, *, level: float = 0.95) -> Interval:
     if not 0 <= k <= n:
         raise DataError("a proportion needs 0 <= k <= n", expected=f"k in 0..{n}", got=k)
     if n == 0:
-        return Interval(
-            estimate=math.nan,
-            low=math.nan,
-            high=math.nan,
-            level=level,
-            method="wilson",
-            n=0,
-            flags=("no patients",),
-        )
+        return Interval(flags=("no patients",))
     z = _normal_quantile((1 + level) / 2)
     share = k / n
     scale = 1 + z * z / n
@@ -192,8 +150,6 @@ def wilson(k: float, n: int, *, level: float = 0.95) -> Interval:
         estimate=share,
         low=0.0 if k == 0 else max(0.0, center - reach),
         high=1.0 if k == n else min(1.0, center + reach),
-        level=level,
-        method="wilson",
         n=n,
     )
 
@@ -223,17 +179,7 @@ def probability_of_improvement(a: ArrayLike, b: ArrayLike, *, level: float = 0.9
     if first.shape != second.shape:
         raise DataError("seeds must be paired", expected=first.shape, got=second.shape)
     d = np.round(existing(first - second), DECIMALS)
-    found = wilson(float((d > 0).sum() + (d == 0).sum() / 2), d.size, level=level)
-    return Interval(
-        estimate=found.estimate,
-        low=found.low,
-        high=found.high,
-        level=level,
-        method="wilson over seeds",
-        n=d.size,
-        n_seeds=d.size,
-        flags=found.flags,
-    )
+    return wilson(float((d > 0).sum() + (d == 0).sum() / 2), d.size, level=level)
 
 
 def _normal_quantile(probability: float) -> float:

@@ -231,26 +231,15 @@ def macro_interval(
         raise SettingError("no such confidence", expected="0 < level < 1", got=level)
     found = estimate_of(cells_of(table))
     flags: tuple[str, ...] = {1: (ONE_RUN,), 2: (TWO_RUNS,)}.get(found.n_seeds, ())
-    method = "t over patients" if found.n_seeds == 1 else "t over patients and training runs"
+    reach = math.nan
     if found.single or found.n < 2:
-        reach, error = math.nan, None
         flags = (*flags, ONE_PATIENT if found.single else "fewer than two patients: no interval")
     else:
-        reach, error = half_width(found, 1 - level), _error(found)
+        reach = half_width(found, 1 - level)
     low, high = found.estimate - reach, found.estimate + reach
     if bounds is not None and not math.isnan(reach):
         low, high = max(low, bounds[0]), min(high, bounds[1])
-    return Interval(
-        estimate=found.estimate,
-        low=low,
-        high=high,
-        level=level,
-        method=method,
-        n=found.n,
-        n_seeds=found.n_seeds,
-        standard_error=error,
-        flags=flags,
-    )
+    return Interval(estimate=found.estimate, low=low, high=high, n=found.n, flags=flags)
 
 
 def half_width(found: MacroEstimate, alpha: float) -> float:
@@ -274,11 +263,6 @@ def half_width(found: MacroEstimate, alpha: float) -> float:
     lost = found.run_variance**2 / (found.n_seeds - 1)
     lost += found.variance**2 / found.df if found.variance else 0.0
     return _t(both**2 / lost, alpha) * math.sqrt(both)
-
-
-def _error(found: MacroEstimate) -> float:
-    """Standard error over patients, and over training runs where there are several."""
-    return math.sqrt(found.variance + (found.run_variance if found.n_seeds > 1 else 0.0))
 
 
 def half_width_over_runs(found: MacroEstimate, alpha: float) -> float:

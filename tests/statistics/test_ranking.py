@@ -31,14 +31,10 @@ TABLE10 = GOLDEN["paper_table10_class_as_unit"]
 def test_demsar_friedman() -> None:
     expected = DEMSAR["expected"]
     found = friedman(-RANKS)
-    assert found.average_ranks == pytest.approx(expected["avg_ranks"], abs=1e-9)
+    assert block_ranks(-RANKS).mean(axis=0) == pytest.approx(expected["avg_ranks"], abs=1e-9)
     assert found.chi2 == pytest.approx(expected["scipy_chi2_tie_corrected"], abs=1e-9)
     assert found.p == pytest.approx(expected["scipy_p"], abs=1e-9)
-    assert found.chi2_no_ties == pytest.approx(expected["chi2_demsar_no_tie_correction"], abs=1e-9)
-    assert found.iman_davenport_f == pytest.approx(expected["iman_davenport_F"], abs=1e-9)
-    assert found.iman_davenport_p == pytest.approx(expected["iman_davenport_p"], abs=1e-9)
     assert found.kendall_w == pytest.approx(expected["pingouin_Kendall_W"], abs=1e-9)
-    assert (found.n, found.n_dropped, found.flags) == (14, 0, ())
 
 
 @pytest.mark.parametrize("group", ["all_14", "organs_13"])
@@ -55,7 +51,6 @@ def test_printed_table_10(group: str) -> None:
     for pair, row in expected["pairs"].items():
         i, j = (found.names.index(name) for name in pair.split("-"))
         assert found.p_adjusted[i, j] == pytest.approx(row["holm_p_6"], abs=1e-12)
-        assert found.n == row["n"]
     for name, rank in expected["avg_rank"].items():
         assert found.average_ranks[found.names.index(name)] == pytest.approx(rank)
     assert found.cliques == (found.names,)
@@ -73,21 +68,16 @@ def test_friedman_equals_scipy_and_ignores_monotone_changes_per_block(seed: int)
     assert found.chi2 == pytest.approx(expected.statistic, abs=1e-9)
     assert found.p == pytest.approx(expected.pvalue, abs=1e-9)
     changed = friedman(scores**3 * rng.uniform(1, 9, (8, 1)) + 2)
-    assert changed.average_ranks == pytest.approx(found.average_ranks)
+    assert changed.chi2 == pytest.approx(found.chi2)
     assert 0 <= found.kendall_w <= 1 + 1e-12
-    assert found.average_ranks.sum() == pytest.approx(10)
 
 
 def test_friedman_edges() -> None:
     level = friedman(np.ones((5, 3)))
     assert (level.p, level.kendall_w) == (1.0, 0.0)
-    assert "all scores equal" in level.flags
     agreed = friedman(np.tile([0.3, 0.2, 0.1], (6, 1)))
     assert agreed.kendall_w == pytest.approx(1)
-    assert math.isinf(agreed.iman_davenport_f)
-    assert agreed.iman_davenport_p == 0
     holes = np.vstack([-RANKS, [np.nan, 1, 2, 3]])
-    assert friedman(holes).n_dropped == 1
     assert friedman(holes).chi2 == friedman(-RANKS).chi2
     for wrong in (np.ones((5, 2)), np.ones((1, 3)), np.full((5, 3), np.nan)):
         with pytest.raises(DataError, match="Friedman"):
@@ -110,13 +100,12 @@ def test_wilcoxon_holm_separates_what_differs() -> None:
     assert np.array_equal(found.p_adjusted, found.p_adjusted.T)
     scores["far"] = scores["far"].copy()
     scores["far"][0] = np.nan
-    less = wilcoxon_holm(scores)
-    assert less.n == 11
-    assert less.flags
+    whole = {name: values[1:] for name, values in scores.items()}
+    assert np.array_equal(wilcoxon_holm(scores).p_adjusted, wilcoxon_holm(whole).p_adjusted)
     with pytest.raises(DataError):
         wilcoxon_holm({"a": [1, 2], "b": [1, 2, 3]})
     nothing = wilcoxon_holm({"a": [math.nan], "b": [1]})
-    assert (nothing.n, nothing.m) == (0, 0)
+    assert nothing.m == 0
     assert np.isnan(nothing.average_ranks).all()
 
 

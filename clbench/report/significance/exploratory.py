@@ -135,10 +135,10 @@ def by_class(scores: Scores, protocol: Protocol) -> list[ClassTest]:
             r,
             p_bh=float(q),
             p_holm=float(h),
-            m=bh.m,
+            m=int(np.isfinite(bh).sum()),
             verdict=_class_verdict(r, float(q), protocol),
         )
-        for r, q, h in zip(found, bh.adjusted, fw.adjusted, strict=True)
+        for r, q, h in zip(found, bh, fw, strict=True)
     ]
 
 
@@ -186,7 +186,7 @@ def _class_test(
     return replace(
         row,
         pseudomedian=hodges_lehmann(d, level=protocol.level),
-        test=wilcoxon(d, alpha=protocol.alpha),
+        test=wilcoxon(d),
         rank_biserial=rank_biserial(d),
     )
 
@@ -246,7 +246,7 @@ def by_set(scores: Scores, protocol: Protocol) -> list[SetTest]:
             if n == 0:
                 found.append(replace(row, hole="no patient has a score"))
                 continue
-            tests = (wilcoxon(d, alpha=protocol.alpha), paired_t(d), sign_test(d))
+            tests = (wilcoxon(d), paired_t(d), sign_test(d))
             sd = float(np.nanstd(d, ddof=1)) if n > 1 else math.nan
             found.append(
                 replace(
