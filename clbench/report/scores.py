@@ -138,21 +138,28 @@ class StrategyScores:
         means = [continual.mean(r.get((step, c), math.nan) for c in members) for r in self.r]
         return continual.mean(means), continual.spread(means)
 
-    def hole(self, at: Mapping[str, int]) -> str:
+    def hole(self, at: Iterable[tuple[str, int]]) -> str:
         """Why there is no mean of some structures, in words; empty = there is one.
 
         Args:
-            at: structure → step after which it is looked at.
+            at: structures, each with the step after which it is looked at.
         """
-        keys = [(step, self.home[c], c) for c, step in at.items()]
-        return next((self.cells[k].hole for k in keys if self.cells[k].hole), "")
+        holes = (self.cells[step, self.home[c], c].hole for c, step in at)
+        return next(filter(None, holes), "")
 
-    def table(self, at: Mapping[str, int], seeds: Sequence[int] | None = None) -> dict[str, Floats]:
+    def table(
+        self,
+        at: Mapping[str, int],
+        seeds: Sequence[int] | None = None,
+        *,
+        with_empty: bool = False,
+    ) -> dict[str, Floats]:
         """Scores per patient in the form of `clbench.statistics.class_macro`.
 
         Args:
             at: structure → step after which it is looked at.
-            seeds: which seeds; None: all it has.
+            seeds: which seeds, in this order; None: all it has.
+            with_empty: score an empty truth 1 or 0 instead of leaving it out.
 
         Returns:
             Eval set → (seeds, patients, structures), nan where a case has no score; empty where
@@ -164,7 +171,8 @@ class StrategyScores:
             cells = self.cells.get((step, self.home[c], c))
             if cells is None or cells.hole or not pick:
                 return {}
-            columns.setdefault(self.home[c], []).append(cells.values[pick])
+            values = cells.with_empty if with_empty else cells.values
+            columns.setdefault(self.home[c], []).append(values[pick])
         return {name: np.stack(values, axis=-1) for name, values in columns.items()}
 
 

@@ -73,8 +73,7 @@ def _whole(study: Analysis, other: str) -> Comparison:
 
 
 def _title(study: Analysis, other: str) -> str:
-    verdict = _whole(study, other).verdict
-    return f"against {other}: {verdict.word if verdict else 'hole'}"
+    return f"against {other}: {_whole(study, other).word}"
 
 
 def _panel(study: Analysis, ax: Axes, e: Scores, other: str, structures: list[str]) -> None:
@@ -84,9 +83,12 @@ def _panel(study: Analysis, ax: Axes, e: Scores, other: str, structures: list[st
         if r.b == other and r.step == e.last and r.eval_set == e.home(r.structure)
     }
     whole = _whole(study, other)
-    reach = [abs(v) for r in rows.values() if r.pseudomedian
-             for v in (r.pseudomedian.estimate, r.pseudomedian.low, r.pseudomedian.high)
-             if not math.isnan(v)]  # fmt: skip
+    reach = [
+        abs(v)
+        for h in (r.pseudomedian for r in rows.values())
+        for v in (h.estimate, h.low, h.high)
+        if not math.isnan(v)
+    ]
     limit = min(1.0, max([0.05, *reach]) * 1.12)
     ax.axvspan(-study.protocol.margin, study.protocol.margin, color="#e4e4e4", linewidth=0)
     ax.axvline(0, color="black", linewidth=0.6)
@@ -94,7 +96,7 @@ def _panel(study: Analysis, ax: Axes, e: Scores, other: str, structures: list[st
     spans: list[tuple[float, float, int]] = []
     for y, c in enumerate(structures):
         r = rows.get(c)
-        if r is None or r.hole or r.pseudomedian is None:
+        if r is None or r.hole or math.isnan(r.pseudomedian.estimate):
             why = "hole" if r is None or r.hole else "no patients"
             ax.text(0, y, why, ha="center", va="center", fontsize=5.5, style="italic")
             continue

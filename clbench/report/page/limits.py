@@ -112,7 +112,7 @@ def _patients(a: Analysis) -> Iterator[str]:
 
 
 def _course(a: Analysis) -> Iterator[str]:
-    sets = {name for c in a.comparisons for name in (c.patients or {})}
+    sets = {name for c in a.comparisons for name in c.patients}
     if len(sets) > 1:
         yield (
             "One population: the mean over all structures joins different patients "

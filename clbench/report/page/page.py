@@ -181,19 +181,17 @@ def _spoken(a: Analysis, sentences: Sequence[str]) -> dict[str, list[Spoken]]:
     found["Does it forget?"] = []
     common = common_cautions(a)
     for c, text in zip(a.comparisons, sentences, strict=True):
-        word = "hole" if c.verdict is None else c.verdict.word
         found[c.endpoint.title].append(
-            Spoken(word=word, text=text, cautions=tuple(w for w in c.cautions if w not in common))
+            Spoken(word=c.word, text=text, cautions=tuple(w for w in c.cautions if w not in common))
         )
     alike = {"forgets": "worse", "gains": "better", "keeps": "equivalent"}
     for o in a.own:
-        word = "hole" if o.result is None else o.result.verdict.word
         found["Does it forget?"].append(
             Spoken(
-                word=alike.get(word, word),
+                word=alike.get(o.word, o.word),
                 text=own_sentence(o, a.protocol),
                 cautions=tuple(w for w in o.cautions if w not in common),
-                label=word,
+                label=o.word,
             )
         )
     return {k: v for k, v in found.items() if v}

@@ -25,14 +25,13 @@ from clbench.report.paper.rows import (
 )
 from clbench.report.scores import Scores, on_phantom
 from clbench.report.significance.analysis import Analysis
-from clbench.report.significance.confirmatory import confirm
+from clbench.report.significance.confirmatory import HOLE, confirm
 from clbench.report.significance.endpoints import FINAL
 from clbench.report.tables.render import EMPTY, SHARE, Mark, Scale, Table, long_table
 from clbench.spec import registry
 from clbench.spec.settings import load_profile
 from clbench.spec.taxonomy import structure
 
-HOLE = "hole"
 _SEEN_BY_OTHER = {"better": "worse", "worse": "better"}
 Marks = Mapping[tuple[int, int], set[Mark]]
 """(row, column) → marks."""

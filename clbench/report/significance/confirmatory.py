@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from clbench.report.significance.endpoints import (
     Endpoint,
     hole,
     shared_first,
+    structures_of,
     table,
-    terms,
     torn_first,
 )
 from clbench.report.study import Protocol
@@ -33,9 +33,42 @@ from clbench.statistics.max_t import Family, FamilyComparison, compare_family
 from clbench.statistics.verdicts import Kind, Verdict
 from clbench.types import Floats
 
+HOLE = "hole"
+"""The word of a comparison without a number."""
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """A number that is tested in a family, or a hole."""
+
+    hole: str = ""
+    """Why there is no number; empty = there is."""
+    seeds: tuple[int, ...] = ()
+    """Training runs, paired where two strategies are compared."""
+    patients: Mapping[str, int] = field(default_factory=dict)
+    """Eval set → patients with at least one cell."""
+    result: FamilyComparison | None = None
+    """Difference or change, p-values, interval and verdict; None for a hole."""
+    m: int = 0
+    """Size of the family."""
+    flipped: int = 0
+    """Patients whose signs are flipped in the family."""
+    cautions: tuple[str, ...] = ()
+    """What a reader must know, in words."""
+
+    @property
+    def n(self) -> int:
+        """Patients."""
+        return sum(self.patients.values())
+
+    @property
+    def word(self) -> str:
+        """The verdict's word, or `hole`."""
+        return HOLE if self.result is None else self.result.verdict.word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Tested):
     """One endpoint, reference minus other."""
 
     endpoint: Endpoint
@@ -44,24 +77,12 @@ class Comparison:
     """Reference."""
     b: str
     """The other."""
-    hole: str = ""
-    """Why there is no number; empty = there is."""
-    seeds: tuple[int, ...] = ()
-    """Paired training runs."""
-    patients: Mapping[str, int] | None = None
-    """Eval set → patients with at least one cell."""
     classes: int = 0
     """Structures that count."""
     mean_a: float = math.nan
     """The reference's own value."""
     mean_b: float = math.nan
     """The other's."""
-    result: FamilyComparison | None = None
-    """Difference, p-values, interval and verdict; None for a hole."""
-    m: int = 0
-    """Size of the family."""
-    flipped: int = 0
-    """Patients whose signs are flipped in the family."""
     seed_wins: Interval | None = None
     """Share of paired seeds in which the reference is ahead; None for one seed."""
     with_empty: float = math.nan
@@ -70,13 +91,6 @@ class Comparison:
     """Uncorrected p of the same."""
     first_shared: bool = False
     """Both have one checkpoint after step 1."""
-    cautions: tuple[str, ...] = ()
-    """What a reader must know, in words."""
-
-    @property
-    def n(self) -> int:
-        """Patients."""
-        return sum((self.patients or {}).values())
 
     @property
     def verdict(self) -> Verdict | None:
@@ -86,12 +100,8 @@ class Comparison:
 
 def confirm(scores: Scores, protocol: Protocol) -> list[Comparison]:
     """Every endpoint against every other strategy, in that order; holes included."""
-    found = []
-    for endpoint in ENDPOINTS:
-        if endpoint is not ENDPOINTS[0] and scores.last < 2:
-            continue
-        found += _judge(scores, endpoint, protocol)
-    return found
+    asked = ENDPOINTS if scores.last > 1 else ENDPOINTS[:1]
+    return [c for endpoint in asked for c in _judge(scores, endpoint, protocol)]
 
 
 def common_seeds(methods: Sequence[StrategyScores]) -> tuple[int, ...]:
@@ -130,7 +140,11 @@ def _judge(scores: Scores, endpoint: Endpoint, protocol: Protocol) -> list[Compa
         for empty in (False, True)
     )
     family = family_of(tables, protocol)
-    differ = any(not _same(a, b) for a, b in zip(tables, with_empty, strict=True))
+    differ = any(
+        not np.array_equal(a[name], b[name], equal_nan=True)
+        for a, b in zip(tables, with_empty, strict=True)
+        for name in a
+    )
     empty = family_of(with_empty, protocol) if differ else family
     rows = [replace(row, m=family.m, flipped=family.patients) for row in rows]
     for k, result, beside in zip(whole, family.comparisons, empty.comparisons, strict=True):
@@ -142,11 +156,10 @@ def _judge(scores: Scores, endpoint: Endpoint, protocol: Protocol) -> list[Compa
             cautions=(
                 *rows[k].cautions,
                 *statistical_cautions(result),
-                *(
-                    ("scoring empty truths 1 or 0 changes the result",)
-                    if (beside.p_unadjusted <= protocol.alpha)
+                *("scoring empty truths 1 or 0 changes the result",)
+                * (
+                    (beside.p_unadjusted <= protocol.alpha)
                     != (result.p_unadjusted <= protocol.alpha)
-                    else ()
                 ),
             ),
         )
@@ -174,10 +187,6 @@ def _difference(
     return {name: a[name] - b[name] for name in a}
 
 
-def _same(a: Mapping[str, Floats], b: Mapping[str, Floats]) -> bool:
-    return all(np.array_equal(a[name], b[name], equal_nan=True) for name in a)
-
-
 def _described(
     scores: Scores, endpoint: Endpoint, other: StrategyScores, protocol: Protocol
 ) -> Comparison:
@@ -195,7 +204,7 @@ def _described(
     return replace(
         start,
         patients={part.name: part.n for part in strata({name: a[name] - b[name] for name in a})},
-        classes=len(terms(endpoint, scores.learned_at, scores.last)),
+        classes=len(structures_of(scores, endpoint)),
         mean_a=macro_mean(a),
         mean_b=macro_mean(b),
         seed_wins=probability_of_improvement(seed_means(a), seed_means(b), level=protocol.level)

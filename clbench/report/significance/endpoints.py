@@ -6,18 +6,13 @@ in the change log.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
 
 from clbench.report.scores import FirstStep, Scores, StrategyScores, first_steps_differ
 from clbench.types import Floats
 
 Which = Literal["final", "kept", "new"]
-Terms = Mapping[str, tuple[tuple[int, float], ...]]
-"""Structure → (step, factor) to add up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,21 +46,6 @@ ENDPOINTS = (FINAL, KEPT, NEW)
 """The confirmatory endpoints; each is a family of its own with one test per other strategy."""
 
 
-def terms(endpoint: Endpoint, learned_at: Mapping[str, int], last: int) -> Terms:
-    """What an endpoint adds up for each structure that takes part.
-
-    Args:
-        endpoint: the question.
-        learned_at: structure → 1-based step that teaches it.
-        last: number of steps.
-    """
-    if endpoint.name == "final":
-        return dict.fromkeys(learned_at, ((last, 1.0),))
-    if endpoint.name == "kept":
-        return {c: ((last, 1.0), (at, -1.0)) for c, at in learned_at.items() if at < last}
-    return {c: ((at, 1.0),) for c, at in learned_at.items() if at >= 2}
-
-
 def table(
     scores: Scores,
     method: StrategyScores,
@@ -83,16 +63,28 @@ def table(
         seeds: which of its seeds, in this order.
         with_empty: score an empty truth 1 or 0 instead of leaving it out.
     """
-    pick = [method.seeds.index(s) for s in seeds]
-    found: dict[str, list[Floats]] = {}
-    for c, parts in terms(endpoint, scores.learned_at, scores.last).items():
-        home, total = scores.home(c), np.zeros(())
-        for step, factor in parts:
-            cells = method.cells[step, home, c]
-            values = cells.with_empty if with_empty else cells.values
-            total = total + factor * values[pick]
-        found.setdefault(home, []).append(total)
-    return {home: np.stack(columns, axis=-1) for home, columns in found.items()}
+    at, minus = _steps(scores, endpoint)
+    values = method.table(at, seeds, with_empty=with_empty)
+    if not minus:
+        return values
+    less = method.table(minus, seeds, with_empty=with_empty)
+    return {name: values[name] - less[name] for name in values}
+
+
+def structures_of(scores: Scores, endpoint: Endpoint) -> list[str]:
+    """The structures that take part in an endpoint."""
+    return list(_steps(scores, endpoint)[0])
+
+
+def _steps(scores: Scores, endpoint: Endpoint) -> tuple[dict[str, int], dict[str, int]]:
+    """Structure → step after which its Dice counts, and the same of what is taken off."""
+    learned_at, last = scores.learned_at, scores.last
+    old = {c: step for c, step in learned_at.items() if step < last}
+    return {
+        "final": (dict.fromkeys(learned_at, last), {}),
+        "kept": (dict.fromkeys(old, last), old),
+        "new": ({c: step for c, step in learned_at.items() if step >= 2}, {}),
+    }[endpoint.name]
 
 
 def hole(scores: Scores, method: StrategyScores, endpoint: Endpoint) -> str:
@@ -103,13 +95,9 @@ def hole(scores: Scores, method: StrategyScores, endpoint: Endpoint) -> str:
         method: one strategy of it.
         endpoint: the question.
     """
-    words = [
-        method.cells[step, scores.home(c), c].hole
-        for c, parts in terms(endpoint, scores.learned_at, scores.last).items()
-        for step, _ in parts
-    ]
-    words = [w for w in words if w]
-    return f"{method.label}: {words[0]}" if words else ""
+    at, minus = _steps(scores, endpoint)
+    why = method.hole((c, sides[c]) for c in at for sides in (at, minus) if c in sides)
+    return f"{method.label}: {why}" if why else ""
 
 
 def shared_first(a: StrategyScores, b: StrategyScores, seeds: tuple[int, ...]) -> bool:

@@ -7,7 +7,7 @@ structure by step by pair tests is one family per benchmark.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,53 +34,13 @@ ROPE = 0.01
 """Half-width of "practically equal" in the Bayesian test, Dice."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ClassTest:
-    """One structure after one step on one eval set, reference minus other."""
-
-    step: int
-    """1-based."""
-    eval_set: str
-    """Whose test cases."""
-    structure: str
-    """Canonical name."""
-    a: str
-    """Reference."""
-    b: str
-    """The other."""
-    hole: str = ""
-    """Why there is no number."""
-    shared: bool = False
-    """One checkpoint: nothing to test."""
-    n: int = 0
-    """Patients."""
-    n_seeds: int = 0
-    """Paired training runs."""
-    mean_a: float = math.nan
-    """Of the reference."""
-    mean_b: float = math.nan
-    """Of the other."""
-    missed: tuple[int, int] = (0, 0)
-    """Cells in which each missed the structure completely."""
-    pseudomedian: Interval | None = None
-    """Hodges-Lehmann with its exact interval."""
-    test: PairedTest | None = None
-    """Wilcoxon."""
-    rank_biserial: float = math.nan
-    """Matched-pairs rank-biserial correlation."""
-    p_bh: float = math.nan
-    """Benjamini-Hochberg over the benchmark."""
-    p_holm: float = math.nan
-    """Holm over the benchmark."""
-    m: int = 0
-    """Tests in the family."""
-    verdict: Verdict | None = None
-    """By `p_bh`; exploratory."""
+NOT_TESTED, NO_INTERVAL = wilcoxon([]), Interval()
+"""What stands where there is nothing to test."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SetTest:
-    """Macro score per patient of one eval set, after the last step, reference minus other."""
+@dataclass(frozen=True, kw_only=True)
+class PairTest:
+    """Reference minus other on one eval set, tested without a claim."""
 
     eval_set: str
     """Whose patients."""
@@ -94,20 +54,50 @@ class SetTest:
     """Patients."""
     n_seeds: int = 0
     """Paired training runs."""
-    mean: Interval | None = None
-    """Mean difference, t interval."""
-    pseudomedian: Interval | None = None
-    """Hodges-Lehmann."""
-    wilcoxon: PairedTest | None = None
-    """Signed-rank test."""
-    t: PairedTest | None = None
-    """Paired t-test."""
-    sign: PairedTest | None = None
-    """Sign test."""
-    dz: float = math.nan
-    """Mean over the standard deviation of the differences."""
+    pseudomedian: Interval = NO_INTERVAL
+    """Hodges-Lehmann with its exact interval."""
     rank_biserial: float = math.nan
     """Matched-pairs rank-biserial correlation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTest(PairTest):
+    """One structure after one step on one eval set, reference minus other."""
+
+    step: int
+    """1-based."""
+    structure: str
+    """Canonical name."""
+    shared: bool = False
+    """One checkpoint: nothing to test."""
+    mean_a: float = math.nan
+    """Of the reference."""
+    mean_b: float = math.nan
+    """Of the other."""
+    missed: tuple[int, int] = (0, 0)
+    """Cells in which each missed the structure completely."""
+    test: PairedTest = NOT_TESTED
+    """Wilcoxon."""
+    p_bh: float = math.nan
+    """Benjamini-Hochberg over the benchmark."""
+    p_holm: float = math.nan
+    """Holm over the benchmark."""
+    m: int = 0
+    """Tests in the family."""
+    verdict: Verdict | None = None
+    """By `p_bh`; exploratory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetTest(PairTest):
+    """Macro score per patient of one eval set, after the last step, reference minus other."""
+
+    mean: Interval = NO_INTERVAL
+    """Mean difference, t interval."""
+    tests: tuple[PairedTest, ...] = (NOT_TESTED,) * 3
+    """Signed-rank test, paired t-test, sign test."""
+    dz: float = math.nan
+    """Mean over the standard deviation of the differences."""
     tost: Equivalence | None = None
     """Two one-sided t-tests at the declared margin."""
     posterior: Posterior | None = None
@@ -120,41 +110,35 @@ class SetTest:
 
 def by_class(scores: Scores, protocol: Protocol) -> list[ClassTest]:
     """Every structure, step and pair; one family of Wilcoxon tests for the benchmark."""
-    ref = scores.reference
-    found = []
-    for other in scores.others:
-        seeds = common_seeds([ref, other])
-        for key in sorted(set(ref.cells) | set(other.cells), key=_order(scores)):
-            row = _class_test(scores, other, seeds, key, protocol)
-            if row is not None:
-                found.append(row)
-    p = [math.nan if r.test is None else r.test.p for r in found]
-    bh, fw = benjamini_hochberg(p), holm(p)
-    return [
-        replace(
-            r,
-            p_bh=float(q),
-            p_holm=float(h),
-            m=int(np.isfinite(bh).sum()),
-            verdict=_class_verdict(r, float(q), protocol),
-        )
-        for r, q, h in zip(found, bh, fw, strict=True)
+    ref, names = scores.reference, list(scores.learned_at)
+
+    def order(key: Key) -> tuple[int, int, bool, str]:
+        step, eval_set, structure = key
+        return step, names.index(structure), eval_set != scores.home(structure), eval_set
+
+    rows = [
+        row
+        for other in scores.others
+        for key in sorted({*ref.cells, *other.cells}, key=order)
+        if (row := _class_test(scores, other, key, protocol)) is not None
     ]
-
-
-def _order(scores: Scores) -> Callable[[Key], tuple[int, int, bool, str]]:
-    names = list(scores.learned_at)
-    return lambda key: (key[0], names.index(key[2]), key[1] != scores.home(key[2]), key[1])
+    p = [row.test.p for row in rows]
+    bh, fw = benjamini_hochberg(p).tolist(), holm(p).tolist()
+    m = sum(not math.isnan(x) for x in p)
+    return [
+        replace(row, p_bh=q, p_holm=h, m=m, verdict=_class_verdict(row, q, protocol))
+        for row, q, h in zip(rows, bh, fw, strict=True)
+    ]
 
 
 def _class_test(
     scores: Scores,
     other: StrategyScores,
-    seeds: tuple[int, ...],
-    key: tuple[int, str, str],
+    key: Key,
     protocol: Protocol,
 ) -> ClassTest | None:
     ref = scores.reference
+    seeds = common_seeds([ref, other])
     step, eval_set, structure = key
     row = ClassTest(
         step=step, eval_set=eval_set, structure=structure, a=ref.label, b=other.label,
@@ -227,51 +211,48 @@ def patient_macro(
 
 def by_set(scores: Scores, protocol: Protocol) -> list[SetTest]:
     """Per eval set and other strategy: three tests of one difference, side by side."""
-    found = []
+    rows = []
     for other in scores.others:
-        seeds = common_seeds([scores.reference, other])
         pair = (scores.reference, other)
+        seeds = common_seeds(pair)
         why = [w for w in (hole(scores, m, FINAL) for m in pair) if w]
         if not seeds:
             why.append(f"{pair[0].label} and {other.label} have no seed in common")
-        homes = dict.fromkeys(scores.sources)
         macro = [{} if why else patient_macro(scores, m, FINAL, seeds) for m in pair]
-        for name in homes:
+        for name in dict.fromkeys(scores.sources):
             row = SetTest(eval_set=name, a=pair[0].label, b=other.label, n_seeds=len(seeds))
             if why:
-                found.append(replace(row, hole=why[0]))
-                continue
-            d = macro[0][name] - macro[1][name]
-            n = int((~np.isnan(d)).sum())
-            if n == 0:
-                found.append(replace(row, hole="no patient has a score"))
-                continue
-            tests = (wilcoxon(d), paired_t(d), sign_test(d))
-            sd = float(np.nanstd(d, ddof=1)) if n > 1 else math.nan
-            found.append(
-                replace(
-                    row,
-                    n=n,
-                    mean=t_interval(d, level=protocol.level),
-                    pseudomedian=hodges_lehmann(d, level=protocol.level),
-                    wilcoxon=tests[0],
-                    t=tests[1],
-                    sign=tests[2],
-                    dz=cohen_dz(d),
-                    rank_biserial=rank_biserial(d),
-                    tost=tost(d, low=-protocol.margin, high=protocol.margin),
-                    posterior=bayes_signed_rank(d, rope=ROPE, seed=protocol.seed),
-                    detectable=detectable_effect(n, alpha=protocol.alpha) * sd,
-                    disagreement=_disagreement(tests, protocol.alpha),
-                )
-            )
-    return found
+                rows.append(replace(row, hole=why[0]))
+            else:
+                rows.append(_set_test(row, macro[0][name] - macro[1][name], protocol))
+    return rows
+
+
+def _set_test(row: SetTest, d: Floats, protocol: Protocol) -> SetTest:
+    """Three tests, intervals and effect sizes of one difference per patient."""
+    n = int((~np.isnan(d)).sum())
+    if n == 0:
+        return replace(row, hole="no patient has a score")
+    tests = (wilcoxon(d), paired_t(d), sign_test(d))
+    sd = float(np.nanstd(d, ddof=1)) if n > 1 else math.nan
+    return replace(
+        row,
+        n=n,
+        mean=t_interval(d, level=protocol.level),
+        pseudomedian=hodges_lehmann(d, level=protocol.level),
+        tests=tests,
+        dz=cohen_dz(d),
+        rank_biserial=rank_biserial(d),
+        tost=tost(d, low=-protocol.margin, high=protocol.margin),
+        posterior=bayes_signed_rank(d, rope=ROPE, seed=protocol.seed),
+        detectable=detectable_effect(n, alpha=protocol.alpha) * sd,
+        disagreement=_disagreement(tests, protocol.alpha),
+    )
 
 
 def _disagreement(tests: Sequence[PairedTest], alpha: float) -> str:
-    found = {t.test: t.p <= alpha for t in tests if not math.isnan(t.p)}
-    if len(set(found.values())) < 2:
+    tested = [t for t in tests if not math.isnan(t.p)]
+    yes, no = ([t.test for t in tested if (t.p <= alpha) is rejects] for rejects in (True, False))
+    if not (yes and no):
         return ""
-    yes = [name for name, rejects in found.items() if rejects]
-    no = [name for name, rejects in found.items() if not rejects]
     return f"{' and '.join(yes)} reject{'s' if len(yes) == 1 else ''}, {' and '.join(no)} not"

@@ -6,37 +6,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from clbench.report.scores import Scores
-from clbench.report.significance.confirmatory import family_of, statistical_cautions
+from clbench.report.significance.confirmatory import Tested, family_of, statistical_cautions
 from clbench.report.significance.endpoints import KEPT, hole, table
 from clbench.report.study import Protocol
 from clbench.statistics.class_macro import strata
-from clbench.statistics.max_t import FamilyComparison
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Own:
+@dataclass(frozen=True, kw_only=True)
+class Own(Tested):
     """Forgetting of one strategy by itself: last step minus own step."""
 
     method: str
     """Strategy."""
-    hole: str = ""
-    """Why there is no number."""
-    seeds: tuple[int, ...] = ()
-    """Training runs."""
-    patients: Mapping[str, int] | None = None
-    """Eval set → patients with at least one cell."""
-    result: FamilyComparison | None = None
-    """Change, p-values, interval and verdict; None for a hole."""
-    m: int = 0
-    """Strategies in the family."""
-    flipped: int = 0
-    """Patients whose signs are flipped in the family."""
-    cautions: tuple[str, ...] = ()
-    """What a reader must know, in words."""
 
 
 def own_forgetting(scores: Scores, protocol: Protocol) -> list[Own]:

@@ -133,8 +133,8 @@ def _estimate(r: FamilyComparison, protocol: Protocol) -> str:
     return f"{r.mean.estimate:+.3f} ({interval})"
 
 
-def _sample(patients: Mapping[str, int] | None, seeds: tuple[int, ...]) -> str:
-    n = " and ".join(f"{k} {name}" for name, k in (patients or {}).items())
+def _sample(patients: Mapping[str, int], seeds: tuple[int, ...]) -> str:
+    n = " and ".join(f"{k} {name}" for name, k in patients.items())
     return f"{n} patients, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from clbench.report.significance.analysis import Analysis
+from clbench.report.significance.confirmatory import HOLE
 from clbench.report.significance.exploratory import ROPE
 from clbench.report.significance.sentences import p_text, span_text
 from clbench.report.study import Protocol
@@ -16,8 +17,6 @@ from clbench.report.tables.render import EMPTY, Table, long_table, number
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE, FamilyComparison
 from clbench.statistics.sample_size import MOST
 from clbench.statistics.verdicts import THESE_RUNS, smallest_sample
-
-HOLE = "hole"
 
 
 def _long(columns: str, rows: Iterable[Sequence[object]]) -> Table:
@@ -27,6 +26,11 @@ def _long(columns: str, rows: Iterable[Sequence[object]]) -> Table:
 def signed(value: float, digits: int = 3) -> str:
     """A difference as text."""
     return EMPTY if math.isnan(value) else f"{value:+.{digits}f}"
+
+
+def _p(*values: float) -> tuple[str, ...]:
+    """P-values as text."""
+    return tuple(p_text(p, sign=False) or EMPTY for p in values)
 
 
 def span(low: float, high: float) -> str:
@@ -45,7 +49,7 @@ def confirmatory_table(a: Analysis) -> Table:
                 c.endpoint.title, c.b, number(c.mean_a), number(c.mean_b), *_shown(r, own=False),
                 EMPTY if w is None else f"{w.estimate:.2f} ({w.low:.2f} to {w.high:.2f})",
                 number(math.nan if r is None else r.detectable), _needed(r, own=False),
-                " + ".join(f"{k} {name}" for name, k in (c.patients or {}).items()) or EMPTY,
+                " + ".join(f"{k} {name}" for name, k in c.patients.items()) or EMPTY,
                 str(len(c.seeds)), _verdict(r),
             )
         )  # fmt: skip
@@ -54,7 +58,7 @@ def confirmatory_table(a: Analysis) -> Table:
                 c.endpoint.name, c.a, c.b, c.hole, c.mean_a, c.mean_b, *_exact(r), c.m,
                 *((None,) * 3 if w is None else (w.estimate, w.low, w.high)), c.with_empty,
                 c.with_empty_p, c.n,
-                ";".join(f"{name}={k}" for name, k in (c.patients or {}).items()), c.classes,
+                ";".join(f"{name}={k}" for name, k in c.patients.items()), c.classes,
                 c.seeds, c.first_shared, *_words(r), "; ".join(c.cautions),
             )
         )  # fmt: skip
@@ -122,8 +126,7 @@ def _shown(r: FamilyComparison | None, *, own: bool) -> tuple[str, ...]:
         return (EMPTY,) * 5
     return (
         signed(r.mean.estimate), span_text(r) or EMPTY, span(*r.new_runs),
-        p_text(r.p, sign=False) or EMPTY,
-        p_text(r.p_low if own else r.p_equivalent, sign=False) or EMPTY,
+        *_p(r.p, r.p_low if own else r.p_equivalent),
     )  # fmt: skip
 
 
@@ -178,15 +181,14 @@ def own_table(a: Analysis) -> Table:
     rows, long = [], []
     for o in a.own:
         r = o.result
-        n = sum((o.patients or {}).values())
         rows.append(
             (
                 o.method, *_shown(r, own=True), _needed(r, own=True),
-                " + ".join(f"{k} {name}" for name, k in (o.patients or {}).items()) or EMPTY,
+                " + ".join(f"{k} {name}" for name, k in o.patients.items()) or EMPTY,
                 str(len(o.seeds)) if o.seeds else EMPTY, _verdict(r),
             )
         )  # fmt: skip
-        long.append((o.method, o.hole, *_exact(r), o.m, n, o.seeds, *_words(r),
+        long.append((o.method, o.hole, *_exact(r), o.m, o.n, o.seeds, *_words(r),
                      "; ".join(o.cautions)))  # fmt: skip
     p = a.protocol
     return Table(
@@ -218,23 +220,18 @@ def class_table(a: Analysis) -> Table:
             name += f" (in {r.eval_set})"
         rows.append(
             (
-                str(r.step), name, r.b, number(r.mean_a), number(r.mean_b),
-                signed(math.nan if h is None else h.estimate),
-                EMPTY if h is None else span(h.low, h.high), signed(r.rank_biserial, 2),
-                p_text(math.nan if t is None else t.p, sign=False) or EMPTY,
-                p_text(r.p_bh, sign=False) or EMPTY, p_text(r.p_holm, sign=False) or EMPTY,
-                str(r.n) if r.n else EMPTY, EMPTY if t is None else str(t.n_nonzero),
+                str(r.step), name, r.b, number(r.mean_a), number(r.mean_b), signed(h.estimate),
+                span(h.low, h.high), signed(r.rank_biserial, 2), *_p(t.p, r.p_bh, r.p_holm),
+                str(r.n) if r.n else EMPTY, str(t.n_nonzero) if t.n else EMPTY,
                 f"{r.missed[0]} / {r.missed[1]}", word,
             )
         )  # fmt: skip
         long.append(
             (
                 r.step, r.eval_set, r.structure, r.a, r.b, r.hole, r.shared, r.mean_a, r.mean_b,
-                *((math.nan,) * 3 + (None,) if h is None else
-                  (h.estimate, h.low, h.high, h.coverage)),
-                *((math.nan, math.nan, "none", 0, 1.0) if t is None else
-                  (t.statistic, t.p, t.method, t.n_nonzero, t.smallest_p)),
-                r.rank_biserial, r.p_bh, r.p_holm, r.m, r.n, r.n_seeds, *r.missed, word,
+                h.estimate, h.low, h.high, h.coverage, t.statistic, t.p, t.method, t.n_nonzero,
+                t.smallest_p, r.rank_biserial, r.p_bh, r.p_holm, r.m, r.n, r.n_seeds, *r.missed,
+                word,
             )
         )  # fmt: skip
     m = max((r.m for r in a.classes), default=0)
@@ -263,29 +260,23 @@ def set_table(a: Analysis) -> Table:
     """Exploratory: three tests of one difference, per eval set."""
     rows, long = [], []
     for r in a.sets:
-        tests = (r.wilcoxon, r.t, r.sign)
-        p = [math.nan if t is None else t.p for t in tests]
-        mean, h, q, b = r.mean, r.pseudomedian, r.tost, r.posterior
+        p = [t.p for t in r.tests]
+        mean, h, b = r.mean, r.pseudomedian, r.posterior
+        margin = (r.tost.p, r.tost.p_above_low) if r.tost else (math.nan, math.nan)
+        posterior = (b.p_a, b.p_rope, b.p_b) if b else ()
         rows.append(
             (
-                r.eval_set, r.b, signed(math.nan if mean is None else mean.estimate),
-                EMPTY if mean is None else span(mean.low, mean.high),
-                signed(math.nan if h is None else h.estimate), signed(r.dz, 2),
-                *(p_text(x, sign=False) or EMPTY for x in p),
-                p_text(math.nan if q is None else q.p, sign=False) or EMPTY,
-                EMPTY if b is None else f"{b.p_a:.2f} / {b.p_rope:.2f} / {b.p_b:.2f}",
+                r.eval_set, r.b, signed(mean.estimate), span(mean.low, mean.high),
+                signed(h.estimate), signed(r.dz, 2), *_p(*p, margin[0]),
+                " / ".join(f"{x:.2f}" for x in posterior) or EMPTY,
                 number(r.detectable), str(r.n) if r.n else EMPTY, r.hole or r.disagreement or EMPTY,
             )
         )  # fmt: skip
         long.append(
             (
-                r.eval_set, r.a, r.b, r.hole,
-                *((math.nan,) * 3 if mean is None else (mean.estimate, mean.low, mean.high)),
-                *((math.nan,) * 3 if h is None else (h.estimate, h.low, h.high)), r.dz,
-                r.rank_biserial, *p, math.nan if q is None else q.p,
-                math.nan if q is None else q.p_above_low,
-                *((None,) * 3 if b is None else (b.p_a, b.p_rope, b.p_b)), r.detectable, r.n,
-                r.n_seeds, r.disagreement,
+                r.eval_set, r.a, r.b, r.hole, mean.estimate, mean.low, mean.high, h.estimate, h.low,
+                h.high, r.dz, r.rank_biserial, *p, *margin, *(posterior or (None,) * 3),
+                r.detectable, r.n, r.n_seeds, r.disagreement,
             )
         )  # fmt: skip
     return Table(

@@ -250,7 +250,11 @@ def _estimate(
         return Estimate(why="no seed in common with joint")
     table, less = method.table(at, seeds), other.table(before, seeds)
     if not table or not less:
-        return Estimate(why=method.hole(at) or other.hole(before) or "there is no such structure")
+        return Estimate(
+            why=method.hole(at.items())
+            or other.hole(before.items())
+            or "there is no such structure"
+        )
     if minus:
         table = {name: table[name] - less[name] for name in table}
     i = macro_interval(table, level=protocol.level, bounds=None if minus else (0.0, 1.0))
@@ -276,9 +280,8 @@ def _forgetting(e: Scores, method: StrategyScores, protocol: Protocol) -> Estima
     value = continual.mean(per_seed)
     if not math.isnan(value):
         return Estimate(value=value, sd=continual.spread(per_seed), warnings=(NO_INTERVAL,))
-    why = [method.hole(dict.fromkeys([c], t)) for c, s in old.items() for t in range(s, e.last + 1)]
-    reason = next(filter(None, why), "there is no such structure")
-    return Estimate(why=reason)
+    why = method.hole((c, t) for c, s in old.items() for t in range(s, e.last + 1))
+    return Estimate(why=why or "there is no such structure")
 
 
 def _warnings(
