@@ -11,8 +11,8 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -294,6 +294,19 @@ class Scores:
         return lines
 
 
+def mean_over_have(values: Floats, axis: int) -> Floats:
+    """Mean over the numbers there are along an axis; nan where there is none.
+
+    Args:
+        values: with nan where there is no number.
+        axis: along which.
+    """
+    have = (~np.isnan(values)).sum(axis=axis)
+    total = np.nan_to_num(values).sum(axis=axis)
+    mean: Floats = np.divide(total, have, out=np.full(total.shape, np.nan), where=have > 0)
+    return mean
+
+
 def title_of(record: RunRecord) -> str:
     """Benchmark and version of a run; says PHANTOM where it must."""
     identity = record.identity
@@ -518,15 +531,10 @@ def scores_of(
     patients = {s: [patient_of.get(f"{s}/{c}", c) for c in cases] for s, cases in tests.items()}
     rows = rows_of(frame, scoring=scoring, metric=metric)
     structures = list(learned_at)
-    blocks = {
-        name: _block(
-            rows[rows["eval_set"] == name],
-            (len(runs), len(steps)),
-            structures,
-            cases,
-            patients[name],
-        )
-        for name, cases in tests.items()
+    size = (len(runs), len(steps))
+    readers = {
+        name: _reader(name, rows[rows["eval_set"] == name], size, structures, cases, patients[name])
+        for name, cases in sorted(tests.items())
     }
     first = _first_steps(rows_of(frame, scoring=scoring, metric="dice"), runs)
     strategies = []
@@ -540,22 +548,12 @@ def scores_of(
                 got=having,
                 next_step="remove the older one",
             )
-        cells = {}
-        for step in range(1, len(steps) + 1):
-            for eval_set, block in sorted(blocks.items()):
-                for k, c in sorted(enumerate(structures), key=lambda x: x[1]):
-                    due = home[c] == eval_set and step >= learned_at[c]
-                    at = (list(members), step - 1, k)
-                    if due or block.scored[at].any():
-                        cells[step, eval_set, c] = block.cells(
-                            at, due, f"{c} after step {step}", eval_set, having
-                        )
         strategies.append(
             StrategyScores(
                 label=label,
                 strategy=own[0].record.strategy,
                 runs=own,
-                cells=cells,
+                cells=_cells(readers, members, having, learned_at, sources),
                 home=home,
                 first_steps=tuple(first[i] for i in members),
                 unfinished=unfinished.get(own[0].record.strategy, 0),
@@ -576,6 +574,38 @@ def scores_of(
     )
 
 
+def _cells(
+    readers: Mapping[str, Callable[[Any, bool], tuple[Cells, bool]]],
+    members: list[int],
+    seeds: Sequence[int],
+    learned_at: Mapping[str, int],
+    sources: Sequence[str],
+) -> dict[Key, Cells]:
+    """Scores of one strategy: what there is, and what should be there.
+
+    Args:
+        readers: eval set → `_reader` of it.
+        members: positions of the strategy's runs.
+        seeds: of these.
+        learned_at: structure → 1-based step.
+        sources: source of each step.
+    """
+    by_key = {}
+    for step in range(1, len(sources) + 1):
+        for eval_set, read in readers.items():
+            for place, c in sorted(enumerate(learned_at), key=lambda x: x[1]):
+                due = sources[learned_at[c] - 1] == eval_set and step >= learned_at[c]
+                cells, scored = read((members, step - 1, place), due)
+                if due or scored:
+                    holes = (
+                        f"{c} after step {step}, seed {seed}: {reason}"
+                        for seed, reason in zip(seeds, cells.reasons, strict=True)
+                        if reason
+                    )
+                    by_key[step, eval_set, c] = replace(cells, hole=next(holes, ""))
+    return by_key
+
+
 def test_cases(record: RunRecord) -> dict[str, list[str]]:
     """Eval set → its test cases, in order of the splits."""
     cases: dict[str, dict[str, None]] = {}
@@ -586,90 +616,27 @@ def test_cases(record: RunRecord) -> dict[str, list[str]]:
     return {source: list(names) for source, names in cases.items()}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Block:
-    """All runs on one eval set."""
-
-    tests: Sequence[str]
-    """Its test cases."""
-    values: Floats
-    """(runs, steps, structures, patients); see `Cells.values`."""
-    with_empty: Floats
-    """The same shape; see `Cells.with_empty`."""
-    scored: NDArray[np.bool_]
-    """(runs, steps, structures, cases); whether there is a row."""
-    lacking: NDArray[np.bool_]
-    """The same shape; whether a number should be there and is not."""
-    annotated: NDArray[np.bool_]
-    """The same shape; whether the structure is annotated."""
-    numbers: NDArray[np.bool_]
-    """The same shape; whether there is a number."""
-    missed: NDArray[np.bool_]
-    """The same shape; whether the structure was missed completely."""
-
-    def cells(self, at: Any, due: bool, what: str, eval_set: str, seeds: Sequence[int]) -> Cells:
-        """The scores of some runs for one structure after one step.
-
-        Args:
-            at: (runs, step, structure), each a position.
-            due: whether every test case should have a score.
-            what: structure and step in words.
-            eval_set: name of the set.
-            seeds: of the runs.
-        """
-        numbers = self.numbers[at].sum(axis=-1)
-        reasons = tuple(
-            self._reason(scored, lacking, int(n), eval_set, due)
-            for scored, lacking, n in zip(self.scored[at], self.lacking[at], numbers, strict=True)
-        )
-        holes = [
-            f"{what}, seed {seed}: {reason}"
-            for seed, reason in zip(seeds, reasons, strict=True)
-            if reason
-        ]
-        return Cells(
-            values=self.values[at],
-            with_empty=self.with_empty[at],
-            annotated=self.annotated[at].any(axis=-1),
-            cases=numbers,
-            missed=self.missed[at].sum(axis=-1),
-            reasons=reasons,
-            hole=holes[0] if holes else "",
-        )
-
-    def _reason(
-        self,
-        scored: NDArray[np.bool_],
-        lacking: NDArray[np.bool_],
-        numbers: int,
-        eval_set: str,
-        due: bool,
-    ) -> str:
-        """Why there is no mean of one run; empty = there is one."""
-        if not scored.any():
-            return "not scored"
-        if n := int(lacking.sum()):
-            more = ", …" if n > 1 else ""
-            case = self.tests[int(lacking.argmax())]
-            return f"{n} of {len(self.tests)} test cases missing ({eval_set}/{case}{more})"
-        return "" if numbers or not due else f"no test case of {eval_set} holds it"
-
-
-def _block(
+def _reader(
+    eval_set: str,
     rows: pd.DataFrame,
     size: tuple[int, int],
     structures: Sequence[str],
     tests: Sequence[str],
     patients: Sequence[str],
-) -> _Block:
-    """Rows of one metric on one eval set as arrays; cases and structures of no test are left out.
+) -> Callable[[Any, bool], tuple[Cells, bool]]:
+    """Rows of one metric on one eval set; cases and structures of no test are left out.
 
     Args:
-        rows: of `rows_of`.
+        eval_set: its name.
+        rows: of `rows_of`, of this set.
         size: (runs, steps).
         structures: in the order of their axis.
         tests: test cases, in order.
         patients: who is behind each test case.
+
+    Returns:
+        A function of (runs, step, structure), each a position, and of whether every test case
+        should have a score; it gives the scores, and whether there is any row.
     """
     import pandas as pd
 
@@ -686,16 +653,35 @@ def _block(
     held = np.isin(status, [STATUS["ok"], STATUS["fn_only"]])
     plain = np.where(empty, np.nan, value)
     with_empty = np.where(empty, status == STATUS["both_empty"], value)
-    return _Block(
-        tests=tests,
-        values=by_patient(plain[..., None], patients)[..., 0],
-        with_empty=by_patient(with_empty[..., None], patients)[..., 0],
-        scored=scored,
-        lacking=~scored | (held & np.isnan(value)),
-        annotated=scored & (status != STATUS["not_annotated"]),
-        numbers=~np.isnan(plain),
-        missed=status == STATUS["fn_only"],
+    values, values_with_empty = (
+        by_patient(x[..., None], patients)[..., 0] for x in (plain, with_empty)
     )
+    lacking = ~scored | (held & np.isnan(value))
+
+    def reason(scored: NDArray[np.bool_], lacking: NDArray[np.bool_], cases: int, due: bool) -> str:
+        """Why there is no mean of one run; empty = there is one."""
+        if not scored.any():
+            return "not scored"
+        if n := int(lacking.sum()):
+            more = ", …" if n > 1 else ""
+            case = tests[int(lacking.argmax())]
+            return f"{n} of {len(tests)} test cases missing ({eval_set}/{case}{more})"
+        return "" if cases or not due else f"no test case of {eval_set} holds it"
+
+    def read(at: Any, due: bool) -> tuple[Cells, bool]:
+        cases = (~np.isnan(plain[at])).sum(axis=-1)
+        of_runs = zip(scored[at], lacking[at], cases, strict=True)
+        cells = Cells(
+            values=values[at],
+            with_empty=values_with_empty[at],
+            annotated=(scored[at] & (status[at] != STATUS["not_annotated"])).any(axis=-1),
+            cases=cases,
+            missed=(status[at] == STATUS["fn_only"]).sum(axis=-1),
+            reasons=tuple(reason(own, lack, int(n), due) for own, lack, n in of_runs),
+        )
+        return cells, bool(scored[at].any())
+
+    return read
 
 
 def _first_steps(dice: pd.DataFrame, runs: Sequence[Run]) -> list[FirstStep]:

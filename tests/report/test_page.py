@@ -77,7 +77,7 @@ def test_the_sections_are_there_and_the_last_says_what_cannot_be_shown(html: str
     assert {"Verdicts", "Tables", "Figures"} <= set(headings)
     assert headings[-1].lower() == "what this cannot show"
     last = html[html.rindex(headings[-1]) :]
-    claims = [r for r in rates() if r.question == CLAIM]
+    claims = [r for r in rates().itertuples() if r.question == CLAIM]
     for seeds in (1, 3, 5):  # the calibration's lesson, however many seeds this report has
         said = [f"{r.rate:.1%} at {r.seed_sd:g}" for r in claims if r.seeds == seeds]
         assert [s.split()[-1] for s in said] == ["0", "0.01", "0.02"]
@@ -298,13 +298,15 @@ def test_a_browser_sorts_and_filters(html: str, made: Made, tmp_path: Path) -> N
 
 def test_the_stored_rates_hold_what_is_promised() -> None:
     """Coverage, family-wise error and the level of a single claim."""
-    covered = [r for r in rates() if r.question == COVERED and (r.seeds > 1 or r.seed_sd == 0)]
+    covered = [
+        r for r in rates().itertuples() if r.question == COVERED and (r.seeds > 1 or r.seed_sd == 0)
+    ]
     assert {(r.patients, r.seeds) for r in covered} == {
         (p, s) for p in ("8 + 8", "12 + 20") for s in (1, 3, 5)
     }
     assert all(r.studies >= 2000 for r in covered)
     assert all(0.935 <= r.rate <= 0.965 for r in covered), covered
-    false = [r for r in rates() if r.question == "any false difference, max-t"]
+    false = [r for r in rates().itertuples() if r.question == "any false difference, max-t"]
     assert {(r.patients, r.comparisons) for r in false} == {
         (p, m) for p in ("8", "8 + 8") for m in (3, 13)
     }
@@ -312,17 +314,17 @@ def test_the_stored_rates_hold_what_is_promised() -> None:
     for r in false:
         assert r.rate - 2 * r.standard_error <= 0.06, r
         assert r.rate + 2 * r.standard_error >= 0.03, r
-    claims = {(r.seed_sd, r.seeds): r.rate for r in rates() if r.question == CLAIM}
+    claims = {(r.seed_sd, r.seeds): r.rate for r in rates().itertuples() if r.question == CLAIM}
     assert all(0.03 <= claims[0.0, s] <= 0.07 for s in (1, 3, 5))
     for sd in (0.01, 0.02):  # what a run moves by is no patient's doing
         assert claims[sd, 1] > claims[sd, 3] > 0.05
-    assert all(r.rate <= 0.05 for r in rates() if r.question == SETTLED)
+    assert all(r.rate <= 0.05 for r in rates().itertuples() if r.question == SETTLED)
 
 
 def test_power_of_both_corrections_stands_side_by_side() -> None:
     power = {
         (r.question.rpartition(", ")[0], r.patients, r.comparisons, r.question.split()[-1]): r.rate
-        for r in rates()
+        for r in rates().itertuples()
         if r.question.startswith("power")
     }
     pairs = {key[:3] for key in power}
@@ -335,7 +337,9 @@ def test_power_of_both_corrections_stands_side_by_side() -> None:
 
 def test_the_table_of_rates() -> None:
     table = calibration_table()
-    keys = {(r.question, r.patients, r.comparisons, r.seed_sd, r.effect) for r in rates()}
+    keys = {
+        (r.question, r.patients, r.comparisons, r.seed_sd, r.effect) for r in rates().itertuples()
+    }
     assert len(table.rows) == len(keys)
 
 

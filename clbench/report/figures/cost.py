@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from clbench.report.figures import style
 from clbench.report.scores import StrategyScores
@@ -57,8 +56,6 @@ def cost(study: Analysis) -> Figure:
         last = steps[e.last]
         x = last["forward_macs"] / 1e9
         y = value.estimate
-        bars = [[0.0 if math.isnan(value.low) else max(0.0, y - value.low)],
-                [0.0 if math.isnan(value.high) else max(0.0, value.high - y)]]  # fmt: skip
         seen += [x, steps.get(1, last)["forward_macs"] / 1e9]
         if 1 in steps and last["forward_macs"] > VISIBLE * steps[1]["forward_macs"]:
             ax.annotate(
@@ -66,8 +63,9 @@ def cost(study: Analysis) -> Figure:
                 arrowprops={"arrowstyle": "-|>", "color": pen.color, "linewidth": 0.8,
                             "linestyle": (0, (2, 1.5)), "shrinkA": 0, "shrinkB": 2},
             )  # fmt: skip
-        ax.errorbar(x, y, yerr=bars, color=pen.color, elinewidth=0.8, capsize=1.5, linestyle="none")
-        area = _area(last["parameters"], largest)
+        ax.errorbar(x, y, yerr=style.reach(value), color=pen.color, elinewidth=0.8, capsize=1.5,
+                    linestyle="none")  # fmt: skip
+        area = LARGEST_PT**2 * last["parameters"] / largest  # square points
         ax.scatter(x, y, s=area, color=pen.color, alpha=0.3, linewidth=0)
         ax.scatter(x, y, s=area, facecolors="none", edgecolors=pen.color, linewidth=0.8)
         ax.plot(x, y, **pen.line(), markersize=3.5)
@@ -80,8 +78,7 @@ def cost(study: Analysis) -> Figure:
     ax.margins(y=0.18)
     ax.set_xlabel("operations of one forward patch, 10⁹ MACs")
     ax.set_ylabel(f"mean Dice after step {e.last} ({e.scoring})")
-    ax.grid(True, linewidth=0.3, color="#d9d9d9")
-    ax.set_axisbelow(True)
+    style.grid(ax, "both")
     millions = dict.fromkeys(f"{n / 1e6:.3g}" for n in (smallest, largest))
     words = (
         f"MACs: multiply-adds, counted once each, after step {e.last}. Arrows: growth since "
@@ -92,7 +89,7 @@ def cost(study: Analysis) -> Figure:
     if missing:
         words += " Not shown, because scores or operations are missing: "
         words += ", ".join(m.label for m in missing) + "."
-    entries: list[Line2D] = style.key({m.label: pens[m.label] for m in shown}, lines=False)
+    entries = style.key({m.label: pens[m.label] for m in shown}, lines=False)
     style.frame(figure, e, f"{e.bench}: what a method costs for what it reaches", words, entries)
     return figure
 
@@ -100,11 +97,6 @@ def cost(study: Analysis) -> Figure:
 def _counted(costs: dict[int, Cost]) -> dict[int, Cost]:
     """Steps whose operations and parameters are known."""
     return {s: c for s, c in costs.items() if {"forward_macs", "parameters"} <= set(c)}
-
-
-def _area(parameters: float, largest: float) -> float:
-    """Area of a bubble in square points."""
-    return LARGEST_PT**2 * parameters / largest
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

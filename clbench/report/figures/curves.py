@@ -40,10 +40,8 @@ def forgetting(study: Analysis) -> Figure:
         for k, names in enumerate(taught, 1)
     ]  # fmt: skip
     figure = style.new(width, 0.4 + down * (2.2 + more_lines_in(titles, style.TITLE_PT)))
-    grid = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
-    for ax in grid[panels:]:
-        ax.set_axis_off()
-    axes = grid[:panels]
+    _, places = style.panels(figure, panels, across, sharey=True)
+    axes = [ax for ax, _, _ in places]
     shown: dict[str, style.Pen] = {}
     for k, ax in enumerate(axes, 1):
         structures = taught[k - 1]
@@ -76,8 +74,7 @@ def forgetting(study: Analysis) -> Figure:
         ax.set_xlim(k - 0.25, e.last + 0.25)
         ax.set_title(titles[k - 1])
         ax.set_ylim(-0.03, 1.03)
-        ax.yaxis.grid(True, linewidth=0.3, color="#d9d9d9")
-        ax.set_axisbelow(True)
+        style.grid(ax, "y")
     for ax in axes[::across]:
         ax.set_ylabel(f"mean Dice ({e.scoring})")
     if panels > 1:

@@ -41,18 +41,14 @@ def forest(study: Analysis) -> Figure:
         + more_lines_in([label], style.LABEL_PT)
     )
     figure = style.new(width, height)
-    axes = figure.subplots(down, across, squeeze=False)
-    for i, ax in enumerate(axes.flat):
-        if i >= len(e.others):
-            ax.set_axis_off()
-            continue
-        _panel(study, ax, e, e.others[i].label, structures)
-        ax.set_title(titles[i])
-        if i % across == 0:
+    _, panels = style.panels(figure, len(e.others), across)
+    for (ax, first, lowest), m, title in zip(panels, e.others, titles, strict=True):
+        _panel(study, ax, e, m.label, structures)
+        ax.set_title(title)
+        ax.set_yticks([])
+        if first:
             ax.set_yticks([*range(len(structures)), len(structures) + 0.6], names)
-        else:
-            ax.set_yticks([])
-        if i // across == down - 1 or i + across >= len(e.others):
+        if lowest:
             ax.set_xlabel(label)
     style.frame(
         figure,
@@ -128,8 +124,6 @@ def _panel(study: Analysis, ax: Axes, e: Scores, other: str, structures: list[st
     ax.set_xlim(-limit, limit)
     ax.set_ylim(len(structures) + 1.2, -0.6)
     ax.tick_params(axis="y", length=0)
-    last = 0
-    for row, c in enumerate(structures):
-        if e.learned_at[c] != last and row:
-            ax.axhline(row - 0.5, color=style.GRAY, linewidth=0.3, linestyle=(0, (2, 2)))
-        last = e.learned_at[c]
+    style.rules_between_steps(
+        ax, structures, e.learned_at, color=style.GRAY, linewidth=0.3, linestyle=(0, (2, 2))
+    )

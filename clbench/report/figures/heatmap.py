@@ -44,19 +44,15 @@ def heatmap(study: Analysis) -> Figure:
         max(style.COLUMN_IN, names_in + across * panel_in + BARS_IN),
         0.6 + down * (len(structures) * ROW_IN + 0.55 + more_lines_in(titles, style.TITLE_PT)),
     )
-    axes = figure.subplots(down, across, squeeze=False)
+    axes, panels = style.panels(figure, len(e.strategies), across)
     score, change = mpl.colormaps["cividis"], mpl.colormaps["RdBu"]
     to_score, to_change = Normalize(0, 1), Normalize(-0.5, 0.5)
-    for i, ax in enumerate(axes.flat):
-        if i >= len(e.strategies):
-            ax.set_axis_off()
-            continue
-        ax.set_title(titles[i])
-        _panel(ax, e, e.strategies[i], structures, (score, to_score), (change, to_change))
-        if i % across == 0:
+    for (ax, first, _), m, title in zip(panels, e.strategies, titles, strict=True):
+        ax.set_title(title)
+        _panel(ax, e, m, structures, (score, to_score), (change, to_change))
+        ax.set_yticks([])
+        if first:
             ax.set_yticks(range(len(structures)), [style.name_of(c) for c in structures])
-        else:
-            ax.set_yticks([])
     for color, norm, label in ((score, to_score, "Dice"), (change, to_change, "change")):
         bar = figure.colorbar(
             ScalarMappable(norm, color), ax=axes[:, -1].tolist(), aspect=22,
@@ -99,11 +95,7 @@ def _panel(
     ax.tick_params(length=0)
     for side in ax.spines.values():
         side.set_visible(False)
-    last = 0
-    for row, c in enumerate(structures):
-        if e.learned_at[c] != last and row:
-            ax.axhline(row - 0.5, color="black", linewidth=0.7)
-        last = e.learned_at[c]
+    style.rules_between_steps(ax, structures, e.learned_at, color="black", linewidth=0.7)
 
 
 def _title(method: StrategyScores) -> str:

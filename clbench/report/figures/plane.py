@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from matplotlib.figure import Figure
 
 from clbench.report.figures import style
@@ -33,21 +31,15 @@ def plane(study: Analysis) -> Figure:
             for which, bounds in ((KEPT, None), (NEW, (0.0, 1.0)))
         )
         pen = pens[m.label]
-        bars = [
-            [[0.0 if math.isnan(i.low) else max(0.0, i.estimate - i.low)],
-             [0.0 if math.isnan(i.high) else max(0.0, i.high - i.estimate)]]
-            for i in (kept, new)
-        ]  # fmt: skip
         ax.errorbar(
-            kept.estimate, new.estimate, xerr=bars[0], yerr=bars[1], color=pen.color,
-            marker=pen.marker, markersize=5, elinewidth=0.8, capsize=1.5, linestyle="none",
+            kept.estimate, new.estimate, xerr=style.reach(kept), yerr=style.reach(new),
+            color=pen.color, marker=pen.marker, markersize=5, elinewidth=0.8, capsize=1.5, linestyle="none",
             markeredgecolor="white", markeredgewidth=0.5,
         )  # fmt: skip
     ax.axvline(0, color=style.GRAY, linewidth=0.5, linestyle=(0, (3, 2)))
     ax.set_xlabel("change of old structures, backward transfer (kept →)")
     ax.set_ylabel("Dice of new structures, own step (learned →)")
-    ax.grid(True, linewidth=0.3, color="#d9d9d9")
-    ax.set_axisbelow(True)
+    style.grid(ax, "both")
     words = f"Bars: {p.percent} over patients and seeds (t). Up and right is better."
     if missing:
         words += f" Not shown, because scores are missing: {', '.join(missing)}."

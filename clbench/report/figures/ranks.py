@@ -142,8 +142,7 @@ def rank_stability(study: Analysis) -> Figure:
     ax.set_xlim(0.5, k + 0.5)
     ax.set_ylim(k - 0.5, -0.5)
     ax.set_xlabel("rank after the last step (1 is best)")
-    ax.xaxis.grid(True, linewidth=0.3, color="#d9d9d9")
-    ax.set_axisbelow(True)
+    style.grid(ax, "x")
     tau = f"{found.kendall_tau:.2f}" if not np.isnan(found.kendall_tau) else "n/a"
     style.frame(
         figure,

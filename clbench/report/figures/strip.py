@@ -32,7 +32,7 @@ from clbench.report.figures.slices import (
     slice_dice,
 )
 from clbench.report.figures.wrapping import more_lines_in, wrapped
-from clbench.report.scores import Scores, StrategyScores, test_cases
+from clbench.report.scores import Scores, StrategyScores, mean_over_have, test_cases
 from clbench.report.study import Study
 
 if TYPE_CHECKING:
@@ -90,13 +90,8 @@ def _per_case(e: Scores, method: StrategyScores, eval_set: str, step: int) -> di
         if s <= step and e.home(c) == eval_set
         and (cells := method.cells.get((step, eval_set, c))) is not None and not cells.hole
     ]  # fmt: skip
-    if not stack:
-        return {}
-    table = np.array(stack)
-    have = (~np.isnan(table)).sum(axis=0)
-    total = np.nan_to_num(table).sum(axis=0)
-    means = np.divide(total, have, out=np.full(have.shape, np.nan), where=have > 0)
-    return dict(zip(e.patients[eval_set], (float(m) for m in means), strict=True))
+    means = mean_over_have(np.array(stack), axis=0).tolist() if stack else []
+    return dict(zip(e.patients[eval_set], means, strict=bool(stack)))
 
 
 def case_of(e: Scores, eval_set: str, patient: str) -> str:

@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle, pairwise
 from textwrap import wrap
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
@@ -21,10 +22,12 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from clbench.report.figures.wrapping import FONT, more_lines_in, width_in, wrapped
 from clbench.report.scores import PHANTOM, Scores
 from clbench.spec.taxonomy import structure as taxon
+from clbench.statistics.intervals import Interval
 
 COLUMN_IN, PAGE_IN = 3.54, 7.48
 """Width of one and of two columns (90 and 190 mm)."""
@@ -68,18 +71,11 @@ class Pen:
 
 def pens(names: Sequence[str]) -> dict[str, Pen]:
     """A pen per strategy; the first is the reference: black, round, solid."""
-    found = {}
-    for i, name in enumerate(names):
-        found[name] = (
-            Pen(color="#000000", marker="o", dash="-")
-            if i == 0
-            else Pen(
-                color=_COLORS[(i - 1) % len(_COLORS)],
-                marker=_MARKERS[(i - 1) % len(_MARKERS)],
-                dash=_DASHES[i % len(_DASHES)],
-            )
-        )
-    return found
+    others = zip(names[1:], cycle(_COLORS), cycle(_MARKERS), cycle(_DASHES[1:] + _DASHES[:1]))
+    return {
+        names[0]: Pen(color="#000000", marker="o", dash="-"),
+        **{name: Pen(color=c, marker=m, dash=d) for name, c, m, d in others},
+    }
 
 
 @contextmanager
@@ -193,6 +189,62 @@ def frame(
             labelspacing=0.3,
         )  # fmt: skip
         legend.set_in_layout(False)
+
+
+def panels(
+    figure: Figure, count: int, across: int, **shared: Any
+) -> tuple[NDArray[Any], list[tuple[Axes, bool, bool]]]:
+    """So many panels, in rows; what is left of the last row stays empty.
+
+    Args:
+        figure: to draw in.
+        count: panels.
+        across: in a row.
+        shared: axes, as `Figure.subplots` takes them.
+
+    Returns:
+        All axes; and of each panel its axes, whether it is the first of its row, and whether it is
+        the lowest of its column.
+    """
+    axes = figure.subplots(math.ceil(count / across), across, squeeze=False, **shared)
+    for ax in axes.flat[count:]:
+        ax.set_axis_off()
+    return axes, [
+        (ax, i % across == 0, i + across >= count) for i, ax in enumerate(axes.flat[:count])
+    ]
+
+
+def grid(ax: Axes, axis: Literal["both", "x", "y"]) -> None:
+    """Thin lines behind the data.
+
+    Args:
+        ax: the panel.
+        axis: across which of its axes.
+    """
+    ax.grid(True, axis=axis, linewidth=0.3, color="#d9d9d9")
+    ax.set_axisbelow(True)
+
+
+def reach(interval: Interval) -> list[list[float]]:
+    """How far an interval goes below and above its estimate, as error bars; 0 where it has none."""
+    ends = (interval.estimate - interval.low, interval.high - interval.estimate)
+    return [[0.0 if math.isnan(end) else max(0.0, end)] for end in ends]
+
+
+def rules_between_steps(
+    ax: Axes, structures: Sequence[str], learned_at: Mapping[str, int], **line: Any
+) -> None:
+    """A line above the first structure of each further step.
+
+    Args:
+        ax: the panel, a row per structure.
+        structures: top to bottom.
+        learned_at: structure → step.
+        line: how it looks.
+    """
+    for row, (before, after) in enumerate(pairwise(structures)):
+        if learned_at[before] != learned_at[after]:
+            ax.axhline(row + 0.5, **line)
 
 
 def letters(axes: Sequence[Axes]) -> None:

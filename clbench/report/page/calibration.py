@@ -6,13 +6,15 @@ Simulated studies with a known truth. The numbers lie in `results/calibration/` 
 
 from __future__ import annotations
 
-import csv
 import math
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import TYPE_CHECKING
 
 from clbench.report.tables.render import EMPTY, Table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CLAIM = "better or worse, any scope"
 SETTLED = "better or worse beyond these training runs"
@@ -21,85 +23,56 @@ SIMULATED_ALPHA = 0.05
 COVERED = "interval of a difference holds it"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rate:
-    """One measured rate."""
-
-    question: str
-    """What was counted."""
-    patients: str
-    """Per eval set, such as `8 + 8`."""
-    comparisons: int
-    """In the family; 0 where nothing is corrected."""
-    seeds: int
-    """Training runs per study."""
-    seed_sd: float
-    """Dice that a whole training run moves by (standard deviation)."""
-    effect: float
-    """True difference, Dice."""
-    studies: int
-    """Simulated."""
-    rate: float
-    """Share of the studies."""
-    standard_error: float
-    """Of the rate."""
-    expected: float
-    """What theory says; nan where it says nothing."""
-
-
 @cache
-def rates() -> tuple[Rate, ...]:
-    """The measured rates, in order of the file."""
-    text = resources.files("clbench.calibration").joinpath("calibration.csv").read_text("utf-8")
-    return tuple(
-        Rate(
-            question=r["question"],
-            patients=r["patients"],
-            comparisons=int(r["comparisons"]),
-            seeds=int(r["seeds"]),
-            seed_sd=float(r["seed_sd"]),
-            effect=float(r["effect"]),
-            studies=int(r["studies"]),
-            rate=float(r["rate"]),
-            standard_error=float(r["standard_error"]),
-            expected=float(r["expected"]),
-        )
-        for r in csv.DictReader(text.splitlines())
-    )
+def rates() -> pd.DataFrame:
+    """The measured rates, in order of the file.
+
+    Returns:
+        `question` that was counted; `patients` per eval set, such as `8 + 8`; `comparisons` in the
+        family, 0 where nothing is corrected; `seeds` per study; `seed_sd`, Dice that a whole
+        training run moves by (standard deviation); `effect`, the true difference in Dice;
+        `studies` simulated; `rate`, a share of them; its `standard_error`; what theory has
+        `expected`, nan where it says nothing.
+    """
+    import pandas as pd
+
+    with resources.files("clbench.calibration").joinpath("calibration.csv").open() as file:
+        return pd.read_csv(file)
 
 
-def rate(question: str, *, seeds: int, seed_sd: float) -> Rate | None:
-    """One rate, or None if it was not measured.
+def rate(question: str, *, seeds: int, seed_sd: float) -> float:
+    """One rate; nan if it was not measured.
 
     Args:
         question: what was counted in the simulations, as `calibration.csv` names it.
         seeds: training runs of each strategy in the simulation.
         seed_sd: standard deviation between training runs in the simulation, in Dice.
     """
-    found = [r for r in rates() if (r.question, r.seeds, r.seed_sd) == (question, seeds, seed_sd)]
-    return found[0] if found else None
+    measured = rates().set_index(["question", "seeds", "seed_sd"])["rate"]
+    same = measured[measured.index == (question, seeds, seed_sd)]
+    return float(same.iloc[0]) if len(same) else math.nan
 
 
 def calibration_table() -> Table:
     """One row per question, patients and effects; one column per number of seeds."""
-    seeds = sorted({r.seeds for r in rates()})
-    by_row: dict[tuple[str, str, int, float, float], dict[int, Rate]] = {}
-    for r in rates():
-        key = (r.question, r.patients, r.comparisons, r.effect, r.seed_sd)
-        by_row.setdefault(key, {})[r.seeds] = r
-    rows = []
-    for (question, patients, comparisons, effect, seed_sd), by_seeds in by_row.items():
-        first = next(iter(by_seeds.values()))
+    table = rates()
+    error = table["standard_error"].max()
+    seeds = sorted(table["seeds"].unique())
+    of_row = ["question", "patients", "comparisons", "effect", "seed_sd"]
+    rows: list[tuple[str, ...]] = []
+    for (question, patients, comparisons, effect, seed_sd), own in table.groupby(
+        of_row, sort=False
+    ):
+        by_seeds, expected = own.set_index("seeds")["rate"], own["expected"].iloc[0]
         rows.append(
             (
-                question, patients, str(comparisons) if comparisons else EMPTY,
+                str(question), str(patients), str(comparisons) if comparisons else EMPTY,
                 f"{effect:g}" if effect else EMPTY, f"{seed_sd:g}",
-                *(EMPTY if s not in by_seeds else f"{by_seeds[s].rate:.1%}" for s in seeds),
-                EMPTY if math.isnan(first.expected) else f"{first.expected:.1%}",
-                f"{min(r.studies for r in by_seeds.values()):,}",
+                *(f"{by_seeds[s]:.1%}" if s in by_seeds else EMPTY for s in seeds),
+                EMPTY if math.isnan(expected) else f"{expected:.1%}",
+                f"{own['studies'].min():,}",
             )
         )  # fmt: skip
-    error = max(r.standard_error for r in rates())
     return Table(
         title=f"How often tests and intervals are right in simulated studies (alpha "
         f"{100 * SIMULATED_ALPHA:g} %)",

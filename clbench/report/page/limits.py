@@ -7,9 +7,12 @@ from collections.abc import Iterator
 
 from clbench.report.page.calibration import CLAIM, COVERED, SETTLED, SIMULATED_ALPHA, rate, rates
 from clbench.report.significance.analysis import Analysis
-from clbench.report.significance.endpoints import ENDPOINTS
+from clbench.report.significance.endpoints import ENDPOINTS, FINAL
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE
 from clbench.statistics.verdicts import smallest_sample
+
+MOST_NAMED = 8
+"""So many untestable structures are named."""
 
 
 def limits(a: Analysis) -> list[str]:
@@ -48,11 +51,11 @@ def _seeds(a: Analysis) -> Iterator[str]:
             f"Training anew. With {_list(few)} seed(s) per comparison, a verdict holds for these "
             "training runs: so few hardly tell how far runs differ."
         )
-    claims = [r for r in rates() if r.question == CLAIM]
+    claims = rates()[rates()["question"] == CLAIM].groupby("seeds")
     said = "; ".join(
         f"with {seeds} seed(s) in "
-        + ", ".join(f"{r.rate:.1%} at {r.seed_sd:g}" for r in claims if r.seeds == seeds)
-        for seeds in sorted({r.seeds for r in claims})
+        + ", ".join(f"{r.rate:.1%} at {r.seed_sd:g}" for r in own.itertuples())
+        for seeds, own in claims
     )
     yield (
         "How a training run's own luck looks: in simulated studies without any true difference "
@@ -61,16 +64,16 @@ def _seeds(a: Analysis) -> Iterator[str]:
     )
     for seeds in counts:
         settled = rate(SETTLED, seeds=seeds, seed_sd=0.02)
-        if settled and seeds >= SEEDS_TO_GENERALIZE:
+        if not math.isnan(settled) and seeds >= SEEDS_TO_GENERALIZE:
             yield (
                 "The words without `for these training runs` were earned by chance in "
-                f"{settled.rate:.1%} of these simulated studies at 0.02."
+                f"{settled:.1%} of these simulated studies at 0.02."
             )
     alone = rate(COVERED, seeds=1, seed_sd=0.02)
-    if alone and 1 in counts:
+    if not math.isnan(alone) and 1 in counts:
         yield (
             "How sure a mean of one training run is: its interval is over patients, and held the "
-            f"truth of new runs in {alone.rate:.1%} of simulated studies whose runs differ (sd "
+            f"truth of new runs in {alone:.1%} of simulated studies whose runs differ (sd "
             "0.02 Dice)."
         )
     if a.protocol.alpha != SIMULATED_ALPHA:
@@ -82,15 +85,16 @@ def _seeds(a: Analysis) -> Iterator[str]:
 
 def _patients(a: Analysis) -> Iterator[str]:
     for endpoint in ENDPOINTS:
-        found = [
+        detectable = [
             c.result.detectable
             for c in a.comparisons
             if c.endpoint is endpoint and c.result and not math.isnan(c.result.detectable)
         ]
-        if found:
+        if detectable:
+            ends = dict.fromkeys(f"{find(detectable):.3f}" for find in (min, max))
             yield (
                 f"Small differences in the endpoint `{endpoint.name}`: below about "
-                f"{_range(found)} Dice (depending on the other strategy) they are missed more "
+                f"{' to '.join(ends)} Dice (depending on the other strategy) they are missed more "
                 "often than one time in five."
             )
     least = smallest_sample(a.protocol.alpha)
@@ -102,9 +106,10 @@ def _patients(a: Analysis) -> Iterator[str]:
         }
     )
     if untested:
+        more = f" and {len(untested) - MOST_NAMED} more" * (len(untested) > MOST_NAMED)
         yield (
             f"Single structures with fewer than {least} patients: no data can bring p to "
-            f"{a.protocol.alpha:g}. Not testable: {_short(untested)}."
+            f"{a.protocol.alpha:g}. Not testable: {', '.join(untested[:MOST_NAMED])}{more}."
         )
     for name, ids in a.dice.patients.items():
         if 0 < len(ids) < least:
@@ -120,7 +125,7 @@ def _course(a: Analysis) -> Iterator[str]:
             "by patient."
         )
     for c in a.comparisons:
-        if c.endpoint.name == "final" and not c.hole and not c.first_shared and a.dice.last > 1:
+        if c.endpoint is FINAL and not c.hole and not c.first_shared and a.dice.last > 1:
             yield (
                 f"What part of the final difference between {c.a} and {c.b} is continual learning: "
                 "they do not start from one first step. The endpoint `kept` is the contrast that "
@@ -148,16 +153,6 @@ def _tests(a: Analysis) -> Iterator[str]:
     )
 
 
-def _range(values: list[float]) -> str:
-    low, high = f"{min(values):.3f}", f"{max(values):.3f}"
-    return low if low == high else f"{low} to {high}"
-
-
 def _list(values: list[int] | list[str]) -> str:
-    words = [str(v) for v in values]
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
-
-
-def _short(words: list[str], most: int = 8) -> str:
-    more = f" and {len(words) - most} more" if len(words) > most else ""
-    return ", ".join(words[:most]) + more
+    *texts, last = map(str, values)
+    return f"{', '.join(texts)} and {last}" if texts else last

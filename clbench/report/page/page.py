@@ -1,8 +1,7 @@
 """The report on disk: tables as CSV and LaTeX, Markdown, a checklist, one page without network.
 
 The page is `page.html.j2` filled in; styles, scripts, figures and the CSV
-files are inside it. Before anything is shown, `confirmatory.csv` and `forgetting.csv` are read back
-from the disk.
+files are inside it.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
@@ -24,7 +24,7 @@ from clbench.report.page.checklist import checklist, markdown
 from clbench.report.page.limits import limits
 from clbench.report.page.provenance import cards, provenance
 from clbench.report.significance.analysis import Analysis
-from clbench.report.significance.endpoints import ENDPOINTS
+from clbench.report.significance.confirmatory import Tested
 from clbench.report.significance.sentences import own_sentence, sentence
 from clbench.report.significance.tables import all_tables
 from clbench.report.tables.render import EMPTY, Table, render, superscript
@@ -37,44 +37,17 @@ SYMBOLS = {
 """One sign per word, so that no meaning hangs on a color."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Picture:
-    """A figure to embed; `clbench.report.figures` makes them."""
-
-    name: str
-    """Short name, unique on the page."""
-    title: str
-    """Heading."""
-    caption: str
-    """What is shown: test, n, seeds."""
-    media_type: str
-    """`image/svg+xml` or `image/png`."""
-    content: bytes
-    """The file."""
-
-    @property
-    def uri(self) -> str:
-        """The file as a data URI; an <img> of an SVG runs no script and keeps its ids to itself."""
-        return f"data:{self.media_type};base64,{base64.b64encode(self.content).decode()}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Spoken:
+class Spoken(NamedTuple):
     """One verdict on the page."""
 
     word: str
     """Of the verdict set, or `hole`."""
     text: str
     """The sentence."""
-    cautions: tuple[str, ...] = ()
+    cautions: tuple[str, ...]
     """What a reader must know."""
-    label: str = ""
-    """What the badge says, where it is not the word."""
-
-    @property
-    def symbol(self) -> str:
-        """A sign for the word."""
-        return SYMBOLS[self.word]
+    label: str
+    """What the badge says."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +101,7 @@ def write_report(
     *,
     command: str,
     extra: Mapping[str, Table] | None = None,
-    pictures: Sequence[Picture] = (),
+    pictures: Sequence[Mapping[str, str]] = (),
     absent: Sequence[str] = (),
 ) -> list[Path]:
     """Write the report.
@@ -138,7 +111,7 @@ def write_report(
         out: folder to write to; files of the same names are replaced.
         command: how it was called.
         extra: further tables for the page: file stem → table.
-        pictures: figures for the page, in order.
+        pictures: figures for the page, in order, see `figures_of`.
         absent: figures and tables that could not be made, in words.
 
     Returns:
@@ -155,8 +128,7 @@ def write_report(
             path = out / f"{stem}.{format_}"
             store_files.write_bytes(path, render(table, format_).encode() + b"\n")
             files.append(path)
-    sentences = [sentence(c, a.protocol) for c in a.comparisons]
-    spoken = _spoken(a, sentences)
+    spoken = _spoken(a)
     texts = {
         "report.md": _markdown(a, spoken, tables, absent, command),
         "checklist.md": markdown(a),
@@ -175,26 +147,20 @@ def common_cautions(a: Analysis) -> list[str]:
     return [w for w in with_numbers[0] if all(w in others for others in with_numbers)]
 
 
-def _spoken(a: Analysis, sentences: Sequence[str]) -> dict[str, list[Spoken]]:
+def _spoken(a: Analysis) -> dict[str, list[Spoken]]:
     """Heading → verdicts."""
-    found: dict[str, list[Spoken]] = {e.title: [] for e in ENDPOINTS}
-    found["Does it forget?"] = []
     common = common_cautions(a)
-    for c, text in zip(a.comparisons, sentences, strict=True):
-        found[c.endpoint.title].append(
-            Spoken(word=c.word, text=text, cautions=tuple(w for w in c.cautions if w not in common))
-        )
-    alike = {"forgets": "worse", "gains": "better", "keeps": "equivalent"}
-    for o in a.own:
-        found["Does it forget?"].append(
-            Spoken(
-                word=alike.get(o.word, o.word),
-                text=own_sentence(o, a.protocol),
-                cautions=tuple(w for w in o.cautions if w not in common),
-                label=o.word,
-            )
-        )
-    return {k: v for k, v in found.items() if v}
+
+    def spoken(x: Tested, text: str) -> Spoken:
+        word = {"forgets": "worse", "gains": "better", "keeps": "equivalent"}.get(x.word, x.word)
+        return Spoken(word, text, tuple(c for c in x.cautions if c not in common), x.word)
+
+    verdicts: dict[str, list[Spoken]] = {}
+    for c in a.comparisons:
+        verdicts.setdefault(c.endpoint.title, []).append(spoken(c, sentence(c, a.protocol)))
+    if a.own:
+        verdicts["Does it forget?"] = [spoken(o, own_sentence(o, a.protocol)) for o in a.own]
+    return verdicts
 
 
 def _markdown(
@@ -227,7 +193,7 @@ def _html(
     a: Analysis,
     spoken: Mapping[str, Sequence[Spoken]],
     tables: Mapping[str, Table],
-    pictures: Sequence[Picture],
+    pictures: Sequence[Mapping[str, str]],
     absent: Sequence[str],
     command: str,
 ) -> str:
@@ -304,16 +270,21 @@ def other_tables(study: Analysis) -> tuple[dict[str, Table], list[str]]:
     return found, absent
 
 
-def figures_of(study: Analysis) -> tuple[list[Picture], list[str]]:
-    """Every figure that the runs allow, and what could not be drawn, with the reason."""
+def figures_of(study: Analysis) -> tuple[list[dict[str, str]], list[str]]:
+    """Every figure that the runs allow, and what could not be drawn, with the reason.
+
+    Returns:
+        `name`, `title`, `caption` and `uri` of each: an <img> of an SVG runs no script and keeps
+        its ids to itself; and a sentence for each that is missing.
+    """
     from clbench.report.figures import FIGURES, gallery
 
     drawn, missing = gallery(study)
     pictures = [
-        Picture(
-            name=name, title=name.replace("-", " ").capitalize(), caption=FIGURES[name][1],
-            media_type="image/svg+xml", content=content,
-        )
+        {
+            "name": name, "title": name.replace("-", " ").capitalize(), "caption": FIGURES[name][1],
+            "uri": f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}",
+        }
         for name, content in drawn.items()
     ]  # fmt: skip
     return pictures, [f"The figure `{name}`: {why}." for name, why in missing.items()]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clbench.report.scores import Key, Scores, StrategyScores
+from clbench.report.scores import Key, Scores, StrategyScores, mean_over_have
 from clbench.report.significance.confirmatory import common_seeds
 from clbench.report.significance.endpoints import FINAL, Endpoint, hole, shared_first, table
 from clbench.report.study import Protocol
@@ -199,14 +199,10 @@ def patient_macro(
         endpoint: the question.
         seeds: seeds to average over.
     """
-    found = {}
-    for name, values in table(scores, method, endpoint, seeds).items():
-        mean = values.mean(axis=0)
-        have = (~np.isnan(mean)).sum(axis=1)
-        found[name] = np.divide(
-            np.nan_to_num(mean).sum(axis=1), have, out=np.full(len(have), np.nan), where=have > 0
-        )
-    return found
+    return {
+        name: mean_over_have(values.mean(axis=0), axis=1)
+        for name, values in table(scores, method, endpoint, seeds).items()
+    }
 
 
 def by_set(scores: Scores, protocol: Protocol) -> list[SetTest]:
