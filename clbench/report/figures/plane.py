@@ -33,8 +33,8 @@ def plane(study: Analysis) -> Figure:
         pen = pens[m.label]
         ax.errorbar(
             kept.estimate, new.estimate, xerr=style.reach(kept), yerr=style.reach(new),
-            color=pen.color, marker=pen.marker, markersize=5, elinewidth=0.8, capsize=1.5, linestyle="none",
-            markeredgecolor="white", markeredgewidth=0.5,
+            color=pen.color, marker=pen.marker, markersize=5, elinewidth=0.8, capsize=1.5,
+            linestyle="none", markeredgecolor="white", markeredgewidth=0.5,
         )  # fmt: skip
     ax.axvline(0, color=style.GRAY, linewidth=0.5, linestyle=(0, (3, 2)))
     ax.set_xlabel("change of old structures, backward transfer (kept →)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -239,35 +239,25 @@ def _words(text: str) -> Markup:
 
 def other_tables(study: Analysis) -> tuple[dict[str, Table], list[str]]:
     """The tables beside the tests, and what could not be made, with the reason."""
-    from clbench.report.paper.detection import TUMORS, distances, table6
+    from clbench.report.paper.detection import TUMORS
     from clbench.report.paper.printed import BENCH
-    from clbench.report.paper.table import paper_table
-    from clbench.report.tables import summary
-    from clbench.report.tables.continual import continual_table, learning_table
-    from clbench.report.tables.costs import cost_table
+    from clbench.report.tables import make_table
 
-    makers: dict[str, Callable[[], Table]] = {
-        "summary": lambda: summary.summary(study),
-        "learning": lambda: learning_table(study),
-        "continual": lambda: continual_table(study),
-        "distances": lambda: distances(study),
-        "cost": lambda: cost_table(study),
-    }
+    names = {n: n for n in ("summary", "learning", "continual", "distances", "cost")}
     if set(study.dice.learned_at) & {f"{t}_tumor" for t in TUMORS}:
-        makers["detection"] = lambda: table6(study, source="measured")
-    for number, own in BENCH.items():
-        if own == study.bench:
-            makers[f"table{number}"] = lambda number=number: paper_table(number, study)  # type: ignore[misc]
-    found: dict[str, Table] = {}
+        names["detection"] = "6"
+    names |= {f"table{n}": str(n) for n, own in BENCH.items() if own == study.bench}
+    tables: dict[str, Table] = {}
     absent: list[str] = []
-    for name, make in makers.items():
+    for stem, name in names.items():
+        source = "measured" if name == "6" else "both"
         try:
-            found[name] = make()
+            tables[stem] = make_table(name, study, source=source)
         except ClbenchError as err:  # a hole of one table must not take the report down
-            absent.append(f"The table `{name}`: {err.brief}.")
+            absent.append(f"The table `{stem}`: {err.brief}.")
         except Exception as err:  # nor a fault of ours; the page says so
-            absent.append(f"The table `{name}`: {type(err).__name__}: {err}.")
-    return found, absent
+            absent.append(f"The table `{stem}`: {type(err).__name__}: {err}.")
+    return tables, absent
 
 
 def figures_of(study: Analysis) -> tuple[list[dict[str, str]], list[str]]:

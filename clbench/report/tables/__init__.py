@@ -1,1 +1,41 @@
-"""Tables of measured runs, and how a table is written in each format."""
+"""Tables of runs: each a function from the runs to rows, called by its name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from inspect import signature
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clbench.report.significance.analysis import Analysis
+    from clbench.report.tables.render import Table
+
+_PAPER = "source scoring seeds ref percent"
+TABLES = {
+    "6": ("paper.detection", "table6", "source"),
+    "10": ("paper.table", "paper_table", _PAPER),
+    "11": ("paper.table", "paper_table", _PAPER),
+    "summary": ("tables.summary", "summary", "scoring percent"),
+    "learning": ("tables.continual", "learning_table", "scoring ref percent"),
+    "continual": ("tables.continual", "continual_table", "scoring metric percent"),
+    "distances": ("paper.detection", "distances", ""),
+    "cost": ("tables.costs", "cost_table", ""),
+    "calibration": ("page.calibration", "calibration_table", ""),
+}
+"""Name → module and function that make it, options of `clbench table` it takes."""
+
+
+def make_table(name: str, study: Analysis, **options: Any) -> Table:
+    """A table by its name.
+
+    Args:
+        name: one of `TABLES`.
+        study: the runs.
+        options: `source`, `seeds`, `metric` and `scale`; those the table does not take are passed
+            over.
+    """
+    module, function, _ = TABLES[name]
+    make = getattr(import_module(f"clbench.report.{module}"), function)
+    given = {"study": study, **({"which": int(name)} if name.isdecimal() else {}), **options}
+    table: Table = make(**{k: given[k] for k in signature(make).parameters if k in given})
+    return table

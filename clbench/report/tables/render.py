@@ -11,7 +11,7 @@ import csv
 import html
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal
@@ -120,25 +120,30 @@ def _blocks(table: Table, size: int = 0) -> list[list[int]]:
     return blocks
 
 
-def _joined(table: Table, pick: Sequence[int]) -> list[tuple[str, int]]:
-    """The upper header of a block: text and how many columns it covers."""
-    return [(name, len(list(same))) for name, same in groupby(table.over[i] for i in pick)]
+def _joined(table: Table, pick: Sequence[int]) -> list[tuple[str, list[int]]]:
+    """The upper header of a block: text, and the columns it covers."""
+    if not table.over:
+        return []
+    return [(name, list(same)) for name, same in groupby(pick, lambda j: table.over[j])]
 
 
-def _middled(table: Table) -> list[list[str]]:
-    """The rows with every spanning cell set on its middle row, for formats that cannot span."""
-    rows = [list(row) for row in table.rows]
+def _decorated(table: Table, decorate: Callable[[str, frozenset[Mark]], str]) -> list[list[str]]:
+    """The rows with their marks, every spanning cell set on its middle row.
+
+    Args:
+        table: the table.
+        decorate: text and marks of a cell → text, for formats that cannot span.
+    """
+    rows = [
+        [
+            decorate(text, table.marks[i, j]) if text and (i, j) in table.marks else text
+            for j, text in enumerate(row)
+        ]
+        for i, row in enumerate(table.rows)
+    ]
     for (i, j), span in table.spans.items():
         rows[i][j], rows[i + (span - 1) // 2][j] = "", rows[i][j]
     return rows
-
-
-def _mark_of(table: Table, row: int, column: int) -> frozenset[Mark]:
-    """Marks of a cell, also where a spanning cell was moved to its middle row."""
-    for (i, j), span in table.spans.items():
-        if j == column and i <= row < i + span:
-            return table.marks.get((i, j), frozenset())
-    return table.marks.get((row, column), frozenset())
 
 
 def superscript(marks: frozenset[Mark]) -> str:
@@ -150,40 +155,32 @@ def superscript(marks: frozenset[Mark]) -> str:
 
 
 def _terminal(table: Table) -> str:
-    cells = _middled(table)
-    for i, row in enumerate(cells):
-        for j, text in enumerate(row):
-            if text and (marks := _mark_of(table, i, j)):
-                row[j] = text + "¹" * ("best" in marks) + "²" * ("second" in marks)
-                row[j] += superscript(marks)
+    cells = _decorated(
+        table,
+        lambda text, marks: (
+            text + "¹" * ("best" in marks) + "²" * ("second" in marks) + superscript(marks)
+        ),
+    )
     lines = [table.title]
     for pick in _blocks(table, table.narrow):
         width = {j: max(len(r[j]) for r in [table.columns, *cells]) for j in pick}
-        if table.over:
-            at = 0
-            for name, n in _joined(table, pick):
-                last = pick[at + n - 1]
-                short = len(name) - sum(width[j] for j in pick[at : at + n]) - 2 * (n - 1)
-                width[last] += max(0, short)
-                at += n
-
-        def line(row: Sequence[str], pick: list[int] = pick, width: dict[int, int] = width) -> str:
-            parts = [row[j].ljust(width[j]) if j < table.keys else row[j].rjust(width[j])
-                     for j in pick]  # fmt: skip
-            return "  ".join(parts).rstrip()
-
-        bar = "  ".join("─" * width[j] for j in pick)
+        over = _joined(table, pick)
+        for name, columns in over:
+            room = sum(width[j] for j in columns) + 2 * (len(columns) - 1)
+            width[columns[-1]] += max(0, len(name) - room)
         lines.append("")
-        if table.over:
-            at, parts = 0, []
-            for name, n in _joined(table, pick):
-                space = sum(width[j] for j in pick[at : at + n]) + 2 * (n - 1)
-                parts.append(name.center(space))
-                at += n
+        if over:
+            parts = [
+                name.center(sum(width[j] for j in columns) + 2 * (len(columns) - 1))
+                for name, columns in over
+            ]
             lines.append("  ".join(parts).rstrip())
-        lines += [line(table.columns), bar]
-        for i, row in enumerate(cells):
-            lines += ["", line(row)] if i in table.rules and i else [line(row)]
+        for i, row in enumerate([table.columns, *cells], -1):
+            parts = [
+                row[j].ljust(width[j]) if j < table.keys else row[j].rjust(width[j]) for j in pick
+            ]
+            lines += [""] * (i > 0 and i in table.rules) + ["  ".join(parts).rstrip()]
+            lines += ["  ".join("─" * width[j] for j in pick)] * (i < 0)
     return "\n".join([*lines, *(["", *table.notes] if table.notes else [])])
 
 
@@ -194,13 +191,12 @@ def _markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
 
-    cells = _middled(table)
-    for i, row in enumerate(cells):
-        for j, text in enumerate(row):
-            if text and (marks := _mark_of(table, i, j)):
-                text = f"**{text}**" if "best" in marks else text
-                text = f"<ins>{text}</ins>" if "second" in marks else text
-                row[j] = text + superscript(marks).replace("*", "\\*")
+    def decorate(text: str, marks: frozenset[Mark]) -> str:
+        text = f"**{text}**" if "best" in marks else text
+        text = f"<ins>{text}</ins>" if "second" in marks else text
+        return text + superscript(marks).replace("*", "\\*")
+
+    cells = _decorated(table, decorate)
     heads = [
         f"{over}, {name}" if over else name
         for over, name in zip(table.over or [""] * len(table.columns), table.columns, strict=True)
@@ -266,14 +262,14 @@ def _latex(table: Table) -> str:
         wide = len(pick) > _FITS
         lines += [r"\resizebox{\linewidth}{!}{%"] if wide else []
         lines += [rf"\begin{{tabular}}{{{spec}}}", r"\toprule"]
-        if table.over:
+        if over := _joined(table, pick):
             at, heads, rules = 1, [], []
-            for name, n in _joined(table, pick):
+            for name, columns in over:
+                n = len(columns)
                 heads.append(
                     rf"\multicolumn{{{n}}}{{c}}{{{_tex(name)}}}" if name else "&" * (n - 1)
                 )
-                if name:
-                    rules.append(rf"\cmidrule(lr){{{at}-{at + n - 1}}}")
+                rules += [rf"\cmidrule(lr){{{at}-{at + n - 1}}}"] * bool(name)
                 at += n
             lines += [" & ".join(heads) + r" \\", " ".join(rules)]
         lines += [" & ".join(_tex(table.columns[j]) for j in pick) + r" \\", r"\midrule"]
@@ -315,12 +311,12 @@ def html_fragment(table: Table) -> str:
     parts = [f'<div class="caption">{html.escape(table.title)}</div>']
     for pick in _blocks(table):
         parts.append('<table class="clbench"><thead>')
-        if table.over:
+        if over := _joined(table, pick):
             cells = "".join(
-                f'<th class="over" colspan="{n}" scope="colgroup">{html.escape(name)}</th>'
+                f'<th class="over" colspan="{len(same)}" scope="colgroup">{html.escape(name)}</th>'
                 if name
-                else f'<td colspan="{n}"></td>'
-                for name, n in _joined(table, pick)
+                else f'<td colspan="{len(same)}"></td>'
+                for name, same in over
             )
             parts.append(f"<tr>{cells}</tr>")
         heads = "".join(
