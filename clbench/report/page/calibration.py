@@ -57,7 +57,7 @@ def calibration_table() -> Table:
     """One row per question, patients and effects; one column per number of seeds."""
     table = rates()
     error = table["standard_error"].max()
-    seeds = sorted(table["seeds"].unique())
+    seeds = sorted(table["seeds"].unique().tolist())
     of_row = ["question", "patients", "comparisons", "effect", "seed_sd"]
     rows: list[tuple[str, ...]] = []
     for (question, patients, comparisons, effect, seed_sd), own in table.groupby(
