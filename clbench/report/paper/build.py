@@ -22,8 +22,8 @@ from clbench.store import files
 if TYPE_CHECKING:
     from clbench.report.significance.analysis import Analysis
 
-FORMATS = {"tex": "tex", "md": "md", "csv": "csv", "html": "html"}
-"""Format → file ending, for every table."""
+FORMATS = ("tex", "md", "csv", "html")
+"""Of every table; each is the ending of its file."""
 
 
 @checked(SettingError)
@@ -79,7 +79,7 @@ class PaperPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
+class Output:
     """One table or figure."""
 
     file: str
@@ -103,7 +103,7 @@ def read_plan(path: Path) -> PaperPlan:
     return from_toml(PaperPlan, plan, raised=SettingError, where=path)
 
 
-def build(plan: Path, out: Path, results: Path | None = None) -> Iterator[Made]:
+def build(plan: Path, out: Path, results: Path | None = None) -> Iterator[Output]:
     """Make everything, one after the other.
 
     Args:
@@ -138,18 +138,17 @@ def build(plan: Path, out: Path, results: Path | None = None) -> Iterator[Made]:
         yield _one(figure.file, out, partial(_figure, figure, study))
 
 
-def _one(file: str, out: Path, make: Callable[[], dict[str, bytes]]) -> Made:
+def _one(file: str, out: Path, make: Callable[[], dict[str, bytes]]) -> Output:
     for old in out.glob(f"{file}.*"):
         old.unlink()
     try:
         content = make()
     except ClbenchError as err:
-        return Made(file=file, hole=str(err))
-    paths = []
-    for ending, data in content.items():
-        paths.append(out / f"{file}.{ending}")
-        files.write_bytes(paths[-1], data)
-    return Made(file=file, paths=tuple(paths))
+        return Output(file=file, hole=str(err))
+    paths = {out / f"{file}.{ending}": data for ending, data in content.items()}
+    for path, data in paths.items():
+        files.write_bytes(path, data)
+    return Output(file=file, paths=tuple(paths))
 
 
 def _table(
@@ -159,7 +158,7 @@ def _table(
     from clbench.report.tables.render import render
 
     table = paper_table(item.number, study(item.bench), source=item.source, seeds=seeds)
-    return {end: (render(table, f) + "\n").encode() for f, end in FORMATS.items()}
+    return {end: (render(table, end) + "\n").encode() for end in FORMATS}
 
 
 def _figure(item: FigureItem, study: Callable[[str], Analysis]) -> dict[str, bytes]:

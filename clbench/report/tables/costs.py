@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
-from clbench.report.scores import Run, StrategyScores, on_phantom
+from clbench.report.scores import Run, on_phantom
 from clbench.report.study import Study
-from clbench.report.tables.render import EMPTY, Table, long_table
+from clbench.report.tables.render import EMPTY, Table, long_table, number
 
 if TYPE_CHECKING:
     from clbench.evaluation.cost.course import Costs, Size
@@ -49,21 +49,19 @@ def read_costs(run: Run) -> dict[int, Cost]:
     Raises:
         StoreError: `cost.csv` has no column `step`, or a value of a known quantity is no number.
     """
-    found: dict[int, dict[str, float]] = {}
+    costs: dict[int, dict[str, float]] = {}
     for step, recorded in run.record.cost.items():
         flat = {**recorded, **recorded.get("train", {})}
-        found[int(step)] = {
-            k: float(v) for k, v in flat.items() if isinstance(v, int | float)
-        }  # fmt: skip
+        costs[int(step)] = {k: float(v) for k, v in flat.items() if isinstance(v, int | float)}
     path = run.folder / "cost.csv"
     if not path.exists():
-        return dict(found)
+        return dict(costs)
     known = {name for name, *_ in COLUMNS}
     try:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 values = {k: float(v) for k, v in row.items() if k in known and v}
-                found.setdefault(int(row["step"]), {}).update(values)
+                costs.setdefault(int(row["step"]), {}).update(values)
     except (KeyError, ValueError, TypeError, OSError) as err:
         raise StoreError(
             "the costs of a run cannot be read",
@@ -73,7 +71,7 @@ def read_costs(run: Run) -> dict[int, Cost]:
             got=err,
             next_step="write it anew: `clbench cost RUN`",
         ) from err
-    return dict(found)
+    return dict(costs)
 
 
 def cost_table(study: Study) -> Table:
@@ -84,7 +82,16 @@ def cost_table(study: Study) -> Table:
     """
     scores = study.scores(scoring="strict")
     strategies = scores.strategies if scores else ()
-    rows = [row for s in strategies for row in _rows(s, scores.last if scores else 0)]
+    rows, shown = [], set()
+    for s in strategies:
+        costs = [read_costs(run) for run in s.runs]
+        for step in range(1, len(s.runs[0].record.course.steps) + 1):
+            texts = {}
+            for name, header, unit, digits in COLUMNS:
+                value = continual.mean(c.get(step, {}).get(name, math.nan) for c in costs)
+                texts[header] = number(value / unit, digits)
+            shown |= {header for header, text in texts.items() if text != EMPTY}
+            rows.append(((s.label, str(step), str(len(s.runs))), texts))
     devices = sorted({r.device for s in strategies for r in s.records})
     notes = [
         "means over seeds; a step that strategies share was trained once and is entered in each",
@@ -102,34 +109,19 @@ def cost_table(study: Study) -> Table:
         for r in s.records
         if r.uncounted
     )
-    heads = [header for _, header, *_ in COLUMNS]
-    if rows and all(row[3 + heads.index(MACS)] == EMPTY for row in rows):
+    if rows and MACS not in shown:
         notes.append("operations are not recorded: clbench cost RUN counts them without training")
     # a device without a GPU has no column for it
-    shown = [
-        i for i, h in enumerate(heads) if "GPU" not in h or any(r[3 + i] != EMPTY for r in rows)
-    ]
+    heads = [header for _, header, *_ in COLUMNS if "GPU" not in header or header in shown]
     return Table(
         title=f"{study.bench}: cost per step" + on_phantom(scores),
-        columns=("strategy", "step", "seeds", *(heads[i] for i in shown)),
-        rows=tuple((*row[:3], *(row[3 + i] for i in shown)) for row in rows),
+        columns=("strategy", "step", "seeds", *heads),
+        rows=tuple((*keys, *(texts[header] for header in heads)) for keys, texts in rows),
         keys=3,
         narrow=6,
         block=9,
         notes=(*notes, *(scores.notes() if scores else ())),
     )
-
-
-def _rows(s: StrategyScores, last: int) -> list[tuple[str, ...]]:
-    each = [read_costs(run) for run in s.runs]
-    rows = []
-    for step in range(1, last + 1):
-        texts = []
-        for name, _, unit, digits in COLUMNS:
-            value = continual.mean(c.get(step, {}).get(name, math.nan) for c in each)
-            texts.append(EMPTY if math.isnan(value) else f"{value / unit:.{digits}f}")
-        rows.append((s.label, str(step), str(len(s.runs)), *texts))
-    return rows
 
 
 # --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clbench.evaluation.metrics import continual
 from clbench.report.past_images import past_card
-from clbench.report.scores import Run, read_frame, scores_of
+from clbench.report.scores import Run, Scores, read_frame, scores_of
 from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, SHARE, Scale, Table, number
 
@@ -25,44 +25,62 @@ def run_report(folder: Path, *, scoring: str) -> list[Table]:
     run = Run.read(folder)
     frame = read_frame([run])
     dice = scores_of(frame, [run], scoring=scoring)
-    strategy = dice.strategies[0]
-    (r,) = strategy.r
     of_truth = scores_of(frame, [run], scoring="strict", metric="dice_ceiling")
-    (ceiling,) = of_truth.strategies[0].r
-    last = dice.last
+    tables = [_structures(dice, of_truth.strategies[0].r[0])]
+    if dice.last == 1:
+        return tables
+    values = continual.course_metrics(dice.reference.r[0], dice.learned_at, dice.last)
+    labels = {
+        "own": "old structures, each after its own step",
+        "old": "old structures, after the last step",
+        "forgetting": "forgetting (mean over old structures)",
+        "bwt": "backward transfer (mean over old structures)",
+        "learning": "new structures, each after its own step",
+        "all": "all structures, after the last step",
+    }
+    own = continual.mean(
+        dice.reference.r[0].get((s, c), math.nan)
+        for c, s in dice.learned_at.items()
+        if s < dice.last
+    )
+    return [
+        *tables,
+        Table(
+            title="What was kept and what was learned",
+            columns=("measure", "value"),
+            rows=tuple(
+                (label, number(own if name == "own" else values[name].value))
+                for name, label in labels.items()
+            ),
+            notes=(f"past images opened: {past_card(run.record)}",),
+        ),
+    ]
+
+
+def _structures(dice: Scores, ceiling: continual.Matrix) -> Table:
+    """Every structure of one run after each step, and the means of groups."""
+    strategy, last, record = dice.reference, dice.last, dice.record
+    r = strategy.r[0]
     steps = range(1, last + 1)
-    gone = continual.forgetting(r, dice.learned_at, last)
+    lost = continual.forgetting(r, dice.learned_at, last)
     rows = []
     for name, home in strategy.home.items():
         final = strategy.cells[last, home, name]
         rows.append(
             (
-                name,
-                home,
-                *(number(r.get((t, name), math.nan)) for t in steps),
-                number(gone.get(name, math.nan)),
-                str(final.cases[0]),
-                str(final.missed[0]),
+                name, home, *(number(r.get((t, name), math.nan)) for t in steps),
+                number(lost.get(name, math.nan)), str(final.cases[0]), str(final.missed[0]),
                 number(ceiling.get((last, name), math.nan)),
             )
-        )
-    for title, members in run.record.course.groups.items():
-        old = [gone[c] for c in members if c in gone]
-        rows.append(
-            (
-                title,
-                f"mean of {len(members)}",
-                *(
-                    number(continual.mean(r.get((t, c), math.nan) for c in members))
-                    for t in steps
-                ),
-                number(continual.mean(old)) if len(old) == len(members) else EMPTY,
-                EMPTY, EMPTY, EMPTY,
-            )
         )  # fmt: skip
-    scores = Table(
-        title=f"{dice.title()}: {strategy.label}, seed {run.record.seed}, "
-        f"Dice ({scoring} scoring)",
+    for title, members in record.course.groups.items():
+        means = [continual.mean(r.get((t, c), math.nan) for c in members) for t in steps]
+        all_old = continual.mean(lost.get(c, math.nan) for c in members)
+        texts = map(number, [*means, all_old])
+        rows.append((title, f"mean of {len(members)}", *texts, EMPTY, EMPTY, EMPTY))
+    return Table(
+        title=f"{dice.title()}: {strategy.label}, seed {record.seed}, Dice "
+        f"({dice.scoring} scoring)",
         columns=(
             "structure", "test cases of", *(f"after step {t}" for t in steps),
             "forgetting", "cases", "missed", "ceiling",
@@ -75,26 +93,6 @@ def run_report(folder: Path, *, scoring: str) -> list[Table]:
             "ceiling: the truth itself taken to the network's grid and back (strict scoring).",
         ),
     )  # fmt: skip
-    bwt = continual.backward_transfer(r, dice.learned_at, last)
-    kept = Table(
-        title="What was kept and what was learned",
-        columns=("measure", "value"),
-        rows=(
-            ("old structures, each after its own step",
-             number(continual.mean(r.get((s, c), math.nan)
-                                  for c, s in dice.learned_at.items() if s < last))),
-            ("old structures, after the last step",
-             number(continual.accuracy(r, dice.learned_at, last, last.__gt__))),
-            ("forgetting (mean over old structures)", number(continual.mean(gone.values()))),
-            ("backward transfer (mean over old structures)", number(continual.mean(bwt.values()))),
-            ("new structures, each after its own step",
-             number(continual.learning_accuracy(r, dice.learned_at))),
-            ("all structures, after the last step",
-             number(continual.accuracy(r, dice.learned_at, last, lambda s: True))),
-        ),
-        notes=(f"past images opened: {past_card(run.record)}",),
-    )  # fmt: skip
-    return [scores, kept] if last > 1 else [scores]
 
 
 def summary(study: Study, scale: Scale = SHARE) -> Table:
@@ -155,22 +153,18 @@ def _beside_the_lower_bound(lost: Mapping[str, Mapping[int, float]]) -> list[str
         lost: label → seed → loss of the structures of step 1.
     """
     bound = lost.get(LOWER_BOUND, {})
-    shares, without = {}, []
+    shares = {}
     for label, own in lost.items():
-        if label == LOWER_BOUND:
-            continue
         seeds = own.keys() & bound.keys()
         below = sum(bound[s] for s in seeds)
-        share = sum(own[s] for s in seeds) / below if below > 0 else math.nan
-        if math.isnan(share):
-            without.append(label)
-        else:
-            shares[label] = share
-    if not shares:
+        shares[label] = sum(own[s] for s in seeds) / below if below > 0 else math.nan
+    shares.pop(LOWER_BOUND, None)
+    without = [label for label, share in shares.items() if math.isnan(share)]
+    if len(without) == len(shares):
         return []
     notes = []
     for word, half in (("less than half", True), ("half or more", False)):
-        chosen = sorted((v, k) for k, v in shares.items() if (v < 0.5) is half)
+        chosen = sorted((v, k) for k, v in shares.items() if k not in without and (v < 0.5) is half)
         named = ", ".join(f"{k} ({v:z.0%})" for v, k in chosen)
         notes.append(f"lost {word} of what {LOWER_BOUND} lost, same seeds: {named or 'none'}.")
     if without:
