@@ -114,6 +114,10 @@ class StrategyScores:
         """Seeds of its runs."""
         return tuple(run.record.seed for run in self.runs)
 
+    def first_step(self, seed: int) -> FirstStep:
+        """Where its run of a seed starts from."""
+        return self.first_steps[self.seeds.index(seed)]
+
     @property
     def records(self) -> tuple[RunRecord, ...]:
         """`run.json` of each seed."""
@@ -321,11 +325,6 @@ def on_phantom(scores: Scores | None) -> str:
 
 def _list(values: Iterable[int]) -> str:
     return ", ".join(map(str, values))
-
-
-def first_steps_differ(a: Sequence[FirstStep], b: Sequence[FirstStep]) -> list[int]:
-    """Places at which two runs name one checkpoint of step 1, and score differently after it."""
-    return [i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x.name == y.name and x != y]
 
 
 def _not_shared(strategies: Iterable[StrategyScores]) -> list[str]:

@@ -50,24 +50,16 @@ class Protocol:
 
     def __post_init__(self) -> None:
         """Refuse a level or a margin that is none."""
-        if not 0 < self.alpha < 0.5:
-            raise SettingError(
-                "no such level", where="--alpha", expected="0 < alpha < 0.5", got=self.alpha
-            )
-        if not 0 < self.margin < 1:
-            raise SettingError(
-                "no such margin",
-                where="--margin",
-                expected="0 < margin < 1 (Dice)",
-                got=self.margin,
-            )
-        if self.correction not in get_args(Correction):
-            raise SettingError(
-                "no such correction",
-                where="--correction",
-                expected=" or ".join(get_args(Correction)),
-                got=self.correction,
-            )
+        corrections = get_args(Correction)
+        for name, allowed, expected in (
+            ("alpha", 0 < self.alpha < 0.5, "0 < alpha < 0.5"),
+            ("margin", 0 < self.margin < 1, "0 < margin < 1 (Dice)"),
+            ("correction", self.correction in corrections, " or ".join(corrections)),
+        ):
+            if not allowed:
+                got = getattr(self, name)
+                what = "level" if name == "alpha" else name
+                raise SettingError(f"no such {what}", where=f"--{name}", expected=expected, got=got)
 
     @property
     def adjusted_by(self) -> str:

@@ -73,14 +73,6 @@ class MacroEstimate:
         """Square root of the variance between patients."""
         return math.sqrt(self.variance)
 
-    @property
-    def t(self) -> float:
-        """The estimate over its standard error; infinite without spread, 0 for an estimate of 0."""
-        if self.estimate == 0:
-            return 0.0
-        error = self.standard_error
-        return self.estimate / error if error else math.copysign(math.inf, self.estimate)
-
 
 def cells_of(table: Table, patients: Mapping[str, int] | None = None) -> Cells:
     """One matrix of all data sets.

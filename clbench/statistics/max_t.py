@@ -36,7 +36,6 @@ from clbench.statistics.verdicts import (
     NOT_TESTABLE,
     THESE_RUNS,
     Kind,
-    Numbers,
     Verdict,
     holds_beyond_runs,
     smallest_sample,
@@ -93,13 +92,6 @@ class FamilyComparison:
     def p_equivalent(self) -> float:
         """Adjusted p of "the two differ by the margin or more"."""
         return float(np.max([self.p_low, self.p_high]))  # nan stays nan
-
-    def numbers(self) -> Numbers:
-        """What the word follows from."""
-        return Numbers(
-            n=self.mean.n, estimate=self.mean.estimate, p=self.p, p_low=self.p_low,
-            p_high=self.p_high, low=self.low, high=self.high,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,7 +208,10 @@ class _Tests:
         limits = self._limits()
         for k, (plain, limit) in enumerate(zip(self.comparisons, limits, strict=True)):
             t = _matched(plain, limit, self.alpha, self.margin)
-            verdict = verdict_of(t.numbers(), alpha=self.alpha, margin=self.margin, kind=self.kind)
+            verdict = verdict_of(
+                estimate=t.mean.estimate, p=t.p, p_low=t.p_low, p_high=t.p_high, low=t.low,
+                high=t.high, alpha=self.alpha, margin=self.margin, kind=self.kind,
+            )  # fmt: skip
             if self.correction == "holm" and self._best_holm(k) > self.alpha:
                 verdict = NOT_TESTABLE
             self.comparisons[k] = self._scoped(replace(t, verdict=verdict), limit)

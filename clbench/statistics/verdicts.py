@@ -23,26 +23,6 @@ _STRICT = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Numbers:
-    """What a word follows from."""
-
-    n: int
-    """Patients."""
-    estimate: float
-    """Difference (or change)."""
-    p: float
-    """Adjusted p of "no difference"; nan = not tested."""
-    p_low: float
-    """Adjusted p of "the difference is -margin or less"."""
-    p_high: float
-    """Adjusted p of "the difference is +margin or more"."""
-    low: float
-    """Lower end of the simultaneous interval; nan = none."""
-    high: float
-    """Upper end."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
     """One comparison in words."""
 
@@ -73,11 +53,27 @@ def smallest_sample(alpha: float) -> int:
     return math.ceil(1 - math.log2(alpha) - _STRICT)
 
 
-def verdict_of(x: Numbers, *, alpha: float, margin: float, kind: Kind = "difference") -> Verdict:
+def verdict_of(
+    *,
+    estimate: float,
+    p: float,
+    p_low: float,
+    p_high: float,
+    low: float,
+    high: float,
+    alpha: float,
+    margin: float,
+    kind: Kind = "difference",
+) -> Verdict:
     """The word for a difference between two strategies, or for a strategy's own change.
 
     Args:
-        x: patients, difference, adjusted p-values and simultaneous interval.
+        estimate: difference (or change).
+        p: adjusted p of "no difference"; nan = not tested.
+        p_low: adjusted p of "the difference is -margin or less".
+        p_high: adjusted p of "the difference is +margin or more".
+        low: lower end of the simultaneous interval; nan = none.
+        high: upper end.
         alpha: level.
         margin: half-width of "equivalent"; a smaller loss is "keeps".
         kind: `difference` or `change`.
@@ -86,24 +82,24 @@ def verdict_of(x: Numbers, *, alpha: float, margin: float, kind: Kind = "differe
         The verdict without its scope, see `clbench.statistics.max_t`.
 
     Example:
-        >>> from clbench.statistics.verdicts import Numbers, verdict_of
-        >>> x = Numbers(n=8, estimate=0.5, p=0.01, p_low=0.01, p_high=1.0, low=0.4, high=0.6)
-        >>> str(verdict_of(x, alpha=0.05, margin=0.02))
+        >>> from clbench.statistics.verdicts import verdict_of
+        >>> shown = dict(estimate=0.5, p=0.01, p_low=0.01, p_high=1.0, low=0.4, high=0.6)
+        >>> str(verdict_of(**shown, alpha=0.05, margin=0.02))
         'better, by more than the margin'
     """
-    if math.isnan(x.p):
+    if math.isnan(p):
         return NOT_TESTABLE
-    differs, above, below = x.p <= alpha, x.p_low <= alpha, x.p_high <= alpha
-    if differs and x.estimate < 0:
-        detail = MORE if x.high < -margin - _STRICT else LESS if above else ""
+    differs, above, below = p <= alpha, p_low <= alpha, p_high <= alpha
+    if differs and estimate < 0:
+        detail = MORE if high < -margin - _STRICT else LESS if above else ""
         if kind == "change":
             return Verdict(word="forgets", detail=detail.removeprefix("by ") if above else detail)
         return Verdict(word="worse", detail=detail)
     if kind == "change":
-        gains = differs and x.estimate > 0
+        gains = differs and estimate > 0
         return Verdict(word="gains" if gains else "keeps" if above else "undecided")
-    if differs and x.estimate > 0:
-        detail = MORE if x.low > margin + _STRICT else LESS if below else ""
+    if differs and estimate > 0:
+        detail = MORE if low > margin + _STRICT else LESS if below else ""
         return Verdict(word="better", detail=detail)
     if above and below:
         return Verdict(word="equivalent")

@@ -57,7 +57,6 @@ def test_golden_numbers(case: dict[str, Any]) -> None:
         assert found.mean.n == e["n"]
         assert found.mean.estimate == near(e["estimate"], absolute=1e-9)
         assert found.mean.standard_error == near(e["se"], absolute=1e-9)
-        assert found.mean.t == near(e["t"], relative=1e-7)
         assert found.mean.df == near(e["df"], relative=1e-7)
         for value, key in (
             (found.p, "p"),
@@ -154,7 +153,8 @@ def test_one_complete_set_is_the_permutation_test_of_scipy() -> None:
         alternative="greater",
     )
     assert found.p == pytest.approx(theirs.pvalue, abs=1e-12)
-    assert found.mean.t == pytest.approx(scipy_stats.ttest_1samp(d, 0).statistic)
+    t = found.mean.estimate / found.mean.standard_error
+    assert t == pytest.approx(scipy_stats.ttest_1samp(d, 0).statistic)
 
 
 def random_family(seed: int, *, seeds: int = 1) -> list[Table]:

@@ -3,53 +3,59 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 
 from clbench.statistics.verdicts import (
-    Numbers,
     Verdict,
     holds_beyond_runs,
     smallest_sample,
     verdict_of,
 )
 
-UNDECIDED = Numbers(n=8, estimate=0.01, p=0.4, p_low=0.3, p_high=0.6, low=-0.03, high=0.05)
+UNDECIDED = dict(  # noqa: C408  # names of arguments
+    estimate=0.01, p=0.4, p_low=0.3, p_high=0.6, low=-0.03, high=0.05
+)
+
+
+def changed(**numbers: float) -> dict[str, float]:
+    return UNDECIDED | numbers
+
+
 ROWS = [
     (UNDECIDED, "undecided", "undecided"),
-    (replace(UNDECIDED, p=math.nan), "not testable", "not testable"),
-    (replace(UNDECIDED, p_low=0.01), "undecided, not worse by the margin", "keeps"),
-    (replace(UNDECIDED, p_high=0.01), "undecided, not better by the margin", "undecided"),
-    (replace(UNDECIDED, p_low=0.05, p_high=0.05), "equivalent", "keeps"),
-    (replace(UNDECIDED, p=0.05, p_low=0.05, low=0.0), "better", "gains"),
+    (changed(p=math.nan), "not testable", "not testable"),
+    (changed(p_low=0.01), "undecided, not worse by the margin", "keeps"),
+    (changed(p_high=0.01), "undecided, not better by the margin", "undecided"),
+    (changed(p_low=0.05, p_high=0.05), "equivalent", "keeps"),
+    (changed(p=0.05, p_low=0.05, low=0.0), "better", "gains"),
     (
-        replace(UNDECIDED, p=0.01, p_low=0.01, p_high=0.04, low=0.0, high=0.02),
+        changed(p=0.01, p_low=0.01, p_high=0.04, low=0.0, high=0.02),
         "better, by less than the margin",
         "gains",
     ),
     (
-        replace(UNDECIDED, estimate=0.5, p=0.01, p_low=0.01, p_high=1.0, low=0.4, high=0.6),
+        changed(estimate=0.5, p=0.01, p_low=0.01, p_high=1.0, low=0.4, high=0.6),
         "better, by more than the margin",
         "gains",
     ),
     (
-        replace(UNDECIDED, estimate=0.5, p=0.01, p_low=0.01, p_high=1.0, low=0.02, high=0.6),
+        changed(estimate=0.5, p=0.01, p_low=0.01, p_high=1.0, low=0.02, high=0.6),
         "better",
         "gains",
     ),
     (
-        replace(UNDECIDED, estimate=-0.5, p=0.01, p_high=0.01, p_low=1.0, low=-0.6, high=-0.4),
+        changed(estimate=-0.5, p=0.01, p_high=0.01, p_low=1.0, low=-0.6, high=-0.4),
         "worse, by more than the margin",
         "forgets, by more than the margin",
     ),
     (
-        replace(UNDECIDED, estimate=-0.01, p=0.01, p_high=0.01, p_low=0.01, low=-0.02, high=0.0),
+        changed(estimate=-0.01, p=0.01, p_high=0.01, p_low=0.01, low=-0.02, high=0.0),
         "worse, by less than the margin",
         "forgets, less than the margin",
     ),
     (
-        replace(UNDECIDED, estimate=-0.03, p=0.01, p_high=0.01, p_low=1.0, low=-0.05, high=0.0),
+        changed(estimate=-0.03, p=0.01, p_high=0.01, p_low=1.0, low=-0.05, high=0.0),
         "worse",
         "forgets",
     ),
@@ -57,9 +63,9 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("numbers", "difference", "change"), ROWS)
-def test_every_word(numbers: Numbers, difference: str, change: str) -> None:
-    assert str(verdict_of(numbers, alpha=0.05, margin=0.02)) == difference
-    assert str(verdict_of(numbers, alpha=0.05, margin=0.02, kind="change")) == change
+def test_every_word(numbers: dict[str, float], difference: str, change: str) -> None:
+    assert str(verdict_of(**numbers, alpha=0.05, margin=0.02)) == difference
+    assert str(verdict_of(**numbers, alpha=0.05, margin=0.02, kind="change")) == change
 
 
 @pytest.mark.parametrize(

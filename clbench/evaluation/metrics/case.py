@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -230,8 +230,7 @@ def _mask(bits: Bits, bit: int) -> NDArray[np.bool_]:
 # ------------------------------------------------------------------------------------ the registry
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Metric:
+class Metric(NamedTuple):
     """One metric of one structure of one case, with the facts a table or a test needs."""
 
     name: str
@@ -244,28 +243,36 @@ class Metric:
     """The module whose `IMPLEMENTATION` and `VERSION` a run records."""
     compute: Callable[[_Case], float]
     """The value."""
-    of_lesions: bool = False
-    """Only tumors and cysts have it."""
+
+    @property
+    def of_lesions(self) -> bool:
+        """Only tumors and cysts have it."""
+        return self.code is detection
 
 
-def _lesion(part: str, higher_is_better: bool | None, unit: Literal["share", "lesions"]) -> Metric:
+def _lesion(part: str, unit: Literal["share", "lesions"], higher_is_better: bool | None) -> Metric:
     return Metric(
-        name=f"lesion_{part}",
-        unit=unit,
-        higher_is_better=higher_is_better,
-        code=detection,
-        compute=lambda case: float(getattr(case.lesions, part)),
-        of_lesions=True,
-    )
+        f"lesion_{part}", unit, higher_is_better, detection,
+        lambda case: float(getattr(case.lesions, part)),
+    )  # fmt: skip
+
+
+def _volume_error_ml(case: _Case) -> float:
+    return overlap.volume_error_ml(case.counts, math.prod(case.masks.spacing_mm))
+
+
+def _hd95_mm(case: _Case) -> float:
+    diagonal = surface.diagonal_mm(case.masks.truth.shape, case.masks.spacing_mm)
+    return case.by_distance(surface.hd95, diagonal)
 
 
 LESION = (
-    _lesion("truth", None, "lesions"),
-    _lesion("found", True, "lesions"),
-    _lesion("pred", None, "lesions"),
-    _lesion("false", False, "lesions"),
-    _lesion("sensitivity", True, "share"),
-    _lesion("f1", True, "share"),
+    _lesion("truth", "lesions", None),
+    _lesion("found", "lesions", True),
+    _lesion("pred", "lesions", None),
+    _lesion("false", "lesions", False),
+    _lesion("sensitivity", "share", True),
+    _lesion("f1", "share", True),
 )
 """Four counts, which are summed over cases, and two scores of the case. A PPV
 per case would exist or not depending on the strategy, which breaks pairs; it is pooled."""
@@ -273,38 +280,10 @@ per case would exist or not depending on the strategy, which breaks pairs; it is
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric(
-            name="dice",
-            unit="share",
-            higher_is_better=True,
-            code=overlap,
-            compute=lambda case: overlap.dice(case.counts),
-        ),
-        Metric(
-            name="volume_error_ml",
-            unit="ml",
-            higher_is_better=None,
-            code=overlap,
-            compute=lambda case: overlap.volume_error_ml(
-                case.counts, math.prod(case.masks.spacing_mm)
-            ),
-        ),
-        Metric(
-            name="hd95_mm",
-            unit="mm",
-            higher_is_better=False,
-            code=surface,
-            compute=lambda case: case.by_distance(
-                surface.hd95, surface.diagonal_mm(case.masks.truth.shape, case.masks.spacing_mm)
-            ),
-        ),
-        Metric(
-            name="assd_mm",
-            unit="mm",
-            higher_is_better=False,
-            code=surface,
-            compute=lambda case: case.by_distance(surface.assd, math.nan),
-        ),
+        Metric("dice", "share", True, overlap, lambda case: overlap.dice(case.counts)),
+        Metric("volume_error_ml", "ml", None, overlap, _volume_error_ml),
+        Metric("hd95_mm", "mm", False, surface, _hd95_mm),
+        Metric("assd_mm", "mm", False, surface, lambda c: c.by_distance(surface.assd, math.nan)),
         *LESION,
     )
 }
@@ -312,26 +291,18 @@ METRICS = {
 
 
 def _nsd(name: str, tolerance_mm: float) -> Metric:
-    return Metric(
-        name=name,
-        unit="share",
-        higher_is_better=True,
-        code=surface,
-        compute=lambda case: case.by_distance(
-            lambda distances: surface.surface_dice(distances, tolerance_mm), 0.0
-        ),
-    )
+    def compute(case: _Case) -> float:
+        return case.by_distance(lambda d: surface.surface_dice(d, tolerance_mm), 0.0)
+
+    return Metric(name, "share", True, surface, compute)
 
 
 def _patient_positive(name: str, least_vox: int) -> Metric:
-    return Metric(
-        name=name,
-        unit="yes or no",
-        higher_is_better=None,  # right or wrong by the patient: they are counted by patient
-        code=detection,
-        compute=lambda case: float(case.lesions.largest_pred_vox >= max(1, least_vox)),
-        of_lesions=True,
-    )
+    def compute(case: _Case) -> float:
+        return float(case.lesions.largest_pred_vox >= max(1, least_vox))
+
+    # right or wrong by the patient, so neither: they are counted
+    return Metric(name, "yes or no", None, detection, compute)
 
 
 def metrics_of(word: str, name: str) -> tuple[Metric, ...]:

@@ -7,7 +7,7 @@ bytes of one picture; equal runs give equal bytes.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,8 +31,6 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "strip": ("strip", "CT, truth and each strategy: the median and the worst case (Fig. 6)"),
 }
 """Name → (module, what it shows)."""
-KINDS = ("pdf", "png", "svg")
-"""What `draw` can make."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,12 +58,33 @@ def draw(name: str, study: Analysis, kind: str = "svg", strip: StripOptions | No
         UnknownName: no such figure.
         StoreError: the runs cannot give it; says what is missing.
     """
+    return draw_kinds(name, study, (kind,), strip)[kind]
+
+
+def draw_kinds(
+    name: str, study: Analysis, kinds: Sequence[str], strip: StripOptions | None = None
+) -> dict[str, bytes]:
+    """One picture in several formats, drawn once.
+
+    Args:
+        name: one of `FIGURES`.
+        study: the runs.
+        kinds: `pdf`, `png` or `svg`.
+        strip: of the figure `strip`.
+
+    Raises:
+        UnknownName: no such figure.
+        StoreError: the runs cannot give it; says what is missing.
+    """
     if name not in FIGURES:
         raise unknown_name("figure", name, FIGURES)
     from clbench.report.figures import style
 
+    module = importlib.import_module(f"clbench.report.figures.{FIGURES[name][0]}")
+    make: Callable[..., Figure] = getattr(module, name.replace("-", "_"))
     with style.look():
-        return style.to_bytes(_figure(name, study, strip), kind)
+        figure = make(study, strip or StripOptions()) if name == "strip" else make(study)
+        return {kind: style.to_bytes(figure, kind) for kind in kinds}
 
 
 def gallery(study: Analysis, kind: str = "svg") -> tuple[dict[str, bytes], dict[str, str]]:
@@ -88,12 +107,6 @@ def gallery(study: Analysis, kind: str = "svg") -> tuple[dict[str, bytes], dict[
     return pictures, absent
 
 
-def _figure(name: str, study: Analysis, strip: StripOptions | None) -> Figure:
-    module = importlib.import_module(f"clbench.report.figures.{FIGURES[name][0]}")
-    make: Callable[..., Figure] = getattr(module, name.replace("-", "_"))
-    return make(study, strip or StripOptions()) if name == "strip" else make(study)
-
-
 def save(name: str, study: Analysis, out: Path, strip: StripOptions | None = None) -> list[Path]:
     """Write one picture as PDF and PNG, whole or not at all; return the files.
 
@@ -109,13 +122,7 @@ def save(name: str, study: Analysis, out: Path, strip: StripOptions | None = Non
     """
     from clbench.store import files
 
-    if name not in FIGURES:
-        raise unknown_name("figure", name, FIGURES)
-    from clbench.report.figures import style
-
-    with style.look():
-        figure = _figure(name, study, strip)
-        content = {kind: style.to_bytes(figure, kind) for kind in ("pdf", "png")}
+    content = draw_kinds(name, study, ("pdf", "png"), strip)
     files.make_folder(out)
     written = []
     for kind, data in content.items():

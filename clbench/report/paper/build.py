@@ -162,6 +162,6 @@ def _table(
 
 
 def _figure(item: FigureItem, study: Callable[[str], Analysis]) -> dict[str, bytes]:
-    from clbench.report.figures import draw
+    from clbench.report.figures import draw_kinds
 
-    return {kind: draw(item.name, study(item.bench), kind) for kind in ("pdf", "png")}
+    return draw_kinds(item.name, study(item.bench), ("pdf", "png"))

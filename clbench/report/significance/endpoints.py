@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from clbench.report.scores import FirstStep, Scores, StrategyScores, first_steps_differ
+from clbench.report.scores import Scores, StrategyScores
 from clbench.types import Floats
 
 Which = Literal["final", "kept", "new"]
@@ -108,8 +108,7 @@ def shared_first(a: StrategyScores, b: StrategyScores, seeds: tuple[int, ...]) -
         b: the other.
         seeds: seeds that both have.
     """
-    firsts = _firsts(a, b, seeds)
-    return bool(firsts) and all(x == y for x, y in firsts)
+    return bool(seeds) and all(a.first_step(s) == b.first_step(s) for s in seeds)
 
 
 def torn_first(a: StrategyScores, b: StrategyScores, seeds: tuple[int, ...]) -> list[int]:
@@ -120,11 +119,5 @@ def torn_first(a: StrategyScores, b: StrategyScores, seeds: tuple[int, ...]) -> 
         b: the other.
         seeds: seeds that both have.
     """
-    firsts = _firsts(a, b, seeds)
-    return [seeds[i] for i in first_steps_differ([x for x, _ in firsts], [y for _, y in firsts])]
-
-
-def _firsts(
-    a: StrategyScores, b: StrategyScores, seeds: tuple[int, ...]
-) -> list[tuple[FirstStep, FirstStep]]:
-    return [(a.first_steps[a.seeds.index(s)], b.first_steps[b.seeds.index(s)]) for s in seeds]
+    firsts = {s: (a.first_step(s), b.first_step(s)) for s in seeds}
+    return [s for s, (x, y) in firsts.items() if x.name == y.name and x != y]

@@ -9,7 +9,7 @@ from clbench.report.significance.confirmatory import Comparison
 from clbench.report.significance.forgetting import Own
 from clbench.report.study import Protocol
 from clbench.statistics.max_t import FamilyComparison
-from clbench.statistics.sample_size import MOST
+from clbench.statistics.sample_size import MOST, PatientsNeeded
 from clbench.statistics.verdicts import LESS, MORE, NOT_BETTER, NOT_WORSE, smallest_sample
 
 NO_NUMBER = "no number"
@@ -39,6 +39,18 @@ def span_text(result: FamilyComparison) -> str:
     return f"{low} to {high}"
 
 
+def soonest(needed: PatientsNeeded, *, change: bool) -> tuple[float, str]:
+    """The smaller number of patients, and whether it shows a difference (d) or the other claim.
+
+    Args:
+        needed: patients that would decide.
+        change: a strategy's own change, for which "keeps" (k) takes the place of "equivalent" (e).
+    """
+    other = (needed.not_worse, "k") if change else (needed.equivalence, "e")
+    claims = [(needed.difference, "d"), other]
+    return min((c for c in claims if not math.isnan(c[0])), key=lambda c: c[0])
+
+
 def needed_text(result: FamilyComparison, *, change: bool = False) -> str:
     """How many patients would decide, and what they would show; empty = not known.
 
@@ -48,15 +60,9 @@ def needed_text(result: FamilyComparison, *, change: bool = False) -> str:
     """
     if result.needed is None:
         return ""
-    claims = {
-        "a change" if change else "a difference": result.needed.difference,
-        "that it keeps" if change else "equivalence": result.needed.not_worse
-        if change
-        else result.needed.equivalence,
-    }
-    claim, n = min(
-        ((claim, n) for claim, n in claims.items() if not math.isnan(n)), key=lambda x: x[1]
-    )
+    n, letter = soonest(result.needed, change=change)
+    d, e = ("a change", "that it keeps") if change else ("a difference", "equivalence")
+    claim = d if letter == "d" else e
     if math.isinf(n):
         return f"more than {MOST:,} patients ({result.mean.n} now) would be needed to decide"
     return (

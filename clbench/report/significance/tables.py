@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import HOLE
 from clbench.report.significance.exploratory import ROPE
-from clbench.report.significance.sentences import p_text, span_text
+from clbench.report.significance.sentences import p_text, soonest, span_text
 from clbench.report.study import Protocol
 from clbench.report.tables.render import EMPTY, Table, long_table, number
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE, FamilyComparison
@@ -134,9 +134,7 @@ def _needed(r: FamilyComparison | None, *, own: bool) -> str:
     """Patients that would decide, the smaller number: `34 (e)`."""
     if r is None or r.needed is None:
         return EMPTY
-    second = r.needed.not_worse if own else r.needed.equivalence
-    claims = [("d", r.needed.difference), ("k" if own else "e", second)]
-    letter, n = min(((k, n) for k, n in claims if not math.isnan(n)), key=lambda x: x[1])
+    n, letter = soonest(r.needed, change=own)
     return f"> {MOST:,}" if math.isinf(n) else f"{n:.0f} ({letter})"
 
 

@@ -285,24 +285,24 @@ def _forgetting(e: Scores, method: StrategyScores, protocol: Protocol) -> Estima
 
 
 def _warnings(
-    warned: Mapping[str, Mapping[str, Sequence[str]]],
-    labels: Sequence[str],
-    names: Sequence[str],
+    warned: Sequence[tuple[str, str, str]], labels: Sequence[str], names: Sequence[str]
 ) -> list[str]:
     """One line per warning of intervals: whose, and of which measures, where not of all.
 
     Args:
-        warned: warning → strategy → measures.
+        warned: warning, strategy, measure.
         labels: all strategies.
         names: all measures.
     """
     lines = []
-    for warning, by_label in warned.items():
-        measured = [n for n in names if any(n in mine for mine in by_label.values())]
-        whose = "" if len(by_label) == len(labels) else f"{', '.join(by_label)}, "
+    for warning in dict.fromkeys(w for w, _, _ in warned):
+        whose = dict.fromkeys(label for w, label, _ in warned if w == warning)
+        measured = {name for w, _, name in warned if w == warning}
         # Forgetting of a long course has no interval, so it never has this one's warning.
-        what = "intervals" if len(measured) >= len(names) - 1 else ", ".join(measured)
-        lines.append(f"{whose}{what}: {warning}")
+        ordered = [name for name in names if name in measured]
+        what = "intervals" if len(measured) >= len(names) - 1 else ", ".join(ordered)
+        of = "" if len(whose) == len(labels) else f"{', '.join(whose)}, "
+        lines.append(f"{of}{what}: {warning}")
     return lines
 
 
@@ -311,7 +311,7 @@ def learning_table(study: Study, scale: Scale = SHARE) -> Table:
     e, protocol = study.dice, study.protocol
     rows, long, why = [], [], []
     names: list[str] = []
-    warned: dict[str, dict[str, list[str]]] = {}
+    warned: list[tuple[str, str, str]] = []
     for m in e.strategies:
         by_name = measures(e, m, protocol)
         names = list(by_name)
@@ -324,8 +324,7 @@ def learning_table(study: Study, scale: Scale = SHARE) -> Table:
         for name, x in by_name.items():
             long.append((m.label, name, x.value, x.low, x.high, x.sd, len(m.seeds), x.why,
                          "; ".join(x.warnings)))  # fmt: skip
-            for warning in x.warnings:
-                warned.setdefault(warning, {}).setdefault(m.label, []).append(name)
+            warned += [(warning, m.label, name) for warning in x.warnings]
         if reasons := {f"{k}: {x.why}" for k, x in by_name.items() if math.isnan(x.value)}:
             why.append(f"hole: {m.label}, {'; '.join(sorted(reasons))}")
     sizes = ", ".join(f"{len(p)} {s}" for s, p in e.patients.items())
