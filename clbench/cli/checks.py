@@ -60,10 +60,10 @@ def doctor(
     """Look at Python, packages, devices, data, caches, runs, disk and plugins."""
     from clbench.cli.doctor import examine, lines
 
-    found = examine(bench=bench, data=data, results=out, cache=cache, splits=split or [])
-    for line in lines(found):
+    findings = examine(bench=bench, data=data, results=out, cache=cache, splits=split or [])
+    for line in lines(findings):
         typer.echo(line)
-    if any(f.level == "STOP" for f in found):
+    if any(f.level == "STOP" for f in findings):
         raise typer.Exit(1)
 
 

@@ -223,8 +223,8 @@ def _data(bench: str, data: str | None, splits: Sequence[str]) -> _Said:
     for problem in problems:
         yield "STOP", str(problem)
     if not problems:
-        words = [w for split in splits for w in ("--split", split)]
-        command = shlex.join(["clbench", "data", "check", data, "--bench", bench, *words])
+        options = [w for split in splits for w in ("--split", split)]
+        command = shlex.join(["clbench", "data", "check", data, "--bench", bench, *options])
         yield "ok", f"every case of the splits is here; read every voxel with `{command}`"
 
 
@@ -276,8 +276,8 @@ def _runs(results: Path) -> _Said:
 
 def again(command: Sequence[object]) -> str:
     """What to type to go on with a run: its command without `--fresh`, quoted for a shell."""
-    words = [str(word) for word in command[1:] if word != "--fresh"]
-    return shlex.join(["clbench", *words]) if words else ""
+    arguments = [str(word) for word in command[1:] if word != "--fresh"]
+    return shlex.join(["clbench", *arguments]) if arguments else ""
 
 
 def _disk(results: Path, cache: Path | None) -> _Said:

@@ -68,7 +68,7 @@ Results = Annotated[Path, typer.Option(help="Folder of results.", callback=exist
 
 def parse_seeds(text: str) -> list[int]:
     """`0-2,5` → [0, 1, 2, 5]."""
-    found: list[int] = []
+    seeds: list[int] = []
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
         if not low.isdecimal() or (dash and not high.isdecimal()):
@@ -85,8 +85,8 @@ def parse_seeds(text: str) -> list[int]:
                 expected=f"{high}-{low}",
                 got=part.strip(),
             )
-        found += range(int(low), int(high or low) + 1)
-    return list(dict.fromkeys(found))
+        seeds += range(int(low), int(high or low) + 1)
+    return list(dict.fromkeys(seeds))
 
 
 def parse_splits(words: list[str]) -> dict[str, Split]:
@@ -96,7 +96,7 @@ def parse_splits(words: list[str]) -> dict[str, Split]:
     from clbench.spec.splits import FORMAT
     from clbench.spec.toml import load_split
 
-    found = {}
+    splits = {}
     for word in words:
         source, equals, target = word.partition("=")
         if not equals:
@@ -122,10 +122,10 @@ def parse_splits(words: list[str]) -> dict[str, Split]:
             if target not in shipped:
                 raise unknown_name("split", target, shipped, f"--split {word}")
             path = Path(str(home / f"{target}.toml"))
-        if source in found:
+        if source in splits:
             raise SettingError("two splits are given for one", where=f"--split {word}")
-        found[source] = load_split(path)
-    return found
+        splits[source] = load_split(path)
+    return splits
 
 
 def parse_expect_hu(words: list[str]) -> bool:

@@ -62,11 +62,11 @@ def paper(
     """Every table and figure of a plan; what the runs cannot give is a hole with its reason."""
     from clbench.report.paper.build import build
 
-    for made in build(plan, out, results):
-        if made.hole:
-            typer.echo(f"{made.file}: HOLE, {made.hole}")
+    for output in build(plan, out, results):
+        if output.hole:
+            typer.echo(f"{output.file}: HOLE, {output.hole}")
         else:
-            typer.echo(f"{made.file}: {', '.join(str(p) for p in made.paths)}")
+            typer.echo(f"{output.file}: {', '.join(str(p) for p in output.paths)}")
 
 
 @app.command()
@@ -99,6 +99,6 @@ def report(
         scoring=scoring,
         protocol=Protocol(margin=margin, alpha=alpha, correction=chosen),
     )
-    made = make_report(study, out)
-    for line in made.lines:
+    written = make_report(study, out)
+    for line in written.lines:
         typer.echo(line)

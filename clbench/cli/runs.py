@@ -219,8 +219,8 @@ def score(
         if holes:
             typer.echo(f"Holes, without prediction after step {step}: {', '.join(holes)}")
     for folder in folders:
-        for made in score_report(folder):
-            show(made, "terminal")
+        for table in score_report(folder):
+            show(table, "terminal")
             typer.echo("")
         typer.echo(f"Results: {folder}")
 

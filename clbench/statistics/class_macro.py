@@ -130,18 +130,18 @@ def strata(table: Table) -> tuple[Stratum, ...]:
         >>> part.n, part.values.tolist(), part.valid.tolist()
         (1, [[[0.25, 0.0]]], [[1.0, 0.0]])
     """
-    found = []
+    parts = []
     for name, array in checked(table).items():
         absent = np.isnan(array[0])
         scored = ~absent.all(axis=1)
-        found.append(
+        parts.append(
             Stratum(
                 name=name,
                 values=np.nan_to_num(array[:, scored]),
                 valid=(~absent[scored]).astype(np.float64),
             )
         )
-    return tuple(found)
+    return tuple(parts)
 
 
 def has_cells(parts: Sequence[Stratum]) -> bool:

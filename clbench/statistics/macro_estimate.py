@@ -221,17 +221,17 @@ def macro_interval(
     """
     if not 0 < level < 1:
         raise SettingError("no such confidence", expected="0 < level < 1", got=level)
-    found = estimate_of(cells_of(table))
-    flags: tuple[str, ...] = {1: (ONE_RUN,), 2: (TWO_RUNS,)}.get(found.n_seeds, ())
+    mean = estimate_of(cells_of(table))
+    flags: tuple[str, ...] = {1: (ONE_RUN,), 2: (TWO_RUNS,)}.get(mean.n_seeds, ())
     reach = math.nan
-    if found.single or found.n < 2:
-        flags = (*flags, ONE_PATIENT if found.single else "fewer than two patients: no interval")
+    if mean.single or mean.n < 2:
+        flags = (*flags, ONE_PATIENT if mean.single else "fewer than two patients: no interval")
     else:
-        reach = half_width(found, 1 - level)
-    low, high = found.estimate - reach, found.estimate + reach
+        reach = half_width(mean, 1 - level)
+    low, high = mean.estimate - reach, mean.estimate + reach
     if bounds is not None and not math.isnan(reach):
         low, high = max(low, bounds[0]), min(high, bounds[1])
-    return Interval(estimate=found.estimate, low=low, high=high, n=found.n, flags=flags)
+    return Interval(estimate=mean.estimate, low=low, high=high, n=mean.n, flags=flags)
 
 
 def half_width(found: MacroEstimate, alpha: float) -> float:

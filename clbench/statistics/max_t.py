@@ -290,19 +290,19 @@ class _Tests:
             margin=self.margin,
         )
         scope = "" if settled or t.verdict.word == "not testable" else THESE_RUNS
-        found = replace(t, level=level, over_runs=reach, verdict=replace(t.verdict, scope=scope))
+        scoped = replace(t, level=level, over_runs=reach, verdict=replace(t.verdict, scope=scope))
         if t.mean.n_seeds > 1 and not t.mean.single:
             alone = half_width(t.mean, self.alpha)
             ends = (t.mean.estimate - alone, t.mean.estimate + alone)
-            found = replace(found, new_runs=ends)
+            scoped = replace(scoped, new_runs=ends)
         if t.mean.variance and not t.mean.single:
-            found = replace(
-                found,
+            scoped = replace(
+                scoped,
                 detectable=detectable_difference(
                     standard_error=t.mean.standard_error, df=t.mean.df, level=level
                 ),
             )
-        return found
+        return scoped
 
     def _planned(self) -> None:
         """For what is undecided: how many patients would decide."""
@@ -360,18 +360,18 @@ def _end(plain: float, estimate: float, shown: Mapping[float, bool]) -> tuple[fl
 
 def _patients(tables: Sequence[Table]) -> dict[str, int]:
     """Data set → patients, the same in every table that has the set."""
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for table in tables:
         for name, array in checked(table).items():
-            if found.setdefault(name, array.shape[1]) != array.shape[1]:
+            if sizes.setdefault(name, array.shape[1]) != array.shape[1]:
                 raise DataError(
                     "comparisons of one family are over different patients",
                     where=name,
-                    expected=f"{found[name]} patients",
+                    expected=f"{sizes[name]} patients",
                     got=array.shape[1],
                     next_step="write nan where a comparison lacks a patient",
                 )
-    return found
+    return sizes
 
 
 def _ahead(cells: Cells) -> tuple[int, int, float, float]:

@@ -163,14 +163,14 @@ def cliques(p_adjusted: Floats, *, alpha: float = 0.05) -> list[tuple[int, int]]
         [(0, 1), (1, 2)]
     """
     k = len(p_adjusted)
-    found: list[tuple[int, int]] = []
+    runs: list[tuple[int, int]] = []
     for first in range(k):
         last = first
         while last + 1 < k and not np.any(p_adjusted[first : last + 1, last + 1] <= alpha):
             last += 1
-        if last > first and not (found and found[-1][1] >= last):
-            found.append((first, last))
-    return found
+        if last > first and not (runs and runs[-1][1] >= last):
+            runs.append((first, last))
+    return runs
 
 
 def _columns(scores: Mapping[str, ArrayLike]) -> tuple[tuple[str, ...], Floats]:

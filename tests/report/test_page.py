@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from clbench.cli.options import app
 from clbench.errors import StoreError
 from clbench.report.page.calibration import CLAIM, COVERED, SETTLED, calibration_table, rates
-from clbench.report.page.page import Made, make_report, other_tables
+from clbench.report.page.page import Report, make_report, other_tables
 from clbench.report.page.provenance import _backbone_weights
 from clbench.report.paper.table import paper_table
 from clbench.report.significance.analysis import Analysis
@@ -48,12 +48,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
     return make_report(study_of(results), tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")
-def html(made: Made) -> str:
+def html(made: Report) -> str:
     return made.files[0].read_text(encoding="utf-8")
 
 
@@ -89,7 +89,7 @@ def test_every_figure_the_runs_allow_is_embedded(html: str) -> None:
     assert "The figure `strip`" in html or "strip" in html  # synthetic runs hold no prediction
 
 
-def test_verdicts_stand_on_the_page_and_in_the_terminal(made: Made, html: str) -> None:
+def test_verdicts_stand_on_the_page_and_in_the_terminal(made: Report, html: str) -> None:
     assert "universal is better than finetune" in " ".join(made.lines)
     said = [line for line in made.lines if " than " in line]
     text = re.sub(r"<[^>]+>", "", html)
@@ -160,14 +160,14 @@ def test_what_holds_for_every_verdict_is_said_once(tmp_path: Path) -> None:
     assert text.count("For each of them: ") == html.count("For each of them: ") == 1
 
 
-def test_the_limits_are_one_line_each(made: Made) -> None:
+def test_the_limits_are_one_line_each(made: Report) -> None:
     text = next(p for p in made.files if p.name == "report.md").read_text()
     last = text[text.index("## What this cannot show") :].strip().splitlines()[2:]
     assert all(line.startswith("- ") for line in last)
     assert any("The figure `strip`" in line for line in last)
 
 
-def test_tables_are_stored_at_full_precision(made: Made) -> None:
+def test_tables_are_stored_at_full_precision(made: Report) -> None:
     names = {p.name for p in made.files}
     assert {"index.html", "report.md", "checklist.md", "confirmatory.csv", "summary.csv"} <= names
     path = next(p for p in made.files if p.name == "confirmatory.csv")
@@ -176,7 +176,7 @@ def test_tables_are_stored_at_full_precision(made: Made) -> None:
     assert len(rows) == 6  # three endpoints, two other strategies
 
 
-def test_every_table_is_on_the_page_and_on_disk(made: Made, html: str) -> None:
+def test_every_table_is_on_the_page_and_on_disk(made: Report, html: str) -> None:
     stems = {p.stem for p in made.files if p.suffix == ".csv"}
     assert stems == {p.stem for p in made.files if p.suffix == ".tex"}
     assert stems == {
@@ -195,7 +195,7 @@ def test_without_a_tumor_there_is_no_table_of_detection(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX is installed")
-def test_every_table_compiles_as_latex(made: Made, tmp_path: Path) -> None:
+def test_every_table_compiles_as_latex(made: Report, tmp_path: Path) -> None:
     inputs = "".join(rf"\input{{{p}}}\clearpage " for p in made.files if p.suffix == ".tex")
     (tmp_path / "page.tex").write_text(
         r"\documentclass{article}\usepackage[utf8]{inputenc}\usepackage[T1]{fontenc}"
@@ -209,7 +209,7 @@ def test_every_table_compiles_as_latex(made: Made, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-def test_the_checklist_answers_or_says_missing(made: Made) -> None:
+def test_the_checklist_answers_or_says_missing(made: Report) -> None:
     text = next(p for p in made.files if p.name == "checklist.md").read_text()
     assert "missing" in text
     assert "patient" in text
@@ -252,7 +252,7 @@ def test_a_folder_that_cannot_be_written(results: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
-def test_a_browser_sorts_and_filters(html: str, made: Made, tmp_path: Path) -> None:
+def test_a_browser_sorts_and_filters(html: str, made: Report, tmp_path: Path) -> None:
     probe = """<script>
     const table = document.querySelector('#tables table'), seen = {};
     const column = [...table.tHead.rows[0].cells].findIndex(h => h.textContent.trim() === 'difference');

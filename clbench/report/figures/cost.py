@@ -80,17 +80,17 @@ def cost(study: Analysis) -> Figure:
     ax.set_ylabel(f"mean Dice after step {e.last} ({e.scoring})")
     style.grid(ax, "both")
     millions = dict.fromkeys(f"{n / 1e6:.3g}" for n in (smallest, largest))
-    words = (
+    caption = (
         f"MACs: multiply-adds, counted once each, after step {e.last}. Arrows: growth since "
         f"step 1, where it is above {VISIBLE - 1:.0%}. Area of a bubble: parameters, "
         f"{' to '.join(millions)} million. Bars: {p.percent} over patients and "
         "seeds (t)."
     ).replace("%.", " %.")
     if missing:
-        words += " Not shown, because scores or operations are missing: "
-        words += ", ".join(m.label for m in missing) + "."
+        caption += " Not shown, because scores or operations are missing: "
+        caption += ", ".join(m.label for m in missing) + "."
     entries = style.key({m.label: pens[m.label] for m in shown}, lines=False)
-    style.frame(figure, e, f"{e.bench}: what a method costs for what it reaches", words, entries)
+    style.frame(figure, e, f"{e.bench}: what a method costs for what it reaches", caption, entries)
     return figure
 
 

@@ -80,10 +80,14 @@ def forgetting(study: Analysis) -> Figure:
     if panels > 1:
         style.letters(axes)
     missing = [m.label for m in e.strategies if m.label not in shown]
-    words = f"Bars: {p.percent} over patients and seeds (t). Thin lines: single seeds."
+    caption = f"Bars: {p.percent} over patients and seeds (t). Thin lines: single seeds."
     if missing:
-        words += f"\nNot shown, because scores are missing: {', '.join(missing)}."
+        caption += f"\nNot shown, because scores are missing: {', '.join(missing)}."
     style.frame(
-        figure, e, f"{e.bench}: what becomes of old structures", words, style.key(shown, lines=True)
+        figure,
+        e,
+        f"{e.bench}: what becomes of old structures",
+        caption,
+        style.key(shown, lines=True),
     )
     return figure

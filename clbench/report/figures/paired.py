@@ -69,8 +69,8 @@ def patients(study: Analysis) -> Figure:
         ax.tick_params(labelbottom=lowest)
         if first:
             ax.set_ylabel("Dice, mean of old structures")
-    words = "Each line: one patient, seeds averaged, mean of the old structures it has. "
-    words += "Black: medians over patients."
+    caption = "Each line: one patient, seeds averaged, mean of the old structures it has. "
+    caption += "Black: medians over patients."
     key = style.key({s: look[s] for s in sets}, lines=False) if len(sets) > 1 else ()
-    style.frame(figure, e, f"{e.bench}: forgetting, patient by patient", words, key)
+    style.frame(figure, e, f"{e.bench}: forgetting, patient by patient", caption, key)
     return figure

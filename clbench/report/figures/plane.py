@@ -40,10 +40,10 @@ def plane(study: Analysis) -> Figure:
     ax.set_xlabel("change of old structures, backward transfer (kept →)")
     ax.set_ylabel("Dice of new structures, own step (learned →)")
     style.grid(ax, "both")
-    words = f"Bars: {p.percent} over patients and seeds (t). Up and right is better."
+    caption = f"Bars: {p.percent} over patients and seeds (t). Up and right is better."
     if missing:
-        words += f" Not shown, because scores are missing: {', '.join(missing)}."
+        caption += f" Not shown, because scores are missing: {', '.join(missing)}."
     shown = {name: pen for name, pen in pens.items() if name not in missing}
-    style.frame(figure, e, f"{e.bench}: stability against plasticity", words,
+    style.frame(figure, e, f"{e.bench}: stability against plasticity", caption,
                 style.key(shown, lines=False))  # fmt: skip
     return figure

@@ -44,13 +44,13 @@ def critical_difference(study: Analysis) -> Figure:
     for ax, ranking, head in zip(axes, shown, titles, strict=True):
         _diagram(ax, ranking, names, line)
         ax.set_title(head)
-    words = (
+    caption = (
         "Blocks are patients (mean of their structures, seeds averaged). Bars: no pair within "
         f"differs (Wilcoxon, Holm, alpha {study.protocol.alpha:g})."
     )
     if shown[0].left_out:
-        words += "\nLeft out: " + "; ".join(shown[0].left_out) + "."
-    style.frame(figure, e, f"{e.bench}: average rank after the last step (1 is best)", words)
+        caption += "\nLeft out: " + "; ".join(shown[0].left_out) + "."
+    style.frame(figure, e, f"{e.bench}: average rank after the last step (1 is best)", caption)
     return figure
 
 
@@ -87,8 +87,8 @@ def _diagram(ax: Axes, ranking: SetRanking, wrapped_names: Mapping[str, str], li
         x = 1 - reach if left else k + reach
         ax.plot([rank, rank, x], [0, y, y], color="black", linewidth=0.6, solid_joinstyle="miter")
         ax.plot(rank, 0, "o", color="black", markersize=2.6, clip_on=False)
-        words = wrapped_names[name]
-        label = f"{words}  {rank:.2f}" if left else f"{rank:.2f}  {words}"
+        text = wrapped_names[name]
+        label = f"{text}  {rank:.2f}" if left else f"{rank:.2f}  {text}"
         ax.text(x + (-0.02 if left else 0.02) * k, y, label, ha="right" if left else "left",
                 va="center", fontsize=6.5)  # fmt: skip
     at = dict(zip(names, ranks, strict=True))
@@ -110,22 +110,22 @@ def _p(p: float) -> str:
 def rank_stability(study: Analysis) -> Figure:
     """Share of resamples in which each strategy takes each rank: the area of a blob."""
     e = study.dice
-    found = study.stable.stability
+    ranked = study.stable.stability
     study.need(
-        found, "rank stability needs two strategies without holes", "finish the incomplete runs"
+        ranked, "rank stability needs two strategies without holes", "finish the incomplete runs"
     )
-    assert found is not None  # noqa: S101  # for the type checker: need() refused it
-    order = np.argsort(found.full_ranks, kind="stable")
+    assert ranked is not None  # noqa: S101  # for the type checker: need() refused it
+    order = np.argsort(ranked.full_ranks, kind="stable")
     k = len(order)
-    labels = [wrapped(found.names[i], NAME_IN, style.TICK_PT) for i in order]
+    labels = [wrapped(ranked.names[i], NAME_IN, style.TICK_PT) for i in order]
     row_in = max(0.27, 0.12 + more_lines_in(labels, style.TICK_PT))
     figure = style.new(style.COLUMN_IN, 0.85 + row_in * k)
     ax = figure.subplots()
     pens = style.pens([m.label for m in e.strategies])
     cell_pt = 0.24 * 72
     for y, i in enumerate(order):
-        name = found.names[i]
-        shares = found.rank_share[i]
+        name = ranked.names[i]
+        shares = ranked.rank_share[i]
         for rank, share in enumerate(shares, 1):
             if share < 0.005:
                 continue
@@ -135,7 +135,7 @@ def rank_stability(study: Analysis) -> Figure:
                 dark = share > 0.3 and color in ("#000000", "#0072B2", "#D55E00", "#009E73")
                 ax.text(rank, y, f"{100 * share:.0f}", ha="center", va="center_baseline",
                         fontsize=5.6, color="white" if dark else "black")  # fmt: skip
-        ax.scatter(found.full_ranks[i], y, s=(1.12 * cell_pt) ** 2, facecolors="none",
+        ax.scatter(ranked.full_ranks[i], y, s=(1.12 * cell_pt) ** 2, facecolors="none",
                    edgecolors="black", linewidth=0.7)  # fmt: skip
     ax.set_yticks(range(k), labels)
     ax.set_xticks(range(1, k + 1))
@@ -143,13 +143,13 @@ def rank_stability(study: Analysis) -> Figure:
     ax.set_ylim(k - 0.5, -0.5)
     ax.set_xlabel("rank after the last step (1 is best)")
     style.grid(ax, "x")
-    tau = f"{found.kendall_tau:.2f}" if not np.isnan(found.kendall_tau) else "n/a"
+    tau = f"{ranked.kendall_tau:.2f}" if not np.isnan(ranked.kendall_tau) else "n/a"
     style.frame(
         figure,
         e,
         f"{e.bench}: how stable is the ranking?",
-        f"Blobs: % of {found.draws} resamples of {found.n} patients and {found.n_seeds} seed"
-        f"{'s' if found.n_seeds > 1 else ''}. Ring: rank from all of them. Mean Kendall tau {tau}."
+        f"Blobs: % of {ranked.draws} resamples of {ranked.n} patients and {ranked.n_seeds} seed"
+        f"{'s' if ranked.n_seeds > 1 else ''}. Ring: rank from all of them. Mean Kendall tau {tau}."
         + "".join(f" Left out: {why}." for why in study.stable.left_out),
     )
     return figure

@@ -90,8 +90,8 @@ def palette(structures: Sequence[str]) -> dict[str, Any]:
     table = mpl.colormaps["tab20"]
     order = [0, 2, 4, 6, 8, 10, 18, 12, 1, 3, 5, 7, 9, 11, 19, 13, 14, 15]
     rest = [c for c in structures if structure(c).kind not in ("tumor", "cyst")]
-    found = {c: table(order[i % len(order)]) for i, c in enumerate(rest)}
-    return {c: found.get(c, to_rgba("#FFE100")) for c in structures}
+    by_structure = {c: table(order[i % len(order)]) for i, c in enumerate(rest)}
+    return {c: by_structure.get(c, to_rgba("#FFE100")) for c in structures}
 
 
 def aspect(volume: Volume) -> float:
@@ -179,12 +179,12 @@ def outline(flat: NDArray[np.bool_]) -> list[list[tuple[float, float]]]:
         flat: (rows, columns).
     """
     padded = np.pad(flat, 1)
-    found: list[list[tuple[float, float]]] = []
+    segments: list[list[tuple[float, float]]] = []
     for y, x in zip(*np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1]), strict=True):
-        found.append([(x - 0.5, y - 0.5), (x + 0.5, y - 0.5)])
+        segments.append([(x - 0.5, y - 0.5), (x + 0.5, y - 0.5)])
     for y, x in zip(*np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1]), strict=True):
-        found.append([(x - 0.5, y - 0.5), (x - 0.5, y + 0.5)])
-    return found
+        segments.append([(x - 0.5, y - 0.5), (x - 0.5, y + 0.5)])
+    return segments
 
 
 def _halo() -> Any:

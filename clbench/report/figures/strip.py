@@ -68,7 +68,7 @@ def choose(e: Scores, step: int) -> list[Shown]:
     The mean is over the structures taught from this set so far that the case holds, seeds averaged;
     of an even number of cases the lower middle one is the median; a tie goes to the first.
     """
-    found = []
+    rows = []
     for name in dict.fromkeys(e.sources[:step]):
         values = _per_case(e, e.reference, name, step)
         order = sorted((v, i, p) for i, (p, v) in enumerate(values.items()) if not math.isnan(v))
@@ -78,8 +78,8 @@ def choose(e: Scores, step: int) -> list[Shown]:
         for word, (value, _, case) in picks.items():
             if word == "worst" and case == picks["median"][2]:
                 continue
-            found.append(Shown(eval_set=name, case=case, word=word, score=value))
-    return found
+            rows.append(Shown(eval_set=name, case=case, word=word, score=value))
+    return rows
 
 
 def _per_case(e: Scores, method: StrategyScores, eval_set: str, step: int) -> dict[str, float]:

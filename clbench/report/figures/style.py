@@ -150,7 +150,7 @@ def key(pens_: Mapping[str, Pen], *, lines: bool) -> list[Line2D]:
 
 
 def frame(
-    figure: Figure, scores: Scores, words: str, small: str, entries: Sequence[Artist] = ()
+    figure: Figure, scores: Scores, subject: str, small: str, entries: Sequence[Artist] = ()
 ) -> None:
     """Title above; legend and small print (definitions, n, what is missing) below.
 
@@ -159,7 +159,7 @@ def frame(
     Args:
         figure: to write on; its size changes.
         scores: the runs; gives the first part of the title.
-        words: the rest of the title.
+        subject: the rest of the title.
         small: small print; newlines part lines.
         entries: artists of the legend, with their labels.
     """
@@ -169,8 +169,8 @@ def frame(
     longest = max((len(str(e.get_label())) for e in entries), default=0)
     across = max(1, min(len(entries), int(width * 14 / (longest + 6))))
     legend_in = math.ceil(len(entries) / across) * 0.135 + 0.06 if entries else 0.0
-    head = wrapped(title(scores, words), width - 0.15, _HEAD_PT, "bold")
-    more_in = more_lines_in([head], _HEAD_PT) - more_lines_in([title(scores, words)], _HEAD_PT)
+    head = wrapped(title(scores, subject), width - 0.15, _HEAD_PT, "bold")
+    more_in = more_lines_in([head], _HEAD_PT) - more_lines_in([title(scores, subject)], _HEAD_PT)
     height += print_in + legend_in + more_in
     figure.set_size_inches(width, height)
     figure.suptitle(head, x=0.01, ha="left", fontsize=_HEAD_PT, fontweight="bold")

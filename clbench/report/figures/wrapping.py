@@ -60,14 +60,14 @@ def wrapped(text: str, most_in: float, size_pt: float, weight: str = "normal") -
 
 def _pieces(word: str, fits: Callable[[str], bool]) -> list[str]:
     """A word too wide for a line: parts that fit, ending at a mark of a name where there is one."""
-    found = []
+    pieces = []
     for part in re.findall(r"[^_/,=\-]*[_/,=\-]+|[^_/,=\-]+", word):
         while not fits(part) and len(part) > 1:
             stop = next((n for n in range(len(part) - 1, 1, -1) if fits(part[:n])), 1)
-            found.append(part[:stop])
+            pieces.append(part[:stop])
             part = part[stop:]
-        found.append(part)
-    return found
+        pieces.append(part)
+    return pieces
 
 
 def more_lines_in(texts: Iterable[str], size_pt: float) -> float:

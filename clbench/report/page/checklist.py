@@ -73,8 +73,8 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
 
 
 def _metrics(a: Analysis) -> str:
-    found = a.dice.metrics - {"dice", "dice_ceiling"}
-    return "scored: " + ", ".join(sorted(found)) if found else MISSING
+    scored = a.dice.metrics - {"dice", "dice_ceiling"}
+    return "scored: " + ", ".join(sorted(scored)) if scored else MISSING
 
 
 def markdown(a: Analysis) -> str:

@@ -22,8 +22,8 @@ def limits(a: Analysis) -> list[str]:
 
 def _holes(a: Analysis) -> Iterator[str]:
     holes = dict.fromkeys(c.hole for c in a.comparisons if c.hole)
-    for words in holes:
-        yield f"Hole: {words}. Nothing that would need it was computed."
+    for hole in holes:
+        yield f"Hole: {hole}. Nothing that would need it was computed."
     for m in a.dice.strategies:
         if m.unfinished:
             yield f"{m.label}: {m.unfinished} unfinished run(s) left out."

@@ -51,7 +51,7 @@ class Spoken(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Made:
+class Report:
     """What `make_report` leaves."""
 
     files: tuple[Path, ...]
@@ -60,7 +60,7 @@ class Made:
     """What to print: the verdicts and where they are."""
 
 
-def make_report(study: Analysis, out: Path) -> Made:
+def make_report(study: Analysis, out: Path) -> Report:
     """Read the runs, test, write; what `clbench report` does.
 
     Args:
@@ -75,7 +75,7 @@ def make_report(study: Analysis, out: Path) -> Made:
     title = study.dice.title()  # runs that cannot be compared are refused before any drawing
     extra, absent = other_tables(study)
     pictures, undrawn = figures_of(study)
-    words = {
+    options = {
         "bench": study.bench,
         "ref": study.reference,
         "results": study.results,
@@ -84,15 +84,15 @@ def make_report(study: Analysis, out: Path) -> Made:
         "alpha": f"{protocol.alpha:g}",
         "correction": protocol.correction,
     }
-    options = [word for name, value in words.items() for word in (f"--{name}", str(value))]
-    command = shlex.join(["clbench", "report", *options])
+    typed = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = shlex.join(["clbench", "report", *typed])
     files = write_report(
         study, out, command=command, extra=extra, pictures=pictures, absent=[*absent, *undrawn]
     )
-    said = [sentence(c, protocol) for c in study.comparisons] + [
+    sentences = [sentence(c, protocol) for c in study.comparisons] + [
         own_sentence(o, protocol) for o in study.own
     ]
-    return Made(files=tuple(files), lines=(title, *said, f"Report: {files[0]}"))
+    return Report(files=tuple(files), lines=(title, *sentences, f"Report: {files[0]}"))
 
 
 def write_report(

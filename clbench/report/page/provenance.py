@@ -31,12 +31,12 @@ class Card:
 
 def _all(values: Iterable[object]) -> str:
     """Distinct values, or `missing`."""
-    found = dict.fromkeys(
+    texts = dict.fromkeys(
         str(v) if not isinstance(v, dict | list) else json.dumps(v, sort_keys=True)
         for v in values
         if v not in (None, "", {}, [])
     )
-    return ", ".join(found) if found else MISSING
+    return ", ".join(texts) if texts else MISSING
 
 
 def provenance(a: Analysis) -> list[tuple[str, str]]:
@@ -168,9 +168,9 @@ def _cost(record: RunRecord, field: str) -> list[float]:
 
 
 def _test_cases(method: StrategyScores) -> str:
-    found = set()
+    opened = set()
     for r in method.records:
         tests = {c for cases in r.course.test for c in cases}
         for purposes in r.ledger.values():
-            found |= tests & {c for k, v in purposes.items() if k != "test" for c in v}
-    return f"{len(found)}: {', '.join(sorted(found))}" if found else "none (ledger)"
+            opened |= tests & {c for k, v in purposes.items() if k != "test" for c in v}
+    return f"{len(opened)}: {', '.join(sorted(opened))}" if opened else "none (ledger)"

@@ -86,10 +86,10 @@ def _measured_rows(
     study: Study, scores: Scores, long: list[tuple[object, ...]], *, both: bool
 ) -> list[tuple[str, ...]]:
     """A row per strategy; a line per tumor and seed is added to `long`."""
-    found = rows_of(study.frame, scoring="strict", metric="patient_positive")
-    home = found["structure"].map(scores.reference.home)
-    found = found[(found["step"] == scores.last) & (found["eval_set"] == home)]
-    counts = count_patients(found[found["gt_vox"].notna()], ["run", "structure"])
+    calls = rows_of(study.frame, scoring="strict", metric="patient_positive")
+    home = calls["structure"].map(scores.reference.home)
+    calls = calls[(calls["step"] == scores.last) & (calls["eval_set"] == home)]
+    counts = count_patients(calls[calls["gt_vox"].notna()], ["run", "structure"])
     place = {run.folder: i for i, run in enumerate(study.finished)}
     rows = []
     for s in scores.strategies:

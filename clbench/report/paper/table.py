@@ -255,8 +255,8 @@ def _measured_notes(
     ]
     single = {c.members for c in columns if len(c.members) == 1}
     for name, members in dict.fromkeys((c.name, c.members) for c in columns if len(c.members) > 1):
-        words = ", ".join(structure(m).prompt for m in members if (m,) not in single)
-        of = f"{len(members)} structures" + (f" ({words})" if words else "")
+        prompts = ", ".join(structure(m).prompt for m in members if (m,) not in single)
+        of = f"{len(members)} structures" + (f" ({prompts})" if prompts else "")
         notes.append(f"{name}: of {of}, all of the same weight")
     profile = scores.record.identity.profile["name"]
     notes += [f"profile {profile}, data {scores.record.data_fingerprint}", *absent]
@@ -306,7 +306,7 @@ def _judge(
         chosen = study.reference_first(replace(scores, strategies=tuple(whole)))
         comparisons = confirm(chosen, protocol)
     tested = {c.b: c for c in comparisons if c.endpoint is FINAL and c.verdict is not None}
-    words = {names[0]: "reference"} | {
+    verdicts = {names[0]: "reference"} | {
         label: _SEEN_BY_OTHER.get(c.verdict.word, c.verdict.word)
         for label, c in tested.items()
         if c.verdict
@@ -314,7 +314,7 @@ def _judge(
     for row in rows:
         later = any(columns[j].step > 1 for j in row.numbers(columns))
         if row.origin == "measured" and row.runs and later:
-            row.verdict = words.get(row.runs.label, HOLE)
+            row.verdict = verdicts.get(row.runs.label, HOLE)
     scope = any(c.verdict and c.verdict.scope for c in tested.values())
     m = max((c.m for c in tested.values()), default=0)
     return (

@@ -54,9 +54,9 @@ class Stable:
 
 def rankable(scores: Scores) -> tuple[list[StrategyScores], tuple[str, ...]]:
     """Strategies with a whole final endpoint, and the words for the others."""
-    words = {m.label: hole(scores, m, FINAL) for m in scores.strategies}
-    return [m for m in scores.strategies if not words[m.label]], tuple(
-        w for w in words.values() if w
+    holes = {m.label: hole(scores, m, FINAL) for m in scores.strategies}
+    return [m for m in scores.strategies if not holes[m.label]], tuple(
+        w for w in holes.values() if w
     )
 
 
@@ -66,13 +66,13 @@ def rankings(scores: Scores, protocol: Protocol) -> list[SetRanking]:
     seeds = common_seeds(methods) if methods else ()
     if methods and not seeds:
         left_out = (*left_out, "no seed is common to all strategies: nothing is ranked")
-    found = []
+    rows = []
     macro = {m.label: patient_macro(scores, m, FINAL, seeds) for m in methods} if seeds else {}
     for name in dict.fromkeys(scores.sources):
         own = {label: by_name[name] for label, by_name in macro.items()}
         whole = np.column_stack(list(own.values())) if own else np.empty((0, 0))
         n = int((~np.isnan(whole).any(axis=1)).sum()) if own else 0
-        found.append(
+        rows.append(
             SetRanking(
                 eval_set=name,
                 names=tuple(own),
@@ -84,7 +84,7 @@ def rankings(scores: Scores, protocol: Protocol) -> list[SetRanking]:
                 left_out=left_out,
             )
         )
-    return found
+    return rows
 
 
 def stable(scores: Scores, protocol: Protocol) -> Stable:

@@ -170,8 +170,8 @@ def _words(r: FamilyComparison | None) -> tuple[str, str, str]:
 
 
 def _denominators(a: Analysis) -> str:
-    found = dict.fromkeys((c.endpoint.name, c.classes) for c in a.comparisons if c.classes)
-    return ", ".join(f"{k} ({name})" for name, k in found) or "no"
+    counts = dict.fromkeys((c.endpoint.name, c.classes) for c in a.comparisons if c.classes)
+    return ", ".join(f"{k} ({name})" for name, k in counts) or "no"
 
 
 def own_table(a: Analysis) -> Table:
@@ -345,10 +345,10 @@ def ranking_table(a: Analysis) -> Table:
 
 def all_tables(a: Analysis) -> dict[str, Table]:
     """File stem → table, in the order of the report."""
-    found = {"confirmatory": confirmatory_table(a)}
+    tables = {"confirmatory": confirmatory_table(a)}
     if a.own:
-        found["forgetting"] = own_table(a)
-    return found | {
+        tables["forgetting"] = own_table(a)
+    return tables | {
         "structures": class_table(a),
         "eval_sets": set_table(a),
         "ranking": ranking_table(a),
