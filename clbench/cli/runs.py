@@ -73,14 +73,8 @@ def run(
         )
     numbers = [seed or 0] if seeds is None else parse_seeds(seeds)
     splits = parse_splits(split or [])
-    typer.echo(
-        "Data: "
-        + (
-            data
-            if data
-            else f"the embedded PHANTOM, not patients (real data: --data {_folders(bench)})"
-        )
-    )
+    what = data or f"the embedded PHANTOM, not patients (real data: --data {_folders(bench)})"
+    typer.echo(f"Data: {what}")
     from clbench.cli.progress import Progress
     from clbench.report.tables.summary import run_report
     from clbench.run.course import run_plan
@@ -185,36 +179,30 @@ def score(
             )
     if predictions is not None:
         if bench is None or step is None or name is None:
+            given = {"bench": bench, "step": step, "name": name}.items()
             raise SettingError(
                 "--predictions needs to know what they are",
                 expected="--bench, --step and --name",
-                got=", ".join(
-                    f"--{k} {v}"
-                    for k, v in {"bench": bench, "step": step, "name": name}.items()
-                    if v is not None
-                )
-                or "none of them",
+                got=", ".join(f"--{k} {v}" for k, v in given if v is not None) or "none of them",
             )
+        settings = OutsideSettings(
+            bench=bench,
+            step=step,
+            predictions=predictions,
+            name=name,
+            seed=seed,
+            words=words,
+            labels=labels,
+            profile=profile,
+            data=data,
+            splits=parse_splits(split or []),
+            out=out,
+            cache=cache,
+            allow_missing=allow_missing,
+            expect_hu=parse_expect_hu(set_ or []),
+        )
         with Progress() as progress:
-            folder, holes = score_predictions(
-                OutsideSettings(
-                    bench=bench,
-                    step=step,
-                    predictions=predictions,
-                    name=name,
-                    seed=seed,
-                    words=words,
-                    labels=labels,
-                    profile=profile,
-                    data=data,
-                    splits=parse_splits(split or []),
-                    out=out,
-                    cache=cache,
-                    allow_missing=allow_missing,
-                    expect_hu=parse_expect_hu(set_ or []),
-                ),
-                progress.watch,
-            )
+            folder, holes = score_predictions(settings, progress.watch)
         folders.append(folder)
         if holes:
             typer.echo(f"Holes, without prediction after step {step}: {', '.join(holes)}")

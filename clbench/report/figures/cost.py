@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clbench.report.figures import style
-from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import FINAL, hole, table
 from clbench.report.tables.costs import Cost, read_costs
+from clbench.statistics.intervals import Interval
 from clbench.statistics.macro_estimate import macro_interval
 
 VISIBLE = 1.02
@@ -33,11 +34,9 @@ def cost(study: Analysis) -> Figure:
     """
     e, p = study.dice, study.protocol
     costs = {m.label: _counted(read_costs(m.runs[0])) for m in e.strategies}
-    shown: list[StrategyScores] = []
-    missing: list[StrategyScores] = []
-    for m in e.strategies:
-        whole = e.last in costs[m.label] and not hole(e, m, FINAL)
-        (shown if whole else missing).append(m)
+    shown = [m for m in e.strategies if e.last in costs[m.label] and not hole(e, m, FINAL)]
+    whole = {m.label for m in shown}
+    missing = [m.label for m in e.strategies if m.label not in whole]
     study.need(
         any(e.last in c for c in costs.values()),
         "no run has recorded its operations",
@@ -49,28 +48,12 @@ def cost(study: Analysis) -> Figure:
     smallest, largest = min(sizes), max(sizes)
     figure = style.new(style.COLUMN_IN, 3.0)
     ax = figure.subplots()
-    seen: list[float] = []
     for m in shown:
-        steps, pen = costs[m.label], pens[m.label]
-        value = macro_interval(table(e, m, FINAL, m.seeds), level=p.level, bounds=(0.0, 1.0))
-        last = steps[e.last]
-        x = last["forward_macs"] / 1e9
-        y = value.estimate
-        seen += [x, steps.get(1, last)["forward_macs"] / 1e9]
-        if 1 in steps and last["forward_macs"] > VISIBLE * steps[1]["forward_macs"]:
-            ax.annotate(
-                "", xy=(x, y), xytext=(steps[1]["forward_macs"] / 1e9, y),
-                arrowprops={"arrowstyle": "-|>", "color": pen.color, "linewidth": 0.8,
-                            "linestyle": (0, (2, 1.5)), "shrinkA": 0, "shrinkB": 2},
-            )  # fmt: skip
-        ax.errorbar(x, y, yerr=style.reach(value), color=pen.color, elinewidth=0.8, capsize=1.5,
-                    linestyle="none")  # fmt: skip
-        area = LARGEST_PT**2 * last["parameters"] / largest  # square points
-        ax.scatter(x, y, s=area, color=pen.color, alpha=0.3, linewidth=0)
-        ax.scatter(x, y, s=area, facecolors="none", edgecolors=pen.color, linewidth=0.8)
-        ax.plot(x, y, **pen.line(), markersize=3.5)
+        mean = macro_interval(table(e, m, FINAL, m.seeds), level=p.level, bounds=(0.0, 1.0))
+        _bubble(ax, mean, costs[m.label], e.last, pens[m.label], largest)
     ax.set_xscale("log")
-    low, high = _limits(seen)
+    ends = [costs[m.label].get(t, costs[m.label][e.last]) for m in shown for t in (1, e.last)]
+    low, high = _limits([cost["forward_macs"] / 1e9 for cost in ends])
     ax.set_xlim(low, high)
     ax.set_xticks(_ticks(low, high))
     ax.xaxis.set_major_formatter(lambda v, at: f"{v:g}")
@@ -88,10 +71,39 @@ def cost(study: Analysis) -> Figure:
     ).replace("%.", " %.")
     if missing:
         caption += " Not shown, because scores or operations are missing: "
-        caption += ", ".join(m.label for m in missing) + "."
+        caption += ", ".join(missing) + "."
     entries = style.key({m.label: pens[m.label] for m in shown}, lines=False)
     style.frame(figure, e, f"{e.bench}: what a method costs for what it reaches", caption, entries)
     return figure
+
+
+def _bubble(
+    ax: Axes, mean: Interval, steps: dict[int, Cost], end: int, pen: style.Pen, largest: float
+) -> None:
+    """Draw one strategy.
+
+    Args:
+        ax: the panel.
+        mean: its final score.
+        steps: its cost after each step.
+        end: the last step.
+        pen: of the strategy.
+        largest: most parameters of any strategy.
+    """
+    last, y = steps[end], mean.estimate
+    x = last["forward_macs"] / 1e9
+    if 1 in steps and last["forward_macs"] > VISIBLE * steps[1]["forward_macs"]:
+        ax.annotate(
+            "", xy=(x, y), xytext=(steps[1]["forward_macs"] / 1e9, y),
+            arrowprops={"arrowstyle": "-|>", "color": pen.color, "linewidth": 0.8,
+                        "linestyle": (0, (2, 1.5)), "shrinkA": 0, "shrinkB": 2},
+        )  # fmt: skip
+    ax.errorbar(x, y, yerr=style.reach(mean), color=pen.color, elinewidth=0.8, capsize=1.5,
+                linestyle="none")  # fmt: skip
+    area = LARGEST_PT**2 * last["parameters"] / largest  # square points
+    ax.scatter(x, y, s=area, color=pen.color, alpha=0.3, linewidth=0)
+    ax.scatter(x, y, s=area, facecolors="none", edgecolors=pen.color, linewidth=0.8)
+    ax.plot(x, y, **pen.line(), markersize=3.5)
 
 
 def _counted(costs: dict[int, Cost]) -> dict[int, Cost]:

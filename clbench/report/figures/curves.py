@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clbench.report.figures import style
@@ -12,6 +13,7 @@ from clbench.report.figures.wrapping import more_lines_in, wrapped
 from clbench.report.significance.analysis import Analysis
 from clbench.statistics.bootstrap import seed_means
 from clbench.statistics.macro_estimate import macro_interval
+from clbench.types import Floats
 
 ACROSS = 4
 """Panels side by side."""
@@ -43,36 +45,21 @@ def forgetting(study: Analysis) -> Figure:
     _, places = style.panels(figure, panels, across, sharey=True)
     axes = [ax for ax, _, _ in places]
     shown: dict[str, style.Pen] = {}
-    for k, ax in enumerate(axes, 1):
-        structures = taught[k - 1]
+    for k, (ax, names, title) in enumerate(zip(axes, taught, titles, strict=True), 1):
+        steps = range(k, e.last + 1)
         for i, m in enumerate(e.strategies):
-            steps = list(range(k, e.last + 1))
-            tables = [m.table(dict.fromkeys(structures, t)) for t in steps]
-            if not all(tables):
-                continue
-            shift = 0.05 * (i - (len(e.strategies) - 1) / 2) / max(1, len(e.strategies) / 4)
-            x = np.array(steps) + shift
-            seeds = np.array([seed_means(t) for t in tables])
-            intervals = [macro_interval(t, level=p.level, bounds=(0.0, 1.0)) for t in tables]
-            y = np.array([v.estimate for v in intervals])
-            low = y - np.array([v.low for v in intervals])
-            high = np.array([v.high for v in intervals]) - y
-            pen = pens[m.label]
-            if seeds.shape[1] > 1:
-                ax.plot(x, seeds, color=pen.color, linewidth=0.4, alpha=0.45, linestyle=pen.dash)
-            ax.errorbar(
-                x, y, yerr=np.nan_to_num(np.array([low, high])).clip(0), **pen.line(),
-                markersize=3.6, elinewidth=0.8, capsize=1.5, capthick=0.6, zorder=3 + 2 * (i == 0),
-            )  # fmt: skip
-            shown[m.label] = pen
-        steps_shown = range(k, e.last + 1)
-        if panel_in / len(steps_shown) >= TICK_IN:
-            ax.set_xticks(steps_shown, [f"after\nstep {t}" for t in steps_shown])
+            tables = [m.table(dict.fromkeys(names, t)) for t in steps]
+            if all(tables):
+                shift = 0.05 * (i - (len(e.strategies) - 1) / 2) / max(1, len(e.strategies) / 4)
+                pen = shown[m.label] = pens[m.label]
+                _curve(ax, np.array(steps) + shift, tables, p.level, pen, front=i == 0)
+        if panel_in / len(steps) >= TICK_IN:
+            ax.set_xticks(steps, [f"after\nstep {t}" for t in steps])
         else:
-            ax.set_xticks(steps_shown, [str(t) for t in steps_shown])
+            ax.set_xticks(steps, [str(t) for t in steps])
             ax.set_xlabel("after step")
         ax.set_xlim(k - 0.25, e.last + 0.25)
-        ax.set_title(titles[k - 1])
+        ax.set_title(title)
         ax.set_ylim(-0.03, 1.03)
         style.grid(ax, "y")
     for ax in axes[::across]:
@@ -91,3 +78,33 @@ def forgetting(study: Analysis) -> Figure:
         style.key(shown, lines=True),
     )
     return figure
+
+
+def _curve(
+    ax: Axes,
+    x: Floats,
+    tables: list[dict[str, Floats]],
+    level: float,
+    pen: style.Pen,
+    *,
+    front: bool,
+) -> None:
+    """Draw one strategy: its mean with bars, and thin lines of its seeds.
+
+    Args:
+        ax: the panel.
+        x: (steps,) where.
+        tables: scores after each step.
+        level: of the intervals.
+        pen: of the strategy.
+        front: drawn above the others.
+    """
+    seeds = np.array([seed_means(t) for t in tables])
+    intervals = [macro_interval(t, level=level, bounds=(0.0, 1.0)) for t in tables]
+    if seeds.shape[1] > 1:
+        ax.plot(x, seeds, color=pen.color, linewidth=0.4, alpha=0.45, linestyle=pen.dash)
+    ax.errorbar(
+        x, [i.estimate for i in intervals], yerr=np.hstack([style.reach(i) for i in intervals]),
+        **pen.line(), markersize=3.6, elinewidth=0.8, capsize=1.5, capthick=0.6,
+        zorder=3 + 2 * front,
+    )  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -224,20 +224,11 @@ def strip(study: Study, options: StripOptions) -> Figure:
         ax.set_axis_off()
     drawn: set[str] = set()
     for i, (one, volume) in enumerate(zip(shown, volumes, strict=True)):
-        wanted = [c for c in known if c in volume.annotated]
-        bits = volume.native_bits()
-        newest = [c for c in wanted if e.learned_at[c] == step]
-        z = best_slice(areas(bits, volume.names, wanted), newest)
-        truth = masks_of(bits[:, :, z], volume.names, wanted)
-        hu = read_image(volume.files.image, grid(volume.files.image), volume.table.rescale)
-        image = axial(hu[:, :, z])
-        panels: list[Masks | None] = [{}, truth]
-        for m in e.strategies:
-            path = stored[m.label, one]
-            panels.append(predicted(path, volume, z, wanted) if path.exists() else None)
-        for j, (head, masks) in enumerate(zip(heads[one], panels, strict=True)):
+        paths = [stored[m.label, one] for m in e.strategies]
+        image, pictures = _pictures(e, step, volume, paths)
+        for j, (head, masks) in enumerate(zip(heads[one], pictures, strict=True)):
             ax = axes[i * lines + j // across, j % across]
-            dice = None if j < 2 or not masks else slice_dice(masks, truth)
+            dice = None if j < 2 or not masks else slice_dice(masks, pictures[1] or {})
             panel(ax, image, volume, masks, colors, dice)
             drawn |= {c for c, mask in (masks or {}).items() if mask.any()}
             ax.set_title(head, fontsize=HEAD_PT, pad=2)
@@ -260,3 +251,26 @@ def strip(study: Study, options: StripOptions) -> Figure:
         key,
     )
     return figure
+
+
+def _pictures(
+    e: Scores, step: int, volume: Volume, paths: Sequence[Path]
+) -> tuple[NDArray[Any], list[Masks | None]]:
+    """The slice of a case that is shown, and the masks of each picture.
+
+    Args:
+        e: the runs.
+        step: after which it looks.
+        volume: the case.
+        paths: where each strategy's prediction is stored, if it is.
+
+    Returns:
+        The CT, turned; no masks, the truth, and the prediction of each strategy or None.
+    """
+    wanted = [c for c, s in e.learned_at.items() if s <= step and c in volume.annotated]
+    bits = volume.native_bits()
+    newest = [c for c in wanted if e.learned_at[c] == step]
+    z = best_slice(areas(bits, volume.names, wanted), newest)
+    hu = read_image(volume.files.image, grid(volume.files.image), volume.table.rescale)
+    masks = [predicted(p, volume, z, wanted) if p.exists() else None for p in paths]
+    return axial(hu[:, :, z]), [{}, masks_of(bits[:, :, z], volume.names, wanted), *masks]
