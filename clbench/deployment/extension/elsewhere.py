@@ -8,6 +8,7 @@ from pathlib import Path
 from clbench.deployment.extension.foreign import learned_by_weights, weights_from_file
 from clbench.deployment.extension.learned import LearnedModel
 from clbench.deployment.extension.monai_bundle import METADATA, weights_from_bundle
+from clbench.deployment.extension.nnunet import is_trained_folder, weights_from_nnunet
 from clbench.deployment.extension.weights_file import read_weights
 from clbench.errors import SettingError, StoreError
 from clbench.spec.settings import Profile
@@ -38,6 +39,8 @@ def learned_elsewhere(
     """
     if (path / METADATA).is_file():
         weights = weights_from_bundle(path, structures)
+    elif is_trained_folder(path):
+        weights = weights_from_nnunet(path, structures)
     elif path.is_file():
         content = read_weights(path)
         if isinstance(content, dict) and {"bench", "structures", "model"} <= content.keys():
@@ -53,7 +56,8 @@ def learned_elsewhere(
             "nothing that can be extended",
             where=path,
             expected="the folder of a run (it holds run.json) or one of its checkpoints; a MONAI "
-            "bundle (configs/metadata.json); a file of weights",
+            "bundle (configs/metadata.json); a folder that nnU-Net v2 trained (plans.json, "
+            "dataset.json); a file of weights",
             got="no such file" if not path.exists() else "neither",
             next_step="for a run name the folder that `clbench run` printed as Results",
         )

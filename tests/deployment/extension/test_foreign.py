@@ -10,23 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from foreign_models import NAMES, built, read
 from monai.networks.nets import BasicUNet, SegResNet, SwinUNETR
 from own_cts import write_own_cts
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clbench.deployment.extension.elsewhere import learned_elsewhere
 from clbench.deployment.extension.extend import ExtendSettings, extend
-from clbench.deployment.extension.learned import LearnedModel
 from clbench.deployment.trained import load_trained
 from clbench.errors import SettingError, StoreError
-from clbench.nets.heads import ConvHead, Segmenter
 from clbench.run.verify import verify_run
-from clbench.spec import registry
 from clbench.spec.settings import load_profile
 from clbench.store.record import RunRecord
-
-NAMES = ("spleen", "liver")
 
 
 def basic_unet(size: int = 8, outputs: int = 3) -> nn.Module:
@@ -38,21 +33,6 @@ def basic_unet(size: int = 8, outputs: int = 3) -> nn.Module:
 def swin(outputs: int = 3) -> nn.Module:
     torch.manual_seed(3)
     return SwinUNETR(in_channels=1, out_channels=outputs, feature_size=12)
-
-
-def read(path: Path, structures: tuple[str, ...] = NAMES, **more: Any) -> LearnedModel:
-    options = {"overrides": (), "strategy": None, "seed": 0, **more}
-    return learned_elsewhere(path, structures=structures, profile=load_profile("smoke"), **options)
-
-
-def built(learned: LearnedModel) -> Segmenter:
-    """The model that the state is of."""
-    settings = learned.profile.backbone
-    backbone = registry.load("backbone", settings.name)(settings.size)
-    model = Segmenter(backbone, ConvHead(backbone.final_channels, background=True))
-    model.add(learned.structures)
-    model.load_state_dict(dict(learned.states[0]["model"]))
-    return model.eval()
 
 
 def saved(path: Path, content: Mapping[str, Any]) -> Path:
