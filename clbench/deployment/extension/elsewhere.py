@@ -9,6 +9,10 @@ from clbench.deployment.extension.foreign import learned_by_weights, weights_fro
 from clbench.deployment.extension.learned import LearnedModel
 from clbench.deployment.extension.monai_bundle import METADATA, weights_from_bundle
 from clbench.deployment.extension.nnunet import is_trained_folder, weights_from_nnunet
+from clbench.deployment.extension.universal_model import (
+    is_universal_model,
+    learned_by_universal_model,
+)
 from clbench.deployment.extension.weights_file import read_weights
 from clbench.errors import SettingError, StoreError
 from clbench.spec.settings import Profile
@@ -49,6 +53,16 @@ def learned_elsewhere(
                 where=path,
                 expected="the folder of the run (it holds run.json)",
                 next_step="name that folder; step 1 lies in _shared beside it and is found there",
+            )
+        if is_universal_model(content):
+            return learned_by_universal_model(
+                path,
+                content,
+                profile,
+                structures=structures,
+                overrides=overrides,
+                strategy=strategy,
+                seed=seed,
             )
         weights = weights_from_file(path, content, structures)
     else:
