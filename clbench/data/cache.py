@@ -64,9 +64,11 @@ class VolumeCache:
             whole.update(self._file_hash(path).encode())
         return whole.hexdigest()
 
-    def image_hash(self, files: CaseFiles) -> str:
-        """SHA-256 of the image's voxels, see `image_digest`."""
-        return self._remember("images", files.image, lambda: image_digest(files.image))
+    def image_hash(self, files: CaseFiles, source: Source) -> str:
+        """SHA-256 of the image's voxels in HU, see `image_digest`."""
+        rescale = source.rescale
+        what = "images" if rescale is None else f"images_{rescale.slope}_{rescale.intercept}"
+        return self._remember(what, files.image, lambda: image_digest(files.image, rescale))
 
     def _file_hash(self, path: Path) -> str:
         """Hash of an (unpacked) file."""

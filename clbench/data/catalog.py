@@ -280,7 +280,10 @@ def build_catalog(
             for case in split.cases
         }
         _raise_first(
-            content_problems(course, lambda name, case: cache.image_hash(files[name][case]))
+            content_problems(
+                course,
+                lambda name, case: cache.image_hash(files[name][case], benchmark.reads(name)),
+            )
         )
         listing = json.dumps(sorted([*key, value] for key, value in hashes.items()))
         if any(benchmark.reads(step.source).sides for step in benchmark.steps):

@@ -213,7 +213,9 @@ def misspelt(absent: Sequence[str], others: Sequence[str]) -> str | None:
 
 
 def find_predictions(
-    folder: Path, wanted: Mapping[tuple[str, str], CaseFiles]
+    folder: Path,
+    wanted: Mapping[tuple[str, str], CaseFiles],
+    at_hand: Mapping[tuple[str, str], CaseFiles] | None = None,
 ) -> dict[tuple[str, str], Path]:
     """The file or folder of every test case that has one.
 
@@ -224,6 +226,8 @@ def find_predictions(
     Args:
         folder: what `--predictions` names.
         wanted: (source, case) → its files.
+        at_hand: the same of every case of the data: a file called after one of them is no
+            prediction of another, whatever number it ends with. None: those that are wanted.
 
     Returns:
         (source, case) → path; cases without prediction are left out.
@@ -243,6 +247,10 @@ def find_predictions(
         names[key] = _names(*key, files)
         for name in names[key]:
             shared.setdefault(name, set()).add(key)
+    owners: dict[tuple[str, str], set[str]] = {}
+    for key, files in (at_hand or wanted).items():
+        for name in _names(*key, files):
+            owners.setdefault((key[0], name), set()).add(key[1])
     listed = {place: _by_name(place) for place in (folder, *inside.values())}
     found: dict[tuple[str, str], Path] = {}
     for key in wanted:
@@ -252,7 +260,8 @@ def find_predictions(
         there = listed[own or folder]
         hits = [path for n in mine for path in there.get(n, ())]
         if not hits and key[1].isdecimal() and (own is not None or len(sources) == 1):
-            hits = _numbered(there, int(key[1]))
+            free = {n: p for n, p in there.items() if not owners.get((key[0], n), set()) - {key[1]}}
+            hits = _numbered(free, int(key[1]))
         if len(hits) > 1:
             raise DataError(
                 f"two predictions claim to be {key[0]} case {key[1]}",

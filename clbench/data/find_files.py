@@ -14,7 +14,11 @@ from pathlib import Path
 
 NIFTI = (".nii.gz", ".nii")
 """Endings of NIfTI files, in any case."""
-ADDED = frozenset({"__macosx", "@eadir", "lost+found", "#recycle", "$recycle.bin"})
+ADDED = frozenset(
+    {"__macosx", "lost+found", "$recycle.bin", "system volume information"}  # macOS, ext, Windows
+    | {"@eadir", "#recycle", "#snapshot", "~snapshot"}  # Synology, NetApp
+    | {"@recycle", "@recently-snapshot", "@recentlysnapshot"}  # QNAP
+)
 """Folders that systems add beside data, in lower case."""
 
 
@@ -72,19 +76,58 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def count_passed_over(folder: Path) -> list[str]:
-    """Hidden and added files and folders below a folder, relative to it; not what lies in them."""
-    names: list[str] = []
+def count_passed_over(folder: Path) -> tuple[list[str], list[str]]:
+    """What `walk` does not look into, relative to the folder.
+
+    Returns:
+        Hidden and added files and folders, not what lies in them; links back to a folder above.
+    """
+    hidden: list[str] = []
+    loops: list[str] = []
 
     def look(here: Path, above: tuple[tuple[int, int], ...]) -> None:
         for path in sorted(here.iterdir()):
+            name = path.relative_to(folder).as_posix()
             if passed_over(path.name):
-                names.append(path.relative_to(folder).as_posix() + "/" * path.is_dir())
-            elif path.is_dir() and (identity := _identity(path)) not in above:
-                look(path, (*above, identity))
+                hidden.append(name + "/" * path.is_dir())
+            elif path.is_dir():
+                if (identity := _identity(path)) in above:
+                    loops.append(name)
+                else:
+                    look(path, (*above, identity))
 
     look(folder, (_identity(folder),))
-    return names
+    return hidden, loops
+
+
+def stored_file(folder: Path, name: str) -> Path:
+    """The file that a list beside it names, however the disk spells and packs it.
+
+    Args:
+        folder: what the name is relative to.
+        name: as the list has it.
+
+    Returns:
+        The path; where nothing or more than one thing fits, the name as it is.
+    """
+    asked = here = folder / name
+    if asked.is_file() or not asked.is_relative_to(folder):
+        return asked
+    here = folder
+    for part in asked.relative_to(folder).parts:
+        if not (here / part).exists():
+            stem = nifti_stem(Path(part))
+            alike = [
+                path
+                for path in (entries(here) if here.is_dir() else ())
+                if composed(path.name) == composed(part)
+                or (stem is not None and nifti_stem(path) == stem)
+            ]
+            if len(alike) != 1:
+                return asked
+            part = alike[0].name
+        here = here / part
+    return here
 
 
 def same_file(one: Path, two: Path) -> bool:

@@ -250,10 +250,11 @@ def read_bits(
     pairs = {v: source.sides[v] for v in counts if own & set(source.sides.get(v, ()))}
     if pairs:
         hu = read_image(files.image, grid, source.rescale) if image is None else image
-        plane = midline(hu, spacing_of(grid.ras_affine))
+        spacing_mm = spacing_of(grid.ras_affine)
+        plane = midline(hu, spacing_mm)
     for value, pair in pairs.items():
         both = grid.to_ras(raw == value)
-        if (problem := unclear_sides(both, plane)) is not None or plane is None:
+        if (problem := unclear_sides(both, plane, spacing_mm[0])) is not None or plane is None:
             raise DataError(
                 "left and right under one label value cannot be told apart",
                 where=f"{files.label}, value {value} ({' and '.join(pair)})",
@@ -268,16 +269,17 @@ def read_bits(
     return bits, counts
 
 
-def image_digest(path: Path) -> str:
-    """SHA-256 over the voxels in RAS, whatever packing, number type and orientation a file has.
+def image_digest(path: Path, rescale: Rescale | None = None) -> str:
+    """SHA-256 over the HU in RAS, whatever packing, number type, offset and orientation a file has.
+
+    Args:
+        path: the image file.
+        rescale: how its values become HU; None: they are HU.
 
     Raises:
         DataError: the file is damaged or not one 3-D volume.
     """
-    grid = read_grid(path)
-    return digest_of(
-        apply_orientation(voxels(path).reshape(grid.shape), io_orientation(grid.affine))
-    )
+    return digest_of(read_image(path, read_grid(path), rescale))
 
 
 def digest_of(image: NDArray[Any]) -> str:

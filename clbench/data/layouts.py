@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,10 +22,12 @@ from clbench.data.find_files import (
     entries,
     nifti_stem,
     same_file,
+    stored_file,
     walk,
 )
 from clbench.errors import DataError, unknown_name
 from clbench.spec.benchmark import Source
+from clbench.spec.names import RANGE
 
 _NII = r"\.nii(\.gz)?"
 
@@ -47,7 +51,8 @@ class CaseFiles:
         """
         if isinstance(self.label, Path):
             return self
-        pairs = [(source.masks[stem], path) for stem, path in self.label if stem in source.masks]
+        means = {composed(stem): name for stem, name in source.masks.items()}
+        pairs = [(means[stem], path) for stem, path in self.label if stem in means]
         if len({name for name, _ in pairs}) < len(pairs):
             raise DataError(
                 "two masks of a case stand for the same structure",
@@ -354,22 +359,21 @@ class Datalist:
                 got=str(err) or type(err).__name__,
                 next_step="repair the file or download it again",
             ) from err
-        names = [nifti_stem(label) or composed(label.name) for _, label in pairs]
-        if len(set(names)) < len(names):  # one file name in a folder per case
-            names = [composed(label.parent.name) for _, label in pairs]
         found: dict[str, CaseFiles] = {}
+        names = _case_names([label for _, label in pairs], place)
         order = sorted(zip(names, pairs, strict=True), key=lambda n: natural(n[0]))
-        for case, (image, label) in order:
-            files = CaseFiles(case=case, image=folder / image, label=folder / label)
+        for case, listed_files in order:
+            image, label = (stored_file(folder, name.as_posix()) for name in listed_files)
+            files = CaseFiles(case=case, image=image, label=label)
             for path in files.files:
-                if not path.resolve().is_relative_to(folder.resolve()):
+                if not _below(folder, path):
                     raise DataError(
                         "the list names a file outside its folder",
                         where=place,
-                        expected=f"files below {folder}, not links that lead out of it",
+                        expected=f"names of files below {folder}",
                         got=path,
-                        next_step="move the files below the list, or name the folder above both "
-                        "with --data and put the list there",
+                        next_step="link or move the files below the list, or put the list into "
+                        "the folder above both and name that with --data",
                     )
                 if not path.is_file():
                     raise DataError(
@@ -378,11 +382,15 @@ class Datalist:
                         expected=path,
                         next_step="add the file, or take its entry out of the list",
                     )
-            if case in found:
-                raise DataError(f"two entries claim to be case {case}", where=place)
             found[case] = files
         if not found:
-            raise DataError("the list of cases is empty", where=place)
+            raise DataError(
+                "the list of cases is empty",
+                where=place,
+                expected=" or ".join(map(repr, self.parts)) + ": entries with image and label",
+                got=f"keys {', '.join(listed)}",
+                next_step="add the entries, or name another layout",
+            )
         return found
 
     def unpaired(self, folder: Path) -> dict[str, str]:
@@ -401,6 +409,49 @@ class Datalist:
     def _relative(self, case: str) -> tuple[str, str]:
         image, label = self.paths(Path(), case)
         return f"./{image.as_posix()}", f"./{label.as_posix()}"
+
+
+def _below(folder: Path, path: Path) -> bool:
+    """Whether a path names what lies in a folder; links in there are followed, as everywhere."""
+    written = Path(os.path.normpath(path.absolute()))
+    if written.is_relative_to(os.path.normpath(folder.absolute())):
+        return True
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def _case_names(labels: Sequence[Path], place: Path) -> list[str]:
+    """What the cases of a list are called: after the label file, or after what tells them apart.
+
+    Where one file name stands in a folder per case, that folder names the case, whether it is the
+    file's own or one further up; where no folder alone tells them apart, all of them together do.
+
+    Args:
+        labels: label files, relative to the list.
+        place: the list, for the error.
+
+    Raises:
+        DataError: a label file is listed twice.
+    """
+    if twice := [str(p) for p, n in Counter(labels).items() if n > 1]:
+        raise DataError(
+            f"two entries of the list name one label file ({len(twice)} such files)",
+            where=place,
+            expected="every label file once",
+            got=", ".join(twice[:5]),
+            next_step="remove one of the two entries",
+        )
+    stems = [nifti_stem(label) or composed(label.name) for label in labels]
+    folders = [[composed(part.name) for part in label.parents] for label in labels]
+    for level in range(min(map(len, folders), default=0)):
+        if len(set(stems)) == len(stems):
+            break
+        stems = [of_label[level] for of_label in folders]
+    if len(set(stems)) < len(stems):
+        stems = [
+            "_".join([*label.parent.parts, nifti_stem(label) or label.name]) for label in labels
+        ]
+        stems = [composed(stem.strip("/")).replace("/", "_") for stem in stems]
+    return stems
 
 
 def need_folder(folder: Path) -> None:
@@ -525,7 +576,18 @@ def cases_in(folder: Path, layout: str, where: object = None) -> dict[str, CaseF
             formats that are not read.
     """
     try:
-        return find_layout(layout, where).find(folder)
+        cases = find_layout(layout, where).find(folder)
+        for case in cases:
+            if RANGE.fullmatch(case):
+                raise DataError(
+                    "a case id has the form of a range",
+                    where=cases[case].image,
+                    expected="a name without two dots between numbers: in a split 1..3 stands for "
+                    "the cases 1, 2 and 3",
+                    got=repr(case),
+                    next_step="rename the case's files",
+                )
+        return cases
     except DataError as err:
         if hints := folder_hints(folder, without=layout):
             err.next_step = "; ".join([*hints, *([err.next_step] if err.next_step else [])])
@@ -618,8 +680,10 @@ def passed_over_lines(place: Path, source: Source, cases: Mapping[str, CaseFiles
         and not any(said.endswith(str(p)) for said in alone.values())
     ]
     channels = [n for n in others if source.layout == "nnunet" and _CHANNEL.fullmatch(n)]
+    hidden, loops = count_passed_over(place)
     kinds = (
-        (count_passed_over(place), "hidden files or folders passed over"),
+        (hidden, "hidden files or folders passed over"),
+        (loops, "links back to a folder above them not followed"),
         ([f"case {c} {said}" for c, said in alone.items()], "cases left out"),
         (channels, "images of further channels passed over: a CT is channel 0000 alone"),
         (
@@ -702,10 +766,11 @@ def named_folders(text: str, names: Sequence[str]) -> dict[str, Path] | None:
     Raises:
         DataError: it names a source that is not among `names`, or a source without path.
     """
-    if "=" not in text or (Path(text).expanduser().exists() and not _starts_a_source(text, names)):
+    if "=" not in text or (Path(text).expanduser().exists() and not _names_a_path(text, names)):
         return None
     known = "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True))
     parts = re.split(rf",(?=\s*(?:{known})\s*=)", text) if names else [text]
+    parts = _whole_paths(parts)
     found: dict[str, Path] = {}
     for part in parts:
         name, _, path = (piece.strip() for piece in part.partition("="))
@@ -725,5 +790,28 @@ def named_folders(text: str, names: Sequence[str]) -> dict[str, Path] | None:
     return found
 
 
-def _starts_a_source(text: str, names: Sequence[str]) -> bool:
-    return text.partition("=")[0].strip() in names
+def _whole_paths(parts: Sequence[str]) -> list[str]:
+    """`SOURCE=PATH` parts, joined again where the comma between them belongs to a path."""
+    whole: list[str] = []
+    left = list(parts)
+    while left:
+        taken = next(
+            (
+                n
+                for n in range(len(left), 1, -1)
+                if Path(",".join(left[:n]).partition("=")[2].strip()).expanduser().exists()
+            ),
+            1,
+        )
+        whole.append(",".join(left[:taken]))
+        left = left[taken:]
+    return whole
+
+
+def _names_a_path(text: str, names: Sequence[str]) -> bool:
+    """Whether what stands before the first `=` is a source, and what follows is no less a path."""
+    name, _, path = text.partition("=")
+    if name.strip() not in names:
+        return False
+    first = re.split(r",", path)[0].strip()
+    return any(Path(p).expanduser().exists() for p in (path.strip(), first) if p)

@@ -283,6 +283,8 @@ MAX_SPACING_MM = 50.0
 """Largest voxel; a CT's are five times smaller."""
 MAX_FORM_GAP_VOX = 0.5
 """How far sform and qform may lie apart at any corner: to within the same voxel."""
+NOTED_FORM_GAP_VOX = 0.1
+"""From how far on it is noted; rounding of the qform's numbers stays below."""
 MAX_SHEAR = 0.02
 """Largest cosine between two axes of a grid, one degree: resampling takes axes as upright, and
 rounding in headers gives a thousandth of it."""
@@ -401,11 +403,7 @@ def _one_place(file: Any, raw: Any, path: Path) -> None:
             f"sform {codes[0]}, qform {codes[1]}",
             TWO_PLACES,
         )
-    rigid = file.header.copy()
-    rigid.set_qform(sform, strip_shears=True)  # as much of the sform as a qform can say
-    shape = (*file.shape, 1, 1, 1)[:3]
-    gap = corner_gap_vox(np.asarray(rigid.get_qform()), np.asarray(qform), shape)
-    if gap > MAX_FORM_GAP_VOX:
+    if (gap := _form_gap_vox(file)) > MAX_FORM_GAP_VOX:
         sizes = [spacing_of(form).round(4).tolist() for form in (sform, qform)]
         origins = [np.asarray(form)[:3, 3].round(2).tolist() for form in (sform, qform)]
         raise wrong(
@@ -415,6 +413,15 @@ def _one_place(file: Any, raw: Any, path: Path) -> None:
             f"qform {sizes[1]} mm from {origins[1]}",
             TWO_PLACES,
         )
+
+
+def _form_gap_vox(file: Any) -> float:
+    """How far sform and qform, where both are said, put a corner apart, in voxels."""
+    rigid = file.header.copy()
+    # as much of the sform as a qform can say
+    rigid.set_qform(file.header.get_sform(), strip_shears=True)
+    shape = (*file.shape, 1, 1, 1)[:3]
+    return corner_gap_vox(np.asarray(rigid.get_qform()), np.asarray(file.header.get_qform()), shape)
 
 
 def corner_gap_vox(
@@ -445,6 +452,13 @@ def header_notes(path: Path) -> list[str]:
             "the affine is the identity, which tools write that lose the header: voxels of exactly "
             "1 mm, and which side of the patient is which, are then a guess"
         )
+    if raw["sform_code"] > 0 and raw["qform_code"] > 0:
+        gap = _form_gap_vox(load(path))
+        if gap > NOTED_FORM_GAP_VOX:
+            notes.append(
+                f"sform and qform put a corner {gap:.2f} voxels apart; the sform counts here, and "
+                "other programs take the qform"
+            )
     sizes = np.asarray(raw["pixdim"][1:4], dtype=np.float64)
     if not np.allclose(sizes, spacing_of(place.affine), rtol=0.01):
         notes.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +64,7 @@ def find_inputs(path: Path, *, out: Path, uid: str | None = None) -> list[InputC
                 expected="a folder of its own, beside or below the input",
                 got=out,
             )
-        paths = [p for p in _walk(path) if outputs not in p.resolve().parents]
+        paths = [p for p in _walk(path) if outputs not in Path(os.path.realpath(p)).parents]
     elif path.exists():
         base, paths = path.parent, [path]
     else:
@@ -87,7 +88,7 @@ def find_inputs(path: Path, *, out: Path, uid: str | None = None) -> list[InputC
             _add(cases, case)
         elif file.suffix.lower() == ".zip":
             _add_archive(cases, file, file.relative_to(base).with_suffix(""), uid)
-        elif file.stat().st_size:
+        elif file.is_file() and file.stat().st_size:  # no link to nowhere
             slices.setdefault(file.parent, []).append(DicomFile(path=file))
     for folder, items in slices.items():
         name = folder.resolve().name if folder == base else folder.relative_to(base).as_posix()

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -529,10 +529,19 @@ def scores_of(
     patient_of = patients_of(chosen.values())
     patients = {s: [patient_of.get(f"{s}/{c}", c) for c in cases] for s, cases in tests.items()}
     rows = rows_of(frame, scoring=scoring, metric=metric)
+    native = frame[(frame["scoring"] == "strict") & (frame["gt_vox"] > 0)]
     structures = list(learned_at)
     size = (len(runs), len(steps))
     readers = {
-        name: _reader(name, rows[rows["eval_set"] == name], size, structures, cases, patients[name])
+        name: _reader(
+            name,
+            rows[rows["eval_set"] == name],
+            size,
+            structures,
+            cases,
+            patients[name],
+            set(native.loc[native["eval_set"] == name, "structure"]),
+        )
         for name, cases in sorted(tests.items())
     }
     first = _first_steps(rows_of(frame, scoring=scoring, metric="dice"), runs)
@@ -622,6 +631,7 @@ def _reader(
     structures: Sequence[str],
     tests: Sequence[str],
     patients: Sequence[str],
+    in_files: Container[str],
 ) -> Callable[[Any, bool], tuple[Cells, bool]]:
     """Rows of one metric on one eval set; cases and structures of no test are left out.
 
@@ -632,6 +642,7 @@ def _reader(
         structures: in the order of their axis.
         tests: test cases, in order.
         patients: who is behind each test case.
+        in_files: structures that the files of a test case hold, on their own grids.
 
     Returns:
         A function of (runs, step, structure), each a position, and of whether every test case
@@ -657,7 +668,9 @@ def _reader(
     )
     lacking = ~scored | (held & np.isnan(value))
 
-    def reason(scored: NDArray[np.bool_], lacking: NDArray[np.bool_], cases: int, due: bool) -> str:
+    def reason(
+        scored: NDArray[np.bool_], lacking: NDArray[np.bool_], cases: int, due: bool, name: str
+    ) -> str:
         """Why there is no mean of one run; empty = there is one."""
         if not scored.any():
             return "not scored"
@@ -665,7 +678,14 @@ def _reader(
             more = ", …" if n > 1 else ""
             case = tests[int(lacking.argmax())]
             return f"{n} of {len(tests)} test cases missing ({eval_set}/{case}{more})"
-        return "" if cases or not due else f"no test case of {eval_set} holds it"
+        if cases or not due:
+            return ""
+        if name in in_files:  # the grid of the paper's scoring is the model's
+            return (
+                f"no test case of {eval_set} holds it on the model's grid: what the files hold is "
+                "lost in resampling (--scoring strict counts on the files' own grids)"
+            )
+        return f"no test case of {eval_set} holds it"
 
     def read(at: Any, due: bool) -> tuple[Cells, bool]:
         cases = (~np.isnan(plain[at])).sum(axis=-1)
@@ -676,7 +696,9 @@ def _reader(
             annotated=(scored[at] & (status[at] != STATUS["not_annotated"])).any(axis=-1),
             cases=cases,
             missed=(status[at] == STATUS["fn_only"]).sum(axis=-1),
-            reasons=tuple(reason(own, lack, int(n), due) for own, lack, n in of_runs),
+            reasons=tuple(
+                reason(own, lack, int(n), due, structures[at[2]]) for own, lack, n in of_runs
+            ),
         )
         return cells, bool(scored[at].any())
 

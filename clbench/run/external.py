@@ -110,7 +110,8 @@ def score_predictions(
         for number, source, case in exam_cases(catalog)
         if set(catalog.files[source][case].annotated(benchmark.reads(source))) & set(structures)
     }
-    found = find_predictions(settings.predictions, {k: catalog.files[k[0]][k[1]] for k in exams})
+    at_hand = {(s, c): files for s, cases in catalog.files.items() for c, files in cases.items()}
+    found = find_predictions(settings.predictions, {k: at_hand[k] for k in exams}, at_hand)
     holes = [f"{source}/{case}" for source, case in exams if (source, case) not in found]
     if holes and not settings.allow_missing:
         raise DataError(

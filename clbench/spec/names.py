@@ -10,6 +10,9 @@ from clbench.errors import SpecError
 LONGEST = 120
 """Bytes of a name: a writer adds endings to it, and file systems end at 255."""
 
+RANGE = re.compile(r"\d+\.\.\d+")
+"""A range of case ids, such as 1..3; no case may be called like one."""
+
 
 def need_name(name: object, where: object) -> None:
     """Refuse a name that cannot be a folder's on every system, or stand before `=` in an option.
@@ -42,7 +45,7 @@ def need_case(case: object, where: object) -> None:
         SpecError: empty, too long, a slash or backslash, an invisible character, a dot or space at
             the start, a space at the end, or the form of a range (`1..3`).
     """
-    if isinstance(case, str) and re.fullmatch(r"\d+\.\.\d+", case):
+    if isinstance(case, str) and RANGE.fullmatch(case):
         raise SpecError(
             "a case id has the form of a range",
             where=where,

@@ -42,10 +42,19 @@ def expand_ids(ids: list[Any], where: object) -> tuple[str, ...]:
     (patient and visit, in many hospitals), never a range.
 
     Raises:
-        SpecError: a range runs backwards, or stands for more than `MAX_RANGE` cases.
+        SpecError: a range runs backwards, or stands for more than `MAX_RANGE` cases; a number with
+            a point, which would lose its zeros (1.10 is 1.1), or what is no id at all.
     """
     found: list[str] = []
     for item in ids:
+        if isinstance(item, bool) or not isinstance(item, str | int):
+            raise SpecError(
+                "a case id is neither text nor a whole number",
+                where=where,
+                expected='ids in quotes, such as "1.10", or whole numbers',
+                got=f"{item!r} ({type(item).__name__})",
+                next_step="write the id in quotes, as the case's file is named",
+            )
         text = unicodedata.normalize("NFC", str(item))
         low, dots, high = text.partition("..")
         if dots and low.isdecimal() and high.isdecimal():

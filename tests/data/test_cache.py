@@ -21,7 +21,7 @@ from clbench.data.cache import VolumeCache, default_root
 from clbench.data.layouts import CaseFiles, find_cases
 from clbench.data.volume import Volume
 from clbench.errors import DataError, StoreError
-from clbench.spec.benchmark import Preprocessing, Source
+from clbench.spec.benchmark import Preprocessing, Rescale, Source
 
 SOURCE = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
 PRE = Preprocessing(spacing_mm=(2.0, 2.0, 2.0))
@@ -126,8 +126,23 @@ def test_compressing_again_does_not_change_the_image_hash(files: CaseFiles, tmp_
     cache = VolumeCache(tmp_path / "c")
     plain = tmp_path / "plain.nii"
     plain.write_bytes(gzip.decompress(files.image.read_bytes()))
-    assert cache.image_hash(files) == cache.image_hash(replace(files, image=plain))
+    packed = cache.image_hash(files, SOURCE)
+    assert packed == cache.image_hash(replace(files, image=plain), SOURCE)
     assert cache.content_hash(files) != cache.content_hash(replace(files, label=files.image))
+
+
+def test_an_offset_of_a_source_does_not_change_the_image_hash(
+    files: CaseFiles, tmp_path: Path
+) -> None:
+    """One image in two sources, stored as HU in one and with 1024 added in the other."""
+    image = nib.load(files.image)
+    stored = np.asanyarray(image.dataobj).astype(np.int32) + 1024
+    nib.save(nib.Nifti1Image(stored, image.affine), tmp_path / "stored.nii.gz")
+    other = replace(SOURCE, rescale=Rescale(slope=1.0, intercept=-1024.0))
+    same = replace(files, image=tmp_path / "stored.nii.gz")
+    cache = VolumeCache(tmp_path / "c")
+    assert cache.image_hash(same, other) == cache.image_hash(files, SOURCE)
+    assert cache.image_hash(same, SOURCE) != cache.image_hash(files, SOURCE)
 
 
 def test_a_hash_is_remembered_until_the_file_changes(

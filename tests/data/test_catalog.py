@@ -202,6 +202,24 @@ def test_a_validation_case_of_one_step_is_no_test_case_of_another(
             catalog(data, tmp_path, bench=bench, splits=splits)
 
 
+@pytest.mark.parametrize("step", ["spleen", "liver"])
+def test_a_patient_trained_on_validates_no_step(step: str, data: Path, tmp_path: Path) -> None:
+    """Two scans of one patient: 1 is trained on in the first step, 11 validates a step."""
+    for case, seed in (("4", 4), ("5", 5), ("11", 11)):
+        write(data / "btcv", "btcv", case, seed=seed, values=(1, 2, 6))
+    steps = tuple(replace(BENCH.steps[0], name=n, learns=(n,)) for n in ("spleen", "liver"))
+    source = replace(BENCH.sources[0], patient=r"(\d)")
+    bench = replace(BENCH, steps=steps, groups={}, sources=(source, BENCH.sources[1]))
+    splits = {
+        "spleen": Split(name="s", train=("1",), test=("2",)),
+        "liver": Split(name="l", train=("4",), test=("3",)),
+    }
+    catalog(data, tmp_path, bench=bench, splits=splits)
+    splits[step] = replace(splits[step], validation=("11",))
+    with pytest.raises(DataError, match="the same patient is in train and in validation"):
+        catalog(data, tmp_path, bench=bench, splits=splits)
+
+
 def test_two_scans_of_a_patient_never_stand_in_train_and_test(data: Path, tmp_path: Path) -> None:
     source = replace(BENCH.sources[0], patient=r"(\d)")  # 1 and 11 are one patient
     bench = replace(BENCH, sources=(source, BENCH.sources[1]))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import unicodedata
 from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clbench.data.find_files import ADDED, count_passed_over, entries, nifti_stem, walk
+from clbench.data.find_files import ADDED, count_passed_over, entries, nifti_stem, stored_file, walk
 from clbench.data.layouts import LAYOUTS
 from clbench.errors import SpecError
 from clbench.spec.names import need_case
@@ -63,7 +64,12 @@ def test_every_visible_file_is_found_once_and_loops_end(
         reached = list(walk(root))
         assert len(reached) == len(set(reached))
         assert set(reached) == reference(root, (os.path.realpath(root),))
-        hidden = count_passed_over(root)
+        hidden, loops = count_passed_over(root)
+        assert all(
+            os.path.realpath(root / loop)
+            in (os.path.realpath(root), *map(os.path.realpath, (root / loop).parents))
+            for loop in loops
+        )
         assert len(hidden) == len(set(hidden))
         for item in hidden:
             assert not visible(Path(item).name)
@@ -126,3 +132,23 @@ def test_endings_ignore_case(stem: str, ending: str) -> None:
     for written in (ending, ending.upper(), ending.title()):
         assert nifti_stem(Path(stem + written)) == stem
     assert nifti_stem(Path(f"{stem}.txt")) is None
+
+
+def test_a_list_finds_its_files_however_the_disk_spells_and_packs_them(tmp_path: Path) -> None:
+    folder = tmp_path / unicodedata.normalize("NFD", "Müller")
+    folder.mkdir()
+    for name in ("a.NII.GZ", "b.nii", "c.nii", "c.nii.gz", unicodedata.normalize("NFD", "é.nii")):
+        (folder / name).touch()
+    for asked, name in (
+        ("./Müller/a.nii.gz", "a.NII.GZ"),
+        ("Müller/b.nii.gz", "b.nii"),
+        ("Müller/c.nii", "c.nii"),
+        ("Müller/é.nii.gz", unicodedata.normalize("NFD", "é.nii")),
+    ):
+        assert stored_file(tmp_path, asked) == folder / name
+    assert not stored_file(tmp_path, "Müller/absent.nii").exists()
+    (folder / "c.nii").rename(folder / "C.nii")
+    assert stored_file(tmp_path, "Müller/c.nii") == folder / "c.nii.gz"
+    (folder / "d.NII").touch()
+    (folder / "d.Nii.gz").touch()
+    assert stored_file(tmp_path, "Müller/d.nii") == tmp_path / "Müller/d.nii"  # which is meant?

@@ -189,7 +189,10 @@ def test_a_datalist_names_its_pairs(tmp_path: Path) -> None:
         ({"training": []}, "empty"),
         ({"training": [{"image": "a.nii.gz", "label": "absent.nii.gz"}]}, "not there"),
         ({"training": [{"image": "../a.nii.gz", "label": "l.nii.gz"}]}, "outside its folder"),
-        ({"training": [{"image": "a.nii.gz", "label": "l.nii.gz"}] * 2}, "two entries"),
+        (
+            {"training": [{"image": "a.nii.gz", "label": "l.nii.gz"}] * 2},
+            "two entries of the list name one label file",
+        ),
     ],
 )
 def test_a_wrong_datalist_is_named(content: object, says: str, tmp_path: Path) -> None:
@@ -311,15 +314,83 @@ def test_links_to_folders_are_followed_and_loops_noticed(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "hidden", [".snapshot/daily/{}", ".ipynb_checkpoints/{}", "__MACOSX/{}", "@eaDir/{}"]
+    "hidden",
+    [
+        ".snapshot/daily/{}",
+        ".ipynb_checkpoints/{}",
+        "__MACOSX/{}",
+        "@eaDir/{}",
+        "#snapshot/{}",
+        "~snapshot/{}",
+        "@Recently-Snapshot/{}",
+    ],
 )
 def test_hidden_copies_are_no_cases_and_are_counted(hidden: str, tmp_path: Path) -> None:
     touch(tmp_path, "volume-1.nii", "segmentation-1.nii", "._volume-1.nii", "labels/.x.nii.gz")
     touch(tmp_path, *(hidden.format(n) for n in ("volume-1.nii", "segmentation-1.nii")))
     assert list(LAYOUTS["lits"].find(tmp_path)) == ["1"]
-    assert count_passed_over(tmp_path) == sorted(
+    assert count_passed_over(tmp_path)[0] == sorted(
         ["._volume-1.nii", "labels/.x.nii.gz", hidden.split("/")[0] + "/"]
     )
+
+
+def test_links_back_to_a_folder_above_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path, *NII)
+    (tmp_path / "imagesTr" / "again").symlink_to(tmp_path)
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    assert count_passed_over(tmp_path)[1] == ["imagesTr/again"]
+    source = Source(name="a", title="", layout="nnunet", labels={1: "liver"})
+    found = find_cases(tmp_path, source)
+    (line,) = passed_over_lines(tmp_path, source, found)
+    assert line == "a: 1 links back to a folder above them not followed (imagesTr/again)"
+
+
+def test_a_list_follows_links_to_another_disk(tmp_path: Path) -> None:
+    far = touch(tmp_path / "far", "imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
+    near = tmp_path / "near"
+    near.mkdir()
+    for name in ("imagesTr", "labelsTr"):
+        (near / name).symlink_to(far / name)
+    write_list(near, {"training": [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]})
+    assert list(LAYOUTS["msd"].find(near)) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "cases"),
+    [
+        (["p1/seg.nii.gz", "p2/seg.nii.gz"], ["p1", "p2"]),
+        (["p1/labels/seg.nii.gz", "p2/labels/seg.nii.gz"], ["p1", "p2"]),
+        (["x/p1/seg.nii.gz", "y/p1/seg.nii.gz", "x/p2/seg.nii.gz"],
+         ["x_p1_seg", "x_p2_seg", "y_p1_seg"]),
+        (["p1/seg.nii.gz", "p1/other.nii.gz"], ["other", "seg"]),
+    ],
+)  # fmt: skip
+def test_file_names_that_repeat_in_a_list_are_told_apart_by_their_folders(
+    labels: list[str], cases: list[str], tmp_path: Path
+) -> None:
+    pairs = [{"image": f"i/{i}.nii.gz", "label": name} for i, name in enumerate(labels)]
+    touch(tmp_path, *(name for pair in pairs for name in pair.values()))
+    write_list(tmp_path, {"training": pairs})
+    found = LAYOUTS["msd"].find(tmp_path)
+    assert list(found) == cases
+    assert {files.label for files in found.values()} == {tmp_path / name for name in labels}
+
+
+def test_masks_are_named_in_any_unicode_form(tmp_path: Path) -> None:
+    touch(tmp_path, "s1/ct.nii.gz", "s1/segmentations/Lo\u0308ber.nii.gz")
+    for stem in ("Lo\u0308ber", "L\u00f6ber"):
+        source = Source(name="a", title="", layout="totalsegmentator", masks={stem: "liver"})
+        (files,) = find_cases(tmp_path, source).values()
+        assert files.annotated(source) == ("liver",)
+
+
+def test_a_case_called_like_a_range_is_refused(tmp_path: Path) -> None:
+    """In a split `1..3` would stand for other cases."""
+    names = ("1", "2", "3", "1..3")
+    touch(tmp_path, *(f"{d}/{n}{e}.nii" for n in names
+                      for d, e in (("imagesTr", "_0000"), ("labelsTr", ""))))  # fmt: skip
+    with pytest.raises(DataError, match="form of a range"):
+        cases_in(tmp_path, "nnunet")
 
 
 def test_endings_ignore_case_and_a_case_may_be_packed_otherwise(tmp_path: Path) -> None:
@@ -365,6 +436,10 @@ def test_commas_and_equals_signs_in_paths(tmp_path: Path) -> None:
         folder.mkdir()
     names = ("btcv", "lits")
     assert named_folders(f"btcv={one},lits={two}", names) == {"btcv": one, "lits": two}
+    odd = tmp_path / "data,lits=2"
+    odd.mkdir()
+    assert named_folders(f"btcv={odd},lits={two}", names) == {"btcv": odd, "lits": two}
+    assert named_folders(f"lits={two},btcv={odd}", names) == {"btcv": odd, "lits": two}
     assert named_folders(str(one), names) is None
     assert named_folders(f"btcv={one}", names) == {"btcv": one}
     with pytest.raises(DataError, match="does not have") as err:

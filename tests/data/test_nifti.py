@@ -352,6 +352,7 @@ def test_forms_that_differ_by_rounding_or_by_a_shear_that_no_qform_can_say_are_r
         (placed(x=[4, 0, 0, 0]), "pixdim"),
         (lambda: bytes(packed(body()[0])), None),
         (by_qform(2, 3, 4), None),
+        (two_forms(moved(x=0.6)), "0.30 voxels apart"),
     ],
 )
 def test_what_is_odd_about_a_header_is_noted(

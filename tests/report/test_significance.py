@@ -691,3 +691,27 @@ def test_more_than_twenty_patients_are_sampled_with_their_own_limit(four: Analys
     assert {c.flipped for c in four.comparisons if c.endpoint is FINAL} == {23}
     assert min(r.p for r in found) >= 1 / 2000
     assert all(round(r.p * 2000, 6).is_integer() for r in found)
+
+
+def test_a_structure_lost_in_resampling_is_no_structure_that_nobody_holds(tmp_path: Path) -> None:
+    """Two voxels of the file fall between those of the model's grid, which the paper scores on."""
+    make_runs(
+        tmp_path, {"a": Method(), "b": Method(kept=-0.1)}, bench="body_ext", steps=THREE_STEPS
+    )
+    for path in tmp_path.rglob("scores.csv"):
+        rows = [
+            replace(r, value=math.nan, status="both_empty", gt_vox=0)
+            if (r.structure, r.scoring) == ("colon", "paper")
+            else r
+            for r in run_folder.read_scores(path)
+        ]
+        run_folder.write_scores(path, rows)
+    holes = [
+        r.hole
+        for r in run(tmp_path, bench="body_ext", reference="a", scoring="paper").classes
+        if r.structure == "colon"
+    ]
+    assert holes
+    assert all("on the model's grid: what the files hold is lost" in hole for hole in holes)
+    strict = run(tmp_path, bench="body_ext", reference="a").classes
+    assert not any(r.hole for r in strict if r.structure == "colon")

@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from clbench.cli.options import app
 from clbench.data.catalog import exam_cases
-from clbench.data.external_masks import label_map
+from clbench.data.external_masks import find_predictions, label_map
+from clbench.data.layouts import CaseFiles
 from clbench.data.volume import Volume
 from clbench.errors import ClbenchError, DataError, SettingError, SpecError, StoreError
 from clbench.evaluation.metrics import case as case_module
@@ -384,6 +385,19 @@ def test_numbers_at_the_end_of_names_will_do(
     (broken / "lits" / "segmentation-20.nii").rename(broken / "lits" / "Case_0020.nii")
     _, holes = score_predictions(ask(predictions=broken))
     assert holes == []
+
+
+def test_a_file_called_after_another_case_is_no_prediction_of_this_one(tmp_path: Path) -> None:
+    """Cases 3 and 007 are not predicted by 1-3.nii.gz and 7.nii.gz, where such cases exist."""
+    ids = ("3", "1-3", "7", "007", "9")
+    for name in ("1-3", "7", "scan_9"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    files = {
+        ("w", c): CaseFiles(case=c, image=Path(f"{c}_0000.nii.gz"), label=Path(f"{c}.nii.gz"))
+        for c in ids
+    }
+    wanted = {("w", c): files["w", c] for c in ("3", "007", "9")}
+    assert find_predictions(tmp_path, wanted, files) == {("w", "9"): tmp_path / "scan_9.nii.gz"}
 
 
 def test_the_command(truths: Path, cache_root: Path, tmp_path: Path) -> None:

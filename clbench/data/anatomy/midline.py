@@ -35,9 +35,15 @@ Mask = NDArray[np.bool_]
 LARGE = 0.2
 """Share of a mask's voxels that makes a piece an organ of its own, or a good part of one."""
 SMALL = 0.01
-"""Share of a mask's voxels below which what lies on a side is no organ."""
+"""Share of a mask's voxels below which a piece across the midline is a crumb."""
+NO_ORGAN = 0.05
+"""Share of a mask's voxels below which what lies on a side is no organ, however many crumbs."""
 CROSSING = 0.1
 """Share of a piece that may lie across the midline: the midline is known to a few mm only."""
+CROSSING_FAR = 0.02
+"""Share of a piece that may lie more than `FAR_MM` across it."""
+FAR_MM = 10.0
+"""Beyond what the midline is uncertain by."""
 
 
 def midline(image: NDArray[Any], spacing_mm: Sequence[float] | NDArray[Any]) -> float | None:
@@ -137,26 +143,32 @@ def split_left_right(mask: Mask, plane: float) -> tuple[Mask, Mask]:
     return mask & ~right, right
 
 
-def unclear_sides(mask: Mask, plane: float | None) -> str | None:
+def unclear_sides(mask: Mask, plane: float | None, spacing_mm: float) -> str | None:
     """Why the pieces of a paired organ do not say which is left and which right; None: they do.
 
     Args:
         mask: (D, H, W), RAS.
         plane: index along axis 0 of the midline; None where the image does not show it.
+        spacing_mm: voxel size along axis 0.
     """
     if plane is None:
         return "an image that does not show where the body's midline lies"
     _, vox, right_share = _pieces(mask, plane)
     share = vox / max(1, vox.sum())
     across = np.minimum(right_share, 1 - right_share)
-    if (crossing := (share >= SMALL) & (across > CROSSING)).any():
+    far = FAR_MM / spacing_mm
+    far_right, far_left = (_pieces(mask, plane + way)[2] for way in (far, -far))
+    far_across = np.minimum(far_right, 1 - far_left)
+    crossing = (share >= SMALL) & ((across > CROSSING) | (far_across > CROSSING_FAR))
+    if crossing.any():
         worst = int((across * vox * crossing).argmax())
         return (
             f"a piece of {vox[worst]} voxels across the midline (index {plane:.1f} from the left), "
-            f"{across[worst]:.0%} of it on the other side"
+            f"{across[worst]:.0%} of it on the other side, {far_across[worst]:.0%} further than "
+            f"{FAR_MM:g} mm"
         )
     for side, here in (("left", right_share <= 0.5), ("right", right_share > 0.5)):
-        if (share[here] >= LARGE).sum() >= 2 and share[~here].sum() < SMALL:
+        if (share[here] >= LARGE).sum() >= 2 and share[~here].sum() < NO_ORGAN:
             large = ", ".join(map(str, sorted(vox[here & (share >= LARGE)], reverse=True)))
             return f"pieces of {large} voxels, all on the patient's {side}"
     return None

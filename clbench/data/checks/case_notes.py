@@ -20,7 +20,7 @@ NOT_HU = "not HU"
 """Kind of the notes on images that are no CT in HU."""
 MOST_NOT_HU = 0.9
 """Share of a source's cases from which on the source is refused."""
-VERSION = 2
+VERSION = 3
 """Raised by any change in what is looked at or said: notes are kept in the cache."""
 
 LOOKS: dict[str, Callable[[RawCase, Source | None], Iterable[str]]] = {

@@ -304,7 +304,7 @@ def _not_annotated(course: Course, benchmark: Benchmark, files: Files) -> Iterab
 def _same_patient(
     course: Course, benchmark: Benchmark, *, patients: bool
 ) -> Iterable[ClbenchError]:
-    """A patient of a source who is taught from in one step and tested in any."""
+    """A patient of a source who stands in two parts, of one step or of two."""
     seen: dict[tuple[str, str], tuple[str, str]] = {}
     for part in PARTS:
         for step, split in course:
@@ -315,14 +315,12 @@ def _same_patient(
                 except ClbenchError as err:  # an id that does not say whose it is
                     yield err
                     continue
-                if part in USED:
-                    seen.setdefault(key, (part, f"{case} of step {step.name!r}"))
-                elif key in seen:
-                    other, where = seen[key]
+                other, where = seen.setdefault(key, (part, f"{case} of step {step.name!r}"))
+                if other != part:
                     yield DataError(
-                        f"the same patient is in {other} and in test",
-                        where=f"{source.name} case {case}, test of step {step.name!r}",
-                        expected="no patient of a test case in train or validation of any step",
+                        f"the same patient is in {other} and in {part}",
+                        where=f"{source.name} case {case}, {part} of step {step.name!r}",
+                        expected="each patient in one part, in whatever step",
                         got=f"patient {key[1]} is {USED[other]} as case {where}",
                         next_step="remove one of the two from its split",
                     )

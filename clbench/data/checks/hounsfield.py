@@ -20,7 +20,7 @@ AIR_HU = -500.0
 """Below it lie air, lung and padding."""
 LEAST_AIR = 0.001
 """Share of voxels below `AIR_HU` that shows that the scale reaches to air."""
-LEAST_NEGATIVE = 0.02
+LEAST_NEGATIVE = 0.01
 """Share of voxels from -200 to -5 HU (fat, and noise of water) that a scan without any air has."""
 LEAST_RANGE = 25.0
 """HU between the 0.5th and the 99.5th percentile of a scan without any air."""
@@ -31,12 +31,20 @@ MOST_BONE = 0.2
 Dense bone takes a tenth to a fifth of a head, whose scalp holds fat."""
 LEAST_FAT = 0.01
 """Share of it from -200 to -30 HU by which fat is seen."""
+MOST_DENSE = 0.5
+"""Share of it from 700 to 1400 HU that no body has, with or without fat."""
 MOST_METAL = 0.02
 """Share of it above 3500 HU."""
+MOST_LOWEST = 0.02
+"""Share of it that has the lowest value, 0, where a scale of 0 to 1 or to 255 cut air off."""
+PADDING_HU = -1200.0
+"""No air lies below."""
 CORNER = 16
 """A corner is this part of each axis, and two voxels at least."""
 CORNER_RANGE = 30.0
 """From the 5th to the 95th percentile, in HU, within a corner of nothing but background."""
+WATER_NOISE = 5.0
+"""HU by which noise of water goes below and above 0."""
 CORNERS_DIFFER = 5.0
 """HU between the medians of corners of one background."""
 MOST_ALIKE = (4, 2)
@@ -64,8 +72,9 @@ def hounsfield_notes(image: NDArray[Any]) -> tuple[str, ...]:
     oddity = _oddity(values) or _background_above_air(image)
     if oddity is None:
         return ()
+    air = float(((values <= AIR_HU) & (values >= PADDING_HU)).mean())
     for offset in OFFSETS:
-        if values.min() > AIR_HU and _oddity(values - offset) is None:
+        if air < LEAST_AIR and _oddity(values - offset) is None:
             advice = f"rescale = {{intercept = -{offset}}} in its [[source]] takes it away"
             return (f"{oddity}; if it is a CT to which {offset} was added, {advice}",)
     return (oddity,)
@@ -88,10 +97,13 @@ def _oddity(values: NDArray[np.float64]) -> str | None:
         spread = float(np.subtract(*np.percentile(inside, [99.5, 0.5])))
         if negative < LEAST_NEGATIVE or spread < LEAST_RANGE:
             return f"no CT in HU: no air and no fat ({said})"
+    elif inside.min() == 0 and high <= 255 and float((inside == 0).mean()) > MOST_LOWEST:
+        return f"no CT in HU: a scale that starts at 0, and padding below it ({said})"
     bone = float(((inside >= 700) & (inside <= 1400)).mean())
     fat = float(((inside >= BODY_HU[0]) & (inside <= -30)).mean())
-    if bone > MOST_BONE and fat < LEAST_FAT:
-        return f"no CT in HU: no fat, and {bone:.0%} of the body lies from 700 to 1400 HU ({said})"
+    if bone > MOST_DENSE or (bone > MOST_BONE and fat < LEAST_FAT):
+        little = "" if bone > MOST_DENSE else "no fat, and "
+        return f"no CT in HU: {little}{bone:.0%} of the body lies from 700 to 1400 HU ({said})"
     if (metal := float((inside > 3500).mean())) > MOST_METAL:
         return f"no CT in HU: {metal:.0%} of the body lies above 3500 HU ({said})"
     body = float(((inside >= BODY_HU[0]) & (inside <= BODY_HU[1])).mean())
@@ -118,6 +130,14 @@ def _background_above_air(image: NDArray[Any]) -> str | None:
     ]
     spread = np.array([np.subtract(*np.percentile(c, [95, 5])) for c in corners])
     plain = [c for c, s in zip(corners, spread, strict=True) if 0 < s < CORNER_RANGE]  # no padding
+    if (
+        np.percentile(image, 99) < BODY_HU[1]
+    ):  # soft tissue like water, about 0 HU, is no background
+        plain = [
+            c
+            for c in plain
+            if not np.percentile(c, 5) < -WATER_NOISE < WATER_NOISE < np.percentile(c, 95)
+        ]
     if not plain:
         return None
     medians = np.array([float(np.median(c)) for c in plain])

@@ -85,7 +85,7 @@ def test_an_image_that_shows_no_midline_gives_none() -> None:
     ):
         plane = midline(hu, MM)
         assert plane is None
-        assert "does not show" in str(unclear_sides(LEFT, plane))
+        assert "does not show" in str(unclear_sides(LEFT, plane, 3.0))
 
 
 def test_the_midline_of_a_real_ct_is_found_in_most_crops_and_never_far_off(real_ct: Path) -> None:
@@ -134,17 +134,23 @@ def test_each_piece_goes_to_its_own_side_and_no_voxel_is_lost(
 
 def test_what_the_midline_cannot_decide_is_said() -> None:
     both = LEFT | RIGHT
-    assert unclear_sides(both, MIDDLE) is None
-    assert unclear_sides(LEFT, MIDDLE) is None  # the other was taken out
-    assert unclear_sides(np.zeros_like(LEFT), MIDDLE) is None
+    assert unclear_sides(both, MIDDLE, 3.0) is None
+    assert unclear_sides(LEFT, MIDDLE, 3.0) is None  # the other was taken out
+    assert unclear_sides(np.zeros_like(LEFT), MIDDLE, 3.0) is None
     crumb = np.zeros_like(LEFT)
     crumb[39:41, 50, 3] = True
-    assert unclear_sides(both | crumb, MIDDLE) is None  # too small to matter
+    assert unclear_sides(both | crumb, MIDDLE, 3.0) is None  # too small to matter
     horseshoe = both.copy()
     horseshoe[22:58, 22:27, 6:10] = True
-    assert "across the midline" in str(unclear_sides(horseshoe, MIDDLE))
-    assert "all on the patient's left" in str(unclear_sides(both, 70.0))
+    assert "across the midline" in str(unclear_sides(horseshoe, MIDDLE, 3.0))
+    assert "all on the patient's left" in str(unclear_sides(both, 70.0, 3.0))
+    isthmus = both.copy()
+    isthmus[22:44, 24:26, 7:10] = True  # less than a tenth of it on the other side
+    assert "further than 10 mm" in str(unclear_sides(isthmus, MIDDLE, 5.0))
+    crumbs = organ((15, 20, 4), 3) | organ((15, 20, 12), 3)
+    crumbs[60:63, 40:42, 3] = True
+    assert "all on the patient's left" in str(unclear_sides(crumbs, MIDDLE, 3.0))
     broken = RIGHT.copy()
     broken[:, :, 8] = False
-    assert "all on the patient's right" in str(unclear_sides(broken, MIDDLE))
-    assert unclear_sides(broken | LEFT, MIDDLE) is None
+    assert "all on the patient's right" in str(unclear_sides(broken, MIDDLE, 3.0))
+    assert unclear_sides(broken | LEFT, MIDDLE, 3.0) is None

@@ -53,6 +53,11 @@ CT: dict[str, Callable[[Array], Array]] = {
     "cropped, padded with -2000": lambda a: np.pad(a[15:45, 8:42], 12, constant_values=-2000),
     "cropped, padded with 0": lambda a: np.pad(a[15:45, 8:42], 12, constant_values=0),
     "outside the scanner's field: -3024": lambda a: np.pad(a, 20, constant_values=-3024),
+    "soft tissue alone, like water": lambda a: (
+        np.random.default_rng(0).uniform(-20, 20, (22, 20, 12))
+        + np.where(np.indices((22, 20, 12))[0] > 12, 60 * (np.indices((22, 20, 12))[1] > 8), 0)
+    ),
+    "little fat": lambda a: np.random.default_rng(0).normal(40, 20, (30, 22, 24)),
     "a few slices": lambda a: a[:, :, 10:13],
     "clipped to the window": lambda a: a.clip(-175, 250),
     "metal": metal,
@@ -63,6 +68,10 @@ NO_CT: dict[str, Callable[[Array], Array]] = {
     "unsigned, wrapped around": lambda a: a.astype(np.int16).astype(np.uint16).astype(np.float32),
     "0 to 1": lambda a: (a.clip(-175, 250) + 175) / 425,
     "0 to 255": lambda a: ((a.clip(-175, 250) + 175) / 425 * 255).round(),
+    "0 to 1, padded": lambda a: np.pad((a.clip(-175, 250) + 175) / 425, 6, constant_values=-1000),
+    "0 to 255, padded": lambda a: np.pad(
+        ((a.clip(-175, 250) + 175) / 425 * 255).round(), 6, constant_values=-1024
+    ),
     "-1 to 1": lambda a: a.clip(-1000, 1000) / 1000,
     "mean 0, sd 1": lambda a: (a - a.mean()) / a.std(),
     "divided by 10": lambda a: (a / 10).round(),
@@ -110,6 +119,8 @@ def test_the_advice_makes_a_ct_of_it(body: Array) -> None:
     (said,) = hounsfield_notes(stored)
     assert "rescale = {intercept = -1024}" in said
     assert hounsfield_notes(stored - 1024) == ()
+    (padded,) = hounsfield_notes(np.pad(stored, 9, constant_values=-2000))
+    assert "rescale = {intercept = -1024}" in padded
     (scaled,) = hounsfield_notes((body.clip(-175, 250) + 175) / 425)
     assert "rescale" not in scaled
 
