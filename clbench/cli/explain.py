@@ -19,10 +19,14 @@ def explain(
     voxels_only: Annotated[
         bool, typer.Option("--voxels-only", help="No heads, bodies and probes: no model is run.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the figures; default explain/ in the run.")
+    ] = None,
 ) -> None:
     """Where the lost Dice of a run went: background, others, borders; and head or body."""
     from clbench.cli.progress import Progress
     from clbench.diagnosis.explain import explain_run
+    from clbench.diagnosis.figures import write_figures
     from clbench.report.tables.lost_dice import lost_dice_tables
 
     with Progress() as progress:
@@ -39,4 +43,6 @@ def explain(
         typer.echo("")
     for note in found.notes:
         typer.echo(f"note: {note}")
+    for path in write_figures(found, out):
+        typer.echo(f"Figure: {path}")
     typer.echo(f"Results: {found.folder}")

@@ -55,6 +55,10 @@ class Explained:
     """The run."""
     record: RunRecord
     """`run.json` of it."""
+    catalog: Catalog
+    """Its data."""
+    predictions: Predictions
+    """What it predicted after each step."""
     rows: list[LostDiceRow]
     """Content of `lost_dice.csv`."""
     model_rows: list[HeadBodyRow] = field(default_factory=list)
@@ -102,9 +106,26 @@ def explain_run(
                 rows += _explain_case(volume, old, predictions, recorded)
             watch({"event": "exam", "done": done, "of": len(cases), "case": case})
             signals.check(f"explaining, {source} case {case}")
+        if not rows:
+            raise StoreError(
+                "no test case of the run holds a structure of an earlier step",
+                where=folder,
+                expected="test cases that annotate "
+                + ", ".join(record.course.steps[0].learns[:3])
+                + ", …",
+                got=f"{len(cases)} test cases without them",
+                next_step="annotate an old structure in some of them and run again",
+            )
         write_lost_dice(folder / FILE, rows)
         _seal(folder, record)
-        found = Explained(folder=folder, record=record, rows=rows, notes=predictions.notes())
+        found = Explained(
+            folder=folder,
+            record=record,
+            catalog=catalog,
+            predictions=predictions,
+            rows=rows,
+            notes=predictions.notes(),
+        )
         if models:
             _explain_models(found, catalog, predictions, watch)
     return found
@@ -170,11 +191,14 @@ def _explainable(folder: Path) -> RunRecord:
 
 
 def _old_structures(catalog: Catalog, source: str, steps_done: int) -> dict[str, int]:
-    """Structure → step that taught it, of those that count on this source and have a later step."""
+    """Structure → step that taught it, of those that count on this source and have a later step.
+
+    Structures whose step has no test cases (its model was given) count on every source.
+    """
     return {
         name: number
         for number, step in enumerate(catalog.benchmark.steps[: steps_done - 1], 1)
-        if catalog.source(number).name == source
+        if catalog.source(number).name == source or not catalog.splits[number - 1].test
         for name in step.learns
     }
 

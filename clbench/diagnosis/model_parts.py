@@ -84,7 +84,8 @@ def _of_step(
     taught, *later = steps
     names = catalog.benchmark.steps[taught - 1].learns
     home = catalog.source(taught).name
-    cases = [one for one in exam_cases(catalog) if one[1] == home]
+    everywhere = not catalog.splits[taught - 1].test  # the model of this step was given
+    cases = [one for one in exam_cases(catalog) if everywhere or one[1] == home]
     old = model(taught)
     apart = {b: why_not_exchanged(old.server.model, model(b).server.model) for b in later}
     for step, reason in apart.items():
@@ -167,6 +168,9 @@ def _probe(
         )
         return None
     train = catalog.splits[taught - 1].train
+    if not train:
+        found.note(f"no probe: the training cases of step {taught} are not at hand")
+        return None
     chosen = [
         train[i] for i in np.unique(np.linspace(0, len(train) - 1, CASES).round().astype(int))
     ]

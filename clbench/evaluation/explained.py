@@ -160,6 +160,12 @@ def _row(cells: dict[str, str]) -> LostDiceRow:
 # ------------------------------------------------------------------------------------- summaries
 
 
+def main_of(causes: Mapping[str, float]) -> str:
+    """The cause with the largest share; "" where none is above 0."""
+    name = max(causes, key=lambda cause: causes[cause])
+    return name if causes[name] > 0 else ""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LostDice:
     """What one structure lost by one later step: means over patients."""
@@ -190,9 +196,7 @@ class LostDice:
     @property
     def main_cause(self) -> str:
         """The largest of them; "" where nothing was lost by any."""
-        causes = self.causes()
-        name = max(causes, key=lambda k: causes[k])
-        return name if causes[name] > 0 else ""
+        return main_of(self.causes())
 
 
 def summarize(rows: Iterable[LostDiceRow], patient_of: Mapping[str, str] = {}) -> list[LostDice]:

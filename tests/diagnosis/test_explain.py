@@ -6,77 +6,22 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
+from forgetful_runs import CALLED, LOST
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
-from clbench.data.catalog import exam_cases
-from clbench.diagnosis.explain import explain_run
+from clbench.diagnosis import explain
+from clbench.diagnosis.explain import _old_structures, explain_run
 from clbench.errors import StoreError
 from clbench.evaluation.explained import FILE, read_lost_dice, summarize
 from clbench.evaluation.metrics import continual
-from clbench.evaluation.predictions import write_prediction
-from clbench.evaluation.scoring import context_of, score_case
-from clbench.run.record import catalog_of
 from clbench.run.verify import verify_run
 from clbench.store import run_folder
 from clbench.store.record import RunRecord
-from clbench.types import Bits, bits_dtype
-
-LOST = "spleen"
-"""Missed whole after step 2."""
-CALLED = ("stomach", "liver")
-"""The first is called the second after step 2."""
-
-
-def predict(folder: Path, change: Callable[[int, Bits, tuple[str, ...]], None]) -> None:
-    """Give a run other predictions: the truth, as `change` leaves it; and their scores.
-
-    Args:
-        folder: a copy of a finished run.
-        change: step, bit patterns and their names → damage done in place.
-    """
-    record = RunRecord.read(folder)
-    catalog = catalog_of(record)
-    rows = []
-    for number, source, case in exam_cases(catalog):
-        volume = catalog.open(number, case, "test")
-        for step in (1, 2):
-            names = catalog.benchmark.structures(step)
-            bits = np.zeros(volume.bits.shape, dtype=bits_dtype(len(names)))
-            for k, name in enumerate(names):
-                if name in volume.names:
-                    bit = volume.bits.dtype.type(volume.names.index(name))
-                    mask = (volume.bits >> bit) & volume.bits.dtype.type(1)
-                    bits |= mask.astype(bits.dtype) << bits.dtype.type(k)
-            change(step, bits, names)
-            path = folder / "predictions" / f"step{step}" / f"{source}_{case}.npz"
-            write_prediction(path, bits, names, volume.affine, source=source, case=case)
-            context = context_of(record, catalog.benchmark, step)
-            rows += score_case(bits, names, volume, scorings=("strict", "paper"), context=context)
-    run_folder.write_scores(folder / "scores.csv", rows)
-    record.reseal(folder)
-    record.write(folder)
-
-
-def forget(step: int, bits: Bits, names: tuple[str, ...]) -> None:
-    """`LOST` is gone and one structure is called another, after step 2."""
-    if step == 2:
-        lost, called, instead = (bits.dtype.type(1 << names.index(n)) for n in (LOST, *CALLED))
-        bits[(bits & called) != 0] |= instead
-        bits &= ~(lost | called)
-
-
-@pytest.fixture(scope="module")
-def forgetful(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose predictions are perfect, but for what `forget` does."""
-    folder = tmp_path_factory.mktemp("forgetful") / "tumor_ext" / "universal" / smoke_run.name
-    shutil.copytree(smoke_run, folder)
-    predict(folder, forget)
-    return folder
 
 
 @pytest.fixture
@@ -193,8 +138,34 @@ def test_runs_that_cannot_have_forgotten(
     assert not (copy / FILE).exists()
 
 
+def test_old_structures_count_on_the_source_that_taught_them() -> None:
+    """Those whose model was given have no test cases of their own, and count on all."""
+    steps = [SimpleNamespace(learns=(n,)) for n in ("liver", "spleen", "colon")]
+    split = SimpleNamespace(test=("1",))
+    catalog: Any = SimpleNamespace(
+        benchmark=SimpleNamespace(steps=steps),
+        source=lambda number: SimpleNamespace(name=("btcv", "lits", "lits")[number - 1]),
+        splits=[split, split, split],
+    )
+    assert _old_structures(catalog, "btcv", 3) == {"liver": 1}
+    assert _old_structures(catalog, "lits", 3) == {"spleen": 2}
+    catalog.splits[0] = SimpleNamespace(test=())
+    assert _old_structures(catalog, "lits", 3) == {"liver": 1, "spleen": 2}
+
+
+def test_without_a_test_case_of_an_old_structure_nothing_is_said(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explain, "_old_structures", lambda *_: {})
+    with pytest.raises(StoreError, match="no test case of the run holds a structure"):
+        explain_run(copy)
+    assert not (copy / FILE).exists()
+
+
 def test_the_command(copy: Path) -> None:
     result = CliRunner().invoke(app, ["explain", str(copy), "--voxels-only"])
+    assert (copy / "explain" / "before_after.png").is_file()
+    verify_run(copy)
     assert result.exit_code == 0, result.output
     assert "where the lost Dice went" in result.output
     (line,) = [x for x in result.output.splitlines() if x.startswith(CALLED[0])][:1]

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from textwrap import wrap
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
@@ -25,7 +25,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from clbench.report.figures.wrapping import FONT, more_lines_in, width_in, wrapped
-from clbench.report.scores import PHANTOM, Scores
+from clbench.report.scores import PHANTOM
 from clbench.spec.taxonomy import structure as taxon
 from clbench.statistics.intervals import Interval
 
@@ -135,7 +135,16 @@ def name_of(structure: str) -> str:
     )  # fmt: skip
 
 
-def title(scores: Scores, words: str) -> str:
+class HasPhantom(Protocol):
+    """Runs, or one run, of which is known whether the data are patients."""
+
+    @property
+    def phantom(self) -> bool:
+        """Whether they are not."""
+        ...
+
+
+def title(scores: HasPhantom, words: str) -> str:
     """What is shown, and that it is a phantom where it is."""
     return words + (f"\n{PHANTOM}" if scores.phantom else "")
 
@@ -150,7 +159,7 @@ def key(pens_: Mapping[str, Pen], *, lines: bool) -> list[Line2D]:
 
 
 def frame(
-    figure: Figure, scores: Scores, subject: str, small: str, entries: Sequence[Artist] = ()
+    figure: Figure, scores: HasPhantom, subject: str, small: str, entries: Sequence[Artist] = ()
 ) -> None:
     """Title above; legend and small print (definitions, n, what is missing) below.
 

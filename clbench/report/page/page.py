@@ -242,8 +242,11 @@ def other_tables(study: Analysis) -> tuple[dict[str, Table], list[str]]:
     from clbench.report.paper.detection import TUMORS
     from clbench.report.paper.printed import BENCH
     from clbench.report.tables import make_table
+    from clbench.report.tables.lost_dice import explained_runs
 
     names = {n: n for n in ("summary", "learning", "continual", "distances", "cost")}
+    if explained_runs(study):
+        names["lost_dice"] = "lost_dice"
     if set(study.dice.learned_at) & {f"{t}_tumor" for t in TUMORS}:
         names["detection"] = "6"
     names |= {f"table{n}": str(n) for n, own in BENCH.items() if own == study.bench}

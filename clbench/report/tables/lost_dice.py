@@ -7,17 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from clbench.evaluation.explained import (
     COLUMNS,
     DICES,
+    FILE,
     HEAD_BODY_COLUMNS,
+    HEAD_BODY_FILE,
     HeadBody,
     HeadBodyRow,
     LostDice,
     LostDiceRow,
+    main_of,
+    read_head_body,
+    read_lost_dice,
     summarize,
     summarize_head_body,
 )
 from clbench.evaluation.metrics.continual import mean
 from clbench.evaluation.metrics.lost_dice import CAUSES
-from clbench.report.scores import title_of
+from clbench.report.scores import Run, title_of
+from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, Table, number
 from clbench.store.record import RunRecord
 
@@ -136,6 +142,83 @@ def _model_numbers(one: HeadBody) -> list[float]:
     return [one.lost, one.head, one.body, *(one.dice[kind] for kind in DICES[2:])]
 
 
+def explained_runs(study: Study) -> list[tuple[str, Run]]:
+    """(label, run) of the finished runs that `clbench explain` was called for."""
+    return [
+        (method.label, run)
+        for method in study.dice.strategies
+        for run in method.runs
+        if (run.folder / FILE).is_file()
+    ]
+
+
+def lost_dice_table(study: Study) -> Table:
+    """Causes, and head or body, of every strategy that was explained: after the last step.
+
+    Raises:
+        StoreError: no run was explained, or a file of one is damaged.
+    """
+    e, runs = study.dice, explained_runs(study)
+    study.need(runs, "no run was explained", "call `clbench explain RUN` first")
+    seeds: dict[str, list[int]] = {}
+    lost: dict[tuple[str, str], list[LostDice]] = {}
+    parts: dict[tuple[str, str], list[HeadBody]] = {}
+    for label, run in runs:
+        seeds.setdefault(label, []).append(run.record.seed)
+        patient_of = run.record.course.patient_of
+        for one in summarize(read_lost_dice(run.folder / FILE), patient_of):
+            if one.step == e.last:
+                lost.setdefault((label, one.structure), []).append(one)
+        if (run.folder / HEAD_BODY_FILE).is_file():
+            for part in summarize_head_body(
+                read_head_body(run.folder / HEAD_BODY_FILE), patient_of
+            ):
+                if part.step == e.last:
+                    parts.setdefault((label, part.structure), []).append(part)
+    rows = []
+    for label, own_seeds in seeds.items():
+        for name in e.learned_at:
+            if own := lost.get((label, name)):
+                causes = {cause: mean(o.causes()[cause] for o in own) for cause in CAUSES}
+                models = parts.get((label, name), [])
+                rows.append(
+                    (
+                        label,
+                        name,
+                        ", ".join(map(str, own_seeds)),
+                        *_numbers(mean(o.lost for o in own), causes),
+                        main_of(causes) or EMPTY,
+                        *(
+                            number(mean(getattr(p, kind) for p in models))
+                            for kind in ("head", "body", "probe_lost")
+                        ),
+                    )
+                )
+    absent = [m.label for m in e.strategies if m.label not in seeds]
+    return Table(
+        title=f"{e.title()}: where the lost Dice went, after step {e.last}",
+        columns=(
+            "strategy",
+            "structure",
+            "seeds",
+            "lost",
+            *CAUSES,
+            "main cause",
+            "by the head",
+            "by the body",
+            "lost by a probe",
+        ),
+        rows=tuple(rows),
+        notes=(
+            *NOTES,
+            *MODEL_NOTES,
+            "Means over the seeds that are named, of runs that `clbench explain` was called for"
+            + (f"; it was not for {', '.join(absent)}." if absent else "."),
+        ),
+        keys=2,
+    )
+
+
 def _cells(row: LostDiceRow) -> list[object]:
     return [getattr(row, name) for name in COLUMNS]
 
@@ -162,7 +245,7 @@ def _causes(found: Iterable[LostDice]) -> Iterable[tuple[str, ...]]:
                 str(step),
                 EMPTY,
                 *_numbers(lost, causes),
-                max(causes, key=lambda name: causes[name]) if max(causes.values()) > 0 else EMPTY,
+                main_of(causes) or EMPTY,
             )
 
 
