@@ -347,8 +347,8 @@ def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]
     sources = [plan.catalog.source(n).name for n in range(1, last + 1)]
     return {
         word: {
-            name: cell.value
-            for (_, name), cell in continual.cells(
+            name: value
+            for (_, name), value in continual.matrix(
                 rows, sources, scoring="strict", metric=word
             ).items()
         }

@@ -288,8 +288,7 @@ def test_scores_are_those_of_a_run_for_the_same_weights(
         found = guest.eval(course.test_stream)
         known = {s: n for s, n in taught.items() if n <= number}
         for word, label in (("dice", "Dice"), ("nsd", "SurfaceDice")):
-            cells = continual.cells(rows, sources, scoring="strict", metric=word)
-            r = {k: c.value for k, c in cells.items()}
+            r = continual.matrix(rows, sources, scoring="strict", metric=word)
             for name, own in taught.items():
                 key = f"Class{label}_Exp/eval_phase/test_stream/Task000/Exp{own - 1:03}/{name}"
                 value = r[number, name] if name in known else math.nan
@@ -302,7 +301,7 @@ def test_scores_are_those_of_a_run_for_the_same_weights(
             whole = continual.accuracy(r, known, number, lambda s: True)
             assert found[key] == whole
             assert whole > 0 or word == "nsd" or number > 1  # else nothing was compared
-        r = {k: c.value for k, c in continual.cells(rows, sources, scoring="strict").items()}
+        r = continual.matrix(rows, sources, scoring="strict")
         lost = continual.forgetting_first_last(r, known, number)
         for label, sign in (("Forgetting", 1), ("BWT", -1)):
             key = f"Stream{label}/eval_phase/test_stream/Task000"

@@ -54,11 +54,11 @@ def test_the_sums_are_the_forgetting_of_every_table(copy: Path) -> None:
     found = explain_run(copy, models=False)
     record = found.record
     sources = [s.source for s in record.course.steps]
-    cells = continual.cells(run_folder.read_scores(copy / "scores.csv"), sources, scoring="strict")
+    cells = continual.matrix(run_folder.read_scores(copy / "scores.csv"), sources, scoring="strict")
     summary = summarize(found.rows, record.course.patient_of)
     assert len(summary) == len(record.course.steps[0].learns)
     for one in summary:
-        lost = cells[1, one.structure].value - cells[2, one.structure].value
+        lost = cells[1, one.structure] - cells[2, one.structure]
         assert one.lost == pytest.approx(lost, abs=1e-12)
         assert sum(one.parts.values()) == pytest.approx(lost, abs=1e-9)
         assert one.cases == cells[1, one.structure].cases

@@ -17,27 +17,14 @@ Matrix = Mapping[tuple[int, str], float]
 """(1-based step, structure) → R."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cell:
-    """One entry of R."""
-
-    value: float
-    """Mean over the patients that count; NaN where there is none. A patient with several cases
-    counts once, with their mean."""
-    cases: int
-    """How many cases count."""
-    missed: int
-    """Of these, cases in which the structure was missed completely."""
-
-
-def cells(
+def matrix(
     rows: Iterable[Score],
     sources: Sequence[str],
     *,
     scoring: str,
     metric: str = "dice",
     patient_of: Mapping[str, str] = {},
-) -> dict[tuple[int, str], Cell]:
+) -> dict[tuple[int, str], float]:
     """R of one run, each structure on the test cases of the source that taught it.
 
     Args:
@@ -48,11 +35,13 @@ def cells(
         patient_of: "source/case" → patient; a case that is absent is a patient.
 
     Returns:
-        (step, structure) → cell. A case counts where its score is a number, that is where its truth
-        holds the structure (false alarms on an empty truth are counted by status, not by Dice).
+        (step, structure) → mean over patients, a patient with several cases counting once, with
+        their mean; NaN where there is none. A case counts where its score is a number, that is
+        where its truth holds the structure (false alarms on an empty truth are counted by status,
+        not by Dice).
 
     Example:
-        >>> from clbench.evaluation.metrics.continual import cells
+        >>> from clbench.evaluation.metrics.continual import matrix
         >>> from clbench.store.run_folder import Score
         >>> def score(case: str, value: float) -> Score:
         ...     return Score(
@@ -61,48 +50,17 @@ def cells(
         ...         metric="dice", value=value, gt_vox=8, pred_vox=8, status="ok",
         ...     )
         >>> rows = [score("1", 0.5), score("2", 1.0), score("3", 0.25)]
-        >>> cells(rows, ["lits"], scoring="strict", patient_of={"lits/1": "A", "lits/2": "A"})
-        {(1, 'liver'): Cell(value=0.5, cases=3, missed=0)}
+        >>> matrix(rows, ["lits"], scoring="strict", patient_of={"lits/1": "A", "lits/2": "A"})
+        {(1, 'liver'): 0.5}
     """
-    by_cell: dict[tuple[int, str], list[Score]] = {}
+    by_patient: dict[tuple[int, str], dict[str, list[float]]] = {}
     for r in rows:
         if r.scoring == scoring and r.measures(metric) and r.eval_set == sources[r.learned_at - 1]:
-            by_cell.setdefault((r.step, r.structure), []).append(r)
-    return {key: _cell(values, patient_of) for key, values in by_cell.items()}
-
-
-def _cell(rows: Sequence[Score], patient_of: Mapping[str, str]) -> Cell:
-    by_case = {r.case: r.value for r in rows}
-    means = per_patient(by_case, rows[0].eval_set, patient_of)
-    return Cell(
-        value=mean(v for v in means.values() if not math.isnan(v)),
-        cases=sum(not math.isnan(v) for v in by_case.values()),
-        missed=sum(r.status == "fn_only" for r in rows),
-    )
-
-
-def per_patient(
-    values: Mapping[str, float], source: str, patient_of: Mapping[str, str]
-) -> dict[str, float]:
-    """Patient → mean over those of the patient's cases that have a number; NaN where none has.
-
-    Args:
-        values: case → score; NaN where the truth is empty.
-        source: where the cases come from.
-        patient_of: "source/case" → patient; a case that is absent is a patient.
-
-    Example:
-        >>> from clbench.evaluation.metrics.continual import per_patient
-        >>> scores = {"scan1": 0.5, "scan2": 1.0, "scan3": float("nan")}
-        >>> per_patient(scores, "lits", {"lits/scan1": "A", "lits/scan2": "A"})
-        {'A': 0.75, 'scan3': nan}
-    """
-    by_patient: dict[str, list[float]] = {}
-    for case, value in values.items():
-        mine = by_patient.setdefault(patient_of.get(f"{source}/{case}", case), [])
-        if not math.isnan(value):
-            mine.append(value)
-    return {patient: mean(mine) for patient, mine in by_patient.items()}
+            patients = by_patient.setdefault((r.step, r.structure), {})
+            if not math.isnan(r.value):
+                patient = patient_of.get(f"{r.eval_set}/{r.case}", r.case)
+                patients.setdefault(patient, []).append(r.value)
+    return {key: mean(map(mean, patients.values())) for key, patients in by_patient.items()}
 
 
 def mean(values: Iterable[float]) -> float:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-from clbench.report.significance.confirmatory import Comparison
+from clbench.report.significance.confirmatory import Comparison, Tested
 from clbench.report.significance.forgetting import Own
 from clbench.report.study import Protocol
 from clbench.statistics.max_t import FamilyComparison
@@ -90,15 +89,7 @@ def sentence(c: Comparison, protocol: Protocol) -> str:
         rest = {NOT_WORSE: f", not worse by {margin}", NOT_BETTER: f", not better by {margin}"}
         claim = f"{c.a} against {c.b} {when} is undecided{scope}{rest.get(v.detail, '')}"
     p = f"adjusted p {p_text(r.p)} of a difference, p {p_text(r.p_equivalent)} of equivalence"
-    parts = [
-        f"{claim}: {c.mean_a:.3f} and {c.mean_b:.3f}",
-        f"difference {_estimate(r, protocol)}",
-        f"{p} (m = {c.m})",
-        _sample(c.patients, c.seeds),
-        _over_runs(r),
-        needed_text(r) if v.word == "undecided" else "",
-    ]
-    return "; ".join(p for p in parts if p) + "."
+    return f"{claim}: {c.mean_a:.3f} and {c.mean_b:.3f}; {_numbers(c, r, p, protocol)}."
 
 
 def own_sentence(o: Own, protocol: Protocol) -> str:
@@ -123,31 +114,32 @@ def own_sentence(o: Own, protocol: Protocol) -> str:
     elif v.detail:
         claim += f", by less than {margin}"
     p = f"adjusted p {p_text(r.p)} of a change, p {p_text(r.p_low)} against a loss of {margin}"
-    parts = [
-        f"change {_estimate(r, protocol)}",
-        f"{p} or more (m = {o.m})",
-        _sample(o.patients, o.seeds),
-        _over_runs(r),
-        needed_text(r, change=True) if v.word == "undecided" else "",
-    ]
-    return f"{scope}{o.method} {claim}: {'; '.join(p for p in parts if p)}."
+    return f"{scope}{o.method} {claim}: {_numbers(o, r, f'{p} or more', protocol, change=True)}."
 
 
-def _estimate(r: FamilyComparison, protocol: Protocol) -> str:
-    span = span_text(r)
+def _numbers(
+    t: Tested, r: FamilyComparison, p: str, protocol: Protocol, *, change: bool = False
+) -> str:
+    """The numbers a claim rests on.
+
+    Args:
+        t: what was tested.
+        r: its result.
+        p: the p-values in words.
+        protocol: confidence of the interval.
+        change: a strategy's own change.
+    """
+    span, (low, high) = span_text(r), r.new_runs
     interval = f"{protocol.percent} interval {span}" if span else "no interval"
-    return f"{r.mean.estimate:+.3f} ({interval})"
-
-
-def _sample(patients: Mapping[str, int], seeds: tuple[int, ...]) -> str:
-    n = " and ".join(f"{k} {name}" for name, k in patients.items())
-    return f"{n} patients, {len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-
-
-def _over_runs(r: FamilyComparison) -> str:
-    """The interval over new training runs, beside the one for these runs."""
-    low, high = r.new_runs
-    return "" if math.isnan(low) else f"over new training runs {low:+.3f} to {high:+.3f}"
+    n = " and ".join(f"{k} {name}" for name, k in t.patients.items())
+    parts = [
+        f"{'change' if change else 'difference'} {r.mean.estimate:+.3f} ({interval})",
+        f"{p} (m = {t.m})",
+        f"{n} patients, {len(t.seeds)} seed{'s' if len(t.seeds) > 1 else ''}",
+        "" if math.isnan(low) else f"over new training runs {low:+.3f} to {high:+.3f}",
+        needed_text(r, change=change) if r.verdict.word == "undecided" else "",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _too_few(r: FamilyComparison, protocol: Protocol) -> str:

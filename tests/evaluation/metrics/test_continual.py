@@ -134,8 +134,8 @@ def test_nsd_stands_for_each_structures_own_tolerance() -> None:
         row(metric="nsd_1mm", value=0.3, structure="aorta"),
         row(metric="nsd_2mm", value=0.4, structure="aorta"),
     ]  # fmt: skip
-    found = continual.cells(rows, ("btcv",), scoring="strict", metric="nsd")
-    assert {c: cell.value for (_, c), cell in found.items()} == {"liver": 0.2, "aorta": 0.3}
+    found = continual.matrix(rows, ("btcv",), scoring="strict", metric="nsd")
+    assert {c: value for (_, c), value in found.items()} == {"liver": 0.2, "aorta": 0.3}
 
 
 # ------------------------------------------------------------------------------------------ trace

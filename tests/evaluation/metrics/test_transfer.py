@@ -71,7 +71,5 @@ def test_scans_of_one_patient_count_once() -> None:
         for case, value in values.items()
     ]  # fmt: skip
     patient_of = {f"x/{c}": c[0] for c in values if "_" in c}
-    (cell,) = continual.cells(rows, ["x"], scoring="strict", patient_of=patient_of).values()
-    assert cell.value == pytest.approx(0.6)
-    assert cell.cases == 3
-    assert continual.per_patient({"q": 0.9}, "x", patient_of) == {"q": 0.9}
+    (value,) = continual.matrix(rows, ["x"], scoring="strict", patient_of=patient_of).values()
+    assert value == pytest.approx(0.6)

@@ -34,13 +34,11 @@ def test_every_measure_of_every_strategy(tmp_path: Path) -> None:
     table = continual_table(Study(results=tmp_path, bench="tumor_ext"))
     assert {r[0] for r in table.rows} >= set(NAMES.values())
     bwt = [
-        continual.mean(
-            continual.backward_transfer({k: c.value for k, c in r.items()}, at, 2).values()
-        )
+        continual.mean(continual.backward_transfer(r, at, 2).values())
         for f in sorted(tmp_path.glob("tumor_ext/universal/*"))
         for rows in [run_folder.read_scores(f / "scores.csv")]
         for at in [{r.structure: r.learned_at for r in rows}]
-        for r in [continual.cells(rows, ("btcv", "lits"), scoring="strict")]
+        for r in [continual.matrix(rows, ("btcv", "lits"), scoring="strict")]
     ]
     text = f"{continual.mean(bwt):.3f} ± {continual.spread(bwt):.3f}"
     assert cell(table, NAMES["bwt"], "universal") == text
