@@ -80,11 +80,15 @@ def draw_kinds(
         raise unknown_name("figure", name, FIGURES)
     from clbench.report.figures import style
 
+    with style.look():
+        figure = _figure(name, study, strip)
+        return {kind: style.to_bytes(figure, kind) for kind in kinds}
+
+
+def _figure(name: str, study: Analysis, strip: StripOptions | None) -> Figure:
     module = importlib.import_module(f"clbench.report.figures.{FIGURES[name][0]}")
     make: Callable[..., Figure] = getattr(module, name.replace("-", "_"))
-    with style.look():
-        figure = make(study, strip or StripOptions()) if name == "strip" else make(study)
-        return {kind: style.to_bytes(figure, kind) for kind in kinds}
+    return make(study, strip or StripOptions()) if name == "strip" else make(study)
 
 
 def gallery(study: Analysis, kind: str = "svg") -> tuple[dict[str, bytes], dict[str, str]]:
