@@ -87,8 +87,10 @@ def learned_by_run(
 ) -> LearnedModel:
     """The model of a run after a step.
 
-    With the run's own strategy the steps stay as they were. Another one takes what the run serves
-    as one step of all its structures, without the memory, which is the first strategy's alone.
+    With the run's own strategy the steps stay as they were; where checkpoints of earlier steps are
+    not there (an imported model holds the last alone), they become one step of all structures.
+    Another strategy takes what the run serves as one step, without the memory, which is the first
+    strategy's alone.
 
     Args:
         folder: the run; it need not be finished, and its data need not be at hand.
@@ -108,27 +110,29 @@ def learned_by_run(
     name = record.settings["strategy"] if strategy is None else strategy
     words = kept if same else tuple(overrides)
     method = load_strategy(name, split_overrides(list(words)).get("strategy", {}))
-    paths = {
-        t: checkpoint_path(folder, record, t) for t in range(1 if same else number, number + 1)
-    }
-    contents = {t: _content(path, plan, t) for t, path in paths.items()}
+    last = checkpoint_path(folder, record, number)
+    earlier = _earlier_checkpoints(folder, record, number) if same else None
+    content = _content(last, plan, number)
     taught = plan.benchmark.steps[:number]
     sources = tuple(
         replace(s, partial=())
         for s in plan.benchmark.sources
         if s.name in {t.source for t in taught}
     )
-    if same:
-        states = tuple({k: contents[t][k] for k in ("model", "memory", "strategy")} for t in paths)
+    if earlier is not None:
+        contents = [*(_content(path, plan, t) for t, path in enumerate(earlier, 1)), content]
+        states = tuple({k: c[k] for k in ("model", "memory", "strategy")} for c in contents)
         steps = tuple(given_step(s, state) for s, state in zip(taught, states, strict=True))
-        costs = tuple(_cost(paths[t]) for t in paths)
+        costs = tuple(_cost(path) for path in (*earlier, last))
     else:
-        states = (
-            _served(plan, number, paths[number]) | {"strategy": contents[number]["strategy"]},
+        state = (
+            {k: content[k] for k in ("model", "memory", "strategy")}
+            if same
+            else _served(plan, number, last) | {"strategy": content["strategy"]}
         )
         merged, source = as_one_step(plan.benchmark, number)
-        steps, sources = (given_step(merged, states[0]),), (source,)
-        costs = (_cost(paths[number]),)
+        states, steps, sources = (state,), (given_step(merged, state),), (source,)
+        costs = (_cost(last),)
     return LearnedModel(
         name=plan.benchmark.name,
         title=plan.benchmark.title,
@@ -150,9 +154,17 @@ def learned_by_run(
             "bench": record.identity.bench,
             "strategy": record.strategy,
             "step": number,
-            "state": checkpoint.state_digest(contents[number]),
+            "state": checkpoint.state_digest(content),
         },
     )
+
+
+def _earlier_checkpoints(folder: Path, record: RunRecord, number: int) -> list[Path] | None:
+    """The checkpoints before a step; None where one is not there."""
+    try:
+        return [checkpoint_path(folder, record, t) for t in range(1, number)]
+    except StoreError:
+        return None
 
 
 def _content(path: Path, plan: Plan, number: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from own_cts import write_own_cts
 from clbench.deployment.extension.agreement import FILE, read_agreement
 from clbench.deployment.extension.cost import extension_tables
 from clbench.deployment.extension.extend import Extended, ExtendSettings, extend
+from clbench.deployment.extension.learned import learned_by_run
 from clbench.deployment.predict import predict_volume
 from clbench.deployment.trained import checkpoint_path, load_trained
 from clbench.errors import ClbenchError, DataError, SettingError, StoreError
@@ -125,6 +126,18 @@ def test_a_run_goes_on_with_its_own_strategy_steps_and_memory(
     new = checkpoint.load(found.folder / "step2.pt")
     assert checkpoint.state_digest(old) == checkpoint.state_digest(new)
     assert {r.part for r in read_agreement(found.folder)} == {"train", "test"}
+
+
+def test_without_earlier_checkpoints_the_steps_become_one(smoke_run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "results" / "tumor_ext" / "universal" / smoke_run.name
+    shutil.copytree(smoke_run, alone)
+    learned = learned_by_run(alone)
+    whole = learned_by_run(smoke_run)
+    assert ([len(s.learns) for s in learned.steps], len(whole.steps)) == ([14], 2)
+    assert learned.states[-1]["model"].keys() == whole.states[-1]["model"].keys()
+    assert learned.states[-1]["memory"] == whole.states[-1]["memory"]
+    with pytest.raises(StoreError, match="no checkpoint of step 1"):
+        learned_by_run(alone, step=1)
 
 
 def test_the_same_call_again_trains_nothing(frozen: Extended, settings: Make) -> None:
