@@ -1,16 +1,18 @@
 """Every structure clbench can name: its prompt name, printed aliases, kind and family ties.
 
-The 32 classes are those of the paper's Table 2 in its order (`template_id`
-1 to 32); 33 to 38 are the further JHH structures of the authors' template; the iliac arteries serve
-the public stand-in of the body extension. Benchmarks refer to structures by `name` only. A
-benchmark's file may declare further ones (`declare`), which live as long as the process; a run
-records them (`declare_recorded`).
+They stand in `structures.csv`. The 32 classes are those of the paper's Table 2 in its order
+(`template_id` 1 to 32); 33 to 38 are the further JHH structures of the authors' template; the iliac
+arteries serve the public stand-in of the body extension. Benchmarks refer to structures by `name`
+only. A benchmark's file may declare further ones (`declare`), which live as long as the process; a
+run records them (`declare_recorded`).
 """
 
 from __future__ import annotations
 
+import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import resources
 from typing import Any, Literal
 
 from clbench.errors import SpecError, unknown_name
@@ -54,86 +56,20 @@ class Structure:
         return 1.0 if thin else 2.0
 
 
-def _s(
-    name: str, prompt: str, kind: Kind, tid: int | None, *aliases: str, **more: object
-) -> Structure:
-    return Structure(
-        name=name,
-        prompt=prompt,
-        kind=kind,
-        template_id=tid,
-        aliases=aliases,
-        **more,  # type: ignore[arg-type]  # keyword arguments are checked by the dataclass
-    )
+def _built_in() -> Iterator[Structure]:
+    text = resources.files("clbench.spec").joinpath("structures.csv").read_text(encoding="utf-8")
+    for row in csv.DictReader(text.splitlines()):
+        stated: dict[str, Any] = {key: text for key, text in row.items() if text}
+        yield Structure(**{**stated, "aliases": tuple(filter(None, row["aliases"].split(";")))})
 
 
-_ALL = (
-    _s("spleen", "spleen", "organ", 1, "Spleen", single_component=True),
-    _s("right_kidney", "right kidney", "organ", 2, "R kidney", "Right Kidney", "kidney_right",
-       mirror="left_kidney", single_component=True),
-    _s("left_kidney", "left kidney", "organ", 3, "L kidney", "Left Kidney", "kidney_left",
-       mirror="right_kidney", single_component=True),
-    _s("gall_bladder", "gall bladder", "organ", 4, "Gall bladder", "Gall Bladder", "gallbladder",
-       single_component=True),
-    _s("esophagus", "esophagus", "organ", 5, "Esophagus", single_component=True),
-    _s("liver", "liver", "organ", 6, "Liver", single_component=True),
-    _s("stomach", "stomach", "organ", 7, "Stomach", single_component=True),
-    _s("aorta", "aorta", "vessel", 8, "Aorta", single_component=True),
-    _s("postcava", "postcava", "vessel", 9, "Postcava", "vC", "inferior_vena_cava",
-       single_component=True),
-    _s("portal_and_splenic_vein", "portal vein and splenic vein", "vessel", 10,
-       "Portal & splenic vein", "Veins", "portal_vein_and_splenic_vein"),
-    _s("pancreas", "pancreas", "organ", 11, "Pancreas", single_component=True),
-    _s("right_adrenal_gland", "right adrenal gland", "organ", 12, "R adrenal gland", "R gland",
-       "adrenal_gland_right", mirror="left_adrenal_gland", single_component=True),
-    _s("left_adrenal_gland", "left adrenal gland", "organ", 13, "L adrenal gland", "L gland",
-       "adrenal_gland_left", mirror="right_adrenal_gland", single_component=True),
-    _s("duodenum", "duodenum", "organ", 14, "Duodenum", single_component=True),
-    _s("hepatic_vessel", "hepatic vessel", "vessel", 15, "Hepatic vessel", parent="liver"),
-    _s("right_lung", "right lung", "organ", 16, "Right lung", mirror="left_lung"),
-    _s("left_lung", "left lung", "organ", 17, "Left lung", mirror="right_lung"),
-    _s("colon", "colon", "organ", 18, "Colon", single_component=True),
-    _s("small_intestine", "intestine", "organ", 19, "Intestine", "small_bowel",
-       single_component=True),
-    _s("rectum", "rectum", "organ", 20, "Rectum", single_component=True),
-    _s("bladder", "bladder", "organ", 21, "Bladder", "urinary_bladder", single_component=True),
-    _s("prostate", "prostate", "organ", 22, "Prostate/uterus", single_component=True),
-    _s("left_femur_head", "left head of femur", "organ", 23, "Left head of femur",
-       mirror="right_femur_head", single_component=True),
-    _s("right_femur_head", "right head of femur", "organ", 24, "Right head of femur",
-       mirror="left_femur_head", single_component=True),
-    _s("celiac_trunk", "celiac trunk", "vessel", 25, "Celiac truck", "Celiac trunk",
-       single_component=True),
-    _s("kidney_tumor", "kidney tumor", "tumor", 26, "Kidney tumor"),
-    _s("liver_tumor", "liver tumor", "tumor", 27, "Liver tumor", "Liver Tumor", parent="liver"),
-    _s("pancreas_tumor", "pancreas tumor", "tumor", 28, "Pancreas tumor", parent="pancreas"),
-    _s("hepatic_vessel_tumor", "hepatic vessel tumor", "tumor", 29, "Hepatic vessel tumor",
-       parent="liver"),
-    _s("lung_tumor", "lung tumor", "tumor", 30, "Lung tumor"),
-    _s("colon_tumor", "colon tumor", "tumor", 31, "Colon tumor", parent="colon"),
-    _s("kidney_cyst", "kidney cyst", "cyst", 32, "Kidney cyst"),
-    _s("common_bile_duct", "common bile duct", "duct", 33, "CBD"),
-    _s("pancreatic_duct", "pancreatic duct", "duct", 34, "Pancreatic duct"),
-    _s("superior_mesenteric_artery", "superior mesenteric artery", "vessel", 35, "SMA",
-       single_component=True),
-    _s("left_renal_vein", "left renal vein", "vessel", 36, "Kidney_LtRV",
-       mirror="right_renal_vein"),
-    _s("right_renal_vein", "right renal vein", "vessel", 37, "Kidney_RtRV",
-       mirror="left_renal_vein"),
-    _s("bile_duct_stent", "common bile duct stent", "device", 38, "CBD stent"),
-    _s("left_iliac_artery", "left iliac artery", "vessel", None, "iliac_artery_left",
-       mirror="right_iliac_artery", single_component=True),
-    _s("right_iliac_artery", "right iliac artery", "vessel", None, "iliac_artery_right",
-       mirror="left_iliac_artery", single_component=True),
-)  # fmt: skip
-
-STRUCTURES: dict[str, Structure] = {s.name: s for s in _ALL}
+STRUCTURES: dict[str, Structure] = {s.name: s for s in _built_in()}
 """Canonical name → structure, in the paper's order."""
 
 DECLARED: dict[str, Structure] = {}
 """Structures that benchmark files have added, see `declare`."""
 
-_BY_ALIAS = {alias: s.name for s in _ALL for alias in (s.name, *s.aliases)}
+_BY_ALIAS = {alias: s.name for s in STRUCTURES.values() for alias in (s.name, *s.aliases)}
 
 
 def structure(name: str, where: object = None) -> Structure:
