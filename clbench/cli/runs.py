@@ -262,7 +262,7 @@ def _layouts() -> Iterator[str]:
 
     for name, layout in LAYOUTS.items():
         image, label = layout.paths(Path(), "1")
-        written = f"{image} + {label}{'' if label.suffix else '/STRUCTURE.nii.gz'}"
+        written = f"{image} + {label}"
         yield f"  {name:<17} {getattr(layout, 'describes', written)}"
 
 

@@ -10,11 +10,14 @@ import contextlib
 import json
 import os
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
-from typing import Protocol
+
+from pydantic import TypeAdapter
 
 from clbench.data.find_files import (
     composed,
@@ -28,8 +31,6 @@ from clbench.data.find_files import (
 from clbench.errors import DataError, unknown_name
 from clbench.spec.benchmark import Source
 from clbench.spec.names import RANGE
-
-_NII = r"\.nii(\.gz)?"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,38 +78,6 @@ class CaseFiles:
         return (self.image, *(path for _, path in self.label))
 
 
-class Layout(Protocol):
-    """A way to lay out a data set."""
-
-    @property
-    def name(self) -> str:
-        """Name in a benchmark's `layout`."""
-        ...
-
-    def find(self, folder: Path) -> dict[str, CaseFiles]:
-        """Every case below `folder`, in numerical order of ids.
-
-        Raises:
-            DataError: no such folder, or no case with image and label in it.
-        """
-        ...
-
-    def unpaired(self, folder: Path) -> dict[str, str]:
-        """Cases that `find` leaves out because one of their files is missing: case → what."""
-        ...
-
-    def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
-        """Where a writer puts image and label of a case.
-
-        A label without suffix is a folder that takes a mask per structure.
-        """
-        ...
-
-    def index(self, cases: Iterable[str]) -> dict[str, str]:
-        """What else a writer must leave: file name → text, such as a list of the cases."""
-        ...
-
-
 def natural(text: str) -> tuple[tuple[int, str], ...]:
     """A sort key that puts 2 before 10."""
     parts = re.findall(r"\d+|\D+", text)
@@ -116,67 +85,82 @@ def natural(text: str) -> tuple[tuple[int, str], ...]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pairs:
-    """Layouts in which an image and a label map are told by their names.
+class FileNames:
+    """Layouts in which image and label are told by their paths below the data folder.
 
-    `image` and `label` are regular expressions on the path relative to the data folder, with the
-    case number in the group `case`.
+    A label is a map of all structures, or a mask per structure; a structure without mask is not
+    annotated in that case.
     """
 
     name: str
     """Name in a benchmark's `layout`."""
     image: tuple[str, ...]
-    """Patterns of images."""
+    """Patterns of images: regular expressions with the group `case`."""
     label: tuple[str, ...]
-    """Patterns of label maps."""
+    """Patterns of label maps; of masks, with the group `structure`."""
     writes: tuple[str, str]
     """Where a writer puts image and label; `{case}` is the number."""
     describes: str
     """The patterns in words, for errors."""
     strip_zeros: bool = True
     """Whether 0001 and 1 are the same case."""
-    nested: tuple[str, ...] = field(default=())
+    nested: tuple[str, ...] = ()
     """Sub-folders a download may wrap the data in."""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether each structure has a file of its own."""
+        return "?P<structure>" in self.label[0]
+
+    def _files(self, folder: Path) -> tuple[dict[str, Path], dict[str, dict[Path, str]]]:
+        """Images, and labels with the structure of each; of two links to one file the first."""
+        images: dict[str, dict[Path, str]] = {}
+        labels: dict[str, dict[Path, str]] = {}
+        for path in walk(folder):
+            inside = composed(path.relative_to(folder).as_posix())
+            for wrap in self.nested:
+                inside = inside.removeprefix(f"{wrap}/")
+            if self.has_masks:  # the data folder may be that of a case
+                inside = f"{composed(folder.name)}/{inside}"
+            for of_case, patterns in ((labels, self.label), (images, self.image)):
+                match = next(
+                    filter(None, (re.fullmatch(p, inside, re.IGNORECASE) for p in patterns)), None
+                )
+                if match is not None:
+                    files = of_case.setdefault(self._id(match["case"]), {})
+                    structure = match.groupdict().get("structure", "")
+                    if not any(s == structure and same_file(p, path) for p, s in files.items()):
+                        files[path] = structure
+                    break
+        for of_case, several in ((images, False), (labels, self.has_masks)):
+            for case, files in of_case.items():
+                if len(files) > 1 and not several:
+                    raise self._claimed_twice(folder, case, *files)
+        return {case: next(iter(files)) for case, files in images.items()}, labels
 
     def _id(self, text: str) -> str:
         return str(int(text)) if self.strip_zeros and text.isdecimal() else text
 
-    def _match(self, patterns: Iterable[str], path: str) -> str | None:
-        for pattern in patterns:
-            if found := re.fullmatch(pattern, path, flags=re.IGNORECASE):
-                return self._id(found["case"])
-        return None
-
-    def _files(self, folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-        images: dict[str, Path] = {}
-        labels: dict[str, Path] = {}
-        for path in walk(folder):
-            if nifti_stem(path) is None:
-                continue
-            inside = composed(path.relative_to(folder).as_posix())
-            for wrap in self.nested:
-                if inside.startswith(f"{wrap}/"):
-                    inside = inside[len(wrap) + 1 :]
-            for found, patterns in ((labels, self.label), (images, self.image)):
-                case = self._match(patterns, inside)
-                if case is None:
-                    continue
-                if case in found and same_file(found[case], path):
-                    break  # a second link to the same file
-                if case in found:
-                    raise DataError(
-                        f"two files claim to be case {case}",
-                        where=folder,
-                        expected="one image and one label per case",
-                        got=f"{found[case]} and {path}",
-                        next_step="move one of them elsewhere",
-                    )
-                found[case] = path
-                break
-        return images, labels
+    def _claimed_twice(self, folder: Path, case: str, one: Path, two: Path, *_: Path) -> DataError:
+        what = "files"
+        if self.has_masks and one.parent != two.parent:
+            what, one, two = "folders", one.parent, two.parent
+        return DataError(
+            f"two {what} claim to be case {case}",
+            where=folder,
+            expected="one image and one label per case",
+            got=f"{one} and {two}",
+            next_step="move one of them elsewhere",
+        )
 
     def find(self, folder: Path) -> dict[str, CaseFiles]:
-        """See `Layout.find`."""
+        """Every case below `folder`, in numerical order of ids.
+
+        Masks carry the stems of their files; `CaseFiles.named` maps them.
+
+        Raises:
+            DataError: no such folder, or no case with image and label in it.
+        """
         need_folder(folder)
         images, labels = self._files(folder)
         if not images and not labels:
@@ -189,7 +173,7 @@ class Pairs:
             )
         if not images.keys() & labels.keys():
             what, other = ("label", "an image") if images else ("image", "a label")
-            have = images or labels
+            have = images or {case: next(iter(files)) for case, files in labels.items()}
             alone = sorted(have, key=natural)
             there = ", ".join(sorted(labels, key=natural)[:20]) if images and labels else ""
             raise DataError(
@@ -201,116 +185,35 @@ class Pairs:
                 next_step=f"add the {what} file, or move {other} without {what} elsewhere",
             )
         return {
-            case: CaseFiles(case=case, image=images[case], label=labels[case])
+            case: CaseFiles(
+                case=case,
+                image=images[case],
+                label=tuple((structure, path) for path, structure in labels[case].items())
+                if self.has_masks
+                else next(iter(labels[case])),
+            )
             for case in sorted(images.keys() & labels.keys(), key=natural)
         }
 
     def unpaired(self, folder: Path) -> dict[str, str]:
-        """See `Layout.unpaired`."""
+        """Cases that `find` leaves out because one of their files is missing: case → what."""
         images, labels = self._files(folder)
         said = {case: f"has an image but no label: {images[case]}" for case in images}
-        said |= {case: f"has a label but no image: {labels[case]}" for case in labels}
+        said |= {c: f"has a label but no image: {next(iter(labels[c]))}" for c in labels}
         alone = sorted(images.keys() ^ labels.keys(), key=natural)
         return {case: said[case] for case in alone}
 
     def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
-        """See `Layout.paths`."""
-        number: int | str = int(case) if case.isdecimal() else case
+        """Where a writer puts image and label of a case.
+
+        A label without suffix is a folder that takes a mask per structure.
+        """
+        number: int | str = int(case) if self.strip_zeros and case.isdecimal() else case
         image, label = (text.format(case=number) for text in self.writes)
         return folder / image, folder / label
 
     def index(self, cases: Iterable[str]) -> dict[str, str]:
-        """See `Layout.index`."""
-        return {}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Masks:
-    """Layouts with a folder per case: the image, and a binary mask per structure.
-
-    A structure without mask is not annotated in that case.
-    """
-
-    name: str
-    """Name in a benchmark's `layout`."""
-    case: str
-    """Pattern of a case's folder."""
-    image: str = "ct.nii.gz"
-    """The image within it."""
-    masks: str = "segmentations"
-    """The folder of masks within it."""
-
-    def find(self, folder: Path) -> dict[str, CaseFiles]:
-        """See `Layout.find`. Masks carry the stems of their files; `CaseFiles.named` maps them."""
-        need_folder(folder)
-        found: dict[str, CaseFiles] = {}
-        alone: list[Path] = []
-        wanted = nifti_stem(Path(self.image))
-        images = [
-            p for p in walk(folder) if (nifti_stem(p) or "").casefold() == (wanted or "").casefold()
-        ]
-        for place in sorted(images, key=lambda p: natural(composed(p.parent.name))):
-            case = place.parent
-            name = composed(case.name)
-            if not re.fullmatch(self.case, name):
-                continue
-            inner = case / self.masks
-            files = entries(inner) if inner.is_dir() else []
-            masks = tuple((stem, p) for p in files if (stem := nifti_stem(p)) is not None)
-            if not masks:
-                alone.append(case)
-                continue
-            if name in found and same_file(found[name].image, place):
-                continue  # a second link to the same case
-            if name in found:
-                one, two = found[name].image, place
-                raise DataError(
-                    f"two folders claim to be case {name}"
-                    if one.parent != case
-                    else f"two images claim to be case {name}",
-                    where=folder,
-                    got=f"{one.parent} and {case}" if one.parent != case else f"{one} and {two}",
-                    next_step="move one of them elsewhere",
-                )
-            found[name] = CaseFiles(case=name, image=place, label=masks)
-        if alone and not found:
-            raise DataError(
-                "a case has an image but no mask",
-                where=alone[0],
-                expected=f"{self.masks}/<structure>.nii.gz beside {self.image}",
-                next_step="add the masks, or move the case elsewhere",
-            )
-        if not found:
-            raise DataError(
-                f"no case of the layout {self.name!r} in this folder",
-                where=folder,
-                expected=f"{self.paths(Path(), '1')[0]} + "
-                f"{self.paths(Path(), '1')[1]}/<structure>.nii.gz",
-                got=glimpse(folder),
-                next_step="point --data at the folder that holds these names",
-            )
-        return found
-
-    def unpaired(self, folder: Path) -> dict[str, str]:
-        """See `Layout.unpaired`."""
-        wanted = (nifti_stem(Path(self.image)) or "").casefold()
-        cases = [p.parent for p in walk(folder) if (nifti_stem(p) or "").casefold() == wanted]
-        return {
-            composed(case.name): f"has an image but no mask: {case}"
-            for case in sorted(cases, key=lambda p: natural(composed(p.name)))
-            if re.fullmatch(self.case, composed(case.name))
-            and not any(
-                nifti_stem(p) is not None
-                for p in (entries(case / self.masks) if (case / self.masks).is_dir() else ())
-            )
-        }
-
-    def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
-        """See `Layout.paths`."""
-        return folder / case / self.image, folder / case / self.masks
-
-    def index(self, cases: Iterable[str]) -> dict[str, str]:
-        """See `Layout.index`."""
+        """What else a writer must leave: file name → text, such as a list of the cases."""
         return {}
 
 
@@ -323,13 +226,11 @@ class Datalist:
 
     name: str
     """Name in a benchmark's `layout`."""
-    file: str = "dataset.json"
-    """The list."""
-    parts: tuple[str, ...] = ("training", "validation")
-    """Keys of the list whose entries carry labels."""
+    file: str
+    """Name of the list."""
 
     def find(self, folder: Path) -> dict[str, CaseFiles]:
-        """See `Layout.find`. A case is named after its label file, or after that file's folder."""
+        """See `FileNames.find`. A case is called after its label file or that file's folder."""
         place = folder / self.file
         if folder.suffix == ".json" and folder.is_file():  # a list of any name
             folder, place = folder.parent, folder
@@ -338,7 +239,7 @@ class Datalist:
             listed = json.loads(place.read_text(encoding="utf-8"))
             entries = [
                 e
-                for part in self.parts
+                for part in ("training", "validation")
                 for e in listed.get(part, [])
                 if part == "training" or (isinstance(e, dict) and "label" in e)
             ]
@@ -387,28 +288,27 @@ class Datalist:
             raise DataError(
                 "the list of cases is empty",
                 where=place,
-                expected=" or ".join(map(repr, self.parts)) + ": entries with image and label",
+                expected="'training' or 'validation': entries with image and label",
                 got=f"keys {', '.join(listed)}",
                 next_step="add the entries, or name another layout",
             )
         return found
 
     def unpaired(self, folder: Path) -> dict[str, str]:
-        """See `Layout.unpaired`: a list names both or is refused."""
+        """See `FileNames.unpaired`: a list names both or is refused."""
         return {}
 
     def paths(self, folder: Path, case: str) -> tuple[Path, Path]:
-        """See `Layout.paths`."""
+        """See `FileNames.paths`."""
         return folder / f"imagesTr/{case}.nii.gz", folder / f"labelsTr/{case}.nii.gz"
 
     def index(self, cases: Iterable[str]) -> dict[str, str]:
-        """See `Layout.index`."""
-        pairs = [dict(zip(("image", "label"), self._relative(c), strict=True)) for c in cases]
+        """See `FileNames.index`."""
+        pairs = [
+            {"image": f"./{image.as_posix()}", "label": f"./{label.as_posix()}"}
+            for image, label in (self.paths(Path(), case) for case in cases)
+        ]
         return {self.file: json.dumps({"training": pairs}, indent=1)}
-
-    def _relative(self, case: str) -> tuple[str, str]:
-        image, label = self.paths(Path(), case)
-        return f"./{image.as_posix()}", f"./{label.as_posix()}"
 
 
 def _below(folder: Path, path: Path) -> bool:
@@ -470,76 +370,15 @@ def glimpse(folder: Path) -> str:
     return ", ".join(names[:8]) + (" …" if len(names) > 8 else "") if names else "an empty folder"
 
 
+Layout = FileNames | Datalist
+"""A way to lay out a data set."""
 LAYOUTS: dict[str, Layout] = {
-    layout.name: layout
-    for layout in (
-        Pairs(
-            name="btcv",
-            image=(
-                rf"(imagesTr|img|images|averaged-training-images)/img(?P<case>\d+)(_avg)?{_NII}",
-                rf"averaged-training-images/DET(?P<case>\d+)_avg{_NII}",
-            ),
-            label=(
-                rf"(labelsTr|label|labels|averaged-training-labels)/(label|img)(?P<case>\d+)(_avg)?{_NII}",
-                rf"averaged-training-labels/DET(?P<case>\d+)_avg_seg{_NII}",
-            ),
-            writes=("imagesTr/img{case:04d}.nii.gz", "labelsTr/label{case:04d}.nii.gz"),
-            describes="imagesTr/img0001.nii.gz + labelsTr/label0001.nii.gz, img/ + label/, or "
-            "averaged-training-images/ + averaged-training-labels/",
-            nested=("RawData/Training", "Training", "01_Multi-Atlas_Labeling"),
-        ),
-        Pairs(
-            name="lits",
-            image=(
-                rf"(.*/)?volume-(?P<case>\d+){_NII}",
-                rf"(img|imagesTr)/liver_(?P<case>\d+){_NII}",
-            ),
-            label=(
-                rf"(.*/)?segmentation-(?P<case>\d+){_NII}",
-                rf"(label|labelsTr)/liver_(?P<case>\d+){_NII}",
-            ),
-            writes=("volume-{case}.nii", "segmentation-{case}.nii"),
-            describes="volume-0.nii + segmentation-0.nii, img/liver_0.nii.gz + "
-            "label/liver_0.nii.gz, or imagesTr/ + labelsTr/",
-            nested=("04_LiTS", "Task03_Liver"),
-        ),
-        Pairs(
-            name="jhh",
-            image=(rf"(.*/)?(img|image|images|img_[a-z0-9_]+)/(?P<case>[^/]+?){_NII}",),
-            label=(rf"(.*/)?(label|labels|label_[a-z0-9_]+)/(?P<case>[^/]+?){_NII}",),
-            writes=("img/{case}.nii.gz", "label/{case}.nii.gz"),
-            describes="img/CASE.nii.gz + label/CASE.nii.gz",
-            strip_zeros=False,
-        ),
-        Pairs(
-            name="nnunet",
-            image=(rf"imagesTr/(?P<case>[^/]+?)_0000{_NII}",),
-            label=(rf"labelsTr/(?P<case>[^/]+?){_NII}",),
-            writes=("imagesTr/{case}_0000.nii.gz", "labelsTr/{case}.nii.gz"),
-            describes="imagesTr/CASE_0000.nii.gz + labelsTr/CASE.nii.gz",
-            strip_zeros=False,
-        ),
-        Pairs(
-            name="amos",
-            image=(rf"images(Tr|Va)/amos_(?P<case>\d+){_NII}",),
-            label=(rf"labels(Tr|Va)/amos_(?P<case>\d+){_NII}",),
-            writes=("imagesTr/amos_{case:04d}.nii.gz", "labelsTr/amos_{case:04d}.nii.gz"),
-            describes="imagesTr/amos_0001.nii.gz + labelsTr/amos_0001.nii.gz, or imagesVa/ + "
-            "labelsVa/",
-            nested=("amos22",),
-        ),
-        Pairs(
-            name="kits",
-            image=(rf"(.*/)?case_(?P<case>\d+)/imaging{_NII}",),
-            label=(rf"(.*/)?case_(?P<case>\d+)/segmentation{_NII}",),
-            writes=("case_{case:05d}/imaging.nii.gz", "case_{case:05d}/segmentation.nii.gz"),
-            describes="case_00000/imaging.nii.gz + case_00000/segmentation.nii.gz",
-        ),
-        Datalist(name="msd"),
-        Masks(name="totalsegmentator", case=r"s?\d+"),
-        Masks(name="abdomenatlas", case=r".+"),
-    )
+    name: TypeAdapter(Layout).validate_python({"name": name, **fields})
+    for name, fields in tomllib.loads(
+        resources.files("clbench.data").joinpath("layouts.toml").read_text(encoding="utf-8")
+    ).items()
 }
+"""Every layout, the most particular first; they stand in `layouts.toml`."""
 
 
 def find_layout(name: str, where: object = None) -> Layout:
@@ -616,10 +455,9 @@ def folder_hints(folder: Path, *, without: str = "") -> list[str]:
 def recognised(folder: Path) -> dict[str, int]:
     """Layouts of which a folder holds cases → how many; the most particular first."""
     counts: dict[str, int] = {}
-    for name in ("btcv", "lits", "amos", "kits", "nnunet", "msd", "totalsegmentator",
-                 "abdomenatlas", "jhh"):  # fmt: skip
+    for name, layout in LAYOUTS.items():
         with contextlib.suppress(DataError, OSError):
-            counts[name] = len(LAYOUTS[name].find(folder))
+            counts[name] = len(layout.find(folder))
     return counts
 
 
@@ -699,7 +537,7 @@ def passed_over_lines(place: Path, source: Source, cases: Mapping[str, CaseFiles
     return [*lines, *(f"{source.name}: {line}" for line in other_formats(place))]
 
 
-_CHANNEL = re.compile(rf"imagesT[rs]/.+_(?!0000)\d{{4}}{_NII}", re.IGNORECASE)
+_CHANNEL = re.compile(r"imagesT[rs]/.+_(?!0000)\d{4}\.nii(\.gz)?", re.IGNORECASE)
 """Further channels of nnU-Net."""
 
 

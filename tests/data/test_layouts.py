@@ -401,7 +401,7 @@ def test_endings_ignore_case_and_a_case_may_be_packed_otherwise(tmp_path: Path) 
     assert files.image.name == "ct.nii"
     assert dict(files.label) == {"Liver": tmp_path / "b/s1/segmentations/Liver.NII"}  # type: ignore[arg-type]  # pairs
     touch(tmp_path / "b", "s1/ct.nii.gz")
-    with pytest.raises(DataError, match="two images claim to be case s1"):
+    with pytest.raises(DataError, match="two files claim to be case s1"):
         LAYOUTS["totalsegmentator"].find(tmp_path / "b")
 
 
