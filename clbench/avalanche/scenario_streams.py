@@ -25,7 +25,7 @@ from clbench.data.crops import crop
 from clbench.data.volume import Volume
 from clbench.errors import SettingError
 from clbench.reproducibility import derive_seed
-from clbench.run.plan import Plan, RunSettings, open_run, resolve
+from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.settings import Profile
 from clbench.spec.splits import Split
@@ -92,7 +92,7 @@ def scenario(
         device="cpu",  # Avalanche's strategy says where it computes
         cache=cache,
     )
-    return Scenario(open_run(resolve(settings, benchmark=benchmark, strategy=_AvalancheModel())))
+    return Scenario(resolve(settings, benchmark=benchmark, strategy=_AvalancheModel()).open())
 
 
 @dataclass(frozen=True, kw_only=True)

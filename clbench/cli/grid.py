@@ -187,10 +187,10 @@ def _study(
 def _plan(study: StudyFile, cache: Path | None) -> list[Job]:
     from clbench.grid.jobs import plan_jobs
     from clbench.grid.study_file import cells
-    from clbench.run.plan import RunSettings, make_plan
+    from clbench.run.plan import RunSettings, resolve
 
     def plan(cell: Cell) -> Plan:
-        return make_plan(
+        plan = resolve(
             RunSettings(
                 bench=cell.bench,
                 strategy=cell.strategy,
@@ -204,6 +204,7 @@ def _plan(study: StudyFile, cache: Path | None) -> list[Job]:
                 cache=cache,
             )
         )
+        return plan.open()
 
     return plan_jobs(cells(study), plan)
 

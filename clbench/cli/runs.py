@@ -78,11 +78,11 @@ def run(
     from clbench.cli.progress import Progress
     from clbench.report.tables.summary import run_report
     from clbench.run.course import run_plan
-    from clbench.run.plan import RunSettings, open_run, resolve
+    from clbench.run.plan import RunSettings, resolve
 
     for number in numbers:
         with Progress() as progress:
-            resolved = resolve(
+            plan = resolve(
                 RunSettings(
                     bench=bench,
                     strategy=strategy,
@@ -102,7 +102,7 @@ def run(
                     deterministic=deterministic,
                 )
             )
-            folder = run_plan(open_run(resolved), progress.watch)
+            folder = run_plan(plan.open(), progress.watch)
         for which in scorings:
             for table in run_report(folder, scoring=which):
                 show(table, "terminal")

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
@@ -23,13 +21,11 @@ from clbench.errors import SettingError, StoreError
 from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.nets.text_encodings import Vectors
 from clbench.run.models import loaded, predictor, windows_fit
-from clbench.run.plan import Plan, Resolved, RunSettings, pick_device
-from clbench.run.record import benchmark_of, profile_of, strategy_of
+from clbench.run.plan import Plan, RunSettings, pick_device
+from clbench.run.record import benchmark_of, profile_of, recorded_split, strategy_of
 from clbench.spec.benchmark import Preprocessing, Source
-from clbench.spec.splits import Split
 from clbench.store import checkpoint
 from clbench.store.record import RunRecord
-from clbench.strategy.contract import Kit
 
 VECTORS = "vectors.safetensors"
 """In the folder of an imported run: structure → its text vector."""
@@ -211,20 +207,20 @@ def plan_without_data(record: RunRecord, folder: Path, *, device: str = "auto") 
             got=f"version {recorded}",
             next_step="use the clbench that made the run, or run it again",
         )
-    resolved = Resolved(
+    plan = Plan(
         settings=RunSettings(
             bench=record.settings["bench"],
             strategy=record.settings["strategy"],
             seed=record.seed,
         ),
         benchmark=benchmark,
-        profile=profile,
+        profile=replace(profile, backbone=replace(profile.backbone, weights=None)),  # see `loaded`
         strategy=strategy,
         strategy_name=record.strategy,
         device=pick_device(device),
     )
-    vectors = _vectors(resolved, record, folder)
-    if (got := hashlib.sha256(vectors.array.tobytes()).hexdigest()) != record.identity.vectors:
+    plan.vectors = _vectors(plan, record, folder)
+    if (got := hashlib.sha256(plan.vectors.array.tobytes()).hexdigest()) != record.identity.vectors:
         raise StoreError(
             "the text vectors of the structures are not those of the run",
             where=profile.text.path or f"encoding {profile.text.encoding}, or {VECTORS} of the run",
@@ -232,45 +228,26 @@ def plan_without_data(record: RunRecord, folder: Path, *, device: str = "auto") 
             got=got,
             next_step="put the file of vectors back that the run was made with",
         )
-    rows = {name: i for i, name in enumerate(vectors.names)}
-    splits = tuple(_split(raw) for raw in record.identity.splits)
-    catalog = Catalog(
+    plan.catalog = Catalog(
         benchmark=benchmark,
-        preprocessing=resolved.preprocessing,
-        splits=splits,
+        preprocessing=profile.preprocessing(benchmark.preprocessing),
+        splits=tuple(recorded_split(raw) for raw in record.identity.splits),
         files={},
         patients=record.patients,
         fingerprint=record.data_fingerprint,
         cache=VolumeCache(folder),  # nothing is opened, hence nothing is written there
     )
-    return Plan(
-        settings=resolved.settings,
-        benchmark=benchmark,
-        profile=profile,
-        strategy=strategy,
-        strategy_name=record.strategy,
-        catalog=catalog,
-        kit=Kit(
-            backbone=resolved.new_backbone,  # its weights come from the checkpoint
-            encode=lambda names: torch.from_numpy(vectors.array[[rows[n] for n in names]]),
-            seed=record.seed,
-            prior=profile.train.prior,
-        ),
-        text_record=dict(vectors.record),
-        weights=None,
-        device=resolved.device,
-        folder=folder,
-        shared=folder.absolute().parent.parent / "_shared" / str(record.shared_step1),
-        identity=record.identity,
-    )
+    plan.identity, plan.folder = record.identity, folder
+    plan.shared = folder.absolute().parent.parent / "_shared" / str(record.shared_step1)
+    return plan
 
 
-def _vectors(resolved: Resolved, record: RunRecord, folder: Path) -> Vectors:
+def _vectors(plan: Plan, record: RunRecord, folder: Path) -> Vectors:
     """A vector per structure: the copy in the folder of an imported run, or encoded anew."""
     path = folder / VECTORS
     if not path.is_file():
-        return resolved.vectors
-    names = resolved.benchmark.structures(len(resolved.benchmark.steps))
+        return plan.vectors
+    names = plan.benchmark.structures(len(plan.benchmark.steps))
     try:
         rows = load_arrays(path.read_bytes())
         array = np.stack([rows[name] for name in names])
@@ -283,13 +260,3 @@ def _vectors(resolved: Resolved, record: RunRecord, folder: Path) -> Vectors:
             next_step="import the model again",
         ) from err
     return Vectors(names=names, array=array, record=record.text_encoding)
-
-
-def _split(raw: Mapping[str, Any]) -> Split:
-    return Split(
-        name=raw["name"],
-        train=tuple(raw["train"]),
-        validation=tuple(raw["validation"]),
-        test=tuple(raw["test"]),
-        origin=raw["origin"],
-    )

@@ -16,7 +16,7 @@ from torch import nn
 from clbench.errors import CostError, StoreError
 from clbench.evaluation.cost.course import Costs, Method, course_costs, method_for
 from clbench.evaluation.cost.model import PARTS, forward_macs, grown
-from clbench.run.plan import Plan, Resolved
+from clbench.run.plan import Plan
 from clbench.run.record import benchmark_of, profile_of, strategy_of
 from clbench.spec.names import need_name
 from clbench.store import files
@@ -35,17 +35,17 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def method_of(resolved: Resolved) -> Method:
-    """The resolved strategy on its benchmark, ready to be counted; no image is opened."""
-    return method_for(resolved.benchmark, resolved.strategy, resolved.profile)
+def method_of(plan: Plan) -> Method:
+    """The strategy of a plan on its benchmark, ready to be counted; no image is opened."""
+    return method_for(plan.benchmark, plan.strategy, plan.profile)
 
 
-def count_course(resolved: Resolved, *, target: int = 143) -> Costs:
+def count_course(plan: Plan, *, target: int = 143) -> Costs:
     """Cost of every step of a course before anything is trained; see `course_costs`."""
     return course_costs(
-        method_of(resolved),
-        strategy=resolved.strategy_name,
-        profile=resolved.profile.name,
+        method_of(plan),
+        strategy=plan.strategy_name,
+        profile=plan.profile.name,
         target=target,
     )
 

@@ -23,7 +23,7 @@ from clbench.errors import StoreError
 from clbench.run.cost_table import write_costs
 from clbench.run.examine import examine_step
 from clbench.run.models import loaded
-from clbench.run.plan import Plan, RunSettings, open_run, resolve
+from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.run.record import keep_course, new_record
 from clbench.run.teach import Start, teach_step
 from clbench.store import checkpoint, run_folder
@@ -58,7 +58,7 @@ def run_course(settings: RunSettings, watch: Watch = lambda event: None) -> Path
     Raises:
         ClbenchError: anything the user can act on.
     """
-    return run_plan(open_run(resolve(settings)), watch)
+    return run_plan(resolve(settings).open(), watch)
 
 
 def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:

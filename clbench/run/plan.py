@@ -28,7 +28,7 @@ from clbench.nets.backbones import Backbone
 from clbench.nets.pretrained import WeightReport, load_weights
 from clbench.nets.text_encodings import Vectors, encoded
 from clbench.spec import registry
-from clbench.spec.benchmark import Benchmark, Preprocessing
+from clbench.spec.benchmark import Benchmark
 from clbench.spec.names import need_name
 from clbench.spec.settings import Profile, apply_overrides, change, load_profile, split_overrides
 from clbench.spec.splits import Split
@@ -87,40 +87,6 @@ class RunSettings:
                 )
 
 
-@dataclass(kw_only=True)
-class Plan:
-    """Everything decided before anything is taught."""
-
-    settings: RunSettings
-    benchmark: Benchmark
-    profile: Profile
-    strategy: Strategy
-    strategy_name: str
-    catalog: Catalog
-    kit: Kit
-    text_record: dict[str, Any]
-    weights: WeightReport | None
-    device: torch.device
-    folder: Path
-    shared: Path
-    identity: Identity
-    extends: dict[str, Any] | None = None
-    """See `RunRecord.extends`."""
-
-    def lesson(self, number: int) -> Lesson:
-        """The 1-based step as a strategy sees it."""
-        step = self.benchmark.steps[number - 1]
-        return Lesson(
-            number=number,
-            learns=step.learns,
-            structures=self.benchmark.structures(number),
-            source=step.source,
-            cases=self.catalog.splits[number - 1].train,
-            validation=self.catalog.splits[number - 1].validation,
-            past={i: self.catalog.splits[i - 1].train for i in range(1, number)},
-        )
-
-
 def load_strategy(name: str, overrides: Mapping[str, Any]) -> Strategy:
     """The registered strategy, or that of `module:Class`, with its hyperparameters changed."""
     if ":" in name:
@@ -175,9 +141,9 @@ def sparse(settings: Any) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Resolved:
-    """Settings with every name resolved; images, vectors and weights are read when asked for."""
+@dataclass(kw_only=True)
+class Plan:
+    """Settings with every name resolved; data, vectors and weights are read when asked for."""
 
     settings: RunSettings
     """What was asked for."""
@@ -191,11 +157,18 @@ class Resolved:
     """As its folder is called."""
     device: torch.device
     """Where it computes."""
+    extends: dict[str, Any] | None = None
+    """See `RunRecord.extends`."""
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How volumes become crops."""
-        return self.profile.preprocessing(self.benchmark.preprocessing)
+    def open(self) -> Plan:
+        """Read data, vectors and weights; fix the run's identity. Trains and writes nothing.
+
+        Raises:
+            ClbenchError: data, vectors or weights that cannot be read.
+        """
+        _ = self.kit, self.weights  # wrong settings are refused before any image is hashed
+        _ = self.identity, self.folder, self.shared
+        return self
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -216,11 +189,101 @@ class Resolved:
         """A vector per structure of the course."""
         return encoded(self.benchmark.structures(len(self.benchmark.steps)), self.profile.text)
 
+    @cached_property
+    def weights(self) -> WeightReport | None:
+        """What a file of weights sets, tried once: a wrong one is refused before the first step."""
+        path = self.profile.backbone.weights
+        if path is None:
+            return None
+        with torch.random.fork_rng(devices=[]):
+            return load_weights(self.new_backbone(), Path(path))
+
+    @cached_property
+    def kit(self) -> Kit:
+        """What a strategy builds its models from."""
+        vectors, weights = self.vectors, self.profile.backbone.weights
+        place = {n: i for i, n in enumerate(vectors.names)}
+
+        def backbone() -> nn.Module:
+            network = self.new_backbone()
+            if weights is not None:
+                load_weights(network, Path(weights))
+            return network
+
+        return Kit(
+            backbone=backbone,
+            encode=lambda names: torch.from_numpy(vectors.array[[place[n] for n in names]]),
+            seed=self.settings.seed,
+            prior=self.profile.train.prior,
+        )
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What the run id is made from: everything that may move a number of the run.
+
+        Host, device, threads and commit are recorded beside it, but are no part of it.
+        """
+        benchmark, catalog = self.benchmark, self.catalog
+        groups = sparse(self.profile)
+        if catalog.patients:
+            groups.pop("phantom", None)  # has no influence on real data
+        groups.pop("summary", None)
+        # one looks on and one refuses: neither moves a number
+        for group, name in (("examine", "trace_every"), ("data", "expect_hu")):
+            groups.get(group, {}).pop(name, None)
+            if not groups.get(group, True):
+                del groups[group]
+        return Identity(
+            bench=benchmark.name,
+            bench_version=benchmark.version,
+            strategy=_describe(self.strategy),
+            profile=groups,
+            data_fingerprint=catalog.fingerprint,
+            splits=[dataclasses.asdict(s) for s in catalog.splits],
+            vectors=hashlib.sha256(self.vectors.array.tobytes()).hexdigest(),
+            weights=_file_hash(self.profile.backbone.weights),
+            seed=self.settings.seed,
+            numerics=clbench.NUMERICS,
+            course=unguarded_digest(self.settings.bench, benchmark),
+        )
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the run's files go."""
+        return self._home / self.strategy_name / self.identity.run_id
+
+    @cached_property
+    def shared(self) -> Path:
+        """Where step 1 goes; runs share it that are alike in all that its training depends on."""
+        first = dataclasses.replace(
+            self.identity,
+            strategy=_describe(self.strategy.first_step()),
+            splits=self.identity.splits[:1],
+        )
+        return self._home / "_shared" / first.run_id
+
+    @property
+    def _home(self) -> Path:
+        return self.settings.out / self.benchmark.name
+
     def new_backbone(self) -> nn.Module:
         """The network of the profile, as it is initialised, without weights from a file."""
         net = self.profile.backbone
         network: nn.Module = registry.load("backbone", net.name)(net.size)
         return network
+
+    def lesson(self, number: int) -> Lesson:
+        """The 1-based step as a strategy sees it."""
+        step = self.benchmark.steps[number - 1]
+        return Lesson(
+            number=number,
+            learns=step.learns,
+            structures=self.benchmark.structures(number),
+            source=step.source,
+            cases=self.catalog.splits[number - 1].train,
+            validation=self.catalog.splits[number - 1].validation,
+            past={i: self.catalog.splits[i - 1].train for i in range(1, number)},
+        )
 
 
 def open_catalog(
@@ -275,7 +338,7 @@ def resolve(
     benchmark: Benchmark | None = None,
     strategy: Strategy | None = None,
     profile: Profile | None = None,
-) -> Resolved:
+) -> Plan:
     """Resolve every name, before an image is opened or a file is written.
 
     Args:
@@ -297,7 +360,7 @@ def resolve(
     need_name(called, "--strategy")
     if strategy is None:
         strategy = load_strategy(settings.strategy, overrides.get("strategy", {}))
-    resolved = Resolved(
+    plan = Plan(
         settings=settings,
         benchmark=benchmark,
         profile=profile,
@@ -307,119 +370,16 @@ def resolve(
     )
     registry.load("encoding", profile.text.encoding)
     with torch.random.fork_rng(devices=[]):
-        trial = resolved.new_backbone()
+        trial = plan.new_backbone()
     if isinstance(trial, Backbone):  # before anything is written, not in the first update
-        trial.check(resolved.preprocessing.patch_vox, train=True)
-    return resolved
-
-
-def identity_of(resolved: Resolved) -> Identity:
-    """What the run id is made from: everything that may move a number of the run.
-
-    Host, device, threads and commit are recorded beside it, but are no part of it.
-    """
-    benchmark, catalog = resolved.benchmark, resolved.catalog
-    groups = sparse(resolved.profile)
-    if catalog.patients:
-        groups.pop("phantom", None)  # has no influence on real data
-    groups.pop("summary", None)
-    # one looks on and one refuses: neither moves a number
-    for group, name in (("examine", "trace_every"), ("data", "expect_hu")):
-        groups.get(group, {}).pop(name, None)
-        if not groups.get(group, True):
-            del groups[group]
-    return Identity(
-        bench=benchmark.name,
-        bench_version=benchmark.version,
-        strategy=_describe(resolved.strategy),
-        profile=groups,
-        data_fingerprint=catalog.fingerprint,
-        splits=[dataclasses.asdict(s) for s in catalog.splits],
-        vectors=hashlib.sha256(resolved.vectors.array.tobytes()).hexdigest(),
-        weights=_file_hash(resolved.profile.backbone.weights),
-        seed=resolved.settings.seed,
-        numerics=clbench.NUMERICS,
-        course=unguarded_digest(resolved.settings.bench, benchmark),
-    )
+        preprocessing = profile.preprocessing(benchmark.preprocessing)
+        trial.check(preprocessing.patch_vox, train=True)
+    return plan
 
 
 def unguarded_digest(bench: str, benchmark: Benchmark) -> str | None:
     """The digest of a course named by its file, whose version nobody raises; None: registered."""
     return benchmark.digest() if registry.is_path(bench) else None
-
-
-def first_step_identity(identity: Identity, strategy: Strategy) -> Identity:
-    """What the first step's checkpoint depends on; runs that are alike in it share the training."""
-    return dataclasses.replace(
-        identity, strategy=_describe(strategy.first_step()), splits=identity.splits[:1]
-    )
-
-
-def open_run(resolved: Resolved) -> Plan:
-    """Read data, vectors and weights; fix the run's identity. Trains nothing, writes no run folder.
-
-    Raises:
-        ClbenchError: data, vectors or weights that cannot be read.
-    """
-    kit, weights = _kit(resolved)  # wrong settings are refused before any image is hashed
-    identity = identity_of(resolved)
-    home = resolved.settings.out / resolved.benchmark.name
-    first = first_step_identity(identity, resolved.strategy)
-    return Plan(
-        settings=resolved.settings,
-        benchmark=resolved.benchmark,
-        profile=resolved.profile,
-        strategy=resolved.strategy,
-        strategy_name=resolved.strategy_name,
-        catalog=resolved.catalog,
-        kit=kit,
-        text_record=dict(resolved.vectors.record),
-        weights=weights,
-        device=resolved.device,
-        folder=home / resolved.strategy_name / identity.run_id,
-        shared=home / "_shared" / first.run_id,
-        identity=identity,
-    )
-
-
-def make_plan(
-    settings: RunSettings,
-    *,
-    benchmark: Benchmark | None = None,
-    strategy: Strategy | None = None,
-) -> Plan:
-    """`open_run` of `resolve`: the whole way from settings to a plan.
-
-    Args:
-        settings: what is asked for.
-        benchmark: stands in for the registered one, for those who have the object at hand.
-        strategy: the same.
-    """
-    return open_run(resolve(settings, benchmark=benchmark, strategy=strategy))
-
-
-def _kit(resolved: Resolved) -> tuple[Kit, WeightReport | None]:
-    """What a strategy builds its models from, and what was loaded from a file of weights."""
-    vectors, weights = resolved.vectors, resolved.profile.backbone.weights
-    place = {n: i for i, n in enumerate(vectors.names)}
-    report = None
-    if weights is not None:  # tried once, so that a wrong file is refused before the first step
-        with torch.random.fork_rng(devices=[]):
-            report = load_weights(resolved.new_backbone(), Path(weights))
-
-    def backbone() -> nn.Module:
-        network = resolved.new_backbone()
-        if weights is not None:
-            load_weights(network, Path(weights))
-        return network
-
-    kit = Kit(
-        backbone=backbone,
-        encode=lambda names: torch.from_numpy(vectors.array[[place[n] for n in names]]),
-        seed=resolved.settings.seed,
-        prior=resolved.profile.train.prior,
-    )
-    return kit, report
 
 
 def _file_hash(path: str | None) -> str | None:

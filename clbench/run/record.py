@@ -26,7 +26,7 @@ from clbench.run.plan import Plan, load_strategy, open_catalog, unguarded_digest
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.settings import GROUPS, Profile, change, load_profile, split_overrides
-from clbench.spec.splits import Split
+from clbench.spec.splits import PARTS, Split
 from clbench.spec.toml import benchmark_files, load_benchmark
 from clbench.store import files
 from clbench.store.record import ALL, Identity, RecordedCourse, RecordedStep, RunRecord
@@ -49,7 +49,7 @@ def new_record(plan: Plan) -> RunRecord:
             "strategy": {"version": plan.strategy.version, **dataclasses.asdict(plan.strategy)},
             "profile": dataclasses.asdict(plan.profile),
         },
-        text_encoding=plan.text_record,
+        text_encoding=dict(plan.vectors.record),
         backbone_weights=None
         if plan.weights is None
         else {
@@ -315,7 +315,8 @@ def catalog_of(record: RunRecord, *, data: str | None = None, cache: Path | None
         profile,
         data=data,
         splits={
-            step.name: _split(split) for step, split in zip(benchmark.steps, recorded, strict=True)
+            step.name: recorded_split(split)
+            for step, split in zip(benchmark.steps, recorded, strict=True)
         },
         cache=cache,
     )
@@ -331,12 +332,6 @@ def catalog_of(record: RunRecord, *, data: str | None = None, cache: Path | None
     return catalog
 
 
-def _split(raw: Mapping[str, Any]) -> Split:
-    """A split as recorded; where it was drawn by a rule, the rule was applied already."""
-    return Split(
-        name=raw["name"],
-        train=tuple(raw["train"]),
-        validation=tuple(raw["validation"]),
-        test=tuple(raw["test"]),
-        origin=raw["origin"],
-    )
+def recorded_split(raw: Mapping[str, Any]) -> Split:
+    """Return a split as a run records it: cases alone, the rule that drew them is done with."""
+    return Split(**{name: raw[name] for name in ("name", *PARTS, "origin")})

@@ -17,7 +17,7 @@ from typing import NoReturn
 from clbench.data.layouts import find_layout
 from clbench.data.phantom.generate import known_structures
 from clbench.run.course import run_plan
-from clbench.run.plan import RunSettings, make_plan
+from clbench.run.plan import RunSettings, resolve
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark, Source, Step
 from clbench.spec.settings import load_profile
@@ -303,7 +303,7 @@ def two_steps_run_on_the_phantom(harness: BenchmarkHarness) -> None:
     """What a reader of the benchmark will try first."""
     steps = harness.benchmark.steps[:2]
     _on_phantom(harness, steps)
-    plan = make_plan(
+    plan = resolve(
         RunSettings(
             bench=harness.name, strategy="finetune", profile="smoke", out=harness.folder / "runs",
             overrides=OVERRIDES, cache=harness.cache, device="cpu", keep_predictions=False,

@@ -22,7 +22,7 @@ from clbench.nets.output import Output
 from clbench.reproducibility import seeded
 from clbench.run import teach as runner
 from clbench.run.models import predictor
-from clbench.run.plan import Plan, RunSettings, make_plan
+from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.run.teach import StepState
 from clbench.strategy.contract import (
     Batch,
@@ -88,7 +88,7 @@ class StrategyHarness:
 
     def plan_run(self, out: str) -> Plan:
         """A run of this course, planned."""
-        plan = make_plan(self.settings(out), benchmark=tiny_course(), strategy=self.strategy)
+        plan = resolve(self.settings(out), benchmark=tiny_course(), strategy=self.strategy).open()
         tiny_kit(plan)
         return plan
 

@@ -23,7 +23,7 @@ from clbench import avalanche as bridge
 from clbench.errors import SettingError, TrainingError
 from clbench.evaluation.metrics import continual
 from clbench.run.course import run_plan
-from clbench.run.plan import Plan, RunSettings, make_plan
+from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.run.rescore import score_run
 from clbench.spec import registry
 from clbench.store import checkpoint, run_folder
@@ -52,7 +52,7 @@ def native(cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
         bench="kit", strategy="finetune", profile="smoke", out=tmp_path_factory.mktemp("native"),
         overrides=(*SLOW, "strategy.unlabelled=ignore"), cache=cache_root, device="cpu",
     )  # fmt: skip
-    plan = make_plan(settings, benchmark=tiny_course())
+    plan = resolve(settings, benchmark=tiny_course())
     run_plan(plan)
     return plan
 

@@ -23,7 +23,7 @@ from clbench.evaluation.trace import Tracer
 from clbench.report.study import Study
 from clbench.report.tables.continual import continual_table
 from clbench.run.course import run_course
-from clbench.run.plan import RunSettings, make_plan
+from clbench.run.plan import RunSettings, resolve
 from clbench.store import run_folder
 from clbench.strategy.contract import Lesson
 
@@ -114,13 +114,13 @@ def test_the_stability_gap_stands_in_the_table(traced: tuple[Path, bytes]) -> No
 
 
 def test_without_a_trace_the_run_id_knows_of_none(cache_root: Path, tmp_path: Path) -> None:
-    traced_plan = make_plan(settings(tmp_path, cache_root))
+    traced_plan = resolve(settings(tmp_path, cache_root))
     assert "examine" not in traced_plan.identity.profile
     assert traced_plan.profile.examine.trace_every == EVERY
 
 
 def test_test_cases_and_cases_to_come_are_not_traced(cache_root: Path, tmp_path: Path) -> None:
-    catalog = make_plan(settings(tmp_path, cache_root)).catalog
+    catalog = resolve(settings(tmp_path, cache_root)).catalog
     one, two = catalog.splits
     with pytest.raises(TrainingError, match="test case"):
         catalog.open(1, one.test[0], "trace")

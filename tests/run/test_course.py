@@ -16,7 +16,7 @@ import torch
 
 from clbench.errors import DataError, SettingError, StoreError, TrainingError, UnknownName
 from clbench.run.course import run_course, run_plan
-from clbench.run.plan import RunSettings, make_plan
+from clbench.run.plan import RunSettings, resolve
 from clbench.run.record import new_record
 from clbench.spec import registry
 from clbench.store import run_folder
@@ -204,7 +204,7 @@ def test_a_new_version_of_a_strategy_is_another_run_with_another_first_step(
 
     Finetune2.__name__ = "Finetune"
     there = settings(tmp_path, cache_root, strategy="finetune")
-    old, new = make_plan(there), make_plan(there, strategy=Finetune2())
+    old, new = resolve(there), resolve(there, strategy=Finetune2())
     assert old.identity.strategy == {"class": "Finetune"}  # as before there were versions
     assert new.identity.strategy == {"class": "Finetune", "version": 2}
     assert new.folder != old.folder
@@ -215,7 +215,7 @@ def test_a_new_version_of_a_strategy_is_another_run_with_another_first_step(
 def test_an_image_that_vanishes_while_a_run_goes_on_stops_it_by_name(
     cache_root: Path, tmp_path: Path
 ) -> None:
-    drawn = make_plan(settings(tmp_path / "drawn", cache_root)).catalog
+    drawn = resolve(settings(tmp_path / "drawn", cache_root)).catalog
     for name, cases in drawn.files.items():
         shutil.copytree(Path(next(iter(cases.values())).files[0]).parents[1], tmp_path / name)
     there = settings(
@@ -223,7 +223,7 @@ def test_an_image_that_vanishes_while_a_run_goes_on_stops_it_by_name(
         data=f"btcv={tmp_path / 'btcv'},lits={tmp_path / 'lits'}",
         splits=dict(zip(("btcv", "lits"), drawn.splits, strict=True)),
     )  # fmt: skip
-    plan = make_plan(there)
+    plan = resolve(there)
     case = drawn.splits[1].train[0]
     image = Path(plan.catalog.files["lits"][case].files[0])
     with pytest.raises(DataError, match="No such file or directory") as err:

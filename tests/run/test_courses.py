@@ -19,7 +19,7 @@ from clbench.cli.options import app, parse_splits
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError, SpecError, StoreError
 from clbench.run.course import run_course
-from clbench.run.plan import RunSettings, make_plan
+from clbench.run.plan import RunSettings, resolve
 from clbench.run.record import catalog_of, course_of, new_record
 from clbench.spec import registry, taxonomy
 from clbench.spec.settings import PhantomSettings, load_profile
@@ -320,9 +320,9 @@ def test_a_course_over_two_layouts_in_any_order(cache_root: Path, tmp_path: Path
         assert table.exit_code == 0, table.output
         assert "mixed v1 on the PHANTOM" in table.output
     # nobody guards the version of a user's file: a changed course is another run
-    assert make_plan(settings).folder == folder
+    assert resolve(settings).folder == folder
     path.write_text(MIXED.replace('["postcava", "gall_bladder"]', '["gall_bladder"]'))
-    changed = make_plan(settings)
+    changed = resolve(settings)
     assert changed.folder != folder
     with pytest.raises(StoreError, match="different course"):
         refuse_mixture(

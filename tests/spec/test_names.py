@@ -12,7 +12,7 @@ from clbench.data.external_masks import label_map
 from clbench.data.layouts import LAYOUTS
 from clbench.errors import ClbenchError, DataError, SpecError
 from clbench.report.paper.build import build
-from clbench.run.plan import RunSettings, make_plan
+from clbench.run.plan import RunSettings, resolve
 from clbench.spec.benchmark import Partial, Source
 from clbench.spec.names import need_case, need_inner, need_name
 from clbench.spec.splits import Draw, Split
@@ -56,7 +56,7 @@ def test_a_name_that_is_no_folder_is_refused(name: str) -> None:
     with pytest.raises(SpecError):
         Source(name=name, title="", layout="msd", labels={1: "liver"})
     with pytest.raises(SpecError, match="letters, digits"):
-        make_plan(RunSettings(bench="tumor_ext", strategy=name))
+        resolve(RunSettings(bench="tumor_ext", strategy=name))
     need_name("lwf_ct-2.0+x", None)
 
 

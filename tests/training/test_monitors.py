@@ -23,7 +23,7 @@ from clbench.data.volume import Volume, preprocess
 from clbench.errors import DataError, SettingError, TrainingError
 from clbench.run.course import run_plan
 from clbench.run.examine import same_scores, slack_of
-from clbench.run.plan import RunSettings, make_plan
+from clbench.run.plan import RunSettings, resolve
 from clbench.spec.benchmark import Preprocessing, Source
 from clbench.store import checkpoint, run_folder
 from clbench.store.run_folder import Score
@@ -275,7 +275,7 @@ def planned(out: Path, cache: Path, strategy: Any, *overrides: str) -> Any:
         bench="tumor_ext", strategy="made", profile="smoke", out=out, cache=cache,
         overrides=("phantom.test=1", "train.epochs=1", *overrides),
     )  # fmt: skip
-    return make_plan(settings, strategy=strategy)
+    return resolve(settings, strategy=strategy)
 
 
 def test_a_run_is_watched_from_end_to_end(

@@ -18,7 +18,7 @@ from clbench.data.catalog import case_being_read, reading
 from clbench.errors import TrainingError
 from clbench.report.past_images import past_card
 from clbench.run.course import run_plan
-from clbench.run.plan import RunSettings, make_plan
+from clbench.run.plan import RunSettings, resolve
 from clbench.store import run_folder
 from clbench.store.record import Identity, RecordedCourse, RunRecord
 from clbench.strategies.finetune import Finetune
@@ -111,7 +111,7 @@ def planned(out: Path, cache: Path, strategy: Strategy) -> Any:
     settings = RunSettings(
         bench="tumor_ext", strategy="cheat", profile="smoke", out=out, cache=cache
     )
-    return make_plan(settings, strategy=strategy)
+    return resolve(settings, strategy=strategy)
 
 
 @pytest.mark.parametrize(

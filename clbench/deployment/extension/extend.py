@@ -26,7 +26,7 @@ from clbench.errors import SettingError
 from clbench.nets.text_encodings import encoded
 from clbench.run.course import alone, empty_run, run_plan
 from clbench.run.models import blank
-from clbench.run.plan import Plan, RunSettings, open_run, resolve
+from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark, Step
 from clbench.spec.names import LONGEST, need_name
@@ -242,27 +242,26 @@ def _plan(settings: ExtendSettings, learned: LearnedModel, course: Benchmark, ow
     profile = apply_overrides(learned.profile, split_overrides(list(settings.overrides)))
     profile = _with_vectors(profile, course)
     others = tuple(w for w in settings.overrides if not w.startswith("strategy."))
-    plan = open_run(
-        resolve(
-            RunSettings(
-                bench=f"{course.name}.toml",
-                strategy=learned.strategy_name,
-                seed=learned.seed if settings.seed is None else settings.seed,
-                profile=profile.name,
-                data=f"{own.source.name}={own.folder}",
-                out=settings.out,
-                overrides=(*learned.overrides, *others),
-                device=settings.device,
-                workers=settings.workers,
-                threads=settings.threads,
-                cache=settings.cache,
-                checkpoint_s=settings.checkpoint_s,
-            ),
-            benchmark=course,
-            strategy=learned.strategy,
-            profile=profile,
-        )
+    plan = resolve(
+        RunSettings(
+            bench=f"{course.name}.toml",
+            strategy=learned.strategy_name,
+            seed=learned.seed if settings.seed is None else settings.seed,
+            profile=profile.name,
+            data=f"{own.source.name}={own.folder}",
+            out=settings.out,
+            overrides=(*learned.overrides, *others),
+            device=settings.device,
+            workers=settings.workers,
+            threads=settings.threads,
+            cache=settings.cache,
+            checkpoint_s=settings.checkpoint_s,
+        ),
+        benchmark=course,
+        strategy=learned.strategy,
+        profile=profile,
     )
+    plan.open()
     plan.settings = replace(plan.settings, bench=str(_course_file(plan).absolute()))
     plan.extends = dict(learned.origin)
     return plan

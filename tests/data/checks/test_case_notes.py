@@ -19,7 +19,7 @@ from clbench.data.checks.case_notes import NOT_HU, CaseNote, source_problems
 from clbench.data.labels import read_case
 from clbench.data.layouts import find_cases
 from clbench.errors import DataError, SpecError
-from clbench.run.plan import RunSettings, identity_of, resolve
+from clbench.run.plan import RunSettings, resolve
 from clbench.spec import registry
 from clbench.spec.benchmark import Rescale
 from clbench.spec.settings import load_profile
@@ -154,14 +154,14 @@ def test_nine_in_ten_are_a_source() -> None:
 
 def test_the_setting_changes_no_run_id(cache_root: Path) -> None:
     def identity(*words: str) -> Any:
-        return identity_of(
-            resolve(
-                RunSettings(
-                    bench="tumor_ext", strategy="finetune", profile="smoke",
-                    cache=cache_root, overrides=words,
-                )
-            )
-        )  # fmt: skip
+        settings = RunSettings(
+            bench="tumor_ext",
+            strategy="finetune",
+            profile="smoke",
+            cache=cache_root,
+            overrides=words,
+        )
+        return resolve(settings).identity
 
     assert identity("data.expect_hu=false") == identity()
 

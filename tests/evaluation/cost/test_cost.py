@@ -40,7 +40,7 @@ from clbench.report.study import Study
 from clbench.report.tables.costs import COLUMNS, cost_table, growth_table, read_costs, step_table
 from clbench.report.tables.render import EMPTY
 from clbench.run import cost_table as cost_file
-from clbench.run.plan import Resolved, RunSettings, resolve
+from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.spec import registry
 from clbench.store import run_folder
 from clbench.strategies.decoder_growth import pruning
@@ -52,7 +52,7 @@ PER_STEP = ("decoder_growth", "independent", "lora")
 """A step adds work, and not only its structures."""
 
 
-def resolved(strategy: str, profile: str = "smoke", overrides: tuple[str, ...] = ()) -> Resolved:
+def resolved(strategy: str, profile: str = "smoke", overrides: tuple[str, ...] = ()) -> Plan:
     return resolve(
         RunSettings(
             bench="tumor_ext", strategy=strategy, profile=profile, overrides=overrides, device="cpu"
