@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -14,6 +14,8 @@ Floats: TypeAlias = NDArray[np.float64]
 """Double precision numbers."""
 Bits: TypeAlias = NDArray[np.unsignedinteger[Any]]
 """Bit patterns: bit k set = the voxel belongs to structure k; of the type `bits_dtype` says."""
+Rows: TypeAlias = Callable[[int, int], Bits]
+"""Rows of a volume, along its first axis from the first index to before the second."""
 
 T = TypeVar("T")
 

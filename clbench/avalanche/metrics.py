@@ -17,11 +17,9 @@ from torch import Tensor, nn
 from clbench.avalanche.lazy_import import load
 from clbench.avalanche.network import Network
 from clbench.avalanche.scenario_streams import Experience, Scenario
-from clbench.data.nifti import spacing_of
 from clbench.errors import SettingError, TrainingError
 from clbench.evaluation.metrics import continual
-from clbench.evaluation.metrics.case import measure
-from clbench.evaluation.scoring import ScoreContext, bit_pairs, metric_rows, native_rows
+from clbench.evaluation.scoring import ScoreContext, measure_on_file, metric_rows
 from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.nets.output import Output
 from clbench.store.run_folder import Score
@@ -325,24 +323,16 @@ def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]
         return {word: {} for word in words}
     server = serve(known)
     context = ScoreContext(
-        bench=plan.benchmark.name,
-        bench_version=plan.benchmark.version,
+        benchmark=plan.benchmark,
         strategy=type(strategy).__name__,
         seed=plan.settings.seed,
         step=last,
-        learned_at={name: plan.benchmark.learned_at(name) for name in wanted},
     )
     rows: list[Score] = []
     for case in experience.cases:
         volume = experience.volume(case)
         bits = server.predict(volume, postprocess=plan.profile.examine.postprocess)
-        scores = measure(
-            native_rows(bits, volume),
-            volume.native_bits(),
-            spacing_of(volume.native_affine).tolist(),
-            bit_pairs(known, volume, wanted),
-            words,
-        )
+        scores = measure_on_file(bits, known, volume, volume.native_bits(), words, among=wanted)
         rows += metric_rows(scores, wanted, volume, words, context)
     sources = [plan.catalog.source(n).name for n in range(1, last + 1)]
     return {

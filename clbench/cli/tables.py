@@ -130,14 +130,17 @@ def cost(
             "`clbench cost` needs a benchmark and a strategy, or runs",
             expected="`clbench cost --bench BENCH --strategy STRATEGY`, or `clbench cost RUN`",
         )
+    from clbench.evaluation.cost.course import course_costs
     from clbench.report.tables import costs
-    from clbench.run.cost_table import count_course
     from clbench.run.plan import RunSettings, resolve
 
     asked = RunSettings(
         bench=bench, strategy=strategy, profile=profile, overrides=tuple(set_ or ()), device="cpu"
     )
-    counted = count_course(resolve(asked), target=structures)
+    plan = resolve(asked)
+    counted = course_costs(
+        plan.benchmark, plan.strategy, plan.profile, name=plan.strategy_name, target=structures
+    )
     tables = [costs.step_table(counted), costs.growth_table(counted)]
     if format_ != "csv":  # the figures are of the paper's setting, not of this method
         from clbench.evaluation.cost.paper_figures import printed_figures

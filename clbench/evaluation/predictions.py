@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clbench.data.volume import Volume
 from clbench.errors import StoreError
 from clbench.store import files
 from clbench.store.arrays import MAX_VOXELS, read_npz
@@ -113,3 +114,31 @@ def read_prediction(path: Path) -> Prediction:
             got=str(err).splitlines()[0] if str(err) else type(err).__name__,
             next_step="delete it and examine the run again with --fresh",
         ) from err
+
+
+def prediction_of(path: Path, volume: Volume, structures: Sequence[str]) -> Prediction:
+    """Read the stored prediction of one case.
+
+    Args:
+        path: where it is stored.
+        volume: the case.
+        structures: what the model knew then.
+
+    Raises:
+        StoreError: missing, damaged, or of another case, step or grid.
+    """
+    pred = read_prediction(path)
+    there = (pred.source, pred.case, pred.structures, pred.bits.shape)
+    wanted = (volume.source, volume.case, tuple(structures), volume.bits.shape)
+    near = np.allclose(pred.affine, volume.affine, atol=1e-6)
+    if there != wanted or not near:
+        said = "{}/{}, {} structures, shape {}"
+        raise StoreError(
+            "a stored prediction is not of this case",
+            where=path,
+            expected=said.format(*wanted[:2], len(wanted[2]), wanted[3]),
+            got=said.format(*there[:2], len(there[2]), there[3])
+            + ("" if near else ", in another place"),
+            next_step="put the right file back, or run again with --fresh",
+        )
+    return pred

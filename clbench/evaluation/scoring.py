@@ -13,57 +13,52 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clbench.data.nifti import spacing_of
 from clbench.data.volume import Volume
 from clbench.errors import SettingError
-from clbench.evaluation.metrics.case import CaseScores, row_names
+from clbench.evaluation.metrics.case import CaseScores, measure, row_names
 from clbench.evaluation.metrics.overlap import (
     Counts,
+    Pairs,
     counts_of,
     dice,
     dice_paper,
-    merge_pairs,
     pattern_pairs,
+    row_pairs,
 )
-from clbench.evaluation.metrics.surface import Rows
 from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.spec.benchmark import Benchmark
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
-from clbench.types import Bits
-
-NATIVE_SLAB_VOX = 1 << 24
-"""Voxels of the native grid handled at a time; bounds the memory of going back."""
+from clbench.types import Bits, Rows
 
 # ---------------------------------------------------------------------------------------- scoring
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreContext:
-    """What all scores of one examination have in common."""
+    """What the rows of one examination share."""
 
-    bench: str
-    """Benchmark."""
-    bench_version: int
-    """Its version."""
+    benchmark: Benchmark
+    """Whose structures are scored."""
     strategy: str
-    """Strategy."""
+    """Name, as in the results folder."""
     seed: int
     """Seed of the run."""
     step: int
-    """1-based step after which the model is examined."""
-    learned_at: Mapping[str, int]
-    """Structure → 1-based step that taught it."""
+    """The last step that was taught."""
 
 
 def score_case(
     bits: Bits,
     structures: Sequence[str],
     volume: Volume,
-    *,
-    scorings: Sequence[str] = ("strict", "paper"),
     context: ScoreContext,
 ) -> list[Score]:
-    """Score every learned structure of one case.
+    """Score every learned structure of one case, as `strict` and as `paper` scoring has it.
+
+    `strict` takes masks back to the file's grid by nearest neighbor, for an exact Dice; `paper`
+    stays on the model grid and adds 1 to the denominator.
 
     A structure the case does not annotate gets a row with status `not_annotated`: its background
     proves nothing, so neither its hits nor its false positives are counted.
@@ -72,8 +67,6 @@ def score_case(
         bits: (D, H, W) prediction on the model grid, bit k = structures[k].
         structures: every structure learned so far.
         volume: the case, with its truth.
-        scorings: `strict` (masks go back to the file's grid by nearest neighbor; exact Dice),
-            `paper` (model grid, 1 in the denominator), or both.
         context: what all rows share.
 
     Returns:
@@ -82,7 +75,7 @@ def score_case(
         this grid is expected to score above it.
 
     Raises:
-        SettingError: prediction and volume have different shapes, or an unknown scoring.
+        SettingError: prediction and volume have different shapes.
 
     Source: see `clbench.evaluation.metrics.overlap`.
     """
@@ -101,22 +94,11 @@ def score_case(
         scores = {name: (value_of(c), c) for name, c in counts.items()}
         rows.extend(score_rows(scores, structures, volume, scoring, metric, context))
 
-    for scoring in scorings:
-        if scoring == "paper":
-            add("paper", "dice", counts_of(pattern_pairs(bits, volume.bits), places))
-        elif scoring == "strict":
-            truth = volume.native_bits()
-            add("strict", "dice", counts_of(_native_pairs(bits, volume, truth), places))
-            best = _native_pairs(volume.bits, volume, truth)
-            same = {name: (true_bit, true_bit) for name, (_, true_bit) in places.items()}
-            add("strict", "dice_ceiling", counts_of(best, same))
-        else:
-            raise SettingError(
-                f"there is no scoring called {scoring!r}",
-                where="--scoring",
-                expected="strict, paper",
-                got=scoring,
-            )
+    truth = volume.native_bits()
+    add("strict", "dice", counts_of(_native_pairs(bits, volume, truth), places))
+    same = {name: (true_bit, true_bit) for name, (_, true_bit) in places.items()}
+    add("strict", "dice_ceiling", counts_of(_native_pairs(volume.bits, volume, truth), same))
+    add("paper", "dice", counts_of(pattern_pairs(bits, volume.bits), places))
     return rows
 
 
@@ -182,15 +164,15 @@ def score_rows(
         value, counts = scores.get(name, (float("nan"), None))
         rows.append(
             Score(
-                bench=context.bench,
-                bench_version=context.bench_version,
+                bench=context.benchmark.name,
+                bench_version=context.benchmark.version,
                 strategy=context.strategy,
                 seed=context.seed,
                 step=context.step,
                 eval_set=volume.source,
                 case=volume.case,
                 structure=name,
-                learned_at=context.learned_at[name],
+                learned_at=context.benchmark.learned_at(name),
                 scoring=scoring,
                 metric=metric,
                 value=value,
@@ -231,16 +213,9 @@ def to_native(
     return out
 
 
-def _native_pairs(
-    bits: NDArray[Any], volume: Volume, truth: NDArray[Any]
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
+def _native_pairs(bits: Bits, volume: Volume, truth: Bits) -> Pairs:
     """Pairs of patterns on the native grid, some slices at a time."""
-    axis0, axis1, axis2 = volume.native_axes()
-    rows = max(1, NATIVE_SLAB_VOX // max(1, len(axis1) * len(axis2)))
-    return merge_pairs(
-        pattern_pairs(to_native(bits, (axis0[a : a + rows], axis1, axis2)), truth[a : a + rows])
-        for a in range(0, len(axis0), rows)
-    )
+    return row_pairs(native_rows(bits, volume), truth)
 
 
 def native_rows(bits: NDArray[Any], volume: Volume) -> Rows:
@@ -255,20 +230,41 @@ def native_rows(bits: NDArray[Any], volume: Volume) -> Rows:
 
 
 def context_of(record: RunRecord, benchmark: Benchmark, step: int) -> ScoreContext:
-    """What all rows of one step of a run share.
+    """What rows of a finished run share.
 
     Args:
         record: of the run.
-        benchmark: its course.
-        step: 1-based step after which the model is examined.
+        benchmark: what it was taught.
+        step: the last step that was taught.
     """
-    return ScoreContext(
-        bench=benchmark.name,
-        bench_version=benchmark.version,
-        strategy=record.strategy,
-        seed=record.seed,
-        step=step,
-        learned_at={s: benchmark.learned_at(s) for s in benchmark.structures(step)},
+    return ScoreContext(benchmark=benchmark, strategy=record.strategy, seed=record.seed, step=step)
+
+
+def measure_on_file(
+    bits: Bits,
+    structures: Sequence[str],
+    volume: Volume,
+    truth: Bits,
+    words: Sequence[str],
+    *,
+    among: Sequence[str] | None = None,
+) -> dict[str, CaseScores]:
+    """Measure metrics of one case on the grid of its file.
+
+    Args:
+        bits: (D, H, W) prediction on the model grid, bit k = structures[k].
+        structures: what the prediction speaks of.
+        volume: the case.
+        truth: its `native_bits`, read once for many predictions.
+        words: metrics, as `clbench.evaluation.metrics.case.parse_words` gives them.
+        among: what is measured of `structures`; None: all.
+    """
+    return measure(
+        native_rows(bits, volume),
+        truth,
+        spacing_of(volume.native_affine).tolist(),
+        bit_pairs(structures, volume, structures if among is None else among),
+        words,
     )
 
 

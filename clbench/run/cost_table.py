@@ -14,8 +14,8 @@ from pathlib import Path
 from torch import nn
 
 from clbench.errors import CostError, StoreError
-from clbench.evaluation.cost.course import Costs, Method, course_costs, method_for
-from clbench.evaluation.cost.model import PARTS, forward_macs, grown
+from clbench.evaluation.cost.course import blank_kit
+from clbench.evaluation.cost.model import PARTS, forward_macs, grown, lessons_of
 from clbench.run.plan import Plan
 from clbench.run.record import benchmark_of, profile_of, strategy_of
 from clbench.spec.names import need_name
@@ -33,21 +33,6 @@ COLUMNS = (
     "step", *RECORDED[:3], "forward_macs", *(f"{p}_macs" for p in PARTS), *RECORDED[3:],
     "teacher_bytes", "checkpoint_bytes",
 )  # fmt: skip
-
-
-def method_of(plan: Plan) -> Method:
-    """The strategy of a plan on its benchmark, ready to be counted; no image is opened."""
-    return method_for(plan.benchmark, plan.strategy, plan.profile)
-
-
-def count_course(plan: Plan, *, target: int = 143) -> Costs:
-    """Cost of every step of a course before anything is trained; see `course_costs`."""
-    return course_costs(
-        method_of(plan),
-        strategy=plan.strategy_name,
-        profile=plan.profile.name,
-        target=target,
-    )
 
 
 def write_costs(plan: Plan, record: RunRecord) -> None:
@@ -87,9 +72,10 @@ def recount(folder: Path) -> Path:
         raise StoreError(
             "the run is not finished", where=folder, next_step="run the same command again"
         )
-    method = method_for(benchmark_of(record), strategy_of(record), profile_of(record))
-    models = grown(method.strategy, method.kit, method.lessons)
-    _write(folder, record, _counted(models, method.patch_vox))
+    benchmark, profile = benchmark_of(record), profile_of(record)
+    models = grown(strategy_of(record), blank_kit(profile), lessons_of(benchmark))
+    patch_vox = profile.preprocessing(benchmark.preprocessing).patch_vox
+    _write(folder, record, _counted(models, patch_vox))
     record.reseal(folder)
     record.write(folder)
     return folder / "cost.csv"
@@ -99,15 +85,15 @@ def _counted(
     models: Iterable[tuple[Lesson, nn.Module, int]], patch_vox: tuple[int, int, int]
 ) -> dict[int, dict[str, int]]:
     """Step → column → number."""
-    found = {}
+    counted = {}
     for lesson, model, stored in models:
         macs = forward_macs(model, patch_vox)
-        found[lesson.number] = {
+        counted[lesson.number] = {
             "forward_macs": sum(macs.values()),
             **{f"{part}_macs": n for part, n in macs.items()},
             "teacher_bytes": stored,
         }
-    return found
+    return counted
 
 
 def _write(folder: Path, record: RunRecord, counted: Mapping[int, Mapping[str, int]]) -> None:

@@ -124,18 +124,13 @@ def _score(
     with windows_fit(plan, f"examining after step {lesson.number}, case {case}"):
         bits = meter.timed(server.predict, volume, postprocess=plan.profile.examine.postprocess)
     context = ScoreContext(
-        bench=plan.benchmark.name,
-        bench_version=plan.benchmark.version,
+        benchmark=plan.benchmark,
         strategy=plan.strategy_name,
         seed=plan.settings.seed,
         step=lesson.number,
-        learned_at={s: plan.benchmark.learned_at(s) for s in lesson.structures},
     )
     with reading(number, case):  # no hook of the strategy is called inside
-        rows = score_case(
-            bits, lesson.structures, volume, scorings=run_folder.SCORINGS, context=context
-        )
-    return bits, rows
+        return bits, score_case(bits, lesson.structures, volume, context)
 
 
 def _again(

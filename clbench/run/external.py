@@ -43,7 +43,6 @@ from clbench.store import run_folder
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
 from clbench.training.resume import Watch
-from clbench.types import Bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,18 +232,14 @@ def _score(
     places = bit_pairs(names, volume, names)
     context = context_of(record, benchmark, settings.step)
     words = ("dice", *(w for w in settings.words if w != "dice"))
-
-    def rows(first: int, stop: int) -> Bits:
-        found: Bits = native[first:stop]
-        return found
-
-    found = measure(
-        rows, volume.native_bits(), spacing_of(volume.native_affine).tolist(), places, words
+    spacing_mm = spacing_of(volume.native_affine).tolist()
+    scores = measure(
+        lambda first, stop: native[first:stop], volume.native_bits(), spacing_mm, places, words
     )
     pairs = pattern_pairs(_on_model_grid(native, volume), volume.bits)
     paper = {n: (dice_paper(c), c) for n, c in counts_of(pairs, places).items()}
     return [
-        *metric_rows(found, structures, volume, words, context),
+        *metric_rows(scores, structures, volume, words, context),
         *score_rows(paper, structures, volume, "paper", "dice", context),
     ]
 

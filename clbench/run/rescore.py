@@ -10,20 +10,11 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from clbench.data.catalog import exam_cases
-from clbench.data.nifti import spacing_of
-from clbench.data.volume import Volume
 from clbench.errors import StoreError
-from clbench.evaluation.metrics.case import DEFAULT, CaseScores, implementations, measure
-from clbench.evaluation.predictions import Prediction, read_prediction
-from clbench.evaluation.scoring import (
-    bit_pairs,
-    context_of,
-    metric_rows,
-    native_rows,
-)
+from clbench.evaluation.metrics.case import DEFAULT, CaseScores, implementations
+from clbench.evaluation.predictions import prediction_of
+from clbench.evaluation.scoring import context_of, measure_on_file, metric_rows
 from clbench.run.course import alone
 from clbench.run.record import catalog_of
 from clbench.store import run_folder
@@ -79,39 +70,29 @@ def score_run(
             for r in rows
             if r.scoring == "strict" and r.metric == "dice"
         }
+        cases = list(exam_cases(catalog))
         files = {
             (t, s, c): folder / "predictions" / f"step{t}" / f"{s}_{c}.npz"
-            for _, s, c in exam_cases(catalog)
+            for _, s, c in cases
             for t in range(1, last + 1)
         }
         _all_there(folder, list(files.values()))
-        made: list[Score] = []
-        cases = list(exam_cases(catalog))
+        new_rows: list[Score] = []
         for done, (number, source, case) in enumerate(cases, 1):
             volume = catalog.open(number, case, "test")
             truth = volume.native_bits()
             for step in range(1, last + 1):
                 structures = benchmark.structures(step)
-                pred = read_prediction(files[step, source, case])
-                _same_grid(pred, volume, structures, files[step, source, case])
-                bits = bit_pairs(structures, volume, structures)
-                found = measure(
-                    native_rows(pred.bits, volume),
-                    truth,
-                    spacing_of(volume.native_affine).tolist(),
-                    bits,
-                    ("dice", *words),
-                )
-                _as_recorded(found, known, (step, source, case), files[step, source, case])
-                made += metric_rows(
-                    found, structures, volume, words, context_of(record, benchmark, step)
-                )
+                pred = prediction_of(files[step, source, case], volume, structures)
+                scores = measure_on_file(pred.bits, structures, volume, truth, ("dice", *words))
+                _as_recorded(scores, known, (step, source, case), files[step, source, case])
+                context = context_of(record, benchmark, step)
+                new_rows += metric_rows(scores, structures, volume, words, context)
             watch({"event": "exam", "done": done, "of": len(cases), "case": case})
-        new = {r.metric for r in made} - {"dice"}
-        keep = [r for r in rows if r.scoring != "strict" or r.metric not in new]
-        run_folder.write_scores(
-            folder / "scores.csv", [*keep, *(r for r in made if r.metric in new)]
-        )
+        new = {r.metric for r in new_rows} - {"dice"}
+        rows = [r for r in rows if r.scoring != "strict" or r.metric not in new]
+        rows += [r for r in new_rows if r.metric in new]
+        run_folder.write_scores(folder / "scores.csv", rows)
         record.metrics = {**record.metrics, **implementations(("dice", *words))}
         record.reseal(folder)
         record.write(folder)
@@ -132,23 +113,6 @@ def _all_there(folder: Path, files: Sequence[Path]) -> None:
             + ", ".join(str(f.relative_to(folder / "predictions")) for f in absent[:5])
             + (", …" if len(absent) > 5 else ""),
             next_step="repeat the run's command with --fresh --keep-predictions test",
-        )
-
-
-def _same_grid(pred: Prediction, volume: Volume, structures: Sequence[str], path: Path) -> None:
-    there = (pred.source, pred.case, pred.structures, pred.bits.shape)
-    wanted = (volume.source, volume.case, tuple(structures), volume.bits.shape)
-    near = np.allclose(pred.affine, volume.affine, atol=1e-6)
-    if there != wanted or not near:
-        raise StoreError(
-            "a stored prediction is not of this case",
-            where=path,
-            expected="{}/{}, {} structures, shape {}".format(
-                *wanted[:2], len(wanted[2]), wanted[3]
-            ),
-            got="{}/{}, {} structures, shape {}".format(*there[:2], len(there[2]), there[3])
-            + ("" if near else ", in another place"),
-            next_step="put the right file back, or run again with --fresh",
         )
 
 

@@ -14,13 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clbench.data.catalog import exam_cases
-from clbench.data.nifti import spacing_of
 from clbench.errors import ClbenchError, StoreError
-from clbench.evaluation.metrics.case import measure, word_of
+from clbench.evaluation.metrics.case import word_of
 from clbench.evaluation.metrics.overlap import Counts, dice, dice_paper
 from clbench.evaluation.metrics.stability_gap import FILE, read_trace
-from clbench.evaluation.predictions import read_prediction
-from clbench.evaluation.scoring import bit_pairs, context_of, metric_rows, native_rows, score_case
+from clbench.evaluation.predictions import prediction_of
+from clbench.evaluation.scoring import context_of, measure_on_file, metric_rows, score_case
 from clbench.run.cost_table import RECORDED
 from clbench.run.record import catalog_of
 from clbench.store import checkpoint, checksums, run_folder
@@ -105,15 +104,14 @@ def _scores(folder: Path, record: RunRecord) -> dict[Key, tuple[int, Score]]:
     scores = run_folder.read_scores(path)
     steps = record.course.steps
     learned = {name: i for i, s in enumerate(steps, 1) for name in s.learns}
-    same = {
-        "bench": record.identity.bench, "bench_version": record.identity.bench_version,
-        "strategy": record.strategy, "seed": record.seed,
-    }  # fmt: skip
+    identity = record.identity
+    same = {"bench": identity.bench, "bench_version": identity.bench_version}
+    same |= {"strategy": record.strategy, "seed": record.seed}
     for line, row in enumerate(scores, 2):
         key = key_of(row)
         if key in rows:
-            raise _differs(path, line, row, "structure", f"one such row, in line {rows[key][0]}",
-                           "another")  # fmt: skip
+            first = f"one such row, in line {rows[key][0]}"
+            raise _differs(path, line, row, "structure", first, "another")
         rows[key] = line, row
         for column, value in {**same, "learned_at": learned.get(row.structure)}.items():
             if getattr(row, column) != value:
@@ -135,8 +133,8 @@ def _itself(path: Path, line: int, row: Score) -> None:
     """A Dice must come from whole voxels, and the status from their numbers."""
     if row.gt_vox is None or row.pred_vox is None:
         if row.status != "not_annotated" or not math.isnan(row.value):
-            raise _differs(path, line, row, "status", "not_annotated, without a value",
-                           f"{row.status}, {row.value!r}")  # fmt: skip
+            expected, got = "not_annotated, without a value", f"{row.status}, {row.value!r}"
+            raise _differs(path, line, row, "status", expected, got)
         return
     counts = Counts(both_vox=0, pred_vox=row.pred_vox, gt_vox=row.gt_vox)
     if row.status != counts.status:
@@ -149,10 +147,8 @@ def _itself(path: Path, line: int, row: Score) -> None:
     possible = 0 <= both <= min(row.pred_vox, row.gt_vox)
     nearest = of(Counts(both_vox=both, pred_vox=row.pred_vox, gt_vox=row.gt_vox))
     if not possible or repr(nearest) != repr(row.value):
-        raise _differs(
-            path, line, row, "value", f"a Dice of {row.pred_vox} and {row.gt_vox} voxels, such as "
-            f"{nearest!r}", repr(row.value),
-        )  # fmt: skip
+        expected = f"a Dice of {row.pred_vox} and {row.gt_vox} voxels, such as {nearest!r}"
+        raise _differs(path, line, row, "value", expected, repr(row.value))
 
 
 def _complete(path: Path, record: RunRecord, rows: Mapping[Key, tuple[int, Score]]) -> None:
@@ -203,31 +199,19 @@ def _again(
         volume = catalog.open(number, case, "test")
         for step in range(1, record.steps_done + 1):
             path = folder / "predictions" / f"step{step}" / f"{source}_{case}.npz"
-            structures, context = (
-                catalog.benchmark.structures(step),
-                context_of(record, catalog.benchmark, step),
-            )
-            pred = read_prediction(path)
+            structures = catalog.benchmark.structures(step)
+            context = context_of(record, catalog.benchmark, step)
+            bits = prediction_of(path, volume, structures).bits
             seen.add(path)
-            there, wanted = (
-                (pred.source, pred.case, pred.structures, pred.bits.shape),
-                (source, case, structures, volume.bits.shape),
-            )
-            if there != wanted:
-                raise StoreError("a stored prediction is not of this case", where=path,
-                                 expected=wanted, got=there)  # fmt: skip
-            made = score_case(pred.bits, structures, volume, context=context)
-            of_case = [r for _, r in rows.values()
-                       if (r.step, r.eval_set, r.case) == (step, source, case)]  # fmt: skip
+            again = score_case(bits, structures, volume, context)
+            at = (step, source, case)
+            of_case = [r for _, r in rows.values() if (r.step, r.eval_set, r.case) == at]
             names = [r.metric for r in of_case if not r.metric.startswith("dice")]
             if words := tuple(dict.fromkeys(map(word_of, names))):
-                bits = bit_pairs(structures, volume, structures)
-                values = measure(
-                    native_rows(pred.bits, volume), volume.native_bits(),
-                    spacing_of(volume.native_affine).tolist(), bits, words,
-                )  # fmt: skip
-                made += metric_rows(values, structures, volume, words, context)
-            done += _compare(folder / "scores.csv", of_case, made, rows)
+                truth = volume.native_bits()
+                scores = measure_on_file(bits, structures, volume, truth, words)
+                again += metric_rows(scores, structures, volume, words, context)
+            done += _compare(folder / "scores.csv", of_case, again, rows)
     if strangers := [p for p in stored if p not in seen]:
         raise StoreError("a stored prediction is of no test case of the run", where=strangers[0])
     found.checked.append(f"{done} scores against {len(seen)} predictions and the data")
@@ -236,10 +220,10 @@ def _again(
 def _compare(
     path: Path,
     recorded: Sequence[Score],
-    made: Sequence[Score],
+    computed: Sequence[Score],
     rows: Mapping[Key, tuple[int, Score]],
 ) -> int:
-    again = {key_of(r): r for r in made}
+    again = {key_of(r): r for r in computed}
     for row in recorded:
         line = rows[key_of(row)][0]
         if (new := again.get(key_of(row))) is None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clbench.errors import SettingError
 from clbench.evaluation.cost.model import StepCost, forward_macs, grown, lessons_of, step_cost
@@ -70,68 +69,37 @@ class Costs:
     notes: tuple[str, ...] = ()
 
 
-def blank_kit(backbone: Any, size: int, prior: float | None) -> Kit:
-    """A kit whose text vectors are zeros: what they say changes no cost.
-
-    Args:
-        backbone: function of the vector size that makes the network's trunk.
-        size: length of a text vector the trunk is made for.
-        prior: probability that a fresh output starts at; None leaves its bias as made.
-    """
-
-    def encode(names: Sequence[str]) -> Tensor:
-        return torch.zeros(len(names), LENGTH)
-
-    return Kit(backbone=lambda: backbone(size), encode=encode, seed=0, prior=prior)
+def blank_kit(profile: Profile) -> Kit:
+    """A kit with a profile's network and text vectors of zeros: what they say changes no cost."""
+    net = profile.backbone
+    backbone = registry.load("backbone", net.name)
+    return Kit(
+        backbone=lambda: backbone(net.size),
+        encode=lambda names: torch.zeros(len(names), LENGTH),
+        seed=0,
+        prior=profile.train.prior,
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """What is needed to build a strategy's models for a course, and nothing else."""
-
-    bench: str
-    bench_version: int
-    strategy: Strategy
-    kit: Kit
-    lessons: list[Lesson]
-    backbone: str
-    patch_vox: tuple[int, int, int]
-
-
-def method_for(benchmark: Benchmark, strategy: Strategy, profile: Profile) -> Method:
-    """A strategy on a benchmark with the settings of a profile, ready to build its models.
+def course_costs(
+    benchmark: Benchmark, strategy: Strategy, profile: Profile, *, name: str, target: int = 143
+) -> Costs:
+    """Cost of every step of a course, and its growth. Trains nothing, opens no image.
 
     Args:
         benchmark: gives the structures of every step.
         strategy: with its hyperparameters.
         profile: names the network, and the patch that is counted on.
-    """
-    net = profile.backbone
-    return Method(
-        bench=benchmark.name,
-        bench_version=benchmark.version,
-        strategy=strategy,
-        kit=blank_kit(registry.load("backbone", net.name), net.size, profile.train.prior),
-        lessons=lessons_of(benchmark),
-        backbone=f"{net.name} {net.size}",
-        patch_vox=profile.preprocessing(benchmark.preprocessing).patch_vox,
-    )
-
-
-def course_costs(method: Method, *, strategy: str, profile: str, target: int = 143) -> Costs:
-    """Cost of every step of a course, and its growth. Trains nothing, opens no image.
-
-    Args:
-        method: a strategy on a benchmark.
-        strategy: the strategy's name, for the record.
-        profile: the profile's name, for the record.
+        name: of the strategy, for the record.
         target: structures to carry the growth on to; 143 is what Ji et al. (ICCV 2023) reach.
 
     Raises:
         SettingError: fewer structures than the course has.
         CostError: an operator cannot be counted.
     """
-    m, known = method, len(method.lessons[-1].structures)
+    kit, lessons = blank_kit(profile), lessons_of(benchmark)
+    patch_vox = profile.preprocessing(benchmark.preprocessing).patch_vox
+    known = len(lessons[-1].structures)
     if target < known:
         raise SettingError(
             "the growth cannot be carried on to fewer structures than the course has",
@@ -140,16 +108,16 @@ def course_costs(method: Method, *, strategy: str, profile: str, target: int = 1
             got=target,
         )
     steps: list[StepCost] = []
-    for lesson, model, stored in grown(m.strategy, m.kit, m.lessons):
-        steps.append(step_cost(m.strategy, lesson, model, stored, m.patch_vox))
-    growth, notes = growth_of(m.strategy, m.kit, model, m.lessons[-1], m.patch_vox, target)
+    for lesson, model, stored in grown(strategy, kit, lessons):
+        steps.append(step_cost(strategy, lesson, model, stored, patch_vox))
+    growth, notes = growth_of(strategy, kit, model, lessons[-1], patch_vox, target)
     return Costs(
-        bench=m.bench,
-        bench_version=m.bench_version,
-        strategy=strategy,
-        profile=profile,
-        backbone=m.backbone,
-        patch_vox=m.patch_vox,
+        bench=benchmark.name,
+        bench_version=benchmark.version,
+        strategy=name,
+        profile=profile.name,
+        backbone=f"{profile.backbone.name} {profile.backbone.size}",
+        patch_vox=patch_vox,
         steps=tuple(steps),
         growth=growth,
         notes=notes,

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from clbench.errors import SettingError, closest
 from clbench.evaluation.metrics import detection, overlap, surface
-from clbench.evaluation.metrics.overlap import Counts, counts_of, merge_pairs, pattern_pairs
-from clbench.evaluation.metrics.surface import Rows, Surfaces
+from clbench.evaluation.metrics.overlap import Counts, counts_of, row_pairs
+from clbench.evaluation.metrics.surface import Surfaces
 from clbench.spec.taxonomy import structure
-from clbench.types import Bits
+from clbench.types import Bits, Rows
 
 DEFAULT = ("nsd", "hd95_mm", "volume_error_ml", "lesion", "patient")
 """What `clbench score` adds to Dice."""
@@ -33,7 +33,6 @@ SWEEP_MM = (1.0, 2.0, 3.0)
 """Tolerances of `nsd_sweep`."""
 _NSD = re.compile(r"nsd_(\d+(?:\.\d+)?)mm")
 _PATIENT = re.compile(r"patient(?:_(\d+)vox)?")
-_SLAB_VOX = 1 << 24  # voxels compared at a time
 
 
 def parse_words(text: str) -> tuple[str, ...]:
@@ -156,15 +155,9 @@ def measure(
         >>> {name: round(value, 4) for name, value in scores["spleen"].values.items()}
         {'dice': 0.6667, 'volume_error_ml': -0.008, 'hd95_mm': 2.0}
     """
-    shape = truth.shape
-    step = max(1, _SLAB_VOX // max(1, shape[1] * shape[2]))
-    pairs = merge_pairs(
-        pattern_pairs(rows(a, min(a + step, shape[0])), truth[a : a + step])
-        for a in range(0, shape[0], step)
-    )
     masks = _Masks(rows, truth, [float(s) for s in spacing_mm])
     scores = {}
-    for name, counts in counts_of(pairs, bits).items():
+    for name, counts in counts_of(row_pairs(rows, truth), bits).items():
         case = _Case(masks, counts, *bits[name])
         metrics = [metric for word in words for metric in metrics_of(word, name)]
         scores[name] = CaseScores(

@@ -6,15 +6,17 @@ travels with a status.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.types import Bits
+from clbench.types import Bits, Rows
 
+Pairs = tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]
+"""Patterns of a prediction, patterns of the truth, and in how many voxels each two meet."""
 Status = Literal["ok", "both_empty", "fp_only", "fn_only"]
 
 VERSION = 1
@@ -113,9 +115,7 @@ def volume_error_ml(counts: Counts, voxel_mm3: float) -> float:
     return (counts.pred_vox - counts.gt_vox) * voxel_mm3 / 1000
 
 
-def pattern_pairs(
-    pred: Bits, truth: Bits
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
+def pattern_pairs(pred: Bits, truth: Bits) -> Pairs:
     """How often each pair (pattern in `pred`, pattern in `truth`) occurs.
 
     Reads both arrays once. Neighbors mostly agree, so runs of equal pairs are counted, not voxels.
@@ -137,22 +137,26 @@ def pattern_pairs(
     """
     if pred.shape != truth.shape:
         raise ValueError(f"shapes differ: {pred.shape} and {truth.shape}")
-    return merge_pairs(_runs(p, t) for p, t in _slabs(pred, truth))
+    pred, truth = np.atleast_1d(pred), np.atleast_1d(truth)
+    return row_pairs(lambda first, stop: pred[first:stop], truth)
 
 
-def merge_pairs(
-    parts: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]],
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
-    """Join (patterns, patterns, counts) of several parts of a volume; every pair stands once.
+def row_pairs(rows: Rows, truth: Bits) -> Pairs:
+    """`pattern_pairs` of a prediction that is read some rows at a time.
 
-    Example:
-        >>> import numpy as np
-        >>> from clbench.evaluation.metrics.overlap import merge_pairs
-        >>> top = (np.array([0, 1]), np.array([0, 1]), np.array([10, 2]))
-        >>> bottom = (np.array([1]), np.array([1]), np.array([3]))
-        >>> [array.tolist() for array in merge_pairs([top, bottom])]
-        [[0, 1], [0, 1], [10, 5]]
+    Args:
+        rows: rows of the prediction, from the first index to before the second.
+        truth: bit patterns, of the shape of all rows together.
     """
+    step = max(1, _SLAB_VOX // max(1, truth[:1].size))
+    return _merged(
+        _runs(rows(low, min(low + step, len(truth))), truth[low : low + step])
+        for low in range(0, len(truth), step)
+    )
+
+
+def _merged(parts: Iterable[tuple[Bits, Bits, NDArray[np.int64]]]) -> Pairs:
+    """One table of pairs of patterns out of several, sorted by the patterns."""
     total: dict[tuple[int, int], int] = {}
     for p, t, n in parts:
         p_values, p_index = np.unique(p, return_inverse=True)
@@ -173,15 +177,6 @@ def merge_pairs(
     )
 
 
-def _slabs(pred: Bits, truth: Bits) -> Iterator[tuple[Bits, Bits]]:
-    """Pieces along axis 0 of at most about `_SLAB_VOX` voxels."""
-    if pred.ndim == 0:
-        pred, truth = pred[None], truth[None]
-    rows = max(1, _SLAB_VOX // max(1, pred[:1].size))
-    for low in range(0, len(pred), rows):
-        yield pred[low : low + rows], truth[low : low + rows]
-
-
 def _runs(pred: Bits, truth: Bits) -> tuple[Bits, Bits, NDArray[np.int64]]:
     """Run-length encoding of the pairs, in C order: patterns, patterns, lengths."""
     p, t = np.ravel(pred), np.ravel(truth)
@@ -195,7 +190,7 @@ def _runs(pred: Bits, truth: Bits) -> tuple[Bits, Bits, NDArray[np.int64]]:
 
 
 def counts_of(
-    pairs: tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]],
+    pairs: Pairs,
     places: Mapping[str, tuple[int, int]],
 ) -> dict[str, Counts]:
     """Structure → its voxel counts.

@@ -8,7 +8,7 @@ structures at once, and a k-d tree over surface voxels alone replaces distance m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree
 
-from clbench.types import Bits
+from clbench.types import Bits, Rows
 
 VERSION = 1
 """Raised by any change that moves a number."""
@@ -26,9 +26,6 @@ IMPLEMENTATION = "clbench.metrics.surface: voxel surfaces (mask minus its erosio
 SLACK_MM = 1e-4
 """Added to a tolerance: spacings stored as float32 may put a distance of exactly 2 mm above 2."""
 _SLAB_VOX = 1 << 24  # voxels examined at a time; bounds the memory of finding surfaces
-
-Rows = Callable[[int, int], Bits]
-"""(first, last + 1) along axis 0 → these rows of a bit pattern volume."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -265,15 +265,10 @@ def _scores(harness: StrategyHarness, state: StepState) -> tuple[list[Score], Te
     model = state.strategy.serve(state.model, copy.deepcopy(state.memory))
     server = harness.predictor(state, model, state.lesson.structures)
     volume = catalog.open(number, catalog.splits[number - 1].test[0], "test")
-    rows = score_case(
-        server.predict(volume),
-        state.lesson.structures,
-        volume,
-        context=ScoreContext(
-            bench="kit", bench_version=1, strategy=harness.name, seed=0, step=number,
-            learned_at=dict.fromkeys(state.lesson.structures, 1),
-        ),
-    )  # fmt: skip
+    context = ScoreContext(
+        benchmark=harness.plan.benchmark, strategy=harness.name, seed=0, step=number
+    )
+    rows = score_case(server.predict(volume), state.lesson.structures, volume, context)
     slabs = [p for _, _, p in server.probabilities(volume)]
     return rows, torch.cat(slabs, dim=1)
 

@@ -9,6 +9,7 @@ import mmap
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,9 +24,15 @@ from typer.testing import CliRunner
 from clbench.cli.options import app
 from clbench.errors import ClbenchError, CostError, SettingError, StoreError
 from clbench.evaluation.cost import meter, multiply_adds
-from clbench.evaluation.cost.course import Costs, Method
+from clbench.evaluation.cost.course import Costs, blank_kit, course_costs
 from clbench.evaluation.cost.meter import Meter
-from clbench.evaluation.cost.model import PARTS, forward_macs, grown, needs_old_model
+from clbench.evaluation.cost.model import (
+    PARTS,
+    forward_macs,
+    grown,
+    lessons_of,
+    needs_old_model,
+)
 from clbench.evaluation.cost.multiply_adds import OTHER, Scope, count
 from clbench.evaluation.cost.paper_figures import (
     PAPER_DECODER_GFLOPS,
@@ -63,11 +70,18 @@ def resolved(strategy: str, profile: str = "smoke", overrides: tuple[str, ...] =
 def costs_of(
     strategy: str, profile: str = "smoke", overrides: tuple[str, ...] = (), target: int = 143
 ) -> Costs:
-    return cost_file.count_course(resolved(strategy, profile, overrides), target=target)
+    plan = resolved(strategy, profile, overrides)
+    return course_costs(plan.benchmark, plan.strategy, plan.profile, name=strategy, target=target)
 
 
-def method_of(strategy: str, overrides: tuple[str, ...] = ()) -> Method:
-    return cost_file.method_of(resolved(strategy, overrides=overrides))
+def method_of(strategy: str, overrides: tuple[str, ...] = ()) -> SimpleNamespace:
+    plan = resolved(strategy, overrides=overrides)
+    return SimpleNamespace(
+        strategy=plan.strategy,
+        kit=blank_kit(plan.profile),
+        lessons=lessons_of(plan.benchmark),
+        patch_vox=plan.profile.preprocessing(plan.benchmark.preprocessing).patch_vox,
+    )
 
 
 class Calls(nn.Module):

@@ -212,7 +212,7 @@ def test_a_tolerance_of_whole_voxels_survives_rounded_spacings() -> None:
 def test_the_prediction_is_read_in_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     pred, truth = blobs(1, (11, 6, 7), 1), blobs(2, (11, 6, 7), 1)
     whole = one(pred, truth)
-    for module in (surface, case):
+    for module in (surface, overlap):
         monkeypatch.setattr(module, "_SLAB_VOX", 50)
     assert one(pred, truth) == whole
 
