@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.data.catalog import exam_cases
+from clbench.data.catalog import Catalog, exam_cases
 from clbench.data.external_masks import (
     LISTS,
     LabelMap,
@@ -29,18 +29,18 @@ from clbench.data.external_masks import (
 from clbench.data.nifti import spacing_of
 from clbench.data.volume import Volume, resample_nearest
 from clbench.errors import DataError, SettingError
-from clbench.evaluation.metrics.case import DEFAULT, measure
+from clbench.evaluation.metrics.case import DEFAULT, implementations, measure
 from clbench.evaluation.metrics.overlap import counts_of, dice_paper, pattern_pairs
 from clbench.evaluation.scoring import bit_pairs, context_of, metric_rows, score_rows
 from clbench.run.course import alone
-from clbench.run.plan import open_catalog, resolve_profile
-from clbench.run.record import external_record, keep_course, recorded_settings
+from clbench.run.plan import course_identity, open_catalog, resolve_profile
+from clbench.run.record import data_and_host, keep_course, recorded_settings
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.names import need_name
 from clbench.spec.splits import Split
 from clbench.store import run_folder
-from clbench.store.record import RunRecord
+from clbench.store.record import Identity, RunRecord
 from clbench.store.run_folder import Score
 from clbench.training.resume import Watch
 
@@ -126,27 +126,7 @@ def score_predictions(
         "labels": None if settings.labels is None else str(settings.labels),
         "holes": holes,
     }
-    record = external_record(
-        benchmark,
-        catalog,
-        name=settings.name,
-        seed=settings.seed,
-        step=settings.step,
-        settings=recorded_settings(
-            {
-                "bench": settings.bench,
-                "seed": settings.seed,
-                "data": settings.data,
-                "profile": profile.name,
-                "out": settings.out,
-                "cache": settings.cache,
-            },
-            benchmark,
-        ),
-        predictions=predictions,
-        words=settings.words,
-    )
-    record.warnings = catalog.warnings() or None
+    record = _record(settings, benchmark, catalog, profile.name, predictions)
     folder = settings.out / benchmark.name / settings.name / record.run_id
     rows: list[Score] = []
     for done, ((source, case), path) in enumerate(found.items(), 1):
@@ -166,6 +146,38 @@ def score_predictions(
         record.seal(folder)
         record.write(folder)
     return folder, holes
+
+
+def _record(
+    settings: OutsideSettings,
+    benchmark: Benchmark,
+    catalog: Catalog,
+    profile: str,
+    predictions: dict[str, Any],
+) -> RunRecord:
+    """The record of predictions that were made elsewhere, in one step."""
+    identity = Identity(
+        **course_identity(settings.bench, benchmark, catalog),
+        strategy={"class": "external", "name": settings.name},
+        profile={"name": "external"},
+        vectors=None,
+        weights=None,
+        seed=settings.seed,
+    )
+    asked = {name: getattr(settings, name) for name in ("bench", "seed", "data", "out", "cache")}
+    return RunRecord(
+        status="finished",
+        external=True,
+        steps_done=settings.step,
+        run_id=identity.run_id,
+        strategy=settings.name,
+        identity=identity,
+        settings=recorded_settings({**asked, "profile": profile}, benchmark),
+        predictions={str(settings.step): predictions},
+        metrics=implementations(("dice", *settings.words)),
+        warnings=catalog.warnings() or None,
+        **data_and_host(benchmark, catalog, ()),
+    )
 
 
 def _check(settings: OutsideSettings, benchmark: Benchmark) -> None:

@@ -234,17 +234,12 @@ class Plan:
             if not groups.get(group, True):
                 del groups[group]
         return Identity(
-            bench=benchmark.name,
-            bench_version=benchmark.version,
+            **course_identity(self.settings.bench, benchmark, catalog),
             strategy=_describe(self.strategy),
             profile=groups,
-            data_fingerprint=catalog.fingerprint,
-            splits=[dataclasses.asdict(s) for s in catalog.splits],
             vectors=hashlib.sha256(self.vectors.array.tobytes()).hexdigest(),
             weights=_file_hash(self.profile.backbone.weights),
             seed=self.settings.seed,
-            numerics=clbench.NUMERICS,
-            course=unguarded_digest(self.settings.bench, benchmark),
         )
 
     @cached_property
@@ -377,9 +372,22 @@ def resolve(
     return plan
 
 
-def unguarded_digest(bench: str, benchmark: Benchmark) -> str | None:
-    """The digest of a course named by its file, whose version nobody raises; None: registered."""
-    return benchmark.digest() if registry.is_path(bench) else None
+def course_identity(bench: str, benchmark: Benchmark, catalog: Catalog) -> dict[str, Any]:
+    """What a run's identity says of the course and its data.
+
+    Args:
+        bench: as the course was named; one that is not registered is held by its content.
+        benchmark: the course.
+        catalog: its data.
+    """
+    return {
+        "bench": benchmark.name,
+        "bench_version": benchmark.version,
+        "data_fingerprint": catalog.fingerprint,
+        "splits": [dataclasses.asdict(s) for s in catalog.splits],
+        "numerics": clbench.NUMERICS,
+        "course": benchmark.digest() if registry.is_path(bench) else None,
+    }
 
 
 def _file_hash(path: str | None) -> str | None:

@@ -22,14 +22,14 @@ from clbench.data.catalog import Catalog
 from clbench.data.layouts import named_folders
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.case import implementations
-from clbench.run.plan import Plan, load_strategy, open_catalog, unguarded_digest
+from clbench.run.plan import Plan, load_strategy, open_catalog
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.settings import GROUPS, Profile, change, load_profile, split_overrides
 from clbench.spec.splits import PARTS, Split
 from clbench.spec.toml import benchmark_files, load_benchmark
 from clbench.store import files
-from clbench.store.record import ALL, Identity, RecordedCourse, RecordedStep, RunRecord
+from clbench.store.record import ALL, RecordedCourse, RecordedStep, RunRecord
 from clbench.strategy.contract import Strategy
 
 
@@ -63,7 +63,7 @@ def new_record(plan: Plan) -> RunRecord:
         else torch.cuda.get_device_name(plan.device),
         threads=torch.get_num_threads(),
         metrics=implementations(("dice",)),
-        **_data_and_host(plan.benchmark, plan.catalog, ("torch", "monai")),
+        **data_and_host(plan.benchmark, plan.catalog, ("torch", "monai")),
     )
 
 
@@ -95,57 +95,7 @@ def recorded_settings(settings: Mapping[str, Any], benchmark: Benchmark) -> dict
     }
 
 
-def external_record(
-    benchmark: Benchmark,
-    catalog: Catalog,
-    *,
-    name: str,
-    seed: int,
-    step: int,
-    settings: dict[str, Any],
-    predictions: dict[str, Any],
-    words: Sequence[str],
-) -> RunRecord:
-    """`run.json` of a method from outside: what is not known is empty, never made up.
-
-    Args:
-        benchmark: what the predictions are of.
-        catalog: the data they are scored on.
-        name: of the method.
-        seed: which training run of the method it was.
-        step: 1-based step after which the predictions were made.
-        settings: what the command line asked for, as JSON.
-        predictions: where the predictions of the step lay.
-        words: metrics beside Dice.
-    """
-    identity = Identity(
-        bench=benchmark.name,
-        bench_version=benchmark.version,
-        strategy={"class": "external", "name": name},
-        profile={"name": "external"},
-        data_fingerprint=catalog.fingerprint,
-        splits=[dataclasses.asdict(s) for s in catalog.splits],
-        vectors=None,
-        weights=None,
-        seed=seed,
-        numerics=clbench.NUMERICS,
-        course=unguarded_digest(settings["bench"], benchmark),
-    )
-    return RunRecord(
-        status="finished",
-        external=True,
-        steps_done=step,
-        run_id=identity.run_id,
-        strategy=name,
-        identity=identity,
-        settings=settings,
-        predictions={str(step): predictions},
-        metrics=implementations(("dice", *words)),
-        **_data_and_host(benchmark, catalog, ()),
-    )
-
-
-def _data_and_host(
+def data_and_host(
     benchmark: Benchmark, catalog: Catalog, packages: Sequence[str]
 ) -> dict[str, Any]:
     """The fields that say the same of every run; `packages` beside those that always count."""
@@ -153,7 +103,12 @@ def _data_and_host(
         "patients": catalog.patients,
         "data_fingerprint": catalog.fingerprint,
         "course": course_of(benchmark, catalog),
-        "split_sha256": split_hashes(catalog),
+        "split_sha256": {
+            f"step {i}, {s.name}": hashlib.sha256(
+                json.dumps(dataclasses.asdict(s)).encode()
+            ).hexdigest()[:16]
+            for i, s in enumerate(catalog.splits, 1)
+        },
         "versions": {
             "clbench": clbench.__version__,
             "python": platform.python_version(),
@@ -207,16 +162,6 @@ def keep_course(folder: Path, bench: str) -> None:
         for name, content in benchmark_files(registry.benchmark_path(bench)).items():
             files.make_folder((folder / "course" / name).parent)
             files.write_bytes(folder / "course" / name, content)
-
-
-def split_hashes(catalog: Catalog) -> dict[str, str]:
-    """Split of each step → checksum."""
-    return {
-        f"step {i}, {s.name}": hashlib.sha256(
-            json.dumps(dataclasses.asdict(s)).encode()
-        ).hexdigest()[:16]
-        for i, s in enumerate(catalog.splits, 1)
-    }
 
 
 def git_commit() -> str | None:
