@@ -8,7 +8,8 @@ the random state back after an evaluation, since Avalanche's loaders draw from i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from clbench.evaluation.metrics import continual
 from clbench.evaluation.scoring import ScoreContext, measure_on_file, metric_rows
 from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.nets.output import Output
+from clbench.run.plan import Plan
 from clbench.store.run_folder import Score
 
 _PluginMetric: Any = load("avalanche.evaluation.metric_definitions").PluginMetric
@@ -29,6 +31,7 @@ _results = load("avalanche.evaluation.metric_results")
 _names = load("avalanche.evaluation.metric_utils")
 
 Word = Literal["dice", "nsd"]
+Per = Literal["experience", "structure", "stream"]
 
 
 def dice_metrics(
@@ -46,7 +49,7 @@ def dice_metrics(
         Metrics for `EvaluationPlugin`. A score that does not exist is nan: that of an experience
         whose structures the model does not answer for yet, or of a structure no case holds.
     """
-    return _scores("dice", "Dice", experience=experience, stream=stream, structures=structures)
+    return _scores("dice", "Dice", (experience, structures, stream))
 
 
 def surface_dice_metrics(
@@ -61,8 +64,7 @@ def surface_dice_metrics(
         stream: `SurfaceDice_Stream`: mean over all structures that the model answers for.
         structures: `ClassSurfaceDice_Exp`: each structure by name.
     """
-    return _scores("nsd", "SurfaceDice", experience=experience, stream=stream,
-                   structures=structures)  # fmt: skip
+    return _scores("nsd", "SurfaceDice", (experience, structures, stream))
 
 
 def forgetting_metrics(*, experience: bool = True, stream: bool = True) -> list[VolumeMetric]:
@@ -79,45 +81,40 @@ def forgetting_metrics(*, experience: bool = True, stream: bool = True) -> list[
         `forgetting_first_last`.
     Differs: structures weigh the same in a stream, not experiences, as everywhere in clbench.
     """
-    return _changes("Forgetting", 1.0, experience=experience, stream=stream)
+    return _changes("Forgetting", 1.0, (experience, stream))
 
 
 def bwt_metrics(*, experience: bool = True, stream: bool = True) -> list[VolumeMetric]:
     """Backward transfer of Dice (`ExperienceBWT`, `StreamBWT`): minus `forgetting_metrics`."""
-    return _changes("BWT", -1.0, experience=experience, stream=stream)
+    return _changes("BWT", -1.0, (experience, stream))
 
 
-def _scores(
-    word: Word, label: str, *, experience: bool, stream: bool, structures: bool
-) -> list[VolumeMetric]:
-    metrics: list[VolumeMetric] = []
-    if experience:
-        metrics.append(ExperienceScore(word, f"{label}_Exp"))
-    if structures:
-        metrics.append(StructureScore(word, f"Class{label}_Exp"))
-    if stream:
-        metrics.append(StreamScore(word, f"{label}_Stream"))
-    return metrics
+def _scores(word: Word, label: str, wanted: Iterable[bool]) -> list[VolumeMetric]:
+    names = (f"{label}_Exp", f"Class{label}_Exp", f"{label}_Stream")
+    pers: tuple[Per, ...] = ("experience", "structure", "stream")
+    chosen = zip(names, pers, wanted, strict=True)
+    return [VolumeMetric(word, name, per) for name, per, asked in chosen if asked]
 
 
-def _changes(label: str, sign: float, *, experience: bool, stream: bool) -> list[VolumeMetric]:
-    metrics: list[VolumeMetric] = []
-    if experience:
-        metrics.append(ExperienceChange(f"Experience{label}", sign))
-    if stream:
-        metrics.append(StreamChange(f"Stream{label}", sign))
-    return metrics
+def _changes(label: str, sign: float, wanted: Iterable[bool]) -> list[VolumeMetric]:
+    pers: tuple[Per, ...] = ("experience", "stream")
+    chosen = zip(pers, wanted, strict=True)
+    return [ChangeMetric(f"{per.title()}{label}", per, sign) for per, asked in chosen if asked]
 
 
 # ------------------------------------------------------------------------------------ the metrics
 
 
 class VolumeMetric(_PluginMetric):  # type: ignore[misc]  # Avalanche has no types
-    """A metric of whole volumes. The first of an evaluator measures for all of them."""
+    """A metric of whole volumes. The first of an evaluator measures for all of them.
 
-    def __init__(self, word: Word, name: str) -> None:
+    Its value is a mean over the structures of an experience, each structure of it by name, or a
+    mean over the structures of all evaluated experiences that the model answers for.
+    """
+
+    def __init__(self, word: Word, name: str, per: Per) -> None:
         super().__init__()
-        self.word, self.name = word, name
+        self.word, self.name, self.per = word, name, per
         self.mean_scores: dict[int, dict[str, float]] = {}
         """Experience → structure → its mean score, in this evaluation."""
         self._random: list[Tensor] = []
@@ -146,66 +143,41 @@ class VolumeMetric(_PluginMetric):  # type: ignore[misc]  # Avalanche has no typ
             scores = _examine(strategy, sorted({m.word for m in group}))
             for metric in group:
                 metric.mean_scores[strategy.experience.current_experience] = scores[metric.word]
-        return list(self.of_experience(strategy))
+        if self.per == "stream":
+            return []
+        values = self.of_experience(strategy)
+        if self.per == "structure":  # as Avalanche's class accuracy ends with the class
+            return [self._value(strategy, v, f"/{name}") for name, v in values.items()]
+        return [self._value(strategy, continual.mean(values.values()))] if values else []
 
     def after_eval(self, strategy: Any) -> list[Any]:
         """Say what is known of the stream, and leave the random state as it was."""
-        values = list(self.of_stream(strategy))
+        values = self.of_stream(strategy) if self.per == "stream" else []
         if self._random:
             _restore(self._random)
             self._random = []
-        return values
+        return [self._value(strategy, continual.mean(values))] if values else []
 
-    def of_experience(self, strategy: Any) -> Iterable[Any]:
-        """Values to emit after an experience."""
-        return ()
+    def of_experience(self, strategy: Any) -> dict[str, float]:
+        """Structure of the experience → score; nan where the model does not answer."""
+        have = self.mean_scores[strategy.experience.current_experience]
+        return {name: have.get(name, float("nan")) for name in strategy.experience.structures}
 
-    def of_stream(self, strategy: Any) -> Iterable[Any]:
-        """Values to emit after the last one."""
-        return ()
+    def of_stream(self, strategy: Any) -> list[float]:
+        """Every score of this evaluation; nan where there is none."""
+        every = [v for scores in self.mean_scores.values() for v in scores.values()]
+        return every or [float("nan")]
 
-    def _value(self, strategy: Any, value: float, *, experience: bool, end: str = "") -> Any:
-        name = _names.get_metric_name(self, strategy, add_experience=experience)
+    def _value(self, strategy: Any, value: float, end: str = "") -> Any:
+        name = _names.get_metric_name(self, strategy, add_experience=self.per != "stream")
         return _results.MetricValue(self, name + end, value, strategy.clock.train_iterations)
 
-    def _of(self, experience: Any) -> dict[str, float]:
-        """The scores of an experience's structures; nan where the model does not answer."""
-        have = self.mean_scores[experience.current_experience]
-        return {name: have.get(name, float("nan")) for name in experience.structures}
 
-
-class ExperienceScore(VolumeMetric):
-    """Mean over the structures of an experience."""
-
-    def of_experience(self, strategy: Any) -> Iterable[Any]:
-        """One value."""
-        score = continual.mean(self._of(strategy.experience).values())
-        yield self._value(strategy, score, experience=True)
-
-
-class StructureScore(VolumeMetric):
-    """Each structure by its name, as Avalanche's class accuracy ends with the class."""
-
-    def of_experience(self, strategy: Any) -> Iterable[Any]:
-        """One value per structure."""
-        for name, score in self._of(strategy.experience).items():
-            yield self._value(strategy, score, experience=True, end=f"/{name}")
-
-
-class StreamScore(VolumeMetric):
-    """Mean over the structures of all evaluated experiences that the model answers for."""
-
-    def of_stream(self, strategy: Any) -> Iterable[Any]:
-        """One value."""
-        score = continual.mean(v for scores in self.mean_scores.values() for v in scores.values())
-        yield self._value(strategy, score, experience=False)
-
-
-class _Change(VolumeMetric):
+class ChangeMetric(VolumeMetric):
     """What became of the Dice of structures taught earlier, against that right after their own."""
 
-    def __init__(self, name: str, sign: float) -> None:
-        super().__init__("dice", name)
+    def __init__(self, name: str, per: Per, sign: float) -> None:
+        super().__init__("dice", name, per)
         self.sign = sign
         self.time = 0
         """Experiences trained on so far."""
@@ -219,6 +191,14 @@ class _Change(VolumeMetric):
         self.time += 1
         self.taught[strategy.experience.current_experience] = self.time
 
+    def of_experience(self, strategy: Any) -> dict[str, float]:
+        """Structure → change; none of the experience just taught and those not taught yet."""
+        return self._changes(strategy, strategy.experience.current_experience)
+
+    def of_stream(self, strategy: Any) -> list[float]:
+        """The changes of all earlier experiences; none while there is only one."""
+        return [v for e in self.mean_scores for v in self._changes(strategy, e).values()]
+
     def _changes(self, strategy: Any, experience: int) -> dict[str, float]:
         """Structure → change, of an experience taught earlier and examined right then; else {}.
 
@@ -231,26 +211,6 @@ class _Change(VolumeMetric):
         known = {name: own for name in now if own < self.time and (own, name) in stream}
         lost = continual.forgetting_first_last(stream, known, self.time)
         return {name: self.sign * value for name, value in lost.items()}
-
-
-class ExperienceChange(_Change):
-    """Mean over the structures of one earlier experience."""
-
-    def of_experience(self, strategy: Any) -> Iterable[Any]:
-        """One value, or none for the experience just taught and those not taught yet."""
-        changes = self._changes(strategy, strategy.experience.current_experience)
-        if changes:
-            yield self._value(strategy, continual.mean(changes.values()), experience=True)
-
-
-class StreamChange(_Change):
-    """Mean over the structures of all earlier experiences."""
-
-    def of_stream(self, strategy: Any) -> Iterable[Any]:
-        """One value, or none while there is only one experience."""
-        changes = [v for e in self.mean_scores for v in self._changes(strategy, e).values()]
-        if changes:
-            yield self._value(strategy, continual.mean(changes), experience=False)
 
 
 # ---------------------------------------------------------------------------------------- measuring
@@ -295,33 +255,11 @@ def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]
     scenario: Scenario = experience.benchmark
     plan, last = scenario.plan, scenario.n_experiences
 
-    def serve(structures: tuple[str, ...]) -> VolumePredictor:
-        return VolumePredictor(
-            _Answers(strategy.model),
-            _sigmoid,
-            structures,
-            patch_vox=plan.catalog.preprocessing.patch_vox,
-            overlap=plan.profile.examine.overlap,
-            windows=plan.profile.examine.windows,
-            device=strategy.device,
-        )
-
-    if isinstance(strategy.model, Network):
-        known = strategy.model.structures
-    else:
-        _, _, logits = next(serve(()).logits(experience.volume(experience.cases[0])))
-        known = scenario.structures[: len(logits)]
-        if len(logits) > scenario.n_classes:
-            raise TrainingError(
-                "the model answers for more structures than the course has",
-                where=type(strategy.model).__name__,
-                expected=f"at most {scenario.n_classes} channels",
-                got=len(logits),
-            )
+    known = _known(strategy.model, experience, partial(_predictor, strategy, plan))
     wanted = [name for name in experience.structures if name in known]
     if not wanted:
         return {word: {} for word in words}
-    server = serve(known)
+    server = _predictor(strategy, plan, known)
     context = ScoreContext(
         benchmark=plan.benchmark,
         strategy=type(strategy).__name__,
@@ -344,6 +282,38 @@ def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]
         }
         for word in words
     }
+
+
+def _predictor(strategy: Any, plan: Plan, structures: tuple[str, ...]) -> VolumePredictor:
+    return VolumePredictor(
+        _Answers(strategy.model),
+        _sigmoid,
+        structures,
+        patch_vox=plan.catalog.preprocessing.patch_vox,
+        overlap=plan.profile.examine.overlap,
+        windows=plan.profile.examine.windows,
+        device=strategy.device,
+    )
+
+
+def _known(
+    model: nn.Module,
+    experience: Experience,
+    serve: Callable[[tuple[str, ...]], VolumePredictor],
+) -> tuple[str, ...]:
+    """The structures a model answers for; of a foreign one as many as it has channels."""
+    if isinstance(model, Network):
+        return model.structures
+    scenario: Scenario = experience.benchmark
+    _, _, logits = next(serve(()).logits(experience.volume(experience.cases[0])))
+    if len(logits) > scenario.n_classes:
+        raise TrainingError(
+            "the model answers for more structures than the course has",
+            where=type(model).__name__,
+            expected=f"at most {scenario.n_classes} channels",
+            got=len(logits),
+        )
+    return scenario.structures[: len(logits)]
 
 
 def _random_state() -> list[Tensor]:

@@ -21,6 +21,10 @@ WIDTH = 8
 """Channels the generated convolutions work on."""
 SIZES = (WIDTH * WIDTH, WIDTH * WIDTH, WIDTH, WIDTH, WIDTH, 1)
 """W1 (8 by 8, row = out), W2 (8 by 8), W3 (1 by 8), b1, b2, b3: 153 numbers per structure."""
+IMAGE_DIM = 256
+"""Length of the image vector, and of a projected text vector."""
+NORM_GROUPS = 16
+"""Groups of the normalizations."""
 BLOCK_VALUES = 1 << 18
 """Hidden values of one block of voxels: 1 MB, so that a block stays in a core's cache."""
 BLOCK_VALUES_CUDA = 1 << 26
@@ -171,12 +175,10 @@ class UniversalHead(nn.Module):
     """Language-driven parameter generator and class-specific heads, one controller per structure.
 
     Args:
-        final_channels: channels of `final`; a multiple of `groups`.
-        bottleneck_channels: channels of `bottleneck`; a multiple of `groups`.
+        final_channels: channels of `final`; a multiple of 16, or fewer than 16.
+        bottleneck_channels: channels of `bottleneck`; a multiple of 16.
         text_dim: length of a text vector.
-        image_dim: length of the image vector.
         hidden: width of a controller.
-        groups: groups of the normalisations.
 
     Source: Liu et al., Medical Image Analysis 2024, section 3.2.2, eq. 2. Image vector first, text
     vector second, as in the authors' code (the paper writes them the other way round).
@@ -188,20 +190,18 @@ class UniversalHead(nn.Module):
         bottleneck_channels: int,
         text_dim: int = 512,
         *,
-        image_dim: int = 256,
         hidden: int = 512,
-        groups: int = 16,
     ) -> None:
         super().__init__()
-        self.text_dim, self.image_dim, self.hidden = text_dim, image_dim, hidden
+        self.text_dim, self.hidden = text_dim, hidden
         self.gap = nn.Sequential(
-            nn.GroupNorm(groups, bottleneck_channels),
+            nn.GroupNorm(NORM_GROUPS, bottleneck_channels),
             nn.ReLU(),
             nn.AdaptiveAvgPool3d(1),
-            nn.Conv3d(bottleneck_channels, image_dim, 1),
+            nn.Conv3d(bottleneck_channels, IMAGE_DIM, 1),
         )
         self.pre = nn.Sequential(
-            nn.GroupNorm(min(groups, final_channels), final_channels),
+            nn.GroupNorm(min(NORM_GROUPS, final_channels), final_channels),
             nn.ReLU(),
             nn.Conv3d(final_channels, WIDTH, 1),
         )
@@ -220,7 +220,7 @@ class UniversalHead(nn.Module):
         """
         self._keep_vector(name, vector)
         self.controllers[name] = nn.Sequential(
-            nn.Linear(self.image_dim + self.text_dim, self.hidden),
+            nn.Linear(IMAGE_DIM + self.text_dim, self.hidden),
             nn.ReLU(),
             nn.Linear(self.hidden, sum(SIZES)),
         ).to(self.vectors[name].device)
@@ -367,29 +367,16 @@ class SharedHead(UniversalHead):
     Args:
         final_channels: channels of `final`.
         bottleneck_channels: channels of `bottleneck`.
-        text_dim: length of a text vector.
-        image_dim: length of the image vector and of the projected text.
-        groups: groups of the normalizations.
 
     Source: Liu et al., ICCV 2023 (CLIP-driven Universal Model); the paper, section 4.1.2.
     """
 
     vectors: Constants
 
-    def __init__(
-        self,
-        final_channels: int,
-        bottleneck_channels: int,
-        text_dim: int = 512,
-        *,
-        image_dim: int = 256,
-        groups: int = 16,
-    ) -> None:
-        super().__init__(
-            final_channels, bottleneck_channels, text_dim, image_dim=image_dim, groups=groups
-        )
-        self.project = nn.Sequential(nn.Linear(text_dim, image_dim), nn.ReLU())
-        self.controller = nn.Linear(2 * image_dim, sum(SIZES))
+    def __init__(self, final_channels: int, bottleneck_channels: int) -> None:
+        super().__init__(final_channels, bottleneck_channels)
+        self.project = nn.Sequential(nn.Linear(self.text_dim, IMAGE_DIM), nn.ReLU())
+        self.controller = nn.Linear(2 * IMAGE_DIM, sum(SIZES))
 
     def add(self, name: str, vector: Tensor | None) -> None:
         """A text vector for one more structure.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from clbench.evaluation.cost.multiply_adds import MACS, OTHER, Formula, Scope, aten, count
 from clbench.nets.backbones import swin_unetr
-from clbench.nets.heads import SIZES, WIDTH, UniversalHead, dynamic_head
+from clbench.nets.heads import IMAGE_DIM, SIZES, WIDTH, UniversalHead, dynamic_head
 from clbench.nets.text_encodings import LENGTH
 
 SIZE = 48
@@ -112,7 +112,7 @@ def printed_figures() -> Printed:
     return Printed(
         decoder_macs=count(net, shape, decoder)["decoder"],
         ptflops_compat=count(net, shape, decoder, formulas=PTFLOPS)["decoder"],
-        generator_macs=count(controller, [(1, head.image_dim + head.text_dim)])[OTHER],
+        generator_macs=count(controller, [(1, IMAGE_DIM + head.text_dim)])[OTHER],
         generator_biases=sum(p.numel() for p in controller.parameters() if p.ndim == 1),
         apply_macs=count(_Applied(), [(1, WIDTH, *PATCH_VOX), (1, 1, sum(SIZES))])[OTHER],
     )
