@@ -177,10 +177,6 @@ class VolumeCache:
         volume = self._open(entry, files, source, pre)
         if volume is not None:
             return volume
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise self._full(err) from err
         with store_files.locked(
             entry.with_suffix(".lock"), what=_FULL, next_step=_NEXT_STEP, waiting=lambda: None
         ):
@@ -196,14 +192,6 @@ class VolumeCache:
                 next_step="use a cache folder no other program cleans (--cache or CLBENCH_CACHE)",
             )
         return volume
-
-    def _full(self, err: OSError) -> StoreError:
-        return StoreError(
-            _FULL,
-            where=self.root,
-            got=err.strerror or str(err),
-            next_step=_NEXT_STEP,
-        )
 
     def _write(self, entry: Path, volume: Volume) -> None:
         """Write an entry; call it only while the entry is locked."""

@@ -76,6 +76,7 @@ def locked(
     lock: BaseFileLock = FileLock(path)
     while True:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0 if waiting is None else 1)
             break
         except Timeout:
@@ -168,9 +169,7 @@ def atomic_write(
         StoreError: the disk is full, or the folder cannot be written; the old file is unharmed.
             What else `write` raises is passed on, and leaves nothing behind either.
     """
-    part = _part(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacement(path, what, next_step) as part:
         with part.open("xb") as file:
             write(file)
             file.flush()
@@ -178,11 +177,6 @@ def atomic_write(
         if previous is not None and path.exists():
             path.replace(previous)
         part.replace(path)
-        sync_folder(path.parent)
-    except OSError as err:
-        raise _not_written(what, path, err, next_step) from err
-    finally:
-        _remove(part)
 
 
 def atomic_folder(
@@ -209,9 +203,7 @@ def atomic_folder(
         StoreError: the disk is full, or the folder cannot be written; the old folder is unharmed.
             What else `fill` raises is passed on, and leaves nothing behind either.
     """
-    part = _part(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacement(path, what, next_step) as part:
         part.mkdir()
         fill(part)
         content = sorted(part.rglob("*"))
@@ -221,18 +213,32 @@ def atomic_folder(
                     os.fsync(file.fileno())
         for folder in (part, *(p for p in content if p.is_dir())):
             sync_folder(folder)
-        if in_use and path.is_dir():
-            for inner in content:
-                target = path / inner.relative_to(part)
-                if inner.is_dir():
-                    target.mkdir(exist_ok=True)
-                else:
-                    inner.replace(target)
-        else:
+        if not (in_use and path.is_dir()):
             _replace_folder(part, path)
+            return
+        for inner in content:
+            target = path / inner.relative_to(part)
+            if inner.is_dir():
+                target.mkdir(exist_ok=True)
+            else:
+                inner.replace(target)
+
+
+@contextlib.contextmanager
+def _replacement(path: Path, what: str, next_step: str) -> Iterator[Path]:
+    """A name beside `path` to write under; what is left of it afterwards is removed."""
+    part = _part(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
         sync_folder(path.parent)
     except OSError as err:
-        raise _not_written(what, path, err, next_step) from err
+        raise StoreError(
+            f"{what} could not be written",
+            where=path,
+            got=err.strerror or str(err),
+            next_step=next_step,
+        ) from err
     finally:
         _remove(part)
 
@@ -277,15 +283,6 @@ def _remove(part: Path) -> None:
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
-
-
-def _not_written(what: str, path: Path, err: OSError, next_step: str) -> StoreError:
-    return StoreError(
-        f"{what} could not be written",
-        where=path,
-        got=err.strerror or str(err),
-        next_step=next_step,
-    )
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -353,15 +353,6 @@ def make_phantom(
                 _put(folder / source.name / name, text.encode())
         _seal(folder)
 
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise StoreError(
-            "the phantom cannot be written",
-            where=root,
-            got=err.strerror or str(err),
-            next_step=_NEXT_STEP,
-        ) from err
     lock = root / f"{target.name}.lock"
     with locked(
         lock, what="the phantom cannot be written", next_step=_NEXT_STEP, waiting=lambda: None
