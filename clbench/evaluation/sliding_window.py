@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ def sliding_slabs(
         (start, stop, (C, stop - start, H, W) float32 logits on the CPU).
 
     Raises:
-        SettingError: overlap, windows or patch out of range.
+        SettingError: `read` returns another size than it was asked for.
         TrainingError: `forward` returns another size than it was given.
 
     Source: as `monai.inferers.sliding_window_inference`, mode "gaussian": same windows, same
@@ -98,7 +99,6 @@ def sliding_slabs(
     """
     size = triple(map(int, shape))
     patch = triple(map(int, patch_vox))
-    _check(size, patch, overlap, windows)
     # per axis: where the volume starts inside the padded one
     before = [max(p - s, 0) // 2 for p, s in zip(patch, size, strict=True)]
     padded = [max(p, s) for p, s in zip(patch, size, strict=True)]
@@ -204,61 +204,28 @@ def _read_padded(
     return slab
 
 
-def _check(size: Triple, patch: Triple, overlap: float, windows: int) -> None:
-    def refuse(field: str, expected: str, got: Any) -> SettingError:
-        return SettingError(
-            f"a sliding window cannot have {field} = {got}",
-            where=f"examine.{field}",
-            expected=expected,
-            got=got,
-        )
-
-    if not 0 <= overlap < 1:
-        raise refuse("overlap", "at least 0 and below 1", overlap)
-    if windows < 1:
-        raise refuse("windows", "at least 1", windows)
-    if min(patch) < 1:
-        raise refuse("patch_vox", "three positive whole numbers", patch)
-    if min(size) < 1:
-        raise refuse("shape", "a volume with at least one voxel", size)
-
-
+@dataclass(eq=False)
 class VolumePredictor:
     """A model that answers for whole volumes (a `clbench.strategy.contract.Predictor`)."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        decode: Callable[[Tensor, tuple[str, ...]], Tensor],
-        structures: Sequence[str],
-        *,
-        patch_vox: Sequence[int],
-        overlap: float = 0.5,
-        windows: int = 1,
-        device: torch.device | str = "cpu",
-        ranges: Callable[[Volume], Mapping[str, tuple[int, int]]] = lambda volume: {},
-    ) -> None:
-        """Wrap a model.
-
-        Args:
-            model: already on `device`; (B, 1, *patch) → `clbench.nets.output.Output`.
-            decode: (B, C, d, H, W) logits, structures → (B, K, d, H, W) probabilities.
-            structures: names of the K channels.
-            patch_vox: sliding window.
-            overlap: overlap of neighboring windows.
-            windows: windows per forward pass.
-            device: where the model computes.
-            ranges: volume → structure → (start, stop) on axis 2, outside which it is empty; see
-                `Strategy.axial_ranges`.
-        """
-        self.model = model
-        self.decode = decode
-        self.structures: tuple[str, ...] = tuple(structures)
-        self.patch_vox = tuple(patch_vox)
-        self.overlap = overlap
-        self.windows = windows
-        self.device = torch.device(device)
-        self.ranges = ranges
+    model: nn.Module
+    """Already on `device`; (B, 1, *patch) → `clbench.nets.output.Output`."""
+    decode: Callable[[Tensor, tuple[str, ...]], Tensor]
+    """(B, C, d, H, W) logits, structures → (B, K, d, H, W) probabilities."""
+    structures: tuple[str, ...]
+    """Names of the K channels."""
+    _: KW_ONLY
+    patch_vox: Sequence[int]
+    """Sliding window."""
+    overlap: float = 0.5
+    """Overlap of neighboring windows."""
+    windows: int = 1
+    """Windows per forward pass."""
+    device: torch.device | str = "cpu"
+    """Where the model computes."""
+    ranges: Callable[[Volume], Mapping[str, tuple[int, int]]] = lambda volume: {}
+    """Volume → structure → (start, stop) on axis 2, outside which it is empty; see
+    `Strategy.axial_ranges`."""
 
     def logits(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
         """Slabs (start, stop, (C, stop - start, H, W) float32 on the CPU): blended, not decoded."""
@@ -353,7 +320,7 @@ class VolumePredictor:
         return clean_bits(bits, self.structures) if postprocess else bits
 
     def _forward(self, image: Tensor) -> Tensor:
-        with _undisturbed(self.model, self.device), torch.inference_mode():
+        with _undisturbed(self.model, torch.device(self.device)), torch.inference_mode():
             logits: Tensor = self.model(image).logits
         return logits
 

@@ -50,7 +50,7 @@ def test_a_spacing_is_understood_as_people_write_it(text: str) -> None:
 def test_layouts_and_structures_are_listed() -> None:
     layouts = said("list", "layouts")
     assert "imagesTr/CASE_0000.nii.gz + labelsTr/CASE.nii.gz" in layouts
-    assert "1/ct.nii.gz + 1/segmentations/STRUCTURE.nii.gz" in layouts
+    assert "CASE/ct.nii.gz + CASE/segmentations/STRUCTURE.nii.gz" in layouts
     structures = said("list", "structures")
     assert [line.split()[0] for line in structures.splitlines()] == list(STRUCTURES)
     assert "inside liver" in structures

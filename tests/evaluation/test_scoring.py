@@ -247,15 +247,8 @@ def test_the_image_is_read_a_patch_of_rows_at_a_time() -> None:
 
 
 def test_wrong_use_is_refused() -> None:
-    def go(forward: Callable[[Tensor], Tensor] = lambda x: x, **more: object) -> None:
-        image = np.zeros((9, 9, 9), np.float32)
-        ours(image, forward, **{"patch": (8, 8, 8), **more})  # type: ignore[arg-type]
-
-    for more in ({"overlap": 1.0}, {"overlap": -0.1}, {"windows": 0}, {"patch": (0, 8, 8)}):
-        with pytest.raises(SettingError, match="sliding window"):
-            go(**more)
     with pytest.raises(TrainingError, match="another shape"):
-        go(lambda x: x[..., ::2])
+        ours(np.zeros((9, 9, 9), np.float32), lambda x: x[..., ::2], patch=(8, 8, 8))
     with pytest.raises(SettingError, match="reader"):
         list(
             sliding_slabs(
@@ -437,7 +430,7 @@ def test_postprocessing_is_off_unless_asked_for() -> None:
     image[2:6, 2:6, 2:6] = image[12, 4, 4] = 1
     case = Case(image=image, bits=np.zeros(image.shape, np.uint8))
     examined = VolumePredictor(
-        Threshold(), sigmoid, ("liver",), patch_vox=(8, 8, 8), overlap=0.5, windows=1, device="cpu"
+        Threshold(), sigmoid, ("liver",), patch_vox=(8, 8, 8), overlap=0.5, windows=1
     )
     plain, cleaned = examined.predict(case), examined.predict(case, postprocess=True)  # type: ignore[arg-type]
     assert plain.sum() == 65
