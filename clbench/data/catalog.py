@@ -184,12 +184,6 @@ class Catalog:
         }
 
 
-def _folders(data: str, benchmark: Benchmark) -> dict[str, Path]:
-    """Source → folder, of the sources of the steps that are taught."""
-    taught = {step.source for step in benchmark.steps if step.given is None}
-    return resolve_data(data, [s for s in benchmark.sources if s.name in taught])
-
-
 def build_catalog(
     benchmark: Benchmark,
     preprocessing: Preprocessing,
@@ -220,52 +214,27 @@ def build_catalog(
         find_layout(source.layout, f"source {source.name!r}")
     cache = VolumeCache(cache_root / "volumes")
     named = chosen(benchmark, splits or {})
+    steps = benchmark.steps
     if data is None:
-        if drawn := [s.name for s in named if s is not None and s.draw is not None]:
-            raise SettingError(
-                "a split drawn by rule needs data to draw from",
-                where="--split",
-                got=", ".join(drawn),
-                next_step="name the data with --data, or list the phantom's cases in the split",
-            )
-        used = [
-            split or phantom_split(step, number, phantom)
-            for number, (step, split) in enumerate(zip(benchmark.steps, named, strict=True), 1)
+        _refuse_drawn(named)
+        asked = [
+            (step, split or phantom_split(step, number, phantom))
+            for number, (step, split) in enumerate(zip(steps, named, strict=True), 1)
         ]
-        cases = {
-            s.name: tuple(
-                dict.fromkeys(
-                    c
-                    for step, split in zip(benchmark.steps, used, strict=True)
-                    if step.source == s.name
-                    for c in split.cases
-                )
-            )
-            for s in benchmark.sources
-        }
+        cases, needed = cases_of(asked), benchmark.structures(len(steps))
         folders = make_phantom(
-            cache_root / "phantom",
-            benchmark.sources,
-            cases,
-            phantom,
-            needed=benchmark.structures(len(benchmark.steps)),
+            cache_root / "phantom", benchmark.sources, cases, phantom, needed=needed
         )
-        mark = fingerprint(benchmark.sources, cases, phantom)
-        expect_hu = None
+        mark, expect_hu = fingerprint(benchmark.sources, cases, phantom), None
     else:
-        folders = _folders(data, benchmark)
-        used = [split or step.split for step, split in zip(benchmark.steps, named, strict=True)]
-        mark = ""
+        asked = [(step, split or step.split) for step, split in zip(steps, named, strict=True)]
+        taught = {step.source for step in steps if step.given is None}
+        folders = resolve_data(data, [s for s in benchmark.sources if s.name in taught])
     files = {name: find_cases(folder, benchmark.reads(name)) for name, folder in folders.items()}
     for name, folder in folders.items():
         same_meaning(folder, benchmark.reads(name))
-    passed_over = tuple(
-        line
-        for name, folder in (folders.items() if data is not None else ())
-        for line in passed_over_lines(folder, benchmark.reads(name), files[name])
-    )
     course, problems = settle(
-        list(zip(benchmark.steps, used, strict=True)),
+        asked,
         benchmark,
         files,
         folders,
@@ -273,22 +242,11 @@ def build_catalog(
     )
     _raise_first(problems)
     _raise_first(course_problems(course, benchmark, files, patients=data is not None))
+    passed_over: list[str] = []
     if data is not None:
-        hashes = {
-            (step.source, case): cache.content_hash(files[step.source][case])
-            for step, split in course
-            for case in split.cases
-        }
-        _raise_first(
-            content_problems(
-                course,
-                lambda name, case: cache.image_hash(files[name][case], benchmark.reads(name)),
-            )
-        )
-        listing = json.dumps(sorted([*key, value] for key, value in hashes.items()))
-        if any(benchmark.reads(step.source).sides for step in benchmark.steps):
-            listing += SIDES_RULE
-        mark = "data-" + hashlib.sha256(listing.encode()).hexdigest()[:16]
+        mark = _data_fingerprint(course, benchmark, files, cache)
+        for name, folder in folders.items():
+            passed_over += passed_over_lines(folder, benchmark.reads(name), files[name])
     notes = [] if expect_hu is None else _notes(course, benchmark, files, cache)
     if expect_hu:
         _raise_first(source_problems(notes, cases_of(course)))
@@ -303,8 +261,42 @@ def build_catalog(
         fingerprint=mark,
         cache=cache,
         notes=tuple(notes),
-        passed_over=passed_over,
+        passed_over=tuple(passed_over),
     )
+
+
+def _refuse_drawn(splits: Sequence[Split | None]) -> None:
+    if drawn := [s.name for s in splits if s is not None and s.draw is not None]:
+        raise SettingError(
+            "a split drawn by rule needs data to draw from",
+            where="--split",
+            got=", ".join(drawn),
+            next_step="name the data with --data, or list the phantom's cases in the split",
+        )
+
+
+def _data_fingerprint(
+    course: Sequence[tuple[Step, Split]], benchmark: Benchmark, files: Files, cache: VolumeCache
+) -> str:
+    """A mark of the content of every file of the splits.
+
+    Raises:
+        DataError: one image under two names.
+    """
+    hashes = {
+        (name, case): cache.content_hash(files[name][case])
+        for name, cases in cases_of(course).items()
+        for case in cases
+    }
+
+    def image_hash(name: str, case: str) -> str:
+        return cache.image_hash(files[name][case], benchmark.reads(name))
+
+    _raise_first(content_problems(course, image_hash))
+    listing = json.dumps(sorted([*key, value] for key, value in hashes.items()))
+    if any(benchmark.reads(step.source).sides for step in benchmark.steps):
+        listing += SIDES_RULE
+    return "data-" + hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
 def _notes(

@@ -112,23 +112,8 @@ class RecordedCourse:
 
 
 NOT_IN_FILE = ("unknown", "folder")
-_LEFT_OUT = (
-    "external",
-    "extends",
-    "past",
-    "with_defaults",
-    "host",
-    "starts",
-    "resumed_elsewhere",
-    "uncounted",
-    "warnings",
-    "reexamined",
-    "predictions",
-    "files",
-    "record_sha256",
-    "excerpt",
-)
-"""Fields that are no keys of the file while they are None; every other None is written."""
+_WRITTEN_AS_NULL = ("backbone_weights", "shared_step1", "git", "threads", "host_cpus")
+"""Fields that a record says even where there is nothing; others are then left out."""
 
 
 @dataclass(kw_only=True)
@@ -273,8 +258,9 @@ class RunRecord:
         """The content of `run.json`."""
         content = _to_json(self)
         content["identity"], content["course"] = self.identity.to_json(), self.course.to_json()
-        left_out = [name for name in _LEFT_OUT if content[name] is None]
-        return {name: value for name, value in content.items() if name not in left_out}
+        optional = {f.name for f in dataclasses.fields(self) if f.default is None}
+        absent = {name for name in optional if content.get(name) is None} - {*_WRITTEN_AS_NULL}
+        return {name: value for name, value in content.items() if name not in absent}
 
     def write(self, folder: Path) -> None:
         """Write `run.json`."""
