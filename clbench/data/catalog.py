@@ -110,6 +110,11 @@ class Catalog:
         """The source of a 1-based step, as the course reads it."""
         return self.benchmark.reads(self.benchmark.steps[step - 1].source)
 
+    @property
+    def test_cases(self) -> set[tuple[str, str]]:
+        """(source, case) of every test case of the course."""
+        return {(self.source(i).name, c) for i, s in enumerate(self.splits, 1) for c in s.test}
+
     def open(self, step: int, case: str, purpose: Purpose) -> Volume:
         """A case of the source of `step`, entered in the ledger.
 
@@ -151,8 +156,7 @@ class Catalog:
         return total
 
     def _guard(self, step: int, name: str, case: str, purpose: Purpose) -> None:
-        tests = {(self.source(i).name, c) for i, s in enumerate(self.splits, 1) for c in s.test}
-        if (name, case) in tests:
+        if (name, case) in self.test_cases:
             raise TrainingError(
                 "a test case was asked for in training",
                 where=f"step {self.step}, {name} case {case}",

@@ -56,19 +56,64 @@ def label_map(file: Path) -> LabelMap:
         DataError: not such a file, a value that is no whole number, 0 for a structure, one value
             for two structures, or regions whose `regions_class_order` is that of others.
     """
+    raw, labels = _read_labels(file)
+    structures: dict[int, list[str]] = {}
+    plain: dict[int, str] = {}
+    regions: list[list[int]] = []
+    others: list[str] = []
+    for key, value in labels.items():
+        by_value = isinstance(value, str) and key.isdecimal()  # nnU-Net v1
+        name, values = (value, int(key)) if by_value else (key, value)
+        is_region = isinstance(values, list)
+        members: list[Any] = values if isinstance(values, list) else [values]
+        for v in members:
+            if not isinstance(v, int) or isinstance(v, bool) or not 0 <= v <= MAX_LABEL:
+                raise _wrong(
+                    file,
+                    "a label value is not a whole number",
+                    f"0 to {MAX_LABEL}",
+                    f"{name}: {values!r}",
+                )
+            structures.setdefault(v, [])
+        if name.lower() in ("background", "ignore"):
+            continue
+        regions.append(members)
+        try:
+            own = canonical(name)
+        except UnknownName:
+            if any(members):
+                others.append(name)
+            continue
+        if 0 in members:
+            raise _wrong(file, "a structure has the label value 0", "0 for background alone", name)
+        if not is_region and plain.setdefault(members[0], own) != own:
+            raise _wrong(
+                file,
+                "two structures have one label value",
+                "a value each, or regions as lists of values",
+                f"{values}: {plain[members[0]]} and {own}",
+            )
+        for v in members:
+            structures[v] += [own] if is_region else _with_parents(own)
+    _check_order(file, raw.get("regions_class_order"), regions)
+    return LabelMap(
+        structures={v: tuple(dict.fromkeys(names)) for v, names in structures.items()},
+        origin=file.name,
+        others=tuple(others),
+    )
 
-    def wrong(what: str, expected: str, got: object) -> DataError:
-        return DataError(
-            what,
-            where=file,
-            expected=expected,
-            got=got,
-            next_step="write what the values of the files mean into it",
-        )
+
+def _wrong(file: Path, what: str, expected: str, got: object) -> DataError:
+    advice = "write what the values of the files mean into it"
+    return DataError(what, where=file, expected=expected, got=got, next_step=advice)
+
+
+def _read_labels(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The whole list, and its names and values."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if twice := [key for key, n in Counter(key for key, _ in pairs).items() if n > 1]:
-            raise wrong("the file of label values lists a key twice", "each once", twice[0])
+            raise _wrong(file, "the file of label values lists a key twice", "each once", twice[0])
         return dict(pairs)
 
     try:
@@ -86,58 +131,22 @@ def label_map(file: Path) -> LabelMap:
             where=file,
             expected='{"labels": {"background": 0, "liver": 1, …}}',
         )
-    structures: dict[int, list[str]] = {}
-    plain: dict[int, str] = {}
-    regions: list[list[int]] = []
-    others: list[str] = []
-    for key, value in labels.items():
-        by_value = isinstance(value, str) and key.isdecimal()  # nnU-Net v1
-        name, values = (value, int(key)) if by_value else (key, value)
-        is_region = isinstance(values, list)
-        members: list[Any] = values if isinstance(values, list) else [values]
-        for v in members:
-            if not isinstance(v, int) or isinstance(v, bool) or not 0 <= v <= MAX_LABEL:
-                raise wrong(
-                    "a label value is not a whole number",
-                    f"0 to {MAX_LABEL}",
-                    f"{name}: {values!r}",
-                )
-            structures.setdefault(v, [])
-        if name.lower() in ("background", "ignore"):
-            continue
-        regions.append(members)
-        try:
-            own = canonical(name)
-        except UnknownName:
-            if any(members):
-                others.append(name)
-            continue
-        if 0 in members:
-            raise wrong("a structure has the label value 0", "0 for background alone", name)
-        if not is_region and plain.setdefault(members[0], own) != own:
-            raise wrong(
-                "two structures have one label value",
-                "a value each, or regions as lists of values",
-                f"{values}: {plain[members[0]]} and {own}",
-            )
-        for v in members:
-            structures[v] += [own] if is_region else _with_parents(own)
-    order = raw.get("regions_class_order")
+    return raw, labels
+
+
+def _check_order(file: Path, order: Any, regions: list[list[int]]) -> None:
+    """Refuse an order in which nnU-Net would write other values than the regions hold."""
     if order is not None and (
         len(order) != len(regions)
         or any(v not in region for v, region in zip(order, regions, strict=True))
     ):
-        raise wrong(
+        raise _wrong(
+            file,
             "regions_class_order does not fit the regions",
             "for each region, in their order, a value of its own list: nnU-Net writes that value "
             "where the region is the last one to hold a voxel",
             f"{order} for {regions}",
         )
-    return LabelMap(
-        structures={v: tuple(dict.fromkeys(names)) for v, names in structures.items()},
-        origin=file.name,
-        others=tuple(others),
-    )
 
 
 def same_meaning(folder: Path, source: Source) -> None:
@@ -240,26 +249,21 @@ def find_predictions(
             "the folder of predictions does not exist", where=folder, next_step="check the path"
         )
     inside = {p.name.casefold(): p for p in entries(folder) if p.is_dir()}
-    sources = {s for s, _ in wanted}
-    shared: dict[str, set[tuple[str, str]]] = {}
-    names: dict[tuple[str, str], tuple[str, ...]] = {}
-    for key, files in wanted.items():
-        names[key] = _names(*key, files)
-        for name in names[key]:
-            shared.setdefault(name, set()).add(key)
+    one_source = len({source for source, _ in wanted}) == 1
+    names = {key: _names(*key, files) for key, files in wanted.items()}
+    bearers = Counter(name for of_case in names.values() for name in of_case)
     owners: dict[tuple[str, str], set[str]] = {}
     for key, files in (at_hand or wanted).items():
         for name in _names(*key, files):
             owners.setdefault((key[0], name), set()).add(key[1])
     listed = {place: _by_name(place) for place in (folder, *inside.values())}
-    found: dict[tuple[str, str], Path] = {}
-    for key in wanted:
+    predictions: dict[tuple[str, str], Path] = {}
+    for key, of_case in names.items():
         own = inside.get(key[0].casefold())
-        # without a folder of its own, a name that two sources share names neither
-        mine = [n for n in names[key] if own or len(shared[n]) == 1 or len(sources) == 1]
         there = listed[own or folder]
-        hits = [path for n in mine for path in there.get(n, ())]
-        if not hits and key[1].isdecimal() and (own is not None or len(sources) == 1):
+        plain = [n for n in of_case if own or one_source or bearers[n] == 1]
+        hits = [path for n in plain for path in there.get(n, ())]
+        if not hits and key[1].isdecimal() and (own or one_source):
             free = {n: p for n, p in there.items() if not owners.get((key[0], n), set()) - {key[1]}}
             hits = _numbered(free, int(key[1]))
         if len(hits) > 1:
@@ -270,8 +274,8 @@ def find_predictions(
                 next_step="move one of them elsewhere",
             )
         if hits:
-            found[key] = hits[0]
-    if not found:
+            predictions[key] = hits[0]
+    if not predictions:
         seen = [p.name for p in entries(folder)][:5]
         key = next(iter(wanted))
         raise DataError(
@@ -282,17 +286,17 @@ def find_predictions(
             got=", ".join(seen) if seen else "an empty folder",
             next_step="rename the files, or put those of each source into a folder of its name",
         )
-    return found
+    return predictions
 
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:
     """Name of a NIfTI file without its ending, or of a folder → what has it."""
-    found: dict[str, list[Path]] = {}
+    named: dict[str, list[Path]] = {}
     for path in entries(folder):
         name = composed(path.name) if path.is_dir() else nifti_stem(path)
         if name is not None:
-            found.setdefault(name, []).append(path)
-    return found
+            named.setdefault(name, []).append(path)
+    return named
 
 
 def _numbered(there: Mapping[str, Sequence[Path]], number: int) -> list[Path]:
@@ -366,7 +370,7 @@ def _words(meaning: LabelMap) -> Iterable[str]:
 def _masks(folder: Path, structures: Sequence[str]) -> dict[str, Path]:
     inner = folder / "segmentations"
     place = inner if inner.is_dir() else folder
-    found: dict[str, Path] = {}
+    masks: dict[str, Path] = {}
     others: list[str] = []
     for path in entries(place):
         if (stem := nifti_stem(path)) is None:
@@ -376,15 +380,15 @@ def _masks(folder: Path, structures: Sequence[str]) -> dict[str, Path]:
         except UnknownName:  # a tool may write more than is asked for
             others.append(stem)
             continue
-        if name in found:
+        if name in masks:
             raise DataError(
                 "two masks stand for the same structure",
                 where=place,
-                got=f"{found[name].name} and {path.name}",
+                got=f"{masks[name].name} and {path.name}",
                 next_step="move one of them elsewhere",
             )
-        found[name] = path
-    if absent := [s for s in structures if s not in found]:
+        masks[name] = path
+    if absent := [s for s in structures if s not in masks]:
         raise DataError(
             f"{len(absent)} structures have no mask",
             where=place,
@@ -393,4 +397,4 @@ def _masks(folder: Path, structures: Sequence[str]) -> dict[str, Path]:
             next_step=misspelt(absent, others)
             or "write empty masks for structures that were looked for and not found",
         )
-    return {s: found[s] for s in structures}
+    return {s: masks[s] for s in structures}

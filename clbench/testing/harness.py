@@ -21,7 +21,7 @@ from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.nets.output import Output
 from clbench.reproducibility import seeded
 from clbench.run import teach as runner
-from clbench.run.models import predictor
+from clbench.run.models import blank, predictor
 from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.run.teach import StepState
 from clbench.strategy.contract import (
@@ -119,10 +119,7 @@ class StrategyHarness:
 
     def blank(self, number: int) -> nn.Module:
         """A fresh model with the shape it has in a step, as a run makes one for a checkpoint."""
-        model = self.strategy.build(self.plan.kit, self.lesson(1))
-        for n in range(2, number + 1):
-            self.strategy.grow(model, self.plan.kit, self.lesson(n))
-        return model
+        return blank(self.plan, self.strategy, self.plan.lesson(number))
 
     def start(self, number: int) -> StepState:
         """The state before the first update of a step, as the runner makes it."""
@@ -179,15 +176,6 @@ class StrategyHarness:
         self.plan.catalog.step = state.lesson.number
         # a rule of its own complains of cases that may not be opened
         return runner.load_training_data(self.plan, state, {}, may_open=self._may_open)
-
-    def test_cases(self) -> set[tuple[str, str]]:
-        """(source, case) of every test case of the course."""
-        catalog = self.plan.catalog
-        return {
-            (catalog.source(i).name, case)
-            for i, split in enumerate(catalog.splits, 1)
-            for case in split.test
-        }
 
     def _may_open(self, step: int, case: str) -> bool:
         try:

@@ -96,7 +96,7 @@ def _asked(harness: StrategyHarness) -> list[tuple[int, int, str]]:
 
 def no_test_case_is_asked_for(harness: StrategyHarness) -> None:
     """A case once trained on tests nothing."""
-    tests = harness.test_cases()
+    tests = harness.plan.catalog.test_cases
     for number, step, case in _asked(harness):
         if (harness.plan.catalog.source(step).name, case) in tests:
             raise Broken(
@@ -191,7 +191,7 @@ def _no_stored_image(harness: StrategyHarness) -> None:
 
 def no_test_case_is_read(harness: StrategyHarness) -> None:
     """The ledger shows what went through the catalog; a file opened beside it would be in none."""
-    tests = harness.test_cases()
+    tests = harness.plan.catalog.test_cases
     for step, source, case in run_of(harness).file_access.unrecorded_reads:
         if (source, case) in tests:
             raise Broken(
@@ -204,10 +204,10 @@ def no_test_case_is_read(harness: StrategyHarness) -> None:
 
 def past_data_is_read_through_the_catalog(harness: StrategyHarness) -> None:
     """A method that reads old images beside the ledger beats those that keep to the rules."""
-    course = run_of(harness)
+    course, tests = run_of(harness), harness.plan.catalog.test_cases
     for step, source, case in course.file_access.unrecorded_reads:
         own = course.plan.catalog.source(step).name, course.plan.catalog.splits[step - 1].train
-        if (source != own[0] or case not in own[1]) and (source, case) not in harness.test_cases():
+        if (source != own[0] or case not in own[1]) and (source, case) not in tests:
             raise Broken(
                 "a file of another step was opened past the catalog",
                 where=f"step {step}: {source} case {case}",
