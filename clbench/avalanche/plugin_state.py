@@ -166,6 +166,71 @@ def pack(value: Any, *, home: str) -> Memory:
     return packed
 
 
+class _Reader:
+    def __init__(
+        self,
+        memory: Memory,
+        home: str,
+        device: torch.device,
+        dataset: Callable[[Sequence[CaseKey]], Any],
+    ) -> None:
+        self.memory, self.home, self.device, self.dataset = memory, home, device, dataset
+        self.objects: dict[int, Any] = {}
+
+    def __call__(self, tree: Any) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        if "again" in tree:
+            return self.objects[tree["again"]]
+        if "tensor" in tree:
+            value = self._stored(tree["tensor"])
+            value = value.to(self.device) if tree.get("moved") else value
+            if "parameter" in tree:
+                value = nn.Parameter(value, requires_grad=tree["parameter"])
+            return self._named(tree, value)
+        if "cases" in tree:
+            return self._named(tree, self.dataset([(step, case) for step, case in tree["cases"]]))
+        if "array" in tree:
+            return self._stored(tree["array"]).numpy().copy()
+        if "name" in tree:
+            return _find(str(tree["name"]), self.home)
+        if "device" in tree:
+            return torch.device(tree["device"])
+        if "dtype" in tree:
+            return getattr(torch, tree["dtype"].removeprefix("torch."))
+        return self._container(tree)
+
+    def _container(self, tree: Mapping[str, Any]) -> Any:
+        """Objects and containers; named before they are filled, for they may hold themselves."""
+        if "object" in tree:
+            kind = _find(tree["object"], self.home)
+            value = self._named(tree, kind.__new__(kind))
+            vars(value).update({self(k): self(v) for k, v in tree["dict"]})
+            return value
+        if "dict" in tree:
+            target = self._named(tree, _empty(tree))
+            for k, v in tree["dict"]:
+                target[self(k)] = self(v)
+            return target
+        if "list" in tree:
+            items = self._named(tree, list[Any]())
+            items += [self(v) for v in tree["list"]]
+            return items
+        return (tuple if "tuple" in tree else set)(
+            self(v) for v in tree.get("tuple", tree.get("set"))
+        )
+
+    def _named(self, tree: Mapping[str, Any], value: Any) -> Any:
+        if "as" in tree:
+            self.objects[tree["as"]] = value
+        return value
+
+    def _stored(self, number: int) -> Tensor:
+        tensor = self.memory[f"{KEY}.{number}"]
+        assert isinstance(tensor, Tensor)  # noqa: S101  # pack wrote it
+        return tensor
+
+
 def unpack(
     memory: Memory,
     *,
@@ -184,56 +249,7 @@ def unpack(
     Raises:
         AvalancheError: it names a class of a package whose objects are never written down.
     """
-    objects: dict[int, Any] = {}
-
-    def keep(tree: Mapping[str, Any], value: Any) -> Any:
-        if "as" in tree:
-            objects[tree["as"]] = value
-        return value
-
-    def read(tree: Any) -> Any:
-        if not isinstance(tree, dict):
-            return tree
-        if "again" in tree:
-            return objects[tree["again"]]
-        if "tensor" in tree:
-            value = memory[f"{KEY}.{tree['tensor']}"]
-            assert isinstance(value, Tensor)  # noqa: S101  # pack wrote it
-            value = value.to(device) if tree.get("moved") else value
-            if "parameter" in tree:
-                value = nn.Parameter(value, requires_grad=tree["parameter"])
-            return keep(tree, value)
-        if "array" in tree:
-            array = memory[f"{KEY}.{tree['array']}"]
-            assert isinstance(array, Tensor)  # noqa: S101  # pack wrote it
-            return array.numpy().copy()
-        if "cases" in tree:
-            return keep(tree, dataset([(step, case) for step, case in tree["cases"]]))
-        if "object" in tree:
-            kind = _find(tree["object"], home)
-            value = keep(tree, kind.__new__(kind))
-            vars(value).update({read(k): read(v) for k, v in tree["dict"]})
-            return value
-        if "dict" in tree:
-            target = keep(tree, _empty(tree))
-            for k, v in tree["dict"]:
-                target[read(k)] = read(v)
-            return target
-        if "list" in tree:
-            items = keep(tree, list[Any]())
-            items += [read(v) for v in tree["list"]]
-            return items
-        if "name" in tree:
-            return _find(str(tree["name"]), home)
-        if "device" in tree:
-            return torch.device(tree["device"])
-        if "dtype" in tree:
-            return getattr(torch, tree["dtype"].removeprefix("torch."))
-        if "tuple" in tree:
-            return tuple(read(v) for v in tree["tuple"])
-        return {read(v) for v in tree["set"]}
-
-    return read(json.loads(str(memory[KEY])))
+    return _Reader(memory, home, device, dataset)(json.loads(str(memory[KEY])))
 
 
 def stored(memory: Memory) -> list[CaseKey]:
