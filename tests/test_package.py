@@ -315,7 +315,8 @@ def test_a_wheel_works_from_any_folder(tmp_path: Path, cache_root: Path) -> None
     for needed in (
         "clbench/strategies/universal.py", "clbench/benchmarks/tumor_ext.toml",
         "clbench/benchmarks/splits/btcv.toml", "clbench/published/table10.csv",
-        "clbench/spec/profiles/quick.toml", "clbench/spec/structures.csv",
+        "clbench/testing/kit.toml", "clbench/evaluation/cost/no_product_operators.txt",
+        "clbench/data/layouts.toml", "clbench/spec/profiles/quick.toml", "clbench/spec/structures.csv",
         "clbench/nets/minilm.safetensors",
         "clbench/data/phantom/anatomy.csv", "clbench/data/phantom/shapes.toml", "clbench/py.typed",
     ):  # fmt: skip

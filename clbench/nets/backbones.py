@@ -47,6 +47,12 @@ class Backbone(nn.Module):
         self.stride = stride
         self.smallest = max(smallest, stride)
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What `__init__` asks for beside encoder and decoder."""
+        names = ("final_channels", "bottleneck_channels", "stride", "smallest")
+        return {name: getattr(self, name) for name in names}
+
     def forward(self, image: Tensor) -> Maps:
         """(B, 1, D, H, W) → enc0…, bottleneck, dec…, final (at the resolution of the image).
 

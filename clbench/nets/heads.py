@@ -316,8 +316,12 @@ class ConvHead(nn.Module):
     def forward(self, maps: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
         """Maps → (B, [background +] len(names), D, H, W) logits."""
         order = ["background", *names] if self.background else list(names)
+        return self.logits(maps["final"], order)
+
+    def logits(self, final: Tensor, order: Sequence[str]) -> Tensor:
+        """Logits of the named outputs, in their order, from the last map of a decoder."""
         weight = torch.stack([self.weight[n] for n in order])
-        return functional.conv3d(maps["final"], weight, torch.cat([self.bias[n] for n in order]))
+        return functional.conv3d(final, weight, torch.cat([self.bias[n] for n in order]))
 
 
 class Segmenter(nn.Module):

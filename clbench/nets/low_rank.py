@@ -131,14 +131,7 @@ class ExpertBackbone(Backbone):
     """
 
     def __init__(self, base: Backbone) -> None:
-        super().__init__(
-            base.encoder,
-            base.decoder,
-            final_channels=base.final_channels,
-            bottleneck_channels=base.bottleneck_channels,
-            stride=base.stride,
-            smallest=base.smallest,
-        )
+        super().__init__(base.encoder, base.decoder, **base.sizes)
         self.experts = nn.ModuleList()
 
     def forward(self, image: Tensor) -> Maps:

@@ -28,14 +28,7 @@ class StepBackbones(Backbone):
     """
 
     def __init__(self, first: Backbone) -> None:
-        super().__init__(
-            first.encoder,
-            first.decoder,
-            final_channels=first.final_channels,
-            bottleneck_channels=first.bottleneck_channels,
-            stride=first.stride,
-            smallest=first.smallest,
-        )
+        super().__init__(first.encoder, first.decoder, **first.sizes)
         self.later = nn.ModuleList()
 
     def forward(self, image: Tensor) -> Maps:

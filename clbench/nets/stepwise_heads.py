@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from clbench.errors import TrainingError
 from clbench.nets.heads import ConvHead, Segmenter, UniversalHead, dynamic_head
@@ -100,11 +99,7 @@ class StepwiseConvHead(ConvHead):
         if self.background:
             first = ["background", *first]
         parts = [first, *later, *([list(self.unused)] if self.unused else [])]
-        return torch.cat([self._logits(maps["final"], part) for part in parts], dim=1)
-
-    def _logits(self, final: Tensor, order: Sequence[str]) -> Tensor:
-        weight = torch.stack([self.weight[n] for n in order])
-        return functional.conv3d(final, weight, torch.cat([self.bias[n] for n in order]))
+        return torch.cat([self.logits(maps["final"], part) for part in parts], dim=1)
 
 
 def compute_by_step(model: nn.Module, kind: type[Head], old: int) -> Head:

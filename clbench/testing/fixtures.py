@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from torch.nn import functional
 from clbench.nets.backbones import Backbone
 from clbench.nets.output import Output
 from clbench.reproducibility import seeded, threads
-from clbench.spec.benchmark import Benchmark, Partial, Preprocessing, Source, Step
-from clbench.spec.splits import Split
+from clbench.spec.benchmark import Benchmark
 from clbench.spec.taxonomy import ancestors
+from clbench.spec.toml import load_benchmark
 from clbench.strategy.contract import UNKNOWN, Batch, Lesson
 
 PATCH = 16
@@ -160,38 +161,8 @@ OVERRIDES = (
 
 def tiny_course() -> Benchmark:
     """Three steps of three, one and two structures; sources with gaps, of which one comes twice."""
-    split = Split(name="none", train=("1",), test=("2",))  # the phantom draws its own
-    with_tumor = Split(  # one that is still there at 22 mm, to validate on
-        name="tumors", train=("2000", "2001"), validation=("2010",), test=("2003",)
-    )
-    return Benchmark(
-        name="kit",
-        version=1,
-        title="three steps for the honesty kit",
-        preprocessing=Preprocessing(),
-        sources=(
-            Source(
-                name="first",
-                title="five organs; one case lacks three of them",
-                layout="btcv",
-                labels={1: "spleen", 2: "liver", 3: "left_kidney", 4: "colon", 5: "right_kidney"},
-                partial=(Partial(cases=("1001",), annotates=("liver", "left_kidney")),),
-            ),
-            Source(
-                name="second",
-                title="liver and its tumors",
-                layout="lits",
-                labels={1: "liver", 2: "liver_tumor"},
-            ),
-        ),
-        steps=(
-            Step(name="organs", source="first", split=split,
-                 learns=("spleen", "liver", "left_kidney")),
-            Step(name="tumor", source="second", split=split, learns=("liver_tumor",),
-                 phantom_split=with_tumor),
-            Step(name="more", source="first", split=split, learns=("colon", "right_kidney")),
-        ),
-    )  # fmt: skip
+    with resources.as_file(resources.files("clbench.testing") / "kit.toml") as path:
+        return load_benchmark(path)
 
 
 class _Encoder(nn.Module):

@@ -297,35 +297,26 @@ def constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> list[Event]:
         lesson: the step.
         volumes: every case that may be drawn, as the step shows it.
     """
-
-    def constant(name: str, value: int, where: str, consequence: str) -> Event:
+    events = []
+    for name, value, where in _constant((*lesson.old, *lesson.learns), volumes):
+        if name in lesson.old:
+            consequence = (
+                f"the label is {value} in every annotated voxel, so the step may unlearn the "
+                "structure; look at its label value (`clbench data check PATH`), or declare that "
+                "these cases do not annotate it ([[source.partial]])"
+            )
+        elif len(volumes) == 1 and not value:
+            consequence = (
+                "the one training case does not hold the structure, so nothing teaches it; name "
+                "more training cases (--split)"
+            )
+        else:
+            continue
         lost = None if value else lost_in_resampling(name, volumes)
         said = "; ".join(lost) if lost else consequence
-        return warning(lesson.number, "constant label", f"step {lesson.number}, {where}: {said}")
-
-    unlearned = [
-        constant(
-            name,
-            value,
-            where,
-            f"the label is {value} in every annotated voxel, so the step may unlearn the "
-            "structure; look at its label value (`clbench data check PATH`), or declare that these "
-            "cases do not annotate it ([[source.partial]])",
-        )
-        for name, value, where in _constant(lesson.old, volumes)
-    ]
-    untaught = [
-        constant(
-            name,
-            value,
-            where,
-            "the one training case does not hold the structure, so nothing teaches it; name more "
-            "training cases (--split)",
-        )
-        for name, value, where in _constant(lesson.learns, volumes)
-        if len(volumes) == 1 and not value
-    ]
-    return unlearned + untaught
+        message = f"step {lesson.number}, {where}: {said}"
+        events.append(warning(lesson.number, "constant label", message))
+    return events
 
 
 def warnings_of(events: Iterable[Mapping[str, Any]]) -> list[Event]:

@@ -32,18 +32,13 @@ def refuse_undeclared(strategy: Strategy, lesson: Lesson, memory: Memory) -> Non
     """
     if lesson.number == 1 or strategy.declaration.past != "nothing":
         return
-    asked = [
-        what
-        for asks, what in (
-            (
-                strategy.declaration.starts_from == "previous",
-                "the old weights (starts_from = 'previous')",
-            ),
-            (strategy.takes_teacher(lesson), "the old model's output (takes_teacher)"),
-            (strategy.prepares(lesson), "the old model's predictions (prepares)"),
-        )
-        if asks
-    ]
+    asked = []
+    if strategy.declaration.starts_from == "previous":
+        asked.append("the old weights (starts_from = 'previous')")
+    if strategy.takes_teacher(lesson):
+        asked.append("the old model's output (takes_teacher)")
+    if strategy.prepares(lesson):
+        asked.append("the old model's predictions (prepares)")
     if asked:
         raise TrainingError(
             "a strategy asks for the past without declaring it",

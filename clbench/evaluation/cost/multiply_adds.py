@@ -8,10 +8,12 @@ an error.
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from importlib import resources
 from typing import Any
 
 import torch
@@ -64,41 +66,10 @@ Differs: padding is multiplied like any voxel, and a bias is no multiply-add, as
 formula `output voxels x kernel x channels in / groups x channels out`.
 """
 
-# Operators that are no product of two tensors summed over an axis. Convention, stated with every
-# number: normalization, activation, pooling, interpolation and elementwise arithmetic count zero.
-# So a matrix product written as `(a * b).sum()` is not seen: neither operator is one.
-_ZERO = """
-    native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
-    _batch_norm_no_update native_group_norm native_layer_norm _fused_rms_norm
-    relu relu_ leaky_relu leaky_relu_ gelu gelu_ silu silu_ elu elu_ hardtanh hardtanh_ sigmoid
-    sigmoid_ tanh tanh_ softplus _softmax _safe_softmax _log_softmax _prelu_kernel mish mish_
-    hardswish hardswish_ hardsigmoid hardsigmoid_ log_sigmoid_forward native_dropout
-    add add_ sub sub_ rsub mul mul_ div div_ neg neg_ abs abs_ exp exp_ log log_ log1p sqrt sqrt_
-    rsqrt rsqrt_ reciprocal reciprocal_ pow pow_ square sin cos erf sign floor ceil round clamp
-    clamp_ clamp_min clamp_min_ clamp_max clamp_max_ maximum minimum remainder floor_divide
-    addcmul addcmul_ addcdiv addcdiv_ lerp lerp_ fmod trunc
-    sum mean var std amax amin max min argmax argmin var_mean cumsum prod all any logsumexp norm
-    linalg_vector_norm
-    eq ne lt le gt ge logical_and logical_or logical_not logical_xor bitwise_and bitwise_or
-    bitwise_not bitwise_xor isnan isinf isfinite where masked_fill masked_fill_
-    _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d avg_pool2d
-    avg_pool3d max_pool2d_with_indices max_pool3d_with_indices
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d
-    _upsample_nearest_exact3d upsample_bilinear2d upsample_trilinear3d upsample_linear1d
-    upsample_bicubic2d grid_sampler_2d grid_sampler_3d
-    cat stack clone copy_ _to_copy contiguous repeat repeat_interleave constant_pad_nd
-    reflection_pad3d replication_pad3d roll flip index index_put index_put_ _unsafe_index
-    index_select gather scatter scatter_ scatter_add index_add embedding slice_scatter
-    select_scatter masked_select nonzero sort topk tril triu one_hot
-    empty empty_like empty_strided new_empty new_empty_strided zeros zeros_like new_zeros ones
-    ones_like new_ones full full_like new_full fill_ zero_ arange linspace scalar_tensor eye
-    rand randn rand_like randn_like bernoulli bernoulli_ normal_ uniform_ lift_fresh
-    lift_fresh_copy unsafe_split unsafe_chunk resize_ set_ _unsafe_view _reshape_copy
-    pixel_shuffle pixel_unshuffle channel_shuffle im2col col2im
-    _local_scalar_dense item is_same_size _assert_async _assert_tensor_metadata
-"""
+_LIST = resources.files("clbench.evaluation.cost") / "no_product_operators.txt"
+_ZERO = re.sub("#.*", "", _LIST.read_text(encoding="utf-8"))
 NO_PRODUCT = frozenset(getattr(aten, n) for n in _ZERO.split() if hasattr(aten, n))
-"""Operators that count zero. Views count zero without being listed."""
+"""Operators that count zero; `no_product_operators.txt` says why. Views count zero unlisted."""
 
 
 class MacCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
