@@ -98,7 +98,13 @@ def recorded_settings(settings: Mapping[str, Any], benchmark: Benchmark) -> dict
 def data_and_host(
     benchmark: Benchmark, catalog: Catalog, packages: Sequence[str]
 ) -> dict[str, Any]:
-    """The fields that say the same of every run; `packages` beside those that always count."""
+    """The fields that say the same of every run; `packages` beside those that always count.
+
+    Args:
+        benchmark: the course.
+        catalog: its data.
+        packages: whose versions count, beside those that every record names.
+    """
     return {
         "patients": catalog.patients,
         "data_fingerprint": catalog.fingerprint,
