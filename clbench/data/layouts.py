@@ -346,11 +346,13 @@ def _case_names(labels: Sequence[Path], place: Path) -> list[str]:
         if len(set(stems)) == len(stems):
             break
         stems = [of_label[level] for of_label in folders]
-    if len(set(stems)) < len(stems):
-        stems = [
-            "_".join([*label.parent.parts, nifti_stem(label) or label.name]) for label in labels
-        ]
-        stems = [composed(stem.strip("/")).replace("/", "_") for stem in stems]
+    for parts in (
+        [label.parent.parts for label in labels],
+        [(*label.parent.parts, nifti_stem(label) or label.name) for label in labels],
+    ):
+        if len(set(stems)) == len(stems):
+            break
+        stems = [composed("_".join(p.strip("/") for p in of_label)) for of_label in parts]
     return stems
 
 

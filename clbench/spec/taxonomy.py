@@ -143,12 +143,27 @@ def declare_recorded(structures: Iterable[Mapping[str, Any]]) -> None:
 
 
 def canonical(alias: str) -> str:
-    """The canonical name behind a printed header or a public data set's name."""
+    """The canonical name behind a printed header or a public data set's name.
+
+    Capitals, and blanks or hyphens in place of underscores, make no other name, where only one
+    structure can be meant: tools write `SPLEEN`, `Left Kidney` and `left-kidney`.
+
+    Raises:
+        UnknownName: no structure is called so.
+    """
     declared = {a: s.name for s in DECLARED.values() for a in (s.name, *s.aliases)}
     found = _BY_ALIAS.get(alias) or declared.get(alias)
     if found is None:
-        raise unknown_name("structure", alias, [*_BY_ALIAS, *declared])
+        wanted = _plain(alias)
+        meant = {n for a, n in [*_BY_ALIAS.items(), *declared.items()] if _plain(a) == wanted}
+        if len(meant) != 1:
+            raise unknown_name("structure", alias, [*_BY_ALIAS, *declared])
+        (found,) = meant
     return found
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
 
 
 def ancestors(name: str) -> tuple[str, ...]:

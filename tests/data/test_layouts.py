@@ -360,8 +360,10 @@ def test_a_list_follows_links_to_another_disk(tmp_path: Path) -> None:
     [
         (["p1/seg.nii.gz", "p2/seg.nii.gz"], ["p1", "p2"]),
         (["p1/labels/seg.nii.gz", "p2/labels/seg.nii.gz"], ["p1", "p2"]),
-        (["x/p1/seg.nii.gz", "y/p1/seg.nii.gz", "x/p2/seg.nii.gz"],
-         ["x_p1_seg", "x_p2_seg", "y_p1_seg"]),
+        (["x/p1/seg.nii.gz", "x/p1/b.nii.gz", "y/p1/seg.nii.gz"],
+         ["x_p1_b", "x_p1_seg", "y_p1_seg"]),
+        (["x/p1/seg.nii.gz", "y/p1/seg.nii.gz"], ["x", "y"]),
+        (["x/p1/seg.nii.gz", "y/p1/seg.nii.gz", "y/p2/seg.nii.gz"], ["x_p1", "y_p1", "y_p2"]),
         (["p1/seg.nii.gz", "p1/other.nii.gz"], ["other", "seg"]),
     ],
 )  # fmt: skip

@@ -27,6 +27,10 @@ def test_aliases_are_unique_and_lead_home() -> None:
         for alias in (s.name, *s.aliases):
             assert seen.setdefault(alias, s.name) == s.name
     assert canonical("vC") == "postcava"
+    for written in ("SPLEEN", "Spleen", " spleen "):
+        assert canonical(written) == "spleen"
+    for written in ("Left Kidney", "left-kidney", "LEFT_KIDNEY"):
+        assert canonical(written) == "left_kidney"
     assert canonical("Veins") == "portal_and_splenic_vein"
 
 
