@@ -20,7 +20,7 @@ TABLES = {
     "continual": ("tables.continual", "continual_table", "scoring metric percent"),
     "distances": ("paper.detection", "distances", ""),
     "cost": ("tables.costs", "cost_table", ""),
-    "lost_dice": ("tables.lost_dice", "lost_dice_table", ""),
+    "lost_dice": ("tables.lost_dice", "lost_dice_table", "ref"),
     "calibration": ("page.calibration", "calibration_table", ""),
 }
 """Name → module and function that make it, options of `clbench table` it takes."""
