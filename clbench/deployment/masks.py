@@ -240,12 +240,12 @@ class Probabilities:
             cast(Any, file), dtype=np.uint8, mode="w+", shape=(count, *shape)
         )
 
-    def put(self, first: int, stop: int, slab: Any) -> None:
+    def put(self, rows: slice, columns: slice, slab: Any) -> None:
         """Store one slab, rounded to 1/254.
 
         Args:
-            first: first row of axis 0.
-            stop: row after the last.
-            slab: (K, stop - first, H, W) probabilities, a tensor on the CPU.
+            rows: of axis 0.
+            columns: of axis 2.
+            slab: (K, rows, H, columns) probabilities, a tensor on the CPU.
         """
-        self.array[:, first:stop] = np.round(slab.numpy() * PSEUDO_SCALE).astype(np.uint8)
+        self.array[:, rows, :, columns] = np.round(slab.numpy() * PSEUDO_SCALE).astype(np.uint8)

@@ -46,6 +46,8 @@ RECORD = "predictions.json"
 """The record of a folder of predictions."""
 SCHEMA = 1
 """Version of its layout."""
+SLAB_BYTES = 2 << 30
+"""Memory of the slabs in which a CT is predicted; a longer one is predicted in stretches."""
 FORMS = ("auto", "labels", "masks")
 """`labels`: a label map per case; `masks`: a file per structure; `auto`: masks where structures lie
 inside others, otherwise label maps."""
@@ -379,6 +381,7 @@ def predict_volume(
             volume,
             postprocess=trained.postprocess,
             watch_slab=None if probabilities is None else probabilities.put,
+            most_bytes=SLAB_BYTES,
         )
 
 

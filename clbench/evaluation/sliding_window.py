@@ -3,8 +3,9 @@
 Windows overlap; where they do, their logits are averaged with weights that
 fall off from the window's center (Gaussian). Windows are visited in order along axis 0, and rows
 that no later window reaches leave at once, so memory depends on the patch and on the other two
-axes, never on how long the volume is. `VolumePredictor` runs a model this way; it leaves no trace
-in the model's mode or in the random state.
+axes, never on how long the volume is along axis 0. `VolumePredictor` runs a model this way, in
+stretches along axis 2 where it is asked to save memory; it leaves no trace in the model's mode or
+in the random state.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from clbench.data.volume import Volume
 
 Triple = tuple[int, int, int]
+Stretch = tuple[slice, slice]
+"""Columns of axis 2 that are looked at, and those of them that are kept."""
 
 SIGMA_SCALE = 0.125
 """Width of the Gaussian, in units of the patch: MONAI's default and the authors' choice."""
@@ -63,6 +66,35 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
 
     interval = patch if size == patch else max(int(patch * (1 - overlap)), 1)
     return [rows.start for (rows,) in dense_patch_slices((size,), (patch,), (interval,))]
+
+
+def stretches(starts: Sequence[int], patch: int, width: int, most: int) -> list[Stretch]:
+    """Split an axis so that each part can be predicted alone, with all windows that reach it.
+
+    Args:
+        starts: first columns of the windows, ascending; what `window_starts` returns.
+        patch: columns of a window.
+        width: columns of the axis.
+        most: columns that are looked at at a time; at least two windows are.
+
+    Returns:
+        (columns to look at, columns to keep) of each part; those to keep cover the axis once.
+
+    Example:
+        >>> from clbench.evaluation.sliding_window import stretches
+        >>> [(a.start, a.stop, b.start, b.stop) for a, b in stretches([0, 4, 8, 12], 8, 20, 16)]
+        [(0, 16, 0, 12), (8, 20, 12, 20)]
+    """
+    found: list[Stretch] = []
+    last, kept = -1, 0
+    while kept < width:
+        first = next(i for i, start in enumerate(starts) if start + patch > kept)
+        fitting = [i for i, start in enumerate(starts) if start + patch - starts[first] <= most]
+        last = max(last + 1, *fitting, 0)
+        end = width if last == len(starts) - 1 else starts[last + 1]
+        found.append((slice(starts[first], starts[last] + patch), slice(kept, end)))
+        kept = end
+    return found
 
 
 def sliding_slabs(
@@ -227,30 +259,44 @@ class VolumePredictor:
     """Volume → structure → (start, stop) on axis 2, outside which it is empty; see
     `Strategy.axial_ranges`."""
 
-    def logits(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
-        """Slabs (start, stop, (C, stop - start, H, W) float32 on the CPU): blended, not decoded."""
-        every = slice(None)
+    def logits(
+        self, volume: Volume, columns: slice = slice(None)
+    ) -> Iterator[tuple[int, int, Tensor]]:
+        """Slabs (start, stop, (C, stop - start, H, W) float32 on the CPU): blended, not decoded.
+
+        Args:
+            volume: a preprocessed case.
+            columns: of axis 2, the part that is looked at, as if there were no more.
+        """
+        d, h, w = volume.image.shape
         return sliding_slabs(
             self._forward,
-            lambda rows: volume.windowed((rows, every, every)),
-            volume.image.shape,
+            lambda rows: volume.windowed((rows, slice(None), columns)),
+            (d, h, len(range(w)[columns])),
             patch_vox=self.patch_vox,
             overlap=self.overlap,
             windows=self.windows,
             device=self.device,
         )
 
-    def probabilities(self, volume: Volume) -> Iterator[tuple[int, int, Tensor]]:
+    def probabilities(
+        self, volume: Volume, columns: slice = slice(None)
+    ) -> Iterator[tuple[int, int, Tensor]]:
         """Slabs (start, stop, (K, stop - start, H, W) float32 on the CPU), in order.
 
         Logits are blended, then decoded.
+
+        Args:
+            volume: a preprocessed case.
+            columns: of axis 2, the part that is looked at, as if there were no more.
 
         Raises:
             TrainingError: the model's answer is not a number, or the strategy decodes to another
                 number of channels than there are structures.
         """
+        first = range(volume.image.shape[2])[columns].start
         limits = self._limits(volume)
-        for start, stop, logits in self.logits(volume):
+        for start, stop, logits in self.logits(volume, columns):
             with torch.no_grad():
                 decoded = self.decode(logits.unsqueeze(0), self.structures)
                 if decoded.ndim != 5 or decoded.shape[:2] != (1, len(self.structures)):
@@ -272,8 +318,8 @@ class VolumePredictor:
                 if limits:
                     decoded = decoded.clone()  # decode may have answered with a view
                 for k, (low, high) in limits.items():
-                    decoded[k, :, :, :low] = 0
-                    decoded[k, :, :, high:] = 0
+                    decoded[k, :, :, : max(0, low - first)] = 0
+                    decoded[k, :, :, max(0, high - first) :] = 0
             yield start, stop, decoded
 
     def _limits(self, volume: Volume) -> dict[int, tuple[int, int]]:
@@ -300,24 +346,46 @@ class VolumePredictor:
         volume: Volume,
         *,
         postprocess: bool = False,
-        watch_slab: Callable[[int, int, Tensor], None] | None = None,
+        watch_slab: Callable[[slice, slice, Tensor], None] | None = None,
+        most_bytes: int | None = None,
     ) -> Bits:
         """The prediction as bit patterns: (D, H, W), bit k set where structures[k] is above 0.5.
 
         Args:
             volume: a preprocessed case.
             postprocess: apply the default rules of `clbench.data.postprocess`.
-            watch_slab: given every slab of `probabilities` as it comes.
+            watch_slab: given rows of axis 0, columns of axis 2, and their (K, rows, H, columns)
+                probabilities, as they come.
+            most_bytes: what the slabs may take; a volume that is longer on axis 2 is predicted in
+                stretches, whose windows are computed twice where they meet. The logits are those
+                of the whole volume to the bit: every voxel gets the same windows in the same
+                order. (torch may round a sigmoid otherwise at the end of an array, which counts
+                where a logit is within 1e-7 of the threshold.) None: at once; so also where
+                windows share a forward pass, whose bits depend on who shares.
         """
         d, h, w = volume.image.shape
         dtype = bits_dtype(len(self.structures))
         bits = np.zeros((d, h, w), dtype=dtype)
-        for start, stop, probabilities in self.probabilities(volume):
-            if watch_slab is not None:
-                watch_slab(start, stop, probabilities)
-            for k, channel in enumerate(probabilities):
-                bits[start:stop] |= (channel > 0.5).numpy().astype(dtype) << dtype.type(k)
+        for outer, inner in self._stretches(h, w, most_bytes):
+            part = slice(inner.start - outer.start, inner.stop - outer.start)
+            for start, stop, probabilities in self.probabilities(volume, outer):
+                rows, answer = slice(start, stop), probabilities[..., part]
+                if watch_slab is not None:
+                    watch_slab(rows, inner, answer)
+                for k, channel in enumerate(answer):
+                    bits[rows, :, inner] |= (channel > 0.5).numpy().astype(dtype) << dtype.type(k)
         return clean_bits(bits, self.structures) if postprocess else bits
+
+    def _stretches(self, height: int, width: int, most_bytes: int | None) -> list[Stretch]:
+        """Parts of axis 2 whose slabs take no more than `most_bytes`, as far as windows allow."""
+        patch = self.patch_vox
+        if most_bytes is None or self.windows > 1 or width <= patch[2]:
+            return [(slice(0, width), slice(0, width))]
+        # float32: the sums of one patch of rows, the answer and what is decoded from it
+        channels = len(self.structures) + 1
+        column_bytes = 3 * 4 * channels * patch[0] * max(height, patch[1])
+        starts = window_starts(width, patch[2], self.overlap)
+        return stretches(starts, patch[2], width, most_bytes // column_bytes)
 
     def _forward(self, image: Tensor) -> Tensor:
         with _undisturbed(self.model, torch.device(self.device)), torch.inference_mode():

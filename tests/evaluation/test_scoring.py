@@ -30,6 +30,7 @@ from clbench.evaluation.sliding_window import (
     VolumePredictor,
     importance_map,
     sliding_slabs,
+    stretches,
     window_starts,
 )
 from clbench.nets.output import Output
@@ -284,6 +285,50 @@ def test_logits_are_blended_then_decoded() -> None:
     torch.testing.assert_close(found, torch.sigmoid(blended), rtol=1e-5, atol=1e-5)
     other = monai(case.image, lambda x: torch.sigmoid(net(x).logits), (8, 8, 8), 0.5)
     assert (found - other).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.7])
+@pytest.mark.parametrize("width", [5, 8, 9, 40, 61])
+def test_stretches_of_a_long_volume_give_the_bits_of_the_whole(width: int, overlap: float) -> None:
+    """Same windows in the same order for every voxel, whatever the memory allowed.
+
+    Nothing is decoded: torch rounds a sigmoid otherwise at the ends of an array.
+    """
+    case = random_case((13, 11, width))
+    ranges = {"s1": (min(4, width), max(4, width - 3))}
+    examined = server(
+        Net(2), overlap=overlap, ranges=lambda volume: ranges, decode=lambda logits, names: logits
+    )
+    whole = examined.predict(case)  # type: ignore[arg-type]
+    probabilities = torch.cat([p for _, _, p in examined.probabilities(case)], dim=1)  # type: ignore[arg-type]
+    assert whole.any()
+    for most_bytes in (0, 40_000, 100_000, 1 << 40):
+        seen = torch.full_like(probabilities, -1)
+
+        def put(rows: slice, columns: slice, slab: Tensor, seen: Tensor = seen) -> None:
+            assert bool((seen[:, rows, :, columns] == -1).all())
+            seen[:, rows, :, columns] = slab
+
+        got = examined.predict(case, watch_slab=put, most_bytes=most_bytes)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(got, whole)
+        assert torch.equal(seen, probabilities)
+
+
+def test_a_stretch_looks_at_no_more_columns_than_allowed() -> None:
+    for most in range(16, 60):
+        parts = stretches([0, 4, 8, 12, 16, 20, 24, 28, 31], 8, 39, most)
+        assert [c for _, keep in parts for c in range(keep.start, keep.stop)] == list(range(39))
+        for look, keep in parts:
+            assert look.stop - look.start <= most
+            assert look.start <= keep.start < keep.stop <= look.stop
+
+
+def test_stretches_are_taken_only_where_they_save_memory() -> None:
+    examined = server(k=2)
+    per_column = 3 * 4 * 3 * 8 * 11
+    assert len(examined._stretches(11, 40, 40 * per_column)) == 1
+    assert len(examined._stretches(11, 40, 39 * per_column)) > 1
+    assert len(server(k=2, windows=2)._stretches(11, 40, 0)) == 1
 
 
 @pytest.mark.parametrize(("k", "dtype"), [(2, np.uint8), (11, np.uint16), (33, np.uint64)])
