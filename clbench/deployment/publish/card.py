@@ -78,8 +78,9 @@ class StructureScore:
     """After the exported step."""
     change: Interval | None
     """End minus own, patient by patient; None for what the exported step taught."""
-    missed: int
-    """Test cases that hold it and in which nothing was found, after the exported step."""
+    missed: int | None
+    """Test cases that hold it and in which nothing was found, after the exported step; None: no
+    test case was scored."""
 
 
 def scores_of_run(about: Described) -> Scores:
@@ -101,13 +102,14 @@ def structure_scores(about: Described, scores: Scores) -> list[StructureScore]:
 
 def _score(scores: Scores, strategy: StrategyScores, name: str, step: int) -> StructureScore:
     own_step = scores.learned_at[name]
+    cells = strategy.cells.get((step, strategy.home[name], name))
     return StructureScore(
         structure=name,
         learned_at=own_step,
         own=_mean(strategy, {name: own_step}),
         end=_mean(strategy, {name: step}),
         change=_change(strategy, {name: own_step}, step) if own_step < step else None,
-        missed=int(strategy.cells[step, strategy.home[name], name].missed[0]),
+        missed=None if cells is None else int(cells.missed[0]),
     )
 
 
@@ -232,12 +234,21 @@ def _training(about: Described) -> Iterator[str]:
         ("hardware", record.device),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(record.versions.items()))),
         ("what the strategy remembers", _memory(about)),
+        ("starts from", _origin(record)),
     ]
     rows = tuple((k, v) for k, v in facts)
     yield render(Table(title="How", columns=("what", "value"), rows=rows, keys=2), "md")
     warnings = [str(w.get("message", w)) for w in record.warnings or ()]
     if warnings:
         yield "Warnings of the run:\n\n" + _bullets(warnings)
+
+
+def _origin(record: RunRecord) -> str:
+    """What a run that extends another model says of it."""
+    if not record.extends:
+        return "initial weights"
+    known = {k: v for k, v in record.extends.items() if k != "run"}
+    return "another model: " + ", ".join(f"{k} {v}" for k, v in sorted(known.items()))
 
 
 def _backbone(record: RunRecord) -> str:
@@ -270,11 +281,13 @@ def _on(about: Described) -> str:
 
 
 def _scores_table(about: Described, scores: Scores, rows: Sequence[StructureScore]) -> str:
-    def count(row: StructureScore) -> str:
-        return str(row.end.n) if row.end else EMPTY
+    def counts(row: StructureScore) -> tuple[str, str]:
+        patients = str(row.end.n) if row.end else EMPTY
+        return patients, EMPTY if row.missed is None else str(row.missed)
 
     (strategy,) = scores.strategies
     whole = _mean(strategy, dict.fromkeys(about.structures, about.step))
+    holes = any(r.own is None or r.end is None for r in rows)
     flags = dict.fromkeys(f for r in rows if r.end for f in r.end.flags)
     return render(
         Table(
@@ -284,7 +297,7 @@ def _scores_table(about: Described, scores: Scores, rows: Sequence[StructureScor
             ),
             rows=(
                 *(
-                    (r.structure, _interval(r.own), _interval(r.end), count(r), str(r.missed))
+                    (r.structure, _interval(r.own), _interval(r.end), *counts(r))
                     for r in rows
                 ),
                 (f"mean of {len(rows)}", EMPTY, _interval(whole), EMPTY, EMPTY),
@@ -292,6 +305,7 @@ def _scores_table(about: Described, scores: Scores, rows: Sequence[StructureScor
             notes=(
                 f"[{LEVEL:.0%} interval] over test patients of the structure's own data set (t)",
                 "missed: cases that hold it, nothing found",
+                *(["–: no mean, for no test case was scored, or not every one"] * holes),
                 *(f"intervals: {flag}" for flag in flags),
             ),
         ),

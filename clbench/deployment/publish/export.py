@@ -232,8 +232,14 @@ def _without_folders(record: RunRecord) -> RunRecord:
     for name in ("bench", "data"):
         if isinstance(settings.get(name), str):
             settings[name] = _last_parts(settings[name])
-    command = [_last_parts(word) for word in record.command]
-    return dataclasses.replace(record, settings=settings, command=command)
+    return dataclasses.replace(
+        record,
+        settings=settings,
+        command=[_last_parts(word) for word in record.command],
+        extends=None
+        if record.extends is None
+        else {k: _last_parts(v) if isinstance(v, str) else v for k, v in record.extends.items()},
+    )
 
 
 def _last_parts(word: str) -> str:
