@@ -101,13 +101,13 @@ class VolumeCache:
             repr(files.image),
         ]
         key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-        found = self._kept(
+        texts = self._kept(
             self.root / "notes" / key,
             lambda: json.dumps(notes_of(read_case(files, source), source)),
         )
         return [
             CaseNote(source=source.name, case=files.case, kind=kind, text=text)
-            for kind, text in json.loads(found)
+            for kind, text in json.loads(texts)
         ]
 
     def _remember(self, what: str, path: Path, make: Callable[[], str]) -> str:

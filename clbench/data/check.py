@@ -119,12 +119,12 @@ def check_layout(folder: Path, layout: str) -> FolderReport:
     """
     report = FolderReport(folder=folder)
     try:
-        found = cases_in(folder, layout, "--layout")
+        cases_by_id = cases_in(folder, layout, "--layout")
     except DataError as err:
         report.problems.append(str(err))
         return report
     cases, seen = [], dict[str, int]()
-    for files in found.values():
+    for files in cases_by_id.values():
         try:
             raw, names = read_unnamed(files)
         except ClbenchError as err:
@@ -210,10 +210,10 @@ def check_data(text: str, sources: Sequence[Source]) -> FolderReport:
     Raises:
         DataError: `text` names a source the benchmark does not have.
     """
-    found = named_folders(text, [s.name for s in sources])
-    if found is None:
+    named_places = named_folders(text, [s.name for s in sources])
+    if named_places is None:
         return check_folder(Path(text).expanduser(), sources)
-    named = [s for s in sources if s.name in found]
+    named = [s for s in sources if s.name in named_places]
     report = FolderReport(folder=Path(text))
     for name, place in resolve_data(text, named or sources).items():
         report.add(check_folder(place, [s for s in named if s.name == name]))
@@ -241,21 +241,21 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
     failed: list[DataError] = []
     for source, place in named or [(s, folder) for s in sources]:
         try:
-            found = find_cases(place, source)
+            of_source = find_cases(place, source)
         except DataError as err:
             failed.append(err)
             continue
-        report.files[source.name], report.folders[source.name] = found, place
-        report.cases[source.name] = [_check(files, source, report) for files in found.values()]
+        report.files[source.name], report.folders[source.name] = of_source, place
+        report.cases[source.name] = [_check(files, source, report) for files in of_source.values()]
         try:
             same_meaning(place, source)
         except DataError as err:
             report.problems.append(str(err))
-        report.remarks += passed_over_lines(place, source, found)
+        report.remarks += passed_over_lines(place, source, of_source)
         report.remarks += [
             f"{source.name}: a [[source.partial]] names no case that is here ({p.cases[0]}, …)"
             for p in source.partial
-            if p.cases and not set(p.cases) & set(found)
+            if p.cases and not set(p.cases) & set(of_source)
         ]
         report.problems += [
             f"{source.name} case {c.case}: {p}"
@@ -303,8 +303,8 @@ def _check(files: CaseFiles, source: Source, report: FolderReport) -> CaseReport
         remarks.append(f"labelled, but not counted as annotated: {', '.join(extra)}")
     if not annotated:
         remarks.append("annotates no structure of the source")
-    found = ", ".join(f"{n} {vox[n]}" for n in annotated if vox[n]) or "no structure"
-    return _describe(raw, f"annotates {len(annotated)}; voxels: {found}", remarks)
+    held = ", ".join(f"{n} {vox[n]}" for n in annotated if vox[n]) or "no structure"
+    return _describe(raw, f"annotates {len(annotated)}; voxels: {held}", remarks)
 
 
 def _describe(raw: RawCase, labels: str, remarks: Sequence[str]) -> CaseReport:

@@ -400,8 +400,8 @@ def find_cases(folder: Path, source: Source) -> dict[str, CaseFiles]:
     Raises:
         DataError: see `Layout.find`.
     """
-    found = cases_in(folder, source.layout, f"source {source.name!r}")
-    return {case: files.named(source) for case, files in found.items()}
+    cases = cases_in(folder, source.layout, f"source {source.name!r}")
+    return {case: files.named(source) for case, files in cases.items()}
 
 
 def cases_in(folder: Path, layout: str, where: object = None) -> dict[str, CaseFiles]:
@@ -575,15 +575,15 @@ def resolve_data(text: str, sources: Sequence[Source]) -> dict[str, Path]:
     """
     names = [s.name for s in sources]
     if (named := named_folders(text, names)) is not None:
-        found = named
+        folders = named
     else:
         folder = Path(text).expanduser()
         need_folder(folder)
         inside = {p.name.casefold(): p for p in entries(folder) if p.is_dir()}
-        found = {n: inside[n.casefold()] for n in names if n.casefold() in inside}
-        if not found and len(names) == 1:
-            found = {names[0]: folder}
-    if absent := [n for n in names if n not in found]:
+        folders = {n: inside[n.casefold()] for n in names if n.casefold() in inside}
+        if not folders and len(names) == 1:
+            folders = {names[0]: folder}
+    if absent := [n for n in names if n not in folders]:
         raise DataError(
             f"no data folder for {', '.join(absent)}",
             where=f"--data {text}",
@@ -591,10 +591,10 @@ def resolve_data(text: str, sources: Sequence[Source]) -> dict[str, Path]:
             + f", or one folder that holds {', '.join(n + '/' for n in names)}",
             next_step="name a folder for every source of the benchmark",
         )
-    for folder in found.values():
+    for folder in folders.values():
         if not (folder.suffix == ".json" and folder.is_file()):
             need_folder(folder)
-    return found
+    return folders
 
 
 def named_folders(text: str, names: Sequence[str]) -> dict[str, Path] | None:
@@ -611,7 +611,7 @@ def named_folders(text: str, names: Sequence[str]) -> dict[str, Path] | None:
     known = "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True))
     parts = re.split(rf",(?=\s*(?:{known})\s*=)", text) if names else [text]
     parts = _whole_paths(parts)
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     for part in parts:
         name, _, path = (piece.strip() for piece in part.partition("="))
         if "," in path and not Path(path).expanduser().exists():
@@ -626,8 +626,8 @@ def named_folders(text: str, names: Sequence[str]) -> dict[str, Path] | None:
                 expected=",".join(f"{n}=PATH" for n in names),
                 got=part,
             )
-        found[name] = Path(path).expanduser()
-    return found
+        folders[name] = Path(path).expanduser()
+    return folders
 
 
 def _whole_paths(parts: Sequence[str]) -> list[str]:

@@ -105,10 +105,10 @@ def header(path: Path) -> Any:
     if not sizes & {348, 540}:
         raise ValueError("it does not start with a NIfTI header")
     second = 540 in sizes  # NIfTI-2
-    found: Any = (nib.Nifti2Header if second else nib.Nifti1Header)(
+    nifti_header: Any = (nib.Nifti2Header if second else nib.Nifti1Header)(
         head if second else head[:348], check=False
     )
-    offset = float(found["vox_offset"])
+    offset = float(nifti_header["vox_offset"])
     if not 0 <= offset <= _EXTENSIONS:
         raise DataError(
             "the header claims an absurd size",
@@ -117,7 +117,7 @@ def header(path: Path) -> Any:
             got=f"byte {offset:g}",
             next_step="download or convert the file again",
         )
-    if np.isinf(slope := float(found["scl_slope"])):  # nibabel would read it as none
+    if np.isinf(slope := float(nifti_header["scl_slope"])):  # nibabel would read it as none
         raise DataError(
             "the header's scl_slope is no number",
             where=path,
@@ -125,7 +125,7 @@ def header(path: Path) -> Any:
             got=slope,
             next_step="convert the file again",
         )
-    return found
+    return nifti_header
 
 
 def _claimed(file: Any, path: Path) -> int:

@@ -249,15 +249,15 @@ class _Course:
         """Score every test case of the course; the step is done once this is written."""
         number = lesson.number
         path = self._home(number) / f"step{number}.pt"
-        found = examine_step(self.plan, lesson, served, self.memory, path, self.watch)
-        self.rows += found.rows
-        self._opened({str(number): {"test": found.opened}})
+        examined = examine_step(self.plan, lesson, served, self.memory, path, self.watch)
+        self.rows += examined.rows
+        self._opened({str(number): {"test": examined.opened}})
         run_folder.write_scores(self.plan.folder / "scores.csv", self.rows)
-        self.record.cost.setdefault(str(number), {}).update(found.cost)
+        self.record.cost.setdefault(str(number), {}).update(examined.cost)
         self.record.reexamined = {
             **(self.record.reexamined or {}),
-            str(number): found.reexamined,
+            str(number): examined.reexamined,
         }
         self.record.steps_done = number
         self._save()
-        found.kept.close()
+        examined.exams.close()

@@ -47,7 +47,7 @@ class Examined:
     """`source/case` of the cases kept from a stopped attempt, which nobody opened now."""
     reexamined: dict[str, Any]
     """Which case was examined again from the checkpoint, and the largest difference of a score."""
-    kept: Exams
+    exams: Exams
     """To close once scores and record are written."""
 
 
@@ -72,7 +72,7 @@ def examine_step(
     rows: list[Score] = []
     opened: list[str] = []
     server = predictor(plan, plan.strategy, served, lesson.structures, memory)
-    kept = Exams(
+    stored = Exams(
         plan.folder / "exam" / f"step{lesson.number}",
         checkpoint.digest(served),
         reproducibility.host(plan.device),
@@ -87,21 +87,21 @@ def examine_step(
     for done, ((source, case), number) in enumerate(sorted(exams.items()), 1):
         name = f"{source}_{case}"
         drawn = plan.folder / "predictions" / f"step{lesson.number}" / f"{name}.npz"
-        found = kept.get(name) if drawn.exists() or not plan.settings.keep_predictions else None
-        if found is None:
+        exam = stored.get(name) if drawn.exists() or not plan.settings.keep_predictions else None
+        if exam is None:
             start = time.monotonic()
             bits, own = _score(plan, server, lesson, number, case, meter)
             if plan.settings.keep_predictions:
                 affine = catalog.open(number, case, "test").affine
                 write_prediction(drawn, bits, lesson.structures, affine, source=source, case=case)
-            found = Exam(own, time.monotonic() - start, meter.laps_s[-1])
-            kept.put(name, found)
+            exam = Exam(own, time.monotonic() - start, meter.laps_s[-1])
+            stored.put(name, exam)
         else:
-            meter.laps_s.append(found.predict_s)
+            meter.laps_s.append(exam.predict_s)
             opened.append(f"{source}/{case}")
-            elsewhere |= not found.here
-        rows += found.rows
-        spent_s += found.seconds
+            elsewhere |= not exam.here
+        rows += exam.rows
+        spent_s += exam.seconds
         watch({"event": "exam", "done": done, "of": len(exams), "case": case})
         signals.check(f"examination after step {lesson.number}, {source} case {case}")
     start = time.monotonic()
@@ -112,7 +112,7 @@ def examine_step(
         cost={**meter.inference(), "examine_s": spent_s},
         opened=opened,
         reexamined=reexamined,
-        kept=kept,
+        exams=stored,
     )
 
 
@@ -214,14 +214,14 @@ class Exams:
     def put(self, name: str, exam: Exam) -> None:
         """Keep a finished case."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [dataclasses.asdict(row) for row in exam.rows]
+        rows = [dataclasses.asdict(row) for row in exam.rows]
         content = {
             "model": self.mark,
             "host": self.host,
             "seconds": exam.seconds,
             "predict_s": exam.predict_s,
-            "rows": kept,
-            "sha256": _sealed(kept),
+            "rows": rows,
+            "sha256": _sealed(rows),
         }
         files.write_json(self.folder / f"{name}.json", content)
 

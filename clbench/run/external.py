@@ -110,8 +110,8 @@ def score_predictions(
         if set(catalog.files[source][case].annotated(benchmark.reads(source))) & set(structures)
     }
     at_hand = {(s, c): files for s, cases in catalog.files.items() for c, files in cases.items()}
-    found = find_predictions(settings.predictions, {k: at_hand[k] for k in exams}, at_hand)
-    holes = [f"{source}/{case}" for source, case in exams if (source, case) not in found]
+    paths = find_predictions(settings.predictions, {k: at_hand[k] for k in exams}, at_hand)
+    holes = [f"{source}/{case}" for source, case in exams if (source, case) not in paths]
     if holes and not settings.allow_missing:
         raise DataError(
             f"{len(holes)} of {len(exams)} test cases have no prediction",
@@ -120,7 +120,7 @@ def score_predictions(
             got=f"missing: {', '.join(holes[:20])}{' …' if len(holes) > 20 else ''}",
             next_step="add them, or accept holes in every table with --allow-missing",
         )
-    maps = _maps(settings, benchmark, found)
+    maps = _maps(settings, benchmark, paths)
     predictions: dict[str, Any] = {
         "folder": str(settings.predictions),
         "labels": None if settings.labels is None else str(settings.labels),
@@ -129,10 +129,10 @@ def score_predictions(
     record = _record(settings, benchmark, catalog, profile.name, predictions)
     folder = settings.out / benchmark.name / settings.name / record.run_id
     rows: list[Score] = []
-    for done, ((source, case), path) in enumerate(found.items(), 1):
+    for done, ((source, case), path) in enumerate(paths.items(), 1):
         volume = catalog.open(exams[source, case], case, "test")
         rows += _score(path, volume, structures, settings, maps[source], record, benchmark)
-        watch({"event": "exam", "done": done, "of": len(found), "case": case})
+        watch({"event": "exam", "done": done, "of": len(paths), "case": case})
     with alone(folder, wait=True):
         path = folder / "scores.csv"
         if (folder / "run.json").exists():
@@ -200,7 +200,7 @@ def _check(settings: OutsideSettings, benchmark: Benchmark) -> None:
 
 
 def _maps(
-    settings: OutsideSettings, benchmark: Benchmark, found: Mapping[tuple[str, str], Path]
+    settings: OutsideSettings, benchmark: Benchmark, paths: Mapping[tuple[str, str], Path]
 ) -> dict[str, LabelMap]:
     """Source → meaning of label values: --labels, a list beside the files, or the source's own."""
     folder = settings.predictions
@@ -208,9 +208,9 @@ def _maps(
     meant = next((label_map(p) for p in lists if settings.labels or p.is_file()), None)
     maps = {}
     learned = set(benchmark.structures(settings.step))
-    for source in dict.fromkeys(s for s, _ in found):
+    for source in dict.fromkeys(s for s, _ in paths):
         inner = next((folder / source / n for n in LISTS if (folder / source / n).is_file()), None)
-        if any(not p.is_dir() for (s, _), p in found.items() if s == source):
+        if any(not p.is_dir() for (s, _), p in paths.items() if s == source):
             table = benchmark.reads(source)
             own = label_map(inner) if inner and not settings.labels else meant
             maps[source] = own or source_map(table)

@@ -90,10 +90,10 @@ class RunSettings:
 def load_strategy(name: str, overrides: Mapping[str, Any]) -> Strategy:
     """The registered strategy, or that of `module:Class`, with its hyperparameters changed."""
     if ":" in name:
-        found: Strategy = registry.load("resolver", "module")(name, overrides)
-        return found
-    made: Strategy = change(registry.load("strategy", name)(), overrides, "strategy")
-    return made
+        resolved: Strategy = registry.load("resolver", "module")(name, overrides)
+        return resolved
+    strategy: Strategy = change(registry.load("strategy", name)(), overrides, "strategy")
+    return strategy
 
 
 def pick_device(name: str) -> torch.device:
@@ -130,15 +130,15 @@ def sparse(settings: Any) -> dict[str, Any]:
     So a setting that a later version adds, with a default that changes nothing, changes no run id.
     A default that changes moves numbers, and raises `numerics`, or the version of its strategy.
     """
-    found: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
         if dataclasses.is_dataclass(value):
             if inner := sparse(value):
-                found[f.name] = inner
+                changed[f.name] = inner
         elif f.default is dataclasses.MISSING or value != f.default:
-            found[f.name] = value
-    return found
+            changed[f.name] = value
+    return changed
 
 
 @dataclass(kw_only=True)

@@ -175,13 +175,13 @@ def git_commit() -> str | None:
     git = shutil.which("git")
     if git is None:
         return None
-    found = subprocess.run(  # noqa: S603  # fixed arguments
+    described = subprocess.run(  # noqa: S603  # fixed arguments
         [git, "-C", str(Path(clbench.__file__).parent), "describe", "--always", "--dirty"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None
 
 
 # ------------------------------------------------------------------- what a run was made of, again

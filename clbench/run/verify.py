@@ -66,32 +66,32 @@ def verify_run(folder: Path, *, data: str | None = None, cache: Path | None = No
         DataError: data was named that cannot be read.
     """
     content = run_folder.read_record(folder)
-    found = Verified(folder=folder, checked=[f"run.json, schema {run_folder.SCHEMA}"])
+    report = Verified(folder=folder, checked=[f"run.json, schema {run_folder.SCHEMA}"])
     changed: list[StoreError] = []
     if checksums.check_record(folder, content):
         changed = list(checksums.check_files(folder, content))
-        found.checked.append(f"checksums of run.json and {len(content['files'])} files")
+        report.checked.append(f"checksums of run.json and {len(content['files'])} files")
     else:
-        found.unchecked.append("checksums: the run recorded none")
+        report.unchecked.append("checksums: the run recorded none")
     record = RunRecord.from_json(content, folder / "run.json")
     # damage in the scores is named by row and column, where it can be found there
     if first := next((e for e in changed if e.where != folder / "scores.csv"), None):
         raise first
     if record.status == "finished" or record.steps_done:
         rows = _scores(folder, record)
-        found.checked.append(f"scores.csv: {len(rows)} rows against run.json and themselves")
-        _again(folder, record, rows, found, data, cache)
+        report.checked.append(f"scores.csv: {len(rows)} rows against run.json and themselves")
+        _again(folder, record, rows, report, data, cache)
     if changed:
         raise changed[0]
     if record.status != "finished":
-        found.unchecked.append("the steps to come: the run is not finished")
-    _checkpoints(folder, record, found)
-    _cost(folder, record, found)
+        report.unchecked.append("the steps to come: the run is not finished")
+    _checkpoints(folder, record, report)
+    _cost(folder, record, report)
     if (folder / FILE).exists():
         read_trace(folder / FILE, record.course.test_cases)
-        found.checked.append(FILE)
-    found.unchecked.append("means and forgetting: none is stored, tables compute them from rows")
-    return found
+        report.checked.append(FILE)
+    report.unchecked.append("means and forgetting: none is stored, tables compute them from rows")
+    return report
 
 
 # ----------------------------------------------------------------------------------- scores alone
@@ -178,21 +178,21 @@ def _again(
     folder: Path,
     record: RunRecord,
     rows: Mapping[Key, tuple[int, Score]],
-    found: Verified,
+    report: Verified,
     data: str | None,
     cache: Path | None,
 ) -> None:
     """Compute every row again from the stored predictions and the data."""
     stored = sorted((folder / "predictions").glob("step*/*.npz"))
     if record.external or not stored:
-        found.unchecked.append("scores against predictions: the run keeps no predictions")
+        report.unchecked.append("scores against predictions: the run keeps no predictions")
         return
     try:
         catalog = catalog_of(record, data=data, cache=cache)
     except ClbenchError as err:
         if data is not None:
             raise
-        found.unchecked.append(f"scores against predictions: no data to compare with ({err.what})")
+        report.unchecked.append(f"scores against predictions: no data to compare with ({err.what})")
         return
     done, seen = 0, set()
     for number, source, case in exam_cases(catalog):
@@ -214,7 +214,7 @@ def _again(
             done += _compare(folder / "scores.csv", of_case, again, rows)
     if strangers := [p for p in stored if p not in seen]:
         raise StoreError("a stored prediction is of no test case of the run", where=strangers[0])
-    found.checked.append(f"{done} scores against {len(seen)} predictions and the data")
+    report.checked.append(f"{done} scores against {len(seen)} predictions and the data")
 
 
 def _compare(
@@ -256,7 +256,7 @@ def _differs(
 # ----------------------------------------------------------------------------------- other files
 
 
-def _checkpoints(folder: Path, record: RunRecord, found: Verified) -> None:
+def _checkpoints(folder: Path, record: RunRecord, report: Verified) -> None:
     """Checkpoints must open, and be of the step their name says."""
     learned: list[str] = []
     for number, step in enumerate(record.course.steps, 1):
@@ -266,7 +266,7 @@ def _checkpoints(folder: Path, record: RunRecord, found: Verified) -> None:
         if number == 1 and not path.is_file():
             path = shared / path.name
         if not path.is_file():
-            found.unchecked.append(f"checkpoint of step {number}: not kept here")
+            report.unchecked.append(f"checkpoint of step {number}: not kept here")
             continue
         content = checkpoint.load(path)
         if (content["step"], content["structures"]) != (number, learned):
@@ -276,14 +276,14 @@ def _checkpoints(folder: Path, record: RunRecord, found: Verified) -> None:
                 expected=f"step {number}: {', '.join(learned)}",
                 got=f"step {content['step']}: {', '.join(content['structures'])}",
             )
-        found.checked.append(f"checkpoint of step {number}")
+        report.checked.append(f"checkpoint of step {number}")
 
 
-def _cost(folder: Path, record: RunRecord, found: Verified) -> None:
+def _cost(folder: Path, record: RunRecord, report: Verified) -> None:
     """`cost.csv` must repeat what the record holds."""
     path = folder / "cost.csv"
     if not path.exists():
-        found.unchecked.append("cost.csv: not there")
+        report.unchecked.append("cost.csv: not there")
         return
     with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
@@ -300,4 +300,4 @@ def _cost(folder: Path, record: RunRecord, found: Verified) -> None:
                     got=cells.get(column),
                     next_step=f"`clbench cost {shlex.quote(str(folder))}` writes the file anew",
                 )
-    found.checked.append(f"cost.csv: {len(lines)} steps against run.json")
+    report.checked.append(f"cost.csv: {len(lines)} steps against run.json")

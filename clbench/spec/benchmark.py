@@ -396,14 +396,14 @@ class Benchmark:
 
     def digest(self) -> str:
         """A hash over everything that moves a number, for courses without a guarded version."""
-        words = ("title", "licence", "url", "citation", "why", "origin", "groups")
+        left_out = ("title", "licence", "url", "citation", "why", "origin", "groups")
 
         def bare(value: object) -> object:
             if isinstance(value, Mapping):  # a field added later leaves courses without it alone
                 return [
                     [str(k), bare(v)]
                     for k, v in value.items()
-                    if k not in words and not (k in ("rescale", "given") and v is None)
+                    if k not in left_out and not (k in ("rescale", "given") and v is None)
                 ]
             return [bare(v) for v in value] if isinstance(value, tuple | list) else value
 

@@ -31,9 +31,9 @@ def entries(kind: str) -> dict[str, metadata.EntryPoint]:
     Raises:
         ClbenchError: when two distributions claim one name for different objects.
     """
-    found: dict[str, metadata.EntryPoint] = {}
+    registered: dict[str, metadata.EntryPoint] = {}
     for entry in metadata.entry_points(group=GROUPS[kind]):
-        other = found.get(entry.name)
+        other = registered.get(entry.name)
         if other is not None and other.value != entry.value:
             raise ClbenchError(
                 f"two packages register a {kind} called {entry.name!r}",
@@ -41,8 +41,8 @@ def entries(kind: str) -> dict[str, metadata.EntryPoint]:
                 got=f"{_owner(other)}: {other.value}; {_owner(entry)}: {entry.value}",
                 next_step="uninstall one of them",
             )
-        found[entry.name] = entry
-    return dict(sorted(found.items()))
+        registered[entry.name] = entry
+    return dict(sorted(registered.items()))
 
 
 def _owner(entry: metadata.EntryPoint) -> str:
@@ -88,17 +88,17 @@ def benchmark(name: str) -> Benchmark:
         SpecError: the file contradicts itself, or takes the name of a registered benchmark for
             another course: their results would lie in one folder.
     """
-    found = load_benchmark(benchmark_path(name))
-    if is_path(name) and found.name in entries("benchmark"):
-        own = load_benchmark(benchmark_path(found.name))
-        if (found.digest(), found.version) != (own.digest(), own.version):
+    course = load_benchmark(benchmark_path(name))
+    if is_path(name) and course.name in entries("benchmark"):
+        own = load_benchmark(benchmark_path(course.name))
+        if (course.digest(), course.version) != (own.digest(), own.version):
             raise SpecError(
-                f"the benchmark name {found.name!r} is taken",
+                f"the benchmark name {course.name!r} is taken",
                 where=name,
                 expected="a name of its own for a course of your own",
                 next_step="change `name` in the file",
             )
-    return found
+    return course
 
 
 _FILES: dict[str, str] = {}

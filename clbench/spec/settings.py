@@ -290,7 +290,7 @@ def load_profile(name: str) -> Profile:
 
 def split_overrides(words: list[str]) -> dict[str, dict[str, str]]:
     """`["train.lr=1e-3", "strategy.pseudo=soft"]` → {"train": {"lr": "1e-3"}, …}."""
-    found: dict[str, dict[str, str]] = {}
+    overrides: dict[str, dict[str, str]] = {}
     for word in words:
         key, equals, value = word.partition("=")
         group, dot, name = key.partition(".")
@@ -306,12 +306,12 @@ def split_overrides(words: list[str]) -> dict[str, dict[str, str]]:
                 expected=", ".join([*GROUPS, "strategy"]),
                 next_step=f"did you mean {guess}.{name}?" if guess else None,
             )
-        if name in found.setdefault(group, {}):
+        if name in overrides.setdefault(group, {}):
             raise SettingError(
-                "a setting is given twice", where=f"--set {word}", got=found[group][name]
+                "a setting is given twice", where=f"--set {word}", got=overrides[group][name]
             )
-        found[group][name] = value
-    return found
+        overrides[group][name] = value
+    return overrides
 
 
 def apply_overrides(profile: Profile, overrides: Mapping[str, Mapping[str, str]]) -> Profile:

@@ -78,10 +78,10 @@ def structure(name: str, where: object = None) -> Structure:
     Raises:
         UnknownName: with the closest known name.
     """
-    found = STRUCTURES.get(name) or DECLARED.get(name)
-    if found is None:
+    known = STRUCTURES.get(name) or DECLARED.get(name)
+    if known is None:
         raise unknown_name("structure", name, [*STRUCTURES, *DECLARED], where)
-    return found
+    return known
 
 
 def declare(structures: Sequence[Structure], where: object = None) -> None:
@@ -152,14 +152,14 @@ def canonical(alias: str) -> str:
         UnknownName: no structure is called so.
     """
     declared = {a: s.name for s in DECLARED.values() for a in (s.name, *s.aliases)}
-    found = _BY_ALIAS.get(alias) or declared.get(alias)
-    if found is None:
+    structure_name = _BY_ALIAS.get(alias) or declared.get(alias)
+    if structure_name is None:
         wanted = _plain(alias)
         meant = {n for a, n in [*_BY_ALIAS.items(), *declared.items()] if _plain(a) == wanted}
         if len(meant) != 1:
             raise unknown_name("structure", alias, [*_BY_ALIAS, *declared])
-        (found,) = meant
-    return found
+        (structure_name,) = meant
+    return structure_name
 
 
 def _plain(name: str) -> str:
@@ -168,12 +168,12 @@ def _plain(name: str) -> str:
 
 def ancestors(name: str) -> tuple[str, ...]:
     """What contains `name`, nearest first: `liver_tumor` → (`liver`,)."""
-    found: list[str] = []
+    containing: list[str] = []
     parent = structure(name).parent
     while parent is not None:
-        found.append(parent)
+        containing.append(parent)
         parent = structure(parent).parent
-    return tuple(found)
+    return tuple(containing)
 
 
 def depth(name: str) -> int:

@@ -45,7 +45,7 @@ def expand_ids(ids: list[Any], where: object) -> tuple[str, ...]:
         SpecError: a range runs backwards, or stands for more than `MAX_RANGE` cases; a number with
             a point, which would lose its zeros (1.10 is 1.1), or what is no id at all.
     """
-    found: list[str] = []
+    expanded: list[str] = []
     for item in ids:
         if isinstance(item, bool) or not isinstance(item, str | int):
             raise SpecError(
@@ -69,10 +69,10 @@ def expand_ids(ids: list[Any], where: object) -> tuple[str, ...]:
                     got=text,
                 )
             width = len(low) if low.startswith("0") else 0
-            found += [f"{i:0{width}d}" for i in range(int(low), int(high) + 1)]
+            expanded += [f"{i:0{width}d}" for i in range(int(low), int(high) + 1)]
         else:
-            found.append(text)
-    return tuple(found)
+            expanded.append(text)
+    return tuple(expanded)
 
 
 def load_split(path: Path) -> Split:

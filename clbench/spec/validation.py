@@ -116,10 +116,10 @@ def from_validation_error(
         given = given.get(part) if isinstance(given, Mapping) else given[part]
 
     if not named:
-        words = _words(spot, defs, name)
+        requirement = _words(spot, defs, name)
         guess = closest(str(given), spot.get("enum", []))
         return raised(
-            f"{prefix}{name} must be {words}",
+            f"{prefix}{name} must be {requirement}",
             where=where,
             got=repr(given),
             next_step=f"did you mean {guess!r}?" if guess else None,

@@ -31,16 +31,16 @@ def excerpt(results: Path, to: Path) -> list[Path]:
         StoreError: no finished run, one that was changed after it was finished, or another one of
             the same name in `to`. Nothing is copied then.
     """
-    found = {f: run_folder.read_record(f) for f in run_folder.find_runs(results)}
-    found = {f: record for f, record in found.items() if record["status"] == "finished"}
-    if not found:
+    finished = {f: run_folder.read_record(f) for f in run_folder.find_runs(results)}
+    finished = {f: record for f, record in finished.items() if record["status"] == "finished"}
+    if not finished:
         raise StoreError(
             "there are no finished runs",
             where=results,
             next_step="name the --out of `clbench run`, as seen from this folder",
         )
     fresh = []
-    for folder, record in found.items():
+    for folder, record in finished.items():
         if check_record(folder, record):
             for error in check_files(folder, record):
                 raise error
@@ -57,15 +57,15 @@ def excerpt(results: Path, to: Path) -> list[Path]:
     for folder in fresh:
         there = to / folder.relative_to(results)
         files.make_folder(there)
-        kept = [
+        published = [
             *folder.glob(f"*{KEPT}"),
             *(p for p in folder.glob("course/**/*.toml") if p.is_file()),
         ]
-        for path in sorted(kept):
+        for path in sorted(published):
             name = path.relative_to(folder)
             files.make_folder((there / name).parent)
             files.write_bytes(there / name, path.read_bytes())
-        record = {**found[folder], "excerpt": WORDS}
+        record = {**finished[folder], "excerpt": WORDS}
         seal(there, record)
         run_folder.write_record(there, record)
     return [to / f.relative_to(results) for f in fresh]

@@ -197,7 +197,7 @@ def hd95(distances_mm: Distances) -> float:
     return max(float(np.percentile(d, 95)) for d in (distances_mm.pred_mm, distances_mm.truth_mm))
 
 
-def assd(found: Distances) -> float:
+def assd(distances_mm: Distances) -> float:
     """The average symmetric surface distance: the mean of all distances, both directions, in mm.
 
     Pooled: (Σ over S_P of d to S_G + Σ over S_G of d to S_P) / (|S_P| + |S_G|), so the larger
@@ -217,8 +217,8 @@ def assd(found: Distances) -> float:
     Differs: medpy up to 0.4.0 averages the means of both directions; MONAI's default is one
         direction alone, and it gives infinity for a missed structure.
     """
-    total = float(found.pred_mm.sum()) + float(found.truth_mm.sum())
-    return total / (len(found.pred_mm) + len(found.truth_mm))
+    total = float(distances_mm.pred_mm.sum()) + float(distances_mm.truth_mm.sum())
+    return total / (len(distances_mm.pred_mm) + len(distances_mm.truth_mm))
 
 
 def asd_bsp(pred: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
