@@ -39,6 +39,7 @@ from clbench.evaluation.scoring import to_native
 from clbench.run.course import alone
 from clbench.run.record import catalog_of
 from clbench.store import run_folder
+from clbench.store.files import COPY_RUN
 from clbench.store.record import RunRecord
 from clbench.training.resume import Watch
 from clbench.types import Bits
@@ -94,7 +95,11 @@ def explain_run(
     """
     record = _explainable(folder)
     catalog = catalog_of(record, data=data, cache=cache)
-    with signals.listening(), alone(folder, wait=False), reproducibility.threads(record.threads):
+    with (
+        signals.listening(),
+        alone(folder, wait=False, next_step=COPY_RUN),
+        reproducibility.threads(record.threads),
+    ):
         predictions = Predictions(folder, record, device)
         recorded = _recorded(folder)
         rows: list[LostDiceRow] = []

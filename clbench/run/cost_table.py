@@ -72,6 +72,7 @@ def recount(folder: Path) -> Path:
         raise StoreError(
             "the run is not finished", where=folder, next_step="run the same command again"
         )
+    files.make_folder(folder, next_step=files.COPY_RUN)
     benchmark, profile = benchmark_of(record), profile_of(record)
     models = grown(strategy_of(record), blank_kit(profile), lessons_of(benchmark))
     patch_vox = profile.preprocessing(benchmark.preprocessing).patch_vox

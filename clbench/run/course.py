@@ -38,14 +38,19 @@ from clbench.training.resume import Watch
 
 
 @contextmanager
-def alone(folder: Path, *, wait: bool) -> Iterator[None]:
+def alone(folder: Path, *, wait: bool, next_step: str = store_files.OTHER_OUT) -> Iterator[None]:
     """Hold the folder for this process.
+
+    Args:
+        folder: of a run; made when it is not there.
+        wait: for another process that works in it, in place of an error.
+        next_step: ends the error where it cannot be written.
 
     Raises:
         StoreError: it cannot be written, or another process works in it.
         Stopped: while waiting.
     """
-    store_files.make_folder(folder)
+    store_files.make_folder(folder, next_step=next_step)
     waiting = partial(signals.check, f"waiting for {folder}") if wait else None
     with store_files.locked(folder / ".lock", waiting=waiting):
         store_files.sweep(folder)

@@ -18,6 +18,7 @@ from clbench.evaluation.scoring import context_of, measure_on_file, metric_rows
 from clbench.run.course import alone
 from clbench.run.record import catalog_of
 from clbench.store import run_folder
+from clbench.store.files import COPY_RUN
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
 from clbench.training.resume import Watch
@@ -63,7 +64,7 @@ def score_run(
         )
     catalog = catalog_of(record, data=data, cache=cache)
     benchmark, last = catalog.benchmark, len(catalog.benchmark.steps)
-    with alone(folder, wait=False):
+    with alone(folder, wait=False, next_step=COPY_RUN):
         rows = run_folder.read_scores(folder / "scores.csv")
         known = {
             (r.step, r.eval_set, r.case, r.structure): r

@@ -23,12 +23,20 @@ NEXT_STEP = (
     "goes on where it stopped"
 )
 """What to do when a file of a run could not be written."""
+OTHER_OUT = "choose another folder with --out, or change its permissions"
+"""What to do when results have no place."""
+COPY_RUN = "copy the whole folder of the run to where you may write, and name the copy"
+"""What to do when something is to be added to a finished run that may only be read."""
 
 # ----------------------------------------------------------------------------------------- writing
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, next_step: str = OTHER_OUT) -> None:
     """Create a folder that must be writable.
+
+    Args:
+        folder: which; folders above it are made, too.
+        next_step: ends the error.
 
     Raises:
         StoreError: it cannot be.
@@ -43,7 +51,7 @@ def make_folder(folder: Path) -> None:
             "the results folder cannot be written",
             where=folder,
             got=err.strerror or str(err),
-            next_step="choose another folder with --out, or change its permissions",
+            next_step=next_step,
         ) from err
 
 

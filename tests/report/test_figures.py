@@ -306,6 +306,30 @@ def test_a_strip_from_stored_predictions(tmp_path: Path, monkeypatch: pytest.Mon
         draw("strip", study, strip=StripOptions(step=3))
 
 
+def test_the_grid_of_a_strip_is_that_of_the_stored_predictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference comes from outside: it stores no prediction and knows no spacing."""
+    outside = Method(record={"external": True})
+    make_runs(tmp_path, {"nnunet": outside, "universal": Method()},
+              patients={"btcv": 4, "lits": 4})  # fmt: skip
+    study = Analysis(results=tmp_path, bench="tumor_ext", reference="nnunet")
+    shown = choose(study.dice, 2)
+    volumes = _volumes(tmp_path, shown)
+    native = next(m for m in study.dice.strategies if m.label == "universal")
+    for one, volume in zip(shown, volumes, strict=True):
+        path = native.runs[0].folder / "predictions" / "step2" / f"{one.eval_set}_{one.case}.npz"
+        write_prediction(path, volume.bits, volume.names, volume.affine)
+    asked = []
+    monkeypatch.setattr(
+        strip_room,
+        "open_volumes",
+        lambda options, record, shown: asked.append(record.strategy) or volumes,
+    )
+    assert b"no prediction stored" in draw("strip", study)
+    assert asked == ["universal"]
+
+
 def test_a_prediction_is_shown_as_it_was_scored(tmp_path: Path) -> None:
     """The picture's masks are the slice of the volume that the scores are made of."""
     (volume,) = _volumes(tmp_path, [Shown(eval_set="btcv", case="1", word="", score=0)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,9 +25,11 @@ from clbench.evaluation.metrics import case as case_module
 from clbench.evaluation.predictions import read_prediction, write_prediction
 from clbench.evaluation.scoring import to_native
 from clbench.report.tables.rescored import score_report
+from clbench.run.cost_table import recount
 from clbench.run.record import catalog_of
 from clbench.run.rescore import score_run
 from clbench.store import run_folder
+from clbench.store.files import COPY_RUN
 from clbench.store.record import RunRecord
 
 
@@ -191,3 +195,20 @@ def test_runs_that_cannot_be_scored(copy: Path, change: Any, says: str) -> None:
     change_record(copy, change)
     with pytest.raises(StoreError, match=says):
         score_run(copy)
+
+
+@pytest.mark.parametrize("add", [score_run, recount])
+def test_a_run_that_may_only_be_read_is_to_be_copied(
+    add: Callable[[Path], object], copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, *args: Any, **more: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    before = {p: p.read_bytes() for p in copy.glob("*.*")}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "touch", refused)
+        with pytest.raises(StoreError, match="cannot be written") as err:
+            add(copy)
+    assert err.value.next_step == COPY_RUN
+    assert {p: p.read_bytes() for p in copy.glob("*.*")} == before
+    add(Path(shutil.copytree(copy, tmp_path / "elsewhere")))  # as the error says

@@ -185,4 +185,9 @@ def write_split(split: Split, out: Path) -> None:
         cases = ", ".join(json.dumps(c, ensure_ascii=False) for c in getattr(split, part))
         lines.append(f"{part} = [{cases}]")
     text = "\n".join(lines) + "\n"
-    store_files.write_bytes(out, text.encode())
+    store_files.atomic_write(
+        out,
+        lambda file: file.write(text.encode()),
+        what="the split file",
+        next_step="name another file with --out, or change the permissions of its folder",
+    )
