@@ -265,24 +265,34 @@ class Scores:
         """Whether all strategies with numbers rest on the same seeds, so that rows compare."""
         return len({s.seeds for s in self.strategies if not s.absent}) <= 1
 
+    def holes(self) -> list[str]:
+        """One line for every strategy and reason for which a mean is missing."""
+        return [
+            line for s in self.strategies for line in self._missing(s) if line.startswith("hole:")
+        ]
+
+    def _missing(self, s: StrategyScores) -> list[str]:
+        """What is missing of one strategy: seeds, test cases, unfinished runs."""
+        lines = []
+        if s.absent:
+            lines.append(f"hole: {s.label} has no finished run of seed {_list(s.absent)}")
+        by_reason: dict[str, list[tuple[int, str]]] = {}
+        for (step, eval_set, name), cells in s.cells.items():
+            for seed, reason in zip(s.seeds, cells.reasons, strict=True):
+                if reason and eval_set == self.home(name):
+                    by_reason.setdefault(f"seed {seed}: {reason}", []).append((step, name))
+        for reason, keys in by_reason.items():
+            steps = sorted({t for t, _ in keys})
+            names = list(dict.fromkeys(c for _, c in keys))
+            what = names[0] if len(names) == 1 else f"{len(names)} structures"
+            lines.append(f"hole: {s.label}, {what} after step {_list(steps)}, {reason}")
+        if s.unfinished:
+            lines.append(f"left out: {s.unfinished} unfinished run(s) of {s.label}")
+        return lines
+
     def notes(self) -> list[str]:
         """One line for everything that is missing: seeds, test cases, unfinished runs."""
-        lines = []
-        for s in self.strategies:
-            if s.absent:
-                lines.append(f"hole: {s.label} has no finished run of seed {_list(s.absent)}")
-            by_reason: dict[str, list[tuple[int, str]]] = {}
-            for (step, eval_set, name), cells in s.cells.items():
-                for seed, reason in zip(s.seeds, cells.reasons, strict=True):
-                    if reason and eval_set == self.home(name):
-                        by_reason.setdefault(f"seed {seed}: {reason}", []).append((step, name))
-            for reason, keys in by_reason.items():
-                steps = sorted({t for t, _ in keys})
-                names = list(dict.fromkeys(c for _, c in keys))
-                what = names[0] if len(names) == 1 else f"{len(names)} structures"
-                lines.append(f"hole: {s.label}, {what} after step {_list(steps)}, {reason}")
-            if s.unfinished:
-                lines.append(f"left out: {s.unfinished} unfinished run(s) of {s.label}")
+        lines = [line for s in self.strategies for line in self._missing(s)]
         if self.patient_of:
             lines.append(
                 f"a patient counts once: {len(self.patient_of)} test cases are scans of "

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from clbench.report.figures import style
 from clbench.report.figures.wrapping import more_lines_in, wrapped
+from clbench.report.scores import Scores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.ranking import SetRanking
 
@@ -30,7 +31,7 @@ def critical_difference(study: Analysis) -> Figure:
     """
     e = study.dice
     shown = [r for r in study.rankings if r.pairs is not None and len(r.names) > 1]
-    study.need(shown, "a ranking needs two strategies without holes", "finish their runs")
+    study.need(shown, *_needed("a ranking", e))
     k = max(len(r.names) for r in shown)
     rows = (k + 1) // 2
     bars = max(len(r.pairs.cliques) for r in shown if r.pairs)
@@ -107,13 +108,22 @@ def _p(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"= {p:.2g}" if p < 0.1 else f"= {p:.3f}"
 
 
+def _needed(what: str, e: Scores) -> tuple[str, str]:
+    """The words of the error where too few strategies can be ranked, and what helps."""
+    holes = e.holes()
+    told = f" ({'; '.join(holes[:2])}{'; …' if holes[2:] else ''})" if holes else ""
+    next_step = (
+        "finish incomplete runs, and where no test case holds a structure, name test cases that do "
+        "with --split"
+    )
+    return f"{what} needs two strategies without holes{told}", next_step
+
+
 def rank_stability(study: Analysis) -> Figure:
     """Share of resamples in which each strategy takes each rank: the area of a blob."""
     e = study.dice
     ranked = study.stable.stability
-    study.need(
-        ranked, "rank stability needs two strategies without holes", "finish the incomplete runs"
-    )
+    study.need(ranked, *_needed("rank stability", e))
     assert ranked is not None  # noqa: S101  # for the type checker: need() refused it
     order = np.argsort(ranked.full_ranks, kind="stable")
     k = len(order)

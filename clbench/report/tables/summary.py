@@ -132,6 +132,7 @@ def summary(study: Study, scale: Scale = SHARE) -> Table:
         f"{scale.unit} ({study.scoring} scoring), class means over test cases ({cases}); {over}.",
         f"profile {record.identity.profile['name']}, data {record.data_fingerprint}.",
         *_beside_the_lower_bound(lost),
+        *scores.holes(),
     ]
     if unfinished := sum(g.unfinished for g in scores.strategies):
         notes.append(f"left out: {unfinished} unfinished run(s)")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from synthetic_runs import Method, make_runs
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
@@ -243,3 +244,24 @@ def test_a_strip_of_a_real_run(smoke_run: Path, smoke_out: Path, cache_root: Pat
         open_volumes(here, replace(record, data_fingerprint="other"), [])
     if not any(f.parent.name != "universal" for f in run_folder.find_runs(smoke_out)):
         assert draw("strip", study, strip=here).startswith(b"<?xml")
+
+
+def test_a_hole_of_the_summary_has_its_reason(tmp_path: Path) -> None:
+    """No test case holds the spleen: no mean leaves it out, and the table says why it is absent."""
+    made = make_runs(tmp_path, {"a": Method(seeds=(0,)), "b": Method(seeds=(0,))})
+    assert not [n for n in summary(Study(results=tmp_path, bench="tumor_ext")).notes if "hole" in n]
+    for folder in made:
+        rows = [
+            replace(r, value=math.nan, status="both_empty", gt_vox=0)
+            if r.structure == "spleen" and r.status == "ok"
+            else r
+            for r in run_folder.read_scores(folder / "scores.csv")
+        ]
+        run_folder.write_scores(folder / "scores.csv", rows)
+    table = summary(Study(results=tmp_path, bench="tumor_ext"))
+    assert table.rows[0][-1] == "–"
+    holes = [note for note in table.notes if note.startswith("hole: ")]
+    assert holes == [
+        f"hole: {name}, spleen after step 1, 2, seed 0: no test case of btcv holds it"
+        for name in "ab"
+    ]
