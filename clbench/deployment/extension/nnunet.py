@@ -83,7 +83,7 @@ def weights_from_nnunet(folder: Path, structures: Sequence[str] = ()) -> Foreign
     renamed = renamed_tensors({n.removeprefix("_orig_mod."): t for n, t in tensors.items()}, stages)
     scaled_stem(renamed, scale=(high - low) / sd, shift=(low - mean) / sd)
     spacing, patch = (_triple(config, key, folder / PLANS) for key in ("spacing", "patch_size"))
-    notes = [f"fold {path.parent.name} of {of}, {name}"] if of > 1 else []
+    notes = [f"of {of} folds {path.parent.name} is taken, {name}"] if of > 1 else []
     mirrored = content.get("inference_allowed_mirroring_axes")
     if not {1, 2} <= set(mirrored if isinstance(mirrored, tuple | list) else ()):
         notes.append(
