@@ -116,9 +116,16 @@ def source_headers(series: Series) -> list[Dataset]:
             if not header.get(name):
                 raise _not_enough(series, ValueError(f"a slice without {name}"))
         for name in (
-            "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
-            "StudyTime", "AccessionNumber", "ReferringPhysicianName",
-        ):  # fmt: skip
+            "PatientID",
+            "PatientName",
+            "PatientBirthDate",
+            "PatientSex",
+            "StudyID",
+            "StudyDate",
+            "StudyTime",
+            "AccessionNumber",
+            "ReferringPhysicianName",
+        ):
             if name not in header:
                 setattr(header, name, "")
     return slices

@@ -16,9 +16,14 @@ from clbench.errors import StoreError
 from clbench.store.files import sha256
 
 PATTERNS = (
-    "*.csv", "*.pt", "*.safetensors", "*.jsonl", "step*.json", "predictions/**/*.npz",
+    "*.csv",
+    "*.pt",
+    "*.safetensors",
+    "*.jsonl",
+    "step*.json",
+    "predictions/**/*.npz",
     "course/**/*.toml",
-)  # fmt: skip
+)
 """What a finished run consists of, beside `run.json`."""
 _SEAL = "record_sha256"
 

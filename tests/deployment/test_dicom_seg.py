@@ -43,9 +43,14 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Any:
         run_id="0", identity=identity, strategy="universal", seed=0, threads=1, with_defaults={}
     )
     return SimpleNamespace(
-        record=record, structures=ORGANS, step=2, digest="0", postprocess=False,
-        preprocessing=Preprocessing(), source=registry.benchmark("tumor_ext").source("lits"),
-    )  # fmt: skip
+        record=record,
+        structures=ORGANS,
+        step=2,
+        digest="0",
+        postprocess=False,
+        preprocessing=Preprocessing(),
+        source=registry.benchmark("tumor_ext").source("lits"),
+    )
 
 
 def predicted(trained: Any, folder: Path, out: Path, **more: bool) -> Batch:

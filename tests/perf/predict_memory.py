@@ -3,7 +3,8 @@
 Each length is predicted in a process of its own, by a network of one layer (what is measured is
 everything around it) and with the grid, patch and number of structures of a paper run. Prints one
 JSON object: MiB at the peak above those before the CT was read, per length, and MiB a slice between
-the two longest. Run: `python tests/perf/predict_memory.py [--slices 250 500 1000]`.
+the two longest. `--slab-mib` sets the memory of the slabs, which is 2048 where a user predicts. Run:
+`python tests/perf/predict_memory.py [--slices 250 500 1000] [--slab-mib 2048]`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from clbench.deployment import predict
 from clbench.deployment.inputs import find_inputs
 from clbench.deployment.predict import output_form, predict_cases
 from clbench.evaluation.sliding_window import VolumePredictor
@@ -93,9 +95,10 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(path: Path) -> None:
+def measure(path: Path, slab_mib: int) -> None:
     """Predict one CT and print the peak above the start."""
     torch.set_num_threads(1)
+    predict.SLAB_BYTES = slab_mib << 20
     model = trained()
     before = peak_mib()
     start = time.monotonic()
@@ -112,24 +115,38 @@ def main() -> None:
     """Measure every length."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slices", type=int, nargs="+", default=[250, 500, 1000])
+    parser.add_argument("--slab-mib", type=int, default=predict.SLAB_BYTES >> 20)
     parser.add_argument("--case", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        measure(options.case)
+        measure(options.case, options.slab_mib)
         return
-    found: dict[str, Any] = {"pixels": PIXELS, "mm": MM, "structures": len(STRUCTURES)}
+    found: dict[str, Any] = {
+        "pixels": PIXELS,
+        "mm": MM,
+        "structures": len(STRUCTURES),
+        "slab_mib": options.slab_mib,
+    }
     peaks = {}
     with tempfile.TemporaryDirectory() as folder:
         for slices in sorted(options.slices):
             path = Path(folder) / "ct.nii"
             write_ct(path, slices)
             done = subprocess.run(
-                [sys.executable, __file__, "--case", path],
+                [
+                    sys.executable,
+                    __file__,
+                    "--case",
+                    path,
+                    "--slab-mib",
+                    str(options.slab_mib),
+                ],
                 capture_output=True,
                 text=True,
                 check=True,
             )
             found[f"{slices} slices"] = json.loads(done.stdout)
+            print(f"{slices} slices: {done.stdout.strip()}", file=sys.stderr, flush=True)
             peaks[slices] = found[f"{slices} slices"]["mib"]
     if len(peaks) > 1:
         *_, (a, low), (b, high) = sorted(peaks.items())

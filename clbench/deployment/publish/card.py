@@ -293,13 +293,14 @@ def _scores_table(about: Described, scores: Scores, rows: Sequence[StructureScor
         Table(
             title=f"Dice{_on(about)}, {SCORING} scoring",
             columns=(
-                "structure", "after its own step", f"after step {about.step}", "patients", "missed",
+                "structure",
+                "after its own step",
+                f"after step {about.step}",
+                "patients",
+                "missed",
             ),
             rows=(
-                *(
-                    (r.structure, _interval(r.own), _interval(r.end), *counts(r))
-                    for r in rows
-                ),
+                *((r.structure, _interval(r.own), _interval(r.end), *counts(r)) for r in rows),
                 (f"mean of {len(rows)}", EMPTY, _interval(whole), EMPTY, EMPTY),
             ),
             notes=(
@@ -310,7 +311,7 @@ def _scores_table(about: Described, scores: Scores, rows: Sequence[StructureScor
             ),
         ),
         "md",
-    )  # fmt: skip
+    )
 
 
 def _forgotten(about: Described, scores: Scores, rows: Sequence[StructureScore]) -> str:

@@ -66,8 +66,13 @@ def read_tensors(path: Path) -> dict[str, Any]:
             raise ValueError(f"no place for {', '.join(sorted(unused)[:3]) or 'the content'}")
         got, expected = checkpoint.checksum(content), header["sha256"]
     except (
-        OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError,
-    ) as err:  # fmt: skip
+        OSError,
+        SafetensorError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as err:
         raise StoreError(
             "a file of weights cannot be read",
             where=path,

@@ -26,14 +26,29 @@ from clbench.store.run_folder import read_scores
 
 # MONAI Bundle Specification, "metadata.json File": mandatory keys, and those of a tensor
 MANDATORY = {
-    "version", "changelog", "monai_version", "pytorch_version", "numpy_version",
-    "required_packages_version", "task", "description", "authors", "copyright",
+    "version",
+    "changelog",
+    "monai_version",
+    "pytorch_version",
+    "numpy_version",
+    "required_packages_version",
+    "task",
+    "description",
+    "authors",
+    "copyright",
     "network_data_format",
-}  # fmt: skip
+}
 OF_TENSORS = {
-    "type", "format", "modality", "num_channels", "spatial_shape", "dtype", "value_range",
-    "is_patch_data", "channel_def",
-}  # fmt: skip
+    "type",
+    "format",
+    "modality",
+    "num_channels",
+    "spatial_shape",
+    "dtype",
+    "value_range",
+    "is_patch_data",
+    "channel_def",
+}
 
 
 def described(tmp_path: Path, *, phantom: bool = False, step: int = 2) -> Described:
@@ -158,9 +173,11 @@ def test_a_hole_is_a_dash(tmp_path: Path) -> None:
 def test_a_record_names_no_folder_of_the_machine(tmp_path: Path) -> None:
     record = described(tmp_path).record
     record.settings |= {
-        "bench": "/home/me/mine.toml", "data": "a=/home/me/a,b=/home/me/b",
-        "out": "/home/me/out", "cache": "/home/me/cache",
-    }  # fmt: skip
+        "bench": "/home/me/mine.toml",
+        "data": "a=/home/me/a,b=/home/me/b",
+        "out": "/home/me/out",
+        "cache": "/home/me/cache",
+    }
     record.command = ["clbench", "run", "--data", "a=/home/me/a"]
     record.extends = {"run": "/home/me/out/tumor_ext/universal/0123456789ab", "step": 2}
     copy = _without_folders(record)

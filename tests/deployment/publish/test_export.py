@@ -33,9 +33,14 @@ def exported(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published") / "model"
     names = export_run(smoke_run, folder)
     assert names == [
-        "README.md", "cost.csv", "metadata.json", "run.json", "scores.csv", "step2.safetensors",
+        "README.md",
+        "cost.csv",
+        "metadata.json",
+        "run.json",
+        "scores.csv",
+        "step2.safetensors",
         "vectors.safetensors",
-    ]  # fmt: skip
+    ]
     return folder
 
 
@@ -52,9 +57,12 @@ def test_a_model_reads_back_to_equal_bits(
 
     with monkeypatch.context() as patch:
         for owner, name in (
-            (torch, "load"), (pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"),
+            (torch, "load"),
+            (pickle, "load"),
+            (pickle, "loads"),
+            (pickle, "Unpickler"),
             (builtins, "eval"),
-        ):  # fmt: skip
+        ):
             patch.setattr(owner, name, refuse)
         run = import_run(exported, tmp_path / "results")
     assert run == tmp_path / "results" / smoke_run.relative_to(smoke_run.parents[2])
@@ -215,8 +223,12 @@ def test_what_a_hub_adds_and_people_edit_is_no_obstacle(copy: Path, tmp_path: Pa
     (copy / "README.md").write_text("edited")
     run = import_run(copy, tmp_path / "results")
     assert {p.name for p in run.iterdir()} == {
-        "cost.csv", "run.json", "scores.csv", "step2.pt", "vectors.safetensors",
-    }  # fmt: skip
+        "cost.csv",
+        "run.json",
+        "scores.csv",
+        "step2.pt",
+        "vectors.safetensors",
+    }
 
 
 def resealed(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -114,9 +114,11 @@ def test_the_page_shows_the_scores_of_the_case(page: str, smoke_run: Path) -> No
     facts, _ = contents(page)
     assert facts["structures"][5]["name"] == "Liver"
     row = next(
-        r for r in read_scores(smoke_run / "scores.csv")
-        if (r.step, r.case, r.structure, r.scoring, r.metric) == (2, "21", "liver", "strict", "dice")
-    )  # fmt: skip
+        r
+        for r in read_scores(smoke_run / "scores.csv")
+        if (r.step, r.case, r.structure, r.scoring, r.metric)
+        == (2, "21", "liver", "strict", "dice")
+    )
     assert row.value > 0
     assert facts["structures"][5]["dice"][1] == row.value
 
@@ -287,12 +289,23 @@ def browser(page: str, folder: Path, *more: str) -> str:
     path.write_text(page, encoding="utf-8")
     done = subprocess.run(  # our own page
         [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-            "--disable-background-networking", f"--user-data-dir={folder / 'profile'}",
-            "--virtual-time-budget=30000", *more, "--dump-dom", path.as_uri(),
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            f"--user-data-dir={folder / 'profile'}",
+            "--virtual-time-budget=30000",
+            *more,
+            "--dump-dom",
+            path.as_uri(),
         ],
-        capture_output=True, text=True, check=True, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
     return done.stdout
 
 
