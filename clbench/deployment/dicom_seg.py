@@ -241,7 +241,7 @@ def _segmentation(
         sop_instance_uid=library.UID(),
         instance_number=number,
         manufacturer="clbench",
-        manufacturer_model_name="clbench predict",
+        manufacturer_model_name="clbench",
         software_versions=clbench.__version__,
         device_serial_number="none",
         series_description="clbench segmentation",

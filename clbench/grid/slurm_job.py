@@ -30,7 +30,7 @@ class RunInJob:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         self._process = subprocess.Popen(self.command, env=environment)  # noqa: S603  # no shell
         if status := self._process.wait():
-            raise RuntimeError(f"clbench run ended with status {status}")
+            raise RuntimeError(f"the run ended with status {status}")
 
     def checkpoint(self) -> Any:
         """Let the run save and end, then say what the queued job shall do: go on."""

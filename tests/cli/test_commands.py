@@ -69,6 +69,8 @@ PRINTED = {
     ("clbench/report/paper/detection.py", "clbench score RUN adds the rows to a finished run")
 }
 """Text of tables, where backticks would be printed."""
+FENCED = ("clbench/deployment/publish/card.py",)
+"""Files whose commands stand in blocks of code, one a line."""
 MENTIONS = [
     (place, *match) for place, node in strings() for match in MENTION.findall(text_of(node))
 ]
@@ -93,7 +95,7 @@ def test_commands_are_found_in_the_source() -> None:
 def test_a_command_works_when_pasted(place: str, opened: str, command: str, closed: str) -> None:
     if (place.partition(":")[0], command) in PRINTED:
         command = " ".join(command.split()[:3])
-    else:
+    elif place.partition(":")[0] not in FENCED:
         assert opened, f"{place}: put it in backticks, so that its end is seen: {command}"
         assert closed, f"{place}: its backtick is not closed in one string: {command}"
     if command not in NAMES:

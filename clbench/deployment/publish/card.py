@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -363,7 +364,7 @@ def _use(about: Described) -> str:
     lines = [
         "```",
         "clbench import THIS_FOLDER --out results",
-        f"clbench predict {run} NEW_CTS --out predictions",
+        f"clbench predict {shlex.quote(run)} NEW_CTS --out predictions",
         "```",
         "",
         f"Made with clbench {record.versions.get('clbench', '(version not recorded)')}.",
