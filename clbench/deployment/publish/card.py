@@ -398,22 +398,8 @@ def monai_metadata(about: Described) -> dict[str, Any]:
     record, pre = about.record, about.preprocessing
     (strategy,) = scores_of_run(about).strategies
     mean = _mean(strategy, dict.fromkeys(about.structures, about.step))
-    patch = list(pre.patch_vox)
     phantom = "" if record.patients else f"{PHANTOM}. "
     name = "mean_dice" if record.patients else "mean_dice_phantom"
-    image = {
-        "type": "image",
-        "format": "hounsfield",
-        "modality": "CT",
-        "num_channels": 1,
-        "spatial_shape": patch,
-        "dtype": "float32",
-        "value_range": [0, 1],
-        "is_patch_data": True,
-        "channel_def": {
-            "0": f"CT, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU mapped to 0 to 1"
-        },
-    }
     return {
         "schema": SCHEMA,
         "version": VERSION,
@@ -439,21 +425,40 @@ def monai_metadata(about: Described) -> dict[str, Any]:
         "data_type": "NIfTI" if record.patients else "synthetic CT",
         "eval_metrics": {} if mean is None else {name: mean.estimate},
         "spacing_mm": list(pre.spacing_mm),
-        "network_data_format": {
-            "inputs": {"image": image},
-            "outputs": {
-                "pred": {
-                    "type": "image",
-                    "format": "classes",
-                    "modality": "n/a",
-                    "num_channels": len(about.structures),
-                    "spatial_shape": patch,
-                    "dtype": "float32",
-                    "value_range": [0, 1],
-                    "is_patch_data": True,
-                    "channel_def": {str(k): name for k, name in enumerate(about.structures)},
-                }
-            },
+        "network_data_format": _network_data_format(about),
+    }
+
+
+def _network_data_format(about: Described) -> dict[str, Any]:
+    """What goes into the network and comes out: CT crops, a probability per structure."""
+    pre, patch = about.preprocessing, list(about.preprocessing.patch_vox)
+    image = {
+        "type": "image",
+        "format": "hounsfield",
+        "modality": "CT",
+        "num_channels": 1,
+        "spatial_shape": patch,
+        "dtype": "float32",
+        "value_range": [0, 1],
+        "is_patch_data": True,
+        "channel_def": {
+            "0": f"CT, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU mapped to 0 to 1"
+        },
+    }
+    return {
+        "inputs": {"image": image},
+        "outputs": {
+            "pred": {
+                "type": "image",
+                "format": "classes",
+                "modality": "n/a",
+                "num_channels": len(about.structures),
+                "spatial_shape": patch,
+                "dtype": "float32",
+                "value_range": [0, 1],
+                "is_patch_data": True,
+                "channel_def": {str(k): name for k, name in enumerate(about.structures)},
+            }
         },
     }
 

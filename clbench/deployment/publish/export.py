@@ -23,7 +23,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +64,7 @@ def export_run(run: Path, to: Path, *, step: int | None = None) -> list[str]:
         SettingError: a step the course does not have.
     """
     record = RunRecord.read(run)
-    if record.status != "finished":
-        done, steps = record.steps_done, len(record.course.steps)
-        raise StoreError(
-            "the run is not finished",
-            where=run,
-            expected=f"{steps} steps taught and examined",
-            got=f"{done} of {steps}",
-            next_step="repeat the run's command; it goes on where it stopped",
-        )
-    raw = run_folder.read_record(run)
-    if check_record(run, raw):
-        for error in check_files(run, raw):
-            raise error
+    _need_whole(run, record)
     _need_empty(to)
     outside_runs(to, "an exported model is")
     trained = load_trained(run, step=step, device="cpu")
@@ -140,42 +128,12 @@ def import_run(folder: Path, out: Path) -> Path:
         ClbenchError: its course is unknown here, or another one.
     """
     names = _listed(folder)
-    raw = run_folder.read_record(folder)
-    if not check_record(folder, raw):
-        raise _not_exported(folder, "a record without checksums")
-    for error in check_files(folder, raw):
-        raise StoreError(
-            error.what.replace("of the run", "of the model").replace(
-                "after the run was", "after it was"
-            ),
-            where=error.where,
-            expected=error.expected,
-            got=error.got,
-            next_step=AGAIN,
-        )
-    record = RunRecord.from_json(raw, folder / "run.json")
-    weights = sorted(n for n in names if re.fullmatch(r"step\d+\.safetensors", n))
-    if len(weights) != 1 or VECTORS not in names or "scores.csv" not in names:
-        raise _not_exported(folder, ", ".join(names[:8]))
-    where = folder / "run.json"
-    identity = record.identity
-    for name in (identity.bench, record.strategy, record.run_id):
-        need_name(name, where)
-    if identity.run_id != record.run_id:
-        raise StoreError(
-            "the run id does not belong to the record",
-            where=where,
-            expected=identity.run_id,
-            got=record.run_id,
-            next_step=AGAIN,
-        )
-    if not isinstance(record.settings.get("bench"), str):
-        raise _not_exported(folder, "a record whose settings name no course")
+    record, weights = _checked_record(folder, names)
     benchmark = benchmark_of(record)
-    content = read_tensors(folder / weights[0])
-    number = int(weights[0].removeprefix("step").removesuffix(".safetensors"))
-    _of_this_run(folder / weights[0], content, number, benchmark)
-    target = out / identity.bench / record.strategy / record.run_id
+    content = read_tensors(folder / weights)
+    number = int(weights.removeprefix("step").removesuffix(".safetensors"))
+    _of_this_run(folder / weights, content, number, benchmark)
+    target = out / record.identity.bench / record.strategy / record.run_id
     if target.exists():
         raise StoreError(
             "a run of this name is there already",
@@ -202,6 +160,23 @@ def import_run(folder: Path, out: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------- export
+
+
+def _need_whole(run: Path, record: RunRecord) -> None:
+    """Refuse a run that is not finished, or was changed since."""
+    if record.status != "finished":
+        done, steps = record.steps_done, len(record.course.steps)
+        raise StoreError(
+            "the run is not finished",
+            where=run,
+            expected=f"{steps} steps taught and examined",
+            got=f"{done} of {steps}",
+            next_step="repeat the run's command; it goes on where it stopped",
+        )
+    raw = run_folder.read_record(run)
+    if check_record(run, raw):
+        for error in check_files(run, raw):
+            raise error
 
 
 def _need_empty(to: Path) -> None:
@@ -288,6 +263,51 @@ def _listed(folder: Path) -> list[str]:
     if "run.json" not in names:
         raise _not_exported(folder, ", ".join(sorted(names)[:5]) or "no file")
     return sorted(names)
+
+
+def _checked_record(folder: Path, names: Sequence[str]) -> tuple[RunRecord, str]:
+    """The record of an exported model whose files are as it says, and the name of its weights.
+
+    Args:
+        folder: the exported model.
+        names: its files.
+
+    Raises:
+        StoreError: a file is missing, changed or of another run.
+        SpecError: a name in the record is none of a folder.
+    """
+    raw = run_folder.read_record(folder)
+    if not check_record(folder, raw):
+        raise _not_exported(folder, "a record without checksums")
+    for error in check_files(folder, raw):
+        raise StoreError(
+            error.what.replace("of the run", "of the model").replace(
+                "after the run was", "after it was"
+            ),
+            where=error.where,
+            expected=error.expected,
+            got=error.got,
+            next_step=AGAIN,
+        )
+    record = RunRecord.from_json(raw, folder / "run.json")
+    weights = sorted(n for n in names if re.fullmatch(r"step\d+\.safetensors", n))
+    if len(weights) != 1 or VECTORS not in names or "scores.csv" not in names:
+        raise _not_exported(folder, ", ".join(names[:8]))
+    where = folder / "run.json"
+    identity = record.identity
+    for name in (identity.bench, record.strategy, record.run_id):
+        need_name(name, where)
+    if identity.run_id != record.run_id:
+        raise StoreError(
+            "the run id does not belong to the record",
+            where=where,
+            expected=identity.run_id,
+            got=record.run_id,
+            next_step=AGAIN,
+        )
+    if not isinstance(record.settings.get("bench"), str):
+        raise _not_exported(folder, "a record whose settings name no course")
+    return record, weights[0]
 
 
 def _not_exported(folder: Path, got: str) -> StoreError:
