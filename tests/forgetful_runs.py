@@ -45,7 +45,7 @@ def predict(folder: Path, change: Callable[[int, Bits, tuple[str, ...]], None]) 
             path = folder / "predictions" / f"step{step}" / f"{source}_{case}.npz"
             write_prediction(path, bits, names, volume.affine, source=source, case=case)
             context = context_of(record, catalog.benchmark, step)
-            rows += score_case(bits, names, volume, scorings=("strict", "paper"), context=context)
+            rows += score_case(bits, names, volume, context=context)
     run_folder.write_scores(folder / "scores.csv", rows)
     record.reseal(folder)
     record.write(folder)

@@ -127,9 +127,11 @@ def test_bars_add_up_to_the_diamond(explained: Explained) -> None:
 
 
 def test_many_others_share_a_column() -> None:
-    to = {"background": 1, **{f"s{i}": 100 - i for i in range(20)}}
-    others = _others([SimpleNamespace(to=to)])  # type: ignore[list-item]
+    to = {"background": 1, **{f"s{i}": 100 - i for i in range(20)}, "hardly": 4}
+    others = _others([SimpleNamespace(to=to, truth_vox=1000)])  # type: ignore[list-item]
     assert others[0] == "background"
     assert others[1:3] == ["s0", "s1"]
     assert others[-1] == REST
     assert len(others) == WIDEST
+    few = _others([SimpleNamespace(to={"s0": 5, "hardly": 4}, truth_vox=1000)])  # type: ignore[list-item]
+    assert few == ["background", "s0"]

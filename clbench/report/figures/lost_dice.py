@@ -122,7 +122,7 @@ def lost_dice_figure(
         f"where the Dice lost by step {last} went",
         "a: Dice after the structure's own step minus Dice after the later step, mean over test "
         "cases (diamond), divided by cause; the bars add up to it. b: of the true voxels that were "
-        "right before, what is predicted there now, in % of the truth."
+        "right before, what is predicted there now, in % of the truth (below 0.5 % not shown)."
         + (
             " c: the loss divided between head (H) and body (B) of the model; circle: what a "
             "linear probe of the body loses."
@@ -150,11 +150,15 @@ def _bars(
 
 
 def _others(found: Sequence[LostDice]) -> list[str]:
-    """Columns of the matrix: background, then the structures that took most, then the rest."""
+    """Columns of the matrix: background, then the structures that took most, then the rest.
+
+    Structures that took nowhere as much as is written have no column.
+    """
     total: dict[str, int] = {}
     for one in found:
         for other, voxels in one.to.items():
-            total[other] = total.get(other, 0) + voxels
+            if voxels >= SMALLEST * one.truth_vox:
+                total[other] = total.get(other, 0) + voxels
     named = sorted((o for o in total if o != BACKGROUND), key=lambda o: -total[o])
     kept = named if len(named) < WIDEST else [*named[: WIDEST - 2], REST]
     return [BACKGROUND, *kept]
@@ -168,8 +172,9 @@ def _matrix(ax: Axes, found: Sequence[LostDice], others: Sequence[str]) -> None:
     shares = np.zeros((len(found), len(others)))
     for i, one in enumerate(found):
         for other, voxels in one.to.items():
-            column = others.index(other if other in others else REST)
-            shares[i, column] += voxels / one.truth_vox
+            column = other if other in others else REST
+            if column in others:
+                shares[i, others.index(column)] += voxels / one.truth_vox
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto").set_clip_path(None)
     for i, j in zip(*np.nonzero(shares >= SMALLEST), strict=True):
         ax.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center_baseline", fontsize=5.6,
