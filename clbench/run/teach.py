@@ -37,6 +37,7 @@ from clbench.training.loop import StepTraining, Validate, teach
 from clbench.training.monitors import (
     StepMonitor,
     constant_labels,
+    lost_in_some_cases,
     refuse_constant_labels,
     refuse_lost_validation,
 )
@@ -231,7 +232,15 @@ def train_step(
             see(each)
         tracer.see(event)
 
-    for event in constant_labels(lesson, list(material.volumes.values())):
+    catalog, source = plan.catalog, plan.catalog.source(lesson.number)
+    odd = constant_labels(lesson, list(material.volumes.values()))
+    if len(lesson.cases) > 1:  # of a single case the others say it
+        odd += lost_in_some_cases(
+            lesson,
+            [catalog.open(lesson.number, case, "train") for case in lesson.cases],
+            lambda volume: catalog.cache.holds(catalog.files[source.name][volume.case], source),
+        )
+    for event in odd:
         if event not in earlier:
             see(event)
     teacher = copy.deepcopy(state.teacher) if strategy.takes_teacher(lesson) else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -317,6 +317,30 @@ def constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> list[Event]:
         message = f"step {lesson.number}, {where}: {said}"
         events.append(warning(lesson.number, "constant label", message))
     return events
+
+
+def lost_in_some_cases(
+    lesson: Lesson, volumes: Sequence[Volume], holds: Callable[[Volume], Container[str]]
+) -> list[Event]:
+    """A warning per training case that, after resampling, teaches that a structure is absent.
+
+    Args:
+        lesson: the step.
+        volumes: its own training cases, as it shows them; some of them hold each structure.
+        holds: the structures of which the files of a case hold a voxel.
+    """
+    warnings = []
+    for volume in volumes:
+        here = annotated_voxels(volume)
+        for name in lesson.learns:
+            if name not in here or here[name][0] or name not in holds(volume):
+                continue
+            if lost := lost_in_resampling(name, [volume]):
+                said = f"step {lesson.number}, {volume.source} case {volume.case}, {name}: "
+                warnings.append(
+                    warning(lesson.number, "lost in resampling", said + "; ".join(lost))
+                )
+    return warnings
 
 
 def warnings_of(events: Iterable[Mapping[str, Any]]) -> list[Event]:

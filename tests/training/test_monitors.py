@@ -34,6 +34,7 @@ from clbench.training.monitors import (
     check_gradient,
     constant_labels,
     count_positives,
+    lost_in_some_cases,
     refuse_constant_labels,
     refuse_lost_validation,
 )
@@ -215,6 +216,13 @@ def test_what_resampling_lost_is_blamed_on_it_and_the_spacing_advised_keeps_it(
     refuse_lost_validation(lesson, [kept] * 2)
     assert constant_labels(lesson, [kept]) == []
     assert 1.0 < float(advised[0]) < 3.0
+    held = lambda volume: ("liver", "liver_tumor")  # noqa: E731
+    (one,) = lost_in_some_cases(lesson, [volume, kept], held)
+    assert one["kind"] == "lost in resampling"
+    assert "lits case 0, liver_tumor: 1 voxels inside" in one["message"]
+    assert str(err.value.next_step) in one["message"]
+    assert lost_in_some_cases(lesson, [kept] * 2, held) == []
+    assert lost_in_some_cases(lesson, [volume], lambda volume: ("liver",)) == []
     assert thin(tmp_path, 3.0).lost_in_resampling("liver") is None
 
 
