@@ -52,6 +52,8 @@ MOST_ALIKE = (4, 2)
 neighbors differ by less than `LEAST_NOISE`. In 600 random crops of two CTs at most two were."""
 LEAST_NOISE = 5.0
 """Median difference in HU between neighbors; at least 12 in these crops."""
+REVERSED_AIR = 0.25
+"""Share of voxels from 900 to 1100 HU that no crop of bone has."""
 OFFSETS = (1024, 1000)
 """What programs add to HU to store them without a sign."""
 SAMPLED = 1 << 20
@@ -69,7 +71,7 @@ def hounsfield_notes(image: NDArray[Any]) -> tuple[str, ...]:
         the `rescale` of a course file that takes it away.
     """
     values = image.ravel()[:: max(1, image.size // SAMPLED)].astype(np.float64)
-    oddity = _oddity(values) or _background_above_air(image)
+    oddity = _oddity(values) or _background_above_air(image) or _reversed_sign(values)
     if oddity is None:
         return ()
     air = float(((values <= AIR_HU) & (values >= PADDING_HU)).mean())
@@ -110,6 +112,19 @@ def _oddity(values: NDArray[np.float64]) -> str | None:
     if body < LEAST_BODY:
         return f"no CT in HU: {body:.0%} of the body is fat or soft tissue ({said})"
     return None
+
+
+def _reversed_sign(values: NDArray[np.float64]) -> str | None:
+    """An image whose air lies at 1000, and which is a CT once its sign is turned."""
+    reversed_air = float(((values >= 900) & (values <= 1100)).mean())
+    low = float((values <= AIR_HU).mean())  # dense bone, once its sign is turned
+    if low > MOST_BONE or reversed_air < REVERSED_AIR or _oddity(-values) is not None:
+        return None
+    return (
+        f"no CT in HU: {reversed_air:.0%} of the voxels from 900 to 1100 HU (values from "
+        f"{values.min():g} to {values.max():g}); if its sign was reversed, rescale = "
+        "{slope = -1} in its [[source]] turns it back"
+    )
 
 
 def _background_above_air(image: NDArray[Any]) -> str | None:

@@ -125,6 +125,12 @@ def test_the_advice_makes_a_ct_of_it(body: Array) -> None:
     assert "rescale" not in scaled
 
 
+def test_a_reversed_sign_is_noted_with_the_way_back(body: Array) -> None:
+    (said,) = hounsfield_notes(-body)
+    assert said.startswith("no CT in HU")
+    assert "rescale = {slope = -1}" in said
+
+
 def test_the_two_real_cts_in_whole_and_in_part(real_ct: Path) -> None:
     for case in ("case_A", "case_C"):
         image: Any = nib.load(real_ct / case / "ct.nii.gz")
@@ -135,4 +141,5 @@ def test_the_two_real_cts_in_whole_and_in_part(real_ct: Path) -> None:
             assert hounsfield_notes(np.pad(part, 8, constant_values=-2048)) == ()
         assert hounsfield_notes(values.clip(-1024) + 1024)
         assert hounsfield_notes((values / 10).round())
+        assert hounsfield_notes(-values)
         assert hounsfield_notes((values.clip(-175, 250) + 175) / 425)
