@@ -147,6 +147,17 @@ def row_pairs(rows: Rows, truth: Bits) -> Pairs:
     Args:
         rows: rows of the prediction, from the first index to before the second.
         truth: bit patterns, of the shape of all rows together.
+
+    Returns:
+        As `pattern_pairs`.
+
+    Example:
+        >>> import numpy as np
+        >>> from clbench.evaluation.metrics.overlap import row_pairs
+        >>> pred, truth = np.array([0, 1, 1, 3], np.uint8), np.array([0, 1, 0, 3], np.uint8)
+        >>> pairs = row_pairs(lambda first, stop: pred[first:stop], truth)
+        >>> [array.tolist() for array in pairs]
+        [[0, 1, 1, 3], [0, 0, 1, 3], [1, 1, 1, 1]]
     """
     step = max(1, _SLAB_VOX // max(1, truth[:1].size))
     return _merged(
