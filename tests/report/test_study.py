@@ -179,6 +179,12 @@ def test_a_table_reads_every_file_once(results: Path, reads: Counter[str], name:
     assert set(reads.values()) == {1}
 
 
+@pytest.mark.parametrize("name", ["11", "summary", "learning", "continual"])
+def test_every_table_of_strategies_takes_a_reference(results: Path, name: str) -> None:
+    words = ["table", name, "--bench", "tumor_ext", "--ref", "mib", "--results", str(results)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+
+
 @pytest.mark.parametrize(
     "words",
     [["cost", "--metric", "nsd"], ["calibration", "--percent"], ["summary", "--seeds", "0"]],
