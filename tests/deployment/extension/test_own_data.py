@@ -93,7 +93,7 @@ def test_new_structures_are_declared_with_what_their_name_says() -> None:
     with pytest.raises(SettingError, match="named twice"):
         new_structures(["spleen", "spleen"])
     with pytest.raises(SpecError, match="snake case"):
-        new_structures(["Odd Cyst"])
+        new_structures(["Strange Mass"])
     with pytest.raises(SpecError, match="kind"):
         new_structures(["odd_plant"], kind="plant")
 
