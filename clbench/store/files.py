@@ -59,6 +59,10 @@ _NO_LOCKS = (errno.ENOLCK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 """What a file system without locks (NFS without its daemon, some FUSE mounts) answers."""
 
 
+LOOK_S = 0.2
+"""Seconds for which a lock may be held by somebody who only looks whether it is (`is_locked`)."""
+
+
 @contextlib.contextmanager
 def locked(
     path: Path,
@@ -85,7 +89,7 @@ def locked(
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0 if waiting is None else 1)
+            lock.acquire(timeout=LOOK_S if waiting is None else 1)
             break
         except Timeout:
             if waiting is None:
