@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clbench.cli import options
 from clbench.cli.options import (
     RESULTS,
-    Bench,
     app,
     check_app,
     data_app,
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @app.command()
 def verify(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
-    data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
+    data: options.Data = None,
+    cache: options.Cache = None,
 ) -> None:
     """Check a run's files and compute its numbers again; status 1 at the first difference."""
     from clbench.run.verify import verify_run
@@ -51,9 +51,9 @@ def excerpt(
 
 @app.command()
 def doctor(
-    bench: Bench = "tumor_ext",
+    bench: options.Bench = "tumor_ext",
     data: Annotated[str | None, typer.Option(help="Data folders, as for `clbench run`.")] = None,
-    split: Annotated[list[str] | None, typer.Option(help="As in clbench run.")] = None,
+    split: options.Splits = None,
     out: Annotated[Path, typer.Option(help="Folder of results.")] = RESULTS,
     cache: Annotated[Path | None, typer.Option(help="Cache folder.")] = None,
 ) -> None:
@@ -70,7 +70,7 @@ def doctor(
 @data_app.command()
 def check(
     path: Annotated[str, typer.Argument(help="A folder, or SOURCE=PATH,… as after --data.")],
-    bench: Bench = "tumor_ext",
+    bench: options.Bench = "tumor_ext",
     layout: Annotated[
         str | None,
         typer.Option(help="Without a benchmark: list the label values or masks of a layout."),
@@ -79,9 +79,7 @@ def check(
         list[str] | None,
         typer.Option(help="SOURCE=FILE.toml or STEP=FILE.toml, as in clbench run."),
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="data.expect_hu=false: images need not be HU.")
-    ] = None,
+    set_: options.ExpectHu = None,
 ) -> None:
     """Read a data folder: per case what is there, what is annotated, and every problem.
 
@@ -122,7 +120,7 @@ def split_(
         list[str] | None, typer.Option(help="A structure every case must hold; with --bench.")
     ] = None,
     without: Annotated[list[str] | None, typer.Option(help="A case id to leave out.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
+    cache: options.Cache = None,
 ) -> None:
     """Draw a split from the cases at hand, patient by patient, and write it as a split file."""
     from clbench.data.checks.draw_split import DrawSettings, draw_split, write_split

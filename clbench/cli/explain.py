@@ -7,15 +7,16 @@ from typing import Annotated
 
 import typer
 
+from clbench.cli import options
 from clbench.cli.options import app, show
 
 
 @app.command()
 def explain(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    run: options.RunFolder,
+    data: options.Data = None,
+    cache: options.Cache = None,
+    device: options.Device = "auto",
     voxels_only: Annotated[
         bool, typer.Option("--voxels-only", help="No heads, bodies and probes: no model is run.")
     ] = False,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clbench.cli import options
 from clbench.cli.options import RESULTS, app, one_of, parse_seeds, parse_splits, show
 from clbench.errors import SettingError, TrainingError
 
@@ -32,10 +33,7 @@ Seeds = Annotated[str, typer.Option(help="0-2 or 0,1,2.")]
 Profiles = Annotated[list[str] | None, typer.Option("--profile", help="As in clbench run.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="As in clbench run.")]
 Data = Annotated[str | None, typer.Option(help="As in clbench run; of every course.")]
-Splits = Annotated[list[str] | None, typer.Option("--split", help="As in clbench run.")]
-Out = Annotated[Path, typer.Option(help="Where run folders go.")]
 SLURM: dict[str, Any] = {"rich_help_panel": "On SLURM"}
-Cache = Annotated[Path | None, typer.Option(help="As in clbench run.")]
 
 
 @app.command()
@@ -47,9 +45,9 @@ def grid(
     profile: Profiles = None,
     set_: Settings = None,
     data: Data = None,
-    split: Splits = None,
-    out: Out = RESULTS,
-    cache: Cache = None,
+    split: options.Splits = None,
+    out: options.Out = RESULTS,
+    cache: options.Cache = None,
     jobs: Annotated[
         int | None,
         typer.Option(min=1, help="Runs at a time; default one per GPU, or as the cores allow."),
@@ -119,9 +117,9 @@ def status(
     profile: Profiles = None,
     set_: Settings = None,
     data: Data = None,
-    split: Splits = None,
-    out: Out = RESULTS,
-    cache: Cache = None,
+    split: options.Splits = None,
+    out: options.Out = RESULTS,
+    cache: options.Cache = None,
     every: Annotated[
         float | None, typer.Option(min=1, help="Look again after so many seconds, until Ctrl-C.")
     ] = None,

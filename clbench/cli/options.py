@@ -48,7 +48,6 @@ check_app = typer.Typer(
 )
 app.add_typer(check_app, name="check")
 
-Bench = Annotated[str, typer.Option(help="Benchmark, or path of a TOML file.")]
 RESULTS = Path("results")
 
 
@@ -63,7 +62,42 @@ def existing(results: Path) -> Path:
     return results
 
 
+def _known_scoring(scoring: str) -> str:
+    one_of("--scoring", scoring, {"strict": 1, "paper": 1})
+    return scoring
+
+
+def _known_format(format_: str) -> str:
+    from clbench.report.tables.render import FORMATS
+
+    one_of("--format", format_, dict.fromkeys(FORMATS))
+    return format_
+
+
 Results = Annotated[Path, typer.Option(help="Folder of results.", callback=existing)]
+Out = Annotated[Path, typer.Option(help="Where run folders go.")]
+Bench = Annotated[str, typer.Option(help="Benchmark, or path of a TOML file.")]
+Scoring = Annotated[str, typer.Option(help="strict or paper.", callback=_known_scoring)]
+Format = Annotated[
+    str,
+    typer.Option("--format", help="terminal, md, csv, tex or html.", callback=_known_format),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="group.name=value, any number of times.")
+]
+ExpectHu = Annotated[
+    list[str] | None, typer.Option("--set", help="data.expect_hu=false: images need not be HU.")
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+Step = Annotated[
+    int | None, typer.Option(help="1-based step after which the model is taken; default the last.")
+]
+
+# options of `clbench run` that other commands take
+Data = Annotated[str | None, typer.Option(help="As in clbench run.")]
+Splits = Annotated[list[str] | None, typer.Option("--split", help="As in clbench run.")]
+Cache = Annotated[Path | None, typer.Option(help="As in clbench run.")]
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
+from clbench.cli import options
 from clbench.cli.options import RESULTS, app
-from clbench.cli.trained import Run, Step
 
 
 @app.command()
 def export(
-    run: Run,
+    run: options.RunFolder,
     to: Annotated[Path, typer.Argument(metavar="DIR", help="New or empty folder.")],
-    step: Step = None,
+    step: options.Step = None,
 ) -> None:
     """Publish a run's model: safetensors, model card, MONAI metadata, record; no code in it."""
     from clbench.deployment.publish.card import FILL_IN
@@ -39,13 +39,13 @@ def import_(
 
 @app.command()
 def view(
-    run: Run,
+    run: options.RunFolder,
     case: Annotated[str, typer.Argument(metavar="CASE", help="Test case: source/case, or its id.")],
     out: Annotated[
         Path | None, typer.Option(help="HTML file; default RUN_CASE.html in this folder.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
+    data: options.Data = None,
+    cache: options.Cache = None,
 ) -> None:
     """Write a page to look at a test case: image, truth and the prediction after each step."""
     from clbench.deployment.view.case_page import write_case_page

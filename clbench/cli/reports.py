@@ -7,18 +7,19 @@ from typing import Annotated
 
 import typer
 
-from clbench.cli.options import RESULTS, Bench, Results, app, one_of
+from clbench.cli import options
+from clbench.cli.options import RESULTS, app, one_of
 from clbench.errors import ClbenchError
 
 
 @app.command()
 def figure(
     name: Annotated[str, typer.Argument(help="Which one, or all; see `clbench figure list`.")],
-    bench: Bench = "tumor_ext",
-    results: Results = RESULTS,
+    bench: options.Bench = "tumor_ext",
+    results: options.Results = RESULTS,
     out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("figures"),
     ref: Annotated[str, typer.Option(help="Reference strategy.")] = "universal",
-    scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
+    scoring: options.Scoring = "strict",
     step: Annotated[int | None, typer.Option(help="strip: after which step; default last.")] = None,
     data: Annotated[
         str | None, typer.Option(help="strip: where the images are; default as the runs say.")
@@ -34,7 +35,6 @@ def figure(
         for known, (_, words) in FIGURES.items():
             typer.echo(f"  {known:<20} {words}")
         return
-    one_of("--scoring", scoring, {"strict": 1, "paper": 1})
     study = Analysis(results=results, bench=registry.name_of(bench), reference=ref, scoring=scoring)
     strip = StripOptions(step=step, data=data, cache=cache)
     failed: list[ClbenchError] = []
@@ -71,11 +71,11 @@ def paper(
 
 @app.command()
 def report(
-    bench: Bench,
+    bench: options.Bench,
     ref: Annotated[str, typer.Option(help="Strategy that all others are compared with.")],
-    results: Results = RESULTS,
+    results: options.Results = RESULTS,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("report"),
-    scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
+    scoring: options.Scoring = "strict",
     margin: Annotated[
         float, typer.Option(help="Half-width of equivalent, Dice; declare it before looking.")
     ] = 0.02,
@@ -85,7 +85,6 @@ def report(
     ] = "max-t",
 ) -> None:
     """Test a strategy against the others: verdicts, tables, figures, one page without network."""
-    one_of("--scoring", scoring, {"strict": 1, "paper": 1})
     chosen = one_of("--correction", correction, {"max-t": "max-t", "holm": "holm"})
     from clbench.report.page.page import make_report
     from clbench.report.significance.analysis import Analysis

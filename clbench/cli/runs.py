@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from clbench.cli import options
 from clbench.cli.options import (
     RESULTS,
-    Bench,
     app,
     one_of,
     parse_expect_hu,
@@ -23,7 +23,7 @@ from clbench.errors import SettingError
 
 @app.command()
 def run(
-    bench: Bench,
+    bench: options.Bench,
     strategy: Annotated[str, typer.Option(help="Strategy.")],
     seed: Annotated[int | None, typer.Option(help="One seed; default 0.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Several seeds: 0-2 or 0,1,2.")] = None,
@@ -41,11 +41,9 @@ def run(
         list[str] | None,
         typer.Option(help="SOURCE=FILE.toml or STEP=FILE.toml: your own cases."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Where run folders go.")] = RESULTS,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="group.name=value, any number of times.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    out: options.Out = RESULTS,
+    set_: options.Overrides = None,
+    device: options.Device = "auto",
     workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default all.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Repeat a finished run.")] = False,
@@ -148,13 +146,11 @@ def score(
     profile: Annotated[
         str | None, typer.Option(help="With --predictions: whose phantom; as in clbench run.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
-    split: Annotated[list[str] | None, typer.Option(help="As in clbench run.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="data.expect_hu=false: images need not be HU.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Where run folders go.")] = RESULTS,
-    cache: Annotated[Path | None, typer.Option(help="As in clbench run.")] = None,
+    data: options.Data = None,
+    split: options.Splits = None,
+    set_: options.ExpectHu = None,
+    out: options.Out = RESULTS,
+    cache: options.Cache = None,
 ) -> None:
     """More metrics for finished runs, or a run folder from predictions made by any tool."""
     from clbench.cli.progress import Progress

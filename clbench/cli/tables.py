@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from clbench.cli.options import RESULTS, Results, app, one_of, parse_seeds, show
+from clbench.cli import options
+from clbench.cli.options import RESULTS, app, one_of, parse_seeds, show
 from clbench.errors import SettingError
 
 DEFAULTS: Mapping[str, Any] = {
@@ -23,7 +24,6 @@ DEFAULTS: Mapping[str, Any] = {
 """Options that some tables take, and what they are where they are not given."""
 
 
-Format = Annotated[str, typer.Option("--format", help="terminal, md, csv, tex or html.")]
 OWN_BENCH = {"11": "body_ext"}
 """Table → its benchmark, where that is not tumor_ext."""
 
@@ -41,8 +41,8 @@ def table(
     bench: Annotated[
         str | None, typer.Option(help="Benchmark; default the table's own (summary: tumor_ext).")
     ] = None,
-    results: Results = RESULTS,
-    scoring: Annotated[str, typer.Option(help="strict or paper.")] = "strict",
+    results: options.Results = RESULTS,
+    scoring: options.Scoring = "strict",
     seeds: Annotated[
         str | None, typer.Option(help="Seeds every strategy must have, or its row is a hole.")
     ] = None,
@@ -51,17 +51,15 @@ def table(
     percent: Annotated[
         bool, typer.Option("--percent", help="10, 11, summary, learning, continual: 81.7 for 0.817")
     ] = False,
-    format_: Format = "terminal",
+    format_: options.Format = "terminal",
 ) -> None:
     """The paper's tables, printed and measured, side by side; and a summary of all runs."""
     from clbench.report.significance.analysis import Analysis
     from clbench.report.tables import TABLES, make_table
-    from clbench.report.tables.render import FORMATS, PERCENT, SHARE
+    from clbench.report.tables.render import PERCENT, SHARE
     from clbench.spec import registry
 
     takes = one_of("table", name, TABLES)[2].split()
-    one_of("--scoring", scoring, {"strict": 1, "paper": 1})
-    one_of("--format", format_, dict.fromkeys(FORMATS))
     given = {
         "source": source,
         "scoring": scoring,
@@ -103,18 +101,13 @@ def cost(
     bench: Annotated[str | None, typer.Option(help="Benchmark, or path of a TOML file.")] = None,
     strategy: Annotated[str | None, typer.Option(help="Strategy.")] = None,
     profile: Annotated[str, typer.Option(help="As in clbench run; paper: the paper's.")] = "quick",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="group.name=value, any number of times.")
-    ] = None,
+    set_: options.Overrides = None,
     structures: Annotated[
         int, typer.Option(help="Carry the growth on to this many (143: Ji et al.).")
     ] = 143,
-    format_: Format = "terminal",
+    format_: options.Format = "terminal",
 ) -> None:
     """Parameters and operations of every step, without training; the paper's figures explained."""
-    from clbench.report.tables.render import FORMATS
-
-    one_of("--format", format_, dict.fromkeys(FORMATS))
     if runs:
         from clbench.run.cost_table import recount
 

@@ -7,19 +7,14 @@ from typing import Annotated
 
 import typer
 
+from clbench.cli import options
 from clbench.cli.options import RESULTS, app, show
 from clbench.errors import DataError
-
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
-Step = Annotated[
-    int | None, typer.Option(help="1-based step after which the model is taken; default the last.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 
 
 @app.command()
 def predict(
-    run: Run,
+    run: options.RunFolder,
     input_: Annotated[
         Path,
         typer.Argument(
@@ -27,7 +22,7 @@ def predict(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of predictions; new, or of this command.")],
-    step: Step = None,
+    step: options.Step = None,
     format_: Annotated[
         str,
         typer.Option(
@@ -50,7 +45,7 @@ def predict(
         str | None,
         typer.Option(help="Source of the course whose `rescale` makes HU of these images."),
     ] = None,
-    device: Device = "auto",
+    device: options.Device = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default as the run had.")
     ] = None,
@@ -109,7 +104,7 @@ def extend(
         list[str], typer.Option(help="Structure to learn, any number of times: spleen_cyst.")
     ],
     data: Annotated[Path, typer.Option(help="Folder of annotated CTs; ten are a good number.")],
-    step: Step = None,
+    step: options.Step = None,
     strategy: Annotated[
         str | None, typer.Option(help="What teaches the new step; default as the model's run.")
     ] = None,
@@ -143,11 +138,9 @@ def extend(
         Path | None, typer.Option(help="FILE.toml: your own train, validation and test cases.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Default as the model's run.")] = None,
-    out: Annotated[Path, typer.Option(help="Where run folders go.")] = RESULTS,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="group.name=value, any number of times.")
-    ] = None,
-    device: Device = "auto",
+    out: options.Out = RESULTS,
+    set_: options.Overrides = None,
+    device: options.Device = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Repeat a finished extension.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Where preprocessed volumes are kept.")] = None,
