@@ -38,7 +38,8 @@ class CropSource:
     def crop(self, case: CaseKey | Volume, name: str) -> tuple[Tensor, Tensor]:
         """Image and label of a new crop of a case."""
         self.drawn.append(name)
-        return self.context.draw(case, ("plugin", *self.place, len(self.drawn), name))
+        image, label = self.context.draw(case, ("plugin", *self.place, len(self.drawn), name))
+        return image, label
 
 
 class Cases(Dataset[tuple[Tensor, Tensor]]):

@@ -7,6 +7,7 @@ and a stopped run goes on to the bit.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,56 @@ def crop(
     2:1, rotation by 90° and intensity shift, no mirroring (left and right are different organs).
     Differs: where the patch is not square in the axial plane, only the half turn keeps its shape.
     """
+    place = draw_place(volume, patch_vox=patch_vox, data=data, seed=seed)
+    image = place.cut(volume.windowed(place.index)[None], 0.0)
+    if place.shift:
+        image = image + np.float32(place.shift)
+    label = place.cut(volume.labels(structures, place.index), UNKNOWN)
+    soft = None if pseudo is None else place.cut(pseudo.read(structures, place.index), UNKNOWN)
+    return image, label, soft
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CropPlace:
+    """Where a crop lies in its volume, and how it is augmented."""
+
+    index: tuple[slice, slice, slice]
+    """The voxels of the volume."""
+    pad: tuple[tuple[int, int], ...]
+    """Voxels of padding before and after, per axis."""
+    turns: int
+    """Quarter turns in the axial plane."""
+    shift: float
+    """Added to the windowed image."""
+
+    def cut(self, part: NDArray[Any], fill: float) -> NDArray[Any]:
+        """Pad and turn what was read at `index`.
+
+        Args:
+            part: (channels, d, h, w).
+            fill: value of the padding.
+
+        Returns:
+            (channels, *patch).
+        """
+        if any(a or b for a, b in self.pad):
+            part = np.pad(part, [(0, 0), *self.pad], constant_values=fill)
+        if self.turns:
+            part = np.ascontiguousarray(np.rot90(part, self.turns, axes=(1, 2)))
+        return part
+
+
+def draw_place(
+    volume: Volume, *, patch_vox: tuple[int, int, int], data: DataSettings, seed: int
+) -> CropPlace:
+    """Where the crop of a seed lies; arguments as of `crop`.
+
+    Args:
+        volume: the case.
+        patch_vox: size of the patch.
+        data: sampling and augmentation.
+        seed: decides everything random here.
+    """
     rng = np.random.Generator(np.random.PCG64(seed))
     center = draw_center(volume, data, rng)
     inside: list[slice] = []
@@ -62,33 +113,13 @@ def crop(
             start = min(max(c - size // 2, 0), length - size)
             inside.append(slice(start, start + size))
             pad.append((0, 0))
-    index = triple(inside)
-    image = _pad(volume.windowed(index)[None], pad, 0.0)
-    label = _pad(volume.labels(structures, index), pad, UNKNOWN)
-    soft = None if pseudo is None else _pad(pseudo.read(structures, index), pad, UNKNOWN)
-
     turns = 0
     if rng.random() < data.rotate90:
         turns = int(rng.integers(1, 4)) if patch_vox[0] == patch_vox[1] else 2
     shift = 0.0
     if rng.random() < data.shift_intensity:
         shift = float(rng.uniform(-data.shift_range, data.shift_range))
-    if shift:
-        image = image + np.float32(shift)
-    if turns:
-        image, label = (_turn(a, turns) for a in (image, label))
-        soft = None if soft is None else _turn(soft, turns)
-    return image, label, soft
-
-
-def _pad(array: NDArray[Any], pad: Sequence[tuple[int, int]], value: float) -> NDArray[Any]:
-    if not any(a or b for a, b in pad):
-        return array
-    return np.pad(array, [(0, 0), *pad], constant_values=value)
-
-
-def _turn(array: NDArray[Any], turns: int) -> NDArray[Any]:
-    return np.ascontiguousarray(np.rot90(array, turns, axes=(1, 2)))
+    return CropPlace(index=triple(inside), pad=tuple(pad), turns=turns, shift=shift)
 
 
 def draw_center(

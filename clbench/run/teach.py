@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from clbench import reproducibility, signals
 from clbench.data.catalog import Catalog
@@ -127,7 +127,10 @@ def make_pseudo_labels(plan: Plan, state: StepState, watch: Watch) -> None:
         Stopped: asked to, between two cases.
     """
     lesson, teacher, old = state.lesson, state.teacher, None
-    if teacher is not None and state.strategy.prepares(lesson):
+    stored: Sequence[CaseKey] = ()
+    if lesson.number > 1:
+        stored = state.strategy.store_cases(lesson, plan.kit, state.memory)
+    if teacher is not None and (stored or state.strategy.prepares(lesson)):
         old = predictor(plan, state.strategy, teacher, lesson.old, state.memory)
     with windows_fit(plan, f"preparing step {lesson.number}"):
         prepared = prepare(
@@ -139,6 +142,7 @@ def make_pseudo_labels(plan: Plan, state: StepState, watch: Watch) -> None:
             mark="none" if old is None or teacher is None else checkpoint.digest(teacher),
             folder=plan.folder / "pseudo" / f"step{lesson.number}",
             watch=watch,
+            stored=stored,
         )
     state.pseudo, state.pseudo_kept_s = prepared.maps, prepared.kept_s
 
@@ -395,6 +399,9 @@ def _write(plan: Plan, state: StepState, path: Path, cost: dict[str, Any]) -> No
     cost["parameters"], cost["nonzero_parameters"] = count_parameters(model)
     cost["trainable_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     cost["pseudo_bytes"] = sum(m.nbytes for m in state.pseudo.values())
+    if state.strategy.declaration.past == "cases":  # what is stored with the cases, such as logits
+        tensors = [t for t in state.memory.values() if isinstance(t, Tensor)]
+        cost["pseudo_bytes"] += sum(t.nbytes for t in tensors)
     files.write_json(path.with_suffix(".json"), cost)
     checkpoint.save(
         path,

@@ -6,7 +6,9 @@ steps lives in `Memory` alone, so every checkpoint holds all of it. The loop
 answers. The hooks of one step, in the order in which they are called:
 
     build or grow                                       the model
-    prepares, prepare_case (per training case), prepare pseudo labels and other offline work
+    store_cases                                         which old cases to store
+    prepares, prepare_case, prepare_stored (per case)   pseudo labels and other offline work
+    prepare                                             its sum
     extra_cases, takes_teacher                          data and old model
     next_phase -> None ends the step
         enter_phase, groups, session                    once per phase
@@ -395,17 +397,51 @@ class Strategy:
         """
         return {}
 
+    def store_cases(self, step: Lesson, kit: Kit, memory: Memory) -> Sequence[tuple[int, str]]:
+        """Choose which training cases to store, where `past` is `cases`.
+
+        *Called* once per step from the second on, before the first `prepare_case`; once more when
+        a stopped step goes on, with the memory as the step before left it.
+
+        Args:
+            step: the step that begins; `step.past` lists the cases that exist.
+            kit: gives seeded random numbers.
+            memory: the strategy's memory.
+
+        Returns:
+            (earlier step, case id) of the cases that `prepare_stored` is called for.
+
+        May change: memory.
+        """
+        return ()
+
+    def prepare_stored(self, step: Lesson, volume: Volume, old: Predictor) -> Mapping[str, Tensor]:
+        """Offline work for one stored case, such as the old model's logits; kept when stopped.
+
+        *Called* once for every case that `store_cases` named.
+
+        Args:
+            step: the step that begins.
+            volume: the whole case, (D, H, W), with the labels its own step showed; read-only.
+            old: the model served after the step before.
+
+        Returns:
+            Name → CPU tensor of any shape; `prepare` gets them as those of the case "step/case id".
+        """
+        return {}
+
     def prepare(
         self, step: Lesson, per_case: Mapping[str, Mapping[str, Tensor]], memory: Memory
     ) -> None:
         """Sum up what was prepared over the cases of the step.
 
-        *Called* once per step, after every `prepare_case` and before training; once more when a
-        stopped step goes on.
+        *Called* once per step, after every `prepare_case` and `prepare_stored`, before training;
+        once more when a stopped step goes on.
 
         Args:
             step: the step that begins.
-            per_case: case id → what `prepare_case` returned, without `pseudo`.
+            per_case: case id → what `prepare_case` returned, without `pseudo`; "step/case id" →
+                what `prepare_stored` returned.
             memory: the strategy's memory.
 
         May change: memory.
@@ -619,9 +655,27 @@ class Strategy:
 # (`Strategy.session`); the loop, its phases and its schedule stay the same.
 
 
-CutCrop = Callable[["Volume | tuple[int, str]", Sequence[object]], tuple[Tensor, Tensor]]
-"""(case, place) → image (1, *patch) and label (K, *patch); the crop depends on the place alone. A
-case is (step, name) as the step may draw it, or a volume at hand."""
+class CutCrop(Protocol):
+    """Cuts crops for a session; each depends on seed, step, phase, case and place alone."""
+
+    def __call__(
+        self,
+        case: Volume | tuple[int, str],
+        place: Sequence[object],
+        beside: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Cut a crop, augmented as the loop's own are.
+
+        Args:
+            case: (step, name) as the step may draw it, or a volume at hand.
+            place: numbers and names of the session's choosing; another place, another crop.
+            beside: (C, D, H, W) CPU tensor on the grid of the whole case, such as stored logits;
+                cut and turned with the crop, 0 in padding.
+
+        Returns:
+            image (1, *patch), label (K, *patch), and where `beside` is given its crop (C, *patch).
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,42 @@ BINS = 10_000
 """Entropy bins of `entropy_histogram`: a median is right to 1e-4."""
 
 
+def stored_logits_mse(
+    new: Tensor, stored: Sequence[Tensor], inside: Tensor, *, centred: bool = False
+) -> Tensor:
+    """Mean squared difference of logits and those stored, over stored channels and voxels inside.
+
+    Args:
+        new: (B, C, …) logits; channels beyond the stored ones of a crop are free.
+        stored: B tensors (C_b, …), C_b <= C: each crop may know another number of channels.
+        inside: (B, 1, …) bool, voxels of the volume.
+        centred: take each voxel's mean over the stored channels from both sides first, as a softmax
+            ignores it.
+
+    Returns:
+        Scalar; 0 where nothing is inside.
+
+    Example:
+        >>> import torch
+        >>> from clbench.strategy.distillation import stored_logits_mse
+        >>> new = torch.tensor([[[1.0, 2.0], [0.0, 9.0]]])  # two channels of two voxels
+        >>> inside = torch.tensor([[[True, False]]])
+        >>> stored_logits_mse(new, [torch.tensor([[3.0, 0.0]])], inside).item()  # (1 - 3)²
+        4.0
+
+    Source: Buzzega et al., NeurIPS 2020, eq. 6 (Dark Experience Replay), and their code: raw
+    logits, mean over all of them. Differs: of the channels a crop was stored with.
+    """
+    total, count = new.new_zeros((), dtype=torch.float32), inside.new_zeros((), dtype=torch.long)
+    for z, kept, here in zip(new, stored, inside, strict=True):
+        now, before = z[: len(kept)].float(), kept.detach().to(z.device).float()
+        if centred:
+            now, before = now - now.mean(dim=0), before - before.mean(dim=0)
+        total = total + ((now - before).square() * here).sum()
+        count = count + here.sum() * len(kept)
+    return total / count.clamp(min=1)
+
+
 def kd_softmax(new: Tensor, old: Tensor, *, temperature: float = 1.0, alpha: float = 1.0) -> Tensor:
     """Cross-entropy of the old model's softmax and the new one's over the same channels.
 

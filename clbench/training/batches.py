@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clbench.data.crops import crop
+from clbench.data.crops import crop, draw_place
 from clbench.data.labels import UNKNOWN
 from clbench.data.pseudo_labels import PseudoMap
 from clbench.data.volume import Volume
@@ -146,15 +146,20 @@ def draw_from(lesson: Lesson, phase: Phase, material: Material, *, seed: int) ->
         seed: of the run.
     """
 
-    def draw(case: Volume | CaseKey, place: Sequence[object]) -> tuple[Tensor, Tensor]:
+    def draw(
+        case: Volume | CaseKey, place: Sequence[object], beside: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        volume = case if isinstance(case, Volume) else material.volumes[case]
+        patch_vox, data = material.patch_vox, material.data
+        own_seed = derive_seed(seed, lesson.number, phase.name, *place)
         image, label, _ = crop(
-            case if isinstance(case, Volume) else material.volumes[case],
-            lesson.structures,
-            patch_vox=material.patch_vox,
-            data=material.data,
-            seed=derive_seed(seed, lesson.number, phase.name, *place),
+            volume, lesson.structures, patch_vox=patch_vox, data=data, seed=own_seed
         )
-        return torch.from_numpy(image), torch.from_numpy(label)
+        cut = [torch.from_numpy(image), torch.from_numpy(label)]
+        if beside is not None:
+            at = draw_place(volume, patch_vox=patch_vox, data=data, seed=own_seed)
+            cut.append(torch.from_numpy(at.cut(beside.numpy()[(slice(None), *at.index)], 0.0)))
+        return tuple(cut)
 
     return draw
 

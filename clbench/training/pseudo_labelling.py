@@ -1,4 +1,4 @@
-"""Offline pseudo-labelling of the training cases before a step, case by case, each kept.
+"""Offline work on cases before a step, such as pseudo labels: case by case, each kept.
 
 A case counts as finished when its small checkpoint is there and its map is the one
 that checkpoint names; a run that was stopped makes the others only.
@@ -7,7 +7,7 @@ that checkpoint names; a run that was stopped makes the others only.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,9 @@ def prepare(
     mark: str,
     folder: Path,
     watch: Callable[[dict[str, Any]], None],
+    stored: Sequence[tuple[int, str]] = (),
 ) -> Prepared:
-    """Have every training case prepared, and tell the strategy what came of it.
+    """Have every training case prepared, and those it stores; tell the strategy what came of it.
 
     Args:
         strategy: the method; changes `memory` by its fold over the cases.
@@ -54,6 +55,7 @@ def prepare(
         mark: its digest.
         folder: where finished cases are kept.
         watch: is told of every case.
+        stored: (earlier step, case) that the strategy stores and has prepared.
 
     Raises:
         StoreError: finished cases of another model, or no room on the disk.
@@ -61,16 +63,24 @@ def prepare(
     """
     done = Prepared()
     rest: dict[str, Mapping[str, Tensor]] = {}
-    for number, case in enumerate(lesson.cases if strategy.prepares(lesson) else (), 1):
+    own = [(lesson.number, case) for case in lesson.cases] if strategy.prepares(lesson) else []
+    todo = [*own, *stored]
+    for number, (step, case) in enumerate(todo, 1):
         start = time.monotonic()
-        target, other = folder / case, folder / f"{case}.pt"
-        volume = catalog.open(lesson.number, case, "pseudo")
+        past = step != lesson.number
+        place = folder.with_name(f"{folder.name}_stored{step}") if past else folder
+        target, other = place / case, place / f"{case}.pt"
+        volume = catalog.open(step, case, "pseudo")
         finished = _finished(target, other)
         if finished is not None:
             done.kept_s += finished["seconds"]
         else:
-            prepared = dict(strategy.prepare_case(lesson, volume, old))
-            maps = prepared.pop("pseudo", None)
+            if past:
+                assert old is not None  # noqa: S101  # a step went before; tells the type checker
+                prepared = dict(strategy.prepare_stored(lesson, volume, old))
+            else:
+                prepared = dict(strategy.prepare_case(lesson, volume, old))
+            maps = None if past else prepared.pop("pseudo", None)
             if maps is not None:
                 write_pseudo(target, lesson.old, maps.numpy())
             finished = {
@@ -88,10 +98,10 @@ def prepare(
                 got=finished["model"],
                 next_step=f"delete {folder} and run the same command again",
             )
-        rest[case] = finished["made"]
+        rest[f"{step}/{case}" if past else case] = finished["made"]
         if finished["map"] is not None:
             done.maps[lesson.number, case] = PseudoMap.open(target)
-        watch({"event": "pseudo", "done": number, "of": len(lesson.cases), "case": case})
+        watch({"event": "pseudo", "done": number, "of": len(todo), "case": case})
         signals.check(f"step {lesson.number}, pseudo labels, case {case}")
     strategy.prepare(lesson, rest, memory)
     return done

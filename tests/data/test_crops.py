@@ -17,9 +17,10 @@ from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.nets.heads import ConvHead, Segmenter
 from clbench.spec.benchmark import Source
 from clbench.spec.settings import DataSettings
-from clbench.strategy.contract import Batch
+from clbench.strategy.contract import Batch, Lesson, Phase
 from clbench.strategy.teacher_labels import labelled_on_line, pseudo_labels
 from clbench.testing.fixtures import tiny_backbone
+from clbench.training.batches import Material, draw_from
 
 PLAIN = DataSettings(rotate90=0.0, shift_intensity=0.0)
 LITS = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
@@ -223,3 +224,25 @@ def test_labels_made_on_line_equal_those_stored() -> None:
     assert np.abs(found[0].numpy().astype(int) - pseudo.astype(int)).max() <= 1
     assert (found[0, :, :2] == 255).all()  # padding
     assert (found[0, 2] == 255).all()
+
+
+def test_what_lies_beside_a_case_is_cut_and_turned_with_its_crop() -> None:
+    v = volume((20, 24, 6))  # lower than the patch: padded along axis 2
+    data = DataSettings(rotate90=1.0, shift_intensity=0.5, shift_range=0.1)
+    material = Material(
+        volumes={(1, "0"): v}, weights={}, pseudo={}, patch_vox=(8, 8, 8), data=data
+    )
+    lesson = Lesson(number=2, learns=("spleen",), structures=("liver", "spleen"), source="lits")
+    draw = draw_from(lesson, Phase(), material, seed=0)
+    liver = torch.from_numpy(v.labels(["liver"], np.index_exp[:, :, :])).half()  # type: ignore[arg-type]
+    for number in range(6):
+        image, label, beside = draw((1, "0"), ("der", number), torch.cat([liver, liver + 2]))
+        inside = label[:1] != 255
+        assert inside.any()
+        assert not inside.all()
+        assert torch.equal(beside[:1][inside].byte(), label[:1][inside])
+        assert torch.equal(beside[1:][inside].byte(), label[:1][inside] + 2)
+        assert (beside[:1][~inside] == 0).all()
+        plain = draw((1, "0"), ("der", number))
+        assert torch.equal(plain[0], image)
+        assert torch.equal(plain[1], label)
