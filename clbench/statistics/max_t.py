@@ -156,7 +156,7 @@ def compare_family(
     Differs: equivalence at one-sided alpha / 2, so that one interval of level 1 - alpha decides
         both questions (ICH E9, 5.5).
     """
-    cells = [cells_of(t, _patients(tables)) for t in tables]
+    cells = [cells_of(t, patients_of(tables)) for t in tables]
     comparisons = [FamilyComparison(mean=estimate_of(c), ahead=_ahead(c)) for c in cells]
     members = [k for k, c in enumerate(cells) if c.n >= smallest_sample(alpha)]
     rows = (
@@ -358,8 +358,12 @@ def _end(plain: float, estimate: float, shown: Mapping[float, bool]) -> tuple[fl
     return end + 0.0, end == star and plain < star
 
 
-def _patients(tables: Sequence[Table]) -> dict[str, int]:
-    """Data set → patients, the same in every table that has the set."""
+def patients_of(tables: Sequence[Table]) -> dict[str, int]:
+    """Data set → patients, the same in every table that has the set.
+
+    Raises:
+        DataError: data sets with different patients.
+    """
     sizes: dict[str, int] = {}
     for table in tables:
         for name, array in checked(table).items():

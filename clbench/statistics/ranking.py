@@ -2,19 +2,29 @@
 
 Scores are higher-is-better; rank 1 is best. With
 classes or benchmarks as blocks these numbers describe, they do not test: classes share patients.
+
+`tie_groups` tests all pairs of class-macro means as one family: patients are flipped jointly in all
+of them, as in `clbench.statistics.max_t`. A group is a largest set in which no two differ; a
+strategy may stand in several, as in a compact letter display.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from clbench.errors import DataError
+from clbench.statistics.class_macro import Table
 from clbench.statistics.corrections import holm
+from clbench.statistics.macro_estimate import cells_of, estimate_of
+from clbench.statistics.max_t import Correction, patients_of
 from clbench.statistics.paired_tests import DECIMALS, midranks, wilcoxon
+from clbench.statistics.sign_patterns import SignPatterns, family_p_values
+from clbench.statistics.verdicts import smallest_sample
 from clbench.types import Floats
 
 
@@ -182,3 +192,126 @@ def _columns(scores: Mapping[str, ArrayLike]) -> tuple[tuple[str, ...], Floats]:
             got={name: c.shape for name, c in zip(scores, columns, strict=True)},
         )
     return tuple(scores), np.column_stack(columns)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ties:
+    """All pairs of some strategies, the largest mean first."""
+
+    order: tuple[int, ...]
+    """Index of each strategy among those given, by falling mean."""
+    means: tuple[float, ...]
+    """Class-macro mean of each, in this order."""
+    p: Floats
+    """(k, k) adjusted p of "no difference", in this order; 1 on the diagonal."""
+    groups: tuple[tuple[int, ...], ...]
+    """Places in this order of the members of each group, the group of the best first."""
+    ranks: tuple[tuple[int, int], ...]
+    """Best and worst rank of each, in this order, that the tests leave open."""
+    patients: int
+    """Patients that are flipped."""
+    m: int
+    """Pairs in the family; 0 = too few patients, and nobody is told apart."""
+
+    def letters(self, place: int) -> str:
+        """The groups of the strategy at a place: `a`, `bc`; `a1` after `z`."""
+        return "".join(_letter(k) for k, group in enumerate(self.groups) if place in group)
+
+
+def tie_groups(
+    tables: Sequence[Table],
+    *,
+    alpha: float = 0.05,
+    correction: Correction = "max-t",
+    draws: int = 100_000,
+    seed: int = 0,
+) -> Ties:
+    """Test all pairs, and collect those that are not told apart.
+
+    Args:
+        tables: per strategy data set → (seeds, patients, classes), see
+            `clbench.statistics.class_macro`; the same cells in all of them, larger is better.
+        alpha: level of the family of all pairs.
+        correction: `max-t` or `holm`.
+        draws: sign patterns above 20 patients, the observed one included.
+        seed: of these patterns.
+
+    Raises:
+        DataError: strategies with different patients.
+
+    Example:
+        >>> from clbench.statistics.ranking import tie_groups
+        >>> low = [[0.50], [0.52], [0.49], [0.51], [0.48], [0.53], [0.50]]
+        >>> near = [[0.51], [0.51], [0.50], [0.50], [0.49], [0.52], [0.50]]
+        >>> high = [[0.71], [0.69], [0.72], [0.70], [0.73], [0.70], [0.68]]
+        >>> ties = tie_groups([{"btcv": low}, {"btcv": near}, {"btcv": high}])
+        >>> ties.order, [ties.letters(k) for k in range(3)], ties.ranks
+        ((2, 1, 0), ['a', 'b', 'b'], ((1, 1), (2, 3), (2, 3)))
+
+    Source: step-down max-T of all pairs (Westfall & Young 1993; Romano & Wolf 2005); letters by
+        insert and absorb (Piepho, J Comput Graph Stat 13:456, 2004).
+    """
+    sizes = patients_of(tables)
+    means = [estimate_of(cells_of(t, sizes)).estimate for t in tables]
+    order = sorted(range(len(tables)), key=lambda k: (-means[k], k))
+    pairs = list(combinations(range(len(order)), 2))
+    differences = [
+        {
+            name: np.subtract(tables[order[i]][name], tables[order[j]][name])
+            for name in tables[order[i]]
+        }
+        for i, j in pairs
+    ]
+    cells = [cells_of(d, sizes) for d in differences]
+    p: Floats = np.ones((len(order), len(order)))
+    n = cells[0].n if cells else 0
+    m = len(pairs) if n >= smallest_sample(alpha) else 0
+    if m:
+        scored = cells[0].valid.any(axis=1)
+        cells = [replace(c, values=c.values[scored], valid=c.valid[scored]) for c in cells]
+        _, alone, stepped = family_p_values(cells, 0.0, SignPatterns(n, draws=draws, seed=seed))
+        for (i, j), value in zip(
+            pairs, holm(alone) if correction == "holm" else stepped, strict=True
+        ):
+            p[i, j] = p[j, i] = value
+    told_apart = p <= alpha
+    better = np.triu(told_apart)
+    ranks = [
+        (1 + int(better[:, k].sum()), len(order) - int(better[k].sum())) for k in range(len(order))
+    ]
+    return Ties(
+        order=tuple(order),
+        means=tuple(means[k] for k in order),
+        p=p,
+        groups=tuple(groups_of(told_apart)),
+        ranks=tuple(ranks),
+        patients=n,
+        m=m,
+    )
+
+
+def groups_of(told_apart: NDArray[np.bool_]) -> list[tuple[int, ...]]:
+    """The largest sets in which no two are told apart, the one with the first member first.
+
+    Args:
+        told_apart: (k, k) symmetric.
+
+    Example:
+        >>> import numpy as np
+        >>> from clbench.statistics.ranking import groups_of
+        >>> groups_of(np.array([[0, 0, 1], [0, 0, 0], [1, 0, 0]], dtype=bool))
+        [(0, 1), (1, 2)]
+    """
+    groups = [frozenset(range(len(told_apart)))] if len(told_apart) else []
+    for i, j in zip(*np.nonzero(np.triu(told_apart, 1)), strict=True):
+        apart: list[frozenset[int]] = []
+        for group in groups:
+            apart += [group - {i}, group - {j}] if {i, j} <= group else [group]
+        groups = [g for g in dict.fromkeys(apart) if not any(g < other for other in apart)]
+    return sorted(tuple(sorted(g)) for g in groups)
+
+
+def _letter(k: int) -> str:
+    """`a` to `z`, then `a1` and so on."""
+    turn, place = divmod(k, 26)
+    return chr(ord("a") + place) + (str(turn) if turn else "")

@@ -22,6 +22,7 @@ from clbench.errors import ClbenchError
 from clbench.report.page.calibration import calibration_table
 from clbench.report.page.checklist import checklist, markdown
 from clbench.report.page.limits import limits
+from clbench.report.page.matrix import COST, OWN, SYMBOLS, Matrix, matrix_of
 from clbench.report.page.provenance import cards, provenance
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import Tested
@@ -30,11 +31,8 @@ from clbench.report.significance.tables import all_tables
 from clbench.report.tables.render import EMPTY, Table, render, superscript
 from clbench.store import files as store_files
 
-SYMBOLS = {
-    "better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "?", "not testable": "∅",
-    "shared": "=", "hole": "○",
-}  # fmt: skip
-"""One sign per word, so that no meaning hangs on a color."""
+FIRST = ("plane", "forgetting")
+"""Figures that stand right below the matrix."""
 
 
 class Spoken(NamedTuple):
@@ -57,7 +55,7 @@ class Report:
     files: tuple[Path, ...]
     """The page first."""
     lines: tuple[str, ...]
-    """What to print: the verdicts and where they are."""
+    """What to print: the matrix, what it says, and where the page is."""
 
 
 def make_report(study: Analysis, out: Path) -> Report:
@@ -72,7 +70,7 @@ def make_report(study: Analysis, out: Path) -> Report:
         UnknownName: no finished run of the reference.
     """
     protocol = study.protocol
-    title = study.dice.title()  # runs that cannot be compared are refused before any drawing
+    _ = study.dice  # runs that cannot be compared are refused before any drawing
     extra, absent = other_tables(study)
     pictures, undrawn = figures_of(study)
     options = {
@@ -89,10 +87,9 @@ def make_report(study: Analysis, out: Path) -> Report:
     files = write_report(
         study, out, command=command, extra=extra, pictures=pictures, absent=[*absent, *undrawn]
     )
-    sentences = [sentence(c, protocol) for c in study.comparisons] + [
-        own_sentence(o, protocol) for o in study.own
-    ]
-    return Report(files=tuple(files), lines=(title, *sentences, f"Report: {files[0]}"))
+    matrix = matrix_of(study)
+    lines = (render(matrix.table(), "terminal"), "", *matrix.summary, f"Report: {files[0]}")
+    return Report(files=tuple(files), lines=lines)
 
 
 def write_report(
@@ -121,7 +118,13 @@ def write_report(
         StoreError: the folder cannot be written.
     """
     store_files.make_folder(out)
-    tables = {**all_tables(a), **(extra or {}), "calibration": calibration_table()}
+    matrix = matrix_of(a)
+    tables = {
+        "matrix": matrix.table(),
+        **all_tables(a),
+        **(extra or {}),
+        "calibration": calibration_table(),
+    }
     files = []
     for stem, table in tables.items():
         for format_ in ("csv", "tex"):
@@ -130,9 +133,9 @@ def write_report(
             files.append(path)
     spoken = _spoken(a)
     texts = {
-        "report.md": _markdown(a, spoken, tables, absent, command),
+        "report.md": _markdown(a, matrix, spoken, tables, absent, command),
         "checklist.md": markdown(a),
-        "index.html": _html(a, spoken, tables, pictures, absent, command),
+        "index.html": _html(a, matrix, spoken, tables, pictures, absent, command),
     }
     for name, text in texts.items():
         store_files.write_bytes(out / name, text.encode())
@@ -165,13 +168,16 @@ def _spoken(a: Analysis) -> dict[str, list[Spoken]]:
 
 def _markdown(
     a: Analysis,
+    matrix: Matrix,
     spoken: Mapping[str, Sequence[Spoken]],
     tables: Mapping[str, Table],
     absent: Sequence[str],
     command: str,
 ) -> str:
-    lines = [f"# {a.dice.title()}: report", "", f"`{command}`", "", "## Provenance", ""]
-    lines += ["| fact | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in provenance(a))]
+    lines = [f"# {a.dice.title()}: report", "", render(tables["matrix"], "md"), ""]
+    lines += [*(f"- {text}" for text in matrix.summary), "", f"`{command}`", ""]
+    lines += ["## Provenance", "", "| fact | value |", "|---|---|"]
+    lines += [f"| {fact} | {value} |" for fact, value in provenance(a)]
     lines += ["", "## Verdicts"]
     lines += ["", *(f"For each of them: {w}.  " for w in common_cautions(a))]
     for heading, verdicts in spoken.items():
@@ -179,8 +185,9 @@ def _markdown(
         for v in verdicts:
             lines += [f"- {v.text}", *(f"  - {c}" for c in v.cautions)]
     lines += ["", "## Tables"]
-    for table in tables.values():
-        lines += ["", render(table, "md")]
+    for stem, table in tables.items():
+        if stem != "matrix":  # it stands at the top
+            lines += ["", render(table, "md")]
     lines += ["", "## What each strategy took of the past"]
     for card in cards(a):
         lines += ["", f"### {card.label}", "", *(f"- {k}: {v}" for k, v in card.rows)]
@@ -191,6 +198,7 @@ def _markdown(
 
 def _html(
     a: Analysis,
+    matrix: Matrix,
     spoken: Mapping[str, Sequence[Spoken]],
     tables: Mapping[str, Table],
     pictures: Sequence[Mapping[str, str]],
@@ -204,6 +212,10 @@ def _html(
     return environment.from_string(source).render(
         title=f"{a.dice.title()}: {a.dice.reference.label} against the others",
         phantom=a.dice.phantom,
+        matrix=matrix,
+        own=OWN,
+        cost=COST,
+        first=[p for p in pictures if p["name"] in FIRST],
         command=command,
         provenance=provenance(a),
         spoken=spoken,
@@ -211,10 +223,12 @@ def _html(
         tables={
             stem: (table, base64.b64encode(render(table, "csv").encode()).decode())
             for stem, table in tables.items()
+            if stem != "matrix"
         },
+        matrix_csv=base64.b64encode(render(tables["matrix"], "csv").encode()).decode(),
         empty=EMPTY,
         symbols=SYMBOLS,
-        pictures=pictures,
+        pictures=[p for p in pictures if p["name"] not in FIRST],
         cards=cards(a),
         checklist=checklist(a),
         limits=[*limits(a), *absent],

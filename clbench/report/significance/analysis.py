@@ -11,7 +11,7 @@ from functools import cached_property
 from clbench.report.significance.confirmatory import Comparison, confirm
 from clbench.report.significance.exploratory import ClassTest, SetTest, by_class, by_set
 from clbench.report.significance.forgetting import Own, own_forgetting
-from clbench.report.significance.ranking import SetRanking, Stable, rankings, stable
+from clbench.report.significance.ranking import SetRanking, Stable, Tied, rankings, stable, tied
 from clbench.report.study import Study
 
 
@@ -51,3 +51,8 @@ class Analysis(Study):
     def stable(self) -> Stable:
         """Ranking stability."""
         return stable(self.dice, self.protocol)
+
+    @cached_property
+    def tied(self) -> Tied:
+        """Which strategies a test of all pairs cannot tell apart, after the last step."""
+        return tied(self.dice, self.protocol)

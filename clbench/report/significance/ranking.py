@@ -18,7 +18,7 @@ from clbench.report.significance.exploratory import patient_macro
 from clbench.report.study import Protocol
 from clbench.statistics.bootstrap import Stability, ranking_stability
 from clbench.statistics.ranking import Comparison as Ranking
-from clbench.statistics.ranking import Friedman, friedman, wilcoxon_holm
+from clbench.statistics.ranking import Friedman, Ties, friedman, tie_groups, wilcoxon_holm
 from clbench.types import Floats
 
 
@@ -102,3 +102,47 @@ def stable(scores: Scores, protocol: Protocol) -> Stable:
         seeds=seeds,
         left_out=left_out,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tied:
+    """Which strategies the test of all pairs cannot tell apart, by the final endpoint."""
+
+    ties: Ties | None
+    """None where no strategy can be ranked."""
+    labels: tuple[str, ...] = ()
+    """Strategies that take part, the best first."""
+    seeds: tuple[int, ...] = ()
+    """Seeds that all of them have."""
+    left_out: tuple[str, ...] = ()
+    """Strategies that could not, and why."""
+
+    def groups(self, label: str) -> str:
+        """Letters of a strategy's groups; empty = it takes no part."""
+        if self.ties is None or label not in self.labels:
+            return ""
+        return self.ties.letters(self.labels.index(label))
+
+    def ranks(self, label: str) -> tuple[int, int] | None:
+        """Best and worst rank that the tests leave open; None = it takes no part."""
+        if self.ties is None or label not in self.labels:
+            return None
+        return self.ties.ranks[self.labels.index(label)]
+
+
+def tied(scores: Scores, protocol: Protocol) -> Tied:
+    """Tie groups of the final endpoint, over the seeds that all strategies have."""
+    methods, left_out = rankable(scores)
+    seeds = common_seeds(methods) if methods else ()
+    if not seeds:
+        why = ("no seed is common to all strategies",) if methods else ()
+        return Tied(ties=None, left_out=(*left_out, *why))
+    ties = tie_groups(
+        [table(scores, m, FINAL, seeds) for m in methods],
+        alpha=protocol.alpha,
+        correction=protocol.correction,
+        draws=protocol.draws,
+        seed=protocol.seed,
+    )
+    labels = tuple(methods[k].label for k in ties.order)
+    return Tied(ties=ties, labels=labels, seeds=seeds, left_out=left_out)

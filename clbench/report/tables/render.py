@@ -229,7 +229,8 @@ _TEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}",
     "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "Δ": r"$\Delta$",
-    "→": r"$\to$", "†": r"$^{\dagger}$", EMPTY: "--",
+    "→": r"$\to$", "▲": r"$\uparrow$", "▼": r"$\downarrow$", "≈": r"$\approx$",
+    "∅": r"$\emptyset$", "○": r"$\circ$", "†": r"$^{\dagger}$", EMPTY: "--",
     **{c: f"$^{{{n}}}$" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
 }  # fmt: skip
 

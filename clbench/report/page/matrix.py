@@ -1,0 +1,387 @@
+"""The matrix that a report answers with: strategies by what they end with, keep, learn and cost.
+
+Each cell has a value, its difference from the reference with the interval that goes with the test,
+and a sign for the verdict; rows are ordered by tie groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from clbench.errors import StoreError
+from clbench.evaluation.metrics import continual
+from clbench.report.scores import StrategyScores
+from clbench.report.significance.analysis import Analysis
+from clbench.report.significance.confirmatory import HOLE, Comparison, Tested
+from clbench.report.significance.endpoints import ENDPOINTS, Endpoint, table
+from clbench.report.study import Protocol
+from clbench.report.tables.costs import read_costs
+from clbench.report.tables.render import EMPTY, Table, long_table, number
+from clbench.statistics.macro_estimate import macro_interval
+from clbench.statistics.max_t import FamilyComparison
+
+SYMBOLS: Mapping[str, str] = {
+    "better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "?", "not testable": "∅",
+    "shared": "=", "hole": "○", "forgets": "▼", "gains": "▲", "keeps": "≈",
+}  # fmt: skip
+"""One sign per word, so that no meaning hangs on a color."""
+OWN = "own forgetting"
+COST = "training, min"
+HEADS = {"final": "final", "kept": "kept", "new": "learned"}
+"""Endpoint → header."""
+_MIRRORED = {"better": "worse", "worse": "better"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One number of one strategy."""
+
+    value: float = math.nan
+    """Dice, change in Dice, or minutes."""
+    sd: float = math.nan
+    """Of the minutes, over seeds."""
+    difference: float = math.nan
+    """Strategy minus reference; of the strategy's own forgetting, the change itself."""
+    low: float = math.nan
+    """Lower end of the simultaneous interval of the difference, or of the reference's own value."""
+    high: float = math.nan
+    """Upper end."""
+    open_ends: tuple[bool, bool] = (False, False)
+    """Whether each end is a mark (0 or a margin) that is excluded itself."""
+    word: str = ""
+    """The verdict seen from the strategy; empty = there is no test."""
+    scope: str = ""
+    """`for these training runs`, or nothing."""
+    why: str = ""
+    """Why there is no number."""
+
+    @property
+    def symbol(self) -> str:
+        """The verdict as one sign."""
+        return SYMBOLS.get(self.word, "")
+
+    @property
+    def value_text(self) -> str:
+        """`0.783`."""
+        return number(self.value).replace("-", "−")
+
+    @property
+    def interval_text(self) -> str:
+        """`−0.035 [−0.060, −0.011]`; `[−0.008, 0)` where the end itself is excluded."""
+        form = ".3f" if math.isnan(self.difference) else "+.3f"
+        parts = [] if math.isnan(self.difference) else [f"{self.difference:{form}}"]
+        if not math.isnan(self.low):
+            low, high = (
+                f"{end:g}" if is_open else f"{end:{form}}"
+                for end, is_open in zip((self.low, self.high), self.open_ends, strict=True)
+            )
+            left, right = "[("[self.open_ends[0]], "])"[self.open_ends[1]]
+            parts.append(f"{left}{low}, {high}{right}")
+        return " ".join(parts).replace("-", "−")
+
+    @property
+    def text(self) -> str:
+        """All of it in one line."""
+        return " ".join(t for t in (self.value_text, self.symbol, self.interval_text) if t)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One strategy."""
+
+    label: str
+    """Strategy."""
+    groups: str
+    """Letters of its tie groups; empty = it could not be ranked."""
+    ranks: tuple[int, int] | None
+    """Best and worst rank that the tests leave open."""
+    cells: Mapping[str, Cell]
+    """Endpoint or `OWN` → number."""
+    cost: Cell
+    """Minutes of training."""
+    cost_ratio: float
+    """The same as a multiple of the reference's."""
+    reference: bool
+    """Whether the others are compared with it."""
+    seeds: int
+    """Training runs."""
+    apart: bool = False
+    """Told apart from the row above: they have no group in common."""
+
+    @property
+    def ranks_text(self) -> str:
+        """`1–4`."""
+        if self.ranks is None:
+            return EMPTY
+        return "–".join(map(str, dict.fromkeys(self.ranks)))
+
+    @property
+    def cost_text(self) -> str:
+        """`12.3 ±0.4, 1.04×`."""
+        if math.isnan(self.cost.value):
+            return EMPTY
+        sd = "" if math.isnan(self.cost.sd) else f" ±{self.cost.sd:.1f}"
+        return f"{self.cost.value:.1f}{sd}" + (
+            "" if math.isnan(self.cost_ratio) else f", {self.cost_ratio:.2f}×"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Matrix:
+    """Strategies by endpoints."""
+
+    title: str
+    """One line."""
+    heads: Mapping[str, str]
+    """Endpoint or `OWN` → header."""
+    rows: tuple[Row, ...]
+    """The strategies, by tie groups."""
+    summary: tuple[str, ...]
+    """What it says, in at most three sentences."""
+    notes: tuple[str, ...]
+    """What the numbers are."""
+
+    def table(self) -> Table:
+        """For terminals and files."""
+        last = ("seeds", COST)
+        rows = (
+            (
+                row.label + " (reference)" * row.reference, row.groups or EMPTY, row.ranks_text,
+                *(row.cells[name].text for name in self.heads), str(row.seeds), row.cost_text,
+            )
+            for row in self.rows
+        )  # fmt: skip
+        return Table(
+            title=self.title,
+            columns=("strategy", "group", "rank", *self.heads.values(), *last),
+            rows=tuple(rows),
+            notes=self.notes,
+            keys=3,
+            narrow=2,
+            tail=len(last),
+            long=self._long(),
+        )
+
+    def _long(self) -> Table:
+        lines = []
+        for row in self.rows:
+            best, worst = row.ranks or (None, None)
+            for name, cell in {**row.cells, "train_min": row.cost}.items():
+                lines.append(
+                    (
+                        row.label, row.groups, best, worst, row.reference, row.seeds, name,
+                        cell.value, cell.sd, cell.difference, cell.low, cell.high, *cell.open_ends,
+                        cell.word, cell.scope, cell.why,
+                    )
+                )  # fmt: skip
+        return long_table(
+            "strategy groups rank_best rank_worst reference seeds measure value sd difference low "
+            "high low_open high_open verdict scope why",
+            lines,
+        )
+
+
+def matrix_of(a: Analysis) -> Matrix:
+    """Build the matrix of a report.
+
+    Raises:
+        StoreError: see `clbench.report.study.Study.dice`.
+    """
+    protocol, dice = a.protocol, a.dice
+    endpoints = [e for e in ENDPOINTS if e.name == "final" or dice.last > 1]
+    compared = {(c.endpoint.name, c.b): c for c in a.comparisons}
+    own = {o.method: o for o in a.own}
+    costs = {m.label: _minutes(m) for m in dice.strategies}
+    base = costs[dice.reference.label].value
+    rows = []
+    for m in dice.strategies:
+        reference = m is dice.reference
+        cells: dict[str, Cell] = {
+            e.name: _reference_cell(a, e) if reference else _cell(compared[e.name, m.label])
+            for e in endpoints
+        }
+        if own:
+            cells[OWN] = _own_cell(own[m.label])
+        ratio = costs[m.label].value / base if base > 0 and not reference else math.nan
+        rows.append(
+            Row(
+                label=m.label, groups=a.tied.groups(m.label), ranks=a.tied.ranks(m.label),
+                cells=cells, cost=costs[m.label], cost_ratio=ratio, reference=reference,
+                seeds=len(m.seeds),
+            )
+        )  # fmt: skip
+    place = {label: k for k, label in enumerate(a.tied.labels)}
+    rows.sort(key=lambda row: place.get(row.label, len(place)))
+    rows[1:] = [
+        replace(row, apart=not set(above.groups) & set(row.groups)) for above, row in pairwise(rows)
+    ]
+    return Matrix(
+        title=f"{dice.title()}: what each strategy ends with, keeps, learns and costs",
+        heads={e.name: HEADS[e.name] for e in endpoints} | ({OWN: OWN} if own else {}),
+        rows=tuple(rows),
+        summary=tuple(_summary(a, rows)),
+        notes=tuple(_notes(a, protocol, rows)),
+    )
+
+
+def _cell(c: Comparison) -> Cell:
+    """A comparison seen from the other strategy: its value, minus the reference's."""
+    r = c.result
+    if r is None:
+        return Cell(word=HOLE, why=c.hole)
+    return Cell(
+        value=c.mean_b,
+        difference=0.0 - r.mean.estimate,
+        low=0.0 - r.high,
+        high=0.0 - r.low,
+        open_ends=(r.high_open, r.low_open),
+        word=_MIRRORED.get(r.verdict.word, r.verdict.word),
+        scope=r.verdict.scope,
+    )
+
+
+def _own_cell(o: Tested) -> Cell:
+    """A strategy's change of its old structures."""
+    r: FamilyComparison | None = o.result
+    if r is None:
+        return Cell(word=HOLE, why=o.hole)
+    return Cell(
+        value=r.mean.estimate,
+        low=r.low,
+        high=r.high,
+        open_ends=(r.low_open, r.high_open),
+        word=r.verdict.word,
+        scope=r.verdict.scope,
+    )
+
+
+def _reference_cell(a: Analysis, endpoint: Endpoint) -> Cell:
+    """The reference's own value, with its interval over patients and seeds."""
+    m = a.dice.reference
+    why = next((c.hole for c in a.comparisons if c.endpoint is endpoint and c.hole), "")
+    values = table(a.dice, m, endpoint, m.seeds)
+    if not values:
+        return Cell(word=HOLE, why=why)
+    i = macro_interval(
+        values, level=a.protocol.level, bounds=None if endpoint.name == "kept" else (0.0, 1.0)
+    )
+    if math.isnan(i.estimate):
+        return Cell(word=HOLE, why=why)
+    return Cell(value=i.estimate, low=i.low, high=i.high)
+
+
+def _minutes(m: StrategyScores) -> Cell:
+    """Training of a whole course, what it prepares included, in minutes."""
+    totals = []
+    for run in m.runs:
+        try:
+            by_step = read_costs(run).values()
+        except StoreError as err:
+            return Cell(why=err.brief)
+        seconds = [c.get("train_s", math.nan) + c.get("prepare_s", 0.0) for c in by_step]
+        totals.append(sum(seconds) / 60 if seconds else math.nan)
+    return Cell(
+        value=continual.mean(totals),
+        sd=continual.spread(totals),
+        why="no cost is recorded" if any(map(math.isnan, totals)) else "",
+    )
+
+
+def _summary(a: Analysis, rows: Sequence[Row]) -> Iterable[str]:
+    """At most three sentences: the best group, the reference against the others, forgetting."""
+    reference = a.dice.reference.label
+    ties = a.tied.ties
+    if ties is not None and len(ties.order) > 1:
+        best = [a.tied.labels[place] for place in ties.groups[0]]
+        if not ties.m:
+            yield "With so few patients no strategy can be told from another one."
+        elif len(best) == 1:
+            yield (
+                f"{best[0]} is better than every other strategy after the last step "
+                f"({ties.m} pairs tested together)."
+            )
+        else:
+            yield (
+                f"After the last step the best strategies are not told apart: {', '.join(best)} "
+                f"({ties.m} pairs tested together)."
+            )
+    words = Counter(r.cells["final"].word for r in rows if not r.reference)
+    if words:
+        sides = {"worse": "worse", "equivalent": "equivalent", "better": "better",
+                 "undecided": "undecided", "not testable": "not testable", "shared": "the same",
+                 HOLE: "without a number"}  # fmt: skip
+        counts = ", ".join(f"{words[w]} {text}" for w, text in sides.items() if words[w])
+        of = "strategy" if words.total() == 1 else "strategies"
+        yield f"Against {reference}, of {words.total()} other {of} after the last step: {counts}."
+    if a.own:
+        named: dict[str, list[str]] = {}
+        for row in rows:
+            named.setdefault(row.cells[OWN].word, []).append(row.label)
+        said = {"forgets": "shown to forget", "keeps": "shown to keep", "gains": "shown to gain",
+                "undecided": "undecided", "not testable": "not testable",
+                HOLE: "without a number"}  # fmt: skip
+        parts = [
+            f"{len(named[word])} {text}{_named(named[word])}"
+            for word, text in said.items()
+            if word in named
+        ]
+        yield f"Old structures, of {len(rows)} strategies: {'; '.join(parts)}."
+
+
+def _named(labels: Sequence[str]) -> str:
+    """The few names, or nothing where there are many."""
+    return f" ({', '.join(labels)})" if len(labels) <= 4 else ""
+
+
+def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str]:
+    """What a reader must know to read the matrix."""
+    reference = a.dice.reference.label
+    patients = " + ".join(f"{len(p)} {s}" for s, p in a.dice.patients.items())
+    yield (
+        f"final: Dice of all structures after the last step; kept: change of the old structures; "
+        f"learned: new structures right after their own step. {a.dice.scoring} scoring, means over "
+        f"structures, {patients} test cases."
+    )
+    yield (
+        f"beside a value: its difference from {reference} with the simultaneous {protocol.percent} "
+        f"interval of the test ({protocol.adjusted_by}); {reference}'s own row: the interval of "
+        "the value over patients and seeds. A round bracket: the end itself is excluded."
+    )
+    used = dict.fromkeys(c.word for r in rows for c in r.cells.values() if c.word)
+    meaning = {
+        "better": "better", "worse": "worse",
+        "equivalent": f"equivalent (within {protocol.margin:g})", "undecided": "undecided",
+        "not testable": "not testable", "shared": "the same checkpoint", HOLE: "no number",
+        "forgets": "forgets", "gains": "gains",
+        "keeps": f"keeps (a loss of {protocol.margin:g} is ruled out)",
+    }  # fmt: skip
+    by_sign: dict[str, list[str]] = {}
+    for word in meaning:
+        if word in used:
+            by_sign.setdefault(SYMBOLS[word], []).append(meaning[word])
+    if by_sign:
+        yield "; ".join(f"{sign} {' or '.join(texts)}" for sign, texts in by_sign.items()) + "."
+    ties = a.tied.ties
+    if ties is not None and ties.m:
+        seeds = ", ".join(map(str, a.tied.seeds))
+        yield (
+            "group: strategies with a letter in common are not told apart by the test of all "
+            f"{ties.m} pairs ({protocol.adjusted_by}, {ties.patients} patients, the seeds that all "
+            f"have: {seeds}); rank: the ranks it leaves open."
+        )
+    runs = {m.label: len(m.seeds) for m in a.dice.strategies}
+    if min(runs.values()) < 3:
+        yield "with fewer than three seeds everything holds for these training runs only."
+    devices = {r.device for m in a.dice.strategies for r in m.records}
+    if len(devices) > 1:
+        named = ", ".join(sorted(devices))
+        yield f"{COST}: times from different devices are not comparable ({named})."
+    for row in rows:
+        whys = dict.fromkeys(c.why for c in row.cells.values() if c.why)
+        if whys:
+            named = "; ".join(why.removeprefix(f"{row.label}: ") for why in whys)
+            yield f"{SYMBOLS[HOLE]} {row.label}: {named}."

@@ -1,0 +1,209 @@
+"""The matrix of a report: signs that follow the tests, rows by tie groups, in print and a browser."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_runs import Method, make_runs
+
+from clbench.report.page.matrix import OWN, Cell, matrix_of
+from clbench.report.page.page import write_report
+from clbench.report.significance.analysis import Analysis
+from clbench.report.study import Protocol
+from clbench.report.tables.render import render
+from clbench.statistics.max_t import compare_family
+from clbench.statistics.ranking import groups_of, tie_groups
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+QUICK = Protocol(draws=2000)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    out = tmp_path_factory.mktemp("runs")
+    methods = {
+        "universal": Method(), "joint": Method(new=0.1), "finetune": Method(kept=-0.4),
+        "lwf_ct": Method(drop=((2, "btcv/103"),)),
+    }  # fmt: skip
+    make_runs(out, methods)
+    return Analysis(results=out, bench="tumor_ext", protocol=QUICK)
+
+
+def test_every_sign_is_that_of_the_test_seen_from_the_other_side(study: Analysis) -> None:
+    rows = {row.label: row for row in matrix_of(study).rows}
+    mirrored = {"better": "worse", "worse": "better"}
+    for c in study.comparisons:
+        cell = rows[c.b].cells[c.endpoint.name]
+        assert cell.word == mirrored.get(c.word, c.word)
+        if c.result is None:
+            assert math.isnan(cell.value)
+            assert cell.why == c.hole
+            continue
+        assert cell.value == c.mean_b
+        assert cell.difference == pytest.approx(c.mean_b - c.mean_a, abs=1e-9)
+        assert cell.low <= cell.difference <= cell.high
+        assert (cell.low > 0 or cell.high < 0) == (cell.word in ("better", "worse"))
+    for o in study.own:
+        assert rows[o.method].cells[OWN].word == o.word
+    assert rows["finetune"].cells["final"].word == "worse"
+    assert rows["finetune"].cells[OWN].word == "forgets"
+
+
+def test_rows_stand_by_tie_groups_and_holes_last(study: Analysis) -> None:
+    rows = matrix_of(study).rows
+    assert rows[-1].label == "lwf_ct"  # a case is missing: it cannot be ranked
+    assert (rows[-1].groups, rows[-1].ranks_text) == ("", "–")
+    assert rows[-2].label == "finetune"
+    assert rows[-2].apart
+    assert not set(rows[-2].groups) & set(rows[0].groups)
+    (why,) = study.tied.left_out
+    assert "1 of 12 test cases missing (btcv/103)" in why
+
+
+def test_its_csv_holds_every_number(study: Analysis) -> None:
+    matrix = matrix_of(study)
+    rows = list(csv.DictReader(io.StringIO(render(matrix.table(), "csv"))))
+    assert len(rows) == len(matrix.rows) * (len(matrix.heads) + 1)
+    by_key = {(r["strategy"], r["measure"]): r for r in rows}
+    cell = {row.label: row for row in matrix.rows}["finetune"].cells["kept"]
+    assert float(by_key["finetune", "kept"]["low"]) == cell.low
+    assert by_key["finetune", "kept"]["verdict"] == "worse"
+
+
+def test_an_excluded_end_has_a_round_bracket() -> None:
+    cell = Cell(
+        value=0.826, difference=-0.004, low=-0.0081, high=0.0, open_ends=(False, True), word="worse"
+    )
+    assert cell.text == "0.826 ▼ −0.004 [−0.008, 0)"
+    assert Cell(value=0.86, low=0.849, high=0.872).text == "0.860 [0.849, 0.872]"
+
+
+def test_a_course_of_one_step_has_no_column_of_forgetting(tmp_path: Path) -> None:
+    from synthetic_runs import THREE_STEPS
+
+    make_runs(tmp_path, {"universal": Method(seeds=(0,)), "mib": Method(seeds=(0,))},
+              bench="body_ext", steps=THREE_STEPS)  # fmt: skip
+    study = Analysis(results=tmp_path, bench="body_ext", protocol=QUICK)
+    assert list(matrix_of(study).heads) == ["final", "kept", "new", OWN]
+
+
+def test_all_pairs_are_tested_as_one_family_would_be() -> None:
+    rng = np.random.default_rng(3)
+    base = rng.normal(0.8, 0.05, (9, 4))
+    strategies = [base + shift + rng.normal(0, 0.01, (9, 4)) for shift in (0.0, 0.004, 0.1, -0.2)]
+    ties = tie_groups([{"btcv": s} for s in strategies])
+    assert ties.order == tuple(np.argsort([-s.mean() for s in strategies]))
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    family = compare_family(
+        [{"btcv": strategies[ties.order[i]] - strategies[ties.order[j]]} for i, j in pairs]
+    )
+    assert [ties.p[i, j] for i, j in pairs] == [c.p for c in family.comparisons]
+    assert ties.ranks[0] == (1, 1)
+    assert ties.ranks[3] == (4, 4)
+
+
+def test_two_that_are_not_told_apart_share_a_group_across_one_that_differs() -> None:
+    apart = np.zeros((4, 4), dtype=bool)
+    for i, j in ((0, 1), (0, 3), (1, 2)):  # 0 and 2 tie although 1 stands between them
+        apart[i, j] = apart[j, i] = True
+    groups = groups_of(apart)
+    assert groups == [(0, 2), (1, 3), (2, 3)]
+    for i in range(4):
+        for j in range(i):
+            together = any({i, j} <= set(g) for g in groups)
+            assert together == (not apart[i, j])
+
+
+def test_of_equal_strategies_a_strict_winner_is_rarely_named() -> None:
+    rng = np.random.default_rng(0)
+    studies, winners = 300, 0
+    for _ in range(studies):
+        base = rng.normal(0, 1, (8, 1))
+        tables = [{"a": 0.7 + 0.05 * base + rng.normal(0, 0.02, (8, 1))} for _ in range(10)]
+        winners += tie_groups(tables).ranks[0] == (1, 1)
+    # at most 5 %, as far as 300 studies can tell: three standard errors above
+    assert winners / studies <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / studies)
+
+
+def test_too_few_patients_tell_nobody_apart() -> None:
+    low, high = [[0.1]] * 4, [[0.9]] * 4
+    ties = tie_groups([{"a": low}, {"a": high}])
+    assert (ties.m, ties.groups, ties.ranks) == (0, ((0, 1),), ((1, 2), (1, 2)))
+
+
+@pytest.fixture(scope="module")
+def page(study: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    square = "<svg xmlns='http://www.w3.org/2000/svg' width='300' height='300'/>"
+    uri = "data:image/svg+xml;base64," + base64.b64encode(square.encode()).decode()
+    pictures = [
+        {"name": name, "title": name, "caption": name, "uri": uri}
+        for name in ("plane", "forgetting")
+    ]
+    out = tmp_path_factory.mktemp("report")
+    return write_report(study, out, command="clbench report", pictures=pictures)[0]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_sorts_the_matrix_and_opens_the_fold_of_a_link(
+    page: Path, tmp_path: Path
+) -> None:
+    probe = """<script>
+    const table = document.getElementById('matrix'), seen = {};
+    const names = () => [...table.tBodies[0].rows].map(r => r.cells[0].firstChild.textContent.trim());
+    seen.first = names();
+    table.tHead.rows[0].cells[3].querySelector('button').click(); seen.up = names();
+    seen.values = [...table.tBodies[0].rows].map(r => r.cells[3].querySelector('.value').textContent);
+    seen.closed = [...document.querySelectorAll('details')].every(d => !d.open);
+    location.hash = '#table-confirmatory'; unfold();
+    seen.open = document.querySelector('#tables details').open;
+    dispatchEvent(new Event('beforeprint'));
+    seen.paper = [...document.querySelectorAll('details')].every(d => d.open);
+    seen.wide = document.documentElement.scrollWidth <= innerWidth;
+    document.body.append(Object.assign(document.createElement('pre'),
+      {id: 'seen', textContent: JSON.stringify(seen)}));
+    </script></body>"""
+    (tmp_path / "page.html").write_text(page.read_text("utf-8").replace("</body>", probe), "utf-8")
+    done = subprocess.run(
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+         "--window-size=400,900", f"--user-data-dir={tmp_path / 'profile'}",
+         (tmp_path / "page.html").as_uri()],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    match = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)
+    assert match is not None
+    seen = json.loads(unescape(match[1]))
+    assert seen["first"][-1] == "lwf_ct"
+    numbers = [float(v) for v in seen["values"] if v != "–"]
+    assert numbers == sorted(numbers)
+    assert seen["up"] != seen["first"]
+    assert (seen["closed"], seen["open"], seen["paper"], seen["wide"]) == (True,) * 4
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None or shutil.which("pdftotext") is None, reason="no Chromium or no pdftotext"
+)
+def test_on_paper_two_pages_answer_and_an_appendix_follows(page: Path, tmp_path: Path) -> None:
+    pdf = tmp_path / "page.pdf"
+    subprocess.run(
+        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer",
+         f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={pdf}", page.as_uri()],
+        capture_output=True, timeout=600, check=True,
+    )  # fmt: skip
+    text = subprocess.run(
+        ["pdftotext", "-layout", str(pdf), "-"], capture_output=True, text=True, check=True
+    ).stdout
+    first, _, third, *_ = text.split("\f")
+    assert "own forgetting" in first
+    assert "Verdicts" in third
+    assert "Each sentence is made from its test" in third  # the folds are open
