@@ -7,8 +7,8 @@ from typing import Any
 
 from clbench.deployment.extension.elsewhere import learned_elsewhere
 from clbench.deployment.extension.learned import LearnedModel
+from clbench.nets.backbones import new_backbone
 from clbench.nets.heads import ConvHead, Segmenter
-from clbench.spec import registry
 from clbench.spec.settings import load_profile
 
 NAMES = ("spleen", "liver")
@@ -21,8 +21,7 @@ def read(path: Path, structures: tuple[str, ...] = NAMES, **more: Any) -> Learne
 
 def built(learned: LearnedModel) -> Segmenter:
     """The model that the state is of."""
-    settings = learned.profile.backbone
-    backbone = registry.load("backbone", settings.name)(settings.size)
+    backbone = new_backbone(learned.profile.backbone)
     model = Segmenter(backbone, ConvHead(backbone.final_channels, background=True))
     model.add(learned.structures)
     model.load_state_dict(dict(learned.states[0]["model"]))

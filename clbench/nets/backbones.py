@@ -6,14 +6,18 @@ Every backbone is an `encoder` (image → maps, finest first, `bottleneck` last)
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from monai.networks.nets import BasicUNet, SegResNet, SwinUNETR
 from torch import Tensor, nn
 from torch.nn import functional
 
 from clbench.errors import SettingError
+from clbench.spec import registry
+from clbench.spec.settings import BackboneSettings
+from clbench.types import triple
 
 Maps = dict[str, Tensor]
 
@@ -26,8 +30,8 @@ class Backbone(nn.Module):
         decoder: all encoder maps → maps from coarse to fine, `final` last.
         final_channels: channels of `final`.
         bottleneck_channels: channels of `bottleneck`.
-        stride: spatial sizes must be multiples of it.
-        smallest: smallest spatial size it can be trained on.
+        stride: spatial sizes must be multiples of it; one number, or one an axis.
+        smallest: smallest spatial size it can be trained on; likewise.
     """
 
     def __init__(
@@ -37,15 +41,15 @@ class Backbone(nn.Module):
         *,
         final_channels: int,
         bottleneck_channels: int,
-        stride: int,
-        smallest: int = 0,
+        stride: int | Sequence[int],
+        smallest: int | Sequence[int] = 0,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.final_channels = final_channels
         self.bottleneck_channels = bottleneck_channels
-        self.stride = stride
-        self.smallest = max(smallest, stride)
+        self.stride = _per_axis(stride)
+        self.smallest = triple(map(max, _per_axis(smallest), self.stride))
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -74,17 +78,53 @@ class Backbone(nn.Module):
         Raises:
             SettingError: with the next size that it can.
         """
-        if any(n % self.stride for n in shape) or (train and min(shape) < self.smallest):
+        fits = not any(n % s for n, s in zip(shape, self.stride, strict=True))
+        if not fits or (train and any(n < s for n, s in zip(shape, self.smallest, strict=True))):
             raise SettingError(
                 "the network cannot work on patches of this size",
                 where="data.patch_vox",
-                expected=f"multiples of {self.stride}, at least {self.smallest}",
+                expected=f"multiples of {_said(self.stride)}, at least {_said(self.smallest)}",
                 got=" x ".join(map(str, shape)),
-                next_step=f"--set data.patch_vox={','.join(str(self._fit(n)) for n in shape)}",
+                next_step=f"--set data.patch_vox={','.join(map(str, self.fitting(shape)))}",
             )
 
-    def _fit(self, size: int) -> int:
-        return max(-(-size // self.stride) * self.stride, self.smallest)
+    def fitting(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """The next patch the network can be trained on, of at least `shape` voxels."""
+        return triple(
+            max(-(-n // stride) * stride, smallest)
+            for n, stride, smallest in zip(shape, self.stride, self.smallest, strict=True)
+        )
+
+
+def _per_axis(value: int | Sequence[int]) -> tuple[int, int, int]:
+    return (value,) * 3 if isinstance(value, int) else triple(value)
+
+
+def _said(sizes: tuple[int, int, int]) -> str:
+    return str(sizes[0]) if len(set(sizes)) == 1 else " x ".join(map(str, sizes))
+
+
+def new_backbone(settings: BackboneSettings) -> Backbone:
+    """The backbone that settings name, as it is initialised; no file of weights is read.
+
+    Raises:
+        UnknownName: nobody registered it.
+        SettingError: a size or an architecture it cannot have.
+    """
+    make = registry.load("backbone", settings.name)
+    network: Backbone
+    if settings.architecture is None:
+        network = make(settings.size)
+    elif "architecture" in inspect.signature(make).parameters:
+        network = make(settings.size, settings.architecture)
+    else:
+        raise SettingError(
+            f"{settings.name} has one architecture alone",
+            where="backbone.architecture",
+            got=settings.architecture[:80],
+            next_step="--set backbone.name=nnunet, or --set backbone.architecture=none",
+        )
+    return network
 
 
 def _maps_down(x: Tensor, layers: nn.ModuleList, maps: Maps) -> Maps:

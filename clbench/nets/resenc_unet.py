@@ -2,20 +2,17 @@
 
 Widths `size` × 2^i up to ten times `size` (32: 320 channels), residual blocks 1, 3, 4, 6, 6, 6 in
 the encoder and one convolution per stage in the decoder. M, L and XL differ in patch and batch,
-never in widths or blocks. The output layers of nnU-Net's deep supervision are no part of a
-backbone: heads are the strategy's.
+never in widths or blocks. The layers are in `clbench.nets.nnunet`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
-from clbench.nets.backbones import Backbone, Maps, refuse_size
+from clbench.nets import nnunet
+from clbench.nets.backbones import Backbone, refuse_size
 from clbench.types import triple
 
 Triple = tuple[int, int, int]
@@ -91,99 +88,6 @@ def _kernel(before: Sequence[int], spacing: Sequence[float]) -> list[int]:
     return [3 if k == 3 or s / finest < 2 else 1 for k, s in zip(before, spacing, strict=True)]
 
 
-def widths_of(size: int, stages: int) -> tuple[int, ...]:
-    """Channels of every stage: doubled, up to ten times the first."""
-    return tuple(min(size * 2**i, 10 * size) for i in range(stages))
-
-
-class _Convolution(nn.Sequential):
-    """Convolution with bias, instance normalization, and a leaky ReLU unless it ends a sum."""
-
-    def __init__(
-        self, inside: int, outside: int, kernel: Triple, stride: Triple = (1, 1, 1), *, act: bool
-    ) -> None:
-        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        super().__init__(
-            nn.Conv3d(inside, outside, kernel, stride, padding),
-            nn.InstanceNorm3d(outside, eps=1e-5, affine=True),
-            *([nn.LeakyReLU(0.01, inplace=True)] if act else []),
-        )
-
-
-class _Block(nn.Module):
-    """Two convolutions beside a shortcut (ResNet-D): pooled where strided, 1³ where it widens."""
-
-    def __init__(self, inside: int, outside: int, kernel: Triple, stride: Triple) -> None:
-        super().__init__()
-        self.first = _Convolution(inside, outside, kernel, stride, act=True)
-        self.second = _Convolution(outside, outside, kernel, act=False)
-        shortcut: list[nn.Module] = []
-        if max(stride) > 1:
-            shortcut.append(nn.AvgPool3d(stride, stride))
-        if inside != outside:
-            shortcut.append(nn.Conv3d(inside, outside, 1, bias=False))
-            shortcut.append(nn.InstanceNorm3d(outside, eps=1e-5, affine=True))
-        self.shortcut = nn.Sequential(*shortcut)
-        self.act = nn.LeakyReLU(0.01, inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        summed: Tensor = self.act(self.second(self.first(x)) + self.shortcut(x))
-        return summed
-
-
-class _Encoder(nn.Module):
-    def __init__(self, widths: Sequence[int], shape: Topology) -> None:
-        super().__init__()
-        self.stem = _Convolution(1, widths[0], shape.kernels[0], act=True)
-        self.stages = nn.ModuleList()
-        inside = widths[0]
-        for i, (width, kernel, stride) in enumerate(
-            zip(widths, shape.kernels, shape.strides, strict=True)
-        ):
-            count = BLOCKS[min(i, len(BLOCKS) - 1)]
-            blocks = [_Block(inside, width, kernel, stride)]
-            blocks += [_Block(width, width, kernel, (1, 1, 1)) for _ in range(count - 1)]
-            self.stages.append(nn.Sequential(*blocks))
-            inside = width
-
-    def forward(self, image: Tensor) -> Maps:
-        x, maps = self.stem(image), {}
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            maps["bottleneck" if i == len(self.stages) - 1 else f"enc{i}"] = x
-        return maps
-
-
-class _Decoder(nn.Module):
-    def __init__(self, widths: Sequence[int], shape: Topology) -> None:
-        super().__init__()
-        self.up = nn.ModuleList()
-        self.convolutions = nn.ModuleList()
-        for i in range(len(widths) - 1):  # by the resolution it reaches, finest first
-            stride, wide, width = shape.strides[i + 1], widths[i + 1], widths[i]
-            self.up.append(nn.ConvTranspose3d(wide, width, stride, stride))
-            self.convolutions.append(_Convolution(2 * width, width, shape.kernels[i], act=True))
-
-    def forward(self, maps: Mapping[str, Tensor]) -> Maps:
-        x, decoded = maps["bottleneck"], {}
-        for i in reversed(range(len(self.up))):
-            x = self.convolutions[i](torch.cat([self.up[i](x), maps[f"enc{i}"]], dim=1))
-            decoded[f"dec{i - 1}" if i else "final"] = x
-        return decoded
-
-
-def _start(module: nn.Module) -> None:
-    """Kaiming normal for all convolutions, no bias; a block starts as its shortcut."""
-    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-        nn.init.kaiming_normal_(module.weight, a=0.01)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, _Block):
-        norm = module.second[1]
-        assert isinstance(norm, nn.InstanceNorm3d)  # noqa: S101  # made above
-        nn.init.zeros_(norm.weight)
-
-
 def build(size: int, shape: Topology) -> Backbone:
     """The network for a topology.
 
@@ -195,19 +99,16 @@ def build(size: int, shape: Topology) -> Backbone:
         SettingError: a size that is no positive multiple of 8.
     """
     refuse_size(size, 8, "resenc_unet")
-    widths = widths_of(size, len(shape.strides))
-    encoder, decoder = _Encoder(widths, shape), _Decoder(widths, shape)
-    for part in (encoder, decoder):
-        part.apply(_start)
-    stride = max(math.prod(s[a] for s in shape.strides) for a in range(3))
-    # instance normalisation over a bottleneck of one voxel has no variance
-    return Backbone(
-        encoder,
-        decoder,
-        final_channels=size,
-        bottleneck_channels=widths[-1],
-        stride=stride,
-        smallest=2 * stride,
+    stages = len(shape.strides)
+    return nnunet.build(
+        nnunet.Architecture(
+            network="ResidualEncoderUNet",
+            features_per_stage=nnunet.widths_of(size, stages),
+            kernel_sizes=shape.kernels,
+            strides=shape.strides,
+            n_blocks_per_stage=tuple(BLOCKS[min(i, len(BLOCKS) - 1)] for i in range(stages)),
+            n_conv_per_stage_decoder=(1,) * (stages - 1),
+        )
     )
 
 

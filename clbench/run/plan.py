@@ -24,7 +24,7 @@ from clbench import reproducibility
 from clbench.data.cache import default_root
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError
-from clbench.nets.backbones import Backbone
+from clbench.nets.backbones import Backbone, new_backbone
 from clbench.nets.pretrained import WeightReport, load_weights
 from clbench.nets.text_encodings import Vectors, encoded
 from clbench.spec import registry
@@ -263,9 +263,7 @@ class Plan:
 
     def new_backbone(self) -> nn.Module:
         """The network of the profile, as it is initialised, without weights from a file."""
-        net = self.profile.backbone
-        network: nn.Module = registry.load("backbone", net.name)(net.size)
-        return network
+        return new_backbone(self.profile.backbone)
 
     def lesson(self, number: int) -> Lesson:
         """The 1-based step as a strategy sees it."""

@@ -88,6 +88,9 @@ class BackboneSettings:
     """Registered backbone."""
     size: Count = 48
     """Feature size: channels at full resolution."""
+    architecture: str | None = None
+    """Of `nnunet`: JSON of its stages (`clbench/nets/nnunet.py`), as `clbench extend` reads it from
+    nnU-Net's plans. None: as the backbone is by itself."""
     weights: str | None = None
     """File of weights to start from, .pt, .pth or .safetensors: a whole network in MONAI's own
     names, its encoder alone, or either within `state_dict` or `module.`. A file that sets less than

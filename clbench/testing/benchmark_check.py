@@ -16,11 +16,12 @@ from typing import NoReturn
 
 from clbench.data.layouts import find_layout
 from clbench.data.phantom.generate import known_structures
+from clbench.nets.backbones import Backbone, new_backbone
 from clbench.run.course import run_plan
 from clbench.run.plan import RunSettings, resolve
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark, Source, Step
-from clbench.spec.settings import load_profile
+from clbench.spec.settings import BackboneSettings, load_profile
 from clbench.spec.splits import Split
 from clbench.store import run_folder
 from clbench.testing.fixtures import OVERRIDES, reproducible
@@ -255,22 +256,20 @@ def every_structure_has_a_text_vector(harness: BenchmarkHarness) -> None:
 def the_default_network_takes_its_patches(harness: BenchmarkHarness) -> None:
     """Else the first real run ends with an error that the phantom never showed."""
     settings = load_profile(REAL_PROFILE).backbone
-    stride, smallest = _sizes(settings.name, settings.size)
-    patch = harness.benchmark.preprocessing.patch_vox
-    if any(n % stride for n in patch) or min(patch) < smallest:
+    fitting = _network(settings).fitting(patch := harness.benchmark.preprocessing.patch_vox)
+    if fitting != patch:
         raise Broken(
             f"{settings.name}, the network of profile {REAL_PROFILE!r}, cannot work on the patches",
             where="preprocessing.patch_vox",
-            expected=f"multiples of {stride}, at least {smallest}",
-            got=patch,
+            expected=f"{' x '.join(map(str, fitting))}, say",
+            got=" x ".join(map(str, patch)),
         )
 
 
 @lru_cache
-def _sizes(name: str, size: int) -> tuple[int, int]:
-    """Stride and smallest patch of a backbone; building a large one takes seconds."""
-    network = registry.load("backbone", name)(size)
-    return int(network.stride), int(network.smallest)
+def _network(settings: BackboneSettings) -> Backbone:
+    """A backbone, to be asked what it takes; building a large one takes seconds."""
+    return new_backbone(settings)
 
 
 # -------------------------------------------------------------------------------- the phantom

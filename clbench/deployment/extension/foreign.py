@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from clbench.deployment.extension.learned import LearnedModel, given_step
 from clbench.deployment.extension.own_data import new_structures
 from clbench.errors import SettingError, UnknownName
+from clbench.nets.backbones import new_backbone
 from clbench.nets.pretrained import set_weights, tensors_of
 from clbench.run.plan import load_strategy
-from clbench.spec import registry
 from clbench.spec.benchmark import Preprocessing, Source, Step
 from clbench.spec.settings import Profile, apply_overrides, split_overrides
 from clbench.spec.splits import NOT_AT_HAND, Split
@@ -56,6 +56,8 @@ class ForeignWeights:
     """Registered backbone; None: told by the names of the tensors."""
     size: int | None = None
     """Its size; None: told by the shapes."""
+    architecture: str | None = None
+    """Its stages, of a backbone that has several; see `BackboneSettings`."""
     data: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """`spacing_mm`, `window_hu`, `patch_vox` of the model, as far as they are known."""
     notes: tuple[str, ...] = ()
@@ -87,10 +89,16 @@ def learned_by_weights(
     profile = replace(
         profile,
         data=replace(profile.data, **weights.data),  # type: ignore[arg-type]  # checked fields
-        backbone=replace(profile.backbone, name=backbone, size=size, weights=None),
+        backbone=replace(
+            profile.backbone,
+            name=backbone,
+            size=size,
+            architecture=weights.architecture,
+            weights=None,
+        ),
     )
     profile = apply_overrides(profile, split_overrides(list(overrides)))
-    network = registry.load("backbone", profile.backbone.name)(profile.backbone.size)
+    network = new_backbone(profile.backbone)
     rest = set_backbone(network, weights)
     state = {f"backbone.{n}": t for n, t in network.state_dict().items()}
     state |= softmax_head(rest, names, network.final_channels, weights.path)
@@ -218,8 +226,8 @@ def network_of(weights: ForeignWeights) -> tuple[str, int]:
     raise SettingError(
         "the weights are of a network that clbench does not have",
         where=weights.path,
-        expected="the tensors of MONAI's SwinUNETR, BasicUNet or SegResNet, of nnU-Net's residual "
-        "encoder (its folder), or of a backbone of clbench",
+        expected="the tensors of MONAI's SwinUNETR, BasicUNet or SegResNet, of nnU-Net v2 (the "
+        "folder it trained), or of a backbone of clbench",
         got=", ".join(list(weights.tensors)[:4]) or "no tensors",
         next_step="extend a model with one of these networks",
     )

@@ -27,10 +27,10 @@ from clbench.deployment.extension.foreign import (
 )
 from clbench.deployment.extension.learned import LearnedModel
 from clbench.errors import SettingError
+from clbench.nets.backbones import new_backbone
 from clbench.nets.heads import SIZES
 from clbench.nets.pretrained import tensors_of
 from clbench.nets.text_encodings import LENGTH
-from clbench.spec import registry
 from clbench.spec.settings import Profile, apply_overrides, split_overrides
 from clbench.spec.taxonomy import STRUCTURES
 
@@ -113,7 +113,7 @@ def learned_by_universal_model(
         backbone=replace(profile.backbone, name=backbone, size=size, weights=None),
     )
     profile = apply_overrides(profile, split_overrides(list(overrides)))
-    network = registry.load("backbone", profile.backbone.name)(profile.backbone.size)
+    network = new_backbone(profile.backbone)
     rest = set_backbone(network, weights)
     state = {f"backbone.{n}": t for n, t in network.state_dict().items()}
     state |= _head(rest, path)

@@ -14,9 +14,9 @@ from torch import nn
 
 from clbench.errors import SettingError
 from clbench.evaluation.cost.model import StepCost, forward_macs, grown, lessons_of, step_cost
+from clbench.nets.backbones import new_backbone
 from clbench.nets.output import count_parameters
 from clbench.nets.text_encodings import LENGTH
-from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.settings import Profile
 from clbench.spec.taxonomy import STRUCTURES
@@ -71,10 +71,8 @@ class Costs:
 
 def blank_kit(profile: Profile) -> Kit:
     """A kit with a profile's network and text vectors of zeros: what they say changes no cost."""
-    net = profile.backbone
-    backbone = registry.load("backbone", net.name)
     return Kit(
-        backbone=lambda: backbone(net.size),
+        backbone=lambda: new_backbone(profile.backbone),
         encode=lambda names: torch.zeros(len(names), LENGTH),
         seed=0,
         prior=profile.train.prior,
