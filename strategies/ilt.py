@@ -46,12 +46,12 @@ class Ilt(SoftmaxFinetune):
 
     def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
         """All parameters, or all but the encoder's."""
+        groups = super().groups(model, step, memory)
         if not self.freeze_encoder or step.number == 1:
-            return super().groups(model, step, memory)
+            return groups
         assert isinstance(model, Segmenter)  # noqa: S101  # built by it; tells the type checker
         backbone: Any = model.backbone
-        parts = (backbone.decoder, model.head)
-        return [Group(parameters=[p for part in parts for p in part.parameters()])]
+        return [Group(parameters=list(backbone.decoder.parameters())), *groups[1:]]
 
     def losses(
         self, batch: Batch, new: Output, old: Output | None, memory: Memory

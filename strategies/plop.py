@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -34,7 +34,8 @@ class Plop(SoftmaxFinetune):
     """PLOP: local pooled distillation of features, entropy-gated pseudo labels."""
 
     unlabelled: Literal["ignore", "background"] = "ignore"
-    splits_background: ClassVar[bool] = True
+    splits_background: bool = True
+    """Start new channels as equal shares of background, as in MiB; false: as torch initialises."""
     feature_factor: float = 0.01
     """Factor of the distance of each feature map."""
     logit_factor: float = 0.0005
@@ -49,8 +50,10 @@ class Plop(SoftmaxFinetune):
     """Thresholds as PLOP's code computes them, which are not medians."""
 
     def declares(self) -> Declaration:
-        """The pooled distillation; background's logit moves, for it is shared out."""
-        return replace(super().declares(), penalties=("pod",), keeps_old_logits=False)
+        """The pooled distillation; background's logit moves where it is shared out."""
+        return replace(
+            super().declares(), penalties=("pod",), keeps_old_logits=not self.splits_background
+        )
 
     def takes_teacher(self, step: Lesson) -> bool:
         """From step 2 on."""

@@ -6,18 +6,22 @@ the new data does not annotate count as background.
 
 Source: the lower bound of class-incremental segmentation (Cermelli et al., CVPR 2020, "FT"); losses
 of step 1, and the output layer's rate there (a hundred times the base), as in the authors' CT
-baselines (paper, section 5.3), so that all softmax methods share one step 1. Differs: where a
-structure is not annotated, the cross-entropy leaves it open (`clbench.strategy.partial_labels`).
+baselines (paper, section 5.3), so that all softmax methods share one step 1. In later steps the
+output layer keeps that rate, old rows and new ones alike: in the published codes of LwF, ILT, MiB,
+PLOP and MBS one rate holds for the whole layer and no step changes its ratio to the rest. `lwf_ct`
+and `plop_ct` have a source for another rule. Differs: where a structure is not annotated, the
+cross-entropy leaves it open (`clbench.strategy.partial_labels`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from clbench.errors import SettingError
 from clbench.nets.heads import ConvHead, Segmenter
 from clbench.strategy import UNKNOWN, Batch, Group, Kit, Lesson, Memory, Output, Strategy
 from clbench.strategy.partial_labels import allowed_channels, decode_channels, mean_ce, sigmoid_dice
@@ -27,6 +31,8 @@ from clbench.strategy.partial_labels import allowed_channels, decode_channels, m
 class SoftmaxFinetune(Strategy):
     """Softmax head with background, trained on the new data only: this family's lower bound."""
 
+    version: ClassVar[int] = 2  # in version 1 the output layer learned at 1 from step 2 on
+    step1_version: ClassVar[int | None] = 1
     unlabelled: Literal["ignore", "background"] = "background"
     annotated_old: Literal["annotation", "pseudo"] = "annotation"
     """What teaches an old structure that the new data annotates; `pseudo`: the annotation is not
@@ -35,6 +41,10 @@ class SoftmaxFinetune(Strategy):
     """Add the Dice of the annotated structures to the cross-entropy (2-D originals have none)."""
     classifier_lr: float = 100.0
     """Factor on the learning rate of the output layer in step 1, as in the authors' CT code."""
+    new_classifier_lr: float = 100.0
+    """The same factor from step 2 on, of the rows of new structures."""
+    old_classifier_lr: float = 100.0
+    """The same factor from step 2 on, of the rows of old structures and of background."""
     legacy_slice_dice: bool = False
     """Dice per slice along axis 0, as the authors' code computes it."""
     legacy_unannotated_background: bool = False
@@ -43,6 +53,16 @@ class SoftmaxFinetune(Strategy):
     legacy_exclusive: bool = False
     """A structure is its own channel alone: a tumor in the liver is no liver, as the authors ran
     it."""
+
+    def __post_init__(self) -> None:
+        for name in ("classifier_lr", "new_classifier_lr", "old_classifier_lr"):
+            if not (value := getattr(self, name)) >= 0:
+                raise SettingError(
+                    "a setting is out of range",
+                    where=f"strategy.{name}",
+                    expected="a factor of at least 0",
+                    got=value,
+                )
 
     def first_step(self) -> Strategy:
         """Plain training: in step 1 there is nothing old."""
@@ -79,13 +99,18 @@ class SoftmaxFinetune(Strategy):
             model.head.split_background(step.learns)
 
     def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
-        """Everything is trained; the output layer has its own rate in step 1."""
+        """Everything is trained; the rows of the output layer at rates of their own."""
         assert isinstance(model, Segmenter)  # noqa: S101  # built above; tells the type checker
-        scale = self.classifier_lr if step.number == 1 else 1.0
-        return [
-            Group(parameters=list(model.backbone.parameters())),
-            Group(parameters=list(model.head.parameters()), lr=scale),
-        ]
+        body, head = Group(parameters=list(model.backbone.parameters())), model.head
+        old, new = self.old_classifier_lr, self.new_classifier_lr
+        if step.number == 1 or old == new:
+            rate = self.classifier_lr if step.number == 1 else new
+            return [body, Group(parameters=list(head.parameters()), lr=rate)]
+        assert isinstance(head, ConvHead)  # noqa: S101  # built above
+        rows = {True: list[nn.Parameter](), False: list[nn.Parameter]()}
+        for name, row in (*head.weight.items(), *head.bias.items()):
+            rows[name in step.learns].append(row)
+        return [body, Group(parameters=rows[False], lr=old), Group(parameters=rows[True], lr=new)]
 
     def losses(
         self, batch: Batch, new: Output, old: Output | None, memory: Memory

@@ -118,9 +118,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _describe(strategy: Strategy) -> dict[str, Any]:
-    """What a run id knows of a strategy."""
-    own = {"version": strategy.version} if strategy.version != 1 else {}
+def _describe(strategy: Strategy, version: int) -> dict[str, Any]:
+    """What a run id knows of a strategy, at a version of it."""
+    own = {"version": version} if version != 1 else {}
     return {"class": type(strategy).__name__, **own, **sparse(strategy)}
 
 
@@ -235,7 +235,7 @@ class Plan:
                 del groups[group]
         return Identity(
             **course_identity(self.settings.bench, benchmark, catalog),
-            strategy=_describe(self.strategy),
+            strategy=_describe(self.strategy, self.strategy.version),
             profile=groups,
             vectors=hashlib.sha256(self.vectors.array.tobytes()).hexdigest(),
             weights=_file_hash(self.profile.backbone.weights),
@@ -250,9 +250,13 @@ class Plan:
     @cached_property
     def shared(self) -> Path:
         """Where step 1 goes; runs share it that are alike in all that its training depends on."""
+        plain = self.strategy.first_step()
+        own = vars(type(plain)).get(
+            "step1_version"
+        )  # not inherited: a subclass has its own numbers
         first = dataclasses.replace(
             self.identity,
-            strategy=_describe(self.strategy.first_step()),
+            strategy=_describe(plain, own or plain.version),
             splits=self.identity.splits[:1],
         )
         return self._home / "_shared" / first.run_id

@@ -227,7 +227,12 @@ def train_step(
         Stopped: by a signal, where a checkpointer saves.
     """
     strategy, lesson, profile = state.strategy, state.lesson, plan.profile
-    monitor = StepMonitor(lesson, clips=profile.train.clip_norm is not None, past=earlier)
+    monitor = StepMonitor(
+        lesson,
+        clips=profile.train.clip_norm is not None,
+        penalties=strategy.declaration.penalties,
+        past=earlier,
+    )
     tracer = _tracer(plan, state, earlier)
 
     def see(event: dict[str, Any]) -> None:

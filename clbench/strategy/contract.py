@@ -280,6 +280,9 @@ class Strategy:
     version: ClassVar[int] = 1
     """Raised when the same settings give other numbers: older runs are left, and not gone on with
     or reused. (A default that changes is no new setting to them.)"""
+    step1_version: ClassVar[int | None] = None
+    """Of step 1 alone, where a later `version` left its numbers as they were; None: as `version`.
+    Holds for the class that sets it, and not for its subclasses."""
     unlabelled: Literal["ignore", "background"] = "ignore"
     """How the losses treat voxels of old structures without annotation; see `Declaration`."""
 

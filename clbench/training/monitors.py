@@ -30,6 +30,9 @@ IN_A_ROW = 10
 SKIPPED_IN_A_ROW = 20
 """So many updates that the fp16 loss scaler skips halve its scale from 65536 to below 1."""
 
+FAINT = 1e-4
+"""Where the penalties of a step never reach this share of the rest of the loss, it warns."""
+
 # ---------------------------------------------------------------------------------- of an update
 
 
@@ -74,11 +77,20 @@ class StepMonitor:
     Args:
         lesson: the step.
         clips: whether the gradient norm is clipped; then an exploding one warns and never stops.
+        penalties: names of the loss terms that tie the new model to the old one.
         past: events of this step from before it was interrupted.
     """
 
-    def __init__(self, lesson: Lesson, *, clips: bool, past: Iterable[Event] = ()) -> None:
-        self.lesson, self.clips = lesson, clips
+    def __init__(
+        self,
+        lesson: Lesson,
+        *,
+        clips: bool,
+        penalties: Sequence[str] = (),
+        past: Iterable[Event] = (),
+    ) -> None:
+        self.lesson, self.clips, self.penalties = lesson, clips, penalties
+        self._penalty_share = 0.0
         self.voxels = [0] * len(lesson.structures)
         self._phase: str | None = None
         for event in past:
@@ -98,6 +110,10 @@ class StepMonitor:
             self._high = self._skipped = 0
             self._warned = False
         self.voxels = [a + b for a, b in zip(self.voxels, event["voxels"], strict=True)]
+        if self.penalties:
+            penalty = sum(event["terms"].get(name, 0.0) for name in self.penalties)
+            rest = max(event["loss"] - penalty, 1e-12)
+            self._penalty_share = max(self._penalty_share, penalty / rest)
         return self._gradient(float(event["grad_norm"]), event)
 
     def _gradient(self, norm: float, event: Event) -> list[Event]:
@@ -149,7 +165,7 @@ class StepMonitor:
         ]
 
     def end(self, volumes: Iterable[Volume]) -> list[Event]:
-        """Warnings once the step is taught: structures that no crop ever showed.
+        """Warnings once the step is taught: structures never shown, and penalties next to nothing.
 
         Args:
             volumes: what the step's crops were cut from.
@@ -157,7 +173,7 @@ class StepMonitor:
         held = set(self.lesson.learns)
         for volume in volumes:
             held |= {n for n, (inside, _) in annotated_voxels(volume).items() if inside}
-        return [
+        never = [
             warning(
                 self.lesson.number,
                 "never sampled",
@@ -167,6 +183,22 @@ class StepMonitor:
             )
             for name, voxels in zip(self.lesson.structures, self.voxels, strict=True)
             if name in held and not voxels
+        ]
+        return [*never, *self._faint_penalty()]
+
+    def _faint_penalty(self) -> list[Event]:
+        """A warning where what ties to the past was far below the rest of the loss throughout."""
+        if self.lesson.number == 1 or not self.penalties or self._penalty_share >= FAINT:
+            return []
+        return [
+            warning(
+                self.lesson.number,
+                "faint penalty",
+                f"step {self.lesson.number}: the terms that hold on to the past "
+                f"({', '.join(self.penalties)}) were at the most {self._penalty_share:.1e} times "
+                "the rest of the loss; where the run forgets as finetune does, raise their weight "
+                "(--set strategy.…); where it learns nothing new, lower it",
+            )
         ]
 
 

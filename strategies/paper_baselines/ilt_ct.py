@@ -11,14 +11,14 @@ defects of that code are options that are off: `legacy_shifted_dice`, `legacy_fr
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from clbench.nets.heads import Segmenter
 from clbench.spec.taxonomy import structure
-from clbench.strategy import UNKNOWN, Batch, Declaration, Group, Kit, Lesson, Memory, Output
+from clbench.strategy import UNKNOWN, Batch, Declaration, Kit, Lesson, Memory, Output
 from clbench.strategy.distillation import feature_mse, kd_sigmoid
 from clbench.strategy.losses import dice, targets
 
@@ -29,6 +29,11 @@ from .lwf_ct import LwfCt
 class IltCt(LwfCt):
     """ILT of Tables 10 and 11: pseudo labels, and distillation of the bottleneck."""
 
+    version: ClassVar[int] = 2  # in version 1 its output layer learned at 1 from step 2 on
+    new_classifier_lr: float = 100.0
+    """Factor on the learning rate of new rows from step 2 on, as in the authors' ILT."""
+    old_classifier_lr: float = 100.0
+    """The same of old rows, as in the authors' ILT, with a fresh classifier or without."""
     legacy_shifted_dice: bool = False
     """Softmax head: the Dice of a new structure takes the target of the next id of the paper's
     Table 2, as the authors' index is off by one (`y[:, 1:]` of labels that hold no background). The
@@ -37,8 +42,8 @@ class IltCt(LwfCt):
     liver tumor, is pulled towards the whole patch. What their files know of later steps is not had.
     """
     legacy_fresh_classifier: bool = False
-    """Start every step with a fresh output layer, at 100 times the learning rate: the authors'
-    loader drops every weight with "out" in its name."""
+    """Start every step with a fresh output layer: the authors' loader drops every weight with "out"
+    in its name."""
 
     def declares(self) -> Declaration:
         """The bottleneck's distance; for sigmoid heads old logits, too."""
@@ -64,13 +69,6 @@ class IltCt(LwfCt):
                 for i, name in enumerate(("background", *model.structures)):
                     head.weight[name].copy_(fresh.weight[i])
                     head.bias[name].copy_(fresh.bias[i : i + 1])
-
-    def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
-        """As the plain strategy; a fresh output layer learns faster."""
-        groups = super().groups(model, step, memory)
-        if self._starts_anew and step.old:
-            groups[-1] = Group(parameters=groups[-1].parameters, lr=100.0)
-        return groups
 
     def takes_teacher(self, step: Lesson) -> bool:
         """From step 2 on."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 class LwfCt(SoftmaxFinetune):
     """LwF of Tables 10 and 11: softmax head taught by hard pseudo labels."""
 
+    version: ClassVar[int] = 1  # the rates of its output layer are the source's, as ever
+    new_classifier_lr: float = 1.0
+    """Factor on the learning rate of new rows from step 2 on, as in the authors' CT code."""
+    old_classifier_lr: float = 1.0
+    """The same of old rows, as in the authors' CT code."""
     unlabelled: Literal["ignore", "background"] = "ignore"
     head: Literal["softmax", "sigmoid"] = "softmax"
     """Output layer with background, as in the tables, or the Universal Model's heads."""
@@ -55,6 +60,7 @@ class LwfCt(SoftmaxFinetune):
     """By which rules of `clbench.data.postprocess`; as it is, those of the authors' code."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known(self.rules, "strategy.rules")
 
     def declares(self) -> Declaration:
@@ -77,7 +83,9 @@ class LwfCt(SoftmaxFinetune):
 
     def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
         """As the plain strategy."""
-        return self.first_step().groups(model, step, memory)
+        if self.head == "sigmoid":
+            return self.first_step().groups(model, step, memory)
+        return super().groups(model, step, memory)
 
     def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
         """(B, C, …) logits → (B, K, …): the argmax of the softmax, or each sigmoid."""

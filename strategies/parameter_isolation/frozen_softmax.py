@@ -8,14 +8,14 @@ Source: DFT*, Zhang et al., arXiv 2508.04267 (2025), and their code. Theirs allo
 of all steps in advance, which stand in the softmax of step 1 and learn to be never true:
 `preallocate`, as many as the course will add, is DFT*; no other method here is told in step 1 how
 many structures are to come, so the default is 0. Differs: 3-D; Dice of the new structures is added
-(`dice=false` takes it out); one rate of new rows (`classifier_lr`), where theirs is set per setting
-over a range of 200.
+(`dice=false` takes it out); one rate of new rows (`new_classifier_lr`), where theirs is set per
+setting over a range of 200.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,12 +32,14 @@ from clbench.strategy.partial_labels import allowed_channels, mean_ce
 class FrozenSoftmax(SoftmaxFinetune):
     """Backbone, background and old channels of a softmax are fixed; only new channels learn."""
 
+    version: ClassVar[int] = 1  # its new rows always learned at 100
     unlabelled: Literal["ignore", "background"] = "background"
     preallocate: int = 0
     """Channels without a structure that step 1 trains along as never true; new structures take
     them over in order."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.preallocate < 0:
             raise SettingError(
                 "channels cannot be taken away in advance",
@@ -51,7 +53,14 @@ class FrozenSoftmax(SoftmaxFinetune):
         """Plain training, unless further channels stand in the softmax."""
         if self.preallocate == 0:
             return super().first_step()
-        return replace(self, unlabelled="background", annotated_old="annotation")
+        plain = FrozenSoftmax()
+        return replace(
+            self,
+            unlabelled="background",
+            annotated_old="annotation",
+            new_classifier_lr=plain.new_classifier_lr,
+            old_classifier_lr=plain.old_classifier_lr,
+        )
 
     def build(self, kit: Kit, step: Lesson) -> nn.Module:
         """Backbone and output layer: background, step 1's structures, channels in reserve."""
@@ -78,7 +87,7 @@ class FrozenSoftmax(SoftmaxFinetune):
         assert isinstance(model, Segmenter)  # noqa: S101  # built above
         assert isinstance(model.head, StepwiseConvHead)  # noqa: S101  # built above
         rows = model.head.rows([*step.learns, *model.head.unused])
-        return [Group(parameters=rows, lr=self.classifier_lr)]
+        return [Group(parameters=rows, lr=self.new_classifier_lr)]
 
     def losses(
         self, batch: Batch, new: Output, old: Output | None, memory: Memory

@@ -14,16 +14,19 @@ from locations import GOLDEN_FILES
 from torch import Tensor
 from torch.nn import functional
 
+from clbench.errors import SettingError
 from clbench.nets.backbones import small_unet
 from clbench.nets.growing_decoders import one_winner
 from clbench.nets.output import Output
 from clbench.strategies.decoder_growth.method import DecoderGrowth
 from clbench.strategies.ilt import Ilt
 from clbench.strategies.lwf import Lwf
+from clbench.strategies.mbs import Mbs
 from clbench.strategies.mib import Mib
 from clbench.strategies.paper_baselines.ilt_ct import IltCt
 from clbench.strategies.paper_baselines.lwf_ct import LwfCt
 from clbench.strategies.paper_baselines.plop_ct import PlopCt
+from clbench.strategies.parameter_isolation.frozen_softmax import FrozenSoftmax
 from clbench.strategies.plop import THRESHOLDS, Plop
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
 from clbench.strategies.universal import Universal
@@ -267,17 +270,61 @@ def test_what_a_case_does_not_annotate_is_background_as_the_authors_taught_it() 
     assert terms_of(legacy, old) == terms_of(plain, old)
 
 
-def test_the_output_layer_has_its_own_rate_in_step_1_alone() -> None:
+def rates_of(made: Strategy) -> tuple[list[float], dict[str, float]]:
+    """Rates of step 1's groups; in step 2 the rate of each row, and of the body as "body"."""
+    kit = Kit(
+        backbone=lambda: small_unet(8), encode=lambda names: torch.zeros(len(names), 512), seed=0
+    )
+    first = Lesson(number=1, learns=FOUR[:2], structures=FOUR[:2], source="x")
+    second = Lesson(number=2, learns=FOUR[2:], structures=FOUR, source="x")
+    model = made.first_step().build(kit, first)
+    rates = [g.lr for g in made.first_step().groups(model, first, {})]
+    made.grow(model, kit, second)
+    names = {p: n.split(".")[-1] if n.startswith("head") else "body"
+             for n, p in model.named_parameters()}  # fmt: skip
+    groups = made.groups(model, second, {})
+    every = [p for g in groups for p in g.parameters]
+    assert len(every) == len(set(every))
+    return rates, {names[p]: g.lr for g in groups for p in g.parameters}
+
+
+def test_the_output_layer_keeps_its_rate_but_where_a_source_says_otherwise() -> None:
+    same: tuple[type[SoftmaxFinetune], ...] = (SoftmaxFinetune, Lwf, Ilt, Mib, Plop, Mbs, IltCt)
+    rows = dict.fromkeys(("background", *FOUR), 100.0)
+    for kind in same:
+        assert rates_of(kind()) == ([1.0, 100.0], {"body": 1.0, **rows}), kind
+        assert (kind.version, kind.first_step(kind())) == (2, SoftmaxFinetune())
+    for kind in (LwfCt, PlopCt):  # the authors' code
+        assert rates_of(kind()) == ([1.0, 100.0], dict.fromkeys(("body", *rows), 1.0)), kind
+        assert kind.version == 1
+    assert rates_of(IltCt(legacy_fresh_classifier=True))[1] == {"body": 1.0, **rows}
+    assert rates_of(IltCt(head="sigmoid"))[1]["body"] == 1.0
+
+
+def test_rates_of_old_and_of_new_rows_are_options() -> None:
+    old, new = ("background", *FOUR[:2]), FOUR[2:]
+    made = Lwf(classifier_lr=7.0, new_classifier_lr=5.0, old_classifier_lr=3.0)
+    want = {"body": 1.0, **dict.fromkeys(old, 3.0), **dict.fromkeys(new, 5.0)}
+    assert rates_of(made) == ([1.0, 7.0], want)
+    assert rates_of(Ilt(freeze_encoder=True, old_classifier_lr=3.0))[1]["liver"] == 3.0
+    assert rates_of(FrozenSoftmax(new_classifier_lr=5.0))[1] == dict.fromkeys(new, 5.0)
+    with pytest.raises(SettingError, match="old_classifier_lr"):
+        LwfCt(old_classifier_lr=-1.0)
+
+
+def test_splitting_the_background_is_an_option_of_plop() -> None:
     kit = Kit(
         backbone=lambda: small_unet(8), encode=lambda names: torch.zeros(len(names), 8), seed=0
     )
     first = Lesson(number=1, learns=FOUR[:2], structures=FOUR[:2], source="x")
     second = Lesson(number=2, learns=FOUR[2:], structures=FOUR, source="x")
-    for made, rate in ((SoftmaxFinetune(), 100.0), (Lwf(classifier_lr=7.0).first_step(), 7.0)):
-        model = made.build(kit, first)
-        rates = [g.lr for g in made.groups(model, first, {})]
+    for splits in (True, False):
+        made = Plop(splits_background=splits)
+        model: Any = made.build(kit, first)
         made.grow(model, kit, second)
-        assert (rates, [g.lr for g in made.groups(model, second, {})]) == ([1.0, rate], [1.0, 1.0])
+        weight = model.head.weight
+        assert torch.equal(weight[FOUR[2]], weight["background"]) == splits
+        assert made.declaration.keeps_old_logits == (not splits)
 
 
 def test_annotated_old_structures_may_be_taught_by_predictions() -> None:

@@ -99,6 +99,23 @@ def test_a_spike_warns_once_a_phase_and_an_explosion_stops() -> None:
     assert "cases 2/5" in str(err.value)
 
 
+def test_a_penalty_far_below_the_loss_warns_once_at_the_end() -> None:
+    def one(penalty: float) -> Any:
+        return {**update(2.0), "loss": 1.0 + penalty, "terms": {"dice": 1.0, "penalty": penalty}}
+
+    past = [one(0.0), one(3e-6)]
+    watch = StepMonitor(LESSON, clips=False, penalties=("penalty",), past=past)
+    assert watch.see(one(1e-6)) == []
+    (said,) = [w for w in watch.end([]) if w["kind"] == "faint penalty"]
+    for part in ("step 2", "penalty", "3.0e-06", "--set strategy"):
+        assert part in said["message"]
+    watch.see(one(1e-3))  # once it acted
+    assert not any(w["kind"] == "faint penalty" for w in watch.end([]))
+    watch = StepMonitor(replace(LESSON, number=1), clips=False, penalties=("penalty",), past=past)
+    assert not any(w["kind"] == "faint penalty" for w in watch.end([]))
+    assert not StepMonitor(LESSON, clips=False, past=past)._faint_penalty()
+
+
 def test_a_clipped_explosion_goes_on_and_a_new_phase_starts_anew() -> None:
     watch = StepMonitor(LESSON, clips=True)
     for norm in (2.0,) * 30:
