@@ -101,10 +101,20 @@ class CostError(ClbenchError):
     """Operations that cannot be counted."""
 
 
+def first_line(err: BaseException) -> str:
+    """What another library's exception says, in one line; its type where it says nothing."""
+    return next(iter(str(err).splitlines()), "") or type(err).__name__
+
+
 def closest(name: str, known: Iterable[str]) -> str | None:
     """The registered name most like `name`, or None when nothing is close."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return found[0] if found else None
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The next step after a name nobody knows: the one most like it; None where none is."""
+    guess = closest(name, known)
+    return f"did you mean {guess!r}?" if guess else None
 
 
 _LISTED = dict.fromkeys(
@@ -122,11 +132,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str], where: object = Non
         where: the file or option that holds the name.
     """
     names = sorted(known)
-    guess = closest(name, names)
     return UnknownName(
         f"there is no {kind} called {name!r}",
         where=where,
         expected=f"one of: {', '.join(names)}" if names else f"a {kind}; none is installed",
         got=name,
-        next_step=f"did you mean {guess!r}?" if guess else _LISTED.get(kind),
+        next_step=did_you_mean(name, names) or _LISTED.get(kind),
     )

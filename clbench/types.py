@@ -26,6 +26,12 @@ def triple(values: Iterable[T]) -> tuple[T, T, T]:
     return x, y, z
 
 
+def mask_of(bits: NDArray[Any], place: int) -> NDArray[np.bool_]:
+    """Voxels of the structure at a place of bit patterns."""
+    mask: NDArray[np.bool_] = (bits >> bits.dtype.type(place) & bits.dtype.type(1)).astype(bool)
+    return mask
+
+
 def bits_dtype(count: int) -> np.dtype[Any]:
     """The smallest unsigned type with one bit per structure.
 

@@ -20,7 +20,7 @@ from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, i
 from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
-from clbench.errors import DataError
+from clbench.errors import DataError, first_line
 from clbench.store.arrays import DEFLATE, MAX_VOXELS, memory_bytes
 
 _EXTENSIONS = 1 << 24
@@ -32,12 +32,11 @@ _CHUNK = 1 << 22
 
 def damaged(path: Path, err: BaseException) -> DataError:
     """The error for a file that no reader can make sense of."""
-    text = str(err).splitlines()
     return DataError(
         "the file is damaged or is not NIfTI",
         where=path,
         expected="a whole .nii or .nii.gz file",
-        got=text[0] if text else type(err).__name__,
+        got=first_line(err),
         next_step="download or convert it again, or leave the case out of the split "
         "(`without` of a drawn one)",
     )

@@ -19,7 +19,7 @@ from clbench.data.volume import Index
 from clbench.errors import StoreError
 from clbench.store import files
 from clbench.store.arrays import mapped
-from clbench.types import bits_dtype
+from clbench.types import bits_dtype, mask_of
 
 
 def write_pseudo(path: Path, names: Sequence[str], array: NDArray[np.uint8]) -> None:
@@ -117,10 +117,7 @@ class PseudoMap:
                 continue
             i = self.names.index(name)
             if self.hard:
-                one = part.dtype.type(1)
-                out[k] = ((part >> part.dtype.type(i)) & one).astype(np.uint8) * np.uint8(
-                    PSEUDO_SCALE
-                )
+                out[k] = np.where(mask_of(part, i), PSEUDO_SCALE, 0)
             else:
                 out[k] = part[i]
         return out

@@ -20,7 +20,7 @@ from clbench.data.nifti import grid, spacing_of
 from clbench.errors import DataError
 from clbench.spec.benchmark import Preprocessing, Source
 from clbench.store.arrays import MAX_VOXELS
-from clbench.types import triple
+from clbench.types import mask_of, triple
 
 Index = tuple[slice, slice, slice]
 CENTERS_KEPT = 50_000
@@ -83,10 +83,9 @@ class Volume:
         """(K, d, h, w) uint8: 0, 1, or 255 where this case does not annotate the structure."""
         bits = self.bits[index]
         out = np.full((len(structures), *bits.shape), UNKNOWN, dtype=np.uint8)
-        one = bits.dtype.type(1)
         for k, name in enumerate(structures):
             if name in self.annotated and name in self.names:
-                out[k] = (bits >> bits.dtype.type(self.names.index(name))) & one
+                out[k] = mask_of(bits, self.names.index(name))
         return out
 
     def showing(self, structures: Iterable[str]) -> Volume:
@@ -126,7 +125,7 @@ class Volume:
         The files are read again.
         """
         bits = self.native_bits()
-        mask = (bits >> bits.dtype.type(self.names.index(name))) & bits.dtype.type(1) != 0
+        mask = mask_of(bits, self.names.index(name))
         vox = int(np.count_nonzero(mask))
         native_mm, model_mm = spacing_of(self.native_affine), spacing_of(self.affine)
         if not vox or keeps_a_voxel(mask, native_mm, model_mm):  # what the crop cut off is no loss

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from clbench.data.find_files import passed_over
 from clbench.data.nifti import MAX_SHEAR, Grid, usable_affine
 from clbench.deployment.scan import Scan
-from clbench.errors import DataError, SettingError
+from clbench.errors import DataError, SettingError, first_line
 from clbench.store.arrays import MAX_VOXELS
 
 if TYPE_CHECKING:
@@ -119,12 +119,11 @@ def _archive(path: Path, _changed_ns: int) -> zipfile.ZipFile:
 
 
 def _unreadable(file: DicomFile, err: BaseException) -> DataError:
-    text = str(err).splitlines()
     return DataError(
         "a DICOM file cannot be read",
         where=file.label,
         expected="a whole DICOM file, not encrypted",
-        got=text[0] if text else type(err).__name__,
+        got=first_line(err),
         next_step="export the series again; without the slice the volume would have a gap",
     )
 

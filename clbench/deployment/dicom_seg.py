@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 import clbench
 from clbench.deployment.dicom import INSTALL, Series, headers
 from clbench.deployment.masks import OnScanGrid
-from clbench.errors import DataError, SettingError
+from clbench.errors import DataError, SettingError, first_line
 from clbench.spec.taxonomy import structure
 from clbench.store import files
-from clbench.types import Bits
+from clbench.types import Bits, mask_of
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -81,10 +81,9 @@ def write_segmentations(
     written = []
     columns, rows, planes = series.grid.shape
     for k, name in enumerate(structures):
-        mask = ((bits >> bits.dtype.type(k)) & bits.dtype.type(1)).astype(np.uint8)
         pixels = np.zeros((planes, rows, columns), dtype=np.uint8)
         first = 0
-        for slab in way.slabs(mask):
+        for slab in way.slabs(mask_of(bits, k)):
             stop = first + slab.shape[2]
             pixels[first:stop] = slab.transpose(2, 1, 0)
             first = stop
@@ -132,12 +131,11 @@ def source_headers(series: Series) -> list[Dataset]:
 
 
 def _not_enough(series: Series, err: Exception) -> DataError:
-    text = str(err).splitlines()
     return DataError(
         "no segmentation object can be made for this series",
         where=series.where,
         expected="slices that name patient, study and frame of reference",
-        got=text[0] if text else type(err).__name__,
+        got=first_line(err),
         next_step="export the original series from the archive (PACS), or leave out --dicom-seg",
     )
 

@@ -40,7 +40,7 @@ from clbench.run.course import alone
 from clbench.spec.benchmark import Rescale
 from clbench.store import files
 from clbench.training.resume import Watch
-from clbench.types import Bits
+from clbench.types import Bits, mask_of
 
 RECORD = "predictions.json"
 """The record of a folder of predictions."""
@@ -390,9 +390,7 @@ def _write_masks(
 ) -> list[Path]:
     """Write a file per structure; returns their paths."""
     paths = []
-    one = bits.dtype.type(1)
     for k, name in enumerate(structures):
-        mask = ((bits >> bits.dtype.type(k)) & one).astype("uint8")
         paths.append(folder / f"{name}.nii.gz")
-        write_nifti(paths[-1], way.slabs(mask), grid)
+        write_nifti(paths[-1], way.slabs(mask_of(bits, k).view("uint8")), grid)
     return paths

@@ -17,7 +17,7 @@ from safetensors.numpy import load as load_arrays
 
 from clbench.data.cache import VolumeCache
 from clbench.data.catalog import Catalog
-from clbench.errors import SettingError, StoreError
+from clbench.errors import SettingError, StoreError, first_line
 from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.nets.text_encodings import Vectors
 from clbench.run.models import loaded, predictor, windows_fit
@@ -256,7 +256,7 @@ def _vectors(plan: Plan, record: RunRecord, folder: Path) -> Vectors:
             "the text vectors of a run cannot be read",
             where=path,
             expected=", ".join(names),
-            got=str(err).splitlines()[0] if str(err) else type(err).__name__,
+            got=first_line(err),
             next_step="import the model again",
         ) from err
     return Vectors(names=names, array=array, record=record.text_encoding)

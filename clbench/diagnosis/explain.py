@@ -41,6 +41,7 @@ from clbench.run.record import catalog_of
 from clbench.store import run_folder
 from clbench.store.files import COPY_RUN
 from clbench.store.record import RunRecord
+from clbench.store.run_folder import prediction_path
 from clbench.training.resume import Watch
 from clbench.types import Bits
 
@@ -238,8 +239,7 @@ class Predictions:
 
     def stored(self, step: int, volume: Volume) -> Path:
         """Where the prediction of a test case after a step is stored, if it is."""
-        name = f"{volume.source}_{volume.case}.npz"
-        return self.folder / "predictions" / f"step{step}" / name
+        return prediction_path(self.folder, step, volume.source, volume.case)
 
     def of(self, step: int, volume: Volume) -> tuple[Bits, tuple[str, ...]]:
         """(D, H, W) bit patterns on the model's grid, and the structures of their bits.

@@ -56,7 +56,6 @@ class LostDiceRow:
 
 
 COLUMNS = tuple(f.name for f in dataclasses.fields(LostDiceRow))
-_WHOLE = ("step", "learned_at", "truth_vox", "voxels")
 _CELL = attrgetter("step", "eval_set", "case", "structure")
 
 
@@ -126,7 +125,13 @@ def read_lost_dice(path: Path) -> list[LostDiceRow]:
         StoreError: missing, damaged, or parts that do not add up to their total.
     """
     again = "make it with `clbench explain RUN`"
-    rows = read_rows(path, COLUMNS, _row, what="the parts of the lost Dice", next_step=again)
+    rows = read_rows(
+        path,
+        LostDiceRow,
+        what="the parts of the lost Dice",
+        next_step=again,
+        allowed={"part": (*PARTS, TOTAL)},
+    )
     parts: dict[Any, list[LostDiceRow]] = defaultdict(list)
     for row in rows:
         parts[_CELL(row)].append(row)
@@ -147,14 +152,6 @@ def read_lost_dice(path: Path) -> list[LostDiceRow]:
                 next_step=again,
             )
     return rows
-
-
-def _row(cells: dict[str, str]) -> LostDiceRow:
-    if cells["part"] not in (*PARTS, TOTAL):
-        raise ValueError(repr(cells["part"]))
-    values: dict[str, Any] = dict(cells)
-    values.update({name: int(cells[name]) for name in _WHOLE})
-    return LostDiceRow(**{**values, "dice": float(cells["dice"])})
 
 
 # ------------------------------------------------------------------------------------- summaries
@@ -298,17 +295,9 @@ def read_head_body(path: Path) -> list[HeadBodyRow]:
     Raises:
         StoreError: missing or damaged.
     """
-
-    def parse(cells: dict[str, str]) -> HeadBodyRow:
-        values: dict[str, Any] = dict(cells)
-        values.update({name: int(cells[name]) for name in ("step", "learned_at")})
-        values.update({name: float(cells[name]) for name in DICES})
-        return HeadBodyRow(**values)
-
     return read_rows(
         path,
-        HEAD_BODY_COLUMNS,
-        parse,
+        HeadBodyRow,
         what="the Dice of exchanged heads and bodies",
         next_step="make it with `clbench explain RUN`",
     )

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.data.volume import Volume
-from clbench.errors import StoreError
+from clbench.errors import StoreError, first_line
 from clbench.store import files
 from clbench.store.arrays import MAX_VOXELS, read_npz
-from clbench.types import Bits, bits_dtype
+from clbench.types import Bits, bits_dtype, mask_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +57,6 @@ def write_prediction(
     Raises:
         StoreError: the folder cannot be written or the disk is full.
     """
-    one = bits.dtype.type(1)
     arrays: dict[str, NDArray[Any]] = {
         "shape": np.array(bits.shape, dtype=np.int64),
         "affine": np.asarray(affine, dtype=np.float64),
@@ -66,7 +65,7 @@ def write_prediction(
         "case": np.array(case, dtype=np.str_),
     }
     for k, name in enumerate(structures):
-        arrays[f"mask_{name}"] = np.packbits((bits >> bits.dtype.type(k)) & one)
+        arrays[f"mask_{name}"] = np.packbits(mask_of(bits, k))
     files.atomic_write(
         path,
         lambda file: np.savez_compressed(file, allow_pickle=False, **arrays),
@@ -111,9 +110,31 @@ def read_prediction(path: Path) -> Prediction:
             "a prediction cannot be read",
             where=path,
             expected="a file written by clbench",
-            got=str(err).splitlines()[0] if str(err) else type(err).__name__,
+            got=first_line(err),
             next_step="delete it and examine the run again with --fresh",
         ) from err
+
+
+def refuse_other_grid(path: Path, prediction: Prediction, volume: Volume) -> None:
+    """A stored prediction must lie on the grid of its case.
+
+    Args:
+        path: where it is stored.
+        prediction: it.
+        volume: the case.
+
+    Raises:
+        StoreError: another shape, or another place.
+    """
+    same_shape = prediction.bits.shape == volume.bits.shape
+    if not same_shape or not np.allclose(prediction.affine, volume.affine, atol=1e-6):
+        raise StoreError(
+            "a stored prediction is not of this case",
+            where=path,
+            expected=f"shape {volume.bits.shape}, the grid of {volume.source}/{volume.case}",
+            got=f"shape {prediction.bits.shape}" + (", in another place" if same_shape else ""),
+            next_step="put the right file back, or run again with --fresh",
+        )
 
 
 def prediction_of(path: Path, volume: Volume, structures: Sequence[str]) -> Prediction:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from clbench.errors import SettingError
+from clbench.errors import SettingError, first_line
 from clbench.spec.benchmark import Source
 from clbench.store.checkpoint import unpack
 
@@ -236,7 +236,7 @@ def _read(path: Path) -> Any:
             "the file of backbone weights cannot be read safely",
             where=f"backbone.weights={path}",
             expected="tensors and plain containers, in .pt, .pth or .safetensors",
-            got=str(err).splitlines()[0] if str(err) else type(err).__name__,
+            got=first_line(err),
             next_step="save its state_dict again with torch.save or safetensors",
         ) from err
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
-from clbench.errors import SettingError
+from clbench.errors import SettingError, first_line
 from clbench.spec import registry
 from clbench.spec.settings import TextSettings
 from clbench.spec.taxonomy import STRUCTURES, structure
@@ -310,7 +310,7 @@ def _read(path: Path) -> Any:
             "the file of text vectors cannot be read safely",
             where=path,
             expected=".pth, .npy or .safetensors with tensors alone",
-            got=str(err).splitlines()[0] if str(err) else type(err).__name__,
+            got=first_line(err),
             next_step="save the vectors again with safetensors",
         ) from err
 

@@ -86,7 +86,7 @@ def examine_step(
     }
     for done, ((source, case), number) in enumerate(sorted(exams.items()), 1):
         name = f"{source}_{case}"
-        drawn = plan.folder / "predictions" / f"step{lesson.number}" / f"{name}.npz"
+        drawn = run_folder.prediction_path(plan.folder, lesson.number, source, case)
         exam = stored.get(name) if drawn.exists() or not plan.settings.keep_predictions else None
         if exam is None:
             start = time.monotonic()

@@ -73,7 +73,7 @@ def score_run(
         }
         cases = list(exam_cases(catalog))
         files = {
-            (t, s, c): folder / "predictions" / f"step{t}" / f"{s}_{c}.npz"
+            (t, s, c): run_folder.prediction_path(folder, t, s, c)
             for _, s, c in cases
             for t in range(1, last + 1)
         }

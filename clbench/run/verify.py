@@ -198,7 +198,7 @@ def _again(
     for number, source, case in exam_cases(catalog):
         volume = catalog.open(number, case, "test")
         for step in range(1, record.steps_done + 1):
-            path = folder / "predictions" / f"step{step}" / f"{source}_{case}.npz"
+            path = run_folder.prediction_path(folder, step, source, case)
             structures = catalog.benchmark.structures(step)
             context = context_of(record, catalog.benchmark, step)
             bits = prediction_of(path, volume, structures).bits

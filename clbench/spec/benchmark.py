@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Predicate
 from pydantic import AliasChoices, Field
 
-from clbench.errors import SpecError, closest
+from clbench.errors import SpecError, did_you_mean
 from clbench.spec.names import need_case, need_name
 from clbench.spec.splits import NOT_AT_HAND, Cases
 from clbench.spec.splits import Draw as Draw
@@ -301,12 +301,11 @@ class Benchmark:
         for step in self.steps:
             here = f"{where}, step {step.name!r}"
             if step.source not in known:
-                guess = closest(step.source, known)
                 raise SpecError(
                     f"the step's source {step.source!r} is not defined",
                     where=here,
                     expected=f"one of {', '.join(known)}",
-                    next_step=f"did you mean {guess!r}?" if guess else None,
+                    next_step=did_you_mean(step.source, known),
                 )
             if not step.learns:
                 raise SpecError("a step must learn at least one structure", where=here)

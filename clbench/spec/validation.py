@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import GenerateJsonSchema
 
-from clbench.errors import ClbenchError, closest
+from clbench.errors import ClbenchError, closest, did_you_mean
 
 T = TypeVar("T")
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -117,12 +117,11 @@ def from_validation_error(
 
     if not named:
         requirement = _words(spot, defs, name)
-        guess = closest(str(given), spot.get("enum", []))
         return raised(
             f"{prefix}{name} must be {requirement}",
             where=where,
             got=repr(given),
-            next_step=f"did you mean {guess!r}?" if guess else None,
+            next_step=did_you_mean(str(given), spot.get("enum", [])),
         )
     holder = _resolved(spot, defs)
     known = [f"{prefix}{n}" for n in holder.get("properties", {})]

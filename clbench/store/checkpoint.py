@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from clbench.errors import StoreError
+from clbench.errors import StoreError, first_line
 from clbench.store import files
 from clbench.store.arrays import stored_only
 
@@ -146,14 +146,14 @@ def load(path: Path) -> dict[str, Any]:
         raise StoreError(
             "a checkpoint holds more than tensors and primitives, or is damaged; it was not opened",
             where=path,
-            got=str(err).splitlines()[0],
+            got=first_line(err),
             next_step="delete the file and run again; the step is then taught anew",
         ) from err
     except (OSError, ValueError) as err:
         raise StoreError(
             "a checkpoint cannot be read",
             where=path,
-            got=str(err).splitlines()[0] if str(err) else type(err).__name__,
+            got=first_line(err),
             next_step="delete the file and run again; the step is then taught anew",
         ) from err
     schema = content.get("schema") if isinstance(content, dict) else None

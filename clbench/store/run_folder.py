@@ -71,8 +71,6 @@ class Score:
 
 
 COLUMNS = tuple(f.name for f in dataclasses.fields(Score))
-_WHOLE = {"bench_version", "seed", "step", "learned_at"}
-_COUNT = {"gt_vox", "pred_vox"}
 
 
 def _key(row: Score) -> tuple[Any, ...]:
@@ -125,19 +123,20 @@ def read_scores(path: Path) -> list[Score]:
         StoreError: missing, other columns, or a value that is none; names the line.
     """
     again = "finish the run by repeating its command"
-    return read_rows(path, COLUMNS, _score, what="the scores", next_step=again)
+    words = {"scoring": SCORINGS, "status": STATUSES}
+    return read_rows(path, Score, what="the scores", next_step=again, allowed=words)
 
 
-def _score(cells: dict[str, str]) -> Score:
-    values: dict[str, Any] = dict(cells)
-    for name in _WHOLE:
-        values[name] = int(cells[name])
-    for name in _COUNT:
-        values[name] = int(cells[name]) if cells[name] else None
-    values["value"] = float(cells["value"])
-    if cells["scoring"] not in SCORINGS or cells["status"] not in STATUSES:
-        raise ValueError(f"{cells['scoring']!r}, {cells['status']!r}")
-    return Score(**values)
+def prediction_path(folder: Path, step: int, source: str, case: str) -> Path:
+    """Where a run stores the prediction of a test case.
+
+    Args:
+        folder: the run.
+        step: 1-based step after which it is predicted.
+        source: of the case.
+        case: its id.
+    """
+    return folder / "predictions" / f"step{step}" / f"{source}_{case}.npz"
 
 
 def find_runs(results: Path, *, bench: str | None = None) -> list[Path]:

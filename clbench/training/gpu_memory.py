@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from clbench.errors import SettingError
+from clbench.errors import SettingError, first_line
 from clbench.spec.settings import Profile
 
 SMALLEST_SIDE_VOX = 64
@@ -46,7 +46,6 @@ def enough_memory(
         if not _is_out_of_memory(err):
             raise
         patch = "x".join(map(str, patch_vox))
-        text = str(err)
         where = "; ".join([doing, *getattr(err, "__notes__", ())])
         traceback.clear_frames(err.__traceback__)  # they hold what the update had allocated
         raise SettingError(
@@ -55,7 +54,7 @@ def enough_memory(
             expected=f"room for train.batch = {profile.train.batch}, data.patch_vox = {patch}, "
             f"train.amp = {profile.train.amp}, examine.windows = {profile.examine.windows}, "
             f"backbone.size = {profile.backbone.size}",
-            got=text.splitlines()[0] if text else type(err).__name__,
+            got=first_line(err),
             next_step=f"{smaller_setting(profile, patch_vox, teaching=teaching)}, or free the GPU "
             "of other processes",
         ) from err

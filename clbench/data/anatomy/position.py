@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from clbench.data.anatomy.midline import body_outline, midline
 from clbench.data.phantom.anatomy import tissues
 from clbench.spec.taxonomy import structure
+from clbench.types import mask_of
 
 GRID_MM = 4.0
 """The case is looked at in steps of about this size."""
@@ -83,7 +84,7 @@ def anatomy_notes(
     coarse = tuple(slice(None, None, step) for step in steps)
     mm = np.asarray(spacing_mm, dtype=np.float64) * steps
     hu = np.asarray(image[coarse], dtype=np.float32)
-    masks = {name: (bits[coarse] >> bits.dtype.type(k)) & 1 != 0 for k, name in enumerate(names)}
+    masks = {name: mask_of(bits[coarse], k) for k, name in enumerate(names)}
     masks = {name: mask for name, mask in masks.items() if np.count_nonzero(mask) >= MIN_VOX}
     centers = {name: np.argwhere(mask).mean(axis=0) * mm for name, mask in masks.items()}
     plane = midline(hu, mm)

@@ -18,8 +18,9 @@ from clbench.spec.splits import PARTS
 from clbench.store import files
 from clbench.store.csv_rows import read_rows, rows_bytes
 from clbench.store.record import RunRecord
+from clbench.store.run_folder import prediction_path
 from clbench.training.resume import Watch
-from clbench.types import Bits
+from clbench.types import Bits, mask_of
 
 FILE = "agreement.csv"
 """In the run folder: one row per case and old structure."""
@@ -85,7 +86,7 @@ def _bits(
 ) -> Bits:
     """What a model answers for a case of the last step, stored or predicted now."""
     source = catalog.source(step).name
-    stored = folder / "predictions" / f"step{model.step}" / f"{source}_{case}.npz"
+    stored = prediction_path(folder, model.step, source, case)
     if part == "test" and stored.is_file():
         return read_prediction(stored).bits
     purpose: dict[str, Purpose] = {"train": "train", "validation": "validation", "test": "test"}
@@ -106,9 +107,7 @@ def compared(
     """
     rows = []
     for k, name in enumerate(structures):
-        a, b = (
-            ((bits >> bits.dtype.type(k)) & bits.dtype.type(1)).astype(bool) for bits in (old, new)
-        )
+        a, b = mask_of(old, k), mask_of(new, k)
         counts = Counts(
             both_vox=int(np.count_nonzero(a & b)),
             pred_vox=int(np.count_nonzero(b)),
@@ -142,16 +141,5 @@ def read_agreement(folder: Path) -> list[Agreement]:
             next_step="repeat the `clbench extend` that made the run",
         )
     return read_rows(
-        folder / FILE, COLUMNS, _row, what="the agreement", next_step="repeat `clbench extend`"
-    )
-
-
-def _row(cells: dict[str, str]) -> Agreement:
-    numbers = {name: int(cells[name]) for name in COLUMNS[4:]}
-    return Agreement(
-        case=cells["case"],
-        part=cells["part"],
-        structure=cells["structure"],
-        agreement=float(cells["agreement"]),
-        **numbers,
+        folder / FILE, Agreement, what="the agreement", next_step="repeat `clbench extend`"
     )

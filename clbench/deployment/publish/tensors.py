@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from clbench.errors import StoreError
+from clbench.errors import StoreError, first_line
 from clbench.store import checkpoint
 
 HEADER = "clbench"
@@ -44,7 +44,7 @@ def write_tensors(file: BinaryIO, content: dict[str, Any]) -> None:
             "a checkpoint holds a tensor that safetensors cannot",
             where=getattr(file, "name", None),
             expected="dense tensors of usual types",
-            got=str(err).splitlines()[0] if str(err) else type(err).__name__,
+            got=first_line(err),
             next_step="a strategy keeps such tensors in its memory as plain ones",
         ) from err
     file.write(packed)
@@ -77,7 +77,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
             "a file of weights cannot be read",
             where=path,
             expected="safetensors written by `clbench export`",
-            got=str(err).splitlines()[0] if str(err) else type(err).__name__,
+            got=first_line(err),
             next_step="download or export it again",
         ) from err
     if got != expected:

@@ -28,14 +28,14 @@ from clbench.data.nifti import spacing_of
 from clbench.data.volume import Volume
 from clbench.deployment.masks import paint_order
 from clbench.errors import StoreError, unknown_name
-from clbench.evaluation.predictions import Prediction, read_prediction
+from clbench.evaluation.predictions import Prediction, read_prediction, refuse_other_grid
 from clbench.report.figures.slices import areas, best_slice, palette
 from clbench.report.figures.style import name_of
 from clbench.report.scores import title_of
 from clbench.run.record import catalog_of
 from clbench.store import files
 from clbench.store.record import RunRecord
-from clbench.store.run_folder import read_scores
+from clbench.store.run_folder import prediction_path, read_scores
 from clbench.types import Bits
 
 LARGEST_BYTES = 20_000_000
@@ -103,7 +103,7 @@ def write_case_page(
     catalog = catalog_of(record, data=data, cache=cache)
     volume = _opened(catalog, source, case_id)
     for path, prediction in stored.values():
-        _same_grid(path, prediction, volume)
+        refuse_other_grid(path, prediction, volume)
     steps = range(1, record.steps_done + 1)
     missing = [t for t in steps if t not in stored]
     notes = [f"no prediction is stored after step {t}" for t in missing]
@@ -162,10 +162,7 @@ def stored_predictions(
     Raises:
         StoreError: there is none, or one is damaged.
     """
-    paths = {
-        t: run / "predictions" / f"step{t}" / f"{source}_{case}.npz"
-        for t in range(1, record.steps_done + 1)
-    }
+    paths = {t: prediction_path(run, t, source, case) for t in range(1, record.steps_done + 1)}
     there = {t: path for t, path in paths.items() if path.is_file()}
     if not there:
         raise StoreError(
@@ -186,18 +183,6 @@ def _opened(catalog: Catalog, source: str, case: str) -> Volume:
     return catalog.cache.get(
         catalog.files[source][case], catalog.source(number), catalog.preprocessing
     )
-
-
-def _same_grid(path: Path, prediction: Prediction, volume: Volume) -> None:
-    same_shape = prediction.bits.shape == volume.bits.shape
-    if not same_shape or not np.allclose(prediction.affine, volume.affine, atol=1e-6):
-        raise StoreError(
-            "a stored prediction is not of this case",
-            where=path,
-            expected=f"shape {volume.bits.shape}, the grid of {volume.source}/{volume.case}",
-            got=f"shape {prediction.bits.shape}" + (", in another place" if same_shape else ""),
-            next_step="put the right file back, or run again with --fresh",
-        )
 
 
 # ------------------------------------------------------------------------------------ what is shown

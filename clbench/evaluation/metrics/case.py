@@ -16,14 +16,13 @@ from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clbench.errors import SettingError, closest
+from clbench.errors import SettingError, did_you_mean
 from clbench.evaluation.metrics import detection, overlap, surface
 from clbench.evaluation.metrics.overlap import Counts, counts_of, row_pairs
 from clbench.evaluation.metrics.surface import Surfaces
 from clbench.spec.taxonomy import structure
-from clbench.types import Bits, Rows
+from clbench.types import Bits, Rows, mask_of
 
 DEFAULT = ("nsd", "hd95_mm", "volume_error_ml", "lesion", "patient")
 """What `clbench score` adds to Dice."""
@@ -62,13 +61,12 @@ def parse_words(text: str) -> tuple[str, ...]:
 
 
 def _unknown(word: str) -> SettingError:
-    guess = closest(word, WORDS)
     return SettingError(
         f"there is no metric called {word!r}",
         where="--metrics",
         expected=", ".join(WORDS),
         got=word,
-        next_step=f"did you mean {guess!r}?" if guess else None,
+        next_step=did_you_mean(word, WORDS),
     )
 
 
@@ -211,13 +209,9 @@ class _Case:
         at = np.unravel_index(index, pred.shape)
         a, b, c = (slice(int(x.min()), int(x.max()) + 1) for x in at)
         return detection.lesions(
-            _mask(self.masks.rows(a.start, a.stop)[:, b, c], self.p_bit),
-            _mask(self.masks.truth[a, b, c], self.t_bit),
+            mask_of(self.masks.rows(a.start, a.stop)[:, b, c], self.p_bit),
+            mask_of(self.masks.truth[a, b, c], self.t_bit),
         )
-
-
-def _mask(bits: Bits, bit: int) -> NDArray[np.bool_]:
-    return (bits >> bits.dtype.type(bit) & 1).astype(bool)
 
 
 # ------------------------------------------------------------------------------------ the registry

@@ -42,7 +42,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +49,7 @@ from scipy.ndimage import distance_transform_edt
 
 from clbench.evaluation.metrics.surface import SLACK_MM
 from clbench.spec.taxonomy import ancestors, structure
-from clbench.types import Bits
+from clbench.types import Bits, mask_of
 
 MISSED = ("missed_whole", "absorbed", "eroded", "confused", "regained")
 """Parts of the change in missed voxels."""
@@ -197,9 +196,9 @@ def attribute(
         >>> found.voxels  # of the layer next to what is left, 12 voxels lie at the border
         {('eroded', 'liver'): 12, ('confused', 'liver'): 20}
     """
-    then, now, real = (_mask(bits, names, name) for bits, names in (before, after, truth))
-    kept = real & now
-    near = _within(~kept, spacing_mm, border) if kept.any() else np.zeros_like(kept)
+    then, now, real = (mask_of(bits, names.index(name)) for bits, names in (before, after, truth))
+    right = real & now
+    near = _within(~right, spacing_mm, border) if right.any() else np.zeros_like(right)
     rim = near & (_within(real, spacing_mm, border) | ~real)
     excluded = {name, *ancestors(name)}
     lost, false = real & then & ~now, ~real & ~then & now
@@ -217,7 +216,7 @@ def attribute(
                 if n := int(np.count_nonzero(vox)):
                     voxels[part, other] = n
 
-    count(lost, after, ("eroded", "confused", "absorbed" if kept.any() else "missed_whole"))
+    count(lost, after, ("eroded", "confused", "absorbed" if right.any() else "missed_whole"))
     count(false, truth, ("grown", "claimed", "false_alarm"))
     for part, mended in (("regained", real & ~then & now), ("removed", ~real & then & ~now)):
         if n := int(np.count_nonzero(mended)):
@@ -235,12 +234,6 @@ def _errors(predicted: NDArray[np.bool_], real: NDArray[np.bool_]) -> ErrorCount
         missed_vox=int(np.count_nonzero(real & ~predicted)),
         false_vox=int(np.count_nonzero(predicted & ~real)),
     )
-
-
-def _mask(bits: NDArray[Any], names: Sequence[str], name: str) -> NDArray[np.bool_]:
-    one = bits.dtype.type(1)
-    mask: NDArray[np.bool_] = (bits >> bits.dtype.type(names.index(name)) & one).astype(bool)
-    return mask
 
 
 def _within(
@@ -274,7 +267,7 @@ def _innermost(
     """
     bits, names = by
     left = np.ones(int(np.count_nonzero(where)), dtype=bool)
-    found: dict[str, NDArray[np.bool_]] = {}
+    innermost: dict[str, NDArray[np.bool_]] = {}
     patterns = bits[where]
     order = sorted(
         (len(ancestors(other)), k, other)
@@ -282,10 +275,10 @@ def _innermost(
         if other and other not in excluded
     )
     for *_, other in reversed(order):
-        here = left & _mask(patterns, names, other)
+        here = left & mask_of(patterns, names.index(other))
         if truth is not None and other in truth[1] and name not in ancestors(other):
-            here &= ~_mask(truth[0][where], truth[1], other)
+            here &= ~mask_of(truth[0][where], truth[1].index(other))
         if here.any():
-            found[other] = here
+            innermost[other] = here
             left &= ~here
-    return {**found, BACKGROUND: left}
+    return {**innermost, BACKGROUND: left}

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.continual import mean
@@ -97,7 +96,8 @@ def read_trace(path: Path, tests: Iterable[str]) -> list[TraceRow]:
         True
     """
     again = "run again with --fresh --set examine.trace_every=N"
-    rows = read_rows(path, COLUMNS, _row, what="the trace of a run", next_step=again)
+    statuses = {"status": run_folder.STATUSES}
+    rows = read_rows(path, TraceRow, what="the trace of a run", next_step=again, allowed=statuses)
     test_cases = set(tests)
     for number, row in enumerate(rows, 2):
         if f"{row.eval_set}/{row.case}" in test_cases:
@@ -109,14 +109,6 @@ def read_trace(path: Path, tests: Iterable[str]) -> list[TraceRow]:
                 next_step="choose other validation cases, and run again with --fresh",
             )
     return rows
-
-
-def _row(cells: dict[str, str]) -> TraceRow:
-    if cells["status"] not in run_folder.STATUSES:
-        raise ValueError(repr(cells["status"]))
-    values: dict[str, Any] = dict(cells)
-    values.update({name: int(cells[name]) for name in ("step", "update", "learned_at")})
-    return TraceRow(**{**values, "value": float(cells["value"])})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

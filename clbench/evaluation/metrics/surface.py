@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_erosion
 from scipy.spatial import cKDTree
 
-from clbench.types import Bits, Rows
+from clbench.types import Bits, Rows, mask_of
 
 VERSION = 1
 """Raised by any change that moves a number."""
@@ -41,8 +41,7 @@ class Surfaces:
 
     def of(self, bit: int) -> NDArray[np.int64]:
         """(n,) flat indices of the surface of one structure, ascending."""
-        member = (self.pattern >> self.pattern.dtype.type(bit) & 1).astype(bool)
-        surface: NDArray[np.int64] = self.index[member]
+        surface: NDArray[np.int64] = self.index[mask_of(self.pattern, bit)]
         return surface
 
 

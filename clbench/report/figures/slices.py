@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clbench.data.nifti import spacing_of
 from clbench.report.figures import style
 from clbench.spec.taxonomy import structure
+from clbench.types import mask_of
 
 if TYPE_CHECKING:
     from clbench.data.volume import Volume
@@ -74,12 +75,7 @@ def masks_of(
         names: canonical names, in bit order.
         wanted: structures to unpack.
     """
-    one = bits.dtype.type(1)
-    return {
-        c: ((bits >> bits.dtype.type(list(names).index(c))) & one).astype(bool)
-        for c in wanted
-        if c in names
-    }
+    return {c: mask_of(bits, names.index(c)) for c in wanted if c in names}
 
 
 def palette(structures: Sequence[str]) -> dict[str, Any]:

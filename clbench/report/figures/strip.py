@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from clbench.data.labels import read_image
 from clbench.data.nifti import grid, spacing_of
-from clbench.errors import StoreError
 from clbench.report.figures import StripOptions, style
 from clbench.report.figures.slices import (
     areas,
@@ -34,6 +33,7 @@ from clbench.report.figures.slices import (
 from clbench.report.figures.wrapping import more_lines_in, wrapped
 from clbench.report.scores import Scores, StrategyScores, mean_over_have, test_cases
 from clbench.report.study import Study
+from clbench.store.run_folder import prediction_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -145,19 +145,11 @@ def predicted(path: Path, volume: Volume, z: int, wanted: Sequence[str]) -> Mask
     Raises:
         StoreError: it cannot be read, or lies on another grid than the case.
     """
-    from clbench.evaluation.predictions import read_prediction
+    from clbench.evaluation.predictions import read_prediction, refuse_other_grid
     from clbench.evaluation.scoring import to_native
 
     stored = read_prediction(path)
-    same_shape = stored.bits.shape == volume.bits.shape
-    if not same_shape or not np.allclose(stored.affine, volume.affine, atol=1e-6):
-        raise StoreError(
-            "a stored prediction is not of this case",
-            where=path,
-            expected=f"shape {volume.bits.shape}, the grid of {volume.source}/{volume.case}",
-            got=f"shape {stored.bits.shape}" + (", in another place" if same_shape else ""),
-            next_step="put the right file back, or run again with --fresh",
-        )
+    refuse_other_grid(path, stored, volume)
     axis0, axis1, axis2 = volume.native_axes()
     flat = to_native(stored.bits, (axis0, axis1, axis2[z : z + 1]))[:, :, 0]
     return masks_of(flat, stored.structures, wanted)
@@ -189,8 +181,9 @@ def strip(study: Study, options: StripOptions) -> Figure:
     study.need(seeds, "the strategies have no seed in common", "run all with one seed")
     seed = min(seeds)
     stored = {
-        (m.label, one): m.runs[m.seeds.index(seed)].folder
-        / "predictions" / f"step{step}" / f"{one.eval_set}_{one.case}.npz"
+        (m.label, one): prediction_path(
+            m.runs[m.seeds.index(seed)].folder, step, one.eval_set, one.case
+        )
         for m in e.strategies
         for one in shown
     }  # fmt: skip
