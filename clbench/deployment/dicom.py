@@ -14,6 +14,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -235,8 +236,8 @@ def read_series(where: Path, files: Sequence[DicomFile], *, uid: str | None = No
             continue
         series = str(header.get("SeriesInstanceUID", ""))
         by_series.setdefault(series, []).append(_slice(file, header))
-    found = {uid: by_series[uid]} if uid is not None and uid in by_series else by_series
-    if not found or (uid is not None and uid not in by_series):
+    wanted = by_series if uid is None else {k: v for k, v in by_series.items() if k == uid}
+    if not wanted:
         raise DataError(
             "no CT series was found" if uid is None else "the series asked for is not here",
             where=where,
@@ -245,7 +246,7 @@ def read_series(where: Path, files: Sequence[DicomFile], *, uid: str | None = No
             or "none",
             next_step="name the folder of the CT series",
         )
-    if len(found) > 1:
+    if len(wanted) > 1:
         raise DataError(
             "more than one CT series lies in the folder",
             where=where,
@@ -253,11 +254,11 @@ def read_series(where: Path, files: Sequence[DicomFile], *, uid: str | None = No
             got="; ".join(
                 f"{series} ({len(items)} slices, "
                 f"{items[0].header.get('SeriesDescription', 'no description')})"
-                for series, items in sorted(found.items())
+                for series, items in sorted(wanted.items())
             ),
             next_step="name one with --series, or give each series a folder of its own",
         )
-    (items,) = found.values()
+    (items,) = wanted.values()
     notes = [f"left out: {n} of {kind}" for kind, n in sorted(others.items())]
     _alike(items)
     items = _each_place_once(_in_order(items), notes)
@@ -266,20 +267,24 @@ def read_series(where: Path, files: Sequence[DicomFile], *, uid: str | None = No
     return Series(where=where, slices=tuple(items), grid=_grid(where, items), notes=tuple(notes))
 
 
-def _header(file: DicomFile) -> Dataset:
+@contextmanager
+def _read(file: DicomFile, **options: Any) -> Iterator[Dataset]:
+    """A file's data set; what goes wrong in it, and in the block, is said of the file."""
     library = pydicom()
     try:
         with file.open() as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of values that are no part of the volume
-            header: Dataset = library.dcmread(
-                stream, stop_before_pixels=True, specific_tags=list(_TAGS)
-            )
-            header.walk(lambda _, element: element.value)  # parsed now, where errors are caught
+            yield library.dcmread(stream, **options)
     except DataError:
         raise
     except Exception as err:  # a parser may raise anything on a hostile file
         raise _unreadable(file, err) from err
-    return header
+
+
+def _header(file: DicomFile) -> Dataset:
+    with _read(file, stop_before_pixels=True, specific_tags=list(_TAGS)) as header:
+        header.walk(lambda _, element: element.value)  # parsed now, where errors are caught
+        return header
 
 
 def _numbers(file: DicomFile, header: Dataset, name: str, count: int) -> NDArray[np.float64]:
@@ -369,25 +374,25 @@ def _each_place_once(items: Sequence[Slice], notes: list[str]) -> list[Slice]:
         DataError: two slices at one place that show different things.
     """
     normal = _normal(items[0].header)
-    kept = [items[0]]
+    single = [items[0]]
     doubled = 0
     for item in items[1:]:
-        apart_mm = float((item.position_mm - kept[-1].position_mm) @ normal)
+        apart_mm = float((item.position_mm - single[-1].position_mm) @ normal)
         if apart_mm > SAME_PLACE_MM:
-            kept.append(item)
+            single.append(item)
             continue
-        if not np.array_equal(_hu(item), _hu(kept[-1])):
+        if not np.array_equal(_hu(item), _hu(single[-1])):
             raise _refused(
                 "two slices at one place show different things",
                 item.file,
-                f"the same as {kept[-1].file.name}, or another place",
+                f"the same as {single[-1].file.name}, or another place",
                 "other pixels: the series holds several phases, or two reconstructions",
                 "put the slices of one phase into a folder",
             )
         doubled += 1
     if doubled:
         notes.append(f"left out: {doubled} slices that are there twice")
-    return kept
+    return single
 
 
 def _grid(where: Path, items: Sequence[Slice]) -> Grid:
@@ -460,34 +465,26 @@ def _hu(item: Slice) -> NDArray[Any]:
     Raises:
         DataError: damaged, no gray image, or packed in a way no installed library unpacks.
     """
-    library = pydicom()
     file = item.file
-    try:
-        with file.open() as stream, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            whole = library.dcmread(stream)
-            syntax = whole.file_meta.TransferSyntaxUID
-            if int(whole.get("SamplesPerPixel", 1)) != 1:
-                raise ValueError("a color image")
-            if whole.get("PhotometricInterpretation") != "MONOCHROME2":
-                raise ValueError(f"{whole.get('PhotometricInterpretation')}, not MONOCHROME2")
-            try:
-                pixels: NDArray[Any] = whole.pixel_array
-            except RuntimeError as err:
-                raise _refused(
-                    "the pixels are compressed in a way that no installed library unpacks",
-                    file,
-                    "uncompressed pixels, or a library for them",
-                    getattr(syntax, "name", syntax),
-                    f"{INSTALL}, or convert the series with dcm2niix",
-                ) from err
-    except DataError:
-        raise
-    except Exception as err:  # a parser may raise anything on a hostile file
-        raise _unreadable(file, err) from err
-    shape = (int(item.header.Rows), int(item.header.Columns))
-    if pixels.shape != shape:
-        raise _unreadable(file, ValueError(f"pixels of shape {pixels.shape}, not {shape}"))
+    with _read(file) as whole:
+        syntax = whole.file_meta.TransferSyntaxUID
+        if int(whole.get("SamplesPerPixel", 1)) != 1:
+            raise ValueError("a color image")
+        if whole.get("PhotometricInterpretation") != "MONOCHROME2":
+            raise ValueError(f"{whole.get('PhotometricInterpretation')}, not MONOCHROME2")
+        try:
+            pixels: NDArray[Any] = whole.pixel_array
+        except RuntimeError as err:
+            raise _refused(
+                "the pixels are compressed in a way that no installed library unpacks",
+                file,
+                "uncompressed pixels, or a library for them",
+                getattr(syntax, "name", syntax),
+                f"{INSTALL}, or convert the series with dcm2niix",
+            ) from err
+        shape = (int(item.header.Rows), int(item.header.Columns))
+        if pixels.shape != shape:
+            raise ValueError(f"pixels of shape {pixels.shape}, not {shape}")
     slope, intercept = float(item.header.RescaleSlope), float(item.header.RescaleIntercept)
     if slope.is_integer() and intercept.is_integer() and max(abs(slope), abs(intercept)) < 1 << 15:
         values = pixels.astype(np.int64) * int(slope) + int(intercept)
@@ -527,13 +524,6 @@ def headers(series: Series) -> Iterator[Dataset]:
     Raises:
         DataError: a slice cannot be read.
     """
-    library = pydicom()
     for item in series.slices:
-        try:
-            with item.file.open() as stream, warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                yield library.dcmread(stream, stop_before_pixels=True)
-        except DataError:
-            raise
-        except Exception as err:  # a parser may raise anything on a hostile file
-            raise _unreadable(item.file, err) from err
+        with _read(item.file, stop_before_pixels=True) as header:
+            yield header

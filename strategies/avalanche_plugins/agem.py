@@ -23,11 +23,7 @@ class Agem(PluginStrategy, Finetune):
     """Fine-tuning with Avalanche's A-GEM plugin: no update against kept old cases."""
 
     plugin: ClassVar[str] = "avalanche.training.plugins:AGEMPlugin"
-    loose: ClassVar[tuple[str, ...]] = (
-        "buffer_dataloader",
-        "buffer_dliter",
-        "reference_gradients",
-    )
+    loose: ClassVar[tuple[str, ...]] = ("buffer_dataloader", "buffer_dliter", "reference_gradients")
     patterns_per_experience: int = 2
     """Cases kept of every step; not tuned."""
     sample_size: int = 4
@@ -39,10 +35,7 @@ class Agem(PluginStrategy, Finetune):
 
     def arguments(self) -> dict[str, Any]:
         """The plugin's."""
-        return {
-            "patterns_per_experience": self.patterns_per_experience,
-            "sample_size": self.sample_size,
-        }
+        return {n: getattr(self, n) for n in ("patterns_per_experience", "sample_size")}
 
     def mend(self, plugin: Any) -> None:
         """Let the plugin make its loader anew, as it does when it stores the last step's cases."""

@@ -36,8 +36,4 @@ class Ewc(PluginStrategy, Finetune):
 
     def arguments(self) -> dict[str, Any]:
         """The plugin's."""
-        return {
-            "ewc_lambda": self.ewc_lambda,
-            "mode": self.mode,
-            "decay_factor": self.decay_factor,
-        }
+        return {n: getattr(self, n) for n in ("ewc_lambda", "mode", "decay_factor")}

@@ -14,22 +14,19 @@ structure, so there is no background to compete with and nothing to allocate in 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from clbench.nets.heads import Segmenter
 from clbench.nets.stepwise_heads import StepwiseUniversalHead, compute_by_step
-from clbench.strategies.finetune import Finetune
-from clbench.strategies.parameter_isolation.new_structures import new_structures_loss
-from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output
+from clbench.strategies.parameter_isolation.new_structures import NewStructures
+from clbench.strategy import Group, Kit, Lesson, Memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frozen(Finetune):
+class Frozen(NewStructures):
     """Backbone and old heads are fixed after step 1; only the heads of new structures learn."""
 
-    unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
     head_lr: float = 1.0
     """Factor on the learning rate of new heads from step 2 on."""
 
@@ -46,12 +43,3 @@ class Frozen(Finetune):
         assert isinstance(model.head, StepwiseUniversalHead)  # noqa: S101  # grown above
         new = [p for name in step.learns for p in model.head.controllers[name].parameters()]
         return [Group(parameters=new, lr=self.head_lr)]
-
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
-        """Dice and binary cross-entropy of the new structures.
-
-        Source: as `new_structures_loss`.
-        """
-        return new_structures_loss(batch, new, slicewise=self.legacy_slice_dice)

@@ -21,33 +21,28 @@ Universal Model's head, as in `finetune` and `joint`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor, nn
 
 from clbench.nets.growing_decoders import one_winner
 from clbench.nets.heads import Segmenter
 from clbench.nets.step_networks import StepBackbones, StepHeads, add_network
-from clbench.strategies.finetune import Finetune
-from clbench.strategies.parameter_isolation.new_structures import new_structures_loss
-from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output
+from clbench.strategies.parameter_isolation.new_structures import NewStructures
+from clbench.strategy import Group, Kit, Lesson, Memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Independent(Finetune):
+class Independent(NewStructures):
     """One specialist per step, with fresh weights: the reference for each step, no transfer."""
 
-    unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
     exclusive: bool = False
     """Where specialists disagree, the more probable structure has the voxel."""
 
     def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
         """One more network; nothing else changes."""
         assert isinstance(model, Segmenter)  # noqa: S101  # built by `Finetune`
-        with kit.fresh(step.number, "model"):
-            backbone = kit.backbone()
-            network = Segmenter(backbone, self.head(backbone))
-            network.add(step.learns, self.vectors(kit, step), kit.prior)
+        network = self.build(kit, step)
+        assert isinstance(network, Segmenter)  # noqa: S101  # built by `Finetune`
         add_network(model, network)
 
     def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
@@ -59,15 +54,6 @@ class Independent(Finetune):
         assert isinstance(model.head, StepHeads)  # noqa: S101  # grown above
         newest = (model.backbone.later[-1], model.head.steps[-1])
         return [Group(parameters=[p for part in newest for p in part.parameters()])]
-
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
-        """Dice and binary cross-entropy of the new structures.
-
-        Source: as `new_structures_loss`.
-        """
-        return new_structures_loss(batch, new, slicewise=self.legacy_slice_dice)
 
     def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
         """(B, K, D, H, W) logits → probabilities, merged by the rule above."""

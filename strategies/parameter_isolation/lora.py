@@ -16,7 +16,7 @@ is merged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -25,16 +25,14 @@ from clbench.nets.growing_decoders import one_winner
 from clbench.nets.heads import Segmenter
 from clbench.nets.low_rank import ExpertBackbone, Target
 from clbench.nets.step_networks import StepHeads
-from clbench.strategies.finetune import Finetune
-from clbench.strategies.parameter_isolation.new_structures import new_structures_loss
-from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output
+from clbench.strategies.parameter_isolation.new_structures import NewStructures
+from clbench.strategy import Group, Kit, Lesson, Memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lora(Finetune):
+class Lora(NewStructures):
     """A frozen backbone, and per step a low-rank expert and heads of its own."""
 
-    unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
     rank: int = 8
     """Rank of every addition."""
     alpha: float = 16.0
@@ -87,15 +85,6 @@ class Lora(Finetune):
         expert = list(model.backbone.experts[-1].parameters())
         head = Group(parameters=list(model.head.steps[-1].parameters()), lr=self.head_lr)
         return [Group(parameters=expert, lr=self.expert_lr), head]
-
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
-        """Dice and binary cross-entropy of the new structures.
-
-        Source: as `new_structures_loss`.
-        """
-        return new_structures_loss(batch, new, slicewise=self.legacy_slice_dice)
 
     def decode(self, logits: Tensor, structures: tuple[str, ...]) -> Tensor:
         """(B, K, D, H, W) logits → probabilities."""

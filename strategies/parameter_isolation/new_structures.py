@@ -1,23 +1,31 @@
-"""Loss of the new structures alone, for methods whose old parameters never change."""
+"""Training on the new structures alone, for methods whose old parameters never change."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 from torch import Tensor
 
-from clbench.strategy import Batch, Output
+from clbench.strategies.finetune import Finetune
+from clbench.strategy import Batch, Memory, Output
 from clbench.strategy.losses import dice_bce, targets
 
 
-def new_structures_loss(batch: Batch, new: Output, *, slicewise: bool) -> dict[str, Tensor]:
-    """Dice and binary cross-entropy of the new structures where they are annotated.
+@dataclass(frozen=True, kw_only=True)
+class NewStructures(Finetune):
+    """Fine-tuning whose loss looks at the new structures alone."""
 
-    Args:
-        batch: crops with their labels.
-        new: logits (B, K, D, H, W) of all structures.
-        slicewise: Dice per axial slice.
+    unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
 
-    Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4, over the new structures alone.
-    """
-    target, known = targets(batch, unlabelled="ignore")
-    k = batch.new_index
-    return dice_bce(new.logits[:, k], target[:, k], known[:, k], slicewise=slicewise)
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        """Dice and binary cross-entropy of the new structures where they are annotated.
+
+        Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4, over the new structures alone.
+        """
+        target, known = targets(batch, unlabelled=self.unlabelled)
+        k = batch.new_index
+        slices = self.legacy_slice_dice
+        return dice_bce(new.logits[:, k], target[:, k], known[:, k], slicewise=slices)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from clbench.evaluation.metrics import continual
 from clbench.report.past_images import past_card
 from clbench.report.scores import PHANTOM, Run, Scores, StrategyScores, read_frame, scores_of
 from clbench.report.tables.render import EMPTY, Table, number, render, signed
+from clbench.report.template import filled
 from clbench.spec.benchmark import Benchmark, Preprocessing
 from clbench.spec.taxonomy import structure
 from clbench.statistics.intervals import Interval
@@ -133,49 +134,25 @@ def _change(strategy: StrategyScores, own: Mapping[str, int], step: int) -> Inte
 
 def model_card(about: Described) -> str:
     """README.md: data, steps, strategy, scores with intervals, forgetting, fields to fill in."""
-    scores = scores_of_run(about)
+    scores, record = scores_of_run(about), about.record
     per_structure = structure_scores(about, scores)
-    parts = [
-        _front_matter(about),
-        f"# {about.title}",
-        _summary(about),
-        "## Structures\n\n" + _structures_table(about),
-        "## Training\n\n" + "\n\n".join(_training(about)),
-        "## Scores\n\n" + _scores_table(about, scores, per_structure),
-        "## What was forgotten\n\n" + _forgotten(about, scores, per_structure),
-        "## What this cannot show\n\n" + _bullets(_limits(about)),
-        "## Use\n\n" + _use(about),
-        "## Licence and people\n\n" + _bullets(_to_fill_in(about)),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _front_matter(about: Described) -> str:
-    """YAML of a model hub; the licence is left open on purpose."""
-    tags = ["medical", "image-segmentation", "ct", "continual-learning", "clbench"]
-    lines = ["---", f"license: {FILL_IN}", "library_name: clbench", "tags:"]
-    lines += [f"  - {tag}" for tag in tags + ([] if about.record.patients else ["phantom"])]
-    return "\n".join([*lines, "---"])
-
-
-def _bullets(lines: Iterator[str] | Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _summary(about: Described) -> str:
-    steps = len(about.record.course.steps)
-    words = (
-        f"Segments {len(about.structures)} structures in CT. Taught in "
-        f"{about.step} step(s), one data set after the other, by the continual-learning strategy "
-        f"`{about.record.strategy}` of clbench; run `{about.record.run_id}`, model after step "
-        f"{about.step} of {steps}."
+    taught_from = dict.fromkeys(s.source for s in record.course.steps[: about.step])
+    card = filled(
+        "clbench.deployment.publish",
+        "model_card.md.j2",
+        about=about,
+        record=record,
+        phantom=PHANTOM,
+        fill_in=FILL_IN,
+        structures=_structures_table(about),
+        steps=_steps_table(about),
+        how=_how_table(about),
+        scores=_scores_table(about, scores, per_structure),
+        forgotten=_forgotten(about, scores, per_structure),
+        run=shlex.quote(f"results/{record.identity.bench}/{record.strategy}/{record.run_id}"),
+        sources=[about.benchmark.source(name) for name in taught_from],
     )
-    if not about.record.patients:
-        words = (
-            f"> **{PHANTOM}.** Trained and tested on synthetic images. It segments no patient; "
-            f"every number below is a PHANTOM number.\n\n{words}"
-        )
-    return words
+    return card + "\n"
 
 
 def _structures_table(about: Described) -> str:
@@ -196,10 +173,10 @@ def _structures_table(about: Described) -> str:
     return render(table, "md")
 
 
-def _training(about: Described) -> Iterator[str]:
+def _steps_table(about: Described) -> str:
     record, course = about.record, about.record.course
     splits = record.identity.splits
-    yield render(
+    return render(
         Table(
             title=f"Steps ({'patients' if record.patients else PHANTOM})",
             columns=("step", "name", "data set", "training", "validation", "test", "teaches"),
@@ -219,7 +196,10 @@ def _training(about: Described) -> Iterator[str]:
         ),
         "md",
     )
-    pre = about.preprocessing
+
+
+def _how_table(about: Described) -> str:
+    record, pre = about.record, about.preprocessing
     options = {k: v for k, v in record.strategy_options.items() if k != "version"}
     facts = [
         ("past images opened", past_card(record)),
@@ -237,11 +217,7 @@ def _training(about: Described) -> Iterator[str]:
         ("what the strategy remembers", _memory(about)),
         ("starts from", _origin(record)),
     ]
-    rows = tuple((k, v) for k, v in facts)
-    yield render(Table(title="How", columns=("what", "value"), rows=rows, keys=2), "md")
-    warnings = [str(w.get("message", w)) for w in record.warnings or ()]
-    if warnings:
-        yield "Warnings of the run:\n\n" + _bullets(warnings)
+    return render(Table(title="How", columns=("what", "value"), rows=tuple(facts), keys=2), "md")
 
 
 def _origin(record: RunRecord) -> str:
@@ -269,12 +245,12 @@ def _memory(about: Described) -> str:
     return f"{len(about.memory)} entries ({', '.join(names)}), exported with the weights"
 
 
-def _interval(found: Interval | None, form: Callable[[float], str] = number) -> str:
-    if found is None:
+def _interval(mean: Interval | None, form: Callable[[float], str] = number) -> str:
+    if mean is None:
         return EMPTY
-    if math.isnan(found.low):
-        return form(found.estimate)
-    return f"{form(found.estimate)} [{form(found.low)}, {form(found.high)}]"
+    if math.isnan(mean.low):
+        return form(mean.estimate)
+    return f"{form(mean.estimate)} [{form(mean.low)}, {form(mean.high)}]"
 
 
 def _on(about: Described) -> str:
@@ -346,47 +322,6 @@ def _forgotten(about: Described, scores: Scores, rows: Sequence[StructureScore])
     return render(table, "md")
 
 
-def _limits(about: Described) -> Iterator[str]:
-    if not about.record.patients:
-        yield f"Anything about patients: {PHANTOM}."
-    sources = dict.fromkeys(s.source for s in about.record.course.steps)
-    yield (
-        "Other hospitals, scanners or populations: test cases come from the data sets of the "
-        f"training cases ({', '.join(sources)})."
-    )
-    yield "How far another training run differs: this is one run, of one seed."
-    yield "Clinical use: this is a research model and no medical device."
-
-
-def _use(about: Described) -> str:
-    record = about.record
-    run = f"results/{record.identity.bench}/{record.strategy}/{record.run_id}"
-    lines = [
-        "```",
-        "clbench import THIS_FOLDER --out results",
-        f"clbench predict {shlex.quote(run)} NEW_CTS --out predictions",
-        "```",
-        "",
-        f"Made with clbench {record.versions.get('clbench', '(version not recorded)')}.",
-        "The folder holds tensors (safetensors), tables and text, and no code.",
-        "`run.json` and `scores.csv` name the training and test cases by their ids.",
-    ]
-    plugin = record.settings.get("strategy", "")
-    if ":" in plugin:
-        lines += ["", f"The strategy is `{plugin}`, which is no part of clbench and must be there."]
-    return "\n".join(lines)
-
-
-def _to_fill_in(about: Described) -> Iterator[str]:
-    yield f"Licence of the weights: {FILL_IN}"
-    for name in dict.fromkeys(s.source for s in about.record.course.steps[: about.step]):
-        source = about.benchmark.source(name)
-        owner = source.licence or "not stated in the course file"
-        yield f"Licence of the data set {source.title} ({name}), by its owner: {owner} {source.url}"
-    for field in ("Authors and contact", "Copyright", "Intended use", "How to cite"):
-        yield f"{field}: {FILL_IN}"
-
-
 # ---------------------------------------------------------------------------- MONAI's metadata.json
 
 
@@ -431,35 +366,25 @@ def monai_metadata(about: Described) -> dict[str, Any]:
 
 def _network_data_format(about: Described) -> dict[str, Any]:
     """What goes into the network and comes out: CT crops, a probability per structure."""
-    pre, patch = about.preprocessing, list(about.preprocessing.patch_vox)
-    image = {
-        "type": "image",
-        "format": "hounsfield",
-        "modality": "CT",
-        "num_channels": 1,
-        "spatial_shape": patch,
-        "dtype": "float32",
-        "value_range": [0, 1],
-        "is_patch_data": True,
-        "channel_def": {
-            "0": f"CT, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU mapped to 0 to 1"
-        },
-    }
+    pre = about.preprocessing
+
+    def tensor(format_: str, modality: str, channels: Sequence[str]) -> dict[str, Any]:
+        return {
+            "type": "image",
+            "format": format_,
+            "modality": modality,
+            "num_channels": len(channels),
+            "spatial_shape": list(pre.patch_vox),
+            "dtype": "float32",
+            "value_range": [0, 1],
+            "is_patch_data": True,
+            "channel_def": {str(k): name for k, name in enumerate(channels)},
+        }
+
+    window = f"CT, {pre.window_hu[0]:g} to {pre.window_hu[1]:g} HU mapped to 0 to 1"
     return {
-        "inputs": {"image": image},
-        "outputs": {
-            "pred": {
-                "type": "image",
-                "format": "classes",
-                "modality": "n/a",
-                "num_channels": len(about.structures),
-                "spatial_shape": patch,
-                "dtype": "float32",
-                "value_range": [0, 1],
-                "is_patch_data": True,
-                "channel_def": {str(k): name for k, name in enumerate(about.structures)},
-            }
-        },
+        "inputs": {"image": tensor("hounsfield", "CT", [window])},
+        "outputs": {"pred": tensor("classes", "n/a", about.structures)},
     }
 
 

@@ -14,12 +14,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -32,6 +30,7 @@ from clbench.evaluation.predictions import Prediction, read_prediction, refuse_o
 from clbench.report.figures.slices import areas, best_slice, palette
 from clbench.report.figures.style import name_of
 from clbench.report.scores import title_of
+from clbench.report.template import filled
 from clbench.run.record import catalog_of
 from clbench.store import files
 from clbench.store.record import RunRecord
@@ -264,7 +263,9 @@ def _fitting_page(
         ],
         "panels": [{"title": p.title, "wide": p.wide, "patterns": p.patterns} for p in panels],
     }
-    html = _filled(
+    html = filled(
+        "clbench.deployment.view",
+        "case_page.html.j2",
         title=f"{title_of(record)}: {volume.source} {volume.case}",
         phantom=not record.patients,
         run=f"{record.strategy}, seed {record.seed}, run {record.run_id}",
@@ -288,12 +289,3 @@ def _dice(
         and row.step in steps
         and row.structure in known
     }
-
-
-def _filled(**values: Any) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    folder = resources.files("clbench.deployment.view")
-    template = folder.joinpath("case_page.html.j2").read_text("utf-8")
-    return environment.from_string(template).render(**values)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import TypeVar
 
 from clbench.evaluation.explained import (
     COLUMNS,
@@ -61,6 +64,18 @@ MODEL_NOTES = (
 """What the numbers of heads and bodies are."""
 
 
+HEAD_BODY = (
+    "by the head",
+    "by the body",
+    "old head, new body",
+    "new head, old body",
+    "probe, old body",
+    "probe, new body",
+)
+LOST_BY = (*HEAD_BODY[:2], "lost by a probe")
+Result = TypeVar("Result", LostDice, HeadBody)
+
+
 def lost_dice_tables(
     record: RunRecord, rows: Sequence[LostDiceRow], model_rows: Sequence[HeadBodyRow] = ()
 ) -> list[Table]:
@@ -72,21 +87,21 @@ def lost_dice_tables(
         model_rows: its `head_body.csv`; no table without.
     """
     order = record.course.structures.index
-    found = summarize(rows, record.course.patient_of)
-    found.sort(key=lambda one: (one.step, order(one.structure)))
+    losses = summarize(rows, record.course.patient_of)
+    losses.sort(key=lambda one: (one.step, order(one.structure)))
     title = f"{title_of(record)}: {record.strategy}, seed {record.seed}"
     causes = Table(
         title=f"{title}: where the lost Dice went",
         columns=("structure", "after step", "cases", "lost", *CAUSES, "main cause"),
-        rows=tuple(_causes(found)),
+        rows=tuple(_causes(losses)),
         notes=NOTES,
         keys=2,
-        long=Table(title="", columns=COLUMNS, rows=tuple(tuple(map(str, _cells(r))) for r in rows)),
+        long=_whole(COLUMNS, rows),
     )
     instead = Table(
         title=f"{title}: what lost voxels are called instead",
         columns=("structure", "after step", "voxels lost", "of the truth", "called"),
-        rows=tuple(_instead(f) for f in found),
+        rows=tuple(map(_instead, losses)),
         notes=(
             (
                 "Voxels of the file's grid that were right after the structure's own step and are "
@@ -101,44 +116,55 @@ def lost_dice_tables(
     parts.sort(key=lambda one: (one.step, order(one.structure)))
     models = Table(
         title=f"{title}: head or body",
-        columns=(
-            "structure",
-            "after step",
-            "lost",
-            "by the head",
-            "by the body",
-            "old head, new body",
-            "new head, old body",
-            "probe, old body",
-            "probe, new body",
+        columns=("structure", "after step", "lost", *HEAD_BODY),
+        rows=tuple(
+            (name, step, *map(number, values)) for name, step, _, values in _lines(parts, _model)
         ),
-        rows=tuple(_head_body(parts)),
         notes=MODEL_NOTES,
         keys=2,
-        long=Table(
-            title="",
-            columns=HEAD_BODY_COLUMNS,
-            rows=tuple(tuple(str(getattr(r, n)) for n in HEAD_BODY_COLUMNS) for r in model_rows),
-        ),
+        long=_whole(HEAD_BODY_COLUMNS, model_rows),
     )
     return [causes, instead, models]
 
 
-def _head_body(parts: Sequence[HeadBody]) -> Iterable[tuple[str, ...]]:
+def _whole(columns: Sequence[str], rows: Iterable[object]) -> Table:
+    """The rows as their file holds them."""
+    lines = tuple(tuple(str(getattr(row, name)) for name in columns) for row in rows)
+    return Table(title="", columns=tuple(columns), rows=lines)
+
+
+def _lines(
+    results: Iterable[Result], numbers: Callable[[Result], Sequence[float]]
+) -> Iterator[tuple[str, str, Sequence[Result], Sequence[float]]]:
+    """Numbers of each structure and step, and the class means of each teaching step.
+
+    Args:
+        results: of one step after the other, in the order of the course.
+        numbers: those of a structure.
+
+    Returns:
+        Name, step, the structures it is of, the numbers.
+    """
+    for (step, learned_at), group in groupby(results, attrgetter("step", "learned_at")):
+        members = list(group)
+        values = [numbers(one) for one in members]
+        for one, own in zip(members, values, strict=True):
+            yield one.structure, str(step), [one], own
+        if len(members) > 1:
+            means = [mean(column) for column in zip(*values, strict=True)]
+            yield f"mean of step {learned_at}", str(step), members, means
+
+
+def _causes(losses: Iterable[LostDice]) -> Iterator[tuple[str, ...]]:
     """A line per structure and step, and the class mean of the structures of each teaching step."""
-    groups: dict[tuple[int, int], list[HeadBody]] = {}
-    for one in parts:
-        groups.setdefault((one.step, one.learned_at), []).append(one)
-    for (step, learned_at), own in groups.items():
-        lines = {one.structure: _model_numbers(one) for one in own}
-        if len(own) > 1:
-            columns = zip(*lines.values(), strict=True)
-            lines[f"mean of step {learned_at}"] = [mean(column) for column in columns]
-        for name, values in lines.items():
-            yield (name, str(step), *map(number, values))
+    values_of = _lines(losses, lambda one: [one.lost, *one.causes().values()])
+    for name, step, members, values in values_of:
+        cases = str(members[0].cases) if len(members) == 1 else EMPTY
+        main = main_of(dict(zip(CAUSES, values[1:], strict=True)))
+        yield (name, step, cases, *map(number, values), main or EMPTY)
 
 
-def _model_numbers(one: HeadBody) -> list[float]:
+def _model(one: HeadBody) -> list[float]:
     return [one.lost, one.head, one.body, *(one.dice[kind] for kind in DICES[2:])]
 
 
@@ -170,9 +196,8 @@ def lost_dice_table(study: Study) -> Table:
             if one.step == e.last:
                 lost.setdefault((label, one.structure), []).append(one)
         if (run.folder / HEAD_BODY_FILE).is_file():
-            for part in summarize_head_body(
-                read_head_body(run.folder / HEAD_BODY_FILE), patient_of
-            ):
+            model_rows = read_head_body(run.folder / HEAD_BODY_FILE)
+            for part in summarize_head_body(model_rows, patient_of):
                 if part.step == e.last:
                     parts.setdefault((label, part.structure), []).append(part)
     rows = []
@@ -181,33 +206,17 @@ def lost_dice_table(study: Study) -> Table:
             if own := lost.get((label, name)):
                 causes = {cause: mean(o.causes()[cause] for o in own) for cause in CAUSES}
                 models = parts.get((label, name), [])
-                rows.append(
-                    (
-                        label,
-                        name,
-                        ", ".join(map(str, own_seeds)),
-                        *_numbers(mean(o.lost for o in own), causes),
-                        main_of(causes) or EMPTY,
-                        *(
-                            number(mean(getattr(p, kind) for p in models))
-                            for kind in ("head", "body", "probe_lost")
-                        ),
-                    )
+                by_part = (
+                    mean(getattr(p, kind) for p in models)
+                    for kind in ("head", "body", "probe_lost")
                 )
+                numbers = map(number, [mean(o.lost for o in own), *causes.values()])
+                named = (label, name, ", ".join(map(str, own_seeds)))
+                rows.append((*named, *numbers, main_of(causes) or EMPTY, *map(number, by_part)))
     absent = [m.label for m in e.strategies if m.label not in seeds]
     return Table(
         title=f"{e.title()}: where the lost Dice went, after step {e.last}",
-        columns=(
-            "strategy",
-            "structure",
-            "seeds",
-            "lost",
-            *CAUSES,
-            "main cause",
-            "by the head",
-            "by the body",
-            "lost by a probe",
-        ),
+        columns=("strategy", "structure", "seeds", "lost", *CAUSES, "main cause", *LOST_BY),
         rows=tuple(rows),
         notes=(
             *NOTES,
@@ -217,40 +226,6 @@ def lost_dice_table(study: Study) -> Table:
         ),
         keys=2,
     )
-
-
-def _cells(row: LostDiceRow) -> list[object]:
-    return [getattr(row, name) for name in COLUMNS]
-
-
-def _causes(found: Iterable[LostDice]) -> Iterable[tuple[str, ...]]:
-    """A line per structure and step, and the class mean of the structures of each teaching step."""
-    groups: dict[tuple[int, int], list[LostDice]] = {}
-    for one in found:
-        groups.setdefault((one.step, one.learned_at), []).append(one)
-    for (step, learned_at), own in groups.items():
-        for one in own:
-            yield (
-                one.structure,
-                str(step),
-                str(one.cases),
-                *_numbers(one.lost, one.causes()),
-                one.main_cause or EMPTY,
-            )
-        if len(own) > 1:
-            causes = {name: mean(one.causes()[name] for one in own) for name in CAUSES}
-            lost = mean(one.lost for one in own)
-            yield (
-                f"mean of step {learned_at}",
-                str(step),
-                EMPTY,
-                *_numbers(lost, causes),
-                main_of(causes) or EMPTY,
-            )
-
-
-def _numbers(lost: float, causes: Mapping[str, float]) -> list[str]:
-    return [number(lost), *(number(value) for value in causes.values())]
 
 
 def _instead(one: LostDice) -> tuple[str, ...]:
