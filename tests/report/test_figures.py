@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -39,6 +40,7 @@ from clbench.report.figures.style import pens
 from clbench.report.figures.wrapping import width_in, wrapped
 from clbench.report.scores import Run
 from clbench.report.significance.analysis import Analysis
+from clbench.report.study import Protocol
 from clbench.report.tables.costs import read_costs
 from clbench.spec.benchmark import Preprocessing, Source
 
@@ -138,10 +140,122 @@ def test_holes_are_named_not_drawn(study: Analysis) -> None:
     assert b"hole:" in draw("patients", study)
 
 
+MANY = [
+    "universal",
+    "universal_onehot",
+    "universal_v1",
+    "universal_mbs",
+    "finetune",
+    "softmax_finetune",
+    "joint",
+    "independent",
+    "lwf",
+    "lwf_ct",
+    "ilt",
+    "ilt_ct",
+    "plop",
+    "plop_ct",
+    "mib",
+    "mbs",
+    "decoder_growth",
+    "frozen",
+    "frozen_softmax",
+    "lora",
+    "vista_finetune",
+    "replay",
+    "ewc",
+    "der",
+]
+
+
 def test_strategies_are_told_by_more_than_color() -> None:
-    found = pens([f"s{i}" for i in range(16)])
-    assert len({(p.color, p.marker) for p in found.values()}) == 16
-    assert found["s0"].color == "#000000"
+    drawn = pens(MANY)
+    assert len({(p.color, p.marker) for p in drawn.values()}) == len(MANY)
+    assert drawn["universal"].color == "#000000"
+    assert drawn["lwf"].color == drawn["lwf_ct"].color  # variants of one method
+    assert drawn["finetune"].color == drawn["softmax_finetune"].color
+    assert drawn["universal_v1"].color == drawn["universal_mbs"].color
+    assert style.family_of("lwf (alpha=2)") == "lwf"
+
+
+def _linear(color: str) -> np.ndarray:
+    return np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+                     for c in to_rgb(color)])  # fmt: skip
+
+
+# Machado, Oliveira and Fernandes 2009, severity 1, for linear RGB
+DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+     [-0.011820, 0.042940, 0.968881]]
+)  # fmt: skip
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+
+
+def _contrast(color: str, background: str = "white") -> float:
+    """WCAG contrast, the lower one of normal vision and deuteranopia; the eye in gray sees it."""
+    ratios = []
+    for seen in (np.eye(3), DEUTERANOPIA):
+        light, dark = sorted(
+            (float(LUMINANCE @ (seen @ _linear(c)).clip(0, 1)) for c in (color, background)),
+            reverse=True,
+        )
+        ratios.append((light + 0.05) / (dark + 0.05))
+    return min(ratios)
+
+
+def test_colors_stand_out_from_white_and_from_each_other_without_green() -> None:
+    colors = dict.fromkeys(p.color for p in pens(MANY).values())
+    assert all(_contrast(color) >= 2 for color in colors)
+    for one, other in itertools.combinations(colors, 2):
+        seen = [(DEUTERANOPIA @ _linear(c)).clip(0, 1) for c in (one, other)]
+        assert np.abs(np.sqrt(seen[0]) - np.sqrt(seen[1])).max() > 0.1, (one, other)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
+    results = tmp_path_factory.mktemp("many")
+    rng = np.random.default_rng(0)
+    methods = {
+        name: Method(kept=-0.8 if "finetune" in name else -0.05 * rng.random(), seeds=(0,),
+                     new=0.2 * rng.random())
+        for name in MANY
+    }  # fmt: skip
+    for folder in make_runs(results, methods, patients={"btcv": 7, "lits": 7}):
+        (folder / "cost.csv").write_text("step,forward_macs,parameters\n1,1e9,2e6\n2,2e9,2e6\n")
+    protocol = Protocol(draws=200, rank_resamples=50)
+    return Analysis(results=results, bench="tumor_ext", protocol=protocol)
+
+
+@pytest.mark.parametrize("name", [*MADE, "cost"])
+def test_no_text_lies_on_another_with_many_strategies(many: Analysis, name: str) -> None:
+    with style.look():
+        figure = figures_room._figure(name, many, None)
+        style._settle(figure)
+        figure.set_dpi(100)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        page, beyond = figure.bbox, _beyond_the_ends(figure)
+        shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+        texts = [
+            (t.get_text(), t.get_window_extent(canvas.get_renderer()).padded(-0.5))
+            for t in shown
+            if t not in beyond
+        ]
+    assert all(page.x0 <= box.x0 and box.x1 <= page.x1 for _, box in texts)
+    for (a, one), (b, other) in itertools.combinations(texts, 2):
+        assert not one.overlaps(other), (a, b)
+
+
+def _beyond_the_ends(figure: Figure) -> set[Text]:
+    """Labels of ticks beyond the ends of an axis: matplotlib keeps them and does not draw them."""
+    beyond: set[Text] = set()
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]:
+                if not low - 1e-9 <= tick.get_loc() <= high + 1e-9 or not tick.label1.get_visible():
+                    beyond |= {tick.label1, tick.label2}
+    return beyond
 
 
 # ------------------------------------------------------------------------------------------- cost

@@ -7,6 +7,7 @@ import math
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
+from matplotlib.ticker import MaxNLocator
 
 from clbench.report.figures import style
 from clbench.report.figures.wrapping import more_lines_in, width_in, wrapped
@@ -122,6 +123,7 @@ def _panel(study: Analysis, ax: Axes, e: Scores, other: str, structures: list[st
     else:
         ax.text(0, foot, "hole", ha="center", va="center", fontsize=5.5, style="italic")
     ax.set_xlim(-limit, limit)
+    ax.xaxis.set_major_locator(MaxNLocator(4, symmetric=True))  # more would run into each other
     ax.set_ylim(len(structures) + 1.2, -0.6)
     ax.tick_params(axis="y", length=0)
     style.rules_between_steps(

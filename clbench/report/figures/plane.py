@@ -2,48 +2,72 @@
 
 from __future__ import annotations
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clbench.report.figures import style
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import KEPT, NEW, hole, table
+from clbench.statistics.intervals import Interval
 from clbench.statistics.macro_estimate import macro_interval
+
+NEAR = 0.1
+"""Change of the old structures, Dice, up to which a strategy stands in the second panel."""
 
 
 def plane(study: Analysis) -> Figure:
     """Backward transfer (x) against Dice of new structures at their own step (y).
 
-    Both with intervals over patients and seeds. Up and right is better.
+    Both with intervals over patients and seeds. Up and right is better. Where a few strategies lose
+    much and most do not, a second panel shows the latter alone.
     """
     e, p = study.dice, study.protocol
     study.need(e.last > 1, "a course of one step keeps nothing", "name another benchmark")
     pens = style.pens([m.label for m in e.strategies])
-    figure = style.new(style.COLUMN_IN, 2.9)
-    ax = figure.subplots()
-    missing = []
-    for m in e.strategies:
-        why = hole(e, m, KEPT) or hole(e, m, NEW)
-        if why:
-            missing.append(m.label)
-            continue
-        kept, new = (
+    missing = [m.label for m in e.strategies if hole(e, m, KEPT) or hole(e, m, NEW)]
+    points = {
+        m.label: tuple(
             macro_interval(table(e, m, which, m.seeds), level=p.level, bounds=bounds)
             for which, bounds in ((KEPT, None), (NEW, (0.0, 1.0)))
         )
-        pen = pens[m.label]
-        ax.errorbar(
-            kept.estimate, new.estimate, xerr=style.reach(kept), yerr=style.reach(new),
-            color=pen.color, marker=pen.marker, markersize=5, elinewidth=0.8, capsize=1.5,
-            linestyle="none", markeredgecolor="white", markeredgewidth=0.5,
-        )  # fmt: skip
-    ax.axvline(0, color=style.GRAY, linewidth=0.5, linestyle=(0, (3, 2)))
-    ax.set_xlabel("change of old structures, backward transfer (kept →)")
-    ax.set_ylabel("Dice of new structures, own step (learned →)")
-    style.grid(ax, "both")
+        for m in e.strategies
+        if m.label not in missing
+    }
+    near = {name: at for name, at in points.items() if abs(at[0].estimate) < NEAR}
+    zoomed = 2 < len(near) < len(points)
+    figure = style.new(style.PAGE_IN if zoomed else style.COLUMN_IN, 2.9)
+    axes = figure.subplots(1, 1 + zoomed, squeeze=False)[0]
+    for ax, shown in zip(axes, (points, near), strict=False):
+        for name, (kept, new) in shown.items():
+            _point(ax, kept, new, pens[name])
+        ax.axvline(0, color=style.GRAY, linewidth=0.5, linestyle=(0, (3, 2)))
+        ax.set_xlabel("change of old structures, backward transfer (kept →)")
+        style.grid(ax, "both")
+    axes[0].set_ylabel("Dice of new structures, own step (learned →)")
     caption = f"Bars: {p.percent} over patients and seeds (t). Up and right is better."
+    if zoomed:
+        axes[0].set_title("all")
+        axes[1].set_title(f"those that change by less than {NEAR:g}")
+        style.letters(axes)
     if missing:
         caption += f" Not shown, because scores are missing: {', '.join(missing)}."
-    shown = {name: pen for name, pen in pens.items() if name not in missing}
+    drawn = {name: pen for name, pen in pens.items() if name not in missing}
     style.frame(figure, e, f"{e.bench}: stability against plasticity", caption,
-                style.key(shown, lines=False))  # fmt: skip
+                style.key(drawn, lines=False))  # fmt: skip
     return figure
+
+
+def _point(ax: Axes, kept: Interval, new: Interval, pen: style.Pen) -> None:
+    """Draw one strategy.
+
+    Args:
+        ax: the panel.
+        kept: change of its old structures.
+        new: Dice of its new ones.
+        pen: its color and marker.
+    """
+    x, y = kept.estimate, new.estimate
+    ax.errorbar(x, y, xerr=style.reach(kept), yerr=style.reach(new), color=pen.color,
+                elinewidth=0.8, capsize=1.5, linestyle="none", alpha=0.6)  # fmt: skip
+    ax.plot(x, y, color=pen.color, marker=pen.marker, markersize=5, linestyle="none",
+            markeredgecolor="white", markeredgewidth=0.5, zorder=4)  # fmt: skip

@@ -18,6 +18,12 @@ WIDTH_IN = 5.2
 """Of the diagram of average ranks."""
 NAME_IN = 1.1
 """Widest line of a strategy's name."""
+IN_ONE_COLUMN = 8
+"""Strategies whose ranks fit into one column."""
+BLOB_IN = 0.24
+"""Diameter of a blob of 100 %."""
+NUMBER_PT = 11
+"""Distance of ranks that holds the number of a blob."""
 LINE_IN = 0.17
 """Distance of names with one line each."""
 
@@ -80,7 +86,8 @@ def _diagram(ax: Axes, ranking: SetRanking, wrapped_names: Mapping[str, str], li
     ax.plot([1, k], [0, 0], color="black", linewidth=0.8)
     for tick in range(1, k + 1):
         ax.plot([tick, tick], [0, 0.22], color="black", linewidth=0.8)
-        ax.text(tick, 0.4, str(tick), ha="center", va="bottom", fontsize=6.5)
+        if tick in style.ranks_shown(k):
+            ax.text(tick, 0.4, str(tick), ha="center", va="bottom", fontsize=6.5)
     reach = (k - 1) * 0.06 + 0.1
     for i, (name, rank) in enumerate(zip(names, ranks, strict=True)):
         left = i < half
@@ -129,10 +136,11 @@ def rank_stability(study: Analysis) -> Figure:
     k = len(order)
     labels = [wrapped(ranked.names[i], NAME_IN, style.TICK_PT) for i in order]
     row_in = max(0.27, 0.12 + more_lines_in(labels, style.TICK_PT))
-    figure = style.new(style.COLUMN_IN, 0.85 + row_in * k)
+    width_in = style.COLUMN_IN if k <= IN_ONE_COLUMN else style.PAGE_IN
+    figure = style.new(width_in, 0.85 + row_in * k)
     ax = figure.subplots()
     pens = style.pens([m.label for m in e.strategies])
-    cell_pt = 0.24 * 72
+    cell_pt = min(BLOB_IN, 0.9 * (width_in - NAME_IN - 0.3) / k) * 72
     for y, i in enumerate(order):
         name = ranked.names[i]
         shares = ranked.rank_share[i]
@@ -141,14 +149,14 @@ def rank_stability(study: Analysis) -> Figure:
                 continue
             color = pens[name].color
             ax.scatter(rank, y, s=share * cell_pt**2, color=color, linewidth=0)
-            if share >= 0.095:
+            if share >= 0.095 and cell_pt >= NUMBER_PT:
                 dark = share > 0.3 and color in ("#000000", "#0072B2", "#D55E00", "#009E73")
                 ax.text(rank, y, f"{100 * share:.0f}", ha="center", va="center_baseline",
                         fontsize=5.6, color="white" if dark else "black")  # fmt: skip
         ax.scatter(ranked.full_ranks[i], y, s=(1.12 * cell_pt) ** 2, facecolors="none",
                    edgecolors="black", linewidth=0.7)  # fmt: skip
     ax.set_yticks(range(k), labels)
-    ax.set_xticks(range(1, k + 1))
+    ax.set_xticks(style.ranks_shown(k))
     ax.set_xlim(0.5, k + 0.5)
     ax.set_ylim(k - 0.5, -0.5)
     ax.set_xlabel("rank after the last step (1 is best)")

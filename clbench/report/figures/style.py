@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle, pairwise
+from itertools import pairwise
 from textwrap import wrap
 from typing import Any, Literal, Protocol
 
@@ -70,12 +72,35 @@ class Pen:
 
 
 def pens(names: Sequence[str]) -> dict[str, Pen]:
-    """A pen per strategy; the first is the reference: black, round, solid."""
-    others = zip(names[1:], cycle(_COLORS), cycle(_MARKERS), cycle(_DASHES[1:] + _DASHES[:1]))
-    return {
-        names[0]: Pen(color="#000000", marker="o", dash="-"),
-        **{name: Pen(color=c, marker=m, dash=d) for name, c, m, d in others},
-    }
+    """A pen per strategy; the first is the reference: black, round, solid.
+
+    Variants of one method share a color (`lwf`, `lwf_ct`); marker and line tell them apart, and
+    methods that come after the colors are used up.
+    """
+    colors: dict[str, str] = {}
+    used: Counter[str] = Counter()
+    drawn = {names[0]: Pen(color="#000000", marker="o", dash="-")}
+    for name in names[1:]:
+        color = colors.setdefault(family_of(name), _COLORS[len(colors) % len(_COLORS)])
+        count = used[color]
+        used[color] += 1
+        drawn[name] = Pen(
+            color=color,
+            marker=_MARKERS[count % len(_MARKERS)],
+            dash=_DASHES[(count + 1) % len(_DASHES)],
+        )
+    return drawn
+
+
+def family_of(name: str) -> str:
+    """The method that a strategy is a variant of: `lwf` of `lwf_ct` and of `lwf (alpha=2)`."""
+    method = re.match(r"(?:softmax_)?[^\W_]+", name)
+    return method[0].removeprefix("softmax_") if method else name
+
+
+def ranks_shown(count: int) -> range:
+    """Ranks from 1 that are written along an axis: at most twelve, evenly spaced."""
+    return range(1, count + 1, math.ceil(count / 12))
 
 
 @contextmanager
