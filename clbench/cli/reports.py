@@ -101,3 +101,50 @@ def report(
     written = make_report(study, out)
     for line in written.lines:
         typer.echo(line)
+
+
+@app.command()
+def league(
+    submissions: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Results folders or excerpts, one per submission."),
+    ],
+    bench: options.Bench = "tumor_ext",
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("league"),
+    scoring: options.Scoring = "strict",
+    alpha: Annotated[float, typer.Option(help="Level of the family of all pairs.")] = 0.05,
+    correction: Annotated[
+        str, typer.Option(help="Adjustment of p over all pairs: max-t or holm.")
+    ] = "max-t",
+    data: options.Data = None,
+    cache: options.Cache = None,
+) -> None:
+    """Compare many people's runs of one course, each verified first; status 1 if any is refused."""
+    one_of("--scoring", scoring, {"strict": 1, "paper": 1})
+    chosen = one_of("--correction", correction, {"max-t": "max-t", "holm": "holm"})
+    from clbench.report.league import (
+        Refusal,
+        Submission,
+        league_of,
+        read_submission,
+        write_league,
+    )
+    from clbench.report.study import Protocol
+    from clbench.report.tables.render import render
+    from clbench.spec import registry
+
+    protocol = Protocol(alpha=alpha, correction=chosen)
+    name = registry.name_of(bench)
+    read: list[Submission | Refusal] = []
+    for folder in submissions:
+        try:
+            read.append(read_submission(folder, name, data=data, cache=cache))
+        except ClbenchError as err:
+            read.append(Refusal(name=folder.name, error=err))
+    whole = league_of(read, scoring=scoring, protocol=protocol)
+    typer.echo(render(whole.table(), "terminal"))
+    for refusal in whole.refused:
+        typer.echo(f"REFUSED {refusal.name}: {refusal.error}", err=True)
+    typer.echo(f"League: {write_league(whole, out)[0]}")
+    if whole.refused:
+        raise typer.Exit(1)

@@ -40,6 +40,8 @@ class Verified:
     """What was held against what."""
     unchecked: list[str] = field(default_factory=list)
     """What could not be, and why."""
+    predictions: int = 0
+    """Stored predictions from which scores were computed again."""
 
     def lines(self) -> list[str]:
         """The summary."""
@@ -214,6 +216,7 @@ def _again(
             done += _compare(folder / "scores.csv", of_case, again, rows)
     if strangers := [p for p in stored if p not in seen]:
         raise StoreError("a stored prediction is of no test case of the run", where=strangers[0])
+    report.predictions = len(seen)
     report.checked.append(f"{done} scores against {len(seen)} predictions and the data")
 
 

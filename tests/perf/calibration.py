@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from clbench.statistics.macro_estimate import macro_interval
 from clbench.statistics.max_t import Correction, FamilyComparison, compare_family
 from clbench.statistics.paired_tests import signed_rank_null, wilcoxon
+from clbench.statistics.ranking import tie_groups
 
 Floats = NDArray[np.float64]
 Table = dict[str, Floats]
@@ -228,6 +229,26 @@ def power(count: int, patients: str, m: int, effect: float) -> list[Row]:
     return rows
 
 
+def strict_winner(count: int, patients: str, methods: int) -> list[Row]:
+    """How often a league of equal methods names a single best one."""
+    rng, hits = np.random.default_rng([20240607, 7]), []
+    share = 1 / math.sqrt(2)
+    for _ in range(count):
+        tables: list[Table] = [{} for _ in range(methods)]
+        for name, absent in SETS[patients].items():
+            n, c = absent.shape
+            anatomy = rng.normal(0.8, PATIENT, (1, n, c))  # the same for everybody
+            for each in tables:
+                own = rng.normal(0, PATIENT * share, (1, n, 1))
+                each[name] = anatomy + own + rng.normal(0, RESIDUAL * share, (1, n, c))
+                each[name][:, absent] = np.nan
+        hits.append(tie_groups(tables, alpha=ALPHA, draws=DRAWS).ranks[0] == (1, 1))
+    return [
+        counted("a single best among equal methods", hits, patients, m=math.comb(methods, 2),
+                seeds=1)
+    ]  # fmt: skip
+
+
 def one_structure(count: int) -> list[Row]:
     """Wilcoxon on one structure of 12 patients; its largest attainable level is below alpha."""
     hits = [
@@ -274,6 +295,10 @@ def measure(scale: float = 1.0, *, say: Callable[[str], object] = print) -> list
         lambda p=p, m=m, e=e: power(n(500), p, m, e)  # type: ignore[misc]
         for p, e in (("8", 0.075), ("12", 0.055))
         for m in (3, 13)
+    ]
+    jobs += [
+        lambda p=p: strict_winner(n(2000), p, 10)  # type: ignore[misc]
+        for p in ("8", "8 + 8", "12 + 20")
     ]
     jobs.append(lambda: one_structure(n(2000)))
     rows: list[Row] = []

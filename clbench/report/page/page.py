@@ -11,11 +11,10 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from clbench.errors import ClbenchError
@@ -205,11 +204,8 @@ def _html(
     absent: Sequence[str],
     command: str,
 ) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-                              lstrip_blocks=True)  # fmt: skip
-    environment.filters |= {"words": _words, "whole": _whole, "superscript": superscript}
-    source = resources.files("clbench.report.page").joinpath("page.html.j2").read_text("utf-8")
-    return environment.from_string(source).render(
+    return fill(
+        "page.html.j2",
         title=f"{a.dice.title()}: {a.dice.reference.label} against the others",
         phantom=a.dice.phantom,
         matrix=matrix,
@@ -233,6 +229,24 @@ def _html(
         checklist=checklist(a),
         limits=[*limits(a), *absent],
     )
+
+
+def fill(template: str, **values: object) -> str:
+    """A page from a template of this folder, with the style that all pages share.
+
+    Args:
+        template: name of the file.
+        values: what it shows.
+    """
+    environment = Environment(
+        loader=PackageLoader("clbench.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"words": _words, "whole": _whole, "superscript": superscript}
+    return environment.get_template(template).render(**values)
 
 
 def _whole(table: Table) -> list[list[str]]:

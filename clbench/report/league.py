@@ -1,0 +1,340 @@
+"""League: the runs of many people on one course, in tie groups, on one static page.
+
+Every run is verified first: computed again from its stored predictions where it keeps them, held
+against its own record where it does not. What differs is refused, with the first difference. Nobody
+is ranked above a method that the test of all pairs cannot tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from clbench.errors import ClbenchError, SettingError, StoreError
+from clbench.report.page.matrix import Cell
+from clbench.report.past_images import past_card
+from clbench.report.scores import Run, Scores, StrategyScores, read_frame, scores_of, title_of
+from clbench.report.significance.endpoints import ENDPOINTS, FINAL, Which, hole, table
+from clbench.report.study import Protocol
+from clbench.report.tables.render import EMPTY, Table, long_table
+from clbench.statistics.macro_estimate import macro_interval
+from clbench.statistics.ranking import Ties, tie_groups
+from clbench.store import files, run_folder
+from clbench.store.record import refuse_mixture
+from clbench.types import Floats
+
+RECOMPUTED, AS_SUBMITTED = "recomputed", "as submitted"
+"""Whether the scores were computed again from stored predictions and the data."""
+HEADS: Mapping[Which, str] = {"final": "final", "kept": "kept", "new": "learned"}
+"""Endpoint → header."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """The finished runs of one person or group, in which no difference was found."""
+
+    name: str
+    """Name of the folder."""
+    runs: tuple[Run, ...]
+    """In order of path."""
+    recomputed: frozenset[str]
+    """Ids of the runs whose scores were computed again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """A submission that does not take part."""
+
+    name: str
+    """Name of the folder."""
+    error: ClbenchError
+    """The first difference."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One method of one submission."""
+
+    submission: str
+    """Whose."""
+    label: str
+    """Method."""
+    checked: str
+    """`RECOMPUTED` where that holds for each of its runs."""
+    seeds: int
+    """Training runs."""
+    past: str
+    """Images of earlier steps that it opened."""
+    cells: Mapping[Which, Cell]
+    """Endpoint → Dice with its interval over patients and seeds."""
+    groups: str = ""
+    """Letters of its tie groups; empty = it could not be ranked."""
+    ranks: tuple[int, int] | None = None
+    """Best and worst rank that the tests leave open."""
+    apart: bool = False
+    """It has no group in common with the entry above."""
+    hole: str = ""
+    """Why it could not be ranked."""
+
+    @property
+    def ranks_text(self) -> str:
+        """`1–4`."""
+        return EMPTY if self.ranks is None else "–".join(map(str, dict.fromkeys(self.ranks)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class League:
+    """All methods of all submissions on one course."""
+
+    title: str
+    """Course and version; says PHANTOM where it must."""
+    phantom: bool
+    """Made-up anatomy, not patients."""
+    entries: tuple[Entry, ...]
+    """By tie groups."""
+    refused: tuple[Refusal, ...]
+    """What does not take part."""
+    notes: tuple[str, ...]
+    """What the numbers are."""
+
+    def table(self) -> Table:
+        """For terminals and files."""
+        return Table(
+            title=self.title,
+            columns=("group", "rank", "method", "of", *HEADS.values(), "seeds", "scores"),
+            rows=tuple(
+                (
+                    e.groups or EMPTY, e.ranks_text, e.label, e.submission,
+                    *(e.cells[name].text if name in e.cells else EMPTY for name in HEADS),
+                    str(e.seeds), e.checked,
+                )
+                for e in self.entries
+            ),
+            notes=self.notes,
+            keys=4,
+            long=self._long(),
+        )  # fmt: skip
+
+    def _long(self) -> Table:
+        return long_table(
+            "submission method groups rank_best rank_worst checked seeds past measure value low "
+            "high why",
+            [
+                (
+                    e.submission, e.label, e.groups, *(e.ranks or (None, None)), e.checked, e.seeds,
+                    e.past, name, cell.value, cell.low, cell.high, e.hole,
+                )
+                for e in self.entries
+                for name, cell in e.cells.items()
+            ],
+        )  # fmt: skip
+
+
+def read_submission(
+    folder: Path, bench: str, *, data: str | None = None, cache: Path | None = None
+) -> Submission:
+    """Read and verify somebody's runs.
+
+    Args:
+        folder: results folder of runs, or of excerpts of them.
+        bench: the course.
+        data: where the data lies now, as in `clbench run --data`; None: where the runs found it.
+        cache: where preprocessed volumes and the phantom are kept; None: where the runs kept them.
+
+    Raises:
+        StoreError: no finished run of the course, or the first difference that was found in one.
+        DataError: data was named that cannot be read.
+    """
+    from clbench.run.verify import verify_run
+
+    runs = [Run.read(path) for path in run_folder.find_runs(folder, bench=bench)]
+    finished = tuple(run for run in runs if run.record.status == "finished")
+    if not finished:
+        raise StoreError(
+            "a submission has no finished run of this course",
+            where=folder,
+            expected=f"{bench}/STRATEGY/RUN/run.json and scores.csv, as `clbench excerpt` writes",
+            got=f"{len(runs)} unfinished run(s)" if runs else "none",
+            next_step="name the folder that holds the course's folder",
+        )
+    recomputed = set()
+    for run in finished:
+        verified = verify_run(run.folder, data=data, cache=cache)
+        if verified.predictions:
+            recomputed.add(run.record.run_id)
+    return Submission(name=folder.name, runs=finished, recomputed=frozenset(recomputed))
+
+
+def league_of(
+    submissions: Iterable[Submission | Refusal], *, scoring: str, protocol: Protocol
+) -> League:
+    """Compare all methods of all submissions.
+
+    Args:
+        submissions: the first one that was not refused decides what is compared: course, version,
+            data, splits, profile.
+        scoring: `strict` or `paper`.
+        protocol: level, correction and sign patterns.
+
+    Raises:
+        StoreError: no submission takes part.
+    """
+    accepted: list[Submission] = []
+    refused: list[Refusal] = []
+    for submission in submissions:
+        if isinstance(submission, Refusal):
+            refused.append(submission)
+            continue
+        try:
+            _belongs(submission, accepted)
+        except ClbenchError as err:
+            refused.append(Refusal(name=submission.name, error=err))
+        else:
+            accepted.append(submission)
+    if not accepted:
+        raise StoreError(
+            "no submission takes part",
+            where=", ".join(r.name for r in refused) or "the folders named",
+            got="; ".join(r.error.brief for r in refused) or "no folder",
+            next_step="mend what is named, or ask for the files again",
+        )
+    scores = [scores_of(read_frame(s.runs), s.runs, scoring=scoring) for s in accepted]
+    methods = [
+        (submission, of, method)
+        for submission, of in zip(accepted, scores, strict=True)
+        for method in of.strategies
+    ]
+    whole = [k for k, (_, of, method) in enumerate(methods) if not hole(of, method, FINAL)]
+    ties = tie_groups(
+        [_averaged(methods[k][1], methods[k][2]) for k in whole],
+        alpha=protocol.alpha,
+        correction=protocol.correction,
+        draws=protocol.draws,
+        seed=protocol.seed,
+    )
+    entries = [_entry(*each, protocol) for each in methods]
+    ranked = [
+        replace(entries[whole[k]], groups=ties.letters(place), ranks=ties.ranks[place])
+        for place, k in enumerate(ties.order)
+    ]
+    ranked[1:] = [
+        replace(entry, apart=not set(above.groups) & set(entry.groups))
+        for above, entry in pairwise(ranked)
+    ]
+    record = accepted[0].runs[0].record
+    return League(
+        title=f"{title_of(record)}: league of {len(entries)} method{'s'[: len(entries) > 1]}",
+        phantom=not record.patients,
+        entries=(*ranked, *(e for k, e in enumerate(entries) if k not in whole)),
+        refused=tuple(refused),
+        notes=tuple(_notes(scores[0], protocol, ties)),
+    )
+
+
+def write_league(league: League, out: Path) -> list[Path]:
+    """Write the page and the table as CSV; the page first.
+
+    Args:
+        league: see `league_of`.
+        out: folder to write to; files of the same names are replaced.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    from clbench.report.page.page import fill
+    from clbench.report.tables.render import render
+
+    files.make_folder(out)
+    content = {
+        "index.html": fill("league.html.j2", league=league, heads=HEADS, empty=EMPTY),
+        "league.csv": render(league.table(), "csv") + "\n",
+    }
+    for name, text in content.items():
+        files.write_bytes(out / name, text.encode())
+    return [out / name for name in content]
+
+
+def _belongs(submission: Submission, accepted: Sequence[Submission]) -> None:
+    """Refuse another question, a name or a run that is there already.
+
+    Raises:
+        SettingError: two folders of one name.
+        StoreError: what differs.
+    """
+    if any(other.name == submission.name for other in accepted):
+        raise SettingError(
+            "two submissions have one name",
+            where=submission.name,
+            expected="a folder name of its own for each",
+            next_step="rename one of the folders",
+        )
+    refuse_mixture([run.record for s in (*accepted, submission) for run in s.runs])
+    known = {
+        files.sha256(run.folder / "scores.csv"): (other, run)
+        for other in accepted
+        for run in other.runs
+    }
+    for run in submission.runs:
+        if same := known.get(files.sha256(run.folder / "scores.csv")):
+            raise StoreError(
+                "a run is a copy of another submission's",
+                where=run.folder,
+                expected="scores of one's own",
+                got=f"those of {same[0].name}: {same[1].record.strategy}/{same[1].record.run_id}",
+                next_step="leave the copy out",
+            )
+
+
+def _averaged(scores: Scores, method: StrategyScores) -> dict[str, Floats]:
+    """The final endpoint, averaged over seeds: those of different people are not paired."""
+    by_set = table(scores, method, FINAL, method.seeds)
+    return {name: np.mean(values, axis=0, keepdims=True) for name, values in by_set.items()}
+
+
+def _entry(
+    submission: Submission, scores: Scores, method: StrategyScores, protocol: Protocol
+) -> Entry:
+    """A method without its group."""
+    cells = {}
+    for endpoint in ENDPOINTS[: 3 if scores.last > 1 else 1]:
+        values = table(scores, method, endpoint, method.seeds)
+        bounds = None if endpoint.name == "kept" else (0.0, 1.0)
+        mean = macro_interval(values, level=protocol.level, bounds=bounds) if values else None
+        cells[endpoint.name] = (
+            Cell(why=hole(scores, method, endpoint))
+            if mean is None or math.isnan(mean.estimate)
+            else Cell(value=mean.estimate, low=mean.low, high=mean.high)
+        )
+    again = all(run.record.run_id in submission.recomputed for run in method.runs)
+    return Entry(
+        submission=submission.name,
+        label=method.label,
+        checked=RECOMPUTED if again else AS_SUBMITTED,
+        seeds=len(method.seeds),
+        past=past_card(method.records[0]),
+        cells=cells,
+        hole=hole(scores, method, FINAL),
+    )
+
+
+def _notes(scores: Scores, protocol: Protocol, ties: Ties) -> Iterable[str]:
+    """What a reader must know."""
+    patients = " + ".join(f"{len(p)} {s}" for s, p in scores.patients.items())
+    yield (
+        f"Dice, {scores.scoring} scoring, means over structures; {patients} test cases; "
+        f"[{protocol.percent} interval over patients and seeds]."
+    )
+    yield (
+        f"group: methods with a letter in common are not told apart by the test of all {ties.m} "
+        f"pairs ({protocol.adjusted_by}, {ties.patients} patients, seeds averaged); rank: the "
+        "ranks it leaves open. Among equals nobody is first. It holds for these training runs."
+    )
+    yield (
+        f"{RECOMPUTED}: every score was computed again from stored predictions and the data; "
+        f"{AS_SUBMITTED}: the files agree with themselves, and no more can be known."
+    )

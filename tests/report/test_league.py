@@ -1,0 +1,175 @@
+"""Leagues: verified before compared, tie groups instead of places, refusals by the first difference."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic_runs import Method, make_runs
+from typer.testing import CliRunner
+
+from clbench.cli.options import app
+from clbench.errors import DataError, StoreError
+from clbench.report.league import (
+    AS_SUBMITTED,
+    RECOMPUTED,
+    League,
+    Refusal,
+    Submission,
+    league_of,
+    read_submission,
+    write_league,
+)
+from clbench.report.scores import Run
+from clbench.report.study import Protocol
+from clbench.store import checksums, run_folder
+
+QUICK = Protocol(draws=500)
+
+
+def submitted(home: Path, methods: dict[str, Method], **more: object) -> Submission:
+    """Made-up runs as if they had been verified."""
+    folders = make_runs(home, methods, **{"patients": {"btcv": 8, "lits": 8}, **more})  # type: ignore[arg-type]
+    runs = tuple(Run.read(folder) for folder in folders)
+    return Submission(name=home.name, runs=runs, recomputed=frozenset())
+
+
+def compared(*submissions: Submission | Refusal) -> League:
+    return league_of(submissions, scoring="strict", protocol=QUICK)
+
+
+def test_equals_share_a_group_and_nobody_among_them_is_first(tmp_path: Path) -> None:
+    near = {"universal": Method(seeds=(0, 1)), "mib": Method(seeds=(4,), own_step1=True)}
+    league = compared(
+        submitted(tmp_path / "anna", near),
+        submitted(tmp_path / "ben", {"finetune": Method(kept=-0.4, seeds=(7,))}),
+    )
+    first, second, last = league.entries
+    assert {first.submission, second.submission} == {"anna"}
+    assert first.ranks == second.ranks == (1, 2)
+    assert set(first.groups) & set(second.groups)
+    assert (last.label, last.submission, last.ranks) == ("finetune", "ben", (3, 3))
+    assert last.apart
+    assert not second.apart
+    assert {e.checked for e in league.entries} == {AS_SUBMITTED}
+    assert "PHANTOM" in league.title
+
+
+def test_a_method_with_a_hole_stands_last_without_a_rank(tmp_path: Path) -> None:
+    holed = {"lwf": Method(drop=((2, "btcv/103"),), seeds=(0,)), "universal": Method(seeds=(0,))}
+    league = compared(submitted(tmp_path / "anna", holed))
+    assert [e.label for e in league.entries] == ["universal", "lwf"]
+    assert league.entries[-1].ranks is None
+    assert "btcv/103" in league.entries[-1].hole
+
+
+def test_another_split_is_refused_and_the_others_stay(tmp_path: Path) -> None:
+    league = compared(
+        submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))}),
+        submitted(tmp_path / "ben", {"mib": Method(seeds=(0,))}, patients={"btcv": 9, "lits": 8}),
+    )
+    assert [e.submission for e in league.entries] == ["anna"]
+    (refusal,) = league.refused
+    assert refusal.name == "ben"
+    assert "do not belong in one table" in str(refusal.error)
+
+
+def test_copies_and_names_that_are_taken_are_refused(tmp_path: Path) -> None:
+    own = submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))})
+    league = compared(own, replace(own, name="ben"), own)
+    assert [str(r.error).splitlines()[0] for r in league.refused] == [
+        "a run is a copy of another submission's",
+        "two submissions have one name",
+    ]
+    assert len(league.entries) == 1
+
+
+def test_without_any_submission_there_is_no_league() -> None:
+    refusal = Refusal(name="ben", error=StoreError("a score is not what it must be"))
+    with pytest.raises(StoreError, match="no submission takes part"):
+        compared(refusal)
+
+
+def test_the_page_is_whole_and_the_csv_at_full_precision(tmp_path: Path) -> None:
+    league = compared(submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))}))
+    page, table = write_league(league, tmp_path / "league")
+    text = page.read_text(encoding="utf-8")
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "default-src 'none'" in text
+    assert "PHANTOM: every score" in text
+    rows = list(csv.DictReader(table.open(newline="", encoding="utf-8")))
+    assert [r["measure"] for r in rows] == ["final", "kept", "new"]
+    assert float(rows[0]["value"]) == league.entries[0].cells["final"].value
+
+
+# --------------------------------------------------------------------------------- verified runs
+
+
+@pytest.fixture
+def folder(smoke_run: Path, tmp_path: Path) -> Path:
+    """A submission with one real run that keeps its predictions."""
+    bench = tmp_path / "anna" / smoke_run.parents[1].name
+    shutil.copytree(smoke_run, bench / smoke_run.parent.name / smoke_run.name)
+    return tmp_path / "anna"
+
+
+def sealed_anew(folder: Path) -> None:
+    """Give a changed run the checksums of its changed files, as a forger would."""
+    (run,) = run_folder.find_runs(folder)
+    record = run_folder.read_record(run)
+    del record["files"], record["record_sha256"]
+    checksums.seal(run, record)
+    run_folder.write_record(run, record)
+
+
+def swapped(folder: Path) -> None:
+    """Exchange the predictions of two cases."""
+    one, other = sorted(folder.glob("*/*/*/predictions/step2/*.npz"))[:2]
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+
+
+def a_digit(folder: Path) -> None:
+    """Raise a Dice by one voxel in the table."""
+    (path,) = folder.glob("*/*/*/scores.csv")
+    lines = path.read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if ",strict,dice,0." in line)
+    cells = lines[at].split(",")
+    cells[11] = repr(min(1.0, float(cells[11]) + 0.01))
+    lines[at] = ",".join(cells)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_a_run_with_predictions_is_recomputed(folder: Path) -> None:
+    submission = read_submission(folder, "tumor_ext")
+    assert len(submission.recomputed) == 1
+    league = league_of([submission], scoring="strict", protocol=QUICK)
+    assert [e.checked for e in league.entries] == [RECOMPUTED]
+
+
+@pytest.mark.parametrize("tamper", [swapped, a_digit])
+def test_a_tampered_run_is_refused_even_if_it_is_sealed_anew(folder: Path, tamper) -> None:  # type: ignore[no-untyped-def]
+    tamper(folder)
+    sealed_anew(folder)
+    with pytest.raises((StoreError, DataError)) as err:
+        read_submission(folder, "tumor_ext")
+    assert "expected" in str(err.value)
+
+
+def test_the_command_names_the_refused_and_ends_with_1(folder: Path, tmp_path: Path) -> None:
+    forged = tmp_path / "ben"
+    shutil.copytree(folder, forged)
+    a_digit(forged)
+    words = ["league", str(folder), str(forged), str(tmp_path / "nobody"), "--bench", "tumor_ext"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "league")])
+    assert done.exit_code == 1, done.output
+    assert "REFUSED ben" in done.output
+    assert "REFUSED nobody: a submission has no finished run of this course" in done.output
+    page = (tmp_path / "league" / "index.html").read_text(encoding="utf-8")
+    assert "<h2>Refused</h2>" in page
+    assert RECOMPUTED in page
