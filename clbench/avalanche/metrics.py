@@ -239,7 +239,7 @@ def _together(metric: VolumeMetric, strategy: Any) -> list[VolumeMetric]:
     return group if metric in group else [metric]
 
 
-def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]:
+def _examine(strategy: Any, metrics: Sequence[str]) -> dict[str, dict[str, float]]:
     """Metric → structure → mean over the experience's cases that hold it.
 
     Only structures that the experience teaches and the model answers for.
@@ -258,7 +258,7 @@ def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]
     known = _known(strategy.model, experience, partial(_predictor, strategy, plan))
     wanted = [name for name in experience.structures if name in known]
     if not wanted:
-        return {word: {} for word in words}
+        return {word: {} for word in metrics}
     server = _predictor(strategy, plan, known)
     context = ScoreContext(
         benchmark=plan.benchmark,
@@ -270,8 +270,8 @@ def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]
     for case in experience.cases:
         volume = experience.volume(case)
         bits = server.predict(volume, postprocess=plan.profile.examine.postprocess)
-        scores = measure_on_file(bits, known, volume, volume.native_bits(), words, among=wanted)
-        rows += metric_rows(scores, wanted, volume, words, context)
+        scores = measure_on_file(bits, known, volume, volume.native_bits(), metrics, among=wanted)
+        rows += metric_rows(scores, wanted, volume, metrics, context)
     sources = [plan.catalog.source(n).name for n in range(1, last + 1)]
     return {
         word: {
@@ -280,7 +280,7 @@ def _examine(strategy: Any, words: Sequence[str]) -> dict[str, dict[str, float]]
                 rows, sources, scoring="strict", metric=word
             ).items()
         }
-        for word in words
+        for word in metrics
     }
 
 

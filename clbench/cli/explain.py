@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clbench.cli import options
-from clbench.cli.options import app, show
+from clbench.cli.options import app, show_all
 
 
 @app.command()
@@ -31,7 +31,7 @@ def explain(
     from clbench.report.tables.lost_dice import lost_dice_tables
 
     with Progress() as progress:
-        found = explain_run(
+        explained = explain_run(
             run,
             data=data,
             cache=cache,
@@ -39,11 +39,9 @@ def explain(
             models=not voxels_only,
             watch=progress.watch,
         )
-    for table in lost_dice_tables(found.record, found.rows, found.model_rows):
-        show(table, "terminal")
-        typer.echo("")
-    for note in found.notes:
+    show_all(lost_dice_tables(explained.record, explained.rows, explained.model_rows))
+    for note in explained.notes:
         typer.echo(f"note: {note}")
-    for path in write_figures(found, out):
+    for path in write_figures(explained, out):
         typer.echo(f"Figure: {path}")
-    typer.echo(f"Results: {found.folder}")
+    typer.echo(f"Results: {explained.folder}")

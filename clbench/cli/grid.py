@@ -75,7 +75,7 @@ def grid(
     here = one_of("--device", device, {"auto": reproducibility.gpus(), "cpu": 0})
     local = one_of("--on", on, {"local": True, "slurm": False})
     planned = _plan(_study(study, bench, strategy, seeds, profile, set_, data, split, out), cache)
-    show(_table(planned), "terminal")
+    show(_table(planned))
     if dry_run:
         return
     more = [] if cache is None else ["--cache", str(cache)]
@@ -98,7 +98,7 @@ def grid(
     if left:
         typer.echo(f"{left} runs to make, {len(places)} at a time, {threads} thread(s) each")
     failed = work_off(planned, places, more=more, watch=lambda event: _say(event, planned))
-    show(_table(planned), "terminal")
+    show(_table(planned))
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(planned)} runs failed",
@@ -134,7 +134,7 @@ def status(
 
     planned = _plan(_study(study, bench, strategy, seeds, profile, set_, data, split, out), cache)
     if every is None:
-        show(_table(planned), "terminal")
+        show(_table(planned))
         return
     from rich.text import Text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,7 +124,7 @@ def parse_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(seeds))
 
 
-def parse_splits(words: list[str]) -> dict[str, Split]:
+def parse_splits(assignments: list[str]) -> dict[str, Split]:
     """`btcv=FILE.toml` or `btcv=NAME` (a split that comes with clbench) → source → split."""
     from importlib import resources
 
@@ -131,14 +132,14 @@ def parse_splits(words: list[str]) -> dict[str, Split]:
     from clbench.spec.toml import load_split
 
     splits = {}
-    for word in words:
-        source, equals, target = word.partition("=")
+    for assignment in assignments:
+        source, equals, target = assignment.partition("=")
         if not equals:
             raise SettingError(
                 "--split needs SOURCE=FILE.toml",
-                where=f"--split {word}",
+                where=f"--split {assignment}",
                 expected="the name of a source or step of the benchmark, =, and a split file",
-                got=word,
+                got=assignment,
                 next_step=FORMAT,
             )
         if target.endswith(".toml"):
@@ -149,24 +150,24 @@ def parse_splits(words: list[str]) -> dict[str, Split]:
             if target not in shipped and ("/" in target or Path(target).suffix):
                 raise SettingError(
                     "a split file is called FILE.toml",
-                    where=f"--split {word}",
+                    where=f"--split {assignment}",
                     got=target,
                     next_step=FORMAT,
                 )
             if target not in shipped:
-                raise unknown_name("split", target, shipped, f"--split {word}")
+                raise unknown_name("split", target, shipped, f"--split {assignment}")
             path = Path(str(home / f"{target}.toml"))
         if source in splits:
-            raise SettingError("two splits are given for one", where=f"--split {word}")
+            raise SettingError("two splits are given for one", where=f"--split {assignment}")
         splits[source] = load_split(path)
     return splits
 
 
-def parse_expect_hu(words: list[str]) -> bool:
+def parse_expect_hu(assignments: list[str]) -> bool:
     """`data.expect_hu=false`, the one setting of a command that makes no run, → its value."""
     from clbench.spec.settings import DataSettings, change, split_overrides
 
-    groups = split_overrides(words)
+    groups = split_overrides(assignments)
     others = [f"{g}.{n}" for g, values in groups.items() for n in values]
     if others not in ([], ["data.expect_hu"]):
         raise SettingError(
@@ -191,8 +192,15 @@ def one_of(option: str, value: str, choices: dict[str, Any]) -> Any:
     return choices[value]
 
 
-def show(table: Table, format_: str) -> None:
+def show(table: Table, format_: str = "terminal") -> None:
     """Print a table."""
     from clbench.report.tables.render import render
 
     typer.echo(render(table, format_))
+
+
+def show_all(tables: Iterable[Table], format_: str = "terminal") -> None:
+    """Print tables, a blank line after each."""
+    for table in tables:
+        show(table, format_)
+        typer.echo("")

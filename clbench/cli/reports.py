@@ -32,8 +32,8 @@ def figure(
     from clbench.spec import registry
 
     if name == "list":
-        for known, (_, words) in FIGURES.items():
-            typer.echo(f"  {known:<20} {words}")
+        for known, (_, caption) in FIGURES.items():
+            typer.echo(f"  {known:<20} {caption}")
         return
     study = Analysis(results=results, bench=registry.name_of(bench), reference=ref, scoring=scoring)
     strip = StripOptions(step=step, data=data, cache=cache)

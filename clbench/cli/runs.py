@@ -17,6 +17,7 @@ from clbench.cli.options import (
     parse_seeds,
     parse_splits,
     show,
+    show_all,
 )
 from clbench.errors import SettingError
 
@@ -103,7 +104,7 @@ def run(
             folder = run_plan(plan.open(), progress.watch)
         for which in scorings:
             for table in run_report(folder, scoring=which):
-                show(table, "terminal")
+                show(table)
         typer.echo(f"Results: {folder}")
 
 
@@ -154,12 +155,12 @@ def score(
 ) -> None:
     """More metrics for finished runs, or a run folder from predictions made by any tool."""
     from clbench.cli.progress import Progress
-    from clbench.evaluation.metrics.case import DEFAULT, parse_words
+    from clbench.evaluation.metrics.case import DEFAULT, parse_metrics
     from clbench.report.tables.rescored import score_report
     from clbench.run.external import OutsideSettings, score_predictions
     from clbench.run.rescore import score_run
 
-    words = DEFAULT if metrics is None else parse_words(metrics)
+    chosen = DEFAULT if metrics is None else parse_metrics(metrics)
     if bool(runs) == (predictions is not None):
         raise SettingError(
             "`clbench score` needs run folders, or --predictions",
@@ -171,7 +172,7 @@ def score(
     for folder in runs or ():
         with Progress() as progress:
             folders.append(
-                score_run(folder, words=words, data=data, cache=cache, watch=progress.watch)
+                score_run(folder, metrics=chosen, data=data, cache=cache, watch=progress.watch)
             )
     if predictions is not None:
         if bench is None or step is None or name is None:
@@ -187,7 +188,7 @@ def score(
             predictions=predictions,
             name=name,
             seed=seed,
-            words=words,
+            metrics=chosen,
             labels=labels,
             profile=profile,
             data=data,
@@ -203,9 +204,7 @@ def score(
         if holes:
             typer.echo(f"Holes, without prediction after step {step}: {', '.join(holes)}")
     for folder in folders:
-        for table in score_report(folder):
-            show(table, "terminal")
-            typer.echo("")
+        show_all(score_report(folder))
         typer.echo(f"Results: {folder}")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from clbench.cli import options
-from clbench.cli.options import RESULTS, app, one_of, parse_seeds, show
+from clbench.cli.options import RESULTS, app, one_of, parse_seeds, show, show_all
 from clbench.errors import SettingError
 
 DEFAULTS: Mapping[str, Any] = {
@@ -139,6 +139,4 @@ def cost(
         from clbench.evaluation.cost.paper_figures import printed_figures
 
         tables.append(costs.printed_table(printed_figures()))
-    for each in tables:
-        show(each, format_)
-        typer.echo("")
+    show_all(tables, format_)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clbench.cli import options
-from clbench.cli.options import RESULTS, app, show
+from clbench.cli.options import RESULTS, app, show_all
 from clbench.errors import DataError
 
 
@@ -157,7 +157,7 @@ def extend(
 
     settings = ExtendSettings(
         model=model,
-        learn=tuple(word.strip() for words in learn for word in words.split(",")),
+        learn=tuple(name.strip() for names in learn for name in names.split(",")),
         data=data,
         step=step,
         strategy=strategy,
@@ -180,7 +180,5 @@ def extend(
     )
     with Progress() as progress:
         extended = extend_model(settings, progress.watch)
-    for table in extension_tables(extended.folder):
-        show(table, "terminal")
-        typer.echo("")
+    show_all(extension_tables(extended.folder))
     typer.echo(f"Results: {extended.folder}")

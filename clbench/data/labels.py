@@ -152,7 +152,21 @@ def _hu(path: Path) -> NDArray[Any]:
             got=f"{int((~np.isfinite(image)).sum())} such voxels",
             next_step="convert the DICOM series again, or leave the case out of the split",
         )
-    low, high = float(image.min()), float(image.max())
+    refuse_no_hu(path, float(image.min()), float(image.max()))
+    return image
+
+
+def refuse_no_hu(path: Path, low: float, high: float) -> None:
+    """Raise where values cannot be Hounsfield units.
+
+    Args:
+        path: the image.
+        low: its smallest value.
+        high: its largest value.
+
+    Raises:
+        DataError: beyond `MAX_HU`.
+    """
     if max(-low, high) > MAX_HU:
         raise DataError(
             "the image holds values that are no HU",
@@ -161,7 +175,6 @@ def _hu(path: Path) -> NDArray[Any]:
             got=f"{low:g} to {high:g}",
             next_step="check the rescale slope and intercept of the conversion",
         )
-    return image
 
 
 def read_label(path: Path, image: Grid, kind: str = "label") -> NDArray[Any]:

@@ -260,7 +260,7 @@ class Datalist:
                 got=str(err) or type(err).__name__,
                 next_step="repair the file or download it again",
             ) from err
-        found: dict[str, CaseFiles] = {}
+        cases_by_id: dict[str, CaseFiles] = {}
         names = _case_names([label for _, label in pairs], place)
         order = sorted(zip(names, pairs, strict=True), key=lambda n: natural(n[0]))
         for case, listed_files in order:
@@ -283,8 +283,8 @@ class Datalist:
                         expected=path,
                         next_step="add the file, or take its entry out of the list",
                     )
-            found[case] = files
-        if not found:
+            cases_by_id[case] = files
+        if not cases_by_id:
             raise DataError(
                 "the list of cases is empty",
                 where=place,
@@ -292,7 +292,7 @@ class Datalist:
                 got=f"keys {', '.join(listed)}",
                 next_step="add the entries, or name another layout",
             )
-        return found
+        return cases_by_id
 
     def unpaired(self, folder: Path) -> dict[str, str]:
         """See `FileNames.unpaired`: a list names both or is refused."""

@@ -173,6 +173,22 @@ def _nearest(at: NDArray[Any]) -> NDArray[np.int64]:
     return np.floor(np.round(at, 6) + 0.5).astype(np.int64)
 
 
+def neighbors(
+    length: int, native_mm: float, model_mm: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Between which voxels of an axis each resampled one lies: the lower, the upper, how far.
+
+    Args:
+        length: voxels of the axis.
+        native_mm: their distance.
+        model_mm: distance asked for.
+    """
+    count = resampled_length(length, native_mm, model_mm)
+    at = np.minimum(np.arange(count) * (model_mm / native_mm), length - 1)
+    low = np.minimum(np.floor(at).astype(np.int64), length - 1)
+    return low, np.minimum(low + 1, length - 1), (at - low).astype(np.float32)
+
+
 def resample_linear(
     image: NDArray[Any], native_mm: Sequence[float], model_mm: Sequence[float]
 ) -> NDArray[np.float32]:
@@ -188,14 +204,10 @@ def resample_linear(
     """
     out = np.asarray(image, dtype=np.float32)
     for axis in range(3):
-        length = out.shape[axis]
-        count = resampled_length(length, native_mm[axis], model_mm[axis])
-        at = np.minimum(np.arange(count) * (model_mm[axis] / native_mm[axis]), length - 1)
-        low = np.minimum(np.floor(at).astype(np.int64), length - 1)
-        high = np.minimum(low + 1, length - 1)
+        low, high, part = neighbors(out.shape[axis], native_mm[axis], model_mm[axis])
         shape = [1, 1, 1]
-        shape[axis] = count
-        part = (at - low).astype(np.float32).reshape(shape)
+        shape[axis] = len(part)
+        part = part.reshape(shape)
         if not part.any():
             out = np.take(out, low, axis=axis)
             continue
@@ -237,25 +249,17 @@ def preprocess(raw: RawCase, source: Source, pre: Preprocessing) -> Volume:
     linear, label nearest), clip to [-175, 250] HU, crop to the box of voxels above the lower end.
     """
     native_mm = spacing_of(raw.affine).tolist()
-    _fits(raw.image.shape, native_mm, pre, raw.files.image)
+    advice = "check the file's spacing, or choose a coarser --set data.spacing_mm"
+    model_shape(raw.image.shape, native_mm, pre, raw.files.image, advice)
     hu: NDArray[Any] = np.round(resample_linear(raw.image, native_mm, pre.spacing_mm))
     image = np.clip(hu, -32768, 32767).astype(np.int16)
     bits = resample_nearest(raw.bits, native_mm, pre.spacing_mm)
     tissue = image > pre.window_hu[0]
     if (box := bounding_box(tissue)) is None:
-        raise DataError(
-            f"the image has no voxel above {pre.window_hu[0]:g} HU",
-            where=raw.files.image,
-            expected="a CT in Hounsfield units",
-            got=f"values from {raw.image.min()} to {raw.image.max()}",
-            next_step="check the rescale slope and intercept of the conversion",
-        )
+        raise no_tissue(raw.files.image, pre, f"{raw.image.min()} to {raw.image.max()}")
     image, bits = np.ascontiguousarray(image[box]), np.ascontiguousarray(bits[box])
     tissue = tissue[box]
-    affine = raw.affine.copy()
-    affine[:3, :3] *= np.asarray(pre.spacing_mm) / np.asarray(native_mm)
     start = triple(side.start for side in box)
-    affine[:3, 3] += affine[:3, :3] @ np.array(start)
     where, counts = centers(bits, tissue)
     return Volume(
         source=source.name,
@@ -264,7 +268,7 @@ def preprocess(raw: RawCase, source: Source, pre: Preprocessing) -> Volume:
         bits=bits,
         names=source.structures,
         annotated=frozenset(raw.files.annotated(source)),
-        affine=affine,
+        affine=model_affine(raw.affine, pre, start),
         native_affine=raw.affine,
         native_shape=triple(raw.image.shape),
         start=start,
@@ -285,8 +289,37 @@ def bounding_box(mask: NDArray[np.bool_]) -> Index | None:
     return triple(slice(int(hit[0]), int(hit[-1]) + 1) for hit in hits)
 
 
-def _fits(shape: Sequence[int], native_mm: Sequence[float], pre: Preprocessing, path: Path) -> None:
-    """Raise where the model grid of a case would be absurdly large."""
+def model_affine(
+    native: NDArray[np.float64], pre: Preprocessing, start: Sequence[int]
+) -> NDArray[np.float64]:
+    """Where the voxels of the model's grid lie, from where those of the file lie in RAS.
+
+    Args:
+        native: affine of the file.
+        pre: spacing of the model's grid.
+        start: first voxel of the crop on it.
+    """
+    affine = native.copy()
+    affine[:3, :3] *= np.asarray(pre.spacing_mm) / spacing_of(native)
+    affine[:3, 3] += affine[:3, :3] @ np.array(start)
+    return affine
+
+
+def model_shape(
+    shape: Sequence[int], native_mm: Sequence[float], pre: Preprocessing, path: Path, next_step: str
+) -> list[int]:
+    """Voxels of a whole case on the model's grid.
+
+    Args:
+        shape: voxels in the file.
+        native_mm: their spacing.
+        pre: spacing of the model's grid.
+        path: the file, for errors.
+        next_step: what to do where it is too large.
+
+    Raises:
+        DataError: absurdly many.
+    """
     size = [
         resampled_length(n, a, b) for n, a, b in zip(shape, native_mm, pre.spacing_mm, strict=True)
     ]
@@ -296,8 +329,26 @@ def _fits(shape: Sequence[int], native_mm: Sequence[float], pre: Preprocessing, 
             where=path,
             expected=f"at most {MAX_VOXELS} voxels",
             got=f"{size} voxels of {pre.spacing_mm} mm",
-            next_step="check the file's spacing, or choose a coarser --set data.spacing_mm",
+            next_step=next_step,
         )
+    return size
+
+
+def no_tissue(path: Path, pre: Preprocessing, values: str) -> DataError:
+    """The error for an image without a voxel above the window's lower end.
+
+    Args:
+        path: the image.
+        pre: the window.
+        values: the smallest and the largest value.
+    """
+    return DataError(
+        f"the image has no voxel above {pre.window_hu[0]:g} HU",
+        where=path,
+        expected="a CT in Hounsfield units",
+        got=f"values from {values}",
+        next_step="check the rescale slope and intercept of the conversion",
+    )
 
 
 def centers(

@@ -156,8 +156,8 @@ def snomed(name: str) -> tuple[Any, Any]:
 
     side, _, rest = name.partition("_")
     known = codes.SCT.dir()
-    words = structure(name).prompt.split()
-    keyword = _KEYWORDS.get(name, "".join(word.capitalize() for word in words))
+    prompt = structure(name).prompt.split()
+    keyword = _KEYWORDS.get(name, "".join(word.capitalize() for word in prompt))
     if keyword in known:
         return getattr(codes.SCT, keyword), None
     keyword = "".join(word.capitalize() for word in rest.split("_"))
@@ -229,7 +229,7 @@ def _segmentation(
         number: of the object in its series.
     """
     library = highdicom()
-    made: Dataset = library.seg.Segmentation(
+    segmentation: Dataset = library.seg.Segmentation(
         source_images=slices,
         pixel_array=pixels,
         segmentation_type=library.seg.SegmentationTypeValues.BINARY,
@@ -245,7 +245,7 @@ def _segmentation(
         series_description="clbench segmentation",
         omit_empty_frames=True,
     )
-    return made
+    return segmentation
 
 
 def _write(path: Path, segmentation: Dataset) -> None:

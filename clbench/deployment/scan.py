@@ -17,14 +17,20 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
-from clbench.data.labels import MAX_HU, in_hu
+from clbench.data.labels import in_hu, refuse_no_hu
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import Grid, raw_voxels, scaled, spacing_of
 from clbench.data.nifti import grid as grid_of
-from clbench.data.volume import Volume, resample_linear, resampled_length
+from clbench.data.volume import (
+    Volume,
+    model_affine,
+    model_shape,
+    neighbors,
+    no_tissue,
+    resample_linear,
+)
 from clbench.errors import DataError
 from clbench.spec.benchmark import Preprocessing, Rescale, Source
-from clbench.store.arrays import MAX_VOXELS
 
 SLAB_VOX = 1 << 23
 """Voxels of the scan that are turned into real numbers at a time: 32 MiB in float32."""
@@ -73,14 +79,7 @@ class Scan:
                 expected="HU",
                 next_step="convert the DICOM series again",
             )
-        if max(-low, high) > MAX_HU:
-            raise DataError(
-                "the image holds values that are no HU",
-                where=self.path,
-                expected=f"-{MAX_HU:g} to {MAX_HU:g}",
-                got=f"{low:g} to {high:g}",
-                next_step="check the rescale slope and intercept of the conversion",
-            )
+        refuse_no_hu(self.path, low, high)
         return low, high
 
 
@@ -122,18 +121,8 @@ def prepare(scan: Scan, *, case: str, source: Source, pre: Preprocessing) -> Vol
     stored = apply_orientation(scan.stored, io_orientation(grid.affine))  # a view
     affine = grid.ras_affine
     native_mm = spacing_of(affine).tolist()
-    shape = tuple(
-        resampled_length(n, a, b)
-        for n, a, b in zip(stored.shape, native_mm, pre.spacing_mm, strict=True)
-    )
-    if math.prod(shape) > MAX_VOXELS:
-        raise DataError(
-            "the volume is too large on the model's grid",
-            where=scan.path,
-            expected=f"at most {MAX_VOXELS} voxels",
-            got=f"{list(shape)} voxels of {pre.spacing_mm} mm",
-            next_step="check the spacing in the file",
-        )
+    advice = "check the spacing in the file"
+    shape = model_shape(stored.shape, native_mm, pre, scan.path, advice)
     image = np.empty(shape, dtype=np.int16)
     tissue = [np.zeros(n, dtype=bool) for n in shape]
     for first, stop, planes in _resampled_planes(scan, stored, native_mm, pre.spacing_mm):
@@ -143,20 +132,11 @@ def prepare(scan: Scan, *, case: str, source: Source, pre: Preprocessing) -> Vol
         tissue[1] |= above.any(axis=(0, 2))
         tissue[2][first:stop] = above.any(axis=(0, 1))
     if not tissue[0].any():
-        raise DataError(
-            f"the image has no voxel above {pre.window_hu[0]:g} HU",
-            where=scan.path,
-            expected="a CT in Hounsfield units",
-            got=f"values from {low_hu:g} to {high_hu:g}",
-            next_step="check the rescale slope and intercept of the conversion",
-        )
+        raise no_tissue(scan.path, pre, f"{low_hu:g} to {high_hu:g}")
     ends = [np.flatnonzero(hit)[[0, -1]] for hit in tissue]
     a, b, c = (slice(int(first), int(last) + 1) for first, last in ends)
     image = np.ascontiguousarray(image[a, b, c])
     start = (a.start, b.start, c.start)
-    model_affine = affine.copy()
-    model_affine[:3, :3] *= np.asarray(pre.spacing_mm) / np.asarray(native_mm)
-    model_affine[:3, 3] += model_affine[:3, :3] @ np.array(start)
     nothing = np.broadcast_to(np.uint8(0), image.shape)
     return Volume(
         source="new",
@@ -165,7 +145,7 @@ def prepare(scan: Scan, *, case: str, source: Source, pre: Preprocessing) -> Vol
         bits=nothing,
         names=(),
         annotated=frozenset(),
-        affine=model_affine,
+        affine=model_affine(affine, pre, start),
         native_affine=affine,
         native_shape=(stored.shape[0], stored.shape[1], stored.shape[2]),
         start=start,
@@ -184,12 +164,8 @@ def _resampled_planes(
 
     The arithmetic is that of `resample_linear`, which interpolates along axis 2 last.
     """
-    length = stored.shape[2]
-    count = resampled_length(length, native_mm[2], model_mm[2])
-    at = np.minimum(np.arange(count) * (model_mm[2] / native_mm[2]), length - 1)
-    low = np.minimum(np.floor(at).astype(np.int64), length - 1)
-    high = np.minimum(low + 1, length - 1)
-    part = (at - low).astype(np.float32)
+    low, high, part = neighbors(stored.shape[2], native_mm[2], model_mm[2])
+    count = len(part)
     native_planes = max(2, SLAB_VOX // max(1, stored.shape[0] * stored.shape[1]))
     first = 0
     while first < count:

@@ -60,27 +60,27 @@ _CELL = attrgetter("step", "eval_set", "case", "structure")
 
 
 def rows_of(
-    found: Attribution, *, step: int, eval_set: str, case: str, name: str, learned_at: int
+    attribution: Attribution, *, step: int, eval_set: str, case: str, name: str, learned_at: int
 ) -> list[LostDiceRow]:
     """The rows of an attribution, the total last.
 
     Args:
-        found: of one structure in one case.
+        attribution: of one structure in one case.
         step: the later step.
         eval_set: source of the case.
         case: its id.
         name: the structure.
         learned_at: step that taught it.
     """
-    before, after = found.dice
+    before, after = attribution.dice
     change = (
-        found.after.missed_vox
-        + found.after.false_vox
-        - found.before.missed_vox
-        - found.before.false_vox
+        attribution.after.missed_vox
+        + attribution.after.false_vox
+        - attribution.before.missed_vox
+        - attribution.before.false_vox
     )
-    dice_of = found.lost_dice()
-    shares = {key: (voxels, dice_of[key]) for key, voxels in found.voxels.items()}
+    dice_of = attribution.lost_dice()
+    shares = {key: (voxels, dice_of[key]) for key, voxels in attribution.voxels.items()}
     return [
         LostDiceRow(
             step=step,
@@ -90,7 +90,7 @@ def rows_of(
             learned_at=learned_at,
             part=part,
             other=other,
-            truth_vox=found.truth_vox,
+            truth_vox=attribution.truth_vox,
             voxels=voxels,
             dice=dice,
         )
@@ -207,7 +207,7 @@ def summarize(rows: Iterable[LostDiceRow], patient_of: Mapping[str, str] = {}) -
     groups: dict[tuple[int, int, str], list[LostDiceRow]] = defaultdict(list)
     for row in rows:
         groups[row.step, row.learned_at, row.structure].append(row)
-    found = []
+    losses = []
     for (step, learned_at, name), own in groups.items():
         totals = [r for r in own if r.part == TOTAL]
         patients: dict[str, list[str]] = defaultdict(list)
@@ -224,7 +224,7 @@ def summarize(rows: Iterable[LostDiceRow], patient_of: Mapping[str, str] = {}) -
             part: mean(mean(sums[at, part] for at in cases) for cases in patients.values())
             for part in (*PARTS, TOTAL)
         }
-        found.append(
+        losses.append(
             LostDice(
                 step=step,
                 structure=name,
@@ -236,7 +236,7 @@ def summarize(rows: Iterable[LostDiceRow], patient_of: Mapping[str, str] = {}) -
                 to=dict(sorted(to.items(), key=lambda item: (-item[1], item[0]))),
             )
         )
-    return sorted(found, key=attrgetter("step", "learned_at"))
+    return sorted(losses, key=attrgetter("step", "learned_at"))
 
 
 # ---------------------------------------------------------------------------------- head and body

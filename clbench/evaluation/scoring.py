@@ -245,7 +245,7 @@ def measure_on_file(
     structures: Sequence[str],
     volume: Volume,
     truth: Bits,
-    words: Sequence[str],
+    metrics: Sequence[str],
     *,
     among: Sequence[str] | None = None,
 ) -> dict[str, CaseScores]:
@@ -256,7 +256,7 @@ def measure_on_file(
         structures: what the prediction speaks of.
         volume: the case.
         truth: its `native_bits`, read once for many predictions.
-        words: metrics, as `clbench.evaluation.metrics.case.parse_words` gives them.
+        metrics: metrics, as `clbench.evaluation.metrics.case.parse_metrics` gives them.
         among: what is measured of `structures`; None: all.
     """
     return measure(
@@ -264,7 +264,7 @@ def measure_on_file(
         truth,
         spacing_of(volume.native_affine).tolist(),
         bit_pairs(structures, volume, structures if among is None else among),
-        words,
+        metrics,
     )
 
 
@@ -272,21 +272,21 @@ def metric_rows(
     scores: Mapping[str, CaseScores],
     structures: Sequence[str],
     volume: Volume,
-    words: Sequence[str],
+    metrics: Sequence[str],
     context: ScoreContext,
 ) -> list[Score]:
-    """Rows of every metric of the words, for the structures each metric is of.
+    """Rows of metrics, for the structures each of them is of.
 
     Args:
         scores: structure → voxel counts and metric values; one that is absent is not annotated.
         structures: canonical names, in the order of the rows.
         volume: the case that was scored.
-        words: metrics, see `clbench.evaluation.metrics.case.parse_words`.
+        metrics: metrics, see `clbench.evaluation.metrics.case.parse_metrics`.
         context: what all rows of the step share.
     """
     of: dict[str, list[str]] = {}
     for name in structures:
-        for word in words:
+        for word in metrics:
             for metric in row_names(word, name):
                 members = of.setdefault(metric, [])
                 if name not in members:

@@ -85,16 +85,16 @@ def stretches(starts: Sequence[int], patch: int, width: int, most: int) -> list[
         >>> [(a.start, a.stop, b.start, b.stop) for a, b in stretches([0, 4, 8, 12], 8, 20, 16)]
         [(0, 16, 0, 12), (8, 20, 12, 20)]
     """
-    found: list[Stretch] = []
-    last, kept = -1, 0
-    while kept < width:
-        first = next(i for i, start in enumerate(starts) if start + patch > kept)
+    spans: list[Stretch] = []
+    last, covered = -1, 0
+    while covered < width:
+        first = next(i for i, start in enumerate(starts) if start + patch > covered)
         fitting = [i for i, start in enumerate(starts) if start + patch - starts[first] <= most]
         last = max(last + 1, *fitting, 0)
         end = width if last == len(starts) - 1 else starts[last + 1]
-        found.append((slice(starts[first], starts[last] + patch), slice(kept, end)))
-        kept = end
-    return found
+        spans.append((slice(starts[first], starts[last] + patch), slice(covered, end)))
+        covered = end
+    return spans
 
 
 def sliding_slabs(

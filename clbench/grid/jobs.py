@@ -77,7 +77,7 @@ class Job:
 
     def command(self) -> str:
         """The command that makes the run, to be pasted."""
-        return shlex.join(["clbench", "run", *self.cell.words()])
+        return shlex.join(["clbench", "run", *self.cell.arguments()])
 
     def record(self) -> RunRecord | None:
         """`run.json`; None: it is not there yet."""
@@ -99,6 +99,19 @@ class Job:
     def failed(self) -> Mapping[str, Any] | None:
         """Exit status and last lines of the attempt that failed; None: none did."""
         return files.read_json(self.failure) if self.failure.exists() else None
+
+    def note_failure(self, log: Path, *, status: int | str, signal: str | None = None) -> None:
+        """Write down that it failed.
+
+        Args:
+            log: its output; the last lines are kept.
+            status: exit status, or a word where it is not known.
+            signal: the signal that ended it, if one did.
+        """
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        last_lines = text.splitlines()[-TAIL_LINES:]
+        failure = {"status": status, "signal": signal, "last_lines": last_lines}
+        files.write_json(self.failure, {**failure, "command": self.command()})
 
 
 def plan_jobs(cells: Iterable[Cell], plan: Callable[[Cell], Plan]) -> list[Job]:
@@ -138,21 +151,19 @@ def plan_jobs(cells: Iterable[Cell], plan: Callable[[Cell], Plan]) -> list[Job]:
 
 def states(jobs: Sequence[Job]) -> list[State]:
     """How far each job is, read from the folders of results."""
-    found = []
     taught = {job.shared: job.first_step.exists() for job in jobs}
     busy = {job.shared: not taught[job.shared] and job.teaches_first_step() for job in jobs}
-    for job in jobs:
+
+    def state(job: Job) -> State:
         if job.is_finished():
-            found.append(State.FINISHED)
-        elif job.is_running():
-            found.append(State.RUNNING)
-        elif job.failed() is not None:
-            found.append(State.FAILED)
-        elif busy[job.shared]:
-            found.append(State.WAITING)
-        else:
-            found.append(State.TO_DO)
-    return found
+            return State.FINISHED
+        if job.is_running():
+            return State.RUNNING
+        if job.failed() is not None:
+            return State.FAILED
+        return State.WAITING if busy[job.shared] else State.TO_DO
+
+    return [state(job) for job in jobs]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

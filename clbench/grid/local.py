@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from clbench import signals
 from clbench.errors import SettingError
-from clbench.grid.jobs import TAIL_LINES, Job
+from clbench.grid.jobs import Job
 from clbench.store import files
 
 COMMAND = (sys.executable, "-m", "clbench", "run")
@@ -118,7 +118,7 @@ def work_off(
                 for one in [s for s in started if s.process.poll() is not None]:
                     started.remove(one)
                     free.append(one.slot)
-                    if _ended(one) is not None:
+                    if _ended(one):
                         failed.append(one.job)
                     watch({"event": "ended", "job": one.job})
                 if signals.asked():
@@ -151,9 +151,10 @@ def _start(job: Job, slot: Slot, more: Sequence[str]) -> _Started:
     for told_before in (job.failure, job.ticket):
         told_before.unlink(missing_ok=True)
     log = job.log.open("ab")
-    words = [*job.cell.words(), "--device", slot.device, "--threads", str(slot.threads), *more]
-    process = subprocess.Popen(  # noqa: S603  # words are no shell's
-        [*COMMAND, *words],
+    of_slot = ("--device", slot.device, "--threads", str(slot.threads))
+    arguments = [*job.cell.arguments(), *of_slot, *more]
+    process = subprocess.Popen(  # noqa: S603  # arguments are no shell's
+        [*COMMAND, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -169,19 +170,12 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _ended(one: _Started) -> Mapping[str, Any] | None:
-    """Note what became of a process; returns why it failed, None where it did not."""
+def _ended(one: _Started) -> bool:
+    """Note what became of a process; returns whether its run failed."""
     one.log.close()
     status = one.process.returncode
     if status in (0, signals.STATUS):
-        return None
-    lines = one.job.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return False
     name = signal.Signals(-status).name if status < 0 else None
-    failure = {
-        "status": status,
-        "signal": name,
-        "last_lines": lines[-TAIL_LINES:],
-        "command": one.job.command(),
-    }
-    files.write_json(one.job.failure, failure)
-    return failure
+    one.job.note_failure(one.job.log, status=status, signal=name)
+    return True

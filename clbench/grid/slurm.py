@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clbench.errors import SettingError
-from clbench.grid.jobs import TAIL_LINES, Job, State
+from clbench.grid.jobs import Job, State
 from clbench.grid.local import COMMAND
 from clbench.grid.slurm_job import RunInJob
 from clbench.store import files
@@ -120,7 +120,7 @@ def _submit(
         calls = [
             RunInJob(
                 (
-                    *(*COMMAND, *job.cell.words(), *more),
+                    *(*COMMAND, *job.cell.arguments(), *more),
                     *("--device", device, "--threads", str(cluster.threads)),
                 ),
                 cluster.threads,
@@ -197,14 +197,6 @@ def with_queue(jobs: Sequence[Job], states: Sequence[State]) -> list[State]:
         if job_id(job) in waiting:
             told[i] = State.QUEUED
         elif not job.is_finished():  # it may have ended since
-            log = Path(files.read_json(job.ticket)["log"])
-            text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-            failure = {
-                "status": "unknown",
-                "signal": None,
-                "last_lines": text.splitlines()[-TAIL_LINES:],
-                "command": job.command(),
-            }
-            files.write_json(job.failure, failure)
+            job.note_failure(Path(files.read_json(job.ticket)["log"]), status="unknown")
             told[i] = State.FAILED
     return told

@@ -93,14 +93,14 @@ class Cell:
         parts = (self.bench, self.profile, self.settings, self.strategy, f"seed {self.seed}")
         return ", ".join(p for p in parts if p)
 
-    def words(self) -> list[str]:
+    def arguments(self) -> list[str]:
         """The arguments of `clbench run` that make it."""
-        words = ["--bench", self.bench, "--strategy", self.strategy, "--seed", str(self.seed)]
+        arguments = ["--bench", self.bench, "--strategy", self.strategy, "--seed", str(self.seed)]
         for option, value in (("--profile", self.profile), ("--data", self.data)):
-            words += [option, value] if value is not None else []
+            arguments += [option, value] if value is not None else []
         for option, values in (("--split", self.splits), ("--set", self.overrides)):
-            words += [word for value in values for word in (option, value)]
-        return [*words, "--out", str(self.out)]
+            arguments += [word for value in values for word in (option, value)]
+        return [*arguments, "--out", str(self.out)]
 
 
 def read_study(path: Path) -> StudyFile:

@@ -243,11 +243,11 @@ def _read(path: Path) -> Any:
 
 def tensors_of(content: Any, prefix: str = "") -> dict[str, Tensor]:
     """Every tensor of nested dictionaries, such as {"state_dict": {…}}."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     if isinstance(content, Mapping):
         for key, value in content.items():
             if isinstance(value, Tensor):
-                found[f"{prefix}{key}"] = value
+                tensors[f"{prefix}{key}"] = value
             elif key in _CONTAINERS:
-                found.update(tensors_of(value))
-    return found
+                tensors.update(tensors_of(value))
+    return tensors

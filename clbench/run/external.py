@@ -59,7 +59,7 @@ class OutsideSettings:
     """Name of the method in every table."""
     seed: int = 0
     """Which training run of the method it was."""
-    words: tuple[str, ...] = DEFAULT
+    metrics: tuple[str, ...] = DEFAULT
     """Metrics beside Dice."""
     labels: Path | None = None
     """File that says what label values mean."""
@@ -174,7 +174,7 @@ def _record(
         identity=identity,
         settings=recorded_settings({**asked, "profile": profile}, benchmark),
         predictions={str(settings.step): predictions},
-        metrics=implementations(("dice", *settings.words)),
+        metrics=implementations(("dice", *settings.metrics)),
         warnings=catalog.warnings() or None,
         **data_and_host(benchmark, catalog, ()),
     )
@@ -243,15 +243,15 @@ def _score(
     native = read_prediction_files(path, volume.files.image, names, meaning)
     places = bit_pairs(names, volume, names)
     context = context_of(record, benchmark, settings.step)
-    words = ("dice", *(w for w in settings.words if w != "dice"))
+    metrics = ("dice", *(w for w in settings.metrics if w != "dice"))
     spacing_mm = spacing_of(volume.native_affine).tolist()
     scores = measure(
-        lambda first, stop: native[first:stop], volume.native_bits(), spacing_mm, places, words
+        lambda first, stop: native[first:stop], volume.native_bits(), spacing_mm, places, metrics
     )
     pairs = pattern_pairs(_on_model_grid(native, volume), volume.bits)
     paper = {n: (dice_paper(c), c) for n, c in counts_of(pairs, places).items()}
     return [
-        *metric_rows(scores, structures, volume, words, context),
+        *metric_rows(scores, structures, volume, metrics, context),
         *score_rows(paper, structures, volume, "paper", "dice", context),
     ]
 

@@ -27,7 +27,7 @@ from clbench.training.resume import Watch
 def score_run(
     folder: Path,
     *,
-    words: Sequence[str] = DEFAULT,
+    metrics: Sequence[str] = DEFAULT,
     data: str | None = None,
     cache: Path | None = None,
     watch: Watch = lambda event: None,
@@ -36,7 +36,7 @@ def score_run(
 
     Args:
         folder: a finished run with predictions.
-        words: metrics, see `clbench.evaluation.metrics.case.parse_words`.
+        metrics: metrics, see `clbench.evaluation.metrics.case.parse_metrics`.
         data: where the data lies now, as in `clbench run --data`; None: where the run found it.
         cache: where preprocessed volumes and the phantom are kept; None: where the run kept them.
         watch: told about every case.
@@ -85,16 +85,16 @@ def score_run(
             for step in range(1, last + 1):
                 structures = benchmark.structures(step)
                 pred = prediction_of(files[step, source, case], volume, structures)
-                scores = measure_on_file(pred.bits, structures, volume, truth, ("dice", *words))
+                scores = measure_on_file(pred.bits, structures, volume, truth, ("dice", *metrics))
                 _as_recorded(scores, known, (step, source, case), files[step, source, case])
                 context = context_of(record, benchmark, step)
-                new_rows += metric_rows(scores, structures, volume, words, context)
+                new_rows += metric_rows(scores, structures, volume, metrics, context)
             watch({"event": "exam", "done": done, "of": len(cases), "case": case})
         new = {r.metric for r in new_rows} - {"dice"}
         rows = [r for r in rows if r.scoring != "strict" or r.metric not in new]
         rows += [r for r in new_rows if r.metric in new]
         run_folder.write_scores(folder / "scores.csv", rows)
-        record.metrics = {**record.metrics, **implementations(("dice", *words))}
+        record.metrics = {**record.metrics, **implementations(("dice", *metrics))}
         record.reseal(folder)
         record.write(folder)
     return folder
@@ -118,13 +118,13 @@ def _all_there(folder: Path, files: Sequence[Path]) -> None:
 
 
 def _as_recorded(
-    found: Mapping[str, CaseScores],
+    scores: Mapping[str, CaseScores],
     known: Mapping[tuple[int, str, str, str], Score],
     key: tuple[int, str, str],
     path: Path,
 ) -> None:
     """The prediction must give the Dice and the volumes that were recorded."""
-    for name, new in found.items():
+    for name, new in scores.items():
         old = known.get((*key, name))
         value = new.values["dice"]
         same = old is not None and (

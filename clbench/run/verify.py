@@ -209,10 +209,10 @@ def _again(
             at = (step, source, case)
             of_case = [r for _, r in rows.values() if (r.step, r.eval_set, r.case) == at]
             names = [r.metric for r in of_case if not r.metric.startswith("dice")]
-            if words := tuple(dict.fromkeys(map(word_of, names))):
+            if metrics := tuple(dict.fromkeys(map(word_of, names))):
                 truth = volume.native_bits()
-                scores = measure_on_file(bits, structures, volume, truth, words)
-                again += metric_rows(scores, structures, volume, words, context)
+                scores = measure_on_file(bits, structures, volume, truth, metrics)
+                again += metric_rows(scores, structures, volume, metrics, context)
             done += _compare(folder / "scores.csv", of_case, again, rows)
     if strangers := [p for p in stored if p not in seen]:
         raise StoreError("a stored prediction is of no test case of the run", where=strangers[0])

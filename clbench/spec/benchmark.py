@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, field, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from annotated_types import Predicate
@@ -103,11 +104,11 @@ class Source:
     def __post_init__(self) -> None:
         """Check that every named structure exists and is in the labels."""
         where = f"source {self.name!r}"
+        wrong = partial(SpecError, where=where)
         need_name(self.name, where)
         if bool(self.labels or self.sides) == bool(self.masks):
-            raise SpecError(
+            raise wrong(
                 "a source needs label values, or names of mask files",
-                where=where,
                 expected="either [source.labels] or [source.masks]",
                 got="both" if self.masks else "neither",
             )
@@ -117,48 +118,39 @@ class Source:
             need_case(name, where)
         for value, pair in self.sides.items():
             if structure(pair[0], where).mirror != pair[1]:
-                raise SpecError(
+                raise wrong(
                     "sides needs the left and the right structure of a pair",
-                    where=where,
                     expected=f'{value} = ["left_…", "right_…"]',
                     got=f"{value} = {list(pair)}",
                 )
         for value in (*self.labels, *self.sides, *self.ignored):
             if value <= 0:
-                raise SpecError("label values start at 1; 0 is background", where=where, got=value)
+                raise wrong("label values start at 1; 0 is background", got=value)
             if value > MAX_LABEL:
-                raise SpecError(
-                    "a label value is too large", where=where, expected=f"≤ {MAX_LABEL}", got=value
-                )
+                raise wrong("a label value is too large", expected=f"≤ {MAX_LABEL}", got=value)
         used = [*self.labels, *self.sides, *self.ignored]
         if len(set(used)) < len(used):
-            raise SpecError(
+            raise wrong(
                 "a label value is listed twice",
-                where=where,
                 expected="each in one of labels, sides and ignored",
                 got=sorted(v for v in set(used) if used.count(v) > 1),
             )
         try:
             groups = re.compile(self.patient).groups
         except re.error as err:
-            raise SpecError(
-                "patient is no regular expression", where=where, got=self.patient
-            ) from err
+            raise wrong("patient is no regular expression", got=self.patient) from err
         if groups != 1:
-            raise SpecError("patient needs exactly one group", where=where, got=self.patient)
+            raise wrong("patient needs exactly one group", got=self.patient)
         seen: set[str] = set()
         for part in self.partial:
             for name in part.annotates:
                 if name not in self.structures:
-                    raise SpecError(
+                    raise wrong(
                         f"partial cases annotate {name!r}, which the source does not have",
-                        where=where,
                         expected=f"one of {', '.join(sorted(self.structures))}",
                     )
             if twice := seen & set(part.cases):
-                raise SpecError(
-                    "a case stands in two partial lists", where=where, got=sorted(twice)
-                )
+                raise wrong("a case stands in two partial lists", got=sorted(twice))
             seen |= set(part.cases)
 
     @property
@@ -300,29 +292,27 @@ class Benchmark:
         learned: dict[str, str] = {}
         for step in self.steps:
             here = f"{where}, step {step.name!r}"
+            wrong = partial(SpecError, where=here)
             if step.source not in known:
-                raise SpecError(
+                raise wrong(
                     f"the step's source {step.source!r} is not defined",
-                    where=here,
                     expected=f"one of {', '.join(known)}",
                     next_step=did_you_mean(step.source, known),
                 )
             if not step.learns:
-                raise SpecError("a step must learn at least one structure", where=here)
+                raise wrong("a step must learn at least one structure")
             for name in step.learns:
                 structure(name, here)
                 if name in learned:
-                    raise SpecError(
+                    raise wrong(
                         f"{name!r} is learned twice",
-                        where=here,
                         expected="each structure learned in one step",
                         got=f"steps {learned[name]!r} and {step.name!r}",
                         next_step="remove it from one of the two `learns` lists",
                     )
                 if name not in known[step.source].structures:
-                    raise SpecError(
+                    raise wrong(
                         f"the step learns {name!r}, which its source does not annotate",
-                        where=here,
                         expected=f"one of {', '.join(known[step.source].structures)}",
                         got=name,
                         next_step=f"take it from `learns`, or give source {step.source!r} its "
@@ -331,11 +321,10 @@ class Benchmark:
                 learned[name] = step.name
             if step.shows is not None:
                 have = known[step.source].structures
-                wrong = [n for n in step.shows if n not in have]
-                if wrong or not set(step.learns) <= set(step.shows):
-                    raise SpecError(
+                strange = [n for n in step.shows if n not in have]
+                if strange or not set(step.learns) <= set(step.shows):
+                    raise wrong(
                         "`shows` must hold what the step learns and nothing its source lacks",
-                        where=here,
                         expected=f"{', '.join(step.learns)}, and any of {', '.join(have)}",
                         got=", ".join(step.shows),
                     )

@@ -291,27 +291,27 @@ def load_profile(name: str) -> Profile:
     return from_toml(Profile, {"name": name, **raw}, raised=SettingError, where=f"profile {name!r}")
 
 
-def split_overrides(words: list[str]) -> dict[str, dict[str, str]]:
+def split_overrides(settings: list[str]) -> dict[str, dict[str, str]]:
     """`["train.lr=1e-3", "strategy.pseudo=soft"]` → {"train": {"lr": "1e-3"}, …}."""
     overrides: dict[str, dict[str, str]] = {}
-    for word in words:
-        key, equals, value = word.partition("=")
+    for setting in settings:
+        key, equals, value = setting.partition("=")
         group, dot, name = key.partition(".")
         if not (equals and dot and group and name):
             raise SettingError(
-                "--set needs group.name=value", got=word, next_step="for example train.epochs=50"
+                "--set needs group.name=value", got=setting, next_step="for example train.epochs=50"
             )
         if group != "strategy" and group not in GROUPS:
             guess = closest(group, [*GROUPS, "strategy"])
             raise SettingError(
                 f"there is no group of settings called {group!r}",
-                where=f"--set {word}",
+                where=f"--set {setting}",
                 expected=", ".join([*GROUPS, "strategy"]),
                 next_step=f"did you mean {guess}.{name}?" if guess else None,
             )
         if name in overrides.setdefault(group, {}):
             raise SettingError(
-                "a setting is given twice", where=f"--set {word}", got=overrides[group][name]
+                "a setting is given twice", where=f"--set {setting}", got=overrides[group][name]
             )
         overrides[group][name] = value
     return overrides

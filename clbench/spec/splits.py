@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field
@@ -126,28 +127,27 @@ class Split:
     def __post_init__(self) -> None:
         """Check that no case stands in two parts."""
         where = f"split {self.name!r}"
+        wrong = partial(SpecError, where=where)
         for case in (*self.cases, *(self.draw.without if self.draw is not None else ())):
             need_case(case, where)
         if self.draw is not None:
             if self.cases:
-                raise SpecError("a split lists cases or draws them, not both", where=where)
+                raise wrong("a split lists cases or draws them, not both")
             return
         for i, a in enumerate(PARTS):
             here: tuple[str, ...] = getattr(self, a)
             if len(set(here)) != len(here):
                 twice = sorted({case for case in here if here.count(case) > 1})
-                raise SpecError(
+                raise wrong(
                     f"a case is listed twice in {a}",
-                    where=where,
                     expected="every case once",
                     got=", ".join(twice),
                     next_step="remove one of the two",
                 )
             for b in PARTS[i + 1 :]:
                 if both := set(here) & set(getattr(self, b)):
-                    raise SpecError(
+                    raise wrong(
                         f"the same case stands in {a} and {b}",
-                        where=where,
                         expected="disjoint lists",
                         got=", ".join(sorted(both)),
                         next_step="remove it from one; a case once trained on tests nothing",
@@ -155,9 +155,8 @@ class Split:
         if self.origin == NOT_AT_HAND and not self.cases:
             return
         if not self.train or not self.test:
-            raise SpecError(
+            raise wrong(
                 "a split needs train and test cases",
-                where=where,
                 expected="case ids in `train` and in `test`, or a rule in `draw`",
                 got=f"{len(self.train)} train, {len(self.test)} test",
             )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any, Literal
 
@@ -90,23 +91,22 @@ def declare(structures: Sequence[Structure], where: object = None) -> None:
     Raises:
         SpecError: a name that is taken, is no name, or family ties that do not hold.
     """
+    wrong = partial(SpecError, where=where)
     added = {s.name: s for s in structures}
     if len(added) < len(structures):
-        raise SpecError("a structure is declared twice", where=where, got=[*added])
+        raise wrong("a structure is declared twice", got=[*added])
     for new in structures:
         if new.name in STRUCTURES or DECLARED.get(new.name, new) != new:
-            raise SpecError(
+            raise wrong(
                 f"the name {new.name!r} is taken",
-                where=where,
                 expected="a structure clbench does not have yet",
                 next_step="use clbench's own without declaring it"
                 if new.name in STRUCTURES
                 else "another file of this session declares it differently: choose another name",
             )
         if not re.fullmatch(r"[a-z][a-z0-9_]*", new.name):
-            raise SpecError(
+            raise wrong(
                 "a declared structure needs a name in snake case",
-                where=where,
                 expected="a small letter first, then small letters, digits and _",
                 got=repr(new.name),
             )
@@ -116,15 +116,14 @@ def declare(structures: Sequence[Structure], where: object = None) -> None:
         if new.mirror is not None and (
             new.mirror not in added or added[new.mirror].mirror != new.name
         ):
-            raise SpecError(
+            raise wrong(
                 f"the mirror of {new.name!r} does not point back",
-                where=where,
                 expected=f"{new.mirror!r} declared with mirror = {new.name!r}",
             )
         seen, parent = {new.name}, new.parent
         while parent in added:
             if parent in seen:
-                raise SpecError(f"{new.name!r} contains itself", where=where)
+                raise wrong(f"{new.name!r} contains itself")
             seen.add(parent)
             parent = added[parent].parent
     DECLARED.update(added)

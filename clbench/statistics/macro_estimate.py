@@ -234,11 +234,11 @@ def macro_interval(
     return Interval(estimate=mean.estimate, low=low, high=high, n=mean.n, flags=flags)
 
 
-def half_width(found: MacroEstimate, alpha: float) -> float:
+def half_width(estimate: MacroEstimate, alpha: float) -> float:
     """Half-width of the interval of `macro_interval`; 0 without spread.
 
     Args:
-        found: the mean and its variances.
+        estimate: the mean and its variances.
         alpha: two-sided level.
 
     Example:
@@ -247,23 +247,23 @@ def half_width(found: MacroEstimate, alpha: float) -> float:
         >>> round(half_width(mean, 0.05), 4)  # 4.3027 · 0.1 / sqrt(3)
         0.2484
     """
-    if found.n_seeds == 1:
-        return _t(found.df, alpha) * found.standard_error if found.variance else 0.0
-    both = found.variance + found.run_variance
-    if both == 0 or found.n_seeds == 2:
-        return half_width_over_runs(found, alpha)
-    lost = found.run_variance**2 / (found.n_seeds - 1)
-    lost += found.variance**2 / found.df if found.variance else 0.0
+    if estimate.n_seeds == 1:
+        return _t(estimate.df, alpha) * estimate.standard_error if estimate.variance else 0.0
+    both = estimate.variance + estimate.run_variance
+    if both == 0 or estimate.n_seeds == 2:
+        return half_width_over_runs(estimate, alpha)
+    lost = estimate.run_variance**2 / (estimate.n_seeds - 1)
+    lost += estimate.variance**2 / estimate.df if estimate.variance else 0.0
     return _t(both**2 / lost, alpha) * math.sqrt(both)
 
 
-def half_width_over_runs(found: MacroEstimate, alpha: float) -> float:
+def half_width_over_runs(estimate: MacroEstimate, alpha: float) -> float:
     """Half-width of a cautious interval over patients and new training runs; nan with one run.
 
     Each variance at its own quantile: never narrower than either alone would demand.
 
     Args:
-        found: the mean and its variances.
+        estimate: the mean and its variances.
         alpha: two-sided level.
 
     Example:
@@ -277,13 +277,13 @@ def half_width_over_runs(found: MacroEstimate, alpha: float) -> float:
 
     Source: Cochran & Cox 1957.
     """
-    if found.n_seeds < 2 or math.isnan(found.variance):
+    if estimate.n_seeds < 2 or math.isnan(estimate.variance):
         return math.nan
-    both = found.variance + found.run_variance
+    both = estimate.variance + estimate.run_variance
     if both == 0:
         return 0.0
-    of_patients = _t(found.df, alpha) * found.variance if found.variance else 0.0
-    return (of_patients + _t(found.n_seeds - 1, alpha) * found.run_variance) / math.sqrt(both)
+    of_patients = _t(estimate.df, alpha) * estimate.variance if estimate.variance else 0.0
+    return (of_patients + _t(estimate.n_seeds - 1, alpha) * estimate.run_variance) / math.sqrt(both)
 
 
 def _t(df: float, alpha: float) -> float:

@@ -123,8 +123,8 @@ def read_scores(path: Path) -> list[Score]:
         StoreError: missing, other columns, or a value that is none; names the line.
     """
     again = "finish the run by repeating its command"
-    words = {"scoring": SCORINGS, "status": STATUSES}
-    return read_rows(path, Score, what="the scores", next_step=again, allowed=words)
+    allowed = {"scoring": SCORINGS, "status": STATUSES}
+    return read_rows(path, Score, what="the scores", next_step=again, allowed=allowed)
 
 
 def prediction_path(folder: Path, step: int, source: str, case: str) -> Path:

@@ -272,7 +272,7 @@ def test_scores_are_those_of_a_run_for_the_same_weights(
     course: Any, native: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "benchmark", lambda name: tiny_course())
-    score_run(native.folder, words=("nsd",))
+    score_run(native.folder, metrics=("nsd",))
     rows = run_folder.read_scores(native.folder / "scores.csv")
     sources = [native.catalog.source(n).name for n in (1, 2, 3)]
     taught = {s: native.benchmark.learned_at(s) for s in course.structures}

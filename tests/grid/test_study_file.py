@@ -39,14 +39,14 @@ def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
     made = list(cells(study))
     assert len(made) == len({c.name for c in made}) == 16
     assert [c.seed for c in made[:4]] == [0, 2, 0, 2]
-    assert made[0].words() == [
+    assert made[0].arguments() == [
         *("--bench", "tumor_ext", "--strategy", "universal", "--seed", "0"),
         *("--profile", "quick", "--data", "btcv=/d/B,lits=/d/L", "--split", "btcv=own.toml"),
         *("--out", "runs"),
     ]
     last = made[-1]
     assert (last.bench, last.data, last.splits) == ("own/course.toml", None, ())
-    assert last.words()[-6:-2] == ["--set", "train.lr=0.0001", "--set", "train.epochs=2"]
+    assert last.arguments()[-6:-2] == ["--set", "train.lr=0.0001", "--set", "train.epochs=2"]
 
 
 def test_absent_lists_are_the_defaults_and_doubles_count_once() -> None:

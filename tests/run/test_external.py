@@ -88,7 +88,7 @@ def truths(
 def ask(cache_root: Path, truths: Path, tmp_path: Path) -> Callable[..., OutsideSettings]:
     plain = OutsideSettings(
         bench="tumor_ext", step=2, predictions=truths, name="other_tool", profile="smoke",
-        out=tmp_path / "results", cache=cache_root, words=("hd95_mm",),
+        out=tmp_path / "results", cache=cache_root, metrics=("hd95_mm",),
     )  # fmt: skip
     return lambda **more: replace(plain, **more)
 
@@ -112,14 +112,14 @@ def test_strict_scores_equal_native_scoring_bit_for_bit(
     ours = numbers(run_folder.read_scores(twin / "scores.csv"))
     for step in (2, 1):  # in any order
         folder, holes = score_predictions(
-            ask(step=step, predictions=exported / f"step{step}", words=case_module.DEFAULT)
+            ask(step=step, predictions=exported / f"step{step}", metrics=case_module.DEFAULT)
         )
         assert holes == []
     theirs = numbers(run_folder.read_scores(folder / "scores.csv"))
     assert theirs == ours
     assert len({key[0] for key in theirs}) == 2
     before = (folder / "scores.csv").read_bytes()
-    score_predictions(ask(step=1, predictions=exported / "step1", words=case_module.DEFAULT))
+    score_predictions(ask(step=1, predictions=exported / "step1", metrics=case_module.DEFAULT))
     assert (folder / "scores.csv").read_bytes() == before
 
 

@@ -38,7 +38,7 @@ def scored(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the smoke run, scored once with everything."""
     folder = tmp_path_factory.mktemp("scored") / "tumor_ext" / "universal" / smoke_run.name
     shutil.copytree(smoke_run, folder)
-    return score_run(folder, words=(*case_module.DEFAULT, "nsd_3mm", "patient_50vox"))
+    return score_run(folder, metrics=(*case_module.DEFAULT, "nsd_3mm", "patient_50vox"))
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_twice_gives_the_same_bytes_and_a_changed_row_is_mended(scored: Path) ->
     rows = run_folder.read_scores(path)
     spoiled = [replace(r, value=0.123) if r.metric == "hd95_mm" else r for r in rows]
     run_folder.write_scores(path, spoiled)
-    score_run(scored, words=("hd95_mm",))
+    score_run(scored, metrics=("hd95_mm",))
     assert path.read_bytes() == once
     assert (scored / "run.json").read_bytes() == record
 

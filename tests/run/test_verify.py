@@ -99,7 +99,7 @@ def test_an_honest_run_passes_and_says_what_was_checked(run: Path) -> None:
 
 
 def test_further_scores_are_sealed_and_verified_too(run: Path) -> None:
-    score_run(run, words=("volume_error_ml",))
+    score_run(run, metrics=("volume_error_ml",))
     rows = len(run_folder.read_scores(run / "scores.csv"))
     assert f"{rows} scores against 8 predictions" in "\n".join(verify_run(run).checked)
 

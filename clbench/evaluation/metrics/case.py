@@ -34,15 +34,15 @@ _NSD = re.compile(r"nsd_(\d+(?:\.\d+)?)mm")
 _PATIENT = re.compile(r"patient(?:_(\d+)vox)?")
 
 
-def parse_words(text: str) -> tuple[str, ...]:
+def parse_metrics(text: str) -> tuple[str, ...]:
     """`nsd,hd95_mm` → words, each once; `nsd_sweep` becomes its tolerances.
 
     Raises:
         SettingError: a metric nobody knows.
 
     Example:
-        >>> from clbench.evaluation.metrics.case import parse_words
-        >>> parse_words("dice, nsd_sweep, dice, nsd_1.50mm")
+        >>> from clbench.evaluation.metrics.case import parse_metrics
+        >>> parse_metrics("dice, nsd_sweep, dice, nsd_1.50mm")
         ('dice', 'nsd_1mm', 'nsd_2mm', 'nsd_3mm', 'nsd_1.5mm')
     """
     metrics: list[str] = []
@@ -83,8 +83,8 @@ def row_names(word: str, name: str) -> tuple[str, ...]:
     return tuple(metric.name for metric in metrics_of(word, name))
 
 
-def implementations(words: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Which code and definition, in which version, makes the rows of these words.
+def implementations(metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Which code and definition, in which version, makes the rows of these metrics.
 
     Example:
         >>> from clbench.evaluation.metrics.case import implementations
@@ -92,7 +92,7 @@ def implementations(words: Sequence[str]) -> dict[str, dict[str, Any]]:
         {'dice': {'implementation': 'clbench.metrics.overlap: exact voxel counts', 'version': 1}}
     """
     versions: dict[str, dict[str, Any]] = {}
-    for word in words:
+    for word in metrics:
         code = _of_word("nsd_1mm" if word == "nsd" else word)[0].code
         versions[word.split("_")[0]] = {
             "implementation": code.IMPLEMENTATION,
@@ -116,7 +116,7 @@ def measure(
     truth: Bits,
     spacing_mm: Sequence[float],
     bits: Mapping[str, tuple[int, int]],
-    words: Sequence[str],
+    metrics: Sequence[str],
 ) -> dict[str, CaseScores]:
     """All metrics of one case.
 
@@ -125,7 +125,7 @@ def measure(
         truth: (D, H, W) bit patterns.
         spacing_mm: voxel size of this grid.
         bits: structure → (its bit in the prediction, its bit in the truth).
-        words: metrics asked for, see `parse_words`.
+        metrics: metrics asked for, see `parse_metrics`.
 
     Returns:
         Structure → counts and values. Where the truth is empty every score is nan, whatever the
@@ -157,9 +157,9 @@ def measure(
     scores = {}
     for name, counts in counts_of(row_pairs(rows, truth), bits).items():
         case = _Case(masks, counts, *bits[name])
-        metrics = [metric for word in words for metric in metrics_of(word, name)]
+        computed = [metric for word in metrics for metric in metrics_of(word, name)]
         scores[name] = CaseScores(
-            counts=counts, values={metric.name: metric.compute(case) for metric in metrics}
+            counts=counts, values={metric.name: metric.compute(case) for metric in computed}
         )
     return scores
 

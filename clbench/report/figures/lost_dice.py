@@ -20,7 +20,7 @@ from clbench.data.volume import Volume
 from clbench.evaluation.explained import HeadBody, LostDice
 from clbench.evaluation.metrics.lost_dice import BACKGROUND
 from clbench.report.figures import style
-from clbench.report.figures.slices import aspect, palette, panel, slice_dice
+from clbench.report.figures.slices import aspect, legend, palette, panel, slice_dice
 from clbench.report.figures.wrapping import width_in
 from clbench.report.scores import title_of
 from clbench.store.record import RunRecord
@@ -76,18 +76,18 @@ class BeforeAfter:
 
 
 def lost_dice_figure(
-    record: RunRecord, found: Sequence[LostDice], parts: Sequence[HeadBody] = ()
+    record: RunRecord, losses: Sequence[LostDice], parts: Sequence[HeadBody] = ()
 ) -> Figure:
     """Causes as bars, what lost voxels are called as a matrix, and head or body as bars.
 
     Args:
         record: of the run.
-        found: what each old structure lost by one later step, in the order of the rows.
+        losses: what each old structure lost by one later step, in the order of the rows.
         parts: head and body by the same step; no panel without.
     """
-    last = found[0].step
-    names = [one.structure for one in found]
-    others = _others(found)
+    last = losses[0].step
+    names = [one.structure for one in losses]
+    others = _others(losses)
     wide = [2.6, max(0.9, 0.2 * len(others))] + ([1.6] if parts else [])
     names_in = max(width_in(style.name_of(n), style.TICK_PT) for n in names) + 0.15
     below_in = max(width_in(_other(o), style.TICK_PT) for o in others) + 0.15
@@ -100,16 +100,16 @@ def lost_dice_figure(
         ax.set_yticks(range(len(names)), [""] * len(names))
         ax.tick_params(length=0, axis="y")
     axes[0].set_yticks(range(len(names)), [style.name_of(n) for n in names])
-    _bars(axes[0], [one.causes() for one in found], COLORS)
+    _bars(axes[0], [one.causes() for one in losses], COLORS)
     axes[0].plot(
-        [one.lost for one in found], range(len(found)), "D", color="white",
+        [one.lost for one in losses], range(len(losses)), "D", color="white",
         markeredgecolor="black", markersize=3.5, markeredgewidth=0.7, linestyle="none",
     )  # fmt: skip
     axes[0].set_xlabel("lost Dice")
     axes[0].set_title("cause")
-    _matrix(axes[1], found, others)
+    _matrix(axes[1], losses, others)
     if parts:
-        _head_or_body(axes[2], found, parts)
+        _head_or_body(axes[2], losses, parts)
     style.letters([*axes])
     key = [
         Patch(facecolor=color, hatch=hatch, edgecolor="white", label=cause)
@@ -149,28 +149,28 @@ def _bars(
     ax.axvline(0, color="black", linewidth=0.6)
 
 
-def _others(found: Sequence[LostDice]) -> list[str]:
+def _others(losses: Sequence[LostDice]) -> list[str]:
     """Columns of the matrix: background, then the structures that took most, then the rest.
 
     Structures that took nowhere as much as is written have no column.
     """
     total: dict[str, int] = {}
-    for one in found:
+    for one in losses:
         for other, voxels in one.to.items():
             if voxels >= SMALLEST * one.truth_vox:
                 total[other] = total.get(other, 0) + voxels
     named = sorted((o for o in total if o != BACKGROUND), key=lambda o: -total[o])
-    kept = named if len(named) < WIDEST else [*named[: WIDEST - 2], REST]
-    return [BACKGROUND, *kept]
+    shown = named if len(named) < WIDEST else [*named[: WIDEST - 2], REST]
+    return [BACKGROUND, *shown]
 
 
 def _other(name: str) -> str:
     return name if name in (BACKGROUND, REST) else style.name_of(name)
 
 
-def _matrix(ax: Axes, found: Sequence[LostDice], others: Sequence[str]) -> None:
-    shares = np.zeros((len(found), len(others)))
-    for i, one in enumerate(found):
+def _matrix(ax: Axes, losses: Sequence[LostDice], others: Sequence[str]) -> None:
+    shares = np.zeros((len(losses), len(others)))
+    for i, one in enumerate(losses):
         for other, voxels in one.to.items():
             column = other if other in others else REST
             if column in others:
@@ -184,9 +184,9 @@ def _matrix(ax: Axes, found: Sequence[LostDice], others: Sequence[str]) -> None:
     ax.set_title("called now, %")
 
 
-def _head_or_body(ax: Axes, found: Sequence[LostDice], parts: Sequence[HeadBody]) -> None:
+def _head_or_body(ax: Axes, losses: Sequence[LostDice], parts: Sequence[HeadBody]) -> None:
     by_name = {one.structure: one for one in parts}
-    for y, one in enumerate(found):
+    for y, one in enumerate(losses):
         part = by_name.get(one.structure)
         if part is None:
             continue
@@ -233,11 +233,6 @@ def before_after_strip(
             panel(ax, one.image, one.volume, masks, colors, dice)
             ax.set_title(head or name, fontsize=6.5, pad=2)
             drawn |= {c for c, mask in masks.items() if mask.any()}
-    key = [
-        Patch(facecolor=colors[c], edgecolor="black", linewidth=0.4,
-              label=f"{i} {style.name_of(c)}")
-        for i, c in enumerate(structures, 1) if c in drawn
-    ]  # fmt: skip
     low, high = shown[0].volume.window_hu
     style.frame(
         figure,
@@ -249,6 +244,6 @@ def before_after_strip(
         "their own step and are missed now, then most such voxels; the same of the truth where "
         "nothing was lost. Numbers: the structure; below: mean Dice within the slice. Front is up, "
         f"the patient's right on the left; window {low:g} to {high:g} HU; the CT's own grid.",
-        key,
+        legend(colors, drawn),
     )
     return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from clbench.data.nifti import spacing_of
@@ -112,6 +113,20 @@ def slice_dice(
         if both:
             values.append(2 * int((p & t).sum()) / both)
     return float(np.mean(values)) if values else math.nan
+
+
+def legend(colors: Mapping[str, Any], drawn: Container[str]) -> list[Patch]:
+    """Entries for the structures that are drawn, with their numbers.
+
+    Args:
+        colors: of `palette`.
+        drawn: structures that have a voxel in some picture.
+    """
+    return [
+        Patch(facecolor=color, edgecolor="black", linewidth=0.4, label=f"{i} {style.name_of(c)}")
+        for i, (c, color) in enumerate(colors.items(), 1)
+        if c in drawn
+    ]
 
 
 def panel(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from clbench.data.labels import read_image
@@ -25,6 +24,7 @@ from clbench.report.figures.slices import (
     aspect,
     axial,
     best_slice,
+    legend,
     masks_of,
     palette,
     panel,
@@ -227,11 +227,6 @@ def strip(study: Study, options: StripOptions) -> Figure:
             panel(ax, image, volume, masks, colors, dice)
             drawn |= {c for c, mask in (masks or {}).items() if mask.any()}
             ax.set_title(head, fontsize=HEAD_PT, pad=2)
-    key = [
-        Patch(facecolor=colors[c], edgecolor="black", linewidth=0.4,
-              label=f"{known.index(c) + 1} {style.name_of(c)}")
-        for c in known if c in drawn
-    ]  # fmt: skip
     style.frame(
         figure,
         e,
@@ -243,7 +238,7 @@ def strip(study: Study, options: StripOptions) -> Figure:
         f"{volumes[0].window_hu[0]:g} to {volumes[0].window_hu[1]:g} HU. Grid: the CT's own, "
         f"voxels of {_voxels(shown, volumes)}; predictions are brought there by nearest neighbor, "
         "as for the scores.",
-        key,
+        legend(colors, drawn),
     )
     return figure
 

@@ -147,10 +147,10 @@ def _gaps(scores: Scores, run: Run) -> dict[str, Quantity]:
     rows, gaps = stability_gap.read_trace(path, tests), {}
     for step in steps:
         gap = stability_gap.stability_gap(stability_gap.curves(rows, step), scores.learned_at, step)
-        for name, words in GAP.items():
+        for name, label in GAP.items():
             value = math.nan if gap is None else float(getattr(gap, name))
             reason = "" if not math.isnan(value) else "its structures were not traced from update 0"
-            gaps[f"{STABILITY}, step {step}: {words}"] = Quantity(value=value, reason=reason)
+            gaps[f"{STABILITY}, step {step}: {label}"] = Quantity(value=value, reason=reason)
     return gaps
 
 

@@ -13,6 +13,7 @@ import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from itertools import groupby
 from typing import Literal
 
@@ -289,26 +290,9 @@ def _latex(table: Table) -> str:
 
 # ------------------------------------------------------------------------------------------- HTML
 
-STYLE = """
-.clbench{border-collapse:collapse;font:13px/1.35 system-ui,sans-serif;margin:.6em 0}
-.caption{font:600 14px/1.4 system-ui,sans-serif;padding:.3em 0}
-.clbench th,.clbench td{padding:.15em .55em;text-align:right;white-space:nowrap}
-.clbench th.key,.clbench td.key{text-align:left}
-.clbench th.over{text-align:center;border-bottom:1px solid #999}
-.clbench thead tr:first-child>*{border-top:2px solid #222}
-.clbench thead tr:last-child th{border-bottom:1px solid #222}
-.clbench tbody tr:last-child td{border-bottom:2px solid #222}
-.clbench tbody tr.rule td{border-top:1px solid #ccc}
-.clbench td.indent{padding-left:1.6em}
-.clbench td.proven{background:#fde0e0}
-.clbench td.absent{color:#767676}
-.notes{font:12px/1.4 system-ui,sans-serif;color:#444;margin:.3em 0 1.2em}
-"""
-"""CSS of the tables, for a page that holds several."""
-
 
 def html_fragment(table: Table) -> str:
-    """The table as HTML without a page around it; its CSS is `STYLE`."""
+    """The table as HTML without a page around it; its CSS is `table.css`."""
     parts = [f'<div class="caption">{html.escape(table.title)}</div>']
     for pick in _blocks(table):
         parts.append('<table class="clbench"><thead>')
@@ -363,9 +347,10 @@ def _html_cell(table: Table, i: int, j: int) -> str:
 
 
 def _page(table: Table) -> str:
+    css = resources.files("clbench.report.tables").joinpath("table.css").read_text("utf-8")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(table.title)}</title><style>{STYLE}</style></head>\n"
+        f"<title>{html.escape(table.title)}</title><style>{css}</style></head>\n"
         f"<body>\n{html_fragment(table)}\n</body></html>"
     )
 

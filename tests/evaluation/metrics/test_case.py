@@ -29,7 +29,7 @@ from clbench.evaluation.metrics import (
 from clbench.evaluation.metrics.case import (
     measure,
     metrics_of,
-    parse_words,
+    parse_metrics,
     row_names,
     word_of,
 )
@@ -40,7 +40,7 @@ CASES = GOLDEN["segmentation_metrics"]["cases"]
 SHAPE = tuple(GOLDEN["segmentation_metrics"]["shape"])
 SPACING = GOLDEN["segmentation_metrics"]["spacing_mm"]
 FILLED = [name for name, case in CASES.items() if case["input"]["gt"] and case["input"]["pred"]]
-WORDS = parse_words("dice,nsd_1mm,nsd_2mm,hd95_mm,volume_error_ml,lesion,patient,patient_50vox")
+WORDS = parse_metrics("dice,nsd_1mm,nsd_2mm,hd95_mm,volume_error_ml,lesion,patient,patient_50vox")
 
 
 def boxes(ranges: list[list[int]]) -> NDArray[np.uint8]:
@@ -218,9 +218,9 @@ def test_the_prediction_is_read_in_slabs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_words_and_the_rows_they_make() -> None:
-    assert parse_words("nsd, hd95_mm,nsd") == ("nsd", "hd95_mm")
-    assert parse_words("nsd_sweep") == ("nsd_1mm", "nsd_2mm", "nsd_3mm")
-    assert parse_words("nsd_2.0mm,patient_20vox") == ("nsd_2mm", "patient_20vox")
+    assert parse_metrics("nsd, hd95_mm,nsd") == ("nsd", "hd95_mm")
+    assert parse_metrics("nsd_sweep") == ("nsd_1mm", "nsd_2mm", "nsd_3mm")
+    assert parse_metrics("nsd_2.0mm,patient_20vox") == ("nsd_2mm", "patient_20vox")
     assert row_names("nsd", "spleen") == ("nsd_2mm",)
     assert row_names("nsd", "aorta") == row_names("nsd", "left_adrenal_gland") == ("nsd_1mm",)
     assert row_names("lesion", "spleen") == row_names("patient_20vox", "spleen") == ()
@@ -229,11 +229,11 @@ def test_words_and_the_rows_they_make() -> None:
         "postcava", "celiac_trunk", "right_adrenal_gland", "pancreatic_duct"}  # fmt: skip
     assert structure("liver_tumor").tolerance_mm == 2.0
     with pytest.raises(SettingError, match="no metric called 'hd59_mm'") as err:
-        parse_words("hd59_mm")
+        parse_metrics("hd59_mm")
     assert "did you mean 'hd95_mm'" in str(err.value)
     for text in ("", "nsd_0mm"):
         with pytest.raises(SettingError):
-            parse_words(text)
+            parse_metrics(text)
     with pytest.raises(ValueError, match="empty surface"):
         surface.distances(np.zeros(0, np.int64), np.zeros(1, np.int64), (2, 2, 2), (1, 1, 1))
     assert case.implementations(("nsd_2mm", "patient", "dice"))["nsd"]["version"] == 1

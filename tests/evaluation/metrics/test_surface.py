@@ -13,7 +13,7 @@ from locations import GOLDEN_FILES
 from monai.metrics import SurfaceDistanceMetric
 from numpy.typing import NDArray
 
-from clbench.evaluation.metrics.case import DEFAULT, measure, parse_words, row_names
+from clbench.evaluation.metrics.case import DEFAULT, measure, parse_metrics, row_names
 from clbench.evaluation.metrics.surface import (
     Distances,
     asd_bsp,
@@ -92,6 +92,6 @@ def test_an_empty_mask_has_no_average_distance(pred: int, truth: int) -> None:
 
 
 def test_assd_is_computed_where_it_is_asked_for() -> None:
-    assert parse_words("dice,assd_mm") == ("dice", "assd_mm")
+    assert parse_metrics("dice,assd_mm") == ("dice", "assd_mm")
     assert row_names("assd_mm", "liver") == ("assd_mm",)
     assert "assd_mm" not in DEFAULT
