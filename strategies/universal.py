@@ -63,14 +63,18 @@ class Universal(Finetune):
         """The old model's predictions stand in for missing annotation."""
         return replace(super().declares(), past="predictions")
 
-    def takes_teacher(self, step: Lesson) -> bool:
-        """Where soft pseudo labels are too large to store."""
+    def labels_on_line(self, step: Lesson) -> bool:
+        """Whether soft pseudo labels are too large to store."""
         bytes_ = len(step.old) * step.voxels
         return self.pseudo == "soft" and bytes_ > self.soft_limit_mib * 2**20
 
+    def takes_teacher(self, step: Lesson) -> bool:
+        """Where pseudo labels are computed on line."""
+        return self.labels_on_line(step)
+
     def prepares(self, step: Lesson) -> bool:
         """From step 2 on, unless the pseudo labels are computed on line."""
-        return bool(step.old) and not self.takes_teacher(step)
+        return bool(step.old) and not self.labels_on_line(step)
 
     def prepare_case(
         self, step: Lesson, volume: Volume, old: Predictor | None
@@ -93,7 +97,7 @@ class Universal(Finetune):
         of the new), in the loss of eq. 3 and 4. Differs: see `annotated_old` and
         `legacy_slice_dice`; a mean over known (case, structure) pairs where eq. 4 writes a sum.
         """
-        if old is not None:
+        if old is not None and batch.pseudo is None:
             names = tuple(batch.structures[k] for k in batch.old_index)
             batch = labelled_on_line(batch, self.decode(old.logits.float(), names))
         target, known = targets(batch, annotated_old=self.annotated_old, unlabelled=self.unlabelled)

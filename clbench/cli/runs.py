@@ -236,6 +236,10 @@ def _runnable() -> Iterator[str]:
         yield title
         for name in registry.entries(kind):
             yield f"  {name:<17} {registry.summary(kind, name)}"
+        if kind == "strategy":
+            yield "Strategies by composition, such as universal+plop: a head, and parts"
+            for name, what in registry.load("resolver", "composition_list")():
+                yield f"  {name:<17} {what}"
     yield "Profiles"
     for name in profile_names():
         yield f"  {name:<17} {load_profile(name).summary}"

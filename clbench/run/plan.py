@@ -44,7 +44,7 @@ class RunSettings:
     bench: str
     """Registered benchmark, or path of a TOML file."""
     strategy: str
-    """Registered strategy."""
+    """Registered strategy, `module:Class`, or head and parts (`universal+mbs`)."""
     seed: int = 0
     """Seed of initial weights, order and crops."""
     profile: str | None = None
@@ -88,10 +88,11 @@ class RunSettings:
 
 
 def load_strategy(name: str, overrides: Mapping[str, Any]) -> Strategy:
-    """The registered strategy, or that of `module:Class`, with its hyperparameters changed."""
-    if ":" in name:
-        resolved: Strategy = registry.load("resolver", "module")(name, overrides)
-        return resolved
+    """The registered strategy, `module:Class` or `HEAD+PART`, with its hyperparameters changed."""
+    for sign, resolver in ((":", "module"), ("+", "composition")):
+        if sign in name:
+            resolved: Strategy = registry.load("resolver", resolver)(name, overrides)
+            return resolved
     strategy: Strategy = change(registry.load("strategy", name)(), overrides, "strategy")
     return strategy
 
@@ -357,6 +358,8 @@ def resolve(
     need_name(called, "--strategy")
     if strategy is None:
         strategy = load_strategy(settings.strategy, overrides.get("strategy", {}))
+        if "+" in called:
+            called = type(strategy).__name__  # whatever the order of its parts
     plan = Plan(
         settings=settings,
         benchmark=benchmark,

@@ -21,7 +21,7 @@ GROUPS = {
     "strategy": "clbench.strategies",
     "backbone": "clbench.backbones",
     "encoding": "clbench.encodings",
-    "resolver": "clbench.resolvers",  # of strategies that are named as `module:Class`
+    "resolver": "clbench.resolvers",  # of strategies named as `module:Class` or `head+part`
 }
 
 

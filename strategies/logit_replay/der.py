@@ -69,11 +69,11 @@ def reservoir_place(number: int, size: int, draw: int) -> int | None:
 
 
 class StoredLogitsSession(Session):
-    """The strategy's losses, and its terms on crops of stored cases."""
+    """Terms on crops of stored cases, beside those of the session it stands before."""
 
-    def __init__(self, context: PhaseContext) -> None:
+    def __init__(self, context: PhaseContext, plain: Session) -> None:
         super().__init__(context)
-        self.update = context.done
+        self.plain, self.update = plain, context.done
 
     def after_update(self) -> None:
         """Count the update: its number seeds the crops."""
@@ -83,7 +83,7 @@ class StoredLogitsSession(Session):
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Forward passes on new and on stored crops, and all terms."""
         method: Any = self.context.strategy
-        terms = super().terms(batch)
+        terms = self.plain.terms(batch)
         for name, of in method.replayed().items():
             drawn, logits = self.drawn(name, batch)
             terms[name] = of(drawn, self.context.model(drawn.image), logits)
@@ -154,6 +154,7 @@ class StoredLogits:
     not."""
 
     def __post_init__(self) -> None:
+        getattr(super(), "__post_init__", lambda: None)()
         for name in ("mem_size", "batch_size_mem"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise SettingError(
@@ -207,9 +208,10 @@ class StoredLogits:
 
     def session(self, context: PhaseContext) -> Session | None:
         """Adds the terms on stored crops, where there are any."""
+        plain = cast(Strategy, super()).session(context)
         if not stored(context.memory):
-            return cast(Strategy, super()).session(context)
-        return StoredLogitsSession(context)
+            return plain
+        return StoredLogitsSession(context, plain or Session(context))
 
     def replayed(self) -> Mapping[str, Any]:
         """Terms on stored crops: name → function of crops, the model's output and stored logits."""

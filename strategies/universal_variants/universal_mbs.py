@@ -13,8 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from clbench.nets.heads import ConvHead
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.mbs import SelectiveDistillation
 from clbench.strategy import Batch, Memory, Output
@@ -27,14 +29,18 @@ from clbench.strategy.selective_distillation import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniversalMbs(SelectiveDistillation, Finetune):
-    """The Universal Model's heads with MBS' selective labels, distillation and class vectors."""
+class SelectiveSigmoids(SelectiveDistillation):
+    """MBS' selective labels, distillation and class vectors, before a method with sigmoids."""
 
     unlabelled: Literal["ignore"] = "ignore"
+    legacy_slice_dice: bool = False
+    """Dice per slice along axis 0, as the authors' code computes it."""
 
     def class_vectors(self, model: nn.Module, output: Output, names: tuple[str, ...]) -> Tensor:
-        """(B, K, 153): the parameters that the head generates for these images."""
+        """(B, K, 153): what the universal head generates for these images; (1, K, F): rows."""
         head: Any = model.head
+        if isinstance(head, ConvHead):
+            return torch.stack([head.weight[name].flatten() for name in names])[None]
         generated: Tensor = head.generate(output.features["bottleneck"], names)
         return generated
 
@@ -58,3 +64,10 @@ class UniversalMbs(SelectiveDistillation, Finetune):
                 new.logits, old.logits, batch
             )
         return terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniversalMbs(SelectiveSigmoids, Finetune):
+    """The Universal Model's heads with MBS' terms: `universal+mbs` by a name of its own."""
+
+    unlabelled: Literal["ignore"] = "ignore"

@@ -1,0 +1,1 @@
+"""Strategies put together by name: a head, and the methods that work on it (`universal+plop`)."""
