@@ -123,8 +123,8 @@ def score(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="nsd, nsd_sweep, nsd_1.5mm, hd95_mm, assd_mm, volume_error_ml, lesion, patient, "
-            "patient_50vox; default nsd,hd95_mm,volume_error_ml,lesion,patient."
+            help="nsd, nsd_sweep, nsd_1.5mm, hd95_mm, assd_mm, asd_bsp, volume_error_ml, lesion, "
+            "patient, patient_50vox; default nsd,hd95_mm,volume_error_ml,lesion,patient."
         ),
     ] = None,
     predictions: Annotated[

@@ -265,6 +265,7 @@ def measure_on_file(
         spacing_of(volume.native_affine).tolist(),
         bit_pairs(structures, volume, structures if among is None else among),
         metrics,
+        model_grid=(bits, volume.bits),
     )
 
 

@@ -2,7 +2,7 @@
 
 The prediction is read some rows at a time, so that a long scan costs its truth and a
 slab. Rows named here: `dice`, `nsd_<τ>mm`, `hd95_mm`, `assd_mm`, `volume_error_ml`,
-`lesion_…`, `patient_positive…`.
+`lesion_…`, `patient_positive…`. `asd_bsp` alone is of the model's grid, and in its voxels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from clbench.types import Bits, Rows, mask_of
 
 DEFAULT = ("nsd", "hd95_mm", "volume_error_ml", "lesion", "patient")
 """What `clbench score` adds to Dice."""
-WORDS = ("dice", *DEFAULT, "assd_mm", "nsd_sweep", "nsd_1.5mm", "patient_50vox")
+WORDS = ("dice", *DEFAULT, "assd_mm", "asd_bsp", "nsd_sweep", "nsd_1.5mm", "patient_50vox")
 """What may be asked for; the last two stand for any number."""
 SWEEP_MM = (1.0, 2.0, 3.0)
 """Tolerances of `nsd_sweep`."""
@@ -117,6 +117,8 @@ def measure(
     spacing_mm: Sequence[float],
     bits: Mapping[str, tuple[int, int]],
     metrics: Sequence[str],
+    *,
+    model_grid: tuple[Bits, Bits] | None = None,
 ) -> dict[str, CaseScores]:
     """All metrics of one case.
 
@@ -126,6 +128,11 @@ def measure(
         spacing_mm: voxel size of this grid.
         bits: structure → (its bit in the prediction, its bit in the truth).
         metrics: metrics asked for, see `parse_metrics`.
+        model_grid: prediction and truth on the model's grid, with the same bits; `asd_bsp` alone
+            looks at them.
+
+    Raises:
+        SettingError: `asd_bsp` is asked for, and there is no model grid.
 
     Returns:
         Structure → counts and values. Where the truth is empty every score is nan, whatever the
@@ -153,7 +160,7 @@ def measure(
         >>> {name: round(value, 4) for name, value in scores["spleen"].values.items()}
         {'dice': 0.6667, 'volume_error_ml': -0.008, 'hd95_mm': 2.0}
     """
-    masks = _Masks(rows, truth, [float(s) for s in spacing_mm])
+    masks = _Masks(rows, truth, [float(s) for s in spacing_mm], model_grid)
     scores = {}
     for name, counts in counts_of(row_pairs(rows, truth), bits).items():
         case = _Case(masks, counts, *bits[name])
@@ -167,8 +174,15 @@ def measure(
 class _Masks:
     """Prediction and truth of one case; their surfaces are made when a metric first asks."""
 
-    def __init__(self, rows: Rows, truth: Bits, spacing_mm: list[float]) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        truth: Bits,
+        spacing_mm: list[float],
+        model_grid: tuple[Bits, Bits] | None,
+    ) -> None:
         self.rows, self.truth, self.spacing_mm = rows, truth, spacing_mm
+        self.model_grid = model_grid
 
     @cached_property
     def surfaces(self) -> tuple[Surfaces, Surfaces]:
@@ -222,7 +236,7 @@ class Metric(NamedTuple):
 
     name: str
     """Name in `scores.csv`."""
-    unit: Literal["share", "mm", "ml", "lesions", "yes or no"]
+    unit: Literal["share", "mm", "voxels", "ml", "lesions", "yes or no"]
     """Unit of the value; a share lies in [0, 1], yes is 1."""
     higher_is_better: bool | None
     """None: neither, as of a signed error or a count of the truth."""
@@ -253,6 +267,19 @@ def _hd95_mm(case: _Case) -> float:
     return case.by_distance(surface.hd95, diagonal)
 
 
+def _asd_bsp(case: _Case) -> float:
+    if case.masks.model_grid is None:
+        raise SettingError(
+            "asd_bsp is computed on the grid of the model, and these predictions are on that of "
+            "the file alone",
+            where="--metrics",
+            got="asd_bsp",
+            next_step="assd_mm is the average surface distance on the grid of the file, in mm",
+        )
+    pred, truth = case.masks.model_grid
+    return surface.asd_bsp(mask_of(pred, case.p_bit), mask_of(truth, case.t_bit))
+
+
 LESION = (
     _lesion("truth", "lesions", None),
     _lesion("found", "lesions", True),
@@ -271,6 +298,7 @@ METRICS = {
         Metric("volume_error_ml", "ml", None, overlap, _volume_error_ml),
         Metric("hd95_mm", "mm", False, surface, _hd95_mm),
         Metric("assd_mm", "mm", False, surface, lambda c: c.by_distance(surface.assd, math.nan)),
+        Metric("asd_bsp", "voxels", False, surface, _asd_bsp),
         *LESION,
     )
 }

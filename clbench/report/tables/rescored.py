@@ -28,6 +28,12 @@ ASSD_NOTE = (
 )
 
 
+ASD_BSP_NOTE = (
+    "asd_bsp: BSP's average surface distance, for its tables alone, in voxels of the model's grid "
+    "(1.5 mm there), not in mm; cases in which the structure is missed are dropped."
+)
+
+
 def score_report(folder: Path) -> list[Table]:
     """Two tables of one run, after its last scored step: distances, and detection.
 
@@ -85,6 +91,7 @@ def _distances(
                 "percentiles; a missed structure counts with the diagonal of its image."
             ),
             *((ASSD_NOTE,) if "assd_mm" in metrics else ()),
+            *((ASD_BSP_NOTE,) if "asd_bsp" in metrics else ()),
             (
                 "volume_error: predicted minus true. Each structure on test cases of the source "
                 f"that taught it ({', '.join(dict.fromkeys(sources))})."

@@ -13,6 +13,7 @@ from locations import GOLDEN_FILES
 from monai.metrics import SurfaceDistanceMetric
 from numpy.typing import NDArray
 
+from clbench.errors import SettingError
 from clbench.evaluation.metrics.case import DEFAULT, measure, parse_metrics, row_names
 from clbench.evaluation.metrics.surface import (
     Distances,
@@ -89,6 +90,27 @@ def test_an_empty_mask_has_no_average_distance(pred: int, truth: int) -> None:
     )
     assert math.isnan(found["liver"].values["assd_mm"])
     assert math.isnan(asd_bsp((full * pred).astype(bool), (full * truth).astype(bool)))
+
+
+def test_asd_bsp_is_of_the_model_grid_alone() -> None:
+    rng = np.random.default_rng(3)
+    pred, truth = ((rng.random((12, 11, 9)) < share).astype(np.uint8) for share in (0.1, 0.3))
+    file = np.zeros((4, 4, 4), np.uint8)
+    file[1:3, 1:3, 1:3] = 1
+
+    def found(**grid: Any) -> float:
+        scores = measure(
+            lambda a, b: file[a:b], file, (1, 1, 3), {"liver": (0, 0)}, ("asd_bsp",), **grid
+        )
+        return scores["liver"].values["asd_bsp"]
+
+    assert found(model_grid=(pred, truth)) == asd_bsp(pred == 1, truth == 1)
+    assert found(model_grid=(pred, truth)) > 0
+    assert math.isnan(found(model_grid=(0 * pred, truth)))
+    with pytest.raises(SettingError, match="assd_mm"):
+        found()
+    assert parse_metrics("asd_bsp") == ("asd_bsp",)
+    assert "asd_bsp" not in DEFAULT
 
 
 def test_assd_is_computed_where_it_is_asked_for() -> None:
