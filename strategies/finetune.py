@@ -42,7 +42,11 @@ class Finetune(Strategy):
 
     def head(self, backbone: nn.Module) -> nn.Module:
         """The output layer."""
-        return UniversalHead(backbone.final_channels, backbone.bottleneck_channels)
+        return UniversalHead(
+            backbone.final_channels,
+            backbone.bottleneck_channels,
+            hidden=backbone.controller_width,
+        )
 
     def vectors(self, kit: Kit, step: Lesson) -> Tensor:
         """(structures of this step, length) fixed vectors that condition the head."""

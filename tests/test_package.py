@@ -12,8 +12,8 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
-from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from locations import ROOT
@@ -277,13 +277,15 @@ class _Entry:
 def test_a_broken_plugin_is_named_and_two_owners_of_a_name_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [_Entry("x", "gone:X")])
+    def installed(*registered: _Entry) -> None:
+        found = SimpleNamespace(select=lambda group: registered)
+        monkeypatch.setattr(registry, "_installed", lambda path: found)
+
+    installed(_Entry("x", "gone:X"))
     with pytest.raises(ClbenchError, match="cannot be loaded"):
         registry.load("strategy", "x")
     assert registry.summary("strategy", "x").startswith("broken")
-    monkeypatch.setattr(
-        metadata, "entry_points", lambda group: [_Entry("x", "a:X"), _Entry("x", "b:X")]
-    )
+    installed(_Entry("x", "a:X"), _Entry("x", "b:X"))
     with pytest.raises(ClbenchError, match="two packages register"):
         registry.entries("strategy")
 

@@ -75,7 +75,11 @@ class Network(_DynamicModule):  # type: ignore[misc]  # Avalanche has no types
         with kit.fresh(first.number, "model"):
             backbone: Any = kit.backbone()
             head = (
-                UniversalHead(backbone.final_channels, backbone.bottleneck_channels)
+                UniversalHead(
+                    backbone.final_channels,
+                    backbone.bottleneck_channels,
+                    hidden=backbone.controller_width,
+                )
                 if blueprint.head == "universal"
                 else ConvHead(backbone.final_channels, background=False)
             )

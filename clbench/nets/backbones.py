@@ -9,8 +9,8 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from monai.networks.nets import BasicUNet, SegResNet, SwinUNETR
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +18,9 @@ from clbench.errors import SettingError
 from clbench.spec import registry
 from clbench.spec.settings import BackboneSettings
 from clbench.types import triple
+
+if TYPE_CHECKING:  # MONAI takes longer to import than torch; only its own networks need it
+    from monai.networks.nets import BasicUNet, SegResNet, SwinUNETR
 
 Maps = dict[str, Tensor]
 
@@ -32,6 +35,8 @@ class Backbone(nn.Module):
         bottleneck_channels: channels of `bottleneck`.
         stride: spatial sizes must be multiples of it; one number, or one an axis.
         smallest: smallest spatial size it can be trained on; likewise.
+        controller_width: hidden width of the controllers of a universal head on it; the published
+            one, but for networks made to be fast.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class Backbone(nn.Module):
         bottleneck_channels: int,
         stride: int | Sequence[int],
         smallest: int | Sequence[int] = 0,
+        controller_width: int = 512,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
@@ -50,11 +56,13 @@ class Backbone(nn.Module):
         self.bottleneck_channels = bottleneck_channels
         self.stride = _per_axis(stride)
         self.smallest = triple(map(max, _per_axis(smallest), self.stride))
+        self.controller_width = controller_width
 
     @property
     def sizes(self) -> dict[str, int]:
         """What `__init__` asks for beside encoder and decoder."""
-        names = ("final_channels", "bottleneck_channels", "stride", "smallest")
+        size = ("final_channels", "bottleneck_channels", "controller_width")
+        names = (*size, "stride", "smallest")
         return {name: getattr(self, name) for name in names}
 
     def forward(self, image: Tensor) -> Maps:
@@ -189,6 +197,8 @@ def swin_unetr(size: int = 48) -> Backbone:
         SettingError: another size.
     """
     refuse_size(size, 12, "swin_unetr")
+    from monai.networks.nets import SwinUNETR
+
     net = SwinUNETR(in_channels=1, out_channels=1, feature_size=size)
     # instance normalisation over a bottleneck of one voxel has no variance: 64 and up
     return Backbone(
@@ -231,6 +241,8 @@ class _UNetDecoder(nn.Module):
 def unet(size: int = 32) -> Backbone:
     """A U-Net of five levels (MONAI's BasicUNet), instance-normalised."""
     refuse_size(size, 1, "unet")
+    from monai.networks.nets import BasicUNet
+
     net = BasicUNet(
         spatial_dims=3, in_channels=1, features=(size, size, 2 * size, 4 * size, 8 * size, size)
     )
@@ -275,6 +287,8 @@ class _ResDecoder(nn.Module):
 def segresnet(size: int = 16) -> Backbone:
     """SegResNet without its output layer (MONAI; Myronenko, 2018), group-normalised."""
     refuse_size(size, 8, "segresnet")
+    from monai.networks.nets import SegResNet
+
     net = SegResNet(spatial_dims=3, init_filters=size, in_channels=1, out_channels=1)
     return Backbone(
         _ResEncoder(net),

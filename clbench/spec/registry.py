@@ -7,7 +7,9 @@ summary is the first line of the module's docstring, taken from its source text.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib.util
+import sys
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,12 @@ GROUPS = {
 }
 
 
+@functools.cache
+def _installed(path: tuple[str, ...]) -> metadata.EntryPoints:
+    """The entry points of all packages on `path` (`sys.path`), read once: it takes 30 ms."""
+    return metadata.entry_points()
+
+
 def entries(kind: str) -> dict[str, metadata.EntryPoint]:
     """Name → entry point, sorted by name.
 
@@ -32,7 +40,7 @@ def entries(kind: str) -> dict[str, metadata.EntryPoint]:
         ClbenchError: when two distributions claim one name for different objects.
     """
     registered: dict[str, metadata.EntryPoint] = {}
-    for entry in metadata.entry_points(group=GROUPS[kind]):
+    for entry in _installed(tuple(sys.path)).select(group=GROUPS[kind]):
         other = registered.get(entry.name)
         if other is not None and other.value != entry.value:
             raise ClbenchError(

@@ -56,10 +56,21 @@ class StrategyHarness:
         name: what it is called.
         folder: an empty folder for what is written.
         cache: where the phantom and preprocessed volumes are kept.
+        overrides: of the tiny course's settings, as with `--set`.
     """
 
-    def __init__(self, strategy: Strategy, *, name: str, folder: Path, cache: Path | None) -> None:
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        name: str,
+        folder: Path,
+        cache: Path | None,
+        overrides: Sequence[str] = (),
+    ) -> None:
         self.strategy, self.name, self.folder, self.cache = strategy, name, folder, cache
+        by_setting = {word.partition("=")[0]: word for word in (*OVERRIDES, *overrides)}
+        self.overrides = tuple(by_setting.values())
         self.before = self.traits()
         self._starts: dict[int, StepState] = {}
         self._ends: dict[int, StepState] = {}
@@ -83,7 +94,7 @@ class StrategyHarness:
         """Settings of a run of this course into a folder of its own."""
         return RunSettings(
             bench="kit", strategy=self.name, profile="smoke", out=self.folder / out,
-            overrides=OVERRIDES, cache=self.cache, device="cpu",
+            overrides=self.overrides, cache=self.cache, device="cpu",
         )  # fmt: skip
 
     def plan_run(self, out: str) -> Plan:

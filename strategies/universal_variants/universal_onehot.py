@@ -37,7 +37,10 @@ class UniversalOnehot(Universal):
         if not self.as_built:
             return super().head(backbone)
         return UniversalHead(
-            backbone.final_channels, backbone.bottleneck_channels, text_dim=0, hidden=128
+            backbone.final_channels,
+            backbone.bottleneck_channels,
+            text_dim=0,
+            hidden=min(128, backbone.controller_width),
         )
 
     def vectors(self, kit: Kit, step: Lesson) -> Tensor:

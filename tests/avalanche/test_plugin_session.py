@@ -38,14 +38,19 @@ OWN: tuple[Strategy, ...] = (Ewc(), Mas(), Replay(), Agem())
 @pytest.fixture(scope="module")
 def harnesses(tmp_path_factory: pytest.TempPathFactory, cache_root: Path) -> Any:
     """Strategy → its test harness; each step is taught once."""
-    made: dict[Strategy, StrategyHarness] = {}
+    made: dict[tuple[Strategy, str], StrategyHarness] = {}
 
-    def harness(strategy: Strategy) -> StrategyHarness:
-        if strategy not in made:
-            folder = tmp_path_factory.mktemp("harness")
-            name = type(strategy).__name__.lower()
-            made[strategy] = StrategyHarness(strategy, name=name, folder=folder, cache=cache_root)
-        return made[strategy]
+    def harness(strategy: Strategy, *overrides: str) -> StrategyHarness:
+        key = strategy, " ".join(overrides)
+        if key not in made:
+            made[key] = StrategyHarness(
+                strategy,
+                name=type(strategy).__name__.lower(),
+                folder=tmp_path_factory.mktemp("harness"),
+                cache=cache_root,
+                overrides=overrides,
+            )
+        return made[key]
 
     with reproducible():
         yield harness
@@ -118,7 +123,9 @@ def test_settings_of_fine_tuning_are_those_of_fine_tuning(strategy: Strategy) ->
 
 @pytest.mark.parametrize("strategy", OWN, ids=lambda s: type(s).__name__)
 def test_later_steps_are_not(harnesses: Any, strategy: Strategy) -> None:
-    ours, plain = harnesses(strategy).end(3), harnesses(Finetune()).end(3)
+    # A-GEM projects where gradients of old and new cases disagree: not in the first few updates
+    more = ("train.iterations=6",) if isinstance(strategy, Agem) else ()
+    ours, plain = (harnesses(each, *more).end(3) for each in (strategy, Finetune()))
     assert not same(dict(ours.model.state_dict()), dict(plain.model.state_dict()))
 
 

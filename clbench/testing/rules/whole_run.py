@@ -1,7 +1,7 @@
 """Rules about a whole run: what is opened, what is saved, and that a seed means the same numbers.
 
-Runs are those of `clbench run`, on the tiny course; every file that is opened
-while they go on is heard through Python's audit events.
+The run is that of `clbench run`, on the tiny course; every file that is opened
+while it goes on is heard through Python's audit events.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,50 +31,58 @@ MIN_COPIED_VALUES = 32
 """So many voxel values of a training crop found in memory are no coincidence."""
 
 
-class RecordedRun:
-    """One run of the tiny course, with everything it opened."""
+STOPPED_STEP = 3
+"""The run is broken off before the first update of this step is finished."""
 
-    def __init__(
-        self,
-        harness: StrategyHarness,
-        out: str,
-        *,
-        global_seed: int,
-        stop_in_step: int | None = None,
-    ) -> None:
-        self.plan: Plan = harness.plan_run(out)
+
+class RecordedRun:
+    """One run of the tiny course, broken off and resumed, with everything it opened."""
+
+    def __init__(self, harness: StrategyHarness) -> None:
+        self.plan: Plan = harness.plan_run("run")
         self.file_access = FileAccessMonitor(self.plan.catalog)
-        self.losses: list[tuple[Any, ...]] = []
-        with seeded(global_seed), listening_to_opens(self.file_access):
-            if stop_in_step is not None:
-                try:
-                    run_plan(self.plan, lambda event: self._watch(event, stop_in_step))
-                except _Stop:
-                    self.plan = harness.plan_run(out)
-                    self.file_access.catalog = self.plan.catalog
+        self.updates: list[tuple[Any, ...]] = []
+        try:
             try:
-                run_plan(self.plan, lambda event: self._watch(event, None))
-            except TrainingError:
-                if not self.file_access.unrecorded_reads:
-                    raise
-                # stopped at a file read past the catalog; a rule says what sort of file it was
+                self._run(stop_in_step=STOPPED_STEP)
+            except _Stop:
+                self.plan = harness.plan_run("run")
+                self.file_access.catalog = self.plan.catalog
+                self._run(stop_in_step=None)
+        except TrainingError:
+            if not self.file_access.unrecorded_reads:
+                raise
+            # stopped at a file read past the catalog; a rule says what sort of file it was
+
+    def _run(self, *, stop_in_step: int | None) -> None:
+        with seeded(1), listening_to_opens(self.file_access):
+            run_plan(self.plan, lambda event: self._watch(event, stop_in_step))
 
     def _watch(self, event: Mapping[str, Any], stop: int | None) -> None:
         if event["event"] != "update":
             return
         if event["step"] == stop:
             raise _Stop
-        self.losses.append((event["step"], event["phase"], event["iteration"], event["terms"]))
+        self.updates.append(_losses(event))
+
+    def checkpoint(self, number: int) -> dict[str, Any]:
+        """Model and memory after a step, as the run saved them."""
+        folder = self.plan.shared if number == 1 else self.plan.folder
+        return checkpoint.load(folder / f"step{number}.pt")
 
 
 class _Stop(Exception):  # noqa: N818  # a signal, not an error
     """Breaks a run off between two updates."""
 
 
+def _losses(update: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (update["step"], update["phase"], update["iteration"], update["terms"])
+
+
 def run_of(harness: StrategyHarness) -> RecordedRun:
-    """The first run, made once."""
+    """The run, made once."""
     if not hasattr(harness, "_run"):
-        harness._run = RecordedRun(harness, "run", global_seed=1)  # type: ignore[attr-defined]
+        harness._run = RecordedRun(harness)  # type: ignore[attr-defined]
     run: RecordedRun = harness._run  # type: ignore[attr-defined]
     return run
 
@@ -274,10 +281,11 @@ def _scores(harness: StrategyHarness, state: StepState) -> tuple[list[Score], Te
 
 
 def the_same_seed_gives_the_same_numbers(harness: StrategyHarness) -> None:
-    """Two runs of one seed, the second broken off and resumed: equal losses, scores and weights."""
-    one = run_of(harness)
-    two = RecordedRun(harness, "again", global_seed=2, stop_in_step=3)
-    for a, b in zip(one.losses, two.losses, strict=False):
+    """Taught twice, the second time broken off and resumed: equal losses, scores and weights."""
+    run = run_of(harness)
+    steps = (1, 2, 3)
+    taught = [_losses(e) for n in steps for e in harness.events[n] if e["event"] == "update"]
+    for a, b in zip(taught, run.updates, strict=False):
         if a != b:
             raise Broken(
                 "two runs of one seed have different losses",
@@ -286,19 +294,22 @@ def the_same_seed_gives_the_same_numbers(harness: StrategyHarness) -> None:
                 got=json.dumps(b[3]),
                 next_step="something random is not seeded: dropout, numpy, the order of a set",
             )
-    folders = [c.plan.folder for c in (one, two)]
-    for number in (2, 3):
-        ends = [checkpoint.load(f / f"step{number}.pt") for f in folders]
+    scores = run_folder.read_scores(run.plan.folder / "scores.csv")
+    for number in steps:
+        state, saved = harness.end(number), run.checkpoint(number)
+        ends = [{"model": dict(state.model.state_dict()), "memory": state.memory},
+                {"model": dict(saved["model"]), "memory": saved["memory"]}]  # fmt: skip
         if not same(*ends):
             what = first_difference(ends[0]["model"], ends[1]["model"])
             raise Broken(
                 "two runs of one seed end with different weights or memory",
                 where=f"step {number}: {what}",
             )
-    rows = [_rows(folder) for folder in folders]
-    if rows[0] != rows[1]:
-        raise Broken("two runs of one seed have different scores", where="scores.csv")
-
-
-def _rows(folder: Path) -> list[str]:
-    return [repr(row) for row in run_folder.read_scores(folder / "scores.csv")]
+        rows, _ = _scores(harness, state)
+        examined = {(r.step, r.eval_set, r.case) for r in rows}
+        again = [r for r in scores if (r.step, r.eval_set, r.case) in examined]
+        if sorted(map(repr, rows)) != sorted(map(repr, again)):  # NaN equals itself as text
+            raise Broken(
+                "two runs of one seed have different scores",
+                where=f"step {number}, scores.csv",
+            )
