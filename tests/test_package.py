@@ -13,7 +13,6 @@ import zipfile
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from locations import ROOT
@@ -278,8 +277,7 @@ def test_a_broken_plugin_is_named_and_two_owners_of_a_name_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def installed(*registered: _Entry) -> None:
-        found = SimpleNamespace(select=lambda group: registered)
-        monkeypatch.setattr(registry, "_installed", lambda path: found)
+        monkeypatch.setattr(registry, "_installed", lambda group, path: registered)
 
     installed(_Entry("x", "gone:X"))
     with pytest.raises(ClbenchError, match="cannot be loaded"):
