@@ -26,6 +26,7 @@ def write_own_cts(
     without: Sequence[int] = (),
     old: bool = True,
     spacing_mm: float = 10.0,
+    first: int = FIRST,
 ) -> Path:
     """Cases of which each has a spleen with a cyst.
 
@@ -36,9 +37,10 @@ def write_own_cts(
         without: places of the cases that have no cyst.
         old: whether the spleen around the cyst is annotated as well.
         spacing_mm: slice thickness of the phantom.
+        first: phantom subject of the first case.
     """
     source = Source(name="own", title="Own", layout="nnunet", labels={SPLEEN: "spleen"})
-    ids = [str(FIRST + i) for i in range(count)]
+    ids = [str(first + i) for i in range(count)]
     size = PhantomSettings(spacing_mm=spacing_mm)
     made = make_phantom(cache / "phantom", [source], {"own": ids}, size, needed=["spleen"])["own"]
     for i, case in enumerate(ids):

@@ -147,6 +147,7 @@ class Progress:
         splits = zip(plan.benchmark.steps, plan.catalog.splits, strict=True)
         steps = "; ".join(
             f"{step.name}: learned elsewhere"
+            + (f", {len(split.test)} test ({step.source})" if split.test else "")
             if step.given is not None
             else f"{step.name}: {len(split.train)} train, {len(split.test)} test ({step.source})"
             for step, split in splits

@@ -104,6 +104,13 @@ def extend(
         list[str], typer.Option(help="Structure to learn, any number of times: spleen_cyst.")
     ],
     data: Annotated[Path, typer.Option(help="Folder of annotated CTs; ten are a good number.")],
+    old_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of CTs that annotate structures the model knows: it is scored on them "
+            "before and after, and never learns from them."
+        ),
+    ] = None,
     step: options.Step = None,
     strategy: Annotated[
         str | None, typer.Option(help="What teaches the new step; default as the model's run.")
@@ -159,6 +166,7 @@ def extend(
         model=model,
         learn=tuple(name.strip() for names in learn for name in names.split(",")),
         data=data,
+        old_data=old_data,
         step=step,
         strategy=strategy,
         structures=tuple(w.strip() for w in (structures or "").split(",") if w.strip()),

@@ -232,8 +232,8 @@ def build_catalog(
         mark, expect_hu = fingerprint(benchmark.sources, cases, phantom), None
     else:
         asked = [(step, split or step.split) for step, split in zip(steps, named, strict=True)]
-        taught = {step.source for step in steps if step.given is None}
-        folders = resolve_data(data, [s for s in benchmark.sources if s.name in taught])
+        used = {step.source for step in steps if step.given is None or step.split.cases}
+        folders = resolve_data(data, [s for s in benchmark.sources if s.name in used])
     files = {name: find_cases(folder, benchmark.reads(name)) for name, folder in folders.items()}
     for name, folder in folders.items():
         same_meaning(folder, benchmark.reads(name))

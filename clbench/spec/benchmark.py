@@ -220,7 +220,8 @@ class Step:
     learns: Names
     """Structures first learned here, in channel order."""
     split: Annotated[Split, Field(description="a file or a table")]
-    """Cases on real data; none, with the origin `NOT_AT_HAND`, of a step that is `given`."""
+    """Cases on real data; of a step that is `given` test cases or none, with the origin
+    `NOT_AT_HAND`."""
     phantom_split: Annotated[Split | None, Field(description="a file or a table")] = None
     """Cases on the embedded phantom; None: as many as the profile asks for, numbered by step."""
     shows: Names | None = None
@@ -228,16 +229,17 @@ class Step:
     annotates, but not what other steps learn from the same source: in a source that several steps
     share, each sees its own lesson."""
     given: str | None = None
-    """Checksum of the model that learned this step elsewhere: the step is not taught, no case of
-    its source is at hand, and its checkpoint must be there (`clbench extend`). None: a step that is
-    taught."""
+    """Checksum of the model that learned this step elsewhere: the step is not taught, no case it
+    learned from is at hand, and its checkpoint must be there (`clbench extend`). None: a step that
+    is taught."""
 
     def __post_init__(self) -> None:
-        """Check that a step that is taught has cases, and one that is given has none."""
-        none = self.split.origin == NOT_AT_HAND and not self.split.cases
+        """Check that a step that is taught has cases, and one that is given none to learn from."""
+        split = self.split
+        none = split.origin == NOT_AT_HAND and not (split.train or split.validation or split.draw)
         if (self.given is not None) != none:
             raise SpecError(
-                "a step that is taught needs cases, and one whose model is given has none",
+                "a step that is taught needs cases, and one whose model is given learns from none",
                 where=f"step {self.name!r}",
                 expected="a split with cases"
                 if none

@@ -23,7 +23,8 @@ FORMAT = (
 )
 """What a split file looks like, for the error of a wrong one."""
 NOT_AT_HAND = "not at hand"
-"""Origin of the one split that may be empty: that of a step learned elsewhere (`Step.given`)."""
+"""Origin of the split of a step learned elsewhere (`Step.given`): its training cases are not here;
+test cases may be."""
 Cases = Annotated[tuple[str, ...], Field(description="a list of case ids")]
 Patients = Annotated[int, Field(ge=1)]
 
@@ -152,7 +153,7 @@ class Split:
                         got=", ".join(sorted(both)),
                         next_step="remove it from one; a case once trained on tests nothing",
                     )
-        if self.origin == NOT_AT_HAND and not self.cases:
+        if self.origin == NOT_AT_HAND and not self.train and not self.validation:
             return
         if not self.train or not self.test:
             raise wrong(

@@ -241,7 +241,7 @@ def test_a_benchmark_written_as_text_is_read_back_equal(name: str, tmp_path: Pat
     assert load_benchmark(path).digest() == odd.digest()
 
 
-def test_a_given_step_has_no_cases_and_a_taught_one_has_some(
+def test_a_given_step_learns_from_no_case_and_a_taught_one_from_some(
     write: Callable[[str], Path],
 ) -> None:
     given = BENCH.replace(
@@ -249,7 +249,10 @@ def test_a_given_step_has_no_cases_and_a_taught_one_has_some(
     )
     step = load_benchmark(write(given)).steps[0]
     assert (step.given, step.split.cases) == ("0ab1", ())
+    tested = given.replace("{origin", "{test = [7, 8], origin")
+    assert load_benchmark(write(tested)).steps[0].split.test == ("7", "8")
     for wrong in (
+        tested.replace("{test", "{train = [6], test"),
         given.replace('\ngiven = "0ab1"', ""),
         BENCH.replace('split = "cases.toml"', 'split = "cases.toml"\ngiven = "0ab1"', 1),
     ):

@@ -117,7 +117,7 @@ def settle(
     """
     settled, problems = [], list[ClbenchError]()
     for step, split in course:
-        if step.given is not None:
+        if step.given is not None and not split.cases:
             settled.append((step, split))
             continue
         source, have = benchmark.reads(step.source), files[step.source]

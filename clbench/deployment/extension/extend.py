@@ -17,8 +17,10 @@ from clbench.deployment.extension.agreement import write_agreement
 from clbench.deployment.extension.elsewhere import learned_elsewhere
 from clbench.deployment.extension.learned import LearnedModel, learned_by_run
 from clbench.deployment.extension.own_data import (
+    OldData,
     OwnData,
     new_structures,
+    read_old_data,
     read_own_data,
     source_name,
 )
@@ -28,10 +30,10 @@ from clbench.run.course import alone, empty_run, run_plan
 from clbench.run.models import blank
 from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.spec import registry
-from clbench.spec.benchmark import Benchmark, Step
+from clbench.spec.benchmark import Benchmark, Source, Step
 from clbench.spec.names import LONGEST, need_name
 from clbench.spec.settings import Profile, apply_overrides, load_profile, split_overrides
-from clbench.spec.splits import Split
+from clbench.spec.splits import NOT_AT_HAND, Split
 from clbench.spec.taxonomy import STRUCTURES, Structure
 from clbench.spec.toml import benchmark_text
 from clbench.store import checkpoint
@@ -49,6 +51,8 @@ class ExtendSettings:
     """Structures to learn."""
     data: Path
     """Folder of annotated CTs."""
+    old_data: Path | None = None
+    """Folder of CTs that annotate structures the model knows: test cases of its steps."""
     step: int | None = None
     """1-based step of the run; None: its last."""
     structures: tuple[str, ...] = ()
@@ -121,10 +125,11 @@ def extend(settings: ExtendSettings, watch: Watch = lambda event: None) -> Exten
         split=settings.split,
         seed=learned.seed if settings.seed is None else settings.seed,
     )
-    course = extended_course(learned, own, names, declared)
-    plan = _plan(settings, learned, course, own)
+    old = _old_data(settings, learned, own)
+    course = extended_course(learned, own, names, declared, old)
+    plan = _plan(settings, learned, course, own, old)
     _refuse_misfit(plan, learned)
-    notes = (*learned.notes, *own.notes)
+    notes = (*learned.notes, *own.notes, *(() if old is None else old.notes))
     for note in notes:
         watch({"event": "note", "what": note})
     _install(plan, learned, course, fresh=settings.fresh)
@@ -201,8 +206,24 @@ def _refuse_known(names: Sequence[str], learned: LearnedModel, where: Path) -> N
         )
 
 
+def _old_data(settings: ExtendSettings, learned: LearnedModel, own: OwnData) -> OldData | None:
+    """Annotated cases of the structures the model knows, if there are any."""
+    if settings.old_data is None:
+        return None
+    return read_old_data(
+        settings.old_data.expanduser(),
+        known=learned.structures,
+        name=source_name(settings.old_data, [own.source.name, *(s.name for s in learned.sources)]),
+        patient=settings.patient,
+    )
+
+
 def extended_course(
-    learned: LearnedModel, own: OwnData, names: tuple[str, ...], declared: Sequence[Structure]
+    learned: LearnedModel,
+    own: OwnData,
+    names: tuple[str, ...],
+    declared: Sequence[Structure],
+    old: OldData | None = None,
 ) -> Benchmark:
     """The course of the old steps and the new one.
 
@@ -211,6 +232,7 @@ def extended_course(
         own: the new data.
         names: structures to learn.
         declared: those clbench does not have.
+        old: cases that annotate structures of the model; they test the steps that learned these.
 
     Raises:
         SettingError: the name of the new course is taken.
@@ -222,13 +244,14 @@ def extended_course(
     if name in registry.entries("benchmark"):
         raise SettingError("the name of the new course is taken", where="--learn", got=name)
     before = {s.name for s in learned.declares}
+    steps, sources = (learned.steps, learned.sources) if old is None else _tested(learned, old)
     return Benchmark(
         name=name,
         version=1,
         title=f"{learned.title}; then {', '.join(n.replace('_', ' ') for n in names)}",
-        sources=(*learned.sources, own.source),
+        sources=(*sources, own.source),
         steps=(
-            *learned.steps,
+            *steps,
             Step(name=" and ".join(names), source=own.source.name, learns=names, split=own.split),
         ),
         preprocessing=learned.preprocessing,
@@ -237,8 +260,30 @@ def extended_course(
     )
 
 
-def _plan(settings: ExtendSettings, learned: LearnedModel, course: Benchmark, own: OwnData) -> Plan:
+def _tested(learned: LearnedModel, old: OldData) -> tuple[tuple[Step, ...], tuple[Source, ...]]:
+    """The given steps with the old data's cases for test, and the sources these need."""
+    split = Split(name=f"{old.source.name}, all", origin=NOT_AT_HAND, test=old.cases)
+    steps = tuple(
+        replace(step, source=old.source.name, split=split)
+        if set(step.learns) & set(old.annotated)
+        else step
+        for step in learned.steps
+    )
+    tested = [n for step in steps if step.split.test for n in step.learns]
+    rest = {step.source for step in steps}
+    sources = (*(s for s in learned.sources if s.name in rest), old.source_of(tested))
+    return steps, sources
+
+
+def _plan(
+    settings: ExtendSettings,
+    learned: LearnedModel,
+    course: Benchmark,
+    own: OwnData,
+    old: OldData | None,
+) -> Plan:
     """The run that teaches the new step, its data opened and checked."""
+    data = {own.source.name: own.folder, **({} if old is None else {old.source.name: old.folder})}
     profile = apply_overrides(learned.profile, split_overrides(list(settings.overrides)))
     profile = _with_vectors(profile, course)
     others = tuple(w for w in settings.overrides if not w.startswith("strategy."))
@@ -248,7 +293,7 @@ def _plan(settings: ExtendSettings, learned: LearnedModel, course: Benchmark, ow
             strategy=learned.strategy_name,
             seed=learned.seed if settings.seed is None else settings.seed,
             profile=profile.name,
-            data=f"{own.source.name}={own.folder}",
+            data=",".join(f"{name}={folder}" for name, folder in data.items()),
             out=settings.out,
             overrides=(*learned.overrides, *others),
             device=settings.device,

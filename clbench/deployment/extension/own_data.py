@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from clbench.data.cache import VolumeCache
 from clbench.data.external_masks import LISTS, label_map, said_others
@@ -20,7 +22,7 @@ from clbench.data.layouts import (
     recognised,
 )
 from clbench.errors import DataError, SettingError, UnknownName
-from clbench.spec.benchmark import Source
+from clbench.spec.benchmark import Partial, Source
 from clbench.spec.splits import PARTS, Draw, Split
 from clbench.spec.taxonomy import (
     DECLARED,
@@ -52,6 +54,35 @@ class OwnData:
     """Which cases train, validate and test."""
     notes: tuple[str, ...] = ()
     """What the user should know of how the folder was read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OldData:
+    """Annotated CTs of structures that a model knows; it is tested on them."""
+
+    folder: Path
+    """Where they lie."""
+    source: Source
+    """Layout and meaning of the labels."""
+    cases: tuple[str, ...]
+    """All of them."""
+    annotated: tuple[str, ...]
+    """Structures of the model that they annotate, in its order."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how the folder was read."""
+
+    def source_of(self, structures: Sequence[str]) -> Source:
+        """The source for a step of some structures; cases annotate those of them that they have."""
+        absent = [n for n in structures if n not in self.source.structures]
+        if not absent:
+            return self.source
+        if self.source.masks:
+            named: dict[str, Any] = {"masks": {**self.source.masks, **{n: n for n in absent}}}
+        else:  # values that no label map holds, as a step's source must name what it learns
+            free = (v for v in count(1) if v not in {*self.source.labels, *self.source.ignored})
+            named = {"labels": {**self.source.labels, **dict(zip(free, absent, strict=False))}}
+        have = Partial(cases=self.cases, annotates=self.source.structures)
+        return replace(self.source, partial=(have,), **named)
 
 
 def new_structures(
@@ -134,6 +165,46 @@ def read_own_data(
         DataError: no cases, labels without meaning, or too few cases that hold a structure.
         SettingError, SpecError: a wrong layout, name or expression.
     """
+    layout, files = _cases(folder, layout)
+    source, notes = _source(folder, files, learn, name, layout, labels, patient)
+    named = {case: of_case.named(source) for case, of_case in files.items()}
+    holds = {case: cache.holds(of_case, source) for case, of_case in named.items()}
+    drawn = split or _split(folder, source, holds, learn, seed)
+    return OwnData(folder=folder, source=source, split=drawn, notes=notes)
+
+
+def read_old_data(
+    folder: Path, *, known: Sequence[str], name: str, patient: str = "(.+)"
+) -> OldData:
+    """Find cases that annotate structures a model knows; all of them are for test.
+
+    Args:
+        folder: the data; the names in its `dataset.json`, or of its mask files, say what is what.
+        known: structures of the model.
+        name: of the source.
+        patient: regular expression whose one group is the patient within a case id.
+
+    Raises:
+        DataError: no cases, labels without meaning, or none of the structures.
+        SettingError, SpecError: a wrong name or expression.
+    """
+    layout, files = _cases(folder, None)
+    source, notes = _source(folder, files, (), name, layout, None, patient)
+    annotated = tuple(n for n in known if n in source.structures)
+    if not annotated:
+        raise DataError(
+            "the cases annotate no structure that the model knows",
+            where=f"--old-data {folder}",
+            expected=f"one or more of {', '.join(known)}",
+            got=(", ".join(source.structures) or "no structure") + "; ".join(("", *notes)),
+            next_step="name its labels in dataset.json as the model's, or leave --old-data out",
+        )
+    cases = tuple(sorted(files, key=natural))
+    return OldData(folder=folder, source=source, cases=cases, annotated=annotated, notes=notes)
+
+
+def _cases(folder: Path, layout: str | None) -> tuple[str, dict[str, CaseFiles]]:
+    """Layout and annotated cases of a folder."""
     need_folder(folder)
     if layout is None:
         layout = next(iter(recognised(folder)), None)
@@ -146,12 +217,7 @@ def read_own_data(
             got=glimpse(folder),
             next_step="; ".join(folder_hints(folder)) or "lay the files out like this",
         )
-    files = cases_in(folder, layout, "--layout")
-    source, notes = _source(folder, files, learn, name, layout, labels, patient)
-    named = {case: of_case.named(source) for case, of_case in files.items()}
-    holds = {case: cache.holds(of_case, source) for case, of_case in named.items()}
-    drawn = split or _split(folder, source, holds, learn, seed)
-    return OwnData(folder=folder, source=source, split=drawn, notes=notes)
+    return layout, cases_in(folder, layout, "--layout")
 
 
 # ------------------------------------------------------------------------------ meaning of labels
@@ -213,7 +279,7 @@ def _values(
             "nothing says what the label values mean",
             where=folder,
             expected=f"one label value for one structure, or {folder / LISTS[0]} with "
-            '{"labels": {"background": 0, "' + learn[0] + '": 1, …}}',
+            f'{{"labels": {{"background": 0, "{learn[0] if learn else "liver"}": 1, …}}}}',
             got=f"values {', '.join(map(str, there))} in {len(files)} cases",
             next_step="write that file, or name one with --labels",
         )

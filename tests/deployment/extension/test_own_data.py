@@ -13,6 +13,7 @@ from clbench.data.cache import VolumeCache
 from clbench.deployment.extension.own_data import (
     OwnData,
     new_structures,
+    read_old_data,
     read_own_data,
     source_name,
 )
@@ -84,6 +85,32 @@ def test_masks_per_structure_are_named_by_their_files(tmp_path: Path, lay_out) -
     assert got.source.layout == "totalsegmentator"
     assert got.source.masks == {"liver": "liver", "liver_tumor": "liver_tumor"}
     assert got.notes == ("not used, no structure is called so: table",)
+
+
+def test_old_data_tests_the_structures_it_annotates(folder: Path) -> None:
+    listed(folder, {"background": 0, "liver": 1, "liver_tumor": 2, "meal": 3})
+    old = read_old_data(folder, known=("spleen", "liver"), name="old")
+    assert (old.annotated, len(old.cases)) == (("liver",), 10)
+    assert old.notes == ("not used, no structure is called so: meal",)
+    assert old.source_of(("liver",)) == old.source
+    source = old.source_of(("spleen", "liver", "aorta"))  # what the step of the model learned
+    assert source.labels == {1: "liver", 2: "liver_tumor", 4: "spleen", 5: "aorta"}
+    assert set(source.annotated(old.cases[0])) == {"liver", "liver_tumor"}
+    with pytest.raises(DataError, match="no structure that the model knows") as err:
+        read_old_data(folder, known=("spleen",), name="old")
+    assert err.match("liver, liver_tumor; not used")
+    (folder / "dataset.json").unlink()
+    with pytest.raises(DataError, match="nothing says what the label values mean"):
+        read_old_data(folder, known=("liver",), name="old")
+
+
+def test_old_data_may_have_a_mask_per_structure(tmp_path: Path, lay_out) -> None:
+    image, label = body()
+    lay_out(tmp_path / "d", "totalsegmentator", "s1", image, label, masks={"liver": (1, 2)})
+    old = read_old_data(tmp_path / "d", known=("spleen", "liver"), name="old")
+    source = old.source_of(("spleen", "liver"))
+    assert source.structures == ("liver", "spleen")
+    assert source.annotated("s1") == ("liver",)
 
 
 def test_new_structures_are_declared_with_what_their_name_says() -> None:

@@ -1,0 +1,86 @@
+"""A model of nnU-Net extended on the command line, and every command that takes the run it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from nnunet_folders import plans_of, write_trained
+from own_cts import write_own_cts
+from typer.testing import CliRunner
+
+from clbench.cli import app
+from clbench.store.record import RunRecord
+
+
+def call(*words: object) -> str:
+    result = CliRunner().invoke(app, [str(w) for w in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def run_of(said: str) -> Path:
+    return Path(said.split("Results: ")[1].splitlines()[0])
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, cache_root: Path) -> Path:
+    """New and old cases, and a folder that nnU-Net trained on a coarse grid."""
+    folder = tmp_path_factory.mktemp("home")
+    write_own_cts(folder / "cysts", cache_root, 3)
+    write_own_cts(folder / "old", cache_root, 2, first=7101, without=(0, 1))
+    plans = plans_of("plain")
+    plans["configurations"]["3d_fullres"] |= {"spacing": [20.0, 20.0, 20.0]}
+    write_trained(folder, "plain", plans)
+    return folder
+
+
+def test_every_command_takes_an_extended_run(
+    home: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From foreign weights, and again from the run that they became."""
+    monkeypatch.chdir(home)
+    new = ("--inside", "spleen", "--data", "cysts", "--cache", cache_root)
+    old = ("--old-data", "old", "--profile", "smoke")
+    trained = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    said = call("extend", trained, "--learn", "spleen_cyst", *new, *old)
+    run = run_of(said)
+    record = RunRecord.read(run)
+    assert record.course.test[0] == ["old/7101", "old/7102"]
+    row = next(line.split() for line in said.splitlines() if line.startswith("spleen "))
+    assert (row[5], row[7]) == ("to", "3")  # the change with its interval, over 3 patients
+
+    assert "no difference found" in call("verify", run)
+    bench = record.identity.bench
+    summary = call("table", "summary", "--bench", bench)
+    assert "(2 old, 1 cysts)" in summary
+    assert "(spleen, seed 0)" in summary
+    assert "head or body" in call("explain", run)
+    call("report", "--bench", bench, "--ref", record.strategy)
+    page = (home / "report" / "index.html").read_text(encoding="utf-8")
+    assert "where the lost Dice went" in page
+    call("view", run, "old/7101", "--out", "case.html")
+    assert (home / "case.html").stat().st_size > 10_000
+    call("export", run, "model")
+    imported = Path(call("import", "model", "--out", "imported").strip())
+    scan = home / "cysts" / "imagesTr" / "7001_0000.nii.gz"
+    for model, out in ((run, "predicted"), (imported, "predicted_by_import")):
+        call("predict", model, scan, "--out", out)
+    masks = sorted(p.relative_to("predicted") for p in Path("predicted").rglob("*.nii.gz"))
+    assert [m.name for m in masks] == ["liver.nii.gz", "spleen.nii.gz", "spleen_cyst.nii.gz"]
+    assert all(
+        Path("predicted", m).read_bytes() == Path("predicted_by_import", m).read_bytes()
+        for m in masks
+    )
+
+    shutil.copytree("cysts", "lesions")
+    labels = {"background": 0, "spleen": 1, "big_lesion": 2}
+    (home / "lesions" / "dataset.json").write_text(json.dumps({"labels": labels}))
+    said = call("extend", run, "--learn", "big_lesion", "--data", "lesions", "--cache", cache_root)
+    again = RunRecord.read(run_of(said))
+    assert again.course.structures == ("spleen", "liver", "spleen_cyst", "big_lesion")
+    assert "every old mask is equal to the bit." in said or "voxels of old structures" in said
