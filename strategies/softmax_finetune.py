@@ -33,6 +33,7 @@ class SoftmaxFinetune(Strategy):
 
     version: ClassVar[int] = 2  # in version 1 the output layer learned at 1 from step 2 on
     step1_version: ClassVar[int | None] = 1
+    serves_from: ClassVar[int | None] = 1
     unlabelled: Literal["ignore", "background"] = "background"
     annotated_old: Literal["annotation", "pseudo"] = "annotation"
     """What teaches an old structure that the new data annotates; `pseudo`: the annotation is not

@@ -199,7 +199,7 @@ def plan_without_data(record: RunRecord, folder: Path, *, device: str = "auto") 
     """
     benchmark, profile, strategy = benchmark_of(record), profile_of(record), strategy_of(record)
     recorded = record.identity.strategy.get("version", 1)
-    if recorded != strategy.version:
+    if not strategy.serves(recorded):
         raise StoreError(
             "the run was made by another version of the strategy",
             where=folder,

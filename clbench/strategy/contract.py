@@ -283,6 +283,9 @@ class Strategy:
     step1_version: ClassVar[int | None] = None
     """Of step 1 alone, where a later `version` left its numbers as they were; None: as `version`.
     Holds for the class that sets it, and not for its subclasses."""
+    serves_from: ClassVar[int | None] = None
+    """The oldest version whose trained models this one builds, serves and decodes as they were;
+    None: `version` alone. Set it in the class that raises `version`."""
     unlabelled: Literal["ignore", "background"] = "ignore"
     """How the losses treat voxels of old structures without annotation; see `Declaration`."""
 
@@ -313,6 +316,17 @@ class Strategy:
                 break
             by_attribute.update(DECLARED & vars(kind).keys())
         return replace(self.declares(), **{name: getattr(self, name) for name in by_attribute})
+
+    @classmethod
+    def serves(cls, version: int) -> bool:
+        """Whether a model that a version of this method trained is served as it was.
+
+        Args:
+            version: of the run that trained it.
+        """
+        raised = next(kind for kind in cls.__mro__ if "version" in vars(kind))
+        oldest: int | None = vars(raised).get("serves_from")
+        return (cls.version if oldest is None else oldest) <= version <= cls.version
 
     def first_step(self) -> Strategy:
         """The plain strategy whose step 1 equals this one's, so that it is trained once and shared.
@@ -600,6 +614,20 @@ class Strategy:
             `model` itself, or a copy with other weights.
         """
         return model
+
+    def published(self, memory: Memory) -> Memory:
+        """The part of the memory that may leave with a published model.
+
+        *Called* when a run's model is exported.
+
+        Args:
+            memory: the strategy's memory; must not change here.
+
+        Returns:
+            All of it by default. What shows single patients, such as stored predictions of their
+            images, has to be left out; what `serve`, `decode` and `axial_ranges` read has to stay.
+        """
+        return memory
 
     def prunes(self, model: nn.Module) -> int:
         """How many weights the method sets to zero at the most.

@@ -206,6 +206,12 @@ class StoredLogits:
         """The stored cases: opened, and drawn by the session alone."""
         return {key: 0.0 for key in stored(memory) if key[0] != step.number}
 
+    def published(self, memory: Memory) -> Memory:
+        """Neither the stored cases' ids nor their logits: both are of single patients."""
+        whole = cast(Strategy, super()).published(memory)
+        own = (STORED, OFFERED)
+        return {k: v for k, v in whole.items() if k not in own and not k.startswith(LOGITS)}
+
     def session(self, context: PhaseContext) -> Session | None:
         """Adds the terms on stored crops, where there are any."""
         plain = cast(Strategy, super()).session(context)

@@ -30,6 +30,7 @@ class IltCt(LwfCt):
     """ILT of Tables 10 and 11: pseudo labels, and distillation of the bottleneck."""
 
     version: ClassVar[int] = 2  # in version 1 its output layer learned at 1 from step 2 on
+    serves_from: ClassVar[int | None] = 1
     new_classifier_lr: float = 100.0
     """Factor on the learning rate of new rows from step 2 on, as in the authors' ILT."""
     old_classifier_lr: float = 100.0

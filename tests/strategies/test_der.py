@@ -164,6 +164,16 @@ def test_seeds_store_other_cases_and_repeat_theirs() -> None:
     assert memories[0] == memories[1] != memories[2]
 
 
+def test_nothing_of_a_patient_leaves_with_a_published_model() -> None:
+    memory: Memory = {"thresholds": torch.zeros(2)}
+    method = Der()
+    cases = method.store_cases(lesson(2), kit(0), memory)
+    made = {f"1/{case}": {"logits": torch.zeros(1)} for _, case in cases}
+    method.prepare(lesson(2), made, memory)
+    assert len(memory) > 3
+    assert method.published(memory).keys() == {"thresholds"}
+
+
 @pytest.mark.parametrize("setting", [{"mem_size": 0}, {"batch_size_mem": 0}])
 def test_a_memory_of_no_case_is_refused(setting: dict[str, int]) -> None:
     with pytest.raises(SettingError, match=f"strategy.{next(iter(setting))}"):

@@ -294,9 +294,11 @@ def test_the_output_layer_keeps_its_rate_but_where_a_source_says_otherwise() -> 
     for kind in same:
         assert rates_of(kind()) == ([1.0, 100.0], {"body": 1.0, **rows}), kind
         assert (kind.version, kind.first_step(kind())) == (2, SoftmaxFinetune())
+        assert [kind.serves(v) for v in (1, 2, 3)] == [True, True, False]  # rates serve no model
     for kind in (LwfCt, PlopCt):  # the authors' code
         assert rates_of(kind()) == ([1.0, 100.0], dict.fromkeys(("body", *rows), 1.0)), kind
         assert kind.version == 1
+        assert [kind.serves(v) for v in (1, 2)] == [True, False]
     assert rates_of(IltCt(legacy_fresh_classifier=True))[1] == {"body": 1.0, **rows}
     assert rates_of(IltCt(head="sigmoid"))[1]["body"] == 1.0
 

@@ -258,3 +258,27 @@ def test_the_nearest_class_decides() -> None:
     assert Universal().declaration.past == "predictions"
     declared = Extends(keeps_old_logits=True).declaration
     assert declared == Declaration(past="predictions", penalties=("kd",), resumes="step")
+
+
+class Raised(Mib):
+    version: ClassVar[int] = 3
+
+
+class RaisedInTraining(Mib):
+    version: ClassVar[int] = 3
+    serves_from: ClassVar[int | None] = 2
+
+
+class Inherits(RaisedInTraining):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "served"),
+    [(Finetune, [1]), (Mib, [1, 2]), (Raised, [3]), (RaisedInTraining, [2, 3]), (Inherits, [2, 3])],
+)
+def test_a_version_that_changed_training_alone_serves_older_models(
+    kind: type[Strategy], served: list[int]
+) -> None:
+    """Whoever raises a version has to say so anew: what a parent says is of the parent's versions."""
+    assert [v for v in range(5) if kind.serves(v)] == served

@@ -13,8 +13,9 @@ anew over what it holds:
 Weights and memory are kept whole, for both are needed: predicting asks the strategy to serve the
 model and to bound structures along the body, and both look into the memory (thresholds, heights,
 averaged weights); teaching one more step starts from the two of them. Left out is what only the
-next update of a broken-off step would need (optimizer, random states), predictions, events, and the
-checkpoints of other steps. Folders of the machine the run was made on are cut from the record.
+next update of a broken-off step would need (optimizer, random states), predictions, events, the
+checkpoints of other steps, and what a strategy remembers of single patients (`published`). Folders
+of the machine the run was made on are cut from the record.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def export_run(run: Path, to: Path, *, step: int | None = None) -> list[str]:
     outside_runs(to, "an exported model is")
     trained = load_trained(run, step=step, device="cpu")
     content = checkpoint.load(checkpoint_path(run, record, trained.step))
+    content["memory"] = trained.plan.strategy.published(content["memory"])
     about = Described(
         folder=run,
         record=record,
