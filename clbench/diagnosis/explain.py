@@ -34,7 +34,7 @@ from clbench.evaluation.explained import (
     write_lost_dice,
 )
 from clbench.evaluation.metrics.lost_dice import attribute, border_mm
-from clbench.evaluation.predictions import read_prediction
+from clbench.evaluation.predictions import read_prediction, refuse_other_grid
 from clbench.evaluation.scoring import to_native
 from clbench.run.course import alone
 from clbench.run.record import catalog_of
@@ -43,7 +43,7 @@ from clbench.store.files import COPY_RUN
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import prediction_path
 from clbench.training.resume import Watch
-from clbench.types import Bits
+from clbench.types import Bits, mask_of
 
 Axes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 Box = tuple[slice, slice, slice]
@@ -82,7 +82,7 @@ def explain_run(
 
     Args:
         folder: the run, with two steps or more finished.
-        data: where the data lies now, as in `clbench run --data`; None: where the run found it.
+        data: where the data lies now, as in `clbench run --data`; None: where the run explained it.
         cache: where preprocessed volumes and the phantom are kept; None: where the run kept them.
         device: where models compute.
         models: also exchange heads and bodies and probe bodies, where there are checkpoints.
@@ -124,7 +124,7 @@ def explain_run(
             )
         write_lost_dice(folder / FILE, rows)
         _seal(folder, record)
-        found = Explained(
+        explained = Explained(
             folder=folder,
             record=record,
             catalog=catalog,
@@ -133,8 +133,8 @@ def explain_run(
             notes=predictions.notes(),
         )
         if models:
-            _explain_models(found, catalog, predictions, watch)
-    return found
+            _explain_models(explained, catalog, predictions, watch)
+    return explained
 
 
 def _seal(folder: Path, record: RunRecord) -> None:
@@ -143,25 +143,25 @@ def _seal(folder: Path, record: RunRecord) -> None:
 
 
 def _explain_models(
-    found: Explained, catalog: Catalog, predictions: Predictions, watch: Watch
+    explained: Explained, catalog: Catalog, predictions: Predictions, watch: Watch
 ) -> None:
     """Heads, bodies and probes; a run without checkpoints gets a note in place of numbers."""
-    done = found.record.steps_done
+    done = explained.record.steps_done
     try:
         for number in range(1, done + 1):
             predictions.model(number)
     except StoreError as err:
-        found.notes.append(f"head or body: not looked at, {err.brief}")
+        explained.notes.append(f"head or body: not looked at, {err.brief}")
         return
     parts = explain_models(catalog, predictions.model, predictions.of, steps_done=done, watch=watch)
-    found.notes += parts.notes
-    found.model_rows = parts.rows
-    write_head_body(found.folder / HEAD_BODY_FILE, parts.rows)
+    explained.notes += parts.notes
+    explained.model_rows = parts.rows
+    write_head_body(explained.folder / HEAD_BODY_FILE, parts.rows)
     for step, by_purpose in catalog.opened().items():
         if cases := by_purpose.get("diagnosis"):
-            of_step = found.record.ledger.setdefault(step, {})
+            of_step = explained.record.ledger.setdefault(step, {})
             of_step["diagnosis"] = sorted({*of_step.get("diagnosis", ()), *cases})
-    _seal(found.folder, found.record)
+    _seal(explained.folder, explained.record)
 
 
 def _explainable(folder: Path) -> RunRecord:
@@ -253,18 +253,9 @@ class Predictions:
         """
         path = self.stored(step, volume)
         if path.is_file():
-            found = read_prediction(path)
-            if found.bits.shape != volume.bits.shape or not np.allclose(
-                found.affine, volume.affine, atol=1e-6
-            ):
-                raise StoreError(
-                    "a stored prediction is not of this case",
-                    where=path,
-                    expected=f"{volume.source}/{volume.case}, shape {volume.bits.shape}",
-                    got=f"{found.source}/{found.case}, shape {found.bits.shape}",
-                    next_step="put the right file back, or run again with --fresh",
-                )
-            return found.bits, found.structures
+            stored = read_prediction(path)
+            refuse_other_grid(path, stored, volume)
+            return stored.bits, stored.structures
         try:
             model = self.model(step)
         except StoreError as err:
@@ -307,7 +298,7 @@ def _explain_case(
         if name not in names:
             continue
         border = border_mm(name, spacing_of(volume.affine).tolist())
-        mask = (truth >> truth.dtype.type(names.index(name)) & truth.dtype.type(1)).astype(bool)
+        mask = mask_of(truth, names.index(name))
         if not mask.any():  # no Dice is defined, so none is lost
             continue
         for step in range(taught + 1, predictions.record.steps_done + 1):
@@ -315,7 +306,7 @@ def _explain_case(
             box = _box(name, mask, pair, axes, [math.ceil(border / mm) + 1 for mm in native_mm])
             cut = (axes[0][box[0]], axes[1][box[1]], axes[2][box[2]])
             before, after = ((to_native(b, cut), n) for b, n in pair)
-            found = attribute(
+            attribution = attribute(
                 name,
                 before,
                 after,
@@ -323,13 +314,13 @@ def _explain_case(
                 spacing_mm=native_mm,
                 border=border,
             )
-            at = {taught: found.dice[0], step: found.dice[1]}
+            at = {taught: attribution.dice[0], step: attribution.dice[1]}
             for number, dice in at.items():
                 _as_recorded(
                     dice, recorded, (number, volume.source, volume.case, name), predictions, volume
                 )
             yield from rows_of(
-                found,
+                attribution,
                 step=step,
                 eval_set=volume.source,
                 case=volume.case,
@@ -348,7 +339,7 @@ def _box(
     """The part of the file's grid that holds a structure, true and predicted, and its border."""
     low, high = [np.array(side) for side in zip(*_extent(truth), strict=True)]
     for bits, names in predicted:
-        mask = (bits >> bits.dtype.type(names.index(name)) & bits.dtype.type(1)).astype(bool)
+        mask = mask_of(bits, names.index(name))
         if not mask.any():
             continue
         for axis, (first, stop) in enumerate(_extent(mask)):
@@ -365,11 +356,11 @@ def _box(
 
 def _extent(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """(first, last + 1) of a mask along each axis; the mask is not empty."""
-    found = []
+    extent = []
     for axis in range(mask.ndim):
         held = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        found.append((int(held[0]), int(held[-1]) + 1))
-    return found
+        extent.append((int(held[0]), int(held[-1]) + 1))
+    return extent
 
 
 # ------------------------------------------------------------------------------------ the scores

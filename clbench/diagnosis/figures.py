@@ -15,11 +15,11 @@ FOLDER = "explain"
 """Folder of the figures in a run folder; no part of the run, `clbench verify` passes it over."""
 
 
-def write_figures(found: Explained, out: Path | None = None) -> list[Path]:
+def write_figures(explained: Explained, out: Path | None = None) -> list[Path]:
     """Draw where the lost Dice went by the last step, and cases before and after it.
 
     Args:
-        found: a run in which an old structure has a test case.
+        explained: a run in which an old structure has a test case.
         out: folder to write to; None: `explain/` in the run.
 
     Returns:
@@ -28,15 +28,15 @@ def write_figures(found: Explained, out: Path | None = None) -> list[Path]:
     Raises:
         StoreError: the folder cannot be written.
     """
-    record = found.record
+    record = explained.record
     order = record.course.structures.index
     step = record.steps_done
-    lost = [one for one in summarize(found.rows, record.course.patient_of) if one.step == step]
-    parts = summarize_head_body(found.model_rows, record.course.patient_of)
+    lost = [one for one in summarize(explained.rows, record.course.patient_of) if one.step == step]
+    parts = summarize_head_body(explained.model_rows, record.course.patient_of)
     lost.sort(key=lambda one: order(one.structure))
     structures = [one.structure for one in lost]
-    cases = strip_cases(found.catalog, found.predictions.of, found.rows, step)
-    folder = found.folder / FOLDER if out is None else out
+    cases = strip_cases(explained.catalog, explained.predictions.of, explained.rows, step)
+    folder = explained.folder / FOLDER if out is None else out
     files.make_folder(folder)
     written = []
     with style.look():

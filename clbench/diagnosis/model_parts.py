@@ -66,14 +66,14 @@ def explain_models(
         StoreError: a model is not there.
         Stopped: by a signal.
     """
-    found = ModelParts()
+    parts = ModelParts()
     for taught in range(1, steps_done):
-        _of_step(found, catalog, model, predict, range(taught, steps_done + 1), watch)
-    return found
+        _of_step(parts, catalog, model, predict, range(taught, steps_done + 1), watch)
+    return parts
 
 
 def _of_step(
-    found: ModelParts,
+    parts: ModelParts,
     catalog: Catalog,
     model: Callable[[int], TrainedModel],
     predict: Callable[[int, Volume], Predicted],
@@ -90,11 +90,11 @@ def _of_step(
     apart = {b: why_not_exchanged(old.server.model, model(b).server.model) for b in later}
     for step, reason in apart.items():
         if reason:
-            found.note(
+            parts.note(
                 f"head and body of {old.record.strategy} cannot be exchanged between step "
                 f"{taught} and step {step}: {reason}"
             )
-    probes = {step: _probe(found, catalog, model(step), taught, names, watch) for step in steps}
+    probes = {step: _probe(parts, catalog, model(step), taught, names, watch) for step in steps}
     for done, (number, source, case) in enumerate(cases, 1):
         volume = catalog.open(number, case, "test")
         scored = _scores(volume, names)
@@ -109,7 +109,7 @@ def _of_step(
                     scored(_answer(head, body, volume)) for head, body in ((old, new), (new, old))
                 ]
             after = scored(predict(step, volume))
-            found.rows += [
+            parts.rows += [
                 HeadBodyRow(
                     step=step,
                     eval_set=source,
@@ -151,7 +151,7 @@ def _scores(volume: Volume, names: Sequence[str]) -> Callable[[Predicted], dict[
 
 
 def _probe(
-    found: ModelParts,
+    parts: ModelParts,
     catalog: Catalog,
     trained: TrainedModel,
     taught: int,
@@ -162,14 +162,14 @@ def _probe(
     server = trained.server
     feature_map = last_map(server.model, taught, server.patch_vox)
     if not feature_map:
-        found.note(
+        parts.note(
             f"the body of {trained.record.strategy} cannot be probed: "
             f"{type(server.model).__name__} gives no map of its windows' size that one head reads"
         )
         return None
     train = catalog.splits[taught - 1].train
     if not train:
-        found.note(f"no probe: the training cases of step {taught} are not at hand")
+        parts.note(f"no probe: the training cases of step {taught} are not at hand")
         return None
     chosen = [
         train[i] for i in np.unique(np.linspace(0, len(train) - 1, CASES).round().astype(int))

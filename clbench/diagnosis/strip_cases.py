@@ -38,12 +38,12 @@ def choose(rows: Iterable[LostDiceRow], step: int) -> dict[tuple[str, str], tupl
     for row in rows:
         if row.part == TOTAL and row.step == step:
             lost[row.eval_set][row.case].append(row.dice)
-    found = {}
+    chosen = {}
     for eval_set, cases in lost.items():
         order = sorted(cases, key=lambda case: mean(cases[case]))
         for word, case in (("worst", order[-1]), ("median", order[(len(order) - 1) // 2])):
-            found[eval_set, case] = (word, mean(cases[case]))
-    return dict(sorted(found.items(), key=lambda item: (item[0][0], item[1][0])))
+            chosen[eval_set, case] = (word, mean(cases[case]))
+    return dict(sorted(chosen.items(), key=lambda item: (item[0][0], item[1][0])))
 
 
 def strip_cases(
@@ -63,12 +63,12 @@ def strip_cases(
     chosen = choose(rows, step)
     number_of = {(source, case): number for number, source, case in exam_cases(catalog)}
     taught = {(r.eval_set, r.case, r.structure): r.learned_at for r in rows if r.step == step}
-    found = []
+    shown = []
     for (source, case), (word, lost) in chosen.items():
         volume = catalog.open(number_of[source, case], case, "test")
         own = {n: at for (s, c, n), at in taught.items() if (s, c) == (source, case)}
-        found.append(_shown(volume, own, predict, step, word, lost))
-    return found
+        shown.append(_shown(volume, own, predict, step, word, lost))
+    return shown
 
 
 def _shown(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -62,6 +63,34 @@ def loaded(plan: Plan, strategy: Strategy, lesson: Lesson, path: Path) -> tuple[
     model = blank(plan, strategy, lesson)
     model.load_state_dict(content["model"])
     return model.to(plan.device), content["memory"]
+
+
+def save_step(
+    plan: Plan, number: int, path: Path, *, model: Mapping[str, Any], memory: Memory, strategy: str
+) -> None:
+    """Write the checkpoint of a step, as `loaded` reads it.
+
+    Args:
+        plan: the run.
+        number: 1-based step.
+        path: the checkpoint.
+        model: state dict.
+        memory: of the strategy.
+        strategy: class that taught it.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    content = {
+        "model": model,
+        "memory": memory,
+        "step": number,
+        "structures": list(plan.benchmark.structures(number)),
+        "bench": plan.benchmark.name,
+        "bench_version": plan.benchmark.version,
+        "strategy": strategy,
+    }
+    checkpoint.save(path, content)
 
 
 def predictor(

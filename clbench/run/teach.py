@@ -26,7 +26,7 @@ from clbench.evaluation.cost.meter import Meter
 from clbench.evaluation.scoring import mean_dice
 from clbench.evaluation.trace import Tracer
 from clbench.nets.output import count_parameters
-from clbench.run.models import blank, predictor, windows_fit
+from clbench.run.models import blank, predictor, save_step, windows_fit
 from clbench.run.plan import Plan
 from clbench.store import checkpoint, files, run_folder
 from clbench.strategy.contract import Lesson, Memory, Strategy
@@ -408,15 +408,11 @@ def _write(plan: Plan, state: StepState, path: Path, cost: dict[str, Any]) -> No
         tensors = [t for t in state.memory.values() if isinstance(t, Tensor)]
         cost["pseudo_bytes"] += sum(t.nbytes for t in tensors)
     files.write_json(path.with_suffix(".json"), cost)
-    checkpoint.save(
+    save_step(
+        plan,
+        state.lesson.number,
         path,
-        {
-            "model": model.state_dict(),
-            "memory": state.memory,
-            "step": state.lesson.number,
-            "structures": list(state.lesson.structures),
-            "bench": plan.benchmark.name,
-            "bench_version": plan.benchmark.version,
-            "strategy": type(state.strategy).__name__,
-        },
+        model=model.state_dict(),
+        memory=state.memory,
+        strategy=type(state.strategy).__name__,
     )

@@ -11,7 +11,7 @@ from clbench.deployment.extension.monai_bundle import METADATA, weights_from_bun
 from clbench.deployment.extension.nnunet import is_trained_folder, weights_from_nnunet
 from clbench.deployment.extension.universal_model import (
     is_universal_model,
-    learned_by_universal_model,
+    weights_from_universal_model,
 )
 from clbench.deployment.extension.weights_file import read_weights
 from clbench.errors import SettingError, StoreError
@@ -55,16 +55,9 @@ def learned_elsewhere(
                 next_step="name that folder; step 1 lies in _shared beside it and is found there",
             )
         if is_universal_model(content):
-            return learned_by_universal_model(
-                path,
-                content,
-                profile,
-                structures=structures,
-                overrides=overrides,
-                strategy=strategy,
-                seed=seed,
-            )
-        weights = weights_from_file(path, content, structures)
+            weights = weights_from_universal_model(path, content, structures)
+        else:
+            weights = weights_from_file(path, content, structures)
     else:
         raise StoreError(
             "nothing that can be extended",

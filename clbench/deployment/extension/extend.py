@@ -27,7 +27,7 @@ from clbench.deployment.extension.own_data import (
 from clbench.errors import SettingError
 from clbench.nets.text_encodings import encoded
 from clbench.run.course import alone, empty_run, run_plan
-from clbench.run.models import blank
+from clbench.run.models import blank, save_step
 from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark, Source, Step
@@ -36,7 +36,6 @@ from clbench.spec.settings import Profile, apply_overrides, load_profile, split_
 from clbench.spec.splits import NOT_AT_HAND, Split
 from clbench.spec.taxonomy import STRUCTURES, Structure
 from clbench.spec.toml import benchmark_text
-from clbench.store import checkpoint
 from clbench.store import files as store_files
 from clbench.training.resume import Watch
 
@@ -146,7 +145,7 @@ def _learned(settings: ExtendSettings) -> LearnedModel:
         ClbenchError: the model cannot be read.
     """
     path, step = settings.model.expanduser(), settings.step
-    words = tuple(w for w in settings.overrides if w.startswith("strategy."))
+    options = tuple(w for w in settings.overrides if w.startswith("strategy."))
     folder = path
     if path.is_file() and (path.parent / "run.json").is_file():
         folder, step = path.parent, _named_step(path, step)
@@ -157,7 +156,7 @@ def _learned(settings: ExtendSettings) -> LearnedModel:
                 where="--structures" if settings.structures else "--profile",
                 next_step="leave the option out; --set changes single settings",
             )
-        learned = learned_by_run(folder, step=step, strategy=settings.strategy, overrides=words)
+        learned = learned_by_run(folder, step=step, strategy=settings.strategy, overrides=options)
     elif step is not None:
         raise SettingError("weights from elsewhere have no steps", where="--step", got=step)
     else:
@@ -382,15 +381,4 @@ def _write_state(
         return
     cost = {**learned.costs[number - 1], "opened": {}, "hosts": []}
     store_files.write_json(path.with_suffix(".json"), cost)
-    checkpoint.save(
-        path,
-        {
-            "model": state["model"],
-            "memory": state["memory"],
-            "step": number,
-            "structures": list(plan.benchmark.structures(number)),
-            "bench": plan.benchmark.name,
-            "bench_version": plan.benchmark.version,
-            "strategy": state["strategy"],
-        },
-    )
+    save_step(plan, number, path, **{k: state[k] for k in ("model", "memory", "strategy")})

@@ -8,7 +8,7 @@ structure, background first. What fits nowhere is refused by name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.deployment.extension.learned import LearnedModel, given_step
-from clbench.deployment.extension.own_data import new_structures
+from clbench.deployment.extension.own_data import new_structures, plain_name
 from clbench.errors import SettingError, UnknownName
 from clbench.nets.backbones import new_backbone
 from clbench.nets.pretrained import set_weights, tensors_of
@@ -36,6 +36,8 @@ SIGNS: tuple[tuple[str, str, str], ...] = (
     ("small_unet", r"(.*\.)?decoder\.narrow\.0\.weight", r"(.*\.)?encoder\.blocks\.0\.0\.weight"),
 )
 """Backbone, a tensor only it has, and one whose first axis is its size."""
+Head = Callable[[Mapping[str, Tensor], Sequence[str], int, Path], dict[str, Tensor]]
+"""From tensors the backbone has no place for, structures, channels of the features, the file."""
 PASSED_BY = r"(.*\.)?(num_batches_tracked|relative_position_index)"
 """Tensors that carry nothing learned."""
 
@@ -60,6 +62,10 @@ class ForeignWeights:
     """Its stages, of a backbone that has several; see `BackboneSettings`."""
     data: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """`spacing_mm`, `window_hu`, `patch_vox` of the model, as far as they are known."""
+    head: Head | None = None
+    """Makes the parameters of the head; None: `softmax_head`."""
+    strategy: str = "frozen_softmax"
+    """What teaches a new step where the user names nothing."""
     notes: tuple[str, ...] = ()
     """What the user should know."""
 
@@ -78,7 +84,7 @@ def learned_by_weights(
         weights: what was read.
         profile: settings to teach with, before `overrides`.
         overrides: `group.name=value` words of the command line.
-        strategy: what teaches the new step; None: `frozen_softmax`.
+        strategy: what teaches the new step; None: that of the weights.
         seed: of the new step.
 
     Raises:
@@ -100,43 +106,10 @@ def learned_by_weights(
     profile = apply_overrides(profile, split_overrides(list(overrides)))
     network = new_backbone(profile.backbone)
     rest = set_backbone(network, weights)
-    state = {f"backbone.{n}": t for n, t in network.state_dict().items()}
-    state |= softmax_head(rest, names, network.final_channels, weights.path)
-    return as_learned(
-        weights,
-        {"model": state, "memory": {}, "strategy": "weights from elsewhere"},
-        names,
-        declared,
-        profile=profile,
-        strategy=strategy or "frozen_softmax",
-        overrides=overrides,
-        seed=seed,
-    )
-
-
-def as_learned(
-    weights: ForeignWeights,
-    state: Mapping[str, Any],
-    names: tuple[str, ...],
-    declared: Sequence[Any],
-    *,
-    profile: Profile,
-    strategy: str,
-    overrides: Sequence[str],
-    seed: int,
-) -> LearnedModel:
-    """A state as a model that has learned one step.
-
-    Args:
-        weights: where it comes from.
-        state: `model` and `memory` as a checkpoint of the strategy holds them.
-        names: structures, in channel order.
-        declared: those that clbench does not have.
-        profile: settings of the extension.
-        strategy: what teaches the new step.
-        overrides: words of the command line.
-        seed: of the new step.
-    """
+    head = weights.head or softmax_head
+    model = {f"backbone.{n}": t for n, t in network.state_dict().items()}
+    model |= head(rest, names, network.final_channels, weights.path)
+    state = {"model": model, "memory": {}, "strategy": "weights from elsewhere"}
     source = Source(
         name=weights.name,
         title=f"what {weights.path.name} was trained on",
@@ -150,7 +123,8 @@ def as_learned(
         split=Split(name="none", origin=NOT_AT_HAND),
         given=checkpoint.state_digest(state),
     )
-    words = tuple(w for w in overrides if w.startswith("strategy."))
+    taught_by = strategy or weights.strategy
+    options = tuple(w for w in overrides if w.startswith("strategy."))
     return LearnedModel(
         name=weights.name,
         title=f"{len(names)} structures of {weights.path.name}",
@@ -162,9 +136,9 @@ def as_learned(
         groups={},
         declares=tuple(declared),
         profile=profile,
-        strategy=load_strategy(strategy, split_overrides(list(words)).get("strategy", {})),
-        strategy_name=strategy,
-        overrides=words,
+        strategy=load_strategy(taught_by, split_overrides(list(options)).get("strategy", {})),
+        strategy_name=taught_by,
+        overrides=options,
         seed=seed,
         origin={
             "weights": str(weights.path.absolute()),
@@ -177,11 +151,6 @@ def as_learned(
 
 
 # ---------------------------------------------------------------------------------------- names
-
-
-def plain_name(text: str) -> str:
-    """A name as clbench writes names: small letters, digits and _."""
-    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
 
 
 def structure_names(labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[Any, ...]]:
@@ -198,14 +167,14 @@ def structure_names(labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[Any, 
             expected="their names in the order of the output channels, without background",
             next_step="name them: --structures spleen,liver",
         )
-    words = []
+    names = []
     for label in labels:
         try:
-            words.append(canonical(label))
+            names.append(canonical(label))
         except UnknownName:
             plain = plain_name(label)
-            words.append(plain if plain[:1].isalpha() else f"structure_{plain}")
-    return new_structures(words)
+            names.append(plain if plain[:1].isalpha() else f"structure_{plain}")
+    return new_structures(names)
 
 
 # -------------------------------------------------------------------------------------- network

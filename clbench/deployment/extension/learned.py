@@ -105,11 +105,11 @@ def learned_by_run(
     record = RunRecord.read(folder)
     number = finished_step(record, folder, step)
     plan = plan_without_data(record, folder, device="cpu")
-    kept = tuple(w for w in record.settings["overrides"] if w.startswith("strategy."))
+    own = tuple(w for w in record.settings["overrides"] if w.startswith("strategy."))
     same = strategy in (None, record.settings["strategy"]) and not overrides
     name = record.settings["strategy"] if strategy is None else strategy
-    words = kept if same else tuple(overrides)
-    method = load_strategy(name, split_overrides(list(words)).get("strategy", {}))
+    options = own if same else tuple(overrides)
+    method = load_strategy(name, split_overrides(list(options)).get("strategy", {}))
     last = checkpoint_path(folder, record, number)
     earlier = _earlier_checkpoints(folder, record, number) if same else None
     content = _content(last, plan, number)
@@ -146,7 +146,7 @@ def learned_by_run(
         profile=_profile(plan),
         strategy=method,
         strategy_name=name,
-        overrides=words,
+        overrides=options,
         seed=record.seed,
         origin={
             "run": str(folder.absolute()),

@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clbench.deployment.extension.foreign import ForeignWeights, plain_name, weights_from_file
+from clbench.deployment.extension.foreign import ForeignWeights, weights_from_file
+from clbench.deployment.extension.own_data import plain_name
 from clbench.deployment.extension.weights_file import read_settings, read_weights
 from clbench.errors import SettingError
 
@@ -44,13 +45,13 @@ def weights_from_bundle(folder: Path, structures: Sequence[str] = ()) -> Foreign
     formats = metadata.get("network_data_format")
     formats = formats if isinstance(formats, dict) else {}
     labels = tuple(structures) or _labels(formats, folder / METADATA)
-    found = weights_from_file(path, read_weights(path), labels)
-    name = plain_name(str(metadata.get("name") or folder.absolute().name))[:40] or found.name
+    weights = weights_from_file(path, read_weights(path), labels)
+    name = plain_name(str(metadata.get("name") or folder.absolute().name))[:40] or weights.name
     data, notes = _transforms(folder / "configs" / "inference.json")
     patch = _image_format(formats).get("spatial_shape")
     if isinstance(patch, list) and len(patch) == 3 and all(type(n) is int for n in patch):
         data["patch_vox"] = tuple(patch)
-    return replace(found, name=name, data=data, notes=notes)
+    return replace(weights, name=name, data=data, notes=notes)
 
 
 def _image_format(formats: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from typing import Any
 
 from torch import Tensor
 
-from clbench.deployment.extension.foreign import ForeignWeights, plain_name
+from clbench.deployment.extension.foreign import ForeignWeights
+from clbench.deployment.extension.own_data import plain_name
 from clbench.deployment.extension.weights_file import read_settings, read_weights
 from clbench.errors import SettingError
 from clbench.nets.nnunet import PLAIN, RESIDUAL, Architecture
@@ -114,12 +115,12 @@ def weights_from_nnunet(folder: Path, structures: Sequence[str] = ()) -> Foreign
 
 def _checkpoint(folder: Path) -> tuple[Path, int]:
     """Weights of the first fold that has some, and how many folds have."""
-    found = [
+    checkpoints = [
         path
         for fold in sorted(folder.glob("fold_*"))
         if (path := next((fold / n for n in CHECKPOINTS if (fold / n).is_file()), None)) is not None
     ]
-    if not found:
+    if not checkpoints:
         raise SettingError(
             "the trained folder holds no fold",
             where=folder,
@@ -127,7 +128,7 @@ def _checkpoint(folder: Path) -> tuple[Path, int]:
             got=", ".join(sorted(p.name for p in folder.iterdir())[:8]),
             next_step="copy the whole folder of the trained model",
         )
-    return found[0], len(found)
+    return checkpoints[0], len(checkpoints)
 
 
 def _configuration(
@@ -408,8 +409,8 @@ def _renamed_layer(layer: str, last: int) -> str:
             start = f"decoder.convolutions.{last - int(stage[1])}"
         return f"{start}.{3 * int(conv[2]) + (conv[3] == 'norm')}"
     block = r"(encoder\.stages\.\d+)\.blocks\.(\d+)\.(conv1|conv2|skip\.(\d))\.(conv|norm)"
-    if (found := re.fullmatch(block, layer)) is not None:
-        part = {"conv1": "first", "conv2": "second"}.get(found[3], "shortcut")
-        place = int(found[4] or 0) + (found[5] == "norm")
-        return f"{found[1]}.{found[2]}.{part}.{place}"
+    if (names := re.fullmatch(block, layer)) is not None:
+        part = {"conv1": "first", "conv2": "second"}.get(names[3], "shortcut")
+        place = int(names[4] or 0) + (names[5] == "norm")
+        return f"{names[1]}.{names[2]}.{part}.{place}"
     return layer

@@ -86,12 +86,12 @@ class OldData:
 
 
 def new_structures(
-    words: Sequence[str], *, kind: str | None = None, inside: str | None = None
+    labels: Sequence[str], *, kind: str | None = None, inside: str | None = None
 ) -> tuple[tuple[str, ...], tuple[Structure, ...]]:
     """The structures to learn; those clbench does not have are declared.
 
     Args:
-        words: names: clbench's own, those of public data sets, or new ones in snake case.
+        labels: names: clbench's own, those of public data sets, or new ones in snake case.
         kind: of new ones: organ, vessel, duct, device, tumor or cyst; None: by the last word of the
             name, else an organ.
         inside: the structure that contains the new ones; None: none does.
@@ -106,22 +106,22 @@ def new_structures(
     """
     names: list[str] = []
     declared: list[Structure] = []
-    for word in words:
+    for label in labels:
         try:
-            names.append(canonical(word))
+            names.append(canonical(label))
             if names[-1] in DECLARED:
                 declared.append(DECLARED[names[-1]])
         except UnknownName:
-            guess = KINDS.get(word.rpartition("_")[2], "organ")
+            guess = KINDS.get(label.rpartition("_")[2], "organ")
             declared.append(
                 Structure(
-                    name=word,
-                    prompt=word.replace("_", " "),
+                    name=label,
+                    prompt=label.replace("_", " "),
                     kind=kind or guess,  # type: ignore[arg-type]  # checked by the dataclass
                     parent=None if inside is None else canonical(inside),
                 )
             )
-            names.append(word)
+            names.append(label)
     if (kind or inside) and not declared:
         raise SettingError(
             "clbench has the structures already: what they are is fixed",
@@ -364,6 +364,11 @@ def _split(
     )
 
 
+def plain_name(text: str) -> str:
+    """A name as clbench writes names: small letters, digits and _."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+
+
 def source_name(folder: Path, taken: Sequence[str]) -> str:
     """A name for the source of a folder, after the folder's.
 
@@ -371,6 +376,6 @@ def source_name(folder: Path, taken: Sequence[str]) -> str:
         folder: the data.
         taken: names of the other sources.
     """
-    plain = re.sub(r"[^a-z0-9]+", "_", folder.absolute().name.lower()).strip("_")[:40] or "own"
+    plain = plain_name(folder.absolute().name)[:40] or "own"
     names = (plain, *(f"{plain}_{i}" for i in range(2, len(taken) + 3)))
     return next(name for name in names if name not in taken)

@@ -11,27 +11,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from clbench.deployment.extension.foreign import (
-    ForeignWeights,
-    as_learned,
-    network_of,
-    plain_name,
-    set_backbone,
-    structure_names,
-)
-from clbench.deployment.extension.learned import LearnedModel
+from clbench.deployment.extension.foreign import ForeignWeights
+from clbench.deployment.extension.own_data import plain_name
 from clbench.errors import SettingError
-from clbench.nets.backbones import new_backbone
 from clbench.nets.heads import SIZES
 from clbench.nets.pretrained import tensors_of
 from clbench.nets.text_encodings import LENGTH
-from clbench.spec.settings import Profile, apply_overrides, split_overrides
 from clbench.spec.taxonomy import STRUCTURES
 
 HEAD: Mapping[str, str] = {
@@ -63,70 +53,38 @@ def _bare(name: str) -> str:
     return name.removeprefix("module.")
 
 
-def learned_by_universal_model(
-    path: Path,
-    content: Any,
-    profile: Profile,
-    *,
-    structures: Sequence[str] = (),
-    overrides: Sequence[str] = (),
-    strategy: str | None = None,
-    seed: int = 0,
-) -> LearnedModel:
-    """The model of the authors' checkpoint.
+def weights_from_universal_model(
+    path: Path, content: Any, structures: Sequence[str] = ()
+) -> ForeignWeights:
+    """What the authors' checkpoint holds.
 
     Args:
         path: the checkpoint.
         content: what was read of it.
-        profile: settings to teach with, before `overrides`.
         structures: names of its channels; none: the paper's Table 2, in its order.
-        overrides: `group.name=value` words of the command line.
-        strategy: what teaches the new step; None: `universal_v1`.
-        seed: of the new step.
 
     Raises:
-        SettingError: layers of another shape, or tensors that fit nowhere.
+        SettingError: another number of structures than text vectors.
     """
     tensors = {_bare(name): tensor for name, tensor in tensors_of(content).items()}
     vectors = tensors[VECTORS]
     labels = tuple(structures) or _table(len(vectors), path)
-    names, declared = structure_names(labels)
-    if vectors.shape != (len(names), LENGTH):
+    if vectors.shape != (len(labels), LENGTH):
         raise SettingError(
             "the text vectors are not those of the structures",
             where=f"{path}, {VECTORS}",
-            expected=f"({len(names)}, {LENGTH})",
+            expected=f"({len(labels)}, {LENGTH})",
             got=tuple(vectors.shape),
             next_step="name every structure with --structures, in the order of the channels",
         )
-    weights = ForeignWeights(
+    return ForeignWeights(
         name=plain_name(path.stem)[:40] or "universal_model",
         path=path,
         tensors=tensors,
         labels=labels,
         data=DATA,
-    )
-    backbone, size = network_of(weights)
-    profile = replace(
-        profile,
-        data=replace(profile.data, **DATA),  # type: ignore[arg-type]  # checked fields
-        backbone=replace(profile.backbone, name=backbone, size=size, weights=None),
-    )
-    profile = apply_overrides(profile, split_overrides(list(overrides)))
-    network = new_backbone(profile.backbone)
-    rest = set_backbone(network, weights)
-    state = {f"backbone.{n}": t for n, t in network.state_dict().items()}
-    state |= _head(rest, path)
-    state |= {f"head.vectors.of_{n}": vectors[k].float().clone() for k, n in enumerate(names)}
-    return as_learned(
-        weights,
-        {"model": state, "memory": {}, "strategy": "weights from elsewhere"},
-        names,
-        declared,
-        profile=profile,
-        strategy=strategy or "universal_v1",
-        overrides=overrides,
-        seed=seed,
+        head=_head,
+        strategy="universal_v1",
     )
 
 
@@ -146,24 +104,26 @@ def _table(count: int, path: Path) -> tuple[str, ...]:
     return tuple(s.name for s in table[:count])
 
 
-def _head(rest: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+def _head(
+    rest: Mapping[str, Tensor], names: Sequence[str], channels: int, path: Path
+) -> dict[str, Tensor]:
     """The head's layers under clbench's names; the backbone's own output layer is not used."""
-    found: dict[str, Tensor] = {}
+    layers: dict[str, Tensor] = {}
     others: list[str] = []
     for name, tensor in rest.items():
         start = next((s for s in HEAD if name.startswith(s)), None)
         if start is not None:
-            linear = start == "controller." and tensor.ndim == 5
-            found[HEAD[start] + name[len(start) :]] = (
-                tensor.flatten(1) if linear else tensor
-            ).float()
+            convolution = start == "controller." and tensor.ndim == 5
+            layer = tensor.flatten(1) if convolution else tensor
+            layers[HEAD[start] + name[len(start) :]] = layer.float()
         elif name != VECTORS and not re.fullmatch(r"backbone\.out\..*", name):
             others.append(name)
-    if others or tuple(found["head.controller.weight"].shape)[:1] != (sum(SIZES),):
+    if others or tuple(layers["head.controller.weight"].shape)[:1] != (sum(SIZES),):
         raise SettingError(
             "the head is not that of the published Universal Model",
             where=path,
             expected=f"a controller with {sum(SIZES)} outputs, and no further tensors",
-            got=", ".join(others[:4]) or f"{tuple(found['head.controller.weight'].shape)}",
+            got=", ".join(others[:4]) or f"{tuple(layers['head.controller.weight'].shape)}",
         )
-    return found
+    rows = rest[VECTORS].float()
+    return layers | {f"head.vectors.of_{n}": rows[k].clone() for k, n in enumerate(names)}
