@@ -17,6 +17,7 @@ from clbench.cli.options import RESULTS, app, one_of, parse_seeds, parse_splits,
 from clbench.errors import SettingError, TrainingError
 
 if TYPE_CHECKING:
+    from clbench.grid.forecast import Forecast
     from clbench.grid.jobs import Job
     from clbench.grid.study_file import Cell, StudyFile
     from clbench.report.tables.render import Table
@@ -144,6 +145,116 @@ def status(
             if all(job.is_finished() for job in planned):
                 return
             time.sleep(every)
+
+
+@app.command()
+def plan(
+    bench: options.Bench,
+    strategy: Annotated[str, typer.Option(help="Strategy.")],
+    profile: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
+    seeds: Seeds = "0",
+    data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
+    split: options.Splits = None,
+    out: options.Out = RESULTS,
+    set_: options.Overrides = None,
+    device: options.Device = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default all.")] = None,
+    alpha: Annotated[float, typer.Option(help="Level of the tests to come.")] = 0.05,
+    comparisons: Annotated[int, typer.Option(min=1, help="Strategies to compare with.")] = 1,
+) -> None:
+    """Before running: time, memory, disk and the smallest difference, from a short trial here."""
+    from clbench.grid.forecast import forecast
+    from clbench.run.plan import RunSettings, resolve
+
+    settings = RunSettings(
+        bench=bench, strategy=strategy, profile=profile, data=data,
+        splits=parse_splits(split or []), out=out, overrides=tuple(set_ or ()), device=device,
+        threads=threads,
+    )  # fmt: skip
+    catalog = resolve(settings).catalog
+    patients = {
+        (source.name, source.patient_of(case) if catalog.patients else case)
+        for number, of in enumerate(catalog.splits, 1)
+        for source in [catalog.source(number)]
+        for case in of.test
+    }
+    ahead = forecast(settings)
+    show(_forecast_table(ahead, bench, strategy, len(parse_seeds(seeds))))
+    for line in _smallest(len(patients), alpha, comparisons):
+        typer.echo(line)
+
+
+def _forecast_table(ahead: Forecast, bench: str, strategy: str, seeds: int) -> Table:
+    """Steps of a run, and what it needs."""
+    from clbench.report.tables.render import Table
+
+    stages = list(ahead.steps[0].seconds)
+    rows = [
+        (
+            f"step {number}", str(step.cases), f"{step.updates:,}", str(step.tests),
+            *(_hours(step.seconds[stage]) for stage in stages), _hours(step.total_s),
+        )
+        for number, step in enumerate(ahead.steps, 1)
+    ]  # fmt: skip
+    runs = f", {seeds} seeds one after the other {_hours(seeds * ahead.total_s)}" * (seeds > 1)
+    notes = [
+        f"one run: {_hours(ahead.total_s)}{runs}; on {ahead.device}",
+        f"memory: {_size(ahead.peak_bytes)} at the trial's highest",
+        (
+            f"disk: {_size(ahead.cache_bytes)} of prepared volumes, shared by all runs; "
+            f"{_size(ahead.run_bytes)} per finished run, {_size(ahead.running_bytes)} while it runs"
+        ),
+        f"measured in a trial of {ahead.trial_s:.0f} s on this device, as busy as it is now",
+    ]
+    if ahead.measured_s:
+        mean = sum(ahead.measured_s) / len(ahead.measured_s)
+        notes.append(
+            f"{len(ahead.measured_s)} finished run(s) of these settings took {_hours(mean)}: the "
+            f"forecast is {ahead.error:+.0%} of that"
+        )
+    return Table(
+        title=f"{bench}, {strategy}: what a run will take",
+        columns=("", "cases", "updates", "test cases", *stages, "total"),
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def _smallest(patients: int, alpha: float, comparisons: int) -> list[str]:
+    """The smallest difference these test patients can show, in words."""
+    from clbench.grid.forecast import smallest_difference
+    from clbench.statistics.verdicts import smallest_sample
+
+    if patients < smallest_sample(alpha):
+        return [
+            (
+                f"{patients} test patients can show nothing at alpha {alpha:g}: at least "
+                f"{smallest_sample(alpha)} are needed"
+            )
+        ]
+    times = smallest_difference(patients, alpha=alpha, comparisons=comparisons)
+    example = ", ".join(f"{times * sd:.3f} at sd {sd:g}" for sd in (0.01, 0.02, 0.05))
+    family = f", {comparisons} comparisons" * (comparisons > 1)
+    return [
+        (
+            f"smallest difference (power 0.8, alpha {alpha:g}{family}): {times:.2f} times the "
+            f"spread of {patients} test patients' differences, as {example} Dice"
+        ),
+        "from three seeds on a result can also hold beyond these training runs",
+    ]
+
+
+def _hours(seconds: float) -> str:
+    """`12 s`, `4.3 min`, `17 h`, `4.3 d`."""
+    for unit, length in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length or (unit == "min" and seconds >= length):
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _size(count: float) -> str:
+    """`12.3 GB`."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def _study(

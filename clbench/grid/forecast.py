@@ -1,0 +1,317 @@
+"""Forecast of a run: time, memory and disk, from a short trial of the real network on this device.
+
+The trial is the run itself with a few updates and a few cases, in folders of its own that are
+removed afterwards. What it measures per update and per case is carried on to the whole course.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clbench.run.course import run_plan
+from clbench.run.plan import Plan, RunSettings, resolve
+from clbench.spec.splits import Split
+from clbench.statistics.sample_size import detectable_difference
+from clbench.store.record import RunRecord
+
+EPOCHS, UPDATES, WARM_UP = 2, 4, 2
+"""Epochs of a trial's phases, updates of each, and updates that are not counted: the first ones
+allocate memory."""
+CASES = 2
+"""Training cases of a trial's steps."""
+STAGES = {"opened": "prepare", "pseudo": "pseudo labels", "exam": "examine"}
+"""Event of one case → what is done with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepForecast:
+    """One step of the whole run."""
+
+    updates: int
+    """Of all phases."""
+    cases: int
+    """Training cases."""
+    tests: int
+    """Test cases that are examined after it."""
+    seconds: Mapping[str, float]
+    """`train`, and the stages of `STAGES` → seconds."""
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """What the whole run will take."""
+
+    steps: tuple[StepForecast, ...]
+    """In order."""
+    peak_bytes: int
+    """Largest resident memory of the process in the trial; on a GPU what torch allocated there."""
+    device: str
+    """Where the trial computed."""
+    cache_bytes: float
+    """Prepared volumes of all cases; shared by all runs on this grid."""
+    run_bytes: float
+    """What a finished run leaves: checkpoints, predictions, tables."""
+    running_bytes: float
+    """What it holds while it runs: the same, and the optimizer's state beside the weights."""
+    measured_s: tuple[float, ...] = ()
+    """Seconds of finished runs of the same settings, other seeds included."""
+    trial_s: float
+    """Seconds that the trial took."""
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the whole run."""
+        return sum(step.total_s for step in self.steps)
+
+    @property
+    def error(self) -> float:
+        """Forecast divided by the mean of measured runs, minus 1; nan = none was measured."""
+        if not self.measured_s:
+            return math.nan
+        return self.total_s / statistics.fmean(self.measured_s) - 1
+
+
+def forecast(settings: RunSettings) -> Forecast:
+    """Try the run for a few updates per phase, and carry on what was measured.
+
+    Args:
+        settings: the run; nothing is written below its `out`.
+
+    Raises:
+        ClbenchError: what would stop the run itself.
+    """
+    plan = resolve(settings)
+    whole = plan.catalog
+    measured = tuple(_measured(plan))
+    began = time.monotonic()
+    home = Path(tempfile.mkdtemp(prefix="clbench-trial-"))
+    try:
+        watch = _Watch()
+        trial = resolve(_shortened(plan, home))
+        folder = run_plan(trial.open(), watch.see)
+        record = RunRecord.read(folder)
+        sizes = _sizes(trial, record, home / "cache", folder)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    tests = len(
+        {(step.source, case) for step, split in zip(plan.benchmark.steps, whole.splits, strict=True)
+         for case in split.test}
+    )  # fmt: skip
+    cases = sum(len(split.cases) for split in whole.splits)
+    trained = max(
+        cost.get("train", {}).get("trainable_parameters", 0) for cost in record.cost.values()
+    )
+    checkpoints = sum(sizes.checkpoints)
+    run_bytes = checkpoints + sizes.prediction * tests * len(whole.splits)
+    peaks = ("peak_cuda_bytes", "examine_peak_cuda_bytes")
+    if plan.device.type == "cpu":
+        peaks = ("peak_rss_bytes", "examine_peak_rss_bytes")
+    return Forecast(
+        steps=tuple(
+            _step(plan, number, watch.of_step(number), tests)
+            for number in range(1, len(whole.splits) + 1)
+        ),
+        peak_bytes=int(
+            max({**cost, **cost.get("train", {})}.get(p, 0)
+                for cost in record.cost.values() for p in peaks)
+        ),
+        device=record.device,
+        cache_bytes=sizes.volume * cases,
+        run_bytes=run_bytes,
+        running_bytes=run_bytes + max(sizes.checkpoints) + 8 * trained,  # two moments, float32
+        measured_s=measured,
+        trial_s=time.monotonic() - began,
+    )  # fmt: skip
+
+
+def smallest_difference(patients: int, *, alpha: float = 0.05, comparisons: int = 1) -> float:
+    """Smallest mean difference that a paired test finds with power 0.8, in sd of the differences.
+
+    Args:
+        patients: test patients.
+        alpha: level of the family.
+        comparisons: in the family; Bonferroni, as before any data nothing better is known.
+
+    Example:
+        >>> from clbench.grid.forecast import smallest_difference
+        >>> round(smallest_difference(16), 3), round(smallest_difference(16, comparisons=13), 3)
+        (0.749, 1.087)
+    """
+    return detectable_difference(
+        standard_error=1 / math.sqrt(patients), df=patients - 1, level=alpha / comparisons
+    )
+
+
+@dataclass(kw_only=True)
+class _Measured:
+    """What the events of one step of the trial say."""
+
+    phases: dict[str, list[float]] = field(default_factory=dict)
+    """Phase → seconds of each update."""
+    lengths: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Phase → its updates, and those of one of its epochs."""
+    stages: dict[str, list[float]] = field(default_factory=dict)
+    """Stage → seconds of each case."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Stage → cases."""
+
+
+class _Watch:
+    """Times between the events of a run."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, _Measured] = {}
+        self.number, self.last_s = 0, time.monotonic()
+
+    def of_step(self, number: int) -> _Measured:
+        """Of a 1-based step; empty where it was not taught."""
+        return self.steps.setdefault(number, _Measured())
+
+    def see(self, event: Mapping[str, Any]) -> None:
+        """Take the time since the event before."""
+        now = time.monotonic()
+        seconds, self.last_s = now - self.last_s, now
+        kind = event["event"]
+        if kind == "step":
+            self.number = event["lesson"].number
+        step = self.of_step(self.number)
+        if kind == "update":
+            phase = event["phase"]
+            step.phases.setdefault(phase, []).append(seconds)
+            _, per_epoch = step.lengths.get(phase, (0, 0))
+            step.lengths[phase] = (event["of"], max(per_epoch, event["iteration"] + 1))
+        elif kind in STAGES:
+            step.stages.setdefault(STAGES[kind], []).append(seconds)
+            step.counts[STAGES[kind]] = event["of"]
+
+
+def _shortened(plan: Plan, home: Path) -> RunSettings:
+    """The settings of the trial: few cases, few updates, folders of its own."""
+    settings = plan.settings
+    few = [f"train.epochs={EPOCHS}", f"train.iterations={UPDATES}", "train.warmup=1"]
+    splits: dict[str, Split] = {}
+    if settings.data is None:
+        few += ["phantom.test=1"]
+        few += [f"phantom.train={min(CASES, plan.profile.phantom.train)}"]
+        few += [f"phantom.validation={min(1, plan.profile.phantom.validation)}"]
+    else:
+        for step, split in zip(plan.benchmark.steps, plan.catalog.splits, strict=True):
+            splits[step.name] = dataclasses.replace(
+                split, train=split.train[:CASES], validation=split.validation[:1],
+                test=split.test[:1],
+            )  # fmt: skip
+    return dataclasses.replace(
+        settings, out=home / "results", cache=home / "cache", splits=splits, fresh=False,
+        overrides=(*settings.overrides, *few), keep_predictions=True, checkpoint_s=math.inf,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sizes:
+    """Bytes on disk."""
+
+    volume: float
+    """Prepared volume of a case."""
+    prediction: float
+    """Stored prediction of a case after a step."""
+    checkpoints: tuple[int, ...]
+    """Of each step."""
+
+
+def _sizes(trial: Plan, record: RunRecord, cache: Path, folder: Path) -> _Sizes:
+    opened = {
+        (number, case)
+        for number, by_purpose in record.ledger.items()
+        for cases in by_purpose.values()
+        for case in cases
+    }
+    phantom = cache / "phantom"
+    prepared = _bytes(cache) - (_bytes(phantom) if phantom.is_dir() else 0)
+    stored = [p.stat().st_size for p in (folder / "predictions").rglob("*.npz")]
+    steps = len(trial.benchmark.steps)
+    paths = [trial.shared / "step1.pt", *(folder / f"step{k}.pt" for k in range(2, steps + 1))]
+    return _Sizes(
+        volume=prepared / max(1, len({case for _, case in opened})),
+        prediction=statistics.fmean(stored) if stored else 0.0,
+        checkpoints=tuple(p.stat().st_size if p.is_file() else 0 for p in paths),
+    )
+
+
+def _bytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def _step(plan: Plan, number: int, seen: _Measured, tests: int) -> StepForecast:
+    """A step of the whole run.
+
+    Args:
+        plan: of the whole run.
+        number: of the step.
+        seen: what the trial measured of it.
+        tests: test cases of the course.
+    """
+    split, train = plan.catalog.splits[number - 1], plan.profile.train
+    one = train.iterations or math.ceil(len(split.train) / train.batch)
+    updates, train_s = 0, 0.0
+    for phase, seconds in seen.phases.items():
+        of, per_epoch = seen.lengths[phase]
+        own = of // per_epoch  # a phase may have epochs of its own
+        epochs = train.epochs if own == EPOCHS else own
+        count = epochs * max(1, round(one * per_epoch / UPDATES))
+        updates += count
+        train_s += count * statistics.median(seconds[WARM_UP:] or seconds)
+    scale = len(split.train) / max(1, min(CASES, len(split.train)))
+    counts = {"prepare": seen.counts.get("prepare", 0) * scale,
+              "pseudo labels": seen.counts.get("pseudo labels", 0) * scale,
+              "examine": tests}  # fmt: skip
+    return StepForecast(
+        updates=updates,
+        cases=len(split.train),
+        tests=tests,
+        seconds={
+            "train": train_s,
+            **{
+                stage: counts[stage] * _per_case(seen.stages.get(stage, ()))
+                for stage in STAGES.values()
+            },
+        },
+    )
+
+
+def _per_case(seconds: Sequence[float]) -> float:
+    """The first case also waits for what comes before it, so the median of the others counts."""
+    return statistics.median(seconds[1:] or seconds) if seconds else 0.0
+
+
+def _measured(plan: Plan) -> list[float]:
+    """Seconds of finished runs of these settings, of any seed."""
+    home = plan.settings.out / plan.benchmark.name / plan.strategy_name
+    own = dataclasses.replace(plan.identity, seed=0).run_id
+    durations = []
+    for path in sorted(home.glob("*/run.json")):
+        record = RunRecord.read(path.parent)
+        if record.status != "finished" or record.external:
+            continue
+        if dataclasses.replace(record.identity, seed=0).run_id != own:
+            continue
+        seconds = 0.0
+        for cost in record.cost.values():
+            teach = cost.get("train", {})
+            seconds += teach.get("train_s", 0.0) + teach.get("prepare_s", 0.0)
+            seconds += cost.get("examine_s", 0.0)
+        durations.append(seconds)
+    return durations

@@ -1,0 +1,92 @@
+"""The forecast of a run: its counts are those of the run itself, its sizes near what a run leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scipy import stats
+from typer.testing import CliRunner
+
+from clbench.cli.options import app
+from clbench.grid.forecast import Forecast, forecast, smallest_difference
+from clbench.run.plan import RunSettings
+
+
+@pytest.fixture(scope="module")
+def settings(smoke_run: Path, cache_root: Path) -> RunSettings:
+    """Those of the finished run."""
+    return RunSettings(
+        bench="tumor_ext", strategy="universal", profile="smoke", out=smoke_run.parents[2],
+        cache=cache_root,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def ahead(settings: RunSettings) -> Forecast:
+    return forecast(settings)
+
+
+def test_updates_and_cases_are_those_of_the_run(ahead: Forecast, smoke_run: Path) -> None:
+    events = [json.loads(line) for line in (smoke_run / "events.jsonl").read_text().splitlines()]
+    made = Counter(e["step"] for e in events if e["event"] == "update")
+    assert {k: s.updates for k, s in enumerate(ahead.steps, 1)} == made
+    record = json.loads((smoke_run / "run.json").read_text())
+    assert [s.cases for s in ahead.steps] == [len(c) for c in record["course"]["train"]]
+    tests = len({case for cases in record["course"]["test"] for case in cases})
+    assert {s.tests for s in ahead.steps} == {tests}
+
+
+def test_sizes_are_near_what_the_run_left(ahead: Forecast, smoke_run: Path) -> None:
+    shared = json.loads((smoke_run / "run.json").read_text())["shared_step1"]
+    first = smoke_run.parents[1] / "_shared" / str(shared) / "step1.pt"
+    left = first.stat().st_size + sum(
+        p.stat().st_size for p in smoke_run.rglob("*") if p.suffix in (".pt", ".npz")
+    )
+    assert ahead.run_bytes == pytest.approx(left, rel=0.1)
+    assert ahead.running_bytes > ahead.run_bytes
+    assert ahead.cache_bytes > 0
+    assert ahead.peak_bytes > 1e8
+
+
+def test_every_part_of_the_time_was_measured(ahead: Forecast) -> None:
+    first, second = (step.seconds for step in ahead.steps)
+    assert first["pseudo labels"] == 0
+    assert second["pseudo labels"] > 0
+    for seconds in (first, second):
+        assert seconds["train"] > 0
+        assert seconds["examine"] > 0
+    assert ahead.total_s == pytest.approx(sum(sum(s.seconds.values()) for s in ahead.steps))
+
+
+def test_finished_runs_of_these_settings_say_how_wrong_it_is(
+    ahead: Forecast, settings: RunSettings, tmp_path: Path
+) -> None:
+    assert len(ahead.measured_s) == 1
+    assert ahead.error == pytest.approx(ahead.total_s / ahead.measured_s[0] - 1)
+    assert math.isnan(replace(ahead, measured_s=()).error)
+
+
+def test_the_smallest_difference_has_the_power_it_says() -> None:
+    for n, m in ((8, 1), (16, 13), (32, 3)):
+        size = smallest_difference(n, comparisons=m)
+        limit = stats.t.isf(0.05 / m / 2, n - 1)
+        power = stats.nct.sf(limit, n - 1, size * math.sqrt(n))
+        assert power == pytest.approx(0.8, abs=0.03)  # the shifted t stands for the noncentral one
+
+
+def test_the_command_leaves_nothing_behind(
+    settings: RunSettings, ahead: Forecast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clbench.grid.forecast.forecast", lambda settings: ahead)
+    words = ["plan", "--bench", "tumor_ext", "--strategy", "universal", "--profile", "smoke"]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out"), "--seeds", "0-2"])
+    assert done.exit_code == 0, done.output
+    assert "3 seeds one after the other" in done.output
+    assert "the forecast is" in done.output
+    assert "4 test patients can show nothing at alpha 0.05: at least 6 are needed" in done.output
+    assert not (tmp_path / "out").exists()
