@@ -6,13 +6,10 @@ from pathlib import Path
 
 from clbench.diagnosis.explain import Explained
 from clbench.diagnosis.strip_cases import strip_cases
-from clbench.evaluation.explained import summarize, summarize_head_body
+from clbench.evaluation.explained import FIGURES, summarize, summarize_head_body
 from clbench.report.figures import style
 from clbench.report.figures.lost_dice import before_after_strip, lost_dice_figure
 from clbench.store import files
-
-FOLDER = "explain"
-"""Folder of the figures in a run folder; no part of the run, `clbench verify` passes it over."""
 
 
 def write_figures(explained: Explained, out: Path | None = None) -> list[Path]:
@@ -36,7 +33,7 @@ def write_figures(explained: Explained, out: Path | None = None) -> list[Path]:
     lost.sort(key=lambda one: order(one.structure))
     structures = [one.structure for one in lost]
     cases = strip_cases(explained.catalog, explained.predictions.of, explained.rows, step)
-    folder = explained.folder / FOLDER if out is None else out
+    folder = explained.folder / FIGURES if out is None else out
     files.make_folder(folder)
     written = []
     with style.look():

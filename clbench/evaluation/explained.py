@@ -25,6 +25,8 @@ FILE = "lost_dice.csv"
 """Name of the file of parts in a run folder."""
 HEAD_BODY_FILE = "head_body.csv"
 """Name of the file of exchanged heads and bodies."""
+FIGURES = "explain"
+"""Folder of the figures in a run folder; no part of the run, `clbench verify` passes it over."""
 TOTAL = "total"
 """The row of a case that the parts add up to."""
 

@@ -63,6 +63,9 @@ def test_every_command_takes_an_extended_run(
     call("report", "--bench", bench, "--ref", record.strategy)
     page = (home / "report" / "index.html").read_text(encoding="utf-8")
     assert "where the lost Dice went" in page
+    for stem in ("lost-dice", "before-after"):  # the figures themselves, drawn by explain
+        assert f'<figure id="figure-{stem}-0">' in page
+    assert page.count("data:image/png;base64,") == 2
     call("view", run, "old/7101", "--out", "case.html")
     assert (home / "case.html").stat().st_size > 10_000
     call("export", run, "model")

@@ -18,11 +18,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from clbench.errors import ClbenchError
+from clbench.evaluation.explained import FIGURES as EXPLAIN_FOLDER
 from clbench.report.page.calibration import calibration_table
 from clbench.report.page.checklist import checklist, markdown
 from clbench.report.page.limits import limits
 from clbench.report.page.matrix import COST, OWN, SYMBOLS, Matrix, matrix_of
 from clbench.report.page.provenance import cards, provenance
+from clbench.report.scores import Run
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import Tested
 from clbench.report.significance.sentences import own_sentence, sentence
@@ -30,6 +32,17 @@ from clbench.report.significance.tables import all_tables
 from clbench.report.tables.render import EMPTY, Table, render, superscript
 from clbench.store import files as store_files
 
+EXPLAINED: Mapping[str, tuple[str, str]] = {
+    "lost_dice": (
+        "Where the lost Dice went",
+        "causes of the lost Dice, what its voxels are called instead, and head or body",
+    ),
+    "before_after": (
+        "Before and after",
+        "before and after, the median and worst case: the slice where most structures lost voxels",
+    ),
+}
+"""Figure of `clbench explain` → title, and what it shows."""
 FIRST = ("plane", "forgetting")
 """Figures that stand right below the matrix."""
 
@@ -72,6 +85,7 @@ def make_report(study: Analysis, out: Path) -> Report:
     _ = study.dice  # runs that cannot be compared are refused before any drawing
     extra, absent = other_tables(study)
     pictures, undrawn = figures_of(study)
+    explained, unexplained = explained_figures(study)
     options = {
         "bench": study.bench,
         "ref": study.reference,
@@ -84,7 +98,12 @@ def make_report(study: Analysis, out: Path) -> Report:
     typed = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = shlex.join(["clbench", "report", *typed])
     files = write_report(
-        study, out, command=command, extra=extra, pictures=pictures, absent=[*absent, *undrawn]
+        study,
+        out,
+        command=command,
+        extra=extra,
+        pictures=[*pictures, *explained],
+        absent=[*absent, *undrawn, *unexplained],
     )
     matrix = matrix_of(study)
     lines = (render(matrix.table(), "terminal"), "", *matrix.summary, f"Report: {files[0]}")
@@ -309,3 +328,38 @@ def figures_of(study: Analysis) -> tuple[list[dict[str, str]], list[str]]:
         for name, content in drawn.items()
     ]  # fmt: skip
     return pictures, [f"The figure `{name}`: {why}." for name, why in missing.items()]
+
+
+def explained_figures(study: Analysis) -> tuple[list[dict[str, str]], list[str]]:
+    """The figures of `clbench explain`, of each strategy's first seed that was explained.
+
+    Returns:
+        As `figures_of`: pictures, and a sentence for each that is not beside its run.
+    """
+    from clbench.report.tables.lost_dice import explained_runs
+
+    pictures, absent = [], []
+    first: dict[str, Run] = {}
+    for label, run in explained_runs(study):
+        first.setdefault(label, run)
+    for number, (label, run) in enumerate(first.items()):
+        of = f"{label}, seed {run.record.seed}"
+        for stem, (title, caption) in EXPLAINED.items():
+            path = run.folder / EXPLAIN_FOLDER / f"{stem}.png"
+            try:
+                content = base64.b64encode(path.read_bytes()).decode()
+            except OSError:
+                absent.append(
+                    f"The figure `{stem}` of {of}: not in `{EXPLAIN_FOLDER}/` of the run; "
+                    f"`clbench explain {shlex.quote(str(run.folder))}` draws it."
+                )
+                continue
+            pictures.append(
+                {
+                    "name": f"{stem.replace('_', '-')}-{number}",
+                    "title": f"{title}: {of}",
+                    "caption": caption,
+                    "uri": f"data:image/png;base64,{content}",
+                }
+            )
+    return pictures, absent

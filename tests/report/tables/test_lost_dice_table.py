@@ -16,9 +16,13 @@ from clbench.evaluation.explained import (
     write_head_body,
     write_lost_dice,
 )
-from clbench.report.page.page import other_tables
+from clbench.report.page.page import explained_figures, other_tables
 from clbench.report.significance.analysis import Analysis
-from clbench.report.tables.lost_dice import lost_dice_table, lost_dice_tables
+from clbench.report.tables.lost_dice import (
+    explained_runs,
+    lost_dice_table,
+    lost_dice_tables,
+)
 from clbench.report.tables.render import EMPTY, render
 from clbench.store.record import RunRecord
 
@@ -92,6 +96,22 @@ def test_means_over_the_seeds_that_were_explained(study: Analysis) -> None:
     liver = by_name["finetune", "liver"]
     assert (liver["lost"], liver["main cause"], liver["by the head"]) == ("0.000", EMPTY, EMPTY)
     assert "it was not for universal, lwf" in table.notes[-1]
+
+
+def test_the_figures_of_each_strategys_first_seed_are_on_the_page(study: Analysis) -> None:
+    explain(study, "finetune", [0.2, 0.4])
+    (_, first), _ = explained_runs(study)
+    (first.folder / "explain").mkdir()
+    (first.folder / "explain" / "before_after.png").write_bytes(b"png")
+    pictures, absent = explained_figures(study)
+    assert [(p["name"], p["uri"]) for p in pictures] == [
+        ("before-after-0", "data:image/png;base64,cG5n")
+    ]
+    assert pictures[0]["title"].startswith("Before and after: finetune, seed ")
+    assert "slice where most structures lost voxels" in pictures[0]["caption"]
+    (missing,) = absent
+    assert "`lost_dice`" in missing
+    assert f"`clbench explain {first.folder}` draws it" in missing
 
 
 def test_a_damaged_file_is_a_hole_of_the_page(study: Analysis) -> None:
