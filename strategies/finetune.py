@@ -16,7 +16,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from clbench.nets.heads import Segmenter, UniversalHead
-from clbench.strategy import Batch, Kit, Lesson, Memory, Output, Strategy
+from clbench.strategy import Batch, Kit, Lesson, Memory, Output, Strategy, Terms
 from clbench.strategy.losses import dice_bce, targets
 
 
@@ -58,9 +58,7 @@ class Finetune(Strategy):
         with kit.fresh(step.number, "grow"):
             model.add(step.learns, self.vectors(kit, step), kit.prior)
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Dice and binary cross-entropy over every known (case, structure).
 
         Source: paper, eq. 3 and 4. Differs: Dice over the whole patch, not per slice (see

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clbench.nets.heads import Segmenter
-from clbench.strategy import Batch, Declaration, Group, Lesson, Memory, Output
+from clbench.strategy import Batch, Declaration, Group, Lesson, Memory, Output, Terms
 from clbench.strategy.distillation import feature_mse, kd_softmax
 
 from .softmax_finetune import SoftmaxFinetune
@@ -53,9 +53,7 @@ class Ilt(SoftmaxFinetune):
         backbone: Any = model.backbone
         return [Group(parameters=list(backbone.decoder.parameters())), *groups[1:]]
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Cross-entropy and Dice on the new labels; distillation of outputs and of features.
 
         Source: Michieli and Zanuttigh, ICCV Workshops 2019, the sum of cross-entropy and the

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
-from clbench.strategy import Batch, Declaration, Lesson, Memory, Output
+from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Terms
 from clbench.strategy.distillation import kd_softmax
 
 from .softmax_finetune import SoftmaxFinetune
@@ -41,9 +39,7 @@ class Lwf(SoftmaxFinetune):
         """From step 2 on."""
         return bool(step.old)
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Cross-entropy and Dice on the new labels; distillation over the old channels.
 
         Source: Li and Hoiem, ECCV 2016, section 3, losses of the new task and of the old tasks'

@@ -35,6 +35,7 @@ from clbench.strategy import (
     PhaseContext,
     Session,
     Strategy,
+    Terms,
 )
 from clbench.strategy.distillation import feature_mse
 from clbench.strategy.partial_labels import allowed_channels, mean_ce
@@ -156,9 +157,7 @@ class Mbs(SelectiveDistillation, SoftmaxFinetune):
         rows = [head.weight[name].flatten() for name in ("background", *names)]
         return torch.stack(rows)[None]
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Cross-entropy and Dice on selective labels; distillation of features and output.
 
         Source: Park et al., ECCV 2024, and their code. Differs: see the head of this file.

@@ -14,9 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import Tensor
-
-from clbench.strategy import Batch, Declaration, Lesson, Memory, Output
+from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Terms
 from clbench.strategy.distillation import kd_unbiased
 
 from .softmax_finetune import SoftmaxFinetune
@@ -44,9 +42,7 @@ class Mib(SoftmaxFinetune):
         """From step 2 on."""
         return bool(step.old)
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Unbiased cross-entropy and Dice on the new labels; unbiased distillation.
 
         Source: Cermelli et al., CVPR 2020, section 3.2, revisited cross-entropy, revisited

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Predictor, distillation
+from clbench.strategy import (
+    Batch,
+    CaseTensors,
+    Declaration,
+    Lesson,
+    Memory,
+    Output,
+    Predictor,
+    Terms,
+    distillation,
+)
 from clbench.strategy.distillation import BINS, entropy_histogram, gated_ce, logits_for_pod, pod
 from clbench.strategy.partial_labels import allowed_channels
 
@@ -63,9 +73,7 @@ class Plop(SoftmaxFinetune):
         """From step 2 on."""
         return bool(step.old)
 
-    def prepare_case(
-        self, step: Lesson, volume: Volume, old: Predictor | None
-    ) -> Mapping[str, Tensor]:
+    def prepare_case(self, step: Lesson, volume: Volume, old: Predictor | None) -> CaseTensors:
         """Entropies of the old model where a case shows nothing: (C_old, bins) counts."""
         if old is None:
             return {}
@@ -79,9 +87,7 @@ class Plop(SoftmaxFinetune):
             counts += entropy_histogram(logits[None], nothing[None], bins=bins, scale=scale)
         return {"entropy": counts}
 
-    def prepare(
-        self, step: Lesson, per_case: Mapping[str, Mapping[str, Tensor]], memory: Memory
-    ) -> None:
+    def prepare(self, step: Lesson, per_case: Mapping[str, CaseTensors], memory: Memory) -> None:
         """One threshold per old channel: its median over all training cases."""
         if per_case:
             total = torch.stack([c["entropy"] for c in per_case.values()]).sum(dim=0)
@@ -89,9 +95,7 @@ class Plop(SoftmaxFinetune):
             rule = legacy if self.legacy_median else median
             memory[THRESHOLDS] = rule(total, floor=self.floor)
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Entropy-gated cross-entropy and Dice on the new labels; POD on features and logits.
 
         Source: Douillard et al., CVPR 2021, sections 3.2 (Local POD) and 3.3 (pseudo labels by

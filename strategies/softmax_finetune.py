@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from clbench.errors import SettingError
 from clbench.nets.heads import ConvHead, Segmenter
-from clbench.strategy import UNKNOWN, Batch, Group, Kit, Lesson, Memory, Output, Strategy
+from clbench.strategy import UNKNOWN, Batch, Group, Kit, Lesson, Memory, Output, Strategy, Terms
 from clbench.strategy.partial_labels import allowed_channels, decode_channels, mean_ce, sigmoid_dice
 
 
@@ -113,9 +113,7 @@ class SoftmaxFinetune(Strategy):
             rows[name in step.learns].append(row)
         return [body, Group(parameters=rows[False], lr=old), Group(parameters=rows[True], lr=new)]
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Cross-entropy over the channels the labels allow, and Dice.
 
         Source: the authors' CT code, softmax branch: cross-entropy beside the Dice of the paper's

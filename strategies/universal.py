@@ -12,21 +12,20 @@ Source: paper, section 3.2 (heads), section 3.3 and eq. 5 (new steps).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
 from clbench.data.postprocess import DEFAULT_RULES, clean, known
 from clbench.strategy import (
     Batch,
+    CaseTensors,
     Declaration,
     Lesson,
     Memory,
     Output,
     Predictor,
+    Terms,
     labelled_on_line,
     pseudo_labels,
 )
@@ -76,9 +75,7 @@ class Universal(Finetune):
         """From step 2 on, unless the pseudo labels are computed on line."""
         return bool(step.old) and not self.labels_on_line(step)
 
-    def prepare_case(
-        self, step: Lesson, volume: Volume, old: Predictor | None
-    ) -> Mapping[str, Tensor]:
+    def prepare_case(self, step: Lesson, volume: Volume, old: Predictor | None) -> CaseTensors:
         """The old model's view of one training case, as (K_old, D, H, W) uint8."""
         if old is None:
             return {}
@@ -88,9 +85,7 @@ class Universal(Finetune):
         )
         return {"pseudo": pseudo_labels(old, volume, hard=hard, clean=tidy)}
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Dice and binary cross-entropy, pseudo labels filling in for the old structures.
 
         Source: paper, section 3.3, eq. 5 (pseudo labels of the old structures beside the annotation

@@ -20,11 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from clbench.errors import SettingError
 from clbench.strategies.finetune import Finetune
-from clbench.strategy import Batch, Group, Lesson, Memory, Output, Phase, PhaseResult
+from clbench.strategy import Batch, Group, Lesson, Memory, Output, Phase, PhaseResult, Terms
 from clbench.strategy.losses import bce, squared_dice, targets
 
 
@@ -63,9 +63,7 @@ class VistaFinetune(Finetune):
             return groups
         return [replace(group, lr=group.lr * self.lr_factor) for group in groups]
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Dice of squared terms and binary cross-entropy of the new structures; plain in step 1.
 
         Source: the recipe above; step 1 as in `finetune`.

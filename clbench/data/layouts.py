@@ -14,6 +14,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -235,12 +236,25 @@ class Datalist:
         if folder.suffix == ".json" and folder.is_file():  # a list of any name
             folder, place = folder.parent, folder
         need_folder(folder)
+        pairs = self._listed(folder, place)
+        names = _case_names([label for _, label in pairs], place)
+        cases: dict[str, CaseFiles] = {}
+        for case, pair in sorted(zip(names, pairs, strict=True), key=lambda n: natural(n[0])):
+            image, label = (stored_file(folder, name.as_posix()) for name in pair)
+            for path in (image, label):
+                _refuse_elsewhere(folder, place, path)
+            cases[case] = CaseFiles(case=case, image=image, label=label)
+        return cases
+
+    def _listed(self, folder: Path, place: Path) -> list[tuple[Path, Path]]:
+        """Image and label of each entry, as the list names them."""
+        wrong = partial(DataError, where=place)
         try:
-            listed = json.loads(place.read_text(encoding="utf-8"))
+            content = json.loads(place.read_text(encoding="utf-8"))
             entries = [
                 e
                 for part in ("training", "validation")
-                for e in listed.get(part, [])
+                for e in content.get(part, [])
                 if part == "training" or (isinstance(e, dict) and "label" in e)
             ]
             pairs = [(Path(e["image"]), Path(e["label"])) for e in entries]
@@ -253,46 +267,20 @@ class Datalist:
                 next_step="point --data at the folder that holds the list",
             ) from None
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
-            raise DataError(
+            raise wrong(
                 "the list of cases cannot be read",
-                where=place,
                 expected='JSON: {"training": [{"image": "…", "label": "…"}]}',
                 got=str(err) or type(err).__name__,
                 next_step="repair the file or download it again",
             ) from err
-        cases_by_id: dict[str, CaseFiles] = {}
-        names = _case_names([label for _, label in pairs], place)
-        order = sorted(zip(names, pairs, strict=True), key=lambda n: natural(n[0]))
-        for case, listed_files in order:
-            image, label = (stored_file(folder, name.as_posix()) for name in listed_files)
-            files = CaseFiles(case=case, image=image, label=label)
-            for path in files.files:
-                if not _below(folder, path):
-                    raise DataError(
-                        "the list names a file outside its folder",
-                        where=place,
-                        expected=f"names of files below {folder}",
-                        got=path,
-                        next_step="link or move the files below the list, or put the list into "
-                        "the folder above both and name that with --data",
-                    )
-                if not path.is_file():
-                    raise DataError(
-                        "the list names a file that is not there",
-                        where=place,
-                        expected=path,
-                        next_step="add the file, or take its entry out of the list",
-                    )
-            cases_by_id[case] = files
-        if not cases_by_id:
-            raise DataError(
+        if not pairs:
+            raise wrong(
                 "the list of cases is empty",
-                where=place,
                 expected="'training' or 'validation': entries with image and label",
-                got=f"keys {', '.join(listed)}",
+                got=f"keys {', '.join(content)}",
                 next_step="add the entries, or name another layout",
             )
-        return cases_by_id
+        return pairs
 
     def unpaired(self, folder: Path) -> dict[str, str]:
         """See `FileNames.unpaired`: a list names both or is refused."""
@@ -309,6 +297,26 @@ class Datalist:
             for image, label in (self.paths(Path(), case) for case in cases)
         ]
         return {self.file: json.dumps({"training": pairs}, indent=1)}
+
+
+def _refuse_elsewhere(folder: Path, place: Path, path: Path) -> None:
+    """A file that a list names must be there, below the list's folder."""
+    if not _below(folder, path):
+        raise DataError(
+            "the list names a file outside its folder",
+            where=place,
+            expected=f"names of files below {folder}",
+            got=path,
+            next_step="link or move the files below the list, or put the list into "
+            "the folder above both and name that with --data",
+        )
+    if not path.is_file():
+        raise DataError(
+            "the list names a file that is not there",
+            where=place,
+            expected=path,
+            next_step="add the file, or take its entry out of the list",
+        )
 
 
 def _below(folder: Path, path: Path) -> bool:

@@ -11,6 +11,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,30 +130,28 @@ def header(path: Path) -> Any:
 
 def _claimed(file: Any, path: Path) -> int:
     """Bytes the header claims, from the file's start to the last voxel."""
+    wrong = partial(DataError, where=path)
     shape = [int(n) for n in file.shape]
     count = math.prod(shape)
     if min(shape, default=0) < 1 or count > MAX_VOXELS:
-        raise DataError(
+        raise wrong(
             "the header claims an absurd size",
-            where=path,
             expected=f"at least one voxel and at most {MAX_VOXELS}",
             got=f"shape {tuple(shape)}",
             next_step="download or convert the file again, or crop the volume",
         )
     kind = np.dtype(file.get_data_dtype())
     if kind.kind not in "iuf" or kind.itemsize > 8:
-        raise DataError(
+        raise wrong(
             "the voxels are not plain numbers",
-            where=path,
             expected="whole or real numbers of at most 64 bits",
             got=str(kind),
             next_step="convert the file to int16 or float32",
         )
     need = count * int(kind.itemsize)
     if need > (memory := memory_bytes()):
-        raise DataError(
+        raise wrong(
             "the volume does not fit this machine's memory",
-            where=path,
             expected=f"at most {memory} bytes",
             got=f"{need} bytes, shape {tuple(shape)} of {kind}",
             next_step="crop the volume, or use a larger machine",

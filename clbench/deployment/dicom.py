@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -401,10 +401,10 @@ def _grid(where: Path, items: Sequence[Slice]) -> Grid:
     Raises:
         DataError: one slice, a slice that is missing, or a tilted gantry.
     """
+    wrong = partial(DataError, where=where)
     if len(items) < 2:
-        raise DataError(
+        raise wrong(
             "the series has one slice",
-            where=where,
             expected="a volume",
             got=items[0].file.name,
             next_step="name the folder that holds the whole series",
@@ -417,9 +417,8 @@ def _grid(where: Path, items: Sequence[Slice]) -> Grid:
     off = np.flatnonzero(np.abs(steps_mm - usual_mm) > MAX_SPACING_CHANGE * usual_mm)
     if off.size:
         at = int(off[0])
-        raise DataError(
+        raise wrong(
             "slices are missing, or their distance changes",
-            where=where,
             expected=f"{usual_mm:g} mm between neighbors, as most are",
             got=f"{steps_mm[at]:g} mm between {items[at].file.name} and "
             f"{items[at + 1].file.name}" + (f", and {off.size - 1} more" if off.size > 1 else ""),
@@ -429,9 +428,8 @@ def _grid(where: Path, items: Sequence[Slice]) -> Grid:
     step = (items[-1].position_mm - items[0].position_mm) / (len(items) - 1)
     tilt = math.acos(min(1.0, float(step @ normal) / float(np.linalg.norm(step))))
     if math.sin(tilt) > MAX_SHEAR:
-        raise DataError(
+        raise wrong(
             "the gantry was tilted",
-            where=where,
             expected=f"slices stacked at right angles, to {math.degrees(MAX_SHEAR):.1f} degrees",
             got=f"{math.degrees(tilt):.1f} degrees away",
             next_step="correct the tilt with dcm2niix, and predict the file it calls *_Tilt*",
@@ -445,9 +443,8 @@ def _grid(where: Path, items: Sequence[Slice]) -> Grid:
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # LPS → RAS
     shape = (int(header.Columns), int(header.Rows), len(items))
     if min(shape) < 1 or math.prod(shape) > MAX_VOXELS:
-        raise DataError(
+        raise wrong(
             "the series claims an absurd size",
-            where=where,
             expected=f"at most {MAX_VOXELS} voxels",
             got=f"{shape[0]} x {shape[1]} pixels, {shape[2]} slices",
             next_step="export the series again",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -138,40 +139,38 @@ def load(path: Path) -> dict[str, Any]:
         StoreError: missing, damaged, altered, of another schema, or holding objects other than
             tensors and primitives.
     """
+    wrong = partial(StoreError, where=path)
+    anew = "delete the file and run again; the step is then taught anew"
     try:
         content: dict[str, Any] = unpack(path)
     except FileNotFoundError:
-        raise StoreError("a checkpoint is missing", where=path) from None
+        raise wrong("a checkpoint is missing") from None
     except pickle.UnpicklingError as err:
-        raise StoreError(
+        raise wrong(
             "a checkpoint holds more than tensors and primitives, or is damaged; it was not opened",
-            where=path,
             got=first_line(err),
-            next_step="delete the file and run again; the step is then taught anew",
+            next_step=anew,
         ) from err
     except (OSError, ValueError) as err:
-        raise StoreError(
+        raise wrong(
             "a checkpoint cannot be read",
-            where=path,
             got=first_line(err),
-            next_step="delete the file and run again; the step is then taught anew",
+            next_step=anew,
         ) from err
     schema = content.get("schema") if isinstance(content, dict) else None
     if schema != CHECKPOINT_SCHEMA:
-        raise StoreError(
+        raise wrong(
             "a checkpoint of another clbench",
-            where=path,
             expected=f"schema {CHECKPOINT_SCHEMA}",
             got=f"schema {schema}",
             next_step="use the clbench that wrote it, or run again with --fresh",
         )
     said = content.pop("sha256", None)  # None: written before there was one
     if said is not None and said != (got := checksum(content)):
-        raise StoreError(
+        raise wrong(
             "a checkpoint was altered",
-            where=path,
             expected=f"checksum {said[:16]}",
             got=got[:16],
-            next_step="delete the file and run again; the step is then taught anew",
+            next_step=anew,
         )
     return content

@@ -79,6 +79,7 @@ from clbench.reproducibility import derive_seed
 from clbench.strategy.contract import (
     UNKNOWN,
     Batch,
+    CaseTensors,
     CutCrop,
     Declaration,
     Desk,
@@ -94,12 +95,14 @@ from clbench.strategy.contract import (
     Predictor,
     Session,
     Strategy,
+    Terms,
 )
 from clbench.strategy.teacher_labels import labelled_on_line, pseudo_labels
 
 __all__ = [
     "UNKNOWN",
     "Batch",
+    "CaseTensors",
     "CutCrop",
     "Declaration",
     "Desk",
@@ -116,6 +119,7 @@ __all__ = [
     "Predictor",
     "Session",
     "Strategy",
+    "Terms",
     "derive_seed",
     "labelled_on_line",
     "pseudo_labels",

@@ -42,6 +42,10 @@ from clbench.data.volume import Volume
 from clbench.nets.output import Output
 from clbench.reproducibility import derive_seed
 
+Terms = dict[str, Tensor]
+"""Loss terms by name, each of one element."""
+CaseTensors = Mapping[str, Tensor]
+"""What a strategy prepares of a case, by names of its own."""
 Memory = dict[str, "Tensor | int | float | str | list[object]"]
 """All a strategy remembers from update to update and from step to step: a plain dict by names of
 its own. Empty before step 1, saved in every checkpoint; tensors of any shape, on any device."""
@@ -396,9 +400,7 @@ class Strategy:
         """
         return False
 
-    def prepare_case(
-        self, step: Lesson, volume: Volume, old: Predictor | None
-    ) -> Mapping[str, Tensor]:
+    def prepare_case(self, step: Lesson, volume: Volume, old: Predictor | None) -> CaseTensors:
         """Offline work for one training case, such as pseudo labels; kept when a run is stopped.
 
         *Called* once per training case of the step, before training, where `prepares`.
@@ -447,9 +449,7 @@ class Strategy:
         """
         return {}
 
-    def prepare(
-        self, step: Lesson, per_case: Mapping[str, Mapping[str, Tensor]], memory: Memory
-    ) -> None:
+    def prepare(self, step: Lesson, per_case: Mapping[str, CaseTensors], memory: Memory) -> None:
         """Sum up what was prepared over the cases of the step.
 
         *Called* once per step, after every `prepare_case` and `prepare_stored`, before training;
@@ -511,9 +511,7 @@ class Strategy:
         """
         return None
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """The loss of one update, as named terms.
 
         *Called* once per update, inside the loop's autocast.

@@ -19,6 +19,7 @@ from clbench.nets.growing_decoders import GrowingDecoders, one_winner
 from clbench.strategies.decoder_growth import axial_range, pruning
 from clbench.strategy import (
     Batch,
+    CaseTensors,
     DrawBatches,
     Group,
     Kit,
@@ -29,6 +30,7 @@ from clbench.strategy import (
     PhaseResult,
     Predictor,
     Strategy,
+    Terms,
 )
 from clbench.strategy.losses import dice_bce, targets
 
@@ -82,21 +84,15 @@ class DecoderGrowth(Strategy):
         """Only to learn where along the body structures are."""
         return self.body_range
 
-    def prepare_case(
-        self, step: Lesson, volume: Volume, old: Predictor | None
-    ) -> Mapping[str, Tensor]:
+    def prepare_case(self, step: Lesson, volume: Volume, old: Predictor | None) -> CaseTensors:
         """Structure → (n,) heights of the slices that show it, as shares of the body."""
         return axial_range.slice_heights(volume, step.learns) if self.body_range else {}
 
-    def prepare(
-        self, step: Lesson, per_case: Mapping[str, Mapping[str, Tensor]], memory: Memory
-    ) -> None:
+    def prepare(self, step: Lesson, per_case: Mapping[str, CaseTensors], memory: Memory) -> None:
         """The range of each new structure."""
         axial_range.store_ranges(per_case.values(), memory)
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Dice and binary cross-entropy of the new structures.
 
         Source: Ji et al., ICCV 2023, and their code. Differs: see the head of this file.

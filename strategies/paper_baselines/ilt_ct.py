@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from clbench.nets.heads import Segmenter
 from clbench.spec.taxonomy import structure
-from clbench.strategy import UNKNOWN, Batch, Declaration, Kit, Lesson, Memory, Output
+from clbench.strategy import UNKNOWN, Batch, Declaration, Kit, Lesson, Memory, Output, Terms
 from clbench.strategy.distillation import feature_mse, kd_sigmoid
 from clbench.strategy.losses import dice, targets
 
@@ -79,9 +79,7 @@ class IltCt(LwfCt):
         """From step 2 on, for the softmax head."""
         return bool(step.old) and self.head == "softmax"
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Supervised terms, the bottleneck's distance, and old logits for the sigmoid head.
 
         Source: paper, section 5.3, with the Dice of eq. 3 and 4; the authors' CT code, ILT (after

@@ -25,6 +25,7 @@ from clbench.strategies.finetune import Finetune
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
 from clbench.strategy import (
     Batch,
+    CaseTensors,
     Declaration,
     Group,
     Kit,
@@ -32,6 +33,7 @@ from clbench.strategy import (
     Memory,
     Output,
     Predictor,
+    Terms,
     contract,
     pseudo_labels,
 )
@@ -97,18 +99,14 @@ class LwfCt(SoftmaxFinetune):
         """From step 2 on."""
         return bool(step.old)
 
-    def prepare_case(
-        self, step: Lesson, volume: Volume, old: Predictor | None
-    ) -> Mapping[str, Tensor]:
+    def prepare_case(self, step: Lesson, volume: Volume, old: Predictor | None) -> CaseTensors:
         """The old model's hard labels for one training case, as (K_old, D, H, W) uint8."""
         if old is None:
             return {}
         tidy = partial(clean, rules=self.rules, volume=volume) if self.postprocess else None
         return {"pseudo": pseudo_labels(old, volume, hard=True, clean=tidy)}
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Cross-entropy on labels and pseudo labels; Dice of new and of old structures apart.
 
         Source: paper, section 5.3 ("pseudo labeling (LwF)"), with the Dice of eq. 3 and 4; the

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
-from clbench.strategy import Batch, Declaration, Lesson, Memory, Output
+from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Terms
 from clbench.strategy.distillation import pod
 
 from .lwf_ct import LwfCt
@@ -41,9 +39,7 @@ class PlopCt(LwfCt):
         """From step 2 on."""
         return bool(step.old)
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Cross-entropy and Dice on labels and pseudo labels; POD over three planes per cell.
 
         Source: paper, section 5.3, with the Dice of eq. 3 and 4; the authors' CT code, PLOP (after

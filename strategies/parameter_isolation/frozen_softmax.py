@@ -24,7 +24,7 @@ from clbench.errors import SettingError
 from clbench.nets.heads import Segmenter
 from clbench.nets.stepwise_heads import StepwiseConvHead, compute_by_step
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
-from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Strategy
+from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Strategy, Terms
 from clbench.strategy.partial_labels import allowed_channels, mean_ce
 
 
@@ -89,9 +89,7 @@ class FrozenSoftmax(SoftmaxFinetune):
         rows = model.head.rows([*step.learns, *model.head.unused])
         return [Group(parameters=rows, lr=self.new_classifier_lr)]
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Cross-entropy over all channels, those in reserve included, and Dice of the new ones.
 
         Source: Zhang et al., arXiv 2508.04267, and their code. Differs: which channels a voxel may

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor
-
 from clbench.strategies.finetune import Finetune
-from clbench.strategy import Batch, Memory, Output
+from clbench.strategy import Batch, Memory, Output, Terms
 from clbench.strategy.losses import dice_bce, targets
 
 
@@ -18,9 +16,7 @@ class NewStructures(Finetune):
 
     unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Dice and binary cross-entropy of the new structures where they are annotated.
 
         Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4, over the new structures alone.

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from clbench.nets.heads import ConvHead
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.mbs import SelectiveDistillation
-from clbench.strategy import Batch, Memory, Output
+from clbench.strategy import Batch, Memory, Output, Terms
 from clbench.strategy.losses import dice_bce
 from clbench.strategy.selective_distillation import (
     guided_distillation_sigmoid,
@@ -44,9 +44,7 @@ class SelectiveSigmoids(SelectiveDistillation):
         generated: Tensor = head.generate(output.features["bottleneck"], names)
         return generated
 
-    def losses(
-        self, batch: Batch, new: Output, old: Output | None, memory: Memory
-    ) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, new: Output, old: Output | None, memory: Memory) -> Terms:
         """Dice and binary cross-entropy on selective targets; distillation of features and output.
 
         Source: Park et al., ECCV 2024, and their code. Differs: see the head of this file.

@@ -19,8 +19,6 @@ from clbench.nets.text_encodings import LENGTH
 
 SIZE = 48
 PATCH_VOX = (96, 96, 96)
-PAPER_DECODER_GFLOPS = 466.08
-PAPER_HEAD_GFLOPS = 9.44e-4
 
 
 def _at_output(*args: Any, out_val: Any, **kwargs: Any) -> int:

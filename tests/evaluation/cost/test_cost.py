@@ -35,8 +35,6 @@ from clbench.evaluation.cost.model import (
 )
 from clbench.evaluation.cost.multiply_adds import OTHER, Scope, count
 from clbench.evaluation.cost.paper_figures import (
-    PAPER_DECODER_GFLOPS,
-    PAPER_HEAD_GFLOPS,
     Printed,
     printed_figures,
 )
@@ -265,14 +263,14 @@ def printed() -> Printed:
 def test_the_printed_decoder_is_a_counters_convention(printed: Printed) -> None:
     assert printed.ptflops_compat == GOLDEN["ptflops_0_6_9_decoder_macs"]
     assert printed.decoder_macs == GOLDEN["decoder_true_macs"]
-    assert f"{printed.printed_decoder_gflops:.2f}" == f"{PAPER_DECODER_GFLOPS:.2f}" == "466.08"
+    assert f"{printed.printed_decoder_gflops:.2f}" == "466.08"
     assert f"{printed.decoder_gflops:.2f}" == "423.68"
 
 
 def test_the_printed_head_is_the_generator_alone(printed: Printed) -> None:
     assert printed.generator_macs == GOLDEN["head_mlp_macs"]
     assert printed.generator_macs + printed.generator_biases == GOLDEN["head_mlp_params"]
-    assert f"{printed.printed_head_gflops:.2e}" == f"{PAPER_HEAD_GFLOPS:.2e}" == "9.44e-04"
+    assert f"{printed.printed_head_gflops:.2e}" == "9.44e-04"
     assert printed.apply_macs == GOLDEN["apply_head_macs_96"] == 136 * 96**3
     assert f"{printed.apply_gflops:.4f}" == "0.2406"
 
