@@ -359,7 +359,9 @@ def test_a_users_plugin_keeps_its_model_over_three_steps(harnesses: Any) -> None
 
 
 def test_a_plugin_of_avalanche_by_its_full_name_is_the_registered_one(harnesses: Any) -> None:
-    named = load_strategy("avalanche.training.plugins:EWCPlugin", {"ewc_lambda": "1.0"})
+    named = load_strategy(
+        "avalanche.training.plugins:EWCPlugin", {"ewc_lambda": str(Ewc().ewc_lambda)}
+    )
     ours, theirs = harnesses(Ewc()).end(2), harnesses(named).end(2)
     assert same(dict(ours.model.state_dict()), dict(theirs.model.state_dict()))
 
