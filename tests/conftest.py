@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 import torch
 from hypothesis import settings
 from locations import SHARED
+
+from clbench.nets import backbones
 
 LayOut = Callable[..., Path]
 
@@ -30,6 +34,32 @@ def _one_thread() -> None:
     the processor time for one update of a small network.
     """
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _narrow_controllers() -> Iterator[None]:
+    """The small network has narrow controllers in all runs of the tests.
+
+    At the published width, which tests of the head and of its size hold, they are nearly all of its
+    weights, and a third of a smoke run goes into initialising, saving and loading them.
+    """
+    build = backbones.small_unet
+
+    @wraps(build)
+    def small_unet(size: int = 16) -> backbones.Backbone:
+        backbone = build(size)
+        backbone.controller_width = 32
+        return backbone
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "small_unet", small_unet)
+        yield
+
+
+@pytest.fixture
+def published_controllers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small network with controllers as wide as published, as users run it."""
+    monkeypatch.setattr(backbones, "small_unet", inspect.unwrap(backbones.small_unet))
 
 
 @pytest.fixture(autouse=True)

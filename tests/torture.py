@@ -286,7 +286,7 @@ def _kill(child: int, target: str, skip: int, delay_s: float) -> bool:
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             return os.WIFSIGNALED(status)
-        time.sleep(0.0005)
+        time.sleep(0.002)
 
 
 def rows(found: dict[str, Any]) -> Iterator[tuple[str, str, object]]:

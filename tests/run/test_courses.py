@@ -30,7 +30,7 @@ from clbench.store.record import RunRecord, refuse_mixture
 JHH = registry.benchmark("body_ext")
 TOTALSEG = registry.benchmark("body_ext_totalseg")
 TINY = ("phantom.train=2", "phantom.test=1", "phantom.validation=0", "train.epochs=1",
-        "train.iterations=1")  # fmt: skip
+        "train.iterations=1", "backbone.size=8")  # fmt: skip
 SMALL = PhantomSettings(train=2, validation=0, test=1, spacing_mm=10.0)
 EVERYWHERE = (slice(None),) * 3
 
@@ -74,8 +74,11 @@ def test_raw_values_of_jhh() -> None:
     assert set(JHH.structures(3)) <= set(JHH.reads("jhh").structures)
 
 
-@pytest.mark.parametrize("strategy", ["finetune", "universal", "joint"])
-@pytest.mark.parametrize("bench", [JHH, TOTALSEG], ids=lambda b: b.name)
+@pytest.mark.parametrize(
+    ("bench", "strategy"),
+    [(JHH, "finetune"), (JHH, "universal"), (JHH, "joint"), (TOTALSEG, "finetune")],
+    ids=lambda v: v if isinstance(v, str) else v.name,
+)
 def test_three_steps_on_the_phantom(
     bench: Any, strategy: str, cache_root: Path, smoke_out: Path
 ) -> None:

@@ -315,7 +315,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, cache_root: Path) -> dict[str
     out = tmp_path_factory.mktemp("softmax")
     base = RunSettings(
         bench="tumor_ext", strategy="", profile="smoke", out=out, cache=cache_root,
-        overrides=("train.epochs=1", "backbone.size=8"),
+        overrides=("train.epochs=1", "backbone.size=8", "phantom.train=2"),
     )  # fmt: skip
     return {name: run_course(replace(base, strategy=name)) for name in METHODS}
 
