@@ -28,12 +28,12 @@ from clbench.data.external_masks import (
 )
 from clbench.data.nifti import spacing_of
 from clbench.data.volume import Volume, resample_nearest
-from clbench.errors import DataError, SettingError
+from clbench.errors import ClbenchError, DataError, SettingError
 from clbench.evaluation.metrics.case import DEFAULT, implementations, measure
 from clbench.evaluation.metrics.overlap import counts_of, dice_paper, pattern_pairs
 from clbench.evaluation.scoring import bit_pairs, context_of, metric_rows, score_rows
 from clbench.run.course import alone
-from clbench.run.plan import course_identity, open_catalog, resolve_profile
+from clbench.run.plan import course_identity, load_strategy, open_catalog, resolve_profile
 from clbench.run.record import data_and_host, keep_course, recorded_settings
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
@@ -190,13 +190,24 @@ def _check(settings: OutsideSettings, benchmark: Benchmark) -> None:
             got=settings.step,
         )
     need_name(settings.name, "--name")
-    if settings.name in registry.entries("strategy"):
+    if settings.name in registry.entries("strategy") or _is_composition(settings.name):
         raise SettingError(
             "a strategy of clbench has this name",
             where="--name",
             expected="a name of its own, so that the two stand in different rows",
             got=settings.name,
         )
+
+
+def _is_composition(name: str) -> bool:
+    """Whether `--strategy` takes the name as a head and parts."""
+    if "+" not in name:
+        return False
+    try:
+        load_strategy(name, {})
+    except ClbenchError:
+        return False
+    return True
 
 
 def _maps(

@@ -145,7 +145,8 @@ class StoredLogits:
     alpha: float = 0.3
     """Weight of the mean squared difference to the stored logits."""
     mem_size: int = 4
-    """Cases stored in all; not tuned."""
+    """Cases stored in all; not tuned. Each takes two bytes per channel and voxel in every
+    checkpoint: 280 MB for a case of 10 million voxels with 14 channels."""
     batch_size_mem: int | None = None
     """Crops of stored cases per update and term, at the most one of each; None: as many as of new
     ones."""

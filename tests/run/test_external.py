@@ -370,6 +370,7 @@ def test_a_folder_that_cannot_be_scored(
         ({"step": 3}, "does not have this step"),
         ({"step": 0}, "does not have this step"),
         ({"name": "universal"}, "a strategy of clbench has this name"),
+        ({"name": "universal+plop"}, "a strategy of clbench has this name"),
         ({"name": "../x"}, "letters, digits"),
         ({"name": "_shared"}, "letters, digits"),
     ],
