@@ -108,12 +108,12 @@ def checkpoint_path(folder: Path, record: RunRecord, step: int) -> Path:
     for path in places:
         if path.is_file():
             return path
-    kept = sorted(p.name for p in folder.glob("step*.pt"))
+    there = sorted(p.name for p in folder.glob("step*.pt"))
     raise StoreError(
         f"the run has no checkpoint of step {step}",
         where=" or ".join(map(str, places)),
         expected=f"step{step}.pt",
-        got=", ".join(kept) or "no checkpoint (a published copy of a run holds none)",
+        got=", ".join(there) or "no checkpoint (a published copy of a run holds none)",
         next_step="copy the folder _shared along with the run"
         if step == 1
         else "repeat the run's command, or name another step with --step",
