@@ -34,7 +34,7 @@ FLOORS = (
     {"training"},
     {"run"},
     {"report"},
-    {"testing", "avalanche", "deployment", "grid"},
+    {"testing", "avalanche", "deployment", "grid", "tracking"},
     {"diagnosis"},
     {"strategies", "cli"},
     {"__main__"},
@@ -45,7 +45,7 @@ FOREIGN = {
     "torch": (
         "reproducibility", "store.checkpoint", "data", "nets", "strategy", "training",
         "evaluation", "run", "testing", "avalanche", "strategies", "deployment", "diagnosis",
-        "cli.probe",
+        "cli.probe", "tracking.trackers",
     ),
     "monai": ("data", "nets", "evaluation"),
     "avalanche": ("avalanche",),

@@ -92,6 +92,10 @@ class Progress:
     def _print(self, text: str, style: str | None = None) -> None:
         self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Say what is odd, and go on."""
+        self._print(f"warning: {text}", style="yellow")
+
     def _advance(self, name: str, done: int | None, total: int, note: str) -> None:
         """One more piece of work is done; `done` counts them, None: one more than before."""
         name, now_s = f"{self.lesson}: {name}" if self.lesson else name, self.clock()

@@ -56,3 +56,19 @@ def view(
     for note in page.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"{page.path} ({page.size_bytes / 1e6:.1f} MB, needs no network): open in a browser")
+
+
+@app.command()
+def track(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    to: Annotated[list[str], typer.Option(help="tensorboard, mlflow or wandb; repeat for more.")],
+    out: Annotated[
+        Path, typer.Option(help="Files of trackers go to _trackers/NAME in it.")
+    ] = RESULTS,
+) -> None:
+    """Send runs that lie on disk to an experiment tracker; `clbench run --track` does it live."""
+    from clbench.tracking.follow import send
+
+    for folder in runs:
+        send(folder, to, out)
+        typer.echo(f"{folder}: sent to {', '.join(to)}")

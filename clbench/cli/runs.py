@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -58,6 +58,9 @@ def run(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="On CUDA: operators that repeat to the bit.")
     ] = False,
+    track: Annotated[
+        list[str] | None, typer.Option(help="tensorboard, mlflow or wandb; repeat for more.")
+    ] = None,
 ) -> None:
     """Run a strategy on a benchmark: train each step, examine, record, print the scores."""
     scorings = one_of(
@@ -78,9 +81,10 @@ def run(
     from clbench.report.tables.summary import run_report
     from clbench.run.course import run_plan
     from clbench.run.plan import RunSettings, resolve
+    from clbench.tracking.follow import tracked
 
     for number in numbers:
-        with Progress() as progress:
+        with Progress() as progress, tracked(track or [], out, progress.warn) as also:
             plan = resolve(
                 RunSettings(
                     bench=bench,
@@ -101,7 +105,12 @@ def run(
                     deterministic=deterministic,
                 )
             )
-            folder = run_plan(plan.open(), progress.watch)
+
+            def watch(event: dict[str, Any]) -> None:
+                progress.watch(event)  # called within this turn of the loop
+                also(event)
+
+            folder = run_plan(plan.open(), watch)
         for which in scorings:
             for table in run_report(folder, scoring=which):
                 show(table)

@@ -23,6 +23,7 @@ GROUPS = {
     "strategy": "clbench.strategies",
     "backbone": "clbench.backbones",
     "encoding": "clbench.encodings",
+    "tracker": "clbench.trackers",
     "resolver": "clbench.resolvers",  # of strategies named as `module:Class` or `head+part`
 }
 

@@ -1,0 +1,239 @@
+"""Following a run: its events become numbers over updates; its scores come at the end of each step.
+
+What is sent is read from the run's own files and events, so the run folder stays the truth: a run
+that goes on, or one that was finished long ago, gives a tracker the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clbench.spec import registry
+from clbench.store import run_folder
+from clbench.store.record import RunRecord
+from clbench.tracking.trackers import Tracker
+
+FOLDER = "_trackers"
+"""Folder beside the courses in which trackers keep their files."""
+
+
+class Follower:
+    """Sends the events of a run to one tracker; a tracker that fails is left, and the run goes on.
+
+    Args:
+        tracker: where the numbers go.
+        warn: is told once why the tracking ended early.
+    """
+
+    def __init__(self, tracker: Tracker, warn: Callable[[str], object]) -> None:
+        self.tracker, self.warn = tracker, warn
+        self.at = 0
+        self.began: dict[str, int] = {}
+        self.step = 0
+        self.broken = False
+        self.logs: tuple[Path, Path] | None = None
+
+    def watch(self, event: Mapping[str, Any]) -> None:
+        """Take one event of a run; never changes the run."""
+        if self.broken:
+            return
+        try:
+            self._take(event)
+        except Exception as err:  # somebody else's package must not stop a training of days
+            self.broken = True
+            self.warn(f"the tracker {type(self.tracker).__name__} failed and is left: {err}")
+
+    def replay(self, folder: Path) -> None:
+        """Send a run that lies on disk, finished or not.
+
+        Raises:
+            StoreError: the run cannot be read.
+        """
+        record = RunRecord.read(folder)
+        self.tracker.begin(_name(record), _flat(record.with_defaults or {}))
+        try:
+            for event in run_folder.read_events(folder / "events.jsonl"):
+                self._take(event)
+            self._scores(folder)
+        finally:
+            self.tracker.end()
+
+    def close(self) -> None:
+        """The run was stopped or has failed."""
+        if self.logs is not None:
+            self.watch({"event": "stopped"})
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        match event["event"]:
+            case "plan":
+                self._begin(event["plan"])
+            case "shared" if not self.at:  # taught by another run: its log has its updates
+                self._read(Path(event["path"]).parent / "events.jsonl")
+            case "going on":  # updates after the saved place are made, and sent, once more
+                self.at = self.began.get(event["phase"], 0) + event["updates"]
+            case "update" | "validation":
+                self._log(event)
+            case "finished" | "already finished":
+                self._scores(Path(event["folder"]))
+                self._end()
+            case "stopped":
+                self._end()
+
+    def _begin(self, plan: Any) -> None:
+        name = f"{plan.benchmark.name}/{plan.strategy_name}/{plan.identity.run_id}"
+        groups = {"strategy": plan.identity.strategy, "profile": plan.identity.profile}
+        self.tracker.begin(name, _flat({**groups, "seed": plan.settings.seed}))
+        self.logs = (plan.shared / "events.jsonl", plan.folder / "events.jsonl")
+        own = self.logs[1]
+        if plan.settings.fresh:
+            return
+        if own.is_file():  # it goes on: what was sent before is sent again, at the same places
+            self._read(own)
+        elif self.logs[0].is_file() and not (plan.shared / "step1.pt").is_file():
+            self._read(self.logs[0])
+
+    def _read(self, log: Path) -> None:
+        if log.is_file():
+            self.at = 0
+            for event in run_folder.read_events(log):
+                self._log(event)
+
+    def _log(self, event: Mapping[str, Any]) -> None:
+        if not (values := numbers(event)):
+            return
+        if event["step"] != self.step:
+            self.step, self.began = event["step"], {}
+        if event["event"] == "update":
+            self.began.setdefault(event["phase"], self.at)
+            self.at += 1
+        self.tracker.log(values, self.at)
+
+    def _scores(self, folder: Path) -> None:
+        for step, values in scores(folder).items():
+            self.tracker.log({f"dice after step {step}/{k}": v for k, v in values.items()}, self.at)
+
+    def _end(self) -> None:
+        self.tracker.end()
+        self.logs = None
+
+
+def numbers(event: Mapping[str, Any]) -> dict[str, float]:
+    """What of an event is sent: loss, its terms, learning rate, gradient norm; validation.
+
+    Args:
+        event: a line of `events.jsonl`.
+
+    Example:
+        >>> from clbench.tracking.follow import numbers
+        >>> numbers({"event": "update", "step": 2, "loss": 0.5, "terms": {"dice": 0.4}, "lr": 0.1})
+        {'step 2/loss': 0.5, 'step 2/loss dice': 0.4, 'step 2/lr': 0.1}
+    """
+    kind = event.get("event")
+    if kind not in ("update", "validation"):
+        return {}
+    names = ("loss", "lr", "grad_norm") if kind == "update" else ("dice",)
+    pairs: Iterator[tuple[str, Any]] = iter(
+        [
+            *((f"loss {term}", value) for term, value in (event.get("terms") or {}).items()),
+            *((name if kind == "update" else f"validation {name}", event.get(name))
+              for name in names),
+        ]
+    )  # fmt: skip
+    return {
+        f"step {event['step']}/{name}": float(value)
+        for name, value in sorted(pairs, key=lambda pair: pair[0])
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def scores(folder: Path) -> dict[int, dict[str, float]]:
+    """Step → structure → mean Dice (strict) over the test cases of the source that taught it.
+
+    Args:
+        folder: of a run with `scores.csv`.
+
+    Raises:
+        StoreError: the scores cannot be read.
+    """
+    record = RunRecord.read(folder)
+    home = {name: step.source for step in record.course.steps for name in step.learns}
+    values: dict[tuple[int, str], list[float]] = {}
+    for row in run_folder.read_scores(folder / "scores.csv"):
+        of_home = row.eval_set == home[row.structure]
+        if row.metric == "dice" and row.scoring == "strict" and of_home and row.value == row.value:
+            values.setdefault((row.step, row.structure), []).append(row.value)
+    means: dict[int, dict[str, float]] = {}
+    for (step, name), own in values.items():
+        means.setdefault(step, {})[name] = sum(own) / len(own)
+    return means
+
+
+@contextmanager
+def tracked(
+    names: Sequence[str], out: Path, warn: Callable[[str], object]
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A context in which the events of a run go to trackers.
+
+    Args:
+        names: registered trackers.
+        out: results folder; files of trackers go to `_trackers/NAME` in it.
+        warn: is told why a tracking ended early.
+
+    Yields:
+        What takes one event.
+
+    Raises:
+        UnknownName: no such tracker.
+        ClbenchError: its package is not installed.
+    """
+    followers = [Follower(tracker, warn) for tracker in _trackers(names, out)]
+
+    def watch(event: Mapping[str, Any]) -> None:
+        for follower in followers:
+            follower.watch(event)
+
+    try:
+        yield watch
+    finally:
+        for follower in followers:
+            follower.close()
+
+
+def send(folder: Path, names: Sequence[str], out: Path) -> None:
+    """Send a run that lies on disk to trackers.
+
+    Args:
+        folder: of the run.
+        names: registered trackers.
+        out: folder in which trackers keep their files, `_trackers/NAME`.
+
+    Raises:
+        UnknownName: no such tracker.
+        ClbenchError: its package is not installed.
+        StoreError: the run cannot be read.
+    """
+    for tracker in _trackers(names, out):
+        Follower(tracker, print).replay(folder)
+
+
+def _trackers(names: Sequence[str], out: Path) -> list[Tracker]:
+    return [registry.load("tracker", n)(out / FOLDER / n) for n in dict.fromkeys(names)]
+
+
+def _name(record: RunRecord) -> str:
+    return f"{record.identity.bench}/{record.strategy}/{record.run_id}"
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as `profile.train.lr` → text."""
+    flat: dict[str, str] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat

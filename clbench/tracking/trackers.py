@@ -1,0 +1,163 @@
+"""Experiment trackers that a run's numbers are sent to: TensorBoard, MLflow, Weights & Biases.
+
+Each is a class with three methods (`Tracker`), registered in the entry points `clbench.trackers`,
+so another package can add one. The packages are extras: `pip install "clbench[track]"`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from clbench.errors import ClbenchError
+
+EXTRA = 'pip install "clbench[track]"'
+
+
+class Tracker(Protocol):
+    """Where the numbers of one run go. A method that raises ends the tracking, never the run."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make a tracker.
+
+        Args:
+            folder: for its files, where it keeps them on this machine.
+        """
+
+    def begin(self, name: str, config: Mapping[str, str]) -> None:
+        """A run begins, or goes on.
+
+        Args:
+            name: course/strategy/run id; the same when the run goes on.
+            config: settings, flat, as text.
+        """
+
+    def log(self, values: Mapping[str, float], at: int) -> None:
+        """Take numbers.
+
+        Args:
+            values: name → number.
+            at: updates of the whole course that came before.
+        """
+
+    def end(self) -> None:
+        """The run has ended, or was stopped."""
+
+
+def need(package: str, name: str) -> None:
+    """Refuse a tracker whose package is not installed.
+
+    Args:
+        package: to import.
+        name: of the tracker.
+
+    Raises:
+        ClbenchError: it is not there.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise ClbenchError(
+            f"the tracker {name} needs a package that is not installed",
+            where=f"--track {name}",
+            expected=package,
+            next_step=EXTRA,
+        )
+
+
+class TensorBoard:
+    """Event files below the folder; look at them with `tensorboard --logdir FOLDER`."""
+
+    def __init__(self, folder: Path) -> None:
+        need("tensorboard", "tensorboard")
+        self.folder = folder
+        self.writer: Any = None
+
+    def begin(self, name: str, config: Mapping[str, str]) -> None:
+        """See `Tracker.begin`."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(self.folder / name))
+        rows = "\n".join(f"| {key} | {value} |" for key, value in config.items())
+        self.writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
+
+    def log(self, values: Mapping[str, float], at: int) -> None:
+        """See `Tracker.log`."""
+        for key, value in values.items():
+            self.writer.add_scalar(key, value, at)
+
+    def end(self) -> None:
+        """See `Tracker.end`."""
+        self.writer.close()
+
+
+class MLflow:
+    """A run of MLflow, of the experiment `clbench`, at MLFLOW_TRACKING_URI or in the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        need("mlflow", "mlflow")
+        self.folder = folder
+
+    def begin(self, name: str, config: Mapping[str, str]) -> None:
+        """See `Tracker.begin`."""
+        import mlflow
+
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # needs no database
+            mlflow.set_tracking_uri(self.folder.absolute().as_uri())
+        mlflow.set_experiment("clbench")
+        earlier = mlflow.search_runs(
+            filter_string=f"tags.`clbench.run` = '{name}'", output_format="list"
+        )
+        mlflow.start_run(
+            run_id=earlier[0].info.run_id if earlier else None,
+            run_name=name,
+            tags={"clbench.run": name},
+        )
+        if not earlier:
+            mlflow.log_params(dict(config))
+
+    def log(self, values: Mapping[str, float], at: int) -> None:
+        """See `Tracker.log`."""
+        import mlflow
+
+        # MLflow allows no brackets or commas in names
+        mlflow.log_metrics({_plain(key): value for key, value in values.items()}, step=at)
+
+    def end(self) -> None:
+        """See `Tracker.end`."""
+        import mlflow
+
+        mlflow.end_run()
+
+
+class WandB:
+    """A run of Weights & Biases, of the project `clbench`; WANDB_MODE=offline keeps it here."""
+
+    def __init__(self, folder: Path) -> None:
+        need("wandb", "wandb")
+        self.folder = folder
+        self.run: Any = None
+
+    def begin(self, name: str, config: Mapping[str, str]) -> None:
+        """See `Tracker.begin`."""
+        import wandb
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "clbench"), id=name.replace("/", "-"),
+            name=name, config=dict(config), dir=str(self.folder), resume="allow",
+        )  # fmt: skip
+
+    def log(self, values: Mapping[str, float], at: int) -> None:
+        """See `Tracker.log`."""
+        self.run.log(dict(values), step=at)
+
+    def end(self) -> None:
+        """See `Tracker.end`."""
+        self.run.finish()
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)

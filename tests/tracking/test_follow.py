@@ -1,0 +1,158 @@
+"""Trackers get a run's own numbers, live and afterwards, for real and offline; they stop no run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from clbench.cli.options import app
+from clbench.errors import ClbenchError, UnknownName
+from clbench.store import run_folder
+from clbench.tracking.follow import Follower, numbers, scores, send, tracked
+
+
+class Recorded:
+    """A tracker that holds what it gets."""
+
+    def __init__(self, folder: Path = Path()) -> None:
+        self.values: list[tuple[int, dict[str, float]]] = []
+        self.config: dict[str, str] = {}
+        self.ended = 0
+
+    def begin(self, name: str, config: Mapping[str, str]) -> None:
+        self.name, self.config = name, dict(config)
+
+    def log(self, values: Mapping[str, float], at: int) -> None:
+        self.values.append((at, dict(values)))
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+class Broken(Recorded):
+    def log(self, values: Mapping[str, float], at: int) -> None:
+        raise OSError("no space left")
+
+
+def updates(run: Path) -> list[dict[str, Any]]:
+    events = run_folder.read_events(run / "events.jsonl")
+    return [e for e in events if e["event"] == "update"]
+
+
+def test_a_run_on_disk_is_sent_whole(smoke_run: Path) -> None:
+    tracker = Recorded()
+    Follower(tracker, print).replay(smoke_run)
+    losses = [(at, v["step 2/loss"]) for at, v in tracker.values if "step 2/loss" in v]
+    events = updates(smoke_run)
+    first = [e for e in events if e["step"] == 1]
+    assert losses == [(len(first) + k, e["loss"]) for k, e in enumerate(events[len(first) :], 1)]
+    assert tracker.config["profile.name"] == "smoke"
+    assert tracker.ended == 1
+    ends = {k: v for _, values in tracker.values for k, v in values.items() if "dice after" in k}
+    assert ends["dice after step 2/liver"] == scores(smoke_run)[2]["liver"]
+
+
+def test_live_events_give_the_same_numbers(smoke_run: Path) -> None:
+    later, live = Recorded(), Recorded()
+    Follower(later, print).replay(smoke_run)
+    follower = Follower(live, print)
+    for event in run_folder.read_events(smoke_run / "events.jsonl"):
+        follower.watch(event)
+    follower.watch({"event": "finished", "folder": smoke_run})
+    assert live.values == later.values
+    assert live.ended == 1
+
+
+def test_updates_made_once_more_are_sent_to_their_places(smoke_run: Path) -> None:
+    events = updates(smoke_run)
+    tracker = Recorded()
+    follower = Follower(tracker, print)
+    for event in events[:3]:
+        follower.watch(event)
+    follower.watch({"event": "going on", "phase": events[0]["phase"], "updates": 2})
+    follower.watch(events[2])
+    assert [at for at, _ in tracker.values] == [1, 2, 3, 3]
+
+
+def test_a_tracker_that_fails_is_left_and_the_run_goes_on(smoke_run: Path) -> None:
+    said: list[str] = []
+    follower = Follower(Broken(), said.append)
+    for event in updates(smoke_run):
+        follower.watch(event)
+    assert said == ["the tracker Broken failed and is left: no space left"]
+
+
+def test_what_is_no_number_is_not_sent() -> None:
+    assert numbers({"event": "warning", "step": 1}) == {}
+    event = {"event": "update", "step": 1, "loss": float("nan"), "terms": {}, "grad_norm": None}
+    assert numbers(event) == {}
+
+
+def test_unknown_trackers_and_missing_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        pytest.raises(UnknownName, match="there is no tracker called 'tensorbord'"),
+        tracked(["tensorbord"], tmp_path, print),
+    ):
+        pass
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ClbenchError, match="needs a package that is not installed"):
+        send(tmp_path, ["mlflow"], tmp_path)
+
+
+# -------------------------------------------------------------------------------- the real things
+
+
+def test_tensorboard_reads_what_was_sent(smoke_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    words = ["track", str(smoke_run), "--to", "tensorboard", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    (folder,) = (tmp_path / "_trackers" / "tensorboard").glob("*/*/*")
+    read = EventAccumulator(str(folder)).Reload()
+    sent = [(e.step, e.value) for e in read.Scalars("step 1/loss")]
+    first = [e for e in updates(smoke_run) if e["step"] == 1]
+    assert [at for at, _ in sent] == list(range(1, len(first) + 1))
+    assert [v for _, v in sent] == pytest.approx([e["loss"] for e in first])
+
+
+def test_mlflow_reads_what_was_sent_and_goes_on_with_one_run(
+    smoke_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for _ in range(2):
+        send(smoke_run, ["mlflow"], tmp_path)
+    (run,) = mlflow.search_runs(experiment_names=["clbench"], output_format="list")
+    record = run_folder.read_record(smoke_run)
+    assert run.data.tags["clbench.run"].endswith(record["run_id"])
+    assert run.data.params["profile.name"] == "smoke"
+    last = updates(smoke_run)[-1]
+    assert run.data.metrics["step 2/loss"] == pytest.approx(last["loss"])
+
+
+def test_wandb_keeps_what_was_sent_offline(smoke_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    done = subprocess.run(  # a process of its own: wandb writes the rest when that ends
+        [sys.executable, "-m", "clbench", "track", str(smoke_run), "--to", "wandb",
+         "--out", str(tmp_path)],
+        env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "_trackers" / "wandb").glob("wandb/offline-run-*/*.wandb")
+    content = log.read_bytes()
+    assert b"step 2/loss" in content
+    assert json.dumps("smoke").encode() in content
