@@ -364,13 +364,13 @@ def _case_names(labels: Sequence[Path], place: Path) -> list[str]:
     return stems
 
 
-def need_folder(folder: Path) -> None:
-    """Raise unless the folder is there."""
+def need_folder(folder: Path, option: str = "--data") -> None:
+    """Raise unless the folder, which an option names, is there."""
     if not folder.is_dir():
         raise DataError(
             "the data folder does not exist" if not folder.exists() else "this is not a folder",
             where=folder,
-            next_step="check the path given with --data",
+            next_step=f"check the path given with {option}",
         )
 
 

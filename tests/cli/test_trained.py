@@ -12,6 +12,7 @@ from own_cts import write_own_cts
 from typer.testing import CliRunner
 
 from clbench.cli import app
+from clbench.errors import SettingError
 from clbench.store.record import RunRecord
 
 
@@ -87,3 +88,11 @@ def test_every_command_takes_an_extended_run(
     again = RunRecord.read(run_of(said))
     assert again.course.structures == ("spleen", "liver", "spleen_cyst", "big_lesion")
     assert "every old mask is equal to the bit." in said or "voxels of old structures" in said
+
+
+def test_what_weights_know_already_cannot_be_taught_by_an_earlier_step(home: Path) -> None:
+    trained = home / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    with pytest.raises(SettingError, match="has learned liver already") as err:
+        call("extend", trained, "--learn", "liver", "--data", home / "cysts")
+    assert "--step" not in str(err.value)
+    assert "another name" in str(err.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 from clbench.deployment.extension.foreign import learned_by_weights, weights_from_file
 from clbench.deployment.extension.learned import LearnedModel
 from clbench.deployment.extension.monai_bundle import METADATA, weights_from_bundle
-from clbench.deployment.extension.nnunet import is_trained_folder, weights_from_nnunet
+from clbench.deployment.extension.nnunet import trained_folder, weights_from_nnunet
 from clbench.deployment.extension.universal_model import (
     is_universal_model,
     weights_from_universal_model,
@@ -43,7 +43,7 @@ def learned_elsewhere(
     """
     if (path / METADATA).is_file():
         weights = weights_from_bundle(path, structures)
-    elif is_trained_folder(path):
+    elif trained_folder(path) is not None:
         weights = weights_from_nnunet(path, structures)
     elif path.is_file():
         content = read_weights(path)
@@ -53,6 +53,14 @@ def learned_elsewhere(
                 where=path,
                 expected="the folder of the run (it holds run.json)",
                 next_step="name that folder; step 1 lies in _shared beside it and is found there",
+            )
+        if isinstance(content, dict) and "network_weights" in content:
+            raise SettingError(
+                "a checkpoint of nnU-Net without the folder it was trained in",
+                where=path,
+                expected="plans.json and dataset.json two folders above: "
+                "TRAINED/fold_0/checkpoint_final.pth",
+                next_step="copy the whole folder of the trained model, and name that",
             )
         if is_universal_model(content):
             weights = weights_from_universal_model(path, content, structures)

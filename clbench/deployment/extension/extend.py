@@ -201,7 +201,12 @@ def _refuse_known(names: Sequence[str], learned: LearnedModel, where: Path) -> N
             where=f"--learn, {where}",
             expected="structures it does not know",
             got=f"it knows {', '.join(learned.structures)}",
-            next_step="leave it out; to teach a structure anew, extend an earlier step (--step)",
+            next_step="leave it out; to teach a structure anew, "
+            + (
+                "extend an earlier step (--step)"
+                if "run" in learned.origin
+                else "give it another name, in --learn and in the labels of the data"
+            ),
         )
 
 
@@ -209,6 +214,15 @@ def _old_data(settings: ExtendSettings, learned: LearnedModel, own: OwnData) -> 
     """Annotated cases of the structures the model knows, if there are any."""
     if settings.old_data is None:
         return None
+    if settings.old_data.expanduser().resolve() == settings.data.expanduser().resolve():
+        raise SettingError(
+            "the new data is named as old data too",
+            where="--old-data",
+            expected="the folder of other cases, which the new step does not learn from",
+            got=settings.old_data,
+            next_step="leave it out: test cases of --data that annotate old structures are scored "
+            "before and after without it",
+        )
     return read_old_data(
         settings.old_data.expanduser(),
         known=learned.structures,

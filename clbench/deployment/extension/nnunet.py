@@ -17,7 +17,7 @@ predict_from_raw_data.py; dynamic_network_architectures, unet.py.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,28 +49,39 @@ FIXED: Mapping[str, tuple[object, ...]] = {
 """Parts of an architecture that `nnunet` has one way → how the plans may say so; or not at all."""
 NEEDED = ("norm_op", "nonlin")
 """Of these, what must be said: without it a network has none."""
+OTHERS = "; to take another one, name its folder"
+"""End of the note that says which fold is taken."""
 REORIENTED = "NibabelIOWithReorient"
 """The one reader of nnU-Net that turns images to RAS."""
 
 
-def is_trained_folder(folder: Path) -> bool:
-    """Whether a folder is one that nnU-Net v2 trained."""
-    return (folder / PLANS).is_file() and (folder / DATASET).is_file()
-
-
-def weights_from_nnunet(folder: Path, structures: Sequence[str] = ()) -> ForeignWeights:
-    """The weights of the first fold of a trained folder.
+def trained_folder(path: Path) -> Path | None:
+    """The folder that nnU-Net v2 trained and that a path names, itself or one of its folds.
 
     Args:
-        folder: `nnUNetTrainer__nnUNetPlans__3d_fullres`, say.
+        path: the folder, `fold_0` in it, or a checkpoint in that.
+    """
+    fold = path.absolute().parent if path.is_file() else path.absolute()
+    places = (path, *([fold.parent] if fold.name.startswith("fold_") else []))
+    whole = (p for p in places if (p / PLANS).is_file() and (p / DATASET).is_file())
+    return next(whole, None)
+
+
+def weights_from_nnunet(chosen: Path, structures: Sequence[str] = ()) -> ForeignWeights:
+    """The weights of one fold of a trained folder.
+
+    Args:
+        chosen: `nnUNetTrainer__nnUNetPlans__3d_fullres`, say: its first fold is taken; or one of
+            its folds, or a checkpoint of one.
         structures: names of the output channels; none: those of its `dataset.json`.
 
     Raises:
         SettingError: another network or normalization, several channels, regions, a cascade, or no
             fold.
     """
+    folder = trained_folder(chosen) or chosen
     plans, dataset = read_settings(folder / PLANS), read_settings(folder / DATASET)
-    path, folds = _checkpoint(folder)
+    path, folds = _checkpoint(chosen, [chosen] if chosen != folder else folder.glob("fold_*"))
     content = read_weights(path)
     tensors = content.get("network_weights") if isinstance(content, dict) else None
     if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
@@ -104,7 +115,7 @@ def weights_from_nnunet(folder: Path, structures: Sequence[str] = ()) -> Foreign
             "patch_vox": tuple(map(int, patch)),
         },
         notes=(
-            *([f"of {folds} folds {path.parent.name} is taken, {name}"] if folds > 1 else []),
+            *([f"of {folds} folds {path.parent.name} is taken, {name}" + OTHERS] * (folds > 1)),
             *_orientation(plans, content, axes),
         ),
     )
@@ -113,19 +124,21 @@ def weights_from_nnunet(folder: Path, structures: Sequence[str] = ()) -> Foreign
 # ---------------------------------------------------------------------------------- the settings
 
 
-def _checkpoint(folder: Path) -> tuple[Path, int]:
-    """Weights of the first fold that has some, and how many folds have."""
+def _checkpoint(chosen: Path, folds: Iterable[Path]) -> tuple[Path, int]:
+    """The chosen file, or weights of the first fold that has some; and how many folds have."""
+    if chosen.is_file():
+        return chosen, 1
     checkpoints = [
         path
-        for fold in sorted(folder.glob("fold_*"))
+        for fold in sorted(folds)
         if (path := next((fold / n for n in CHECKPOINTS if (fold / n).is_file()), None)) is not None
     ]
     if not checkpoints:
         raise SettingError(
-            "the trained folder holds no fold",
-            where=folder,
+            "the trained folder holds no weights of a fold",
+            where=chosen,
             expected=f"fold_0/{CHECKPOINTS[0]}",
-            got=", ".join(sorted(p.name for p in folder.iterdir())[:8]),
+            got=", ".join(sorted(p.name for p in chosen.iterdir())[:8]) or "an empty folder",
             next_step="copy the whole folder of the trained model",
         )
     return checkpoints[0], len(checkpoints)

@@ -188,7 +188,7 @@ def read_old_data(
         DataError: no cases, labels without meaning, or none of the structures.
         SettingError, SpecError: a wrong name or expression.
     """
-    layout, files = _cases(folder, None)
+    layout, files = _cases(folder, None, "--old-data")
     source, notes = _source(folder, files, (), name, layout, None, patient)
     annotated = tuple(n for n in known if n in source.structures)
     if not annotated:
@@ -203,9 +203,11 @@ def read_old_data(
     return OldData(folder=folder, source=source, cases=cases, annotated=annotated, notes=notes)
 
 
-def _cases(folder: Path, layout: str | None) -> tuple[str, dict[str, CaseFiles]]:
-    """Layout and annotated cases of a folder."""
-    need_folder(folder)
+def _cases(
+    folder: Path, layout: str | None, option: str = "--data"
+) -> tuple[str, dict[str, CaseFiles]]:
+    """Layout and annotated cases of a folder that an option names."""
+    need_folder(folder, option)
     if layout is None:
         layout = next(iter(recognised(folder)), None)
     if layout is None:

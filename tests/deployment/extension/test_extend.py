@@ -194,6 +194,7 @@ def bad(learn: str = "spleen_cyst", **more: object) -> dict[str, object]:
         (bad(model=Path("nowhere")), StoreError, "nothing that can be extended"),
         (bad(step=7), SettingError, "does not have this step"),
         (bad(data=Path("nowhere")), DataError, "does not exist"),
+        (bad(old_data=Path("nowhere")), DataError, "given with --old-data"),
         (bad(layout="lits"), DataError, "no case of the layout"),
         (bad(patient="(a"), ClbenchError, "no regular expression"),
         (bad(overrides=("backbone.size=32",)), SettingError, "its weights do not fit"),
@@ -205,6 +206,12 @@ def test_bad_input_is_refused_before_anything_is_written(
     with pytest.raises(kind, match=says):
         extend(settings(**more, out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_new_data_is_no_old_data(settings: Make, own: Path, tmp_path: Path) -> None:
+    """Cases of one folder on both sides would test on what was learned."""
+    with pytest.raises(SettingError, match="named as old data too"):
+        extend(settings(old_data=own / ".." / own.name, out=tmp_path / "out"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,22 @@ def test_of_several_folds_the_first_is_taken_and_said(tmp_path: Path) -> None:
     assert weights_from_nnunet(folder).path.parent.name == "fold_3"
 
 
+def test_a_fold_or_its_checkpoint_chooses_the_fold(tmp_path: Path) -> None:
+    folder = write_trained(tmp_path, "plain", plans_of("plain"))
+    shutil.copytree(folder / "fold_0", folder / "fold_4")
+    final = folder / "fold_4" / "checkpoint_final.pth"
+    (note,) = weights_from_nnunet(folder).notes
+    assert note.startswith("of 2 folds fold_0 is taken, 3d_fullres")
+    shutil.copyfile(final, best := final.with_name("checkpoint_best.pth"))
+    for chosen, path in ((final.parent, final), (final, final), (best, best)):
+        weights = weights_from_nnunet(chosen)
+        assert (weights.path, weights.notes) == (path, ())
+        assert read(chosen, ()).structures == ("spleen", "liver")
+    shutil.copyfile(final, alone := tmp_path / "checkpoint_final.pth")
+    with pytest.raises(SettingError, match="without the folder it was trained in"):
+        read(alone, ("spleen", "liver"))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -205,5 +222,5 @@ def test_regions_missing_folds_and_missing_files_are_named(tmp_path: Path) -> No
     with pytest.raises(SettingError, match="no weights of nnU-Net"):
         weights_from_nnunet(folder)
     (folder / "fold_0" / "checkpoint_final.pth").unlink()
-    with pytest.raises(SettingError, match="holds no fold"):
+    with pytest.raises(SettingError, match="holds no weights of a fold"):
         weights_from_nnunet(folder)
