@@ -363,6 +363,13 @@ def patients_of(tables: Sequence[Table]) -> dict[str, int]:
 
     Raises:
         DataError: data sets with different patients.
+
+    Example:
+        >>> import numpy as np
+        >>> from clbench.statistics.max_t import patients_of
+        >>> first = {"btcv": np.zeros((3, 2))}
+        >>> patients_of([first, {**first, "lits": np.zeros((5, 1))}])
+        {'btcv': 3, 'lits': 5}
     """
     sizes: dict[str, int] = {}
     for table in tables:
