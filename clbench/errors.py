@@ -119,7 +119,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
 
 _LISTED = dict.fromkeys(
     ("benchmark", "strategy", "backbone", "encoding", "profile"), "see `clbench list`"
-)
+) | {"finished run of a strategy": "name one of these as the reference, with --ref"}
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], where: object = None) -> UnknownName:

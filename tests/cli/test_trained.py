@@ -12,7 +12,7 @@ from own_cts import write_own_cts
 from typer.testing import CliRunner
 
 from clbench.cli import app
-from clbench.errors import SettingError
+from clbench.errors import SettingError, UnknownName
 from clbench.store.record import RunRecord
 
 
@@ -57,10 +57,13 @@ def test_every_command_takes_an_extended_run(
 
     assert "no difference found" in call("verify", run)
     bench = record.identity.bench
-    summary = call("table", "summary", "--bench", bench)
+    summary = call("table", "summary", "--bench", bench, "--ref", record.strategy)
     assert "(2 old, 1 cysts)" in summary
     assert "(spleen, seed 0)" in summary
     assert "head or body" in call("explain", run)
+    with pytest.raises(UnknownName, match=f"one of: {record.strategy}\n.*\n.*with --ref"):
+        call("table", "lost_dice", "--bench", bench)
+    assert "spleen" in call("table", "lost_dice", "--bench", bench, "--ref", record.strategy)
     call("report", "--bench", bench, "--ref", record.strategy)
     page = (home / "report" / "index.html").read_text(encoding="utf-8")
     assert "where the lost Dice went" in page
