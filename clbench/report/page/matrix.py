@@ -309,14 +309,14 @@ def _summary(a: Analysis, rows: Sequence[Row]) -> Iterable[str]:
                 f"After the last step the best strategies are not told apart: {', '.join(best)} "
                 f"({ties.m} pairs tested together)."
             )
-    words = Counter(r.cells["final"].word for r in rows if not r.reference)
-    if words:
+    verdicts = Counter(r.cells["final"].word for r in rows if not r.reference)
+    if verdicts:
         sides = {"worse": "worse", "equivalent": "equivalent", "better": "better",
                  "undecided": "undecided", "not testable": "not testable", "shared": "the same",
                  HOLE: "without a number"}  # fmt: skip
-        counts = ", ".join(f"{words[w]} {text}" for w, text in sides.items() if words[w])
-        of = "strategy" if words.total() == 1 else "strategies"
-        yield f"Against {reference}, of {words.total()} other {of} after the last step: {counts}."
+        counts = ", ".join(f"{verdicts[w]} {text}" for w, text in sides.items() if verdicts[w])
+        of = f"{verdicts.total()} other strateg{'y' if verdicts.total() == 1 else 'ies'}"
+        yield f"Against {reference}, of {of} after the last step: {counts}."
     if a.own:
         named: dict[str, list[str]] = {}
         for row in rows:
