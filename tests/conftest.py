@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import random
 import socket
@@ -21,6 +22,9 @@ from clbench.nets import backbones
 LayOut = Callable[..., Path]
 
 
+# Millions of objects of imported libraries are alive, and each look for cycles walks over them: at
+# Python's own thresholds that is an eighth of the suite's time.
+gc.set_threshold(100_000, 50, 100)
 # the same examples on every machine, and no wall-clock limit for one of them
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,15 @@ from clbench.run.plan import RunSettings
 
 
 @pytest.fixture(scope="module")
-def settings(smoke_run: Path, cache_root: Path) -> RunSettings:
+def settings(
+    smoke_run: Path, cache_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> RunSettings:
     """Those of the finished run."""
+    out = tmp_path_factory.mktemp("one")  # other tests may make runs beside the shared one
+    shutil.copytree(smoke_run, out / smoke_run.relative_to(smoke_run.parents[2]))
     return RunSettings(
-        bench="tumor_ext", strategy="universal", profile="smoke", out=smoke_run.parents[2],
-        cache=cache_root,
-    )  # fmt: skip
+        bench="tumor_ext", strategy="universal", profile="smoke", out=out, cache=cache_root
+    )
 
 
 @pytest.fixture(scope="module")

@@ -317,7 +317,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, cache_root: Path) -> dict[str
         bench="tumor_ext", strategy="", profile="smoke", out=out, cache=cache_root,
         overrides=("train.epochs=1", "backbone.size=8", "phantom.train=2"),
     )  # fmt: skip
-    return {name: run_course(replace(base, strategy=name)) for name in METHODS}
+    return {name: run_course(replace(base, strategy=name)) for name in ("mib", "lwf_ct", "plop")}
 
 
 def test_courses_end_scored_and_share_their_first_step(runs: dict[str, Path]) -> None:

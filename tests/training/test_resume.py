@@ -20,7 +20,7 @@ import pytest
 import torch
 import torture
 from locations import TESTS
-from torture import OURS, PRUNED, made
+from torture import PRUNED, made
 
 from clbench import signals
 from clbench.errors import StoreError, TrainingError
@@ -124,8 +124,25 @@ def assert_equal(a: Path, b: Path, last_a: list[Any], last_b: list[Any]) -> None
     assert not [p.name for p in b.iterdir() if p.name in ("resume", "pseudo", "exam")]
 
 
-@pytest.mark.parametrize("name", [*OURS, PRUNED])
-def test_every_strategy_goes_on_to_the_bit(name: str, course: Course) -> None:
+STATES = {
+    "finetune": "optimizer and nothing else",
+    "universal": "pseudo labels as maps",
+    "plop": "a teacher, and thresholds in memory",
+    "ewc": "importances in memory",
+    "agem": "stored cases; steps alone can be resumed",
+    "derpp": "stored cases with their logits",
+    "decoder_growth": "growth in phases",
+    PRUNED: "phases judged by validation",
+    "lora": "an expert per step",
+    "independent": "a network per step",
+}
+"""One strategy for each kind of what is held between two updates. That every strategy goes on from
+the middle of a step to the same numbers is a rule of `clbench check strategy`, which
+tests/testing/test_strategy_check.py holds against each."""
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_every_kind_of_state_goes_on_to_the_bit(name: str, course: Course) -> None:
     whole, last = course.whole(name)
     # a signal in step 2; it goes on with two loader workers, and is killed in step 3; and again
     # without workers

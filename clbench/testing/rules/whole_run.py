@@ -7,6 +7,7 @@ while it goes on is heard through Python's audit events.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -31,8 +32,9 @@ MIN_COPIED_VALUES = 32
 """So many voxel values of a training crop found in memory are no coincidence."""
 
 
-STOPPED_STEP = 3
-"""The run is broken off before the first update of this step is finished."""
+STOPPED_AT = (3, 2)
+"""Step and update, both from 1, before whose end the run is broken off; the updates before it are
+saved."""
 
 
 class RecordedRun:
@@ -42,26 +44,30 @@ class RecordedRun:
         self.plan: Plan = harness.plan_run("run")
         self.file_access = FileAccessMonitor(self.plan.catalog)
         self.updates: list[tuple[Any, ...]] = []
+        self.plan.settings = dataclasses.replace(self.plan.settings, checkpoint_s=0)
         try:
             try:
-                self._run(stop_in_step=STOPPED_STEP)
+                self._run(stop_at=STOPPED_AT)
             except _Stop:
+                if harness.strategy.declaration.resumes == "step":  # which begins anew
+                    self.updates = [u for u in self.updates if u[0] != STOPPED_AT[0]]
                 self.plan = harness.plan_run("run")
                 self.file_access.catalog = self.plan.catalog
-                self._run(stop_in_step=None)
+                self._run(stop_at=None)
         except TrainingError:
             if not self.file_access.unrecorded_reads:
                 raise
             # stopped at a file read past the catalog; a rule says what sort of file it was
 
-    def _run(self, *, stop_in_step: int | None) -> None:
+    def _run(self, *, stop_at: tuple[int, int] | None) -> None:
         with seeded(1), listening_to_opens(self.file_access):
-            run_plan(self.plan, lambda event: self._watch(event, stop_in_step))
+            run_plan(self.plan, lambda event: self._watch(event, stop_at))
 
-    def _watch(self, event: Mapping[str, Any], stop: int | None) -> None:
+    def _watch(self, event: Mapping[str, Any], stop_at: tuple[int, int] | None) -> None:
         if event["event"] != "update":
             return
-        if event["step"] == stop:
+        of_step = sum(update[0] == event["step"] for update in self.updates)
+        if (event["step"], of_step + 1) == stop_at:
             raise _Stop
         self.updates.append(_losses(event))
 
