@@ -438,7 +438,7 @@ def test_killed_a_few_times_nothing_is_lost(tmp_path: Path, cache_root: Path) ->
     out = tmp_path / "found.csv"
     done = subprocess.run(
         [
-            sys.executable, TESTS / "torture.py", "--minutes=60", "--kills=3",
+            sys.executable, TESTS / "torture.py", "--minutes=60", "--kills=2",
             "--each=0", f"--strategies={PRUNED}", f"--cache={cache_root}", f"--out={out}",
         ],
         capture_output=True,
@@ -448,7 +448,7 @@ def test_killed_a_few_times_nothing_is_lost(tmp_path: Path, cache_root: Path) ->
     assert done.returncode == 0, done.stdout + done.stderr
     with out.open(newline="") as file:
         found = {(r["of"], r["name"]): r["value"] for r in csv.DictReader(file)}
-    assert int(found["all", "killed"]) >= 3
+    assert int(found["all", "killed"]) >= 2
     assert found["all", "different"] == found["all", "half_written"] == "0"
 
 
