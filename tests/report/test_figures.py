@@ -218,7 +218,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     methods = {
         name: Method(kept=-0.8 if "finetune" in name else -0.05 * rng.random(), seeds=(0,),
                      new=0.2 * rng.random())
-        for name in MANY
+        for name in MANY[::2] + MANY[1:12:2]
     }  # fmt: skip
     for folder in make_runs(results, methods, patients={"btcv": 7, "lits": 7}):
         (folder / "cost.csv").write_text("step,forward_macs,parameters\n1,1e9,2e6\n2,2e9,2e6\n")
