@@ -29,9 +29,9 @@ demo: $(STAMP)
 	$(BIN)/clbench run --bench tumor_ext --strategy universal
 
 # two processes of one thread each: most tests are too small to share out among threads; by file,
-# so that no fixture of a module is made twice; in the order of tests/conftest.py, heavy ones first
+# so that no fixture of a module is made twice
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -178,23 +178,3 @@ def lay_out() -> LayOut:
         return image_path
 
     return made
-
-
-HEAVY = (
-    "testing/test_strategy_check.py", "training/test_resume.py", "strategies/test_plugin.py",
-    "test_package.py", "report/test_study.py", "run/test_course.py", "cli/test_trained.py",
-    "data/test_real_ct.py", "evaluation/test_scoring.py", "avalanche/test_scenario_streams.py",
-    "avalanche/test_lazy_import.py", "grid/test_slurm.py", "grid/test_forecast.py",
-    "nets/test_backbones.py", "deployment/extension/test_foreign.py", "run/test_courses.py",
-    "deployment/extension/test_extend.py", "report/test_readme.py", "evaluation/cost/test_cost.py",
-    "strategies/test_decoder_growth.py", "diagnosis/test_figures.py", "data/test_hostile_files.py",
-)  # fmt: skip
-"""Files that take longest, as of the last look: they come first, so that no process works alone at
-the end. Order is all that hangs on this list."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Heavy files first, the others as they were."""
-    tests = Path(__file__).parent
-    place = {tests / name: i for i, name in enumerate(HEAVY)}
-    items.sort(key=lambda item: place.get(item.path, len(place)))
