@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from clbench.errors import ClbenchError, SettingError, StoreError
-from clbench.report.page.matrix import Cell
+from clbench.report.page.matrix import HEADS, Cell, ranks_text
 from clbench.report.past_images import past_card
 from clbench.report.scores import Run, Scores, StrategyScores, read_frame, scores_of, title_of
 from clbench.report.significance.endpoints import ENDPOINTS, FINAL, Which, hole, table
@@ -30,8 +30,6 @@ from clbench.types import Floats
 
 RECOMPUTED, AS_SUBMITTED = "recomputed", "as submitted"
 """Whether the scores were computed again from stored predictions and the data."""
-HEADS: Mapping[Which, str] = {"final": "final", "kept": "kept", "new": "learned"}
-"""Endpoint → header."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +82,7 @@ class Entry:
     @property
     def ranks_text(self) -> str:
         """`1–4`."""
-        return EMPTY if self.ranks is None else "–".join(map(str, dict.fromkeys(self.ranks)))
+        return ranks_text(self.ranks)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clbench.report.scores import Run, read_frame, scores_of
 from clbench.spec import registry
 from clbench.store import run_folder
 from clbench.store.record import RunRecord
@@ -35,7 +36,7 @@ class Follower:
         self.began: dict[str, int] = {}
         self.step = 0
         self.broken = False
-        self.logs: tuple[Path, Path] | None = None
+        self.open = False
 
     def watch(self, event: Mapping[str, Any]) -> None:
         """Take one event of a run; never changes the run."""
@@ -64,7 +65,7 @@ class Follower:
 
     def close(self) -> None:
         """The run was stopped or has failed."""
-        if self.logs is not None:
+        if self.open:
             self.watch({"event": "stopped"})
 
     def _take(self, event: Mapping[str, Any]) -> None:
@@ -87,14 +88,14 @@ class Follower:
         name = f"{plan.benchmark.name}/{plan.strategy_name}/{plan.identity.run_id}"
         groups = {"strategy": plan.identity.strategy, "profile": plan.identity.profile}
         self.tracker.begin(name, _flat({**groups, "seed": plan.settings.seed}))
-        self.logs = (plan.shared / "events.jsonl", plan.folder / "events.jsonl")
-        own = self.logs[1]
+        self.open = True
+        own = plan.folder / "events.jsonl"
         if plan.settings.fresh:
             return
         if own.is_file():  # it goes on: what was sent before is sent again, at the same places
             self._read(own)
-        elif self.logs[0].is_file() and not (plan.shared / "step1.pt").is_file():
-            self._read(self.logs[0])
+        elif not (plan.shared / "step1.pt").is_file():
+            self._read(plan.shared / "events.jsonl")
 
     def _read(self, log: Path) -> None:
         if log.is_file():
@@ -118,7 +119,7 @@ class Follower:
 
     def _end(self) -> None:
         self.tracker.end()
-        self.logs = None
+        self.open = False
 
 
 def numbers(event: Mapping[str, Any]) -> dict[str, float]:
@@ -132,26 +133,23 @@ def numbers(event: Mapping[str, Any]) -> dict[str, float]:
         >>> numbers({"event": "update", "step": 2, "loss": 0.5, "terms": {"dice": 0.4}, "lr": 0.1})
         {'step 2/loss': 0.5, 'step 2/loss dice': 0.4, 'step 2/lr': 0.1}
     """
-    kind = event.get("event")
-    if kind not in ("update", "validation"):
-        return {}
-    names = ("loss", "lr", "grad_norm") if kind == "update" else ("dice",)
-    pairs: Iterator[tuple[str, Any]] = iter(
-        [
-            *((f"loss {term}", value) for term, value in (event.get("terms") or {}).items()),
-            *((name if kind == "update" else f"validation {name}", event.get(name))
-              for name in names),
-        ]
-    )  # fmt: skip
+    match event.get("event"):
+        case "update":
+            terms = {f"loss {term}": value for term, value in (event.get("terms") or {}).items()}
+            named = {name: event.get(name) for name in ("loss", "lr", "grad_norm")} | terms
+        case "validation":
+            named = {"validation dice": event.get("dice")}
+        case _:
+            return {}
     return {
         f"step {event['step']}/{name}": float(value)
-        for name, value in sorted(pairs, key=lambda pair: pair[0])
+        for name, value in sorted(named.items())
         if isinstance(value, int | float) and math.isfinite(value)
     }
 
 
 def scores(folder: Path) -> dict[int, dict[str, float]]:
-    """Step → structure → mean Dice (strict) over the test cases of the source that taught it.
+    """Step → structure → Dice, as the tables have it: strict, on the source that taught it.
 
     Args:
         folder: of a run with `scores.csv`.
@@ -159,16 +157,12 @@ def scores(folder: Path) -> dict[int, dict[str, float]]:
     Raises:
         StoreError: the scores cannot be read.
     """
-    record = RunRecord.read(folder)
-    home = {name: step.source for step in record.course.steps for name in step.learns}
-    values: dict[tuple[int, str], list[float]] = {}
-    for row in run_folder.read_scores(folder / "scores.csv"):
-        of_home = row.eval_set == home[row.structure]
-        if row.metric == "dice" and row.scoring == "strict" and of_home and row.value == row.value:
-            values.setdefault((row.step, row.structure), []).append(row.value)
+    run = Run.read(folder)
+    (matrix,) = scores_of(read_frame([run]), [run], scoring="strict").reference.r
     means: dict[int, dict[str, float]] = {}
-    for (step, name), own in values.items():
-        means.setdefault(step, {})[name] = sum(own) / len(own)
+    for (step, name), value in matrix.items():
+        if math.isfinite(value):
+            means.setdefault(step, {})[name] = value
     return means
 
 

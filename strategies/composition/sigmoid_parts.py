@@ -68,7 +68,7 @@ class SigmoidTerms:
 
     def ties(self, batch: Batch, new: Output, old: Output) -> dict[str, Tensor]:
         """Terms that tie the new model to the old one."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must say what ties new to old")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,7 +151,8 @@ def page(study: Analysis, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("plane", "forgetting")
     ]
     out = tmp_path_factory.mktemp("report")
-    return write_report(study, out, command="clbench report", pictures=pictures)[0]
+    matrix = matrix_of(study)
+    return write_report(study, out, matrix=matrix, command="clbench report", pictures=pictures)[0]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

@@ -17,7 +17,7 @@ from clbench.evaluation.metrics import continual
 from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import HOLE, Comparison, Tested
-from clbench.report.significance.endpoints import ENDPOINTS, Endpoint, table
+from clbench.report.significance.endpoints import ENDPOINTS, Endpoint, Which, table
 from clbench.report.study import Protocol
 from clbench.report.tables.costs import read_costs
 from clbench.report.tables.render import EMPTY, Table, long_table, number
@@ -31,7 +31,7 @@ SYMBOLS: Mapping[str, str] = {
 """One sign per word, so that no meaning hangs on a color."""
 OWN = "own forgetting"
 COST = "training, min"
-HEADS = {"final": "final", "kept": "kept", "new": "learned"}
+HEADS: Mapping[Which, str] = {"final": "final", "kept": "kept", "new": "learned"}
 """Endpoint → header."""
 _MIRRORED = {"better": "worse", "worse": "better"}
 
@@ -115,9 +115,7 @@ class Row:
     @property
     def ranks_text(self) -> str:
         """`1–4`."""
-        if self.ranks is None:
-            return EMPTY
-        return "–".join(map(str, dict.fromkeys(self.ranks)))
+        return ranks_text(self.ranks)
 
     @property
     def cost_text(self) -> str:
@@ -183,6 +181,11 @@ class Matrix:
             "high low_open high_open verdict scope why",
             lines,
         )
+
+
+def ranks_text(ranks: tuple[int, int] | None) -> str:
+    """Ranks that the tests leave open: `1–4`, `3`; the dash where there are none."""
+    return EMPTY if ranks is None else "–".join(map(str, dict.fromkeys(ranks)))
 
 
 def matrix_of(a: Analysis) -> Matrix:

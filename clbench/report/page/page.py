@@ -97,15 +97,16 @@ def make_report(study: Analysis, out: Path) -> Report:
     }
     typed = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = shlex.join(["clbench", "report", *typed])
+    matrix = matrix_of(study)
     files = write_report(
         study,
         out,
+        matrix=matrix,
         command=command,
         extra=extra,
         pictures=[*pictures, *explained],
         absent=[*absent, *undrawn, *unexplained],
     )
-    matrix = matrix_of(study)
     lines = (render(matrix.table(), "terminal"), "", *matrix.summary, f"Report: {files[0]}")
     return Report(files=tuple(files), lines=lines)
 
@@ -114,6 +115,7 @@ def write_report(
     a: Analysis,
     out: Path,
     *,
+    matrix: Matrix,
     command: str,
     extra: Mapping[str, Table] | None = None,
     pictures: Sequence[Mapping[str, str]] = (),
@@ -124,6 +126,7 @@ def write_report(
     Args:
         a: the analysis.
         out: folder to write to; files of the same names are replaced.
+        matrix: what it answers with.
         command: how it was called.
         extra: further tables for the page: file stem → table.
         pictures: figures for the page, in order, see `figures_of`.
@@ -136,7 +139,6 @@ def write_report(
         StoreError: the folder cannot be written.
     """
     store_files.make_folder(out)
-    matrix = matrix_of(a)
     tables = {
         "matrix": matrix.table(),
         **all_tables(a),
