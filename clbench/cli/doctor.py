@@ -205,7 +205,7 @@ def _data(bench: str, data: str | None, splits: Sequence[str]) -> _Said:
     if data is None:
         yield "ok", f"{bench}: no --data given; the embedded phantom would be used, not patients"
         return
-    used = dict.fromkeys(step.source for step in course.steps)
+    used = dict.fromkeys(step.source for step in course.with_cases)
     files, folders = {}, {}
     for name, folder in resolve_data(data, [course.source(n) for n in used]).items():
         try:
@@ -216,7 +216,7 @@ def _data(bench: str, data: str | None, splits: Sequence[str]) -> _Said:
         folders[name] = folder
         layout = course.source(name).layout
         yield "ok", f"{name} at {folder}: {len(files[name])} case(s) in the layout {layout!r}"
-    asked = zip(course.steps, named, strict=True)
+    asked = zip(course.with_cases, named, strict=True)
     steps = [(step, split or step.split) for step, split in asked if step.source in files]
     settled, problems = settle(steps, course, files, folders, holds=None)
     problems += course_problems(settled, course, files, patients=True)

@@ -156,6 +156,12 @@ class Progress:
             else f"{step.name}: {len(split.train)} train, {len(split.test)} test ({step.source})"
             for step, split in splits
         )
+        steps += "".join(
+            f"; {external.name}: {len(split.test)} test"
+            for external, split in zip(
+                plan.benchmark.external_tests, plan.catalog.external_splits, strict=True
+            )
+        )
         self._print(
             f"{plan.benchmark.name} v{plan.benchmark.version}, {plan.strategy_name}, "
             f"profile {plan.profile.name}, seed {plan.settings.seed}, {plan.device}\n"

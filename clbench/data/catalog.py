@@ -20,6 +20,7 @@ from clbench import signals
 from clbench.data.cache import VolumeCache
 from clbench.data.checks.case_notes import NOT_HU, CaseNote, source_problems
 from clbench.data.checks.course_splits import (
+    Course,
     Files,
     cases_of,
     chosen,
@@ -33,7 +34,7 @@ from clbench.data.layouts import find_cases, find_layout, passed_over_lines, res
 from clbench.data.phantom.generate import fingerprint, make_phantom
 from clbench.data.volume import Volume
 from clbench.errors import ClbenchError, SettingError, TrainingError
-from clbench.spec.benchmark import Benchmark, Preprocessing, Source, Step
+from clbench.spec.benchmark import Benchmark, Preprocessing, Source
 from clbench.spec.settings import PhantomSettings
 from clbench.spec.splits import Split
 
@@ -76,6 +77,8 @@ class Catalog:
     preprocessing: Preprocessing
     splits: tuple[Split, ...]
     """One per step."""
+    external_splits: tuple[Split, ...] = ()
+    """One per external test set, test cases alone."""
     files: Files
     """Where every case lies."""
     patients: bool
@@ -106,14 +109,17 @@ class Catalog:
             *({"step": 0, "kind": note.kind, "message": note.message} for note in self.notes),
         ]
 
-    def source(self, step: int) -> Source:
-        """The source of a 1-based step, as the course reads it."""
-        return self.benchmark.reads(self.benchmark.steps[step - 1].source)
+    def source(self, place: int) -> Source:
+        """The source of a 1-based step, as the course reads it.
+
+        Numbers after that of the last step stand for the external test sets, in order.
+        """
+        return self.benchmark.reads(self.benchmark.with_cases[place - 1].source)
 
     @property
     def test_cases(self) -> set[tuple[str, str]]:
-        """(source, case) of every test case of the course."""
-        return {(self.source(i).name, c) for i, s in enumerate(self.splits, 1) for c in s.test}
+        """(source, case) of every test case of the course, external ones included."""
+        return {(source, case) for _, source, case in exam_cases(self)}
 
     def open(self, step: int, case: str, purpose: Purpose) -> Volume:
         """A case of the source of `step`, entered in the ledger.
@@ -122,7 +128,8 @@ class Catalog:
         `trace`: validation cases looked at during a step), all it has.
 
         Args:
-            step: 1-based step whose source holds the case.
+            step: 1-based step whose source holds the case; for test cases also the number of an
+                external test set, see `source`.
             case: case id within that source.
             purpose: what it is opened for; decides whether it may be, and what is annotated.
                 `diagnosis`: a training case of `step` looked at after the run, for no training.
@@ -218,14 +225,14 @@ def build_catalog(
         find_layout(source.layout, f"source {source.name!r}")
     cache = VolumeCache(cache_root / "volumes")
     named = chosen(benchmark, splits or {})
-    steps = benchmark.steps
+    steps = benchmark.with_cases
     if data is None:
         _refuse_drawn(named)
         asked = [
             (step, split or phantom_split(step, number, phantom))
             for number, (step, split) in enumerate(zip(steps, named, strict=True), 1)
         ]
-        cases, needed = cases_of(asked), benchmark.structures(len(steps))
+        cases, needed = cases_of(asked), benchmark.structures(len(benchmark.steps))
         folders = make_phantom(
             cache_root / "phantom", benchmark.sources, cases, phantom, needed=needed
         )
@@ -259,7 +266,8 @@ def build_catalog(
     return Catalog(
         benchmark=benchmark,
         preprocessing=preprocessing,
-        splits=tuple(split for _, split in course),
+        splits=tuple(split for _, split in course[: len(benchmark.steps)]),
+        external_splits=tuple(split for _, split in course[len(benchmark.steps) :]),
         files=files,
         patients=data is not None,
         fingerprint=mark,
@@ -280,7 +288,7 @@ def _refuse_drawn(splits: Sequence[Split | None]) -> None:
 
 
 def _data_fingerprint(
-    course: Sequence[tuple[Step, Split]], benchmark: Benchmark, files: Files, cache: VolumeCache
+    course: Course, benchmark: Benchmark, files: Files, cache: VolumeCache
 ) -> str:
     """A mark of the content of every file of the splits.
 
@@ -298,13 +306,13 @@ def _data_fingerprint(
 
     _raise_first(content_problems(course, image_hash))
     listing = json.dumps(sorted([*key, value] for key, value in hashes.items()))
-    if any(benchmark.reads(step.source).sides for step in benchmark.steps):
+    if any(benchmark.reads(step.source).sides for step in benchmark.with_cases):
         listing += SIDES_RULE
     return "data-" + hashlib.sha256(listing.encode()).hexdigest()[:16]
 
 
 def _notes(
-    course: Sequence[tuple[Step, Split]], benchmark: Benchmark, files: Files, cache: VolumeCache
+    course: Course, benchmark: Benchmark, files: Files, cache: VolumeCache
 ) -> list[CaseNote]:
     """What is odd about the cases of the splits, each looked at once."""
     notes = []
@@ -321,9 +329,12 @@ def _raise_first(problems: Sequence[ClbenchError]) -> None:
 
 
 def exam_cases(catalog: Catalog) -> Iterator[tuple[int, str, str]]:
-    """(step whose split names it, source, case) of every test case, each once."""
+    """(step whose split names it, source, case) of every test case, each once.
+
+    External test sets come last, numbered after the steps (`Catalog.source`).
+    """
     seen = set()
-    for number, split in enumerate(catalog.splits, 1):
+    for number, split in enumerate((*catalog.splits, *catalog.external_splits), 1):
         source = catalog.source(number).name
         for case in split.test:
             if (source, case) not in seen:

@@ -178,7 +178,7 @@ def check_course(
     """
     asked = [
         (step, split or step.split)
-        for step, split in zip(benchmark.steps, chosen(benchmark, splits or {}), strict=True)
+        for step, split in zip(benchmark.with_cases, chosen(benchmark, splits or {}), strict=True)
     ]
     course, problems = settle(
         [(step, split) for step, split in asked if step.source in report.files],

@@ -232,6 +232,7 @@ def plan_without_data(record: RunRecord, folder: Path, *, device: str = "auto") 
         benchmark=benchmark,
         preprocessing=profile.preprocessing(benchmark.preprocessing),
         splits=tuple(recorded_split(raw) for raw in record.identity.splits),
+        external_splits=tuple(recorded_split(raw) for raw in record.identity.external_tests),
         files={},
         patients=record.patients,
         fingerprint=record.data_fingerprint,

@@ -107,11 +107,8 @@ def forecast(settings: RunSettings) -> Forecast:
         sizes = _sizes(trial, record, home / "cache", folder)
     finally:
         shutil.rmtree(home, ignore_errors=True)
-    tests = len(
-        {(step.source, case) for step, split in zip(plan.benchmark.steps, whole.splits, strict=True)
-         for case in split.test}
-    )  # fmt: skip
-    cases = sum(len(split.cases) for split in whole.splits)
+    tests = len(whole.test_cases)
+    cases = sum(len(split.cases) for split in (*whole.splits, *whole.external_splits))
     trained = max(
         cost.get("train", {}).get("trainable_parameters", 0) for cost in record.cost.values()
     )
@@ -214,6 +211,9 @@ def _shortened(plan: Plan, home: Path) -> RunSettings:
                 split, train=split.train[:CASES], validation=split.validation[:1],
                 test=split.test[:1],
             )  # fmt: skip
+        externals = zip(plan.benchmark.external_tests, plan.catalog.external_splits, strict=True)
+        for external, split in externals:
+            splits[external.source] = dataclasses.replace(split, test=split.test[:1])
     return dataclasses.replace(
         settings, out=home / "results", cache=home / "cache", splits=splits, fresh=False,
         overrides=(*settings.overrides, *few), keep_predictions=True, checkpoint_s=math.inf,

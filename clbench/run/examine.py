@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from clbench import reproducibility, signals
-from clbench.data.catalog import reading
+from clbench.data.catalog import exam_cases, reading
 from clbench.errors import StoreError, TrainingError
 from clbench.evaluation.cost.meter import Meter
 from clbench.evaluation.predictions import write_prediction
@@ -79,11 +79,7 @@ def examine_step(
     )
     elsewhere = False
     # two steps may share a source and its test cases
-    exams = {
-        (catalog.source(number).name, case): number
-        for number, split in reversed(list(enumerate(catalog.splits, 1)))
-        for case in split.test
-    }
+    exams = {(source, case): number for number, source, case in exam_cases(catalog)}
     for done, ((source, case), number) in enumerate(sorted(exams.items()), 1):
         name = f"{source}_{case}"
         drawn = run_folder.prediction_path(plan.folder, lesson.number, source, case)

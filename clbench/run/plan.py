@@ -259,6 +259,7 @@ class Plan:
             self.identity,
             strategy=_describe(plain, own or plain.version),
             splits=self.identity.splits[:1],
+            external_tests=(),
         )
         return self._home / "_shared" / first.run_id
 
@@ -390,6 +391,7 @@ def course_identity(bench: str, benchmark: Benchmark, catalog: Catalog) -> dict[
         "bench_version": benchmark.version,
         "data_fingerprint": catalog.fingerprint,
         "splits": [dataclasses.asdict(s) for s in catalog.splits],
+        "external_tests": [dataclasses.asdict(s) for s in catalog.external_splits],
         "numerics": clbench.NUMERICS,
         "course": benchmark.digest() if registry.is_path(bench) else None,
     }

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 import clbench
-from clbench.data.catalog import Catalog
+from clbench.data.catalog import Catalog, exam_cases
 from clbench.data.layouts import named_folders
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.case import implementations
@@ -29,7 +29,13 @@ from clbench.spec.settings import GROUPS, Profile, change, load_profile, split_o
 from clbench.spec.splits import PARTS, Split
 from clbench.spec.toml import benchmark_files, load_benchmark
 from clbench.store import files
-from clbench.store.record import ALL, RecordedCourse, RecordedStep, RunRecord
+from clbench.store.record import (
+    ALL,
+    RecordedCourse,
+    RecordedExternal,
+    RecordedStep,
+    RunRecord,
+)
 from clbench.strategy.contract import Strategy
 
 
@@ -147,13 +153,27 @@ def course_of(benchmark: Benchmark, catalog: Catalog) -> RecordedCourse:
         test=[named(i, s.test) for i, s in enumerate(catalog.splits, 1)],
         patient_of={
             f"{source.name}/{case}": source.patient_of(case)
-            for i, s in enumerate(catalog.splits, 1)
+            for i, name, case in exam_cases(catalog)
             if catalog.patients
             for source in [catalog.source(i)]
-            for case in s.test
             if source.patient_of(case) != case
         },
         declares=[dataclasses.asdict(s) for s in benchmark.declares],
+        external_tests=[
+            RecordedExternal(
+                source=e.source,
+                annotates=[
+                    n
+                    for n in benchmark.structures(len(benchmark.steps))
+                    if n in catalog.source(place).structures
+                ],
+                test=named(place, split.test),
+            )
+            for place, (e, split) in enumerate(
+                zip(benchmark.external_tests, catalog.external_splits, strict=True),
+                len(benchmark.steps) + 1,
+            )
+        ],
     )
 
 
@@ -266,8 +286,16 @@ def catalog_of(record: RunRecord, *, data: str | None = None, cache: Path | None
         profile,
         data=data,
         splits={
-            step.name: recorded_split(split)
-            for step, split in zip(benchmark.steps, recorded, strict=True)
+            **{
+                step.name: recorded_split(split)
+                for step, split in zip(benchmark.steps, recorded, strict=True)
+            },
+            **{
+                external.source: recorded_split(split)
+                for external, split in zip(
+                    benchmark.external_tests, record.identity.external_tests, strict=True
+                )
+            },
         },
         cache=cache,
     )

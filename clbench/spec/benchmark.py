@@ -33,6 +33,8 @@ MAX_LABEL = (1 << 16) - 1
 Number = int | float
 Length = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
 Size = Annotated[int, Field(ge=1)]
+ADDED = ("external_tests",)
+"""Fields of a course that `Benchmark.digest` leaves out where they are empty."""
 
 
 @checked(SpecError)
@@ -236,6 +238,10 @@ class Step:
     def __post_init__(self) -> None:
         """Check that a step that is taught has cases, and one that is given none to learn from."""
         split = self.split
+        if self.given is None and split.origin != NOT_AT_HAND:
+            split.need_training()
+        if self.phantom_split is not None:
+            self.phantom_split.need_training()
         none = split.origin == NOT_AT_HAND and not (split.train or split.validation or split.draw)
         if (self.given is not None) != none:
             raise SpecError(
@@ -246,6 +252,58 @@ class Step:
                 else f'split = {{origin = "{NOT_AT_HAND}"}} beside `given`',
                 got=f"{len(self.split.cases)} cases",
             )
+
+
+@checked(SpecError)
+class ExternalTest:
+    """A source that is tested on after every step, and never learned from or chosen by."""
+
+    source: str
+    """Name of the source; no step uses it."""
+    split: Annotated[Split, Field(description="a file or a table")]
+    """Its test cases on real data."""
+    phantom_split: Annotated[Split | None, Field(description="a file or a table")] = None
+    """Its test cases on the embedded phantom; None: as many as the profile asks for."""
+
+    def __post_init__(self) -> None:
+        """Check that nothing is to be learned from it."""
+        for split in (self.split, self.phantom_split):
+            if split is not None:
+                self.need_no_training(split)
+
+    def need_no_training(self, split: Split) -> None:
+        """Refuse a split that would open an external source in teaching.
+
+        Raises:
+            SpecError: training or validation cases.
+        """
+        if split.teaches:
+            raise SpecError(
+                "an external source has cases to learn from",
+                where=f"external source {self.source!r}, split {split.name!r}",
+                expected="test cases alone: `test`, or `draw` with `test` and without `train` and "
+                "`validation`",
+                got=f"{len(split.train)} train, {len(split.validation)} validation"
+                if split.draw is None
+                else f"draw: {split.draw.train} train, {split.draw.validation} validation",
+                next_step="take them out; to learn from the source, write a [[step]] in place of "
+                "[[external]]",
+            )
+
+    @property
+    def name(self) -> str:
+        """As messages call it, beside the names of steps."""
+        return f"external test on {self.source}"
+
+    @property
+    def learns(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    @property
+    def given(self) -> None:
+        """No model comes with it."""
+        return None
 
 
 def _tables(table: str, field_name: str) -> Any:
@@ -277,6 +335,8 @@ class Benchmark:
     """What to cite."""
     declares: Annotated[tuple[Structure, ...], _tables("structure", "declares")] = ()
     """Structures this course adds to the taxonomy."""
+    external_tests: Annotated[tuple[ExternalTest, ...], _tables("external", "external_tests")] = ()
+    """Sources that are only tested on, after every step."""
 
     def __post_init__(self) -> None:
         """Check that steps, sources and groups fit together."""
@@ -336,6 +396,51 @@ class Benchmark:
                     raise SpecError(
                         f"group {group!r} names {name!r}, which no step learns", where=where
                     )
+        self._check_external(where, known, learned)
+
+    def _check_external(
+        self, where: str, known: Mapping[str, Source], learned: Mapping[str, str]
+    ) -> None:
+        """Check that external sources are there, apart from the steps, and annotate what is taught.
+
+        Args:
+            where: the benchmark, for the message.
+            known: source by name.
+            learned: structure → name of the step that teaches it.
+        """
+        taught_from = {step.source: step.name for step in self.steps}
+        seen: set[str] = set()
+        for external in self.external_tests:
+            name = external.source
+            wrong = partial(SpecError, where=f"{where}, external source {name!r}")
+            if name not in known:
+                raise wrong(
+                    "the external source is not defined",
+                    expected=f"one of {', '.join(known)}",
+                    next_step=did_you_mean(name, known),
+                )
+            if name in taught_from:
+                raise wrong(
+                    "an external source has training cases",
+                    expected="a source that no step learns from",
+                    got=f"step {taught_from[name]!r} learns from it",
+                    next_step="for other cases of the same folder, write a second [[source]] of "
+                    "another name, and give --data the folder under both names",
+                )
+            if name in seen:
+                raise wrong("an external source is named twice", next_step="remove one of the two")
+            seen.add(name)
+            if not set(known[name].structures) & set(learned):
+                raise wrong(
+                    "the external source annotates nothing that the course teaches",
+                    expected=f"one of {', '.join(learned)}",
+                    got=", ".join(known[name].structures),
+                )
+
+    @property
+    def with_cases(self) -> tuple[Step | ExternalTest, ...]:
+        """All that has a split: the steps in order, then the external test sets."""
+        return (*self.steps, *self.external_tests)
 
     def source(self, name: str) -> Source:
         """The source called `name`."""
@@ -393,7 +498,9 @@ class Benchmark:
                 return [
                     [str(k), bare(v)]
                     for k, v in value.items()
-                    if k not in left_out and not (k in ("rescale", "given") and v is None)
+                    if k not in left_out
+                    and not (k in ("rescale", "given") and v is None)
+                    and not (k in ADDED and v == ())
                 ]
             return [bare(v) for v in value] if isinstance(value, tuple | list) else value
 

@@ -40,8 +40,8 @@ class Draw:
 
     seed: int
     """Changes the order of the patients."""
-    train: Patients
-    """Patients to learn from."""
+    train: Annotated[int, Field(ge=0)] = 0
+    """Patients to learn from; 0: none, for a source that is only tested on."""
     validation: Annotated[int, Field(ge=0)] = 0
     """Patients for choices made while developing."""
     test: Patients
@@ -155,11 +155,33 @@ class Split:
                     )
         if self.origin == NOT_AT_HAND and not self.train and not self.validation:
             return
-        if not self.train or not self.test:
+        if not self.test:
             raise wrong(
-                "a split needs train and test cases",
-                expected="case ids in `train` and in `test`, or a rule in `draw`",
+                "a split needs test cases",
+                expected="case ids in `test`, or a rule in `draw`",
                 got=f"{len(self.train)} train, {len(self.test)} test",
+            )
+
+    @property
+    def teaches(self) -> bool:
+        """Whether there are cases to learn from or to choose by."""
+        rule = self.draw
+        return bool(
+            self.train or self.validation or (rule is not None and (rule.train or rule.validation))
+        )
+
+    def need_training(self) -> None:
+        """Refuse a split of a step that is taught and has nothing to learn from.
+
+        Raises:
+            SpecError: no training cases.
+        """
+        if not (self.train if self.draw is None else self.draw.train):
+            raise SpecError(
+                "a split needs train and test cases",
+                where=f"split {self.name!r}",
+                expected="case ids in `train` and in `test`, or a rule in `draw` with `train`",
+                got=f"0 train, {self.draw.test if self.draw else len(self.test)} test",
             )
 
     def resolve(

@@ -104,13 +104,14 @@ def load_benchmark(path: Path) -> Benchmark:
             _expand(part, "cases", where)
         for key in ("labels", "sides"):
             _one_key_per_value(source.get(key), key, where)
-    for step in _tables(raw, "step"):
-        name = f"step {step.get('name', '?')!r}"
-        for key in {"split", "phantom_split"} & {*step}:
-            if isinstance(step[key], str):
-                step[key] = load_split(_below(path, step[key]))
-            elif isinstance(step[key], dict):
-                step[key] = _split(step[key], name, f"{path}, {name}")
+    for table, called in (("step", "name"), ("external", "source")):
+        for part in _tables(raw, table):
+            name = f"{table} {part.get(called, '?')!r}"
+            for key in {"split", "phantom_split"} & {*part}:
+                if isinstance(part[key], str):
+                    part[key] = load_split(_below(path, part[key]))
+                elif isinstance(part[key], dict):
+                    part[key] = _split(part[key], name, f"{path}, {name}")
     return from_toml(Benchmark, raw, raised=SpecError, where=path)
 
 
@@ -120,7 +121,12 @@ def benchmark_text(benchmark: Benchmark) -> str:
     Splits stand in the file; what is left at its default is left out.
     """
     lines = []
-    tables = {"sources": "source", "steps": "step", "declares": "structure"}
+    tables = {
+        "sources": "source",
+        "steps": "step",
+        "external_tests": "external",
+        "declares": "structure",
+    }
     for f in fields(benchmark):
         value = getattr(benchmark, f.name)
         if f.name not in tables and value != f.default and value not in ({}, ()):
@@ -166,8 +172,9 @@ def benchmark_files(path: Path) -> dict[str, bytes]:
     Raises:
         SpecError: one cannot be read.
     """
-    steps = _tables(read_toml(path), "step")
-    named = [s[key] for s in steps for key in ("split", "phantom_split") if key in s]
+    raw = read_toml(path)
+    with_cases = [*_tables(raw, "step"), *_tables(raw, "external")]
+    named = [s[key] for s in with_cases for key in ("split", "phantom_split") if key in s]
     splits = {name: _below(path, name) for name in named if isinstance(name, str)}
     try:
         return {name: file.read_bytes() for name, file in {path.name: path, **splits}.items()}

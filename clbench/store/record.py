@@ -46,6 +46,8 @@ class Identity:
     """`clbench.NUMERICS`: raised by any change of the code that moves a number."""
     course: str | None = None
     """Digest of a course named by its file, whose version nobody raises; else no key."""
+    external_tests: Sequence[Mapping[str, Any]] = ()
+    """Splits of the external test sets, in order; no key where there are none."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Keys this version does not know."""
 
@@ -59,7 +61,21 @@ class Identity:
         content = _to_json(self)
         if self.course is None:
             del content["course"]
+        if not self.external_tests:
+            del content["external_tests"]
         return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedExternal:
+    """An external test set of a recorded course. Cases are named `source/case`."""
+
+    source: str
+    """Data set."""
+    annotates: Sequence[str]
+    """Structures of the course that it annotates, in channel order."""
+    test: Sequence[str]
+    """Its test cases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +106,8 @@ class RecordedCourse:
     """Test case → patient, where the patient's name is not that of the case."""
     declares: Sequence[Mapping[str, Any]] = ()
     """Fields of the structures that the course adds to the taxonomy; no key where it adds none."""
+    external_tests: Sequence[RecordedExternal] = ()
+    """Sources that are only tested on; no key where there are none."""
     unknown: Mapping[str, Any] = field(default_factory=dict)
     """Keys this version does not know."""
 
@@ -100,14 +118,17 @@ class RecordedCourse:
 
     @property
     def test_cases(self) -> tuple[str, ...]:
-        """Every test case once, in order of the steps."""
-        return tuple(dict.fromkeys(case for cases in self.test for case in cases))
+        """Every test case once, in order of the steps; those of external test sets last."""
+        tests = (*self.test, *(e.test for e in self.external_tests))
+        return tuple(dict.fromkeys(case for cases in tests for case in cases))
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in `run.json`."""
         content = _to_json(self) | {"steps": [dataclasses.asdict(s) for s in self.steps]}
-        if not self.declares:
-            del content["declares"]
+        content["external_tests"] = [dataclasses.asdict(e) for e in self.external_tests]
+        for name in ("declares", "external_tests"):
+            if not content[name]:
+                del content[name]
         return content
 
 
@@ -233,7 +254,11 @@ class RunRecord:
         course = content.get("course")
         if isinstance(course, Mapping) and isinstance(course.get("steps"), list):
             steps = [_typed(RecordedStep, step, where, "course.steps.") for step in course["steps"]]
-            course = {**course, "steps": steps}
+            external = [
+                _typed(RecordedExternal, one, where, "course.external_tests.")
+                for one in course.get("external_tests", ())
+            ]
+            course = {**course, "steps": steps, "external_tests": external}
         parts = {
             "identity": (Identity, content.get("identity")),
             "course": (RecordedCourse, course),
@@ -326,7 +351,10 @@ def _upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # What must be equal before two runs stand in one table.
-_ALIKE = ("bench", "bench_version", "numerics", "data_fingerprint", "splits", "profile", "course")
+_ALIKE = (
+    "bench", "bench_version", "numerics", "data_fingerprint", "splits", "profile", "course",
+    "external_tests",
+)  # fmt: skip
 
 
 def _question(record: RunRecord) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from clbench.data.catalog import Catalog, build_catalog
+from clbench.data.catalog import Catalog, build_catalog, exam_cases
 from clbench.data.layouts import LAYOUTS
+from clbench.data.phantom.generate import domain_of
 from clbench.errors import (
     ClbenchError,
     DataError,
@@ -21,7 +22,7 @@ from clbench.errors import (
     UnknownName,
 )
 from clbench.spec import registry
-from clbench.spec.benchmark import Benchmark
+from clbench.spec.benchmark import Benchmark, ExternalTest, Source
 from clbench.spec.settings import load_profile
 from clbench.spec.splits import Draw, Split
 
@@ -96,6 +97,55 @@ def test_a_test_case_is_never_opened_for_training(data: Path, tmp_path: Path) ->
     found = catalog(data, tmp_path)
     with pytest.raises(TrainingError, match="a test case"):
         found.open(1, "3", "train")
+
+
+def with_clinic(split: Split) -> Benchmark:
+    """The course, tested on a further source of another layout as well."""
+    clinic = Source(name="clinic", title="c", layout="amos", labels={6: "liver"})
+    return replace(
+        BENCH,
+        sources=(*BENCH.sources, clinic),
+        external_tests=(ExternalTest(source="clinic", split=split),),
+    )
+
+
+@pytest.mark.parametrize("purpose", ["train", "validation", "pseudo", "trace", "diagnosis"])
+def test_an_external_case_is_opened_to_be_tested_on_alone(
+    data: Path, tmp_path: Path, purpose: Any
+) -> None:
+    write(data / "clinic", "amos", "5", seed=7, values=(6,))
+    found = catalog(data, tmp_path, with_clinic(Split(name="e", test=("5",))))
+    found.past = "images"
+    with pytest.raises(TrainingError, match="a test case"):
+        found.open(3, "5", purpose)
+    assert found.open(3, "5", "test").source == "clinic"
+    assert found.opened() == {"1": {"test": ["clinic/5"]}}
+    assert [test[1:] for test in exam_cases(found)][-1] == ("clinic", "5")
+
+
+def test_an_external_image_that_is_trained_on_elsewhere_is_refused(
+    data: Path, tmp_path: Path
+) -> None:
+    write(data / "clinic", "amos", "5", seed=1, values=(6,))  # case 1 of the first source
+    with pytest.raises(DataError, match="same case is in train and in test"):
+        catalog(data, tmp_path, with_clinic(Split(name="e", test=("5",))))
+
+
+def test_a_split_named_for_an_external_source_may_not_train(data: Path, tmp_path: Path) -> None:
+    write(data / "clinic", "amos", "5", seed=7, values=(6,))
+    course = with_clinic(Split(name="e", test=("5",)))
+    splits = {"btcv": BTCV, "lits": LITS, "clinic": Split(name="x", train=("4",), test=("5",))}
+    with pytest.raises(SpecError, match="cases to learn from"):
+        catalog(data, tmp_path, course, splits=splits)
+
+
+def test_phantoms_of_a_course_stay_as_they_are_beside_an_external_source(tmp_path: Path) -> None:
+    plain = catalog(tmp_path, tmp_path, data=None, splits={})
+    course = with_clinic(Split(name="e", draw=Draw(seed=1, test=1)))
+    beside = catalog(tmp_path, tmp_path, course, data=None, splits={})
+    assert beside.splits == plain.splits
+    assert len(beside.external_splits[0].test) == SMOKE.phantom.test
+    assert domain_of(course.source("clinic")) not in map(domain_of, BENCH.sources)
 
 
 def test_validation_opens_its_own_cases_and_no_others(data: Path, tmp_path: Path) -> None:

@@ -6,8 +6,15 @@ import pytest
 
 from clbench.errors import SpecError, UnknownName
 from clbench.spec import registry
-from clbench.spec.benchmark import Benchmark, Partial, Preprocessing, Source, Step
-from clbench.spec.splits import Split
+from clbench.spec.benchmark import (
+    Benchmark,
+    ExternalTest,
+    Partial,
+    Preprocessing,
+    Source,
+    Step,
+)
+from clbench.spec.splits import Draw, Split
 
 SPLIT = Split(name="s", train=("1",), validation=(), test=("2",))
 
@@ -86,7 +93,6 @@ def test_unknown_structure_and_source_get_did_you_mean() -> None:
         {"train": ("1", "1")},
         {"validation": ("2",)},
         {"test": ()},
-        {"train": ()},
     ],
 )
 def test_splits_are_disjoint_and_not_empty(bad: dict[str, tuple[str, ...]]) -> None:
@@ -196,3 +202,40 @@ def test_the_digest_follows_what_moves_numbers() -> None:
         replace(bench, sources=(replace(bench.sources[0], ignored=(7,)),)),
     ):
         assert changed.digest() != bench.digest()
+
+
+def test_a_step_that_is_taught_needs_training_cases() -> None:
+    bench = small()
+    with pytest.raises(SpecError, match="needs train and test cases"):
+        replace(bench.steps[0], split=replace(SPLIT, train=()))
+
+
+def externally(source: Source, **split: object) -> Benchmark:
+    tests = Split(name="e", **{"test": ("1",), **split})  # type: ignore[arg-type]
+    bench = small()
+    known = {s.name: s for s in (*bench.sources, source)}
+    return replace(
+        bench,
+        sources=tuple(known.values()),
+        external_tests=(ExternalTest(source=source.name, split=tests),),
+    )
+
+
+def test_an_external_source_is_only_tested_on() -> None:
+    taught = small().sources[0]
+    with pytest.raises(SpecError, match="external source has cases to learn from"):
+        externally(replace(taught, name="clinic"), train=("2",))
+    with pytest.raises(SpecError, match="external source has cases to learn from"):
+        externally(replace(taught, name="clinic"), test=(), draw=Draw(seed=1, train=3, test=1))
+    with pytest.raises(SpecError, match="external source has training cases"):
+        externally(taught)
+    with pytest.raises(SpecError, match="annotates nothing that the course teaches"):
+        externally(Source(name="clinic", title="c", layout="amos", labels={1: "esophagus"}))
+    course = externally(replace(taught, name="clinic"), test=(), draw=Draw(seed=1, test=1))
+    assert [part.source for part in course.with_cases] == [taught.name, taught.name, "clinic"]
+
+
+def test_a_course_without_external_sources_keeps_its_digest() -> None:
+    assert small().digest() == replace(small(), external_tests=()).digest()
+    clinic = replace(small().sources[0], name="clinic")
+    assert externally(clinic).digest() != small().digest()

@@ -93,7 +93,7 @@ def test_a_case_without_a_patient_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"train": 0}, {"test": 0}, {"validation": -1}, {"part": 0}], ids=str
+    "bad", [{"train": -1}, {"test": 0}, {"validation": -1}, {"part": 0}], ids=str
 )
 def test_ranges(bad: dict[str, int]) -> None:
     with pytest.raises(SpecError, match=f"{next(iter(bad))} must be a whole number at least"):

@@ -100,7 +100,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
         ('1 = "spleen"', '1 = "spleen", 01 = "aorta"', "two keys of labels are one label value"),
         ("[[step]]", "sides = {3 = [], 03 = []}\n[[step]]", "two keys of sides are one label value"),
         ('split = "cases.toml"', "", "an incomplete step: split missing"),
-        ('split = "cases.toml"', "split = {draw = {seed = 1, train = 0, test = 1}}", "at least 1"),
+        ('split = "cases.toml"', "split = {draw = {seed = 1, train = 0, test = 1}}", "train and test"),
         ('split = "cases.toml"', 'split = {train = [1], tst = [2]}', "did you mean 'test'"),
         ("[[step]]", "[[source.partial]]\ncases = 3\n[[step]]", "cases must be a list of case ids"),
         ("[[step]]", '[[source.partial]]\nannotates = ["liver"]\n[[step]]', "cases missing"),

@@ -14,28 +14,38 @@ from pathlib import Path
 from clbench.data.find_files import nifti_stem
 from clbench.data.layouts import CaseFiles, find_layout, natural
 from clbench.errors import ClbenchError, DataError, SettingError
-from clbench.spec.benchmark import Benchmark, Source, Step
+from clbench.spec.benchmark import Benchmark, ExternalTest, Source, Step
 from clbench.spec.settings import PhantomSettings
 from clbench.spec.splits import PARTS, Split
 
 Files = Mapping[str, Mapping[str, CaseFiles]]
 """Source → case → files."""
-Course = Sequence[tuple[Step, Split]]
-"""The steps looked at, in order, each with its split."""
+Course = Sequence[tuple[Step | ExternalTest, Split]]
+"""The steps and external test sets looked at, in order, each with its split."""
 USED = {"train": "trained on", "validation": "chosen by"}
 """What teaching does with the cases of a part: validation steers it, so it is no test either."""
 
 
-def phantom_split(step: Step, number: int, settings: PhantomSettings) -> Split:
+def phantom_split(step: Step | ExternalTest, number: int, settings: PhantomSettings) -> Split:
     """The cases of a step on the phantom: its own list, or new subjects for every step.
 
     Args:
-        step: the step.
-        number: its 1-based place in the course; keeps the subjects of two steps apart.
+        step: the step, or the external test set.
+        number: its 1-based place in the course file, external test sets after the steps; keeps
+            the subjects of two steps apart.
         settings: numbers of training, validation and test subjects.
     """
     if step.given is not None:
         return step.split
+    if isinstance(step, ExternalTest):
+        if step.phantom_split is not None:
+            return _first_tests(step.phantom_split, settings)
+        first = 1000 * number
+        return Split(
+            name=f"phantom, {step.name}",
+            test=tuple(map(str, range(first, first + settings.test))),
+            origin="clbench phantom",
+        )
     if step.phantom_split is not None:
         return _shorten(step.phantom_split, settings)
     sizes = (settings.train, settings.validation, settings.test)
@@ -66,13 +76,27 @@ def _shorten(split: Split, settings: PhantomSettings) -> Split:
     return replace(split, **parts)
 
 
-def chosen(benchmark: Benchmark, replaced: Mapping[str, Split]) -> list[Split | None]:
-    """Per step the split the user named, by step or by source.
+def _first_tests(split: Split, settings: PhantomSettings) -> Split:
+    """The first test cases, as many as the settings ask for."""
+    if settings.test > len(split.test):
+        raise SettingError(
+            f"the phantom split cannot give {settings.test} test cases",
+            where="phantom.test",
+            expected=f"1 to {len(split.test)}",
+            got=settings.test,
+        )
+    return replace(split, test=split.test[: settings.test])
 
-    A drawn split of a source that several steps use deals each of them its own block.
+
+def chosen(benchmark: Benchmark, replaced: Mapping[str, Split]) -> list[Split | None]:
+    """Per step, and after them per external test set, the split the user named.
+
+    Steps are named by step or by source, external test sets by source. A drawn split of a source
+    that several steps use deals each of them its own block.
 
     Raises:
         SettingError: a name that is neither a source nor a step.
+        SpecError: no training cases for a step, or training cases for an external test set.
     """
     known = {*(s.name for s in benchmark.sources), *(s.name for s in benchmark.steps)}
     for name in replaced:
@@ -90,6 +114,13 @@ def chosen(benchmark: Benchmark, replaced: Mapping[str, Split]) -> list[Split | 
         if split is not None and split.draw is not None and step.name not in replaced:
             block = 1 + sum(s.source == step.source for s in benchmark.steps[:i])
             split = replace(split, draw=replace(split.draw, part=block))
+        if split is not None:
+            split.need_training()
+        named.append(split)
+    for external in benchmark.external_tests:
+        split = replaced.get(external.source)
+        if split is not None:
+            external.need_no_training(split)
         named.append(split)
     return named
 
@@ -101,7 +132,7 @@ def settle(
     folders: Mapping[str, Path],
     *,
     holds: Callable[[str, str], frozenset[str]] | None,
-) -> tuple[list[tuple[Step, Split]], list[ClbenchError]]:
+) -> tuple[list[tuple[Step | ExternalTest, Split]], list[ClbenchError]]:
     """Every split as lists of ids that are at hand.
 
     Args:
@@ -113,9 +144,11 @@ def settle(
             that holds what a rule needs.
 
     Returns:
-        The steps whose cases are all there, and what is wrong with the others.
+        The steps and external test sets whose cases are all there, and what is wrong with the
+        others.
     """
-    settled, problems = [], list[ClbenchError]()
+    settled: list[tuple[Step | ExternalTest, Split]] = []
+    problems: list[ClbenchError] = []
     for step, split in course:
         if step.given is not None and not split.cases:
             settled.append((step, split))
@@ -287,7 +320,7 @@ def _partial(source: Source, files: Mapping[str, CaseFiles]) -> Iterable[DataErr
 def _not_annotated(course: Course, benchmark: Benchmark, files: Files) -> Iterable[DataError]:
     """Steps that learn what none of their training cases annotates."""
     for step, split in course:
-        if step.given is not None:
+        if step.given is not None or not step.learns:
             continue
         source = benchmark.reads(step.source)
         have = {n for c in split.train for n in files[step.source][c].annotated(source)}

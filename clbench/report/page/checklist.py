@@ -27,8 +27,7 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
         {
             case
             for r in records
-            for tests in r.course.test
-            for case in tests
+            for case in r.course.test_cases
             if any(case in train for train in r.course.train)
         }
     )

@@ -170,7 +170,7 @@ def _cost(record: RunRecord, field: str) -> list[float]:
 def _test_cases(method: StrategyScores) -> str:
     opened = set()
     for r in method.records:
-        tests = {c for cases in r.course.test for c in cases}
+        tests = {*r.course.test_cases}
         for purposes in r.ledger.values():
             opened |= tests & {c for k, v in purposes.items() if k != "test" for c in v}
     return f"{len(opened)}: {', '.join(sorted(opened))}" if opened else "none (ledger)"
