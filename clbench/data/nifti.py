@@ -191,23 +191,13 @@ def raw_voxels(path: Path) -> tuple[NDArray[Any], float, float]:
     """
     file = load(path)
     proxy = file.dataobj
-    start, kind = int(proxy.offset), np.dtype(proxy.dtype)
-    raw, got = bytearray(math.prod(file.shape) * kind.itemsize), 0
-    try:
-        with _opened(path) as stream:
-            stream.read(start)
-            while got < len(raw) and (part := stream.read(min(_CHUNK, len(raw) - got))):
-                raw[got : got + len(part)] = part
-                got += len(part)
-            tail = stream.read(_TAIL + 1)  # the end of a gzip stream, where its checksum stands
-    except (OSError, EOFError, zlib.error) as err:
-        raise damaged(path, err) from err
-    if got < len(raw):
-        raise damaged(path, EOFError(f"{got} of {len(raw)} bytes of voxels"))
-    if len(tail) > _TAIL:
-        raise _longer(path, file, start + len(raw))
-    array: NDArray[Any] = np.frombuffer(raw, dtype=kind).reshape(file.shape, order="F")
-    array = array.astype(kind.newbyteorder("="), copy=False)
+    kind = np.dtype(proxy.dtype)
+    raw, seen = bytearray(_claimed(file, path) + _TAIL), 0
+    for chunk in content(path):
+        raw[seen : seen + len(chunk)] = chunk
+        seen += len(chunk)
+    array: NDArray[Any] = np.frombuffer(raw, kind, math.prod(file.shape), int(proxy.offset))
+    array = array.reshape(file.shape, order="F").astype(kind.newbyteorder("="), copy=False)
     slope, inter = float(proxy.slope), float(proxy.inter)
     if (slope, inter) != (1.0, 0.0):
         with np.errstate(all="ignore"):  # an overflow shows as infinity, and is refused as that
@@ -480,13 +470,8 @@ def usable_affine(affine: NDArray[np.float64], shape: tuple[int, ...], path: Pat
     """
 
     def wrong(expected: str, got: object, next_step: str) -> DataError:
-        return DataError(
-            "the file has no usable position in space",
-            where=path,
-            expected=expected,
-            got=got,
-            next_step=next_step,
-        )
+        what = "the file has no usable position in space"
+        return DataError(what, where=path, expected=expected, got=got, next_step=next_step)
 
     again = "convert the DICOM series again"
     turn = affine[:3, :3]

@@ -8,6 +8,7 @@ in an error, for a volume with a gap looks like a body that is shorter.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import math
 import warnings
@@ -54,22 +55,31 @@ _TAGS = (
 )  # fmt: skip
 
 
-def pydicom() -> Any:
-    """The library.
+def optional_library(name: str, doing: str, where: str) -> Any:
+    """A library of the extra `dicom`.
+
+    Args:
+        name: of the module.
+        doing: what needs it: `reading`, `writing`.
+        where: the option or input that asks for it, named in the error.
 
     Raises:
         SettingError: it is not installed.
     """
     try:
-        import pydicom
+        return importlib.import_module(name)
     except ImportError:
         raise SettingError(
-            "reading DICOM needs libraries that are not installed",
-            where="DICOM",
-            expected="pydicom",
+            f"{doing} DICOM needs libraries that are not installed",
+            where=where,
+            expected=name,
             next_step=INSTALL,
         ) from None
-    return pydicom
+
+
+def pydicom() -> Any:
+    """The library that reads; see `optional_library`."""
+    return optional_library("pydicom", "reading", "DICOM")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import clbench
-from clbench.deployment.dicom import INSTALL, Series, headers
-from clbench.deployment.masks import OnScanGrid
-from clbench.errors import DataError, SettingError, first_line
+from clbench.deployment.dicom import Series, headers, optional_library
+from clbench.deployment.masks import GO_ON, OnScanGrid
+from clbench.errors import DataError, first_line
 from clbench.spec.taxonomy import structure
 from clbench.store import files
 from clbench.types import Bits, mask_of
@@ -40,21 +40,8 @@ _SIDES = ("left", "right")
 
 
 def highdicom() -> Any:
-    """The library.
-
-    Raises:
-        SettingError: it is not installed.
-    """
-    try:
-        import highdicom
-    except ImportError:
-        raise SettingError(
-            "writing DICOM needs libraries that are not installed",
-            where="--dicom-seg",
-            expected="highdicom",
-            next_step=INSTALL,
-        ) from None
-    return highdicom
+    """The library that writes; see `clbench.deployment.dicom.optional_library`."""
+    return optional_library("highdicom", "writing", "--dicom-seg")
 
 
 def write_segmentations(
@@ -249,13 +236,9 @@ def _segmentation(
 
 
 def _write(path: Path, segmentation: Dataset) -> None:
-    def write(file: BinaryIO) -> None:
-        segmentation.save_as(file, enforce_file_format=True)
-
     files.atomic_write(
         path,
-        write,
+        lambda file: segmentation.save_as(file, enforce_file_format=True),
         what="a segmentation object",
-        next_step="free some disk space, or choose another --out; the same command goes on "
-        "where it stopped",
+        next_step=GO_ON,
     )

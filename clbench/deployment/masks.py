@@ -27,6 +27,8 @@ from clbench.spec.taxonomy import ancestors, depth, with_descendants
 from clbench.store import files
 from clbench.types import Bits
 
+GO_ON = "free some disk space, or choose another --out; the same command goes on where it stopped"
+"""What to do when an output could not be written."""
 _COMPRESSION = 4
 """Of gzip: masks shrink a hundredfold at any level, and higher ones take longer."""
 _DATA_OFFSET = 352
@@ -191,13 +193,7 @@ def write_nifti(path: Path, slabs: Slabs, grid: Grid, *, scale: float = 1.0) -> 
             for slab in slabs:
                 packed.write(slab.tobytes(order="F"))
 
-    files.atomic_write(
-        path,
-        write,
-        what="a prediction",
-        next_step="free some disk space, or choose another --out; the same command goes on "
-        "where it stopped",
-    )
+    files.atomic_write(path, write, what="a prediction", next_step=GO_ON)
 
 
 def _header(grid: Grid, scale: float) -> bytes:

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,11 +82,9 @@ class TrainedModel:
         """Whether the run's examination applies the rules of `clbench.data.postprocess`."""
         return self.plan.profile.examine.postprocess
 
-    @contextmanager
-    def enough_memory(self, case: str) -> Iterator[None]:
+    def enough_memory(self, case: str) -> AbstractContextManager[None]:
         """An error that names smaller settings where predicting a case needs too much memory."""
-        with windows_fit(self.plan, f"predicting case {case}"):
-            yield
+        return windows_fit(self.plan, f"predicting case {case}")
 
 
 def checkpoint_path(folder: Path, record: RunRecord, step: int) -> Path:

@@ -16,17 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clbench.deployment.extension.learned import LearnedModel, given_step
+from clbench.deployment.extension.learned import LearnedModel, one_given_step
 from clbench.deployment.extension.own_data import new_structures, plain_name
 from clbench.errors import SettingError, UnknownName
 from clbench.nets.backbones import new_backbone
 from clbench.nets.pretrained import set_weights, tensors_of
 from clbench.run.plan import load_strategy
-from clbench.spec.benchmark import Preprocessing, Source, Step
+from clbench.spec.benchmark import Preprocessing
 from clbench.spec.settings import Profile, apply_overrides, split_overrides
-from clbench.spec.splits import NOT_AT_HAND, Split
 from clbench.spec.taxonomy import canonical
-from clbench.store import checkpoint
 from clbench.store.files import sha256
 
 SIGNS: tuple[tuple[str, str, str], ...] = (
@@ -110,18 +108,12 @@ def learned_by_weights(
     model = {f"backbone.{n}": t for n, t in network.state_dict().items()}
     model |= head(rest, names, network.final_channels, weights.path)
     state = {"model": model, "memory": {}, "strategy": "weights from elsewhere"}
-    source = Source(
-        name=weights.name,
+    step, source = one_given_step(
+        weights.name,
         title=f"what {weights.path.name} was trained on",
-        layout="nnunet",
-        labels=dict(enumerate(names, 1)),
-    )
-    step = Step(
-        name=f"learned by {weights.name}",
-        source=source.name,
-        learns=names,
-        split=Split(name="none", origin=NOT_AT_HAND),
-        given=checkpoint.state_digest(state),
+        step=f"learned by {weights.name}",
+        structures=names,
+        state=state,
     )
     taught_by = strategy or weights.strategy
     options = tuple(w for w in overrides if w.startswith("strategy."))
@@ -129,7 +121,7 @@ def learned_by_weights(
         name=weights.name,
         title=f"{len(names)} structures of {weights.path.name}",
         sources=(source,),
-        steps=(given_step(step, state),),
+        steps=(step,),
         states=(state,),
         costs=({},),
         preprocessing=Preprocessing(),
@@ -144,7 +136,7 @@ def learned_by_weights(
             "weights": str(weights.path.absolute()),
             "sha256": sha256(weights.path),
             "structures": list(names),
-            "state": checkpoint.state_digest(state),
+            "state": step.given,
         },
         notes=weights.notes,
     )

@@ -130,9 +130,15 @@ def learned_by_run(
             if same
             else _served(plan, number, last) | {"strategy": content["strategy"]}
         )
-        merged, source = as_one_step(plan.benchmark, number)
-        states, steps, sources = (state,), (given_step(merged, state),), (source,)
-        costs = (_cost(last),)
+        titles = dict.fromkeys(plan.benchmark.source(s.source).title for s in taught)
+        merged, source = one_given_step(
+            plan.benchmark.name,
+            title=" and ".join(titles),
+            step=f"{plan.benchmark.name}, {number} step(s)",
+            structures=plan.benchmark.structures(number),
+            state=state,
+        )
+        states, steps, sources, costs = (state,), (merged,), (source,), (_cost(last),)
     return LearnedModel(
         name=plan.benchmark.name,
         title=plan.benchmark.title,
@@ -192,24 +198,25 @@ def _served(plan: Plan, number: int, path: Path) -> dict[str, Any]:
     return {"model": plan.strategy.serve(model, memory).state_dict(), "memory": {}}
 
 
-def as_one_step(benchmark: Benchmark, number: int) -> tuple[Step, Source]:
-    """Steps 1 to `number` of a course as one step, from a source that annotates all of them."""
-    structures = benchmark.structures(number)
-    titles = dict.fromkeys(benchmark.source(s.source).title for s in benchmark.steps[:number])
-    source = Source(
-        name=benchmark.name,
-        title=" and ".join(titles),
-        layout="nnunet",
-        labels=dict(enumerate(structures, 1)),
+def one_given_step(
+    source: str, *, title: str, step: str, structures: tuple[str, ...], state: Mapping[str, Any]
+) -> tuple[Step, Source]:
+    """All that a model learned elsewhere as one step, from a source that annotates all of it.
+
+    Args:
+        source: name of the source.
+        title: its title.
+        step: name of the step.
+        structures: in channel order.
+        state: `model` and `memory` of the model.
+    """
+    labels = dict(enumerate(structures, 1))
+    split = Split(name="none", origin=NOT_AT_HAND)
+    given = checkpoint.state_digest(state)
+    return (
+        Step(name=step, source=source, learns=structures, split=split, given=given),
+        Source(name=source, title=title, layout="nnunet", labels=labels),
     )
-    step = Step(
-        name=f"{benchmark.name}, {number} step(s)",
-        source=source.name,
-        learns=structures,
-        split=Split(name="none", origin=NOT_AT_HAND),
-        given="",
-    )
-    return step, source
 
 
 def _cost(path: Path) -> dict[str, Any]:

@@ -282,15 +282,10 @@ def _checked_record(folder: Path, names: Sequence[str]) -> tuple[RunRecord, str]
     if not check_record(folder, raw):
         raise _not_exported(folder, "a record without checksums")
     for error in check_files(folder, raw):
-        raise StoreError(
-            error.what.replace("of the run", "of the model").replace(
-                "after the run was", "after it was"
-            ),
-            where=error.where,
-            expected=error.expected,
-            got=error.got,
-            next_step=AGAIN,
-        )
+        what = error.what.replace("of the run", "of the model")
+        error.what = what.replace("after the run was", "after it was")
+        error.next_step = AGAIN
+        raise error
     record = RunRecord.from_json(raw, folder / "run.json")
     weights = sorted(n for n in names if re.fullmatch(r"step\d+\.safetensors", n))
     if len(weights) != 1 or VECTORS not in names or "scores.csv" not in names:
