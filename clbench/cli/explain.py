@@ -1,4 +1,4 @@
-"""The command that says why a run forgot."""
+"""The commands that say why a run forgot, and how good its pseudo labels were."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clbench.cli import options
-from clbench.cli.options import app, show_all
+from clbench.cli.options import app, phantom_app, show, show_all
 
 
 @app.command()
@@ -45,3 +45,20 @@ def explain(
     for path in write_figures(explained, out):
         typer.echo(f"Figure: {path}")
     typer.echo(f"Results: {explained.folder}")
+
+
+@phantom_app.command("pseudo-labels")
+def pseudo_labels(
+    run: options.RunFolder,
+    cache: options.Cache = None,
+    device: options.Device = "auto",
+    format_: options.Format = "terminal",
+) -> None:
+    """How good the pseudo labels of a run on the phantom were: Dice against the phantom's truth."""
+    from clbench.cli.progress import Progress
+    from clbench.diagnosis.pseudo_label_quality import pseudo_label_quality
+
+    with Progress() as progress:
+        watch = progress.watch if format_ == "terminal" else lambda event: None
+        quality = pseudo_label_quality(run, cache=cache, device=device, watch=watch)
+    show(quality.table(), format_)

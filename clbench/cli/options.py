@@ -48,6 +48,11 @@ check_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(check_app, name="check")
+phantom_app = typer.Typer(
+    help="Look at runs on the phantom, where the truth of every organ is known.",
+    no_args_is_help=True,
+)
+app.add_typer(phantom_app, name="phantom")
 
 RESULTS = Path("results")
 

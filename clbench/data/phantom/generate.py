@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +245,25 @@ def _label(canvas: Canvas, source: Source, case: str, factor: int) -> npt.NDArra
         label[wins] = values[shown] if shown else 0
     label[2 * filled.astype(np.int64) < factor**3] = 0
     return label
+
+
+def with_all_organs(source: Source) -> Source:
+    """The source as if its cases annotated every structure of the phantom.
+
+    The bodies, images and grids are those of `source`: `make_case` draws them from the source's
+    name and the case alone. Structures are numbered anew. Liver tumors stay a matter of sources
+    that have them, for a body without is another body. Made for what looks at a run afterwards;
+    `clbench.data.catalog` opens the source itself, so no training sees these labels.
+    """
+    names = [
+        name
+        for name in dict.fromkeys(row.part_of for row in tissues().values())
+        if name in known_structures() and (name in source.structures or name != "liver_tumor")
+    ]
+    if source.masks:
+        return replace(source, masks={name: name for name in names}, partial=())
+    labels = dict(enumerate(names, 1))
+    return replace(source, labels=labels, sides={}, ignored=(), partial=())
 
 
 # ----------------------------------------------------------------------------------------- on disk

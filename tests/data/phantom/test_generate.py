@@ -18,7 +18,15 @@ from clbench.data.labels import read_case
 from clbench.data.layouts import LAYOUTS, find_cases
 from clbench.data.phantom import generate as room
 from clbench.data.phantom.anatomy import tissues
-from clbench.data.phantom.generate import fingerprint, make_case, make_phantom, tumor_free
+from clbench.data.phantom.generate import (
+    fingerprint,
+    known_structures,
+    label_values,
+    make_case,
+    make_phantom,
+    tumor_free,
+    with_all_organs,
+)
 from clbench.data.volume import Volume, preprocess
 from clbench.errors import DataError, StoreError
 from clbench.spec import registry
@@ -321,3 +329,23 @@ def test_a_damaged_phantom_is_mended(harm: str, tmp_path: Path) -> None:
     make_phantom(tmp_path, [source], {"lits": ["0"]}, settings)
     assert file.read_bytes() == whole
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["lits", "jhh"])
+def test_every_organ_is_known_where_the_source_does_not_annotate_it(name: str) -> None:
+    """The same body, image and grid; what the source does annotate is annotated alike."""
+    benches = [BENCH, registry.benchmark("body_ext")]
+    source = next(s for bench in benches for s in bench.sources if s.name == name)
+    complete = with_all_organs(source)
+    known = set(known_structures()) - ({"liver_tumor"} - set(source.structures))
+    assert set(complete.structures) == known
+    plain, full = (make_case(s, "2", 12.0) for s in (source, complete))
+    assert np.array_equal(plain.image, full.image)
+    assert np.array_equal(plain.affine, full.affine)
+    own, every = label_values(source), label_values(complete)
+    for structure in set(own) & set(every) - {"liver"}:  # a tumor's voxels carry its own value
+        one = plain.label == own[structure]
+        assert np.array_equal(one, full.label == every[structure]), structure
+    if name == "lits":
+        assert (full.label == every["spleen"]).any()
+        assert not with_all_organs(complete).partial
