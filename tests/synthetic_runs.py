@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +191,47 @@ def _write(
     run_folder.write_record(folder, record)
     run_folder.write_scores(folder / "scores.csv", rows)
     return folder
+
+
+def add_external(
+    results: Path,
+    source: str,
+    annotates: Sequence[str],
+    shifts: Mapping[str, float],
+    cases: int = 8,
+) -> None:
+    """Give every run below `results` an external test set, after all its steps.
+
+    Args:
+        results: of `make_runs`.
+        source: name of the external test set.
+        annotates: structures of the course that it annotates.
+        shifts: strategy → what is added to its every Dice there.
+        cases: patients.
+    """
+    names = [str(9000 + k) for k in range(cases)]
+    easy = np.random.default_rng(5).normal(0.7, 0.04, cases)
+    for folder in run_folder.find_runs(results):
+        record = run_folder.read_record(folder)
+        rows = run_folder.read_scores(folder / "scores.csv")
+        rng = np.random.default_rng([record["identity"]["seed"], len(record["strategy"])])
+        like = {(r.step, r.structure, r.scoring): r for r in rows if r.metric == "dice"}
+        for r in like.values():
+            there = r.structure in annotates
+            rows += [
+                replace(
+                    r,
+                    eval_set=source,
+                    case=case,
+                    value=easy[k] + shifts[r.strategy] + rng.normal(0, 0.01) if there else math.nan,
+                    gt_vox=900 if there else None,
+                    pred_vox=880 if there else None,
+                    status="ok" if there else "not_annotated",
+                )
+                for k, case in enumerate(names)
+            ]
+        test = {"source": source, "annotates": list(annotates)}
+        test["test"] = [f"{source}/{case}" for case in names]
+        record["course"].setdefault("external_tests", []).append(test)
+        run_folder.write_record(folder, record)
+        run_folder.write_scores(folder / "scores.csv", rows)

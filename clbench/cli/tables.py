@@ -20,6 +20,7 @@ DEFAULTS: Mapping[str, Any] = {
     "ref": "universal",
     "metric": "dice",
     "percent": False,
+    "external": "",
 }
 """Options that some tables take, and what they are where they are not given."""
 
@@ -33,8 +34,8 @@ def table(
     name: Annotated[
         str,
         typer.Argument(
-            help="6, 10, 11 (the paper's), summary, learning, continual, distances, cost, "
-            "lost_dice or calibration."
+            help="6, 10, 11 (the paper's), summary, learning, continual, external, distances, "
+            "cost, lost_dice or calibration."
         ),
     ],
     source: Annotated[str | None, typer.Option(help="printed, measured or both.")] = None,
@@ -51,6 +52,9 @@ def table(
     percent: Annotated[
         bool, typer.Option("--percent", help="10, 11, summary, learning, continual: 81.7 for 0.817")
     ] = False,
+    external: Annotated[
+        str, typer.Option(help="summary, learning, continual: measured on this external test set.")
+    ] = "",
     format_: options.Format = "terminal",
 ) -> None:
     """The paper's tables, printed and measured, side by side; and a summary of all runs."""
@@ -67,6 +71,7 @@ def table(
         "ref": ref,
         "metric": metric,
         "percent": percent,
+        "external": external,
     }
     for option, value in given.items():
         if value != DEFAULTS[option] and option not in takes:
@@ -83,7 +88,7 @@ def table(
     one_of("--source", source, {"printed": 1, "measured": 1, "both": 1})
     table = make_table(
         name,
-        Analysis(results=results, bench=bench, reference=ref, scoring=scoring),
+        Analysis(results=results, bench=bench, reference=ref, scoring=scoring, on=external),
         source=source,
         seeds=None if seeds is None else parse_seeds(seeds),
         metric=metric,

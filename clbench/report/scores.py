@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.errors import StoreError
+from clbench.errors import StoreError, unknown_name
 from clbench.evaluation.metrics import continual
 from clbench.spec.taxonomy import structure
 from clbench.statistics.class_macro import by_patient
@@ -202,6 +202,8 @@ class Scores:
     """"source/case" → patient, for cases that are no patients by themselves."""
     metrics: frozenset[str]
     """Names of all metrics the runs hold."""
+    on: str = ""
+    """External test set that everything is measured on; empty: the course's own test cases."""
     strategies: tuple[StrategyScores, ...]
     """By label; in `clbench.report.study.Study.dice` the reference first."""
 
@@ -243,7 +245,11 @@ class Scores:
     @property
     def means(self) -> dict[str, tuple[str, ...]]:
         """Table groups: name → structures, in the order they are complete, smaller ones first."""
-        groups = self.record.course.groups
+        groups = {
+            name: members
+            for name, members in self.record.course.groups.items()
+            if set(members) <= set(self.learned_at)
+        }
         return {
             name: tuple(groups[name])
             for name in sorted(
@@ -257,8 +263,13 @@ class Scores:
         return self.sources[self.learned_at[structure] - 1]
 
     def title(self) -> str:
-        """Benchmark and version; says PHANTOM where it must."""
-        return title_of(self.record)
+        """Benchmark and version, and the external test set; says PHANTOM where it must."""
+        return title_of(self.record) + (f", external test on {self.on}" if self.on else "")
+
+    @property
+    def external(self) -> tuple[str, ...]:
+        """External test sets of the course."""
+        return tuple(test.source for test in self.record.course.external_tests)
 
     @property
     def same_seeds(self) -> bool:
@@ -514,6 +525,7 @@ def scores_of(
     metric: str = "dice",
     seeds: Sequence[int] | None = None,
     unfinished: Mapping[str, int] = {},
+    on: str = "",
 ) -> Scores:
     """One metric of some runs, grouped by everything but the seed.
 
@@ -525,23 +537,23 @@ def scores_of(
         seeds: the seeds every strategy must have, at least one run has; None takes those there
             are. A strategy that lacks one is a hole as a whole.
         unfinished: strategy → runs left out because they are not finished.
+        on: external test set on which every structure that it annotates is measured, in place of
+            the test cases of the source that taught it; empty: these.
 
     Raises:
         StoreError: a strategy has two runs of one seed.
+        UnknownName: no such external test set.
     """
     chosen = {i: run for i, run in enumerate(runs) if seeds is None or run.record.seed in seeds}
     record = next(iter(chosen.values())).record
-    steps = record.course.steps
-    sources = tuple(step.source for step in steps)
-    learned_at = {c: i for i, step in enumerate(steps, 1) for c in step.learns}
+    sources, learned_at, tests = _measured_on(record, on)
     home = {c: sources[at - 1] for c, at in learned_at.items()}
-    tests = test_cases(record)
     patient_of = patients_of(chosen.values())
     patients = {s: [patient_of.get(f"{s}/{c}", c) for c in cases] for s, cases in tests.items()}
     rows = rows_of(frame, scoring=scoring, metric=metric)
     native = frame[(frame["scoring"] == "strict") & (frame["gt_vox"] > 0)]
     structures = list(learned_at)
-    size = (len(runs), len(steps))
+    size = (len(runs), len(sources))
     readers = {
         name: _reader(
             name,
@@ -588,8 +600,41 @@ def scores_of(
         scans={s: len(p) for s, p in patients.items()},
         patient_of=patient_of,
         metrics=frozenset(frame["metric"].unique()),
+        on=on,
         strategies=tuple(sorted(strategies, key=lambda s: s.label)),
     )
+
+
+def _measured_on(
+    record: RunRecord, on: str
+) -> tuple[tuple[str, ...], dict[str, int], dict[str, list[str]]]:
+    """Test set of each step, structure → step that taught it, and test set → its cases.
+
+    Args:
+        record: of a run.
+        on: see `scores_of`.
+
+    Raises:
+        StoreError: the course has no external test set.
+        UnknownName: none of this name.
+    """
+    steps = record.course.steps
+    learned_at = {c: i for i, step in enumerate(steps, 1) for c in step.learns}
+    if not on:
+        return tuple(step.source for step in steps), learned_at, test_cases(record)
+    external = {test.source: test for test in record.course.external_tests}
+    if not external:
+        raise StoreError(
+            "the course has no external test sets",
+            where=record.identity.bench,
+            got=on,
+            next_step="name sources that are only tested on in `[[external]]` of a course file",
+        )
+    if on not in external:
+        raise unknown_name("external test set", on, external, record.identity.bench)
+    annotated = {c: step for c, step in learned_at.items() if c in external[on].annotates}
+    cases = [name.removeprefix(f"{on}/") for name in external[on].test]
+    return (on,) * len(steps), annotated, {on: cases}
 
 
 def _cells(
@@ -625,7 +670,7 @@ def _cells(
 
 
 def test_cases(record: RunRecord) -> dict[str, list[str]]:
-    """Eval set → its test cases, in order of the splits."""
+    """Eval set → its test cases, in order of the splits; without external ones."""
     cases: dict[str, dict[str, None]] = {}
     for step, named in zip(record.course.steps, record.course.test, strict=True):
         source = step.source

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 from clbench.errors import SettingError, StoreError, unknown_name
 from clbench.report.scores import Run, Scores, StrategyScores, read_frame, scores_of
@@ -94,6 +94,16 @@ class Study:
     """`strict` or `paper`."""
     protocol: Protocol = Protocol()
     """What was decided before looking."""
+    on: str = ""
+    """External test set on which everything is measured; empty: the course's own test cases."""
+
+    def measured_on(self, name: str) -> Self:
+        """The same study, measured on an external test set; no file is read again."""
+        other = replace(self, on=name)
+        for read in ("runs", "finished", "frame"):
+            if read in self.__dict__:
+                other.__dict__[read] = self.__dict__[read]
+        return other
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -146,6 +156,7 @@ class Study:
                 metric=metric,
                 seeds=seeds,
                 unfinished=Counter(left_out),
+                on=self.on,
             )
         return self._scores[key]
 

@@ -10,6 +10,7 @@ strategy may stand in several, as in a compact letter display.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -255,14 +256,9 @@ def tie_groups(
     means = [estimate_of(cells_of(t, sizes)).estimate for t in tables]
     order = sorted(range(len(tables)), key=lambda k: (-means[k], k))
     pairs = list(combinations(range(len(order)), 2))
-    differences = [
-        {
-            name: np.subtract(tables[order[i]][name], tables[order[j]][name])
-            for name in tables[order[i]]
-        }
-        for i, j in pairs
+    cells = [
+        cells_of(d, sizes) for d in _differences(tables, [(order[i], order[j]) for i, j in pairs])
     ]
-    cells = [cells_of(d, sizes) for d in differences]
     p: Floats = np.ones((len(order), len(order)))
     n = cells[0].n if cells else 0
     m = len(pairs) if n >= smallest_sample(alpha) else 0
@@ -287,6 +283,149 @@ def tie_groups(
         ranks=tuple(ranks),
         patients=n,
         m=m,
+    )
+
+
+def _differences(
+    tables: Sequence[Table], pairs: Sequence[tuple[int, int]]
+) -> list[dict[str, Floats]]:
+    """Per pair of strategies the first one's table minus the other's."""
+    return [
+        {name: np.subtract(tables[i][name], tables[j][name]) for name in tables[i]}
+        for i, j in pairs
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairOfSets:
+    """Two strategies on two test sets."""
+
+    first: int
+    """A strategy, by position."""
+    second: int
+    """The other."""
+    internal: float
+    """First minus second on the internal test set."""
+    external: float
+    """The same on the external one."""
+    p_internal: float
+    """Adjusted p of "no difference" on the internal test set; nan = too few patients."""
+    p_external: float
+    """The same on the external one."""
+
+    @property
+    def turns(self) -> bool:
+        """Whether the two means are in another order on the external test set."""
+        return self.internal * self.external < 0
+
+    @property
+    def p(self) -> float:
+        """P of "they are in no other order": the larger of the two, 1 where the order stays."""
+        worst = float(np.max([self.p_internal, self.p_external]))  # nan stays nan
+        return worst if self.turns or math.isnan(worst) else 1.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankReversals:
+    """The order of strategies on an internal and on an external test set."""
+
+    pairs: tuple[PairOfSets, ...]
+    """All pairs."""
+    m: int
+    """Comparisons tested together: pairs by test sets with enough patients."""
+    patients: int
+    """Patients of both test sets."""
+
+    @property
+    def kendall_tau(self) -> float:
+        """Pairs in the same order minus pairs in another one, as a share of all; nan = no pair."""
+        signs = [np.sign(pair.internal * pair.external) for pair in self.pairs]
+        return float(np.mean(signs)) if signs else math.nan
+
+
+def rank_reversals(
+    internal: Sequence[Table],
+    external: Sequence[Table],
+    *,
+    alpha: float = 0.05,
+    draws: int = 100_000,
+    seed: int = 0,
+) -> RankReversals:
+    """Test for every pair of strategies whether an external test set reverses their order.
+
+    A reversal is two claims: one strategy is better on the internal test set, and worse on the
+    external one. It is shown where both are, so its p is the larger of the two. All pairs on both
+    test sets are one family, so any number of reversals is claimed at `alpha` together.
+
+    Args:
+        internal: per strategy data set → (seeds, patients, classes), see
+            `clbench.statistics.class_macro`; the same cells in all of them, larger is better.
+        external: the same strategies in the same order on other data sets.
+        alpha: level; a test set with fewer patients than it needs is not tested.
+        draws: sign patterns above 20 patients, the observed one included.
+        seed: of these patterns.
+
+    Raises:
+        DataError: not as many external as internal tables, strategies with different patients, or
+            a data set that is in both.
+
+    Example:
+        >>> from clbench.statistics.ranking import rank_reversals
+        >>> low = [[0.50], [0.52], [0.49], [0.51], [0.48], [0.53], [0.50], [0.47]]
+        >>> high = [[0.71], [0.69], [0.72], [0.70], [0.73], [0.70], [0.68], [0.74]]
+        >>> swapped = rank_reversals(
+        ...     [{"btcv": low}, {"btcv": high}], [{"amos": high}, {"amos": low}]
+        ... )
+        >>> swapped.kendall_tau, swapped.pairs[0].p <= 0.05
+        (-1.0, True)
+        >>> same = rank_reversals([{"btcv": low}, {"btcv": high}], [{"amos": low}, {"amos": high}])
+        >>> same.kendall_tau, same.pairs[0].p
+        (1.0, 1.0)
+
+    Source: intersection-union test (Berger, Technometrics 24:295, 1982), the two-group case of
+        the test for qualitative interaction (Gail & Simon, Biometrics 41:361, 1985); p-values by
+        step-down max-T over patients flipped jointly, as in `clbench.statistics.max_t`.
+    Differs: both claims two-sided, so that they agree with `better` and `worse` elsewhere.
+    """
+    if len(internal) != len(external) or any(set(a) & set(b) for a in internal for b in external):
+        raise DataError(
+            "a rank reversal needs the same strategies on two different test sets",
+            expected=f"{len(internal)} tables of other data sets",
+            got=f"{len(external)} tables of {', '.join(sorted({n for t in external for n in t}))}",
+        )
+    sizes = patients_of([*internal, *external])
+    pairs = list(combinations(range(len(internal)), 2))
+    cells = [
+        cells_of(d, sizes) for tables in (internal, external) for d in _differences(tables, pairs)
+    ]
+    means = [estimate_of(c).estimate for c in cells]
+    tested = [k for k, c in enumerate(cells) if c.n >= smallest_sample(alpha)]
+    p: Floats = np.full(len(cells), np.nan)
+    patients = 0
+    if tested:
+        scored = np.any([cells[k].valid.any(axis=1) for k in tested], axis=0)
+        patients = int(scored.sum())
+        chosen = [
+            replace(cells[k], values=cells[k].values[scored], valid=cells[k].valid[scored])
+            for k in tested
+        ]
+        patterns = SignPatterns(patients, draws=draws, seed=seed)
+        p[tested] = family_p_values(chosen, 0.0, patterns)[2]
+    m = len(pairs)
+    return RankReversals(
+        pairs=tuple(
+            PairOfSets(
+                first=i,
+                second=j,
+                internal=means[k],
+                external=means[m + k],
+                p_internal=float(p[k]),
+                p_external=float(p[m + k]),
+            )
+            for k, (i, j) in enumerate(pairs)
+        ),
+        m=len(tested),
+        patients=patients,
     )
 
 

@@ -19,6 +19,7 @@ from clbench.statistics.ranking import (
     block_ranks,
     cliques,
     friedman,
+    rank_reversals,
     wilcoxon_holm,
 )
 
@@ -124,3 +125,34 @@ def test_cliques_are_all_the_longest_runs_without_a_difference(k: int, seed: int
         (i, j) for i, j in free if not any(a <= i and j <= b and (a, b) != (i, j) for a, b in free)
     }
     assert set(cliques(p)) == longest
+
+
+def test_a_reversal_needs_both_claims() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0.7, 0.02, (2, 9, 1))
+    inside, outside = [{"in": a}, {"in": b - 0.1}], [{"out": a}, {"out": b + 0.1}]
+    both = rank_reversals(inside, outside)
+    assert (both.m, both.patients, both.kendall_tau) == (2, 18, -1.0)
+    assert both.pairs[0].p <= 0.05
+    # one claim alone is none: externally the order turns by chance
+    chance = rank_reversals(inside, [{"out": a}, {"out": a + 0.001 * rng.normal(1, 5, (9, 1))}])
+    pair = chance.pairs[0]
+    assert pair.p_internal <= 0.05 < pair.p_external
+    assert pair.p == (pair.p_external if pair.turns else 1.0)
+    few = rank_reversals(inside, [{"out": a[:4]}, {"out": b[:4] + 0.1}])
+    assert (few.m, few.patients) == (1, 9)
+    assert math.isnan(few.pairs[0].p)
+    with pytest.raises(DataError):
+        rank_reversals(inside, inside)
+
+
+def test_one_pair_on_one_set_is_the_plain_sign_flip_test() -> None:
+    rng = np.random.default_rng(1)
+    difference = rng.normal(0.03, 0.03, 8)
+    zero, apart = np.zeros((8, 1)), difference[:, None]
+    got = rank_reversals([{"in": apart}, {"in": zero}], [{"out": apart[:4]}, {"out": zero[:4]}])
+    signs = np.array(list(itertools.product([1, -1], repeat=8)))
+    flipped = signs * difference
+    t = np.abs(flipped.mean(1)) / flipped.std(1, ddof=1)
+    p = np.mean(t >= t[0] - 1e-12)
+    assert got.pairs[0].p_internal == pytest.approx(p, abs=1e-12)

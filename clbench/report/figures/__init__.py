@@ -28,6 +28,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "cost": ("cost", "operations against score, bubbles for parameters (the paper's Fig. 7)"),
     "plane": ("plane", "what is kept against what is learned"),
     "rank-stability": ("ranks", "how the ranking moves when patients and seeds are resampled"),
+    "external": ("ranks", "every strategy on the internal and on each external test set"),
     "strip": ("strip", "CT, truth and each strategy: the median and the worst case (Fig. 6)"),
 }
 """Name → (module, what it shows)."""
@@ -102,6 +103,8 @@ def gallery(study: Analysis, kind: str = "svg") -> tuple[dict[str, bytes], dict[
     pictures: dict[str, bytes] = {}
     absent: dict[str, str] = {}
     for name in FIGURES:
+        if name == "external" and not study.dice.external:
+            continue
         try:
             pictures[name] = draw(name, study, kind)
         except ClbenchError as err:

@@ -171,3 +171,42 @@ def rank_stability(study: Analysis) -> Figure:
         + "".join(f" Left out: {why}." for why in study.stable.left_out),
     )
     return figure
+
+
+def external(study: Analysis) -> Figure:
+    """A panel per external test set: each strategy from its internal to its external mean."""
+    e = study.dice
+    study.need(
+        e.external,
+        "the course has no external test sets",
+        "name sources that are only tested on in `[[external]]` of a course file",
+    )
+    found = study.external_rankings
+    pens = style.pens([m.label for m in e.strategies])
+    width = min(style.PAGE_IN, style.COLUMN_IN * len(found))
+    figure = style.new(width, 2.9)
+    _, panels = style.panels(figure, len(found), len(found), sharey=True)
+    for (ax, first, _), one in zip(panels, found, strict=True):
+        shown = {k for p in one.shown(study.protocol.alpha) for k in (p.first, p.second)}
+        for k, (label, a, b) in enumerate(zip(one.labels, one.internal, one.external, strict=True)):
+            ax.plot([0, 1], [a, b], linewidth=1.7 if k in shown else 0.9, markersize=4,
+                    **pens[label].line())  # fmt: skip
+        ax.set_xlim(-0.2, 1.2)
+        ax.set_xticks([0, 1], ["internal", one.eval_set])
+        n_in, n_out = one.patients
+        ax.set_title(
+            f"{n_in} and {n_out} patients, tau {one.reversals.kendall_tau:+.2f}", fontsize=6.5
+        )
+        style.grid(ax, "y")
+        if first:
+            ax.set_ylabel("Dice after the last step")
+    caption = (
+        "Mean over the structures that the external test set annotates, and over seeds. Lines that "
+        "cross: pairs in another order (Kendall's tau); thick: a reversal is shown "
+        f"(p ≤ {study.protocol.alpha:g}, all pairs on both test sets tested together)."
+    )
+    if missing := [m.label for m in e.strategies if any(m.label not in x.labels for x in found)]:
+        caption += f" Not everywhere, because scores are missing: {', '.join(missing)}."
+    style.frame(figure, e, f"{e.bench}: internal and external test sets", caption,
+                style.key(pens, lines=True))  # fmt: skip
+    return figure

@@ -34,7 +34,6 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
     seeds = {m.label: len(m.seeds) for m in e.strategies}
     gits = {r.git for r in records}
     devices = {r.device for r in records}
-    external = set(e.patients) - {s.source for s in e.record.course.steps}
     holes = [c.hole for c in a.comparisons if c.hole]
     return [
         ("Unit of analysis, and n?", f"patient; {n}"),
@@ -63,7 +62,7 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
         ("Baselines tuned equally, without test data?", MISSING + " (not recorded in runs)"),
         ("Same hardware for times?", "yes: " + devices.pop() if len(devices) == 1
          else f"**no**: {', '.join(sorted(devices))}"),
-        ("External data?", ", ".join(sorted(external)) or MISSING),
+        ("External data?", ", ".join(e.external) or MISSING),
         ("Code version?", ", ".join(sorted(map(str, gits))) if None not in gits else MISSING),
         ("Per-case scores kept?", "yes: scores.csv of every run"),
         ("Inter-rater variability?", MISSING),

@@ -37,10 +37,18 @@ def _data(a: Analysis) -> Iterator[str]:
             "Anything about patients. All scores are from the PHANTOM: a method that wins here has "
             "shown that it runs and does what it says."
         )
-    yield (
-        "Other hospitals, scanners or populations: every test case comes from the same sources as "
-        f"the training cases ({', '.join(dict.fromkeys(a.dice.sources))})."
-    )
+    sources = ", ".join(dict.fromkeys(a.dice.sources))
+    if a.dice.external:
+        yield (
+            f"Other hospitals, scanners or populations beyond the external test sets "
+            f"({', '.join(a.dice.external)}): all others come from the sources of the training "
+            f"cases ({sources})."
+        )
+    else:
+        yield (
+            "Other hospitals, scanners or populations: every test case comes from the same sources "
+            f"as the training cases ({sources})."
+        )
 
 
 def _seeds(a: Analysis) -> Iterator[str]:

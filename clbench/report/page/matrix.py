@@ -17,7 +17,7 @@ from clbench.evaluation.metrics import continual
 from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import HOLE, Comparison, Tested
-from clbench.report.significance.endpoints import ENDPOINTS, Endpoint, Which, table
+from clbench.report.significance.endpoints import ENDPOINTS, FINAL, Endpoint, Which, table
 from clbench.report.study import Protocol
 from clbench.report.tables.costs import read_costs
 from clbench.report.tables.render import EMPTY, Table, long_table, number
@@ -209,6 +209,7 @@ def matrix_of(a: Analysis) -> Matrix:
         }
         if own:
             cells[OWN] = _own_cell(own[m.label])
+        cells |= _external_cells(a, m.label)
         ratio = costs[m.label].value / base if base > 0 and not reference else math.nan
         rows.append(
             Row(
@@ -224,7 +225,9 @@ def matrix_of(a: Analysis) -> Matrix:
     ]
     return Matrix(
         title=f"{dice.title()}: what each strategy ends with, keeps, learns and costs",
-        heads={e.name: HEADS[e.name] for e in endpoints} | ({OWN: OWN} if own else {}),
+        heads={e.name: HEADS[e.name] for e in endpoints}
+        | ({OWN: OWN} if own else {})
+        | {_on(name): _on(name) for name in a.external},
         rows=tuple(rows),
         summary=tuple(_summary(a, rows)),
         notes=tuple(_notes(a, protocol, rows)),
@@ -247,6 +250,21 @@ def _cell(c: Comparison) -> Cell:
     )
 
 
+def _on(name: str) -> str:
+    """Header of the column of an external test set."""
+    return f"final, {name}"
+
+
+def _external_cells(a: Analysis, label: str) -> dict[str, Cell]:
+    """A strategy after the last step, on each external test set."""
+    cells = {}
+    for name, other in a.external.items():
+        compared = {c.b: c for c in other.at_the_end}
+        reference = label == other.dice.reference.label
+        cells[_on(name)] = _reference_cell(other, FINAL) if reference else _cell(compared[label])
+    return cells
+
+
 def _own_cell(o: Tested) -> Cell:
     """A strategy's change of its old structures."""
     r: FamilyComparison | None = o.result
@@ -265,7 +283,8 @@ def _own_cell(o: Tested) -> Cell:
 def _reference_cell(a: Analysis, endpoint: Endpoint) -> Cell:
     """The reference's own value, with its interval over patients and seeds."""
     m = a.dice.reference
-    why = next((c.hole for c in a.comparisons if c.endpoint is endpoint and c.hole), "")
+    tested = a.at_the_end if a.on else a.comparisons
+    why = next((c.hole for c in tested if c.endpoint is endpoint and c.hole), "")
     values = table(a.dice, m, endpoint, m.seeds)
     if not values:
         return Cell(word=HOLE, why=why)
@@ -295,7 +314,7 @@ def _minutes(m: StrategyScores) -> Cell:
 
 
 def _summary(a: Analysis, rows: Sequence[Row]) -> Iterable[str]:
-    """At most three sentences: the best group, the reference against the others, forgetting."""
+    """The best group, the reference against the others, forgetting; one per external test set."""
     reference = a.dice.reference.label
     ties = a.tied.ties
     if ties is not None and len(ties.order) > 1:
@@ -333,6 +352,15 @@ def _summary(a: Analysis, rows: Sequence[Row]) -> Iterable[str]:
             if word in named
         ]
         yield f"Old structures, of {len(rows)} strategies: {'; '.join(parts)}."
+    for one in a.external_rankings:
+        if pairs := len(one.reversals.pairs):
+            shown = [one.in_order(pair) for pair in one.shown(a.protocol.alpha)]
+            few = "; ".join(f"{first} over {second}" for first, second in shown[:3])
+            yield (
+                f"On {one.eval_set}, {len(one.turned)} of {pairs} pairs of strategies stand in "
+                f"another order than internally (Kendall's tau {one.reversals.kendall_tau:+.2f}); "
+                f"shown to be reversed: {len(shown)}{f' ({few})' if few else ''}."
+            )
 
 
 def _named(labels: Sequence[str]) -> str:
@@ -349,6 +377,11 @@ def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str
         f"learned: new structures right after their own step. {a.dice.scoring} scoring, means over "
         f"structures, {patients} test cases."
     )
+    for name, other in a.external.items():
+        yield (
+            f"{_on(name)}: the same on the external test set {name} ({len(other.dice.learned_at)} "
+            f"structures, {other.dice.scans[name]} test cases), a family of its own."
+        )
     yield (
         f"beside a value: its difference from {reference} with the simultaneous {protocol.percent} "
         f"interval of the test ({protocol.adjusted_by}); {reference}'s own row: the interval of "

@@ -43,7 +43,7 @@ EXPLAINED: Mapping[str, tuple[str, str]] = {
     ),
 }
 """Figure of `clbench explain` → title, and what it shows."""
-FIRST = ("plane", "forgetting")
+FIRST = ("plane", "forgetting", "external")
 """Figures that stand right below the matrix."""
 
 
@@ -181,6 +181,10 @@ def _spoken(a: Analysis) -> dict[str, list[Spoken]]:
     verdicts: dict[str, list[Spoken]] = {}
     for c in a.comparisons:
         verdicts.setdefault(c.endpoint.title, []).append(spoken(c, sentence(c, a.protocol)))
+    for name, other in a.external.items():
+        verdicts[f"After the last step, external test on {name}"] = [
+            spoken(c, sentence(c, a.protocol)) for c in other.at_the_end
+        ]
     if a.own:
         verdicts["Does it forget?"] = [spoken(o, own_sentence(o, a.protocol)) for o in a.own]
     return verdicts
@@ -299,12 +303,16 @@ def other_tables(study: Analysis) -> tuple[dict[str, Table], list[str]]:
     if set(study.dice.learned_at) & {f"{t}_tumor" for t in TUMORS}:
         names["detection"] = "6"
     names |= {f"table{n}": str(n) for n, own in BENCH.items() if own == study.bench}
+    if study.dice.external:
+        names["external"] = "external"
+    asked = [(stem, name, study) for stem, name in names.items()]
+    asked += [(f"learning_{on}", "learning", other) for on, other in study.external.items()]
     tables: dict[str, Table] = {}
     absent: list[str] = []
-    for stem, name in names.items():
+    for stem, name, of in asked:
         source = "measured" if name == "6" else "both"
         try:
-            tables[stem] = make_table(name, study, source=source)
+            tables[stem] = make_table(name, of, source=source)
         except ClbenchError as err:  # a hole of one table must not take the report down
             absent.append(f"The table `{stem}`: {err.brief}.")
         except Exception as err:  # nor a fault of ours; the page says so

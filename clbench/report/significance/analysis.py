@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from clbench.report.significance.confirmatory import Comparison, confirm
+from clbench.report.significance.endpoints import FINAL
 from clbench.report.significance.exploratory import ClassTest, SetTest, by_class, by_set
+from clbench.report.significance.external import ExternalRanking, external_ranking
 from clbench.report.significance.forgetting import Own, own_forgetting
 from clbench.report.significance.ranking import SetRanking, Stable, Tied, rankings, stable, tied
 from clbench.report.study import Study
@@ -46,6 +49,24 @@ class Analysis(Study):
     def rankings(self) -> list[SetRanking]:
         """Exploratory: all strategies, per eval set."""
         return rankings(self.dice, self.protocol)
+
+    @cached_property
+    def external(self) -> Mapping[str, Analysis]:
+        """External test set → the same analysis, measured on it."""
+        return {name: self.measured_on(name) for name in self.dice.external if not self.on}
+
+    @cached_property
+    def external_rankings(self) -> list[ExternalRanking]:
+        """The order of strategies on each external test set against the internal one."""
+        return [
+            external_ranking(self.dice, other.dice, self.protocol)
+            for other in self.external.values()
+        ]
+
+    @cached_property
+    def at_the_end(self) -> list[Comparison]:
+        """Confirmatory: the endpoint after the last step alone."""
+        return confirm(self.dice, self.protocol, (FINAL,))
 
     @cached_property
     def stable(self) -> Stable:

@@ -98,9 +98,17 @@ class Comparison(Tested):
         return None if self.result is None else self.result.verdict
 
 
-def confirm(scores: Scores, protocol: Protocol) -> list[Comparison]:
-    """Every endpoint against every other strategy, in that order; holes included."""
-    asked = ENDPOINTS if scores.last > 1 else ENDPOINTS[:1]
+def confirm(
+    scores: Scores, protocol: Protocol, endpoints: Sequence[Endpoint] = ENDPOINTS
+) -> list[Comparison]:
+    """Every endpoint against every other strategy, in that order; holes included.
+
+    Args:
+        scores: the runs, the reference first.
+        protocol: level, margin, correction and sign patterns.
+        endpoints: which questions, the one after the last step first.
+    """
+    asked = endpoints if scores.last > 1 else endpoints[:1]
     return [c for endpoint in asked for c in _judge(scores, endpoint, protocol)]
 
 

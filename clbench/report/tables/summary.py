@@ -101,6 +101,11 @@ def summary(study: Study, scale: Scale = SHARE) -> Table:
     scores = study.need_scores()
     last, at = scores.last, scores.learned_at
     first = [c for c, s in at.items() if s == 1]
+    study.need(
+        first,
+        f"the external test set {scores.on!r} annotates no structure of step 1",
+        "name another one with --external, or `clbench table learning`",
+    )
     rows, lost = [], {}
     for g in scores.strategies:
         begin, end = ([continual.mean(r[t, c] for c in first) for r in g.r] for t in (1, last))
@@ -123,9 +128,13 @@ def summary(study: Study, scale: Scale = SHARE) -> Table:
             )
         )
     record = scores.record
-    cases = ", ".join(
-        f"{len(test)} {step.source}"
-        for step, test in zip(record.course.steps, record.course.test, strict=True)
+    cases = (
+        f"{scores.scans[scores.on]} {scores.on}"
+        if scores.on
+        else ", ".join(
+            f"{len(test)} {step.source}"
+            for step, test in zip(record.course.steps, record.course.test, strict=True)
+        )
     )
     over = "mean ± sd over seeds"
     notes = [
