@@ -93,6 +93,10 @@ class TrainingError(ClbenchError):
     """Training that must not go on: a loss that is not finite, a broken promise of a strategy."""
 
 
+class DivergedError(TrainingError):
+    """Training whose loss or gradient is not finite any more, or explodes."""
+
+
 class AvalancheError(ClbenchError):
     """Avalanche or a plugin of its cannot be used here, or not as asked."""
 

@@ -10,13 +10,23 @@ mask); the features are the bottleneck's; Dice is added as in step 1 (`dice=fals
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from clbench.nets.heads import Segmenter
-from clbench.strategy import Batch, Declaration, Group, Lesson, Memory, Output, Terms
+from clbench.strategy import (
+    Batch,
+    Declaration,
+    Group,
+    Lesson,
+    Memory,
+    Output,
+    Range,
+    SearchSpace,
+    Terms,
+)
 from clbench.strategy.distillation import feature_mse, kd_softmax
 
 from .softmax_finetune import SoftmaxFinetune
@@ -26,6 +36,10 @@ from .softmax_finetune import SoftmaxFinetune
 class Ilt(SoftmaxFinetune):
     """ILT: distillation of outputs and of encoder features."""
 
+    search_space: ClassVar[SearchSpace] = {
+        "weight": Range(low=1.0, high=1000.0, log=True),
+        "feature_weight": Range(low=1.0, high=1000.0, log=True),
+    }
     weight: float = 100.0
     """Weight of the output distillation, a mean over channels and voxels."""
     feature_weight: float = 100.0

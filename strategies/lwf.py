@@ -12,8 +12,9 @@ Source: Li and Hoiem, ECCV 2016; as ported to segmentation by Cermelli et al., C
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Terms
+from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Range, SearchSpace, Terms
 from clbench.strategy.distillation import kd_softmax
 
 from .softmax_finetune import SoftmaxFinetune
@@ -23,6 +24,10 @@ from .softmax_finetune import SoftmaxFinetune
 class Lwf(SoftmaxFinetune):
     """Learning without Forgetting: distillation of the old model's softmax."""
 
+    search_space: ClassVar[SearchSpace] = {
+        "weight": Range(low=1.0, high=1000.0, log=True),
+        "temperature": Range(low=1.0, high=4.0, log=True),
+    }
     weight: float = 100.0
     """Weight of the distillation, a mean over channels and voxels."""
     temperature: float = 1.0

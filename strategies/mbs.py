@@ -18,7 +18,7 @@ and not tuned here.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from clbench.strategy import (
     Memory,
     Output,
     PhaseContext,
+    Range,
+    SearchSpace,
     Session,
     Strategy,
     Terms,
@@ -72,6 +74,12 @@ class ClassVectorSession(Session):
 class SelectiveDistillation(Strategy):
     """What MBS' forms share: weights, the teacher, and the terms on class vectors."""
 
+    search_space: ClassVar[SearchSpace] = {
+        "threshold": Range(low=0.5, high=0.95),
+        "weight_out": Range(low=1.0, high=250.0, log=True),
+        "weight_feat": Range(low=0.05, high=20.0, log=True),
+        "weight_orth": Range(low=0.05, high=20.0, log=True),
+    }
     threshold: float = 0.7
     """Least probability of a pseudo label."""
     weight_out: float = 25.0

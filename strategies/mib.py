@@ -12,9 +12,9 @@ out).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
-from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Terms
+from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Range, SearchSpace, Terms
 from clbench.strategy.distillation import kd_unbiased
 
 from .softmax_finetune import SoftmaxFinetune
@@ -24,6 +24,7 @@ from .softmax_finetune import SoftmaxFinetune
 class Mib(SoftmaxFinetune):
     """MiB: cross-entropy and distillation that model the background's shift."""
 
+    search_space: ClassVar[SearchSpace] = {"weight": Range(low=0.1, high=1000.0, log=True)}
     unlabelled: Literal["ignore", "background"] = "ignore"
     splits_background: bool = True
     """Start new channels as equal shares of background; false: as torch initialises."""

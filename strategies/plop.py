@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from clbench.strategy import (
     Memory,
     Output,
     Predictor,
+    Range,
+    SearchSpace,
     Terms,
     distillation,
 )
@@ -43,6 +45,10 @@ THRESHOLDS = "plop_thresholds"  # where memory keeps this step's (C_old,) entrop
 class Plop(SoftmaxFinetune):
     """PLOP: local pooled distillation of features, entropy-gated pseudo labels."""
 
+    search_space: ClassVar[SearchSpace] = {
+        "feature_factor": Range(low=1e-4, high=1.0, log=True),
+        "logit_factor": Range(low=1e-5, high=0.05, log=True),
+    }
     unlabelled: Literal["ignore", "background"] = "ignore"
     splits_background: bool = True
     """Start new channels as equal shares of background, as in MiB; false: as torch initialises."""

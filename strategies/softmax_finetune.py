@@ -23,7 +23,19 @@ from torch import Tensor, nn
 
 from clbench.errors import SettingError
 from clbench.nets.heads import ConvHead, Segmenter
-from clbench.strategy import UNKNOWN, Batch, Group, Kit, Lesson, Memory, Output, Strategy, Terms
+from clbench.strategy import (
+    UNKNOWN,
+    Batch,
+    Group,
+    Kit,
+    Lesson,
+    Memory,
+    Output,
+    Range,
+    SearchSpace,
+    Strategy,
+    Terms,
+)
 from clbench.strategy.partial_labels import allowed_channels, decode_channels, mean_ce, sigmoid_dice
 
 
@@ -34,6 +46,9 @@ class SoftmaxFinetune(Strategy):
     version: ClassVar[int] = 2  # in version 1 the output layer learned at 1 from step 2 on
     step1_version: ClassVar[int | None] = 1
     serves_from: ClassVar[int | None] = 1
+    search_space: ClassVar[SearchSpace] = {
+        "new_classifier_lr": Range(low=1.0, high=1000.0, log=True),
+    }
     unlabelled: Literal["ignore", "background"] = "background"
     annotated_old: Literal["annotation", "pseudo"] = "annotation"
     """What teaches an old structure that the new data annotates; `pseudo`: the annotation is not

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from clbench.data.postprocess import DEFAULT_RULES, clean, known
 from clbench.strategy import (
     Batch,
     CaseTensors,
+    Choice,
     Declaration,
     Lesson,
     Memory,
     Output,
     Predictor,
+    SearchSpace,
     Terms,
     labelled_on_line,
     pseudo_labels,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 class Universal(Finetune):
     """Language-driven heads; old structures taught by the previous model's predictions."""
 
+    search_space: ClassVar[SearchSpace] = {"pseudo": Choice(("hard", "soft"))}
     unlabelled: Literal["ignore", "background"] = "ignore"
     pseudo: Literal["hard", "soft"] = "hard"
     """Pseudo labels: thresholded, or probabilities."""

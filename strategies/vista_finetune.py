@@ -18,13 +18,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from clbench.errors import SettingError
 from clbench.strategies.finetune import Finetune
-from clbench.strategy import Batch, Group, Lesson, Memory, Output, Phase, PhaseResult, Terms
+from clbench.strategy import (
+    Batch,
+    Group,
+    Lesson,
+    Memory,
+    Output,
+    Phase,
+    PhaseResult,
+    Range,
+    SearchSpace,
+    Terms,
+)
 from clbench.strategy.losses import bce, squared_dice, targets
 
 
@@ -32,6 +43,7 @@ from clbench.strategy.losses import bce, squared_dice, targets
 class VistaFinetune(Finetune):
     """VISTA3D's recipe: all weights at a constant low rate, loss of the new structures alone."""
 
+    search_space: ClassVar[SearchSpace] = {"lr_factor": Range(low=0.02, high=1.0, log=True)}
     unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
     lr_factor: float = 0.5
     """Factor on the profile's learning rate from step 2 on; theirs is 5e-5, half of the 1e-4 of

@@ -34,7 +34,7 @@ FLOORS = (
     {"training"},
     {"run"},
     {"report"},
-    {"testing", "avalanche", "deployment", "grid", "tracking"},
+    {"testing", "avalanche", "deployment", "grid", "tracking", "tuning"},
     {"diagnosis"},
     {"strategies", "cli"},
     {"__main__"},

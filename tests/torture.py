@@ -130,7 +130,7 @@ def put_up_boards() -> None:
         (pseudo_labelling, "write_pseudo"),
     ):  # fmt: skip
         setattr(owner, name, watched(getattr(owner, name), always("write")))
-    course._Course._examine = watched(course._Course._examine, always("examine"))  # type: ignore[method-assign]
+    course.Course.examine = watched(course.Course.examine, always("examine"))  # type: ignore[method-assign]
     pseudo_labelling.prepare = watched(
         pseudo_labelling.prepare,
         lambda strategy, lesson, *_: "pseudo" if strategy.prepares(lesson) else None,

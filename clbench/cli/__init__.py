@@ -16,7 +16,9 @@ from clbench.signals import STATUS, Stopped
 
 # commands register in this order
 # isort: off
-from clbench.cli import checks, grid, reports, runs, tables, trained, publish, explain  # noqa: F401
+from clbench.cli import checks, grid  # noqa: F401
+from clbench.cli.studies import tune  # noqa: F401
+from clbench.cli import reports, runs, tables, trained, publish, explain  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main", "parse_seeds", "parse_splits"]

@@ -22,6 +22,7 @@ STAGES = {
     "opened": "open cases",
     "pseudo": "pseudo labels",
     "exam": "examine",
+    "validated": "score validation cases",
     "predicted": "predict",
 }
 """Event of one case → what is done with it."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from clbench.cli.options import (
     show_all,
 )
 from clbench.errors import SettingError
+
+if TYPE_CHECKING:
+    from clbench.run.plan import Plan, RunSettings
 
 
 @app.command()
@@ -58,6 +61,10 @@ def run(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="On CUDA: operators that repeat to the bit.")
     ] = False,
+    tuned: Annotated[
+        Path | None,
+        typer.Option(help="Settings file of clbench tune; its choice for the strategy."),
+    ] = None,
     track: Annotated[
         list[str] | None, typer.Option(help="tensorboard, mlflow or wandb; repeat for more.")
     ] = None,
@@ -83,28 +90,28 @@ def run(
     from clbench.run.plan import RunSettings, resolve
     from clbench.tracking.follow import tracked
 
+    planned = None if tuned is None else _with_tuned(tuned, numbers)
     for number in numbers:
         with Progress() as progress, tracked(track or [], out, progress.warn) as also:
-            plan = resolve(
-                RunSettings(
-                    bench=bench,
-                    strategy=strategy,
-                    seed=number,
-                    profile=profile,
-                    data=data,
-                    splits=splits,
-                    out=out,
-                    overrides=tuple(set_ or ()),
-                    device=device,
-                    workers=workers,
-                    threads=threads,
-                    fresh=fresh,
-                    keep_predictions=keep,
-                    cache=cache,
-                    checkpoint_s=checkpoint_every,
-                    deterministic=deterministic,
-                )
+            settings = RunSettings(
+                bench=bench,
+                strategy=strategy,
+                seed=number,
+                profile=profile,
+                data=data,
+                splits=splits,
+                out=out,
+                overrides=tuple(set_ or ()),
+                device=device,
+                workers=workers,
+                threads=threads,
+                fresh=fresh,
+                keep_predictions=keep,
+                cache=cache,
+                checkpoint_s=checkpoint_every,
+                deterministic=deterministic,
             )
+            plan = resolve(settings) if planned is None else planned(settings)
 
             def watch(event: dict[str, Any]) -> None:
                 progress.watch(event)  # called within this turn of the loop
@@ -115,6 +122,16 @@ def run(
             for table in run_report(folder, scoring=which):
                 show(table)
         typer.echo(f"Results: {folder}")
+
+
+def _with_tuned(path: Path, seeds: list[int]) -> Callable[[RunSettings], Plan]:
+    """What plans a run with the settings that a file holds for its strategy."""
+    from clbench.tuning.tuned_file import plan_tuned, read_tuned, refuse_used_seeds
+
+    tuned = read_tuned(path)
+    refuse_used_seeds(tuned, seeds, path)
+    typer.echo(f"Tuned settings: {path}, rule {tuned.label}")
+    return lambda settings: plan_tuned(settings, path)
 
 
 def _folders(bench: str) -> str:

@@ -40,7 +40,7 @@ from clbench.spec.splits import Split
 
 SIDES_RULE = "each piece on its side of the midline"
 """How a pair under one label value is read; part of the fingerprint of data that hold one."""
-Purpose = Literal["train", "pseudo", "validation", "trace", "diagnosis", "test"]
+Purpose = Literal["train", "pseudo", "validation", "trace", "diagnosis", "tuning", "test"]
 
 _case_being_read: ContextVar[tuple[int, str] | None] = ContextVar("case_being_read", default=None)
 
@@ -94,6 +94,9 @@ class Catalog:
     """What the strategy declares to need of earlier steps."""
     step: int = 1
     """The step being taught."""
+    tuning_steps: int = 0
+    """While settings are tuned: the steps, from the first, whose cases the rule may see. No test
+    case is opened then, for whatever purpose. 0: nothing is tuned."""
     ledger: dict[int, dict[str, set[str]]] = field(default_factory=dict)
     """Step → purpose → "source/case" opened."""
     _open: dict[tuple[int, str, str], Volume] = field(default_factory=dict)
@@ -124,8 +127,9 @@ class Catalog:
     def open(self, step: int, case: str, purpose: Purpose) -> Volume:
         """A case of the source of `step`, entered in the ledger.
 
-        While teaching it shows the annotation that `step` shows; to be measured on (`test`, and
-        `trace`: validation cases looked at during a step), all it has.
+        While teaching it shows the annotation that `step` shows; to be measured on (`test`;
+        `trace`: validation cases looked at during a step; `tuning`: validation cases that settings
+        are chosen by), all it has.
 
         Args:
             step: 1-based step whose source holds the case; for test cases also the number of an
@@ -135,11 +139,11 @@ class Catalog:
                 `diagnosis`: a training case of `step` looked at after the run, for no training.
 
         Raises:
-            TrainingError: a test case for training, or an image of an earlier step that the
-                strategy did not declare.
+            TrainingError: a test case for training or tuning, a case that the tuning rule may not
+                see, or an image of an earlier step that the strategy did not declare.
         """
         name = self.source(step).name
-        if purpose != "test":
+        if purpose != "test" or self.tuning_steps:
             self._guard(step, name, case, purpose)
         self.ledger.setdefault(self.step, {}).setdefault(purpose, set()).add(f"{name}/{case}")
         whole, view = (0, name, case), (step, name, case)
@@ -148,7 +152,7 @@ class Catalog:
                 self._open[whole] = self.cache.get(
                     self.files[name][case], self.source(step), self.preprocessing
                 )
-        if purpose in ("test", "trace"):
+        if purpose in ("test", "trace", "tuning"):
             return self._open[whole]
         if view not in self._open:
             self._open[view] = self._open[whole].showing(self.benchmark.shown(step))
@@ -165,10 +169,13 @@ class Catalog:
     def _guard(self, step: int, name: str, case: str, purpose: Purpose) -> None:
         if (name, case) in self.test_cases:
             raise TrainingError(
-                "a test case was asked for in training",
+                f"a test case was asked for in {'tuning' if self.tuning_steps else 'training'}",
                 where=f"step {self.step}, {name} case {case}",
                 next_step="report this to the author of the strategy; the run was stopped",
             )
+        if purpose == "tuning" or step > self.tuning_steps > 0:
+            self._guard_tuning(step, name, case)
+            return
         if purpose == "trace":
             if step > self.step or case not in self.splits[step - 1].validation:
                 raise TrainingError(
@@ -185,6 +192,22 @@ class Catalog:
                 where=f"step {self.step}, {name} case {case} of step {step}, for {purpose}",
                 expected=f"past = 'images' or 'cases', declared: {self.past!r}",
                 next_step="declare it in the strategy, or do not open it",
+            )
+
+    def _guard_tuning(self, step: int, name: str, case: str) -> None:
+        """Settings are chosen by validation cases of the steps that the rule may see, once taught.
+
+        Raises:
+            TrainingError: another case.
+        """
+        seen = min(self.step, self.tuning_steps)
+        if step > seen or case not in self.splits[step - 1].validation:
+            raise TrainingError(
+                "a case was asked for that the tuning rule may not see",
+                where=f"step {self.step}, {name} case {case} of step {step}",
+                expected=f"a validation case of steps 1 to {seen}"
+                if seen
+                else "none: no rule tunes settings here",
             )
 
     def opened(self) -> dict[str, dict[str, list[str]]]:

@@ -114,14 +114,33 @@ def mean_dice(
         volumes: cases with their truth.
         structures: the structures asked for.
     """
+    values = structure_dice(server, volumes, structures)
+    return float(np.mean([np.mean(v) for v in values.values()])) if values else float("nan")
+
+
+def structure_dice(
+    server: VolumePredictor,
+    volumes: Iterable[Volume],
+    structures: Sequence[str],
+    *,
+    postprocess: bool = False,
+) -> dict[str, list[float]]:
+    """Structure → its Dice in each case that annotates and holds it, on the model grid.
+
+    Args:
+        server: answers for at least these structures.
+        volumes: cases with their truth.
+        structures: the structures asked for; one that no case holds is absent.
+        postprocess: apply the rules of the authors' pseudo-label code to the predictions.
+    """
     values: dict[str, list[float]] = {}
     for volume in volumes:
         places = bit_pairs(server.structures, volume, structures)
-        pairs = pattern_pairs(server.predict(volume), volume.bits)
-        for name, counts in counts_of(pairs, places).items():
+        bits = server.predict(volume, postprocess=postprocess)
+        for name, counts in counts_of(pattern_pairs(bits, volume.bits), places).items():
             if counts.gt_vox:
                 values.setdefault(name, []).append(dice(counts))
-    return float(np.mean([np.mean(v) for v in values.values()])) if values else float("nan")
+    return values
 
 
 def bit_pairs(

@@ -783,7 +783,9 @@ def _labelled(runs: Mapping[int, Run]) -> dict[str, list[int]]:
     variants: dict[tuple[str, str], list[int]] = {}
     for i, run in runs.items():
         own = run.record.identity
-        rest = json.dumps([own.strategy, own.vectors, own.weights], sort_keys=True)
+        rest = json.dumps(
+            [own.strategy, own.vectors, own.weights, *_tuned(run.record)], sort_keys=True
+        )
         variants.setdefault((run.record.strategy, rest), []).append(i)
     labels = {}
     for (name, _), members in variants.items():
@@ -792,8 +794,21 @@ def _labelled(runs: Mapping[int, Run]) -> dict[str, list[int]]:
         label = name
         if len(same) > 1:  # say what tells the variants of a strategy apart
             label += f" ({_difference(runs[members[0]].record, same)})"
+        if (tuned := runs[members[0]].record.tuned) is not None and not tuned["realistic"]:
+            label += f" [{tuned['rule']}, unrealistic]"
         labels[label] = members
     return labels
+
+
+def _tuned(record: RunRecord) -> list[str]:
+    """What tells tuned runs of a strategy from others: rule and settings; nothing of untuned ones.
+
+    Settings of the strategy itself stand in its options already.
+    """
+    if (tuned := record.tuned) is None:
+        return []
+    of_profile = [word for word in tuned["settings"] if not word.startswith("strategy.")]
+    return [f"tuned by {tuned['rule']}", *of_profile]
 
 
 def _difference(one: RunRecord, others: Sequence[RunRecord]) -> str:
@@ -809,4 +824,6 @@ def _difference(one: RunRecord, others: Sequence[RunRecord]) -> str:
         parts.append(str(one.text_encoding.get("encoding")))
     if any(o.identity.weights != one.identity.weights for o in others):
         parts.append(f"weights {str(one.identity.weights)[:8]}")
+    if any(_tuned(o) != _tuned(one) for o in others):
+        parts += _tuned(one) or ["not tuned"]
     return ", ".join(parts)

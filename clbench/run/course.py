@@ -66,8 +66,15 @@ def run_course(settings: RunSettings, watch: Watch = lambda event: None) -> Path
     return run_plan(resolve(settings).open(), watch)
 
 
-def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
+def run_plan(
+    plan: Plan, watch: Watch = lambda event: None, *, course: type[Course] | None = None
+) -> Path:
     """Run what was planned; return the run folder.
+
+    Args:
+        plan: the run.
+        watch: hears of what is done.
+        course: what to do with it; None: `Course`, all steps taught and examined.
 
     Raises:
         ClbenchError: anything the user can act on.
@@ -85,6 +92,10 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
         watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
                "step: stopped there, it starts that step anew"})  # fmt: skip
     record = RunRecord.read(plan.folder) if (plan.folder / "run.json").exists() else None
+    if record is not None and plan.tuned is not None and record.tuned is None:
+        record.tuned = plan.tuned  # an untuned run of the settings that tuning chose: the same run
+        record.reseal(plan.folder)
+        record.write(plan.folder)
     if record is not None and record.status == "finished" and not settings.fresh:
         watch({"event": "already finished", "folder": plan.folder})
         return plan.folder
@@ -96,7 +107,7 @@ def run_plan(plan: Plan, watch: Watch = lambda event: None) -> Path:
         if record is not None and settings.threads is None:
             count = record.threads  # equal bits need as many
         with reproducibility.threads(count):
-            _Course(plan, record, watch).go()
+            (course or Course)(plan, record, watch).go()
     return plan.folder
 
 
@@ -119,8 +130,14 @@ def empty_run(folder: Path) -> None:
         ) from err
 
 
-class _Course:
-    """The state of a running course."""
+class Course:
+    """The state of a running course.
+
+    Args:
+        plan: the run.
+        record: of a run that was begun; None: it begins now.
+        watch: hears of what is done.
+    """
 
     def __init__(self, plan: Plan, record: RunRecord | None, watch: Watch) -> None:
         self.plan, self.watch = plan, watch
@@ -136,7 +153,13 @@ class _Course:
                 r for r in run_folder.read_scores(plan.folder / "scores.csv") if r.step <= done
             ]
 
+    @property
+    def last(self) -> int:
+        """The last step that is taught."""
+        return len(self.plan.benchmark.steps)
+
     def go(self) -> None:
+        """Teach and examine every step that is not done."""
         plan = self.plan
         here = reproducibility.host(plan.device)
         if self.record.host is None:
@@ -145,23 +168,27 @@ class _Course:
         self.record.starts = (self.record.starts or 0) + 1
         keep_course(plan.folder, plan.settings.bench)
         self.record.write(plan.folder)
-        for number in range(1, len(plan.benchmark.steps) + 1):
+        for number in range(1, self.last + 1):
             plan.catalog.step = number
             lesson = plan.lesson(number)
-            self.watch({"event": "step", "lesson": lesson, "of": len(plan.benchmark.steps)})
+            self.watch({"event": "step", "lesson": lesson, "of": self.last})
             with past_data.refuse_unrecorded_reads(self.files):
                 self._learn(lesson)
                 assert self.model is not None  # noqa: S101  # set by _learn; tells the type checker
                 served = plan.strategy.serve(self.model, self.memory)
                 if self.record.steps_done < number:
-                    self._examine(lesson, served)
+                    self.examine(lesson, served)
             self.teacher = copy.deepcopy(served).eval().requires_grad_(False)
-        write_costs(plan, self.record)
+        self.close()
         self.record.status = "finished"
         for left in ("resume", "pseudo", "exam"):  # by a process killed after its last use
             shutil.rmtree(plan.folder / left, ignore_errors=True)
-        self._save(sealed=True)
+        self.save(sealed=True)
         self.watch({"event": "finished", "folder": plan.folder})
+
+    def close(self) -> None:
+        """What is left to do once the last step is examined."""
+        write_costs(self.plan, self.record)
 
     def _mark(self, step: int, host: Mapping[str, Any]) -> None:
         """Say in the record that a step was worked on elsewhere than where the run began."""
@@ -180,7 +207,8 @@ class _Course:
                 have = ledger.setdefault(step, {}).setdefault(purpose, [])
                 ledger[step][purpose] = sorted({*have, *cases})
 
-    def _save(self, *, sealed: bool = False) -> None:
+    def save(self, *, sealed: bool = False) -> None:
+        """Write the record; with `sealed` also the checksum of every file."""
         self._opened(self.plan.catalog.opened())
         if sealed:
             self.record.seal(self.plan.folder)
@@ -250,7 +278,7 @@ class _Course:
         """Where a step's checkpoint lies."""
         return self.plan.shared if number == 1 else self.plan.folder
 
-    def _examine(self, lesson: Lesson, served: nn.Module) -> None:
+    def examine(self, lesson: Lesson, served: nn.Module) -> None:
         """Score every test case of the course; the step is done once this is written."""
         number = lesson.number
         path = self._home(number) / f"step{number}.pt"
@@ -264,5 +292,5 @@ class _Course:
             str(number): examined.reexamined,
         }
         self.record.steps_done = number
-        self._save()
+        self.save()
         examined.exams.close()

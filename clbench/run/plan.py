@@ -160,6 +160,8 @@ class Plan:
     """Where it computes."""
     extends: dict[str, Any] | None = None
     """See `RunRecord.extends`."""
+    tuned: dict[str, Any] | None = None
+    """See `RunRecord.tuned`."""
 
     def open(self) -> Plan:
         """Read data, vectors and weights; fix the run's identity. Trains and writes nothing.
@@ -224,9 +226,19 @@ class Plan:
 
         Host, device, threads and commit are recorded beside it, but are no part of it.
         """
-        benchmark, catalog = self.benchmark, self.catalog
-        groups = sparse(self.profile)
-        if catalog.patients:
+        return Identity(
+            **course_identity(self.settings.bench, self.benchmark, self.catalog),
+            strategy=_describe(self.strategy, self.strategy.version),
+            profile=self.profile_settings(self.profile),
+            vectors=hashlib.sha256(self.vectors.array.tobytes()).hexdigest(),
+            weights=_file_hash(self.profile.backbone.weights),
+            seed=self.settings.seed,
+        )
+
+    def profile_settings(self, profile: Profile) -> dict[str, Any]:
+        """What a run id knows of a profile, on the data of this plan."""
+        groups = sparse(profile)
+        if self.catalog.patients:
             groups.pop("phantom", None)  # has no influence on real data
         groups.pop("summary", None)
         # one looks on and one refuses: neither moves a number
@@ -234,14 +246,7 @@ class Plan:
             groups.get(group, {}).pop(name, None)
             if not groups.get(group, True):
                 del groups[group]
-        return Identity(
-            **course_identity(self.settings.bench, benchmark, catalog),
-            strategy=_describe(self.strategy, self.strategy.version),
-            profile=groups,
-            vectors=hashlib.sha256(self.vectors.array.tobytes()).hexdigest(),
-            weights=_file_hash(self.profile.backbone.weights),
-            seed=self.settings.seed,
-        )
+        return groups
 
     @cached_property
     def folder(self) -> Path:

@@ -49,6 +49,7 @@ def new_record(plan: Plan) -> RunRecord:
         run_id=plan.folder.name,
         strategy=plan.strategy_name,
         extends=plan.extends,
+        tuned=plan.tuned,
         past=plan.strategy.declaration.past,
         identity=plan.identity,
         with_defaults={

@@ -130,11 +130,11 @@ def benchmark_text(benchmark: Benchmark) -> str:
     for f in fields(benchmark):
         value = getattr(benchmark, f.name)
         if f.name not in tables and value != f.default and value not in ({}, ()):
-            lines.append(f"{f.name} = {_inline(value)}")
+            lines.append(f"{f.name} = {inline(value)}")
     for name, table in tables.items():
         for item in getattr(benchmark, name):
             lines += ["", f"[[{table}]]"]
-            lines += [f"{key} = {_inline(value)}" for key, value in _said(item).items()]
+            lines += [f"{key} = {inline(value)}" for key, value in _said(item).items()]
     return "\n".join(lines) + "\n"
 
 
@@ -147,15 +147,15 @@ def _said(item: Any) -> dict[str, Any]:
     }
 
 
-def _inline(value: Any) -> str:
+def inline(value: Any) -> str:
     """A value in TOML, on one line."""
     if is_dataclass(value) and not isinstance(value, type):
         value = _said(value)
     if isinstance(value, Mapping):
-        pairs = (f"{_basic(str(key))} = {_inline(item)}" for key, item in value.items())
+        pairs = (f"{_basic(str(key))} = {inline(item)}" for key, item in value.items())
         return "{" + ", ".join(pairs) + "}"
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(map(_inline, value)) + "]"
+        return "[" + ", ".join(map(inline, value)) + "]"
     return _basic(value) if isinstance(value, str) else json.dumps(value)
 
 

@@ -150,6 +150,10 @@ class RunRecord:
     extends: dict[str, Any] | None = None
     """What the first steps were learned as, where they were not taught here: the run, or the file
     of weights. None: every step was taught."""
+    tuned: dict[str, Any] | None = None
+    """How its settings were chosen: what `clbench tune` wrote of its trials (rule, course, data,
+    budget, cases opened, …), `realistic`, checksum of the settings `file`, and `profile_before`:
+    the profile as the identity would hold it without tuning. None: not by `clbench tune`."""
     steps_done: int
     """Steps that are taught and examined; of predictions made elsewhere the last one scored."""
     run_id: str
@@ -360,10 +364,13 @@ _ALIKE = (
 def _question(record: RunRecord) -> dict[str, Any]:
     """The part of a run's identity that says which question it answers.
 
-    Text encoding and pre-trained weights belong to the method: they name a row, not a table.
+    Text encoding, pre-trained weights and what tuning chose belong to the method: they name a row,
+    not a table.
     A method from outside has no profile.
     """
     parts = {k: getattr(record.identity, k) for k in _ALIKE}
+    if record.tuned is not None:
+        parts["profile"] = record.tuned["profile_before"]
     profile = {k: v for k, v in parts.pop("profile").items() if k != "text"}
     backbone = {k: v for k, v in profile.pop("backbone", {}).items() if k != "weights"}
     if backbone:

@@ -97,12 +97,14 @@ from clbench.strategy.contract import (
     Strategy,
     Terms,
 )
+from clbench.strategy.search_space import Choice, Range, SearchSpace
 from clbench.strategy.teacher_labels import labelled_on_line, pseudo_labels
 
 __all__ = [
     "UNKNOWN",
     "Batch",
     "CaseTensors",
+    "Choice",
     "CutCrop",
     "Declaration",
     "Desk",
@@ -117,6 +119,8 @@ __all__ = [
     "PhaseContext",
     "PhaseResult",
     "Predictor",
+    "Range",
+    "SearchSpace",
     "Session",
     "Strategy",
     "Terms",

@@ -41,6 +41,7 @@ from clbench.data.labels import UNKNOWN as UNKNOWN  # part of the contract
 from clbench.data.volume import Volume
 from clbench.nets.output import Output
 from clbench.reproducibility import derive_seed
+from clbench.strategy.search_space import Range, SearchSpace
 
 Terms = dict[str, Tensor]
 """Loss terms by name, each of one element."""
@@ -290,6 +291,10 @@ class Strategy:
     serves_from: ClassVar[int | None] = None
     """The oldest version whose trained models this one builds, serves and decodes as they were;
     None: `version` alone. Set it in the class that raises `version`."""
+    search_space: ClassVar[SearchSpace] = {"train.lr": Range(low=1e-5, high=1e-2, log=True)}
+    """What `clbench tune` tries, and within which bounds: name of a field, or `group.name` of the
+    profile, → `Range` or `Choice`. A class names its own alone: those of the classes it inherits
+    from are added, and None takes one away."""
     unlabelled: Literal["ignore", "background"] = "ignore"
     """How the losses treat voxels of old structures without annotation; see `Declaration`."""
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clbench import signals
-from clbench.errors import TrainingError
+from clbench.errors import DivergedError, TrainingError
 from clbench.nets.heads import UniversalHead
 from clbench.reproducibility import reseed
 from clbench.signals import leave_to_parent
@@ -97,7 +97,7 @@ def check_terms(values: Mapping[str, float], where: str) -> None:
     """
     for name, value in values.items():
         if not math.isfinite(value):
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss term {name!r} is not finite",
                 where=where,
                 got=value,

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from clbench.data.volume import Volume
-from clbench.errors import DataError, TrainingError
+from clbench.errors import DataError, DivergedError
 from clbench.strategy.contract import Lesson
 
 Event = dict[str, Any]
@@ -49,7 +49,7 @@ def check_gradient(norm: float, where: str, *, scaled: bool) -> None:
         TrainingError: not finite, and nothing would skip the update.
     """
     if not scaled and not math.isfinite(norm):
-        raise TrainingError(
+        raise DivergedError(
             "the gradient is not finite, though the loss is",
             where=where,
             expected="a finite gradient norm",
@@ -124,7 +124,7 @@ class StepMonitor:
         if not math.isfinite(norm):
             self._skipped += 1
             if self._skipped >= SKIPPED_IN_A_ROW:
-                raise TrainingError(
+                raise DivergedError(
                     f"the gradient was not finite in {self._skipped} updates in a row",
                     where=where,
                     expected="a finite gradient once the fp16 loss scale has come down",
@@ -145,7 +145,7 @@ class StepMonitor:
             f"{4 * usual:.2g}), or look at these cases"
         )
         if self._high >= IN_A_ROW and not self.clips:
-            raise TrainingError(
+            raise DivergedError(
                 f"the gradient explodes: {self._high} updates in a row",
                 where=where,
                 expected=f"a norm near {usual:.3g}, the median of the last {len(self._usual)} "

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 
 from clbench.avalanche.supported import PluginStrategy
 from clbench.strategies.finetune import Finetune
-from clbench.strategy import Declaration
+from clbench.strategy import Declaration, Range, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Ewc(PluginStrategy, Finetune):
     version: ClassVar[int] = 2  # in version 1 the weight was 1, at which it did nothing
     serves_from: ClassVar[int | None] = 1
     plugin: ClassVar[str] = "avalanche.training.plugins:EWCPlugin"
+    search_space: ClassVar[SearchSpace] = {"ewc_lambda": Range(low=1e2, high=1e8, log=True)}
     ewc_lambda: float = 1e5
     """Weight of the penalty. By rule, not tuned: the power of ten at which going as far as plain
     fine-tuning goes would cost about as much as the loss at the start of the step. On the phantom

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from clbench.avalanche.supported import PluginStrategy
 from clbench.strategies.finetune import Finetune
-from clbench.strategy import Declaration
+from clbench.strategy import Declaration, Range, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Mas(PluginStrategy, Finetune):
     """Fine-tuning with Avalanche's MAS plugin: weights the output depends on are held."""
 
     plugin: ClassVar[str] = "avalanche.training.plugins:MASPlugin"
+    search_space: ClassVar[SearchSpace] = {"lambda_reg": Range(low=0.01, high=100.0, log=True)}
     lambda_reg: float = 1.0
     """Weight of the penalty; not tuned."""
     alpha: float = 0.5

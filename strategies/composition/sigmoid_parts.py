@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from clbench.nets.heads import ConvHead
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.universal import Universal
-from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Strategy
+from clbench.strategy import (
+    Batch,
+    Declaration,
+    Lesson,
+    Memory,
+    Output,
+    Range,
+    SearchSpace,
+    Strategy,
+)
 from clbench.strategy.distillation import feature_mse, kd_sigmoid, pod
 
 
@@ -76,6 +85,7 @@ class SigmoidLwf(SigmoidTerms):
     """Distillation of the old structures' sigmoids."""
 
     adds: ClassVar[tuple[str, ...]] = ("distill",)
+    search_space: ClassVar[SearchSpace] = {"weight": Range(low=0.01, high=100.0, log=True)}
     weight: float = 1.0
     """Weight of the output distillation, a mean over channels and voxels."""
 
@@ -90,6 +100,7 @@ class SigmoidIlt(SigmoidLwf):
     """The same, and distillation of the encoder's features."""
 
     adds: ClassVar[tuple[str, ...]] = ("distill", "features")
+    search_space: ClassVar[SearchSpace] = {"feature_weight": Range(low=0.01, high=100.0, log=True)}
     feature_weight: float = 1.0
     """Weight of the mean squared difference at the bottleneck."""
 
@@ -104,6 +115,10 @@ class SigmoidPlop(SigmoidTerms):
     """Local pooled distillation of every map, and of the old structures' logits."""
 
     adds: ClassVar[tuple[str, ...]] = ("pod",)
+    search_space: ClassVar[SearchSpace] = {
+        "feature_factor": Range(low=1e-4, high=1.0, log=True),
+        "logit_factor": Range(low=1e-5, high=0.05, log=True),
+    }
     feature_factor: float = 0.01
     """Factor of the distance of each feature map."""
     logit_factor: float = 0.0005

@@ -20,6 +20,7 @@ from clbench.strategies.decoder_growth import axial_range, pruning
 from clbench.strategy import (
     Batch,
     CaseTensors,
+    Choice,
     DrawBatches,
     Group,
     Kit,
@@ -29,6 +30,8 @@ from clbench.strategy import (
     Phase,
     PhaseResult,
     Predictor,
+    Range,
+    SearchSpace,
     Strategy,
     Terms,
 )
@@ -43,6 +46,10 @@ class DecoderGrowth(Strategy):
     """One frozen encoder, a new decoder per step: forgets nothing, and grows."""
 
     version: ClassVar[int] = 2  # in version 1 output layers learned at the rate of the rest
+    search_space: ClassVar[SearchSpace] = {
+        "start": Choice(("random", "copy")),
+        "classifier_lr": Range(low=1.0, high=1000.0, log=True),
+    }
     unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
     start: Literal["random", "copy"] = "random"
     """A new decoder's weights: fresh, or the previous decoder's as it was served."""

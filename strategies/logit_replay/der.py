@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ from clbench.strategy import (
     Output,
     PhaseContext,
     Predictor,
+    Range,
+    SearchSpace,
     Session,
     Strategy,
     derive_seed,
@@ -142,6 +144,7 @@ class StoredLogits:
     logit is held, too.
     """
 
+    search_space: ClassVar[SearchSpace] = {"alpha": Range(low=0.01, high=10.0, log=True)}
     alpha: float = 0.3
     """Weight of the mean squared difference to the stored logits."""
     mem_size: int = 4

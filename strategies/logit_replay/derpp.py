@@ -11,20 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.logit_replay.der import StoredLogits
-from clbench.strategy import Batch, Declaration, Output
+from clbench.strategy import Batch, Declaration, Output, Range, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredLogitsAndLabels(StoredLogits):
     """What DER++ adds to the method it stands before."""
 
+    search_space: ClassVar[SearchSpace] = {"beta": Range(low=0.05, high=5.0, log=True)}
     alpha: float = 0.1
     """Weight of the mean squared difference to the stored logits."""
     beta: float = 0.5

@@ -14,8 +14,9 @@ In clbench labels of later steps never reach a strategy, so no option of one cou
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
-from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Terms
+from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Range, SearchSpace, Terms
 from clbench.strategy.distillation import pod
 
 from .lwf_ct import LwfCt
@@ -28,6 +29,7 @@ LEFT_OUT = ("enc4", "final")
 class PlopCt(LwfCt):
     """PLOP of Tables 10 and 11: pseudo labels, and pooled distillation of nine maps."""
 
+    search_space: ClassVar[SearchSpace] = {"factor": Range(low=1e-5, high=0.05, log=True)}
     factor: float = 0.0005
     """Factor of the distance of every map (the original's for logits alone)."""
 

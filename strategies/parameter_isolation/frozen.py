@@ -14,19 +14,21 @@ structure, so there is no background to compete with and nothing to allocate in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
 from clbench.nets.heads import Segmenter
 from clbench.nets.stepwise_heads import StepwiseUniversalHead, compute_by_step
 from clbench.strategies.parameter_isolation.new_structures import NewStructures
-from clbench.strategy import Group, Kit, Lesson, Memory
+from clbench.strategy import Group, Kit, Lesson, Memory, Range, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen(NewStructures):
     """Backbone and old heads are fixed after step 1; only the heads of new structures learn."""
 
+    search_space: ClassVar[SearchSpace] = {"head_lr": Range(low=0.1, high=100.0, log=True)}
     head_lr: float = 1.0
     """Factor on the learning rate of new heads from step 2 on."""
 

@@ -16,7 +16,7 @@ is merged.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -26,13 +26,18 @@ from clbench.nets.heads import Segmenter
 from clbench.nets.low_rank import ExpertBackbone, Target
 from clbench.nets.step_networks import StepHeads
 from clbench.strategies.parameter_isolation.new_structures import NewStructures
-from clbench.strategy import Group, Kit, Lesson, Memory
+from clbench.strategy import Group, Kit, Lesson, Memory, Range, SearchSpace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(NewStructures):
     """A frozen backbone, and per step a low-rank expert and heads of its own."""
 
+    search_space: ClassVar[SearchSpace] = {
+        "rank": Range(low=2, high=32, log=True, integer=True),
+        "expert_lr": Range(low=0.1, high=100.0, log=True),
+        "head_lr": Range(low=0.1, high=100.0, log=True),
+    }
     rank: int = 8
     """Rank of every addition."""
     alpha: float = 16.0

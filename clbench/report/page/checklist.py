@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from clbench.report.past_images import past_card
 from clbench.report.significance.analysis import Analysis
+from clbench.report.tuning import tuned_equally
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE
 
 MISSING = "**missing**"
@@ -59,7 +60,9 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
         ("Empty masks?", _EMPTY_MASKS),
         ("Tumor-free cases?", "scored by status; specificity needs the detection table"),
         ("Missing scores?", f"{len(holes)} comparison(s) are holes" if holes else "none"),
-        ("Baselines tuned equally, without test data?", MISSING + " (not recorded in runs)"),
+        ("Baselines tuned equally, without test data?",
+         tuned_equally({m.label: m.records for m in e.strategies})
+         or MISSING + " (no run was made with `--tuned`)"),
         ("Same hardware for times?", "yes: " + devices.pop() if len(devices) == 1
          else f"**no**: {', '.join(sorted(devices))}"),
         ("External data?", ", ".join(e.external) or MISSING),

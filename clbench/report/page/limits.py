@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from clbench.report.page.calibration import CLAIM, COVERED, SETTLED, SIMULATED_ALPHA, rate, rates
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import ENDPOINTS, FINAL
+from clbench.report.tuning import tuned_equally
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE
 from clbench.statistics.verdicts import smallest_sample
 
@@ -147,7 +148,11 @@ def _course(a: Analysis) -> Iterator[str]:
         "False alarms on cases that do not annotate a structure: unlabeled is not absent, so they "
         "cannot be scored."
     )
-    yield "Whether all strategies were tuned alike: runs record their settings, not the search."
+    tuned = tuned_equally({m.label: m.records for m in a.dice.strategies})
+    if tuned is None:
+        yield "Whether all strategies were tuned alike: no run was made with `--tuned`."
+    elif tuned.startswith("**no**"):
+        yield f"What equal tuning would have shown ({tuned.removeprefix('**no**: ')})."
 
 
 def _tests(a: Analysis) -> Iterator[str]:

@@ -14,6 +14,7 @@ import clbench
 from clbench.report.past_images import past_card
 from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
+from clbench.report.tuning import tuned_card
 from clbench.store.record import RunRecord
 
 MISSING = "missing"
@@ -157,6 +158,7 @@ def _card(method: StrategyScores) -> Iterable[tuple[str, str]]:
     seconds = [sum(_cost(r, "train_s")) + sum(_cost(r, "prepare_s")) for r in method.records]
     yield "training, minutes per run", ", ".join(f"{x / 60:.1f}" for x in seconds)
     yield "settings", json.dumps(record.identity.strategy, sort_keys=True)
+    yield "settings chosen", "; ".join(dict.fromkeys(map(tuned_card, method.records)))
 
 
 def _cost(record: RunRecord, field: str) -> list[float]:

@@ -15,6 +15,7 @@ from clbench.report.past_images import past_card
 from clbench.report.scores import Run, Scores, read_frame, scores_of
 from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, SHARE, Scale, Table, number
+from clbench.report.tuning import tuned_card
 
 LOWER_BOUND = "finetune"
 """Label of the strategy whose loss the others are set beside."""
@@ -52,7 +53,10 @@ def run_report(folder: Path, *, scoring: str) -> list[Table]:
                 (label, number(own if name == "own" else values[name].value))
                 for name, label in labels.items()
             ),
-            notes=(f"past images opened: {past_card(run.record)}",),
+            notes=(
+                f"past images opened: {past_card(run.record)}",
+                *([f"settings: {tuned_card(run.record)}"] if run.record.tuned else []),
+            ),
         ),
     ]
 

@@ -1,0 +1,1 @@
+"""Commands over many runs of one strategy or several."""
