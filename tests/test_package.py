@@ -45,7 +45,7 @@ FOREIGN = {
     "torch": (
         "reproducibility", "store.checkpoint", "data", "nets", "strategy", "training",
         "evaluation", "run", "testing", "avalanche", "strategies", "deployment", "diagnosis",
-        "cli.probe", "tracking.trackers",
+        "cli.probe", "tracking.trackers", "tuning",
     ),
     "monai": ("data", "nets", "evaluation"),
     "avalanche": ("avalanche",),

@@ -58,7 +58,7 @@ def tuned_equally(by_label: Mapping[str, Sequence[RunRecord]]) -> str | None:
     ]
     if unrealistic := [k for k, of in records.items() if any(_oracle(r.tuned) for r in of)]:
         problems.append(f"tuned on the end of this course, UNREALISTIC: {', '.join(unrealistic)}")
-    tests = {case for r in everything for cases in r.course.test for case in cases}
+    tests = {case for r in everything for case in r.course.test_cases}
     seen = {case for t in tuned for cases in t["opened"].values() for case in cases}
     if both := sorted(tests & seen):
         problems.append(f"test cases seen in tuning: {', '.join(both)}")
