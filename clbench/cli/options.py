@@ -106,6 +106,19 @@ Splits = Annotated[list[str] | None, typer.Option("--split", help="As in clbench
 Cache = Annotated[Path | None, typer.Option(help="As in clbench run.")]
 
 
+def parse_order(text: str) -> list[int]:
+    """`3,1,2` → [3, 1, 2]."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise SettingError(
+            "an order is a list of numbers of steps",
+            where="--order",
+            expected="each step once, such as 3,1,2",
+            got=text or "nothing",
+        )
+    return list(map(int, parts))
+
+
 def parse_seeds(text: str) -> list[int]:
     """`0-2,5` → [0, 1, 2, 5]."""
     seeds: list[int] = []

@@ -14,6 +14,7 @@ from clbench.cli.options import (
     app,
     one_of,
     parse_expect_hu,
+    parse_order,
     parse_seeds,
     parse_splits,
     show,
@@ -68,6 +69,9 @@ def run(
     track: Annotated[
         list[str] | None, typer.Option(help="tensorboard, mlflow or wandb; repeat for more.")
     ] = None,
+    order: Annotated[
+        str | None, typer.Option(help="Teach the listed steps in another order: 3,1,2.")
+    ] = None,
 ) -> None:
     """Run a strategy on a benchmark: train each step, examine, record, print the scores."""
     scorings = one_of(
@@ -82,6 +86,10 @@ def run(
         )
     numbers = [seed or 0] if seeds is None else parse_seeds(seeds)
     splits = parse_splits(split or [])
+    if order is not None:
+        from clbench.spec import registry
+
+        bench = registry.in_order(bench, parse_order(order))
     what = data or f"the embedded PHANTOM, not patients (real data: --data {_folders(bench)})"
     typer.echo(f"Data: {what}")
     from clbench.cli.progress import Progress

@@ -34,8 +34,8 @@ def table(
     name: Annotated[
         str,
         typer.Argument(
-            help="6, 10, 11 (the paper's), summary, learning, continual, external, distances, "
-            "cost, lost_dice or calibration."
+            help="6, 10, 11 (the paper's), summary, learning, continual, external, orders, "
+            "distances, cost, lost_dice or calibration."
         ),
     ],
     source: Annotated[str | None, typer.Option(help="printed, measured or both.")] = None,

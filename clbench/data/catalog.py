@@ -253,9 +253,11 @@ def build_catalog(
         _refuse_drawn(named)
         asked = [
             (step, split or phantom_split(step, number, phantom))
-            for number, (step, split) in enumerate(zip(steps, named, strict=True), 1)
+            for number, step, split in zip(benchmark.listed, steps, named, strict=True)
         ]
-        cases, needed = cases_of(asked), benchmark.structures(len(benchmark.steps))
+        by_place = sorted(zip(benchmark.listed, asked, strict=True), key=lambda x: x[0])
+        cases = cases_of([one for _, one in by_place])  # one phantom for all orders
+        needed = benchmark.structures(len(benchmark.steps))
         folders = make_phantom(
             cache_root / "phantom", benchmark.sources, cases, phantom, needed=needed
         )

@@ -3,6 +3,7 @@
     courses = ["tumor_ext", "my_course.toml"]
     strategies = ["universal", "lwf"]
     seeds = [0, 1, 2]
+    orders = [[1, 2, 3], [3, 1, 2]]     # absent: the steps of each course as listed
 
     [data]                       # absent: the phantom
     tumor_ext = "btcv=/data/BTCV,lits=/data/LiTS"
@@ -25,6 +26,7 @@ from typing import Annotated
 from pydantic import Field
 
 from clbench.errors import SpecError
+from clbench.spec.names import ordered_name
 from clbench.spec.toml import read_toml
 from clbench.spec.validation import Names, checked, from_toml
 
@@ -45,6 +47,11 @@ class StudyFile:
         Field(min_length=1, description="a list of at least one whole number of at least 0"),
     ] = (0,)
     """Training runs of each strategy."""
+    orders: Annotated[
+        tuple[tuple[int, ...], ...],
+        Field(description="a list of orders of the steps, such as [[1, 2, 3], [3, 1, 2]]"),
+    ] = ()
+    """Orders in which the steps of every course are taught; empty: as listed."""
     profiles: Names = ()
     """Empty: `quick` on the phantom, `paper` on real data."""
     settings: Annotated[
@@ -122,17 +129,18 @@ def read_study(path: Path) -> StudyFile:
 
 
 def cells(study: StudyFile) -> Iterator[Cell]:
-    """Every run of a study: courses outermost, seeds innermost."""
+    """Every run of a study: courses outermost, then orders, seeds innermost."""
     product = itertools.product(
         dict.fromkeys(study.courses),
+        dict.fromkeys(study.orders) or ((),),
         dict.fromkeys(study.profiles) or (None,),
         (study.settings or {"": ()}).items(),
         dict.fromkeys(study.strategies),
         dict.fromkeys(study.seeds),
     )
-    for course, profile, (settings, overrides), strategy, seed in product:
+    for course, order, profile, (settings, overrides), strategy, seed in product:
         yield Cell(
-            bench=course,
+            bench=ordered_name(course, order),
             strategy=strategy,
             seed=seed,
             profile=profile,

@@ -25,6 +25,7 @@ from clbench.evaluation.metrics.case import implementations
 from clbench.run.plan import Plan, load_strategy, open_catalog
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
+from clbench.spec.names import split_order
 from clbench.spec.settings import GROUPS, Profile, change, load_profile, split_overrides
 from clbench.spec.splits import PARTS, Split
 from clbench.spec.toml import benchmark_files, load_benchmark
@@ -217,6 +218,8 @@ def benchmark_of(record: RunRecord) -> Benchmark:
     bench, identity = record.settings["bench"], record.identity
     if (copy := record.course_file) is not None:
         benchmark = load_benchmark(copy)
+        if order := split_order(bench)[1]:
+            benchmark = benchmark.in_order(order)
     elif registry.is_path(bench) and not registry.benchmark_path(bench).is_file():
         raise StoreError(
             "the course file of the run is not where it was, and the run keeps no copy",

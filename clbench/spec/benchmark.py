@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from annotated_types import Predicate
 from pydantic import AliasChoices, Field
 
 from clbench.errors import SpecError, did_you_mean
-from clbench.spec.names import need_case, need_name
+from clbench.spec.names import need_case, need_name, ordered_name
 from clbench.spec.splits import NOT_AT_HAND, Cases
 from clbench.spec.splits import Draw as Draw
 from clbench.spec.splits import Split as Split
@@ -33,7 +33,7 @@ MAX_LABEL = (1 << 16) - 1
 Number = int | float
 Length = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
 Size = Annotated[int, Field(ge=1)]
-ADDED = ("external_tests",)
+ADDED = ("external_tests", "order")
 """Fields of a course that `Benchmark.digest` leaves out where they are empty."""
 
 
@@ -337,6 +337,9 @@ class Benchmark:
     """Structures this course adds to the taxonomy."""
     external_tests: Annotated[tuple[ExternalTest, ...], _tables("external", "external_tests")] = ()
     """Sources that are only tested on, after every step."""
+    order: tuple[int, ...] = ()
+    """1-based places of `steps` in the course file, where they are taught in another order; empty:
+    as listed."""
 
     def __post_init__(self) -> None:
         """Check that steps, sources and groups fit together."""
@@ -441,6 +444,45 @@ class Benchmark:
     def with_cases(self) -> tuple[Step | ExternalTest, ...]:
         """All that has a split: the steps in order, then the external test sets."""
         return (*self.steps, *self.external_tests)
+
+    @property
+    def listed(self) -> tuple[int, ...]:
+        """The place of each step in the course file, and of the external test sets after them.
+
+        What is drawn for a step (subjects of the phantom, blocks of a split) goes by this place, so
+        that it is the same in every order.
+        """
+        steps = self.order or tuple(range(1, len(self.steps) + 1))
+        return (*steps, *range(len(self.steps) + 1, len(self.with_cases) + 1))
+
+    def in_order(self, order: Sequence[int]) -> Benchmark:
+        """The same course with its listed steps taught in another order, under a name of its own.
+
+        Args:
+            order: 1-based numbers of the steps, as the course lists them.
+
+        Raises:
+            SpecError: no permutation of the steps.
+        """
+        count = len(self.steps)
+        if sorted(order) != list(range(1, count + 1)):
+            raise SpecError(
+                "the order is no permutation of the course's steps",
+                where=f"benchmark {self.name!r}",
+                expected=f"each of {', '.join(map(str, range(1, count + 1)))} once; the steps are "
+                + "; ".join(f"{i} {step.name}" for i, step in enumerate(self.steps, 1)),
+                got=",".join(map(str, order)),
+            )
+        name = ordered_name(self.name, order)
+        if name == self.name:
+            return self
+        return replace(
+            self,
+            name=name,
+            title=f"{self.title}; steps in the order {', '.join(map(str, order))}",
+            steps=tuple(self.steps[i - 1] for i in order),
+            order=tuple(order),
+        )
 
     def source(self, name: str) -> Source:
         """The source called `name`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from clbench.errors import SpecError
@@ -12,6 +13,41 @@ LONGEST = 120
 
 RANGE = re.compile(r"\d+\.\.\d+")
 """A range of case ids, such as 1..3; no case may be called like one."""
+
+
+ORDERED = re.compile(r"(?P<bench>.+)\.order(?P<order>\d+(?:-\d+)*)")
+"""A course with its steps in another order, such as `body_ext.order3-1-2`."""
+
+
+def split_order(bench: str) -> tuple[str, tuple[int, ...]]:
+    """A course as it is listed, and the order of its steps; empty = as listed.
+
+    Example:
+        >>> from clbench.spec.names import split_order
+        >>> split_order("body_ext.order3-1-2"), split_order("body_ext")
+        (('body_ext', (3, 1, 2)), ('body_ext', ()))
+    """
+    ordered = ORDERED.fullmatch(bench)
+    if ordered is None:
+        return bench, ()
+    return ordered["bench"], tuple(map(int, ordered["order"].split("-")))
+
+
+def ordered_name(bench: str, order: Sequence[int]) -> str:
+    """The name of a course with its listed steps taught in an order; its own as listed.
+
+    Args:
+        bench: name, or path of the course file.
+        order: 1-based numbers of the listed steps.
+
+    Example:
+        >>> from clbench.spec.names import ordered_name
+        >>> ordered_name("body_ext", [3, 1, 2]), ordered_name("body_ext", [1, 2, 3])
+        ('body_ext.order3-1-2', 'body_ext')
+    """
+    if list(order) == list(range(1, len(order) + 1)):
+        return bench
+    return f"{bench}.order{'-'.join(map(str, order))}"
 
 
 def need_name(name: object, where: object) -> None:

@@ -10,12 +10,14 @@ import ast
 import functools
 import importlib.util
 import sys
+from collections.abc import Sequence
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
 from clbench.errors import ClbenchError, SpecError, UnknownName, unknown_name
 from clbench.spec.benchmark import Benchmark
+from clbench.spec.names import ordered_name, split_order
 from clbench.spec.toml import load_benchmark, read_toml
 
 GROUPS = {
@@ -81,7 +83,11 @@ def load(kind: str, name: str) -> Any:
 
 
 def benchmark_path(name: str) -> Path:
-    """The file of a registered benchmark; a path that ends in `.toml` is taken as it is."""
+    """The file of a registered benchmark; a path that ends in `.toml` is taken as it is.
+
+    An order of the steps behind either (`body_ext.order3-1-2`) is passed over.
+    """
+    name, _ = split_order(name)
     if is_path(name):
         return Path(name).expanduser()
     known = entries("benchmark")
@@ -93,10 +99,14 @@ def benchmark_path(name: str) -> Path:
 def benchmark(name: str) -> Benchmark:
     """The benchmark registered as `name`, or read from a path that ends in `.toml`.
 
+    Behind either may stand an order of its steps: `body_ext.order3-1-2`.
+
     Raises:
         SpecError: the file contradicts itself, or takes the name of a registered benchmark for
-            another course: their results would lie in one folder.
+            another course: their results would lie in one folder; or an order that is no
+            permutation of the steps.
     """
+    name, order = split_order(name)
     course = load_benchmark(benchmark_path(name))
     if is_path(name) and course.name in entries("benchmark"):
         own = load_benchmark(benchmark_path(course.name))
@@ -107,7 +117,22 @@ def benchmark(name: str) -> Benchmark:
                 expected="a name of its own for a course of your own",
                 next_step="change `name` in the file",
             )
-    return course
+    return course.in_order(order) if order else course
+
+
+def in_order(bench: str, order: Sequence[int]) -> str:
+    """The name under which a course with its steps in another order is asked for.
+
+    Args:
+        bench: name, or path of a course file.
+        order: 1-based numbers of its steps.
+
+    Raises:
+        SpecError: no permutation of the steps.
+    """
+    base, _ = split_order(bench)
+    benchmark(base).in_order(order)
+    return ordered_name(base, order)
 
 
 _FILES: dict[str, str] = {}
@@ -139,7 +164,7 @@ def as_typed(name: str) -> str:
 
 def is_path(name: str) -> bool:
     """Whether a benchmark is named by its file."""
-    return name.endswith(".toml") or "/" in name
+    return split_order(name)[0].endswith(".toml") or "/" in name
 
 
 def summary(kind: str, name: str) -> str:

@@ -112,6 +112,14 @@ def load_benchmark(path: Path) -> Benchmark:
                     part[key] = load_split(_below(path, part[key]))
                 elif isinstance(part[key], dict):
                     part[key] = _split(part[key], name, f"{path}, {name}")
+    if "order" in raw:
+        raise SpecError(
+            "a course lists its steps in their order",
+            where=path,
+            expected="no `order`",
+            got=raw["order"],
+            next_step="give the order to `clbench run --order`, or `orders` to a study file",
+        )
     return from_toml(Benchmark, raw, raised=SpecError, where=path)
 
 
@@ -129,7 +137,9 @@ def benchmark_text(benchmark: Benchmark) -> str:
     }
     for f in fields(benchmark):
         value = getattr(benchmark, f.name)
-        if f.name not in tables and value != f.default and value not in ({}, ()):
+        # the steps stand in the order in which they are taught: a listed order of its own
+        written = f.name not in tables and f.name != "order"
+        if written and value != f.default and value not in ({}, ()):
             lines.append(f"{f.name} = {inline(value)}")
     for name, table in tables.items():
         for item in getattr(benchmark, name):

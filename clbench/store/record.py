@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from clbench.errors import StoreError
+from clbench.spec.names import split_order
 from clbench.store import checksums, run_folder
 
 T = TypeVar("T")
@@ -230,7 +231,8 @@ class RunRecord:
     def course_file(self) -> Path | None:
         """The copy of the course file in the run folder; None: a registered course, or no copy."""
         bench = Path(str(self.settings.get("bench", "")))
-        copy = None if self.folder is None else self.folder / "course" / bench.name
+        name, _ = split_order(bench.name)
+        copy = None if self.folder is None else self.folder / "course" / name
         return copy if copy is not None and copy.is_file() else None
 
     @property

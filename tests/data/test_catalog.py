@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from clbench.data.catalog import Catalog, build_catalog, exam_cases
+from clbench.data.checks.course_splits import chosen
 from clbench.data.layouts import LAYOUTS
 from clbench.data.phantom.generate import domain_of
 from clbench.errors import (
@@ -99,6 +100,17 @@ def test_a_test_case_is_never_opened_for_training(data: Path, tmp_path: Path) ->
         found.open(1, "3", "train")
 
 
+def phantom_of(bench: Benchmark, tmp_path: Path) -> Catalog:
+    """The smallest phantom of a course."""
+    return build_catalog(
+        bench,
+        SMOKE.preprocessing(bench.preprocessing),
+        data=None,
+        cache_root=tmp_path,
+        phantom=replace(SMOKE.phantom, train=1, validation=0, test=1),
+    )
+
+
 def with_clinic(split: Split) -> Benchmark:
     """The course, tested on a further source of another layout as well."""
     clinic = Source(name="clinic", title="c", layout="amos", labels={6: "liver"})
@@ -140,12 +152,26 @@ def test_a_split_named_for_an_external_source_may_not_train(data: Path, tmp_path
 
 
 def test_phantoms_of_a_course_stay_as_they_are_beside_an_external_source(tmp_path: Path) -> None:
-    plain = catalog(tmp_path, tmp_path, data=None, splits={})
     course = with_clinic(Split(name="e", draw=Draw(seed=1, test=1)))
-    beside = catalog(tmp_path, tmp_path, course, data=None, splits={})
+    plain, beside = (phantom_of(b, tmp_path) for b in (BENCH, course))
     assert beside.splits == plain.splits
-    assert len(beside.external_splits[0].test) == SMOKE.phantom.test
+    assert [split.test for split in beside.external_splits] == [("3000",)]
     assert domain_of(course.source("clinic")) not in map(domain_of, BENCH.sources)
+
+
+def test_another_order_draws_the_same_phantom_cases(tmp_path: Path) -> None:
+    bench = registry.benchmark("body_ext")
+    ordered = bench.in_order((3, 1, 2))
+    plain, other = (phantom_of(b, tmp_path) for b in (bench, ordered))
+    assert other.splits == tuple(plain.splits[i] for i in (2, 0, 1))
+    assert other.fingerprint == plain.fingerprint
+
+
+def test_another_order_deals_a_users_split_as_before() -> None:
+    bench = registry.benchmark("body_ext")
+    rule = {"jhh": Split(name="r", draw=Draw(seed=1, train=1, test=1))}
+    blocks = [split.draw.part for split in chosen(bench.in_order((3, 1, 2)), rule)]  # type: ignore[union-attr]
+    assert blocks == [3, 1, 2]
 
 
 def test_validation_opens_its_own_cases_and_no_others(data: Path, tmp_path: Path) -> None:

@@ -55,6 +55,23 @@ def test_absent_lists_are_the_defaults_and_doubles_count_once() -> None:
     assert (only.profile, only.settings, only.overrides, only.seed) == (None, "", (), 1)
 
 
+def test_orders_multiply_the_courses_and_keep_their_data(tmp_path: Path) -> None:
+    text = """
+        courses = ["tumor_ext", "own/course.toml"]
+        strategies = ["lwf"]
+        orders = [[1, 2], [2, 1]]
+        [data]
+        tumor_ext = "btcv=/d/B,lits=/d/L"
+        """
+    made = list(cells(read_study(written(tmp_path, text))))
+    assert [(c.bench, c.data is not None) for c in made] == [
+        ("tumor_ext", True),
+        ("tumor_ext.order2-1", True),
+        ("own/course.toml", False),
+        ("own/course.toml.order2-1", False),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -1,6 +1,7 @@
 """Benchmarks as data: every rule of the specification has a case that breaks it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from clbench.spec.benchmark import (
     Step,
 )
 from clbench.spec.splits import Draw, Split
+from clbench.spec.toml import benchmark_text
 
 SPLIT = Split(name="s", train=("1",), validation=(), test=("2",))
 
@@ -239,3 +241,30 @@ def test_a_course_without_external_sources_keeps_its_digest() -> None:
     assert small().digest() == replace(small(), external_tests=()).digest()
     clinic = replace(small().sources[0], name="clinic")
     assert externally(clinic).digest() != small().digest()
+
+
+def test_an_order_is_a_permutation_of_the_listed_steps() -> None:
+    bench = registry.benchmark("body_ext")
+    ordered = registry.benchmark("body_ext.order3-1-2")
+    assert [s.name for s in ordered.steps] == [bench.steps[i].name for i in (2, 0, 1)]
+    assert (ordered.name, ordered.listed) == ("body_ext.order3-1-2", (3, 1, 2))
+    assert bench.listed == (1, 2, 3)
+    assert registry.benchmark("body_ext.order1-2-3") == bench
+    assert registry.in_order("body_ext", [1, 2, 3]) == "body_ext"
+    assert registry.in_order("body_ext.order2-1-3", [3, 1, 2]) == "body_ext.order3-1-2"
+    for bad in ([3, 1], [1, 1, 2], [0, 1, 2], [1, 2, 3, 4]):
+        with pytest.raises(SpecError, match="no permutation") as err:
+            registry.in_order("body_ext", bad)
+        assert "3 cardiovascular" in str(err.value)
+
+
+def test_a_course_file_takes_an_order_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(benchmark_text(small()), encoding="utf-8")
+    assert registry.is_path(f"{path}.order2-1")
+    ordered = registry.benchmark(f"{path}.order2-1")
+    assert [s.name for s in ordered.steps] == ["two", "one"]
+    assert ordered.digest() != small().digest()
+    path.write_text("order = [2, 1]\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(SpecError, match="lists its steps in their order"):
+        registry.benchmark(str(path))

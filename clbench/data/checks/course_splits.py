@@ -112,7 +112,10 @@ def chosen(benchmark: Benchmark, replaced: Mapping[str, Split]) -> list[Split | 
             continue
         split = replaced.get(step.name) or replaced.get(step.source)
         if split is not None and split.draw is not None and step.name not in replaced:
-            block = 1 + sum(s.source == step.source for s in benchmark.steps[:i])
+            listed = zip(benchmark.steps, benchmark.listed, strict=False)
+            block = 1 + sum(
+                s.source == step.source and place < benchmark.listed[i] for s, place in listed
+            )
             split = replace(split, draw=replace(split.draw, part=block))
         if split is not None:
             split.need_training()

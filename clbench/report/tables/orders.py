@@ -1,0 +1,183 @@
+"""One course with its steps in several orders: what each ends with, and the spread they cause."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from clbench.errors import StoreError
+from clbench.evaluation.metrics import continual
+from clbench.report.scores import Scores, StrategyScores
+from clbench.report.study import Study
+from clbench.report.tables.render import SHARE, Scale, Table, long_table
+from clbench.spec.names import ordered_name, split_order
+from clbench.statistics.paired_tests import midranks
+
+MEASURES = {
+    "all": "all, after the last step",
+    "kept": "change of old structures",
+    "new": "new structures, own step",
+}
+"""Measure → what it is. The structures that are old or new differ from order to order."""
+
+
+def orders_table(study: Study, scale: Scale = SHARE) -> Table:
+    """Rows are strategies by measures; a column per order, then what the orders spread.
+
+    Args:
+        study: the runs of the course in any order; those in the others lie beside them.
+        scale: how the numbers are written.
+
+    Raises:
+        StoreError: fewer than two orders with finished runs, or runs of other data or profiles.
+    """
+    by_order = _scores_by_order(study)
+    columns = [",".join(map(str, order)) for order in by_order]
+    labels = sorted({m.label for scores in by_order.values() for m in scores.strategies})
+    rows, long, complete = [], [], list[list[float]]()
+    for label in labels:
+        for name, what in MEASURES.items():
+            per_order = [_per_seed(scores, label, name) for scores in by_order.values()]
+            means = [continual.mean(list(seeds.values())) for seeds in per_order]
+            spread = max(means) - min(means) if not any(map(math.isnan, means)) else math.nan
+            within = [continual.spread(list(seeds.values())) for seeds in per_order]
+            rows.append(
+                (
+                    label, what, *(scale.over_seeds(list(s.values())) for s in per_order),
+                    scale.number(continual.mean(means)), scale.number(continual.spread(means)),
+                    scale.number(spread), scale.number(_pooled(within)),
+                )
+            )  # fmt: skip
+            long += [
+                (label, name, column, seed, value)
+                for column, seeds in zip(columns, per_order, strict=True)
+                for seed, value in seeds.items()
+            ]
+            if name == "all" and not any(map(math.isnan, means)):
+                complete.append(means)
+    first = next(iter(by_order.values()))
+    return Table(
+        title=f"{_title(study, first)}: {len(columns)} orders of the steps, {scale.unit}",
+        columns=(
+            "strategy", "measure", *columns, "mean", "sd of orders", "range", "sd of seeds",
+        ),
+        rows=tuple(rows),
+        keys=2,
+        narrow=5,
+        tail=4,
+        rules=frozenset(range(0, len(rows), len(MEASURES))),
+        notes=(
+            (
+                f"{study.scoring} scoring; means over structures, over test cases; mean ± sd over "
+                "seeds. A column is an order of the steps as the course lists them."
+            ),
+            "range: largest minus smallest mean of an order; sd of seeds: pooled over the orders.",
+            "Which structures are old or new differs from order to order; all is one question.",
+            *_agreement(complete),
+            *(
+                f"order {column}: {note}"
+                for column, scores in zip(columns, by_order.values(), strict=True)
+                for note in scores.holes()
+            ),
+        ),
+        long=long_table("strategy measure order seed value", long),
+    )  # fmt: skip
+
+
+def _scores_by_order(study: Study) -> Mapping[tuple[int, ...], Scores]:
+    """Order → scores, the listed order first.
+
+    Raises:
+        StoreError: fewer than two, or some that answer another question.
+    """
+    base, _ = split_order(study.bench)
+    folders = [study.results / base, *sorted(study.results.glob(f"{base}.order*"))]
+    found: dict[tuple[int, ...], Scores] = {}
+    for folder in folders:
+        _, order = split_order(folder.name)
+        scores = replace(study, bench=folder.name).scores()
+        if scores is not None:
+            found[order or tuple(range(1, scores.last + 1))] = scores
+    if len(found) < 2:
+        known = ", ".join(",".join(map(str, order)) for order in found) or "none"
+        raise StoreError(
+            "there are finished runs in fewer than two orders of the steps",
+            where=study.results / base,
+            got=known,
+            next_step=f"`clbench run --bench {base} --order ORDER --strategy …`, such as --order "
+            "2,1",
+        )
+    _refuse_other_data(found, base)
+    return found
+
+
+def _refuse_other_data(found: Mapping[tuple[int, ...], Scores], base: str) -> None:
+    """Refuse orders that differ in more than the order.
+
+    Raises:
+        StoreError: names the two and what differs.
+    """
+    (first, one), *others = found.items()
+    facts = ("bench_version", "numerics", "data_fingerprint", "profile")
+    for order, other in others:
+        a, b = one.record.identity, other.record.identity
+        if differs := [name for name in facts if getattr(a, name) != getattr(b, name)]:
+            raise StoreError(
+                "these orders do not belong in one table",
+                where=f"{ordered_name(base, first)} and {ordered_name(base, order)}",
+                expected="the same version, data, profile and numerics",
+                got="different " + ", ".join(differs),
+                next_step="keep them in different results folders (--out, --results)",
+            )
+
+
+def _per_seed(scores: Scores, label: str, measure: str) -> dict[int, float]:
+    """Seed → one measure of a strategy; nothing where the order has no run of it."""
+    method: StrategyScores | None = next((m for m in scores.strategies if m.label == label), None)
+    if method is None:
+        return {}
+    at, last = scores.learned_at, scores.last
+    return {
+        seed: {
+            "all": continual.accuracy(r, at, last, lambda s: True),
+            "kept": continual.mean(
+                r.get((last, c), math.nan) - r.get((s, c), math.nan)
+                for c, s in at.items()
+                if s < last
+            ),
+            "new": continual.learning_accuracy(r, at),
+        }[measure]
+        for seed, r in zip(method.seeds, method.r, strict=True)
+    }
+
+
+def _pooled(deviations: Sequence[float]) -> float:
+    """Root of the mean variance; nan where one is not known."""
+    return math.sqrt(continual.mean([sd**2 for sd in deviations]))
+
+
+def _agreement(means: Sequence[Sequence[float]]) -> Sequence[str]:
+    """How far orders agree on the ranks of the strategies: Kendall's W over the orders.
+
+    Args:
+        means: per strategy its mean in each order.
+    """
+    k = len(means)
+    if k < 2:
+        return ()
+    ranks = np.column_stack([midranks(-column) for column in np.array(means).T])
+    n = ranks.shape[1]
+    w = 12 * float(np.sum((ranks.sum(axis=1) - n * (k + 1) / 2) ** 2)) / (n**2 * (k**3 - k))
+    said = (
+        f"ranks of {k} strategies over the orders, by all: Kendall's W {w:.2f} (1: every order "
+        "ranks them alike)."
+    )
+    return (said,)
+
+
+def _title(study: Study, scores: Scores) -> str:
+    """Course and version without the order; says PHANTOM where it must."""
+    return scores.title().replace(scores.bench, split_order(study.bench)[0], 1)

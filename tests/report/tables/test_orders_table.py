@@ -1,0 +1,70 @@
+"""Courses in several orders: one table over their runs, and the spread that the orders cause."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_runs import ORGANS, Method, make_runs
+
+from clbench.errors import StoreError
+from clbench.report.study import Study
+from clbench.report.tables.orders import orders_table
+from clbench.report.tables.render import render
+
+FIRST = ("organs", "btcv", ORGANS)
+SECOND = ("liver tumor", "lits", ("liver_tumor",))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    methods = {"universal": Method(), "finetune": Method(kept=-0.5, seed_sd=0.01)}
+    make_runs(tmp_path, methods)
+    make_runs(tmp_path, methods, bench="tumor_ext.order2-1", steps=(SECOND, FIRST))
+    return tmp_path
+
+
+def test_the_spread_is_that_of_the_means_of_the_orders(results: Path) -> None:
+    table = orders_table(Study(results=results, bench="tumor_ext"))
+    assert table.columns[2:4] == ("1,2", "2,1")
+    assert table.title.startswith("tumor_ext v1")
+    lines = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    means = []
+    for order in ("1,2", "2,1"):
+        values = [
+            float(x["value"])
+            for x in lines
+            if (x["strategy"], x["measure"], x["order"]) == ("finetune", "all", order)
+        ]
+        assert len(values) == 3
+        means.append(np.mean(values))
+    row = next(row for row in table.rows if row[:2] == ("finetune", "all, after the last step"))
+    assert row[4:7] == (
+        f"{np.mean(means):.3f}",
+        f"{np.std(means, ddof=1):.3f}",
+        f"{max(means) - min(means):.3f}",
+    )
+    assert "Kendall's W" in " ".join(table.notes)
+    same = orders_table(Study(results=results, bench="tumor_ext.order2-1"))
+    assert (same.rows, same.title) == (table.rows, table.title)
+
+
+def test_one_order_is_none_to_compare(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method()})
+    with pytest.raises(StoreError, match="fewer than two orders"):
+        orders_table(Study(results=tmp_path, bench="tumor_ext"))
+
+
+def test_orders_on_other_data_are_refused(results: Path) -> None:
+    other = {"data_fingerprint": "synthetic-2"}
+    make_runs(
+        results,
+        {"universal": Method(identity=other)},
+        bench="tumor_ext.order1-2",
+        steps=(FIRST, SECOND),
+    )
+    with pytest.raises(StoreError, match="different data_fingerprint"):
+        orders_table(Study(results=results, bench="tumor_ext"))
