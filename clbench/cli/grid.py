@@ -331,9 +331,13 @@ def _table(jobs: list[Job]) -> Table:
         key = (job.bench, job.profile, cell.settings or "default", cell.strategy)
         rows.setdefault(key, Counter())[state] += 1
     rest = estimate(jobs, now)
-    taught = {job.shared for job in jobs if job.first_step.exists()}
-    shared = len({job.shared for job in jobs})
-    notes = [f"first steps: {len(taught)} of {shared} taught; runs with equal ones share them"]
+    steps: dict[Path, bool] = {}
+    for job in jobs:
+        for number, at in enumerate(job.step_folders, 1):
+            steps[at] = steps.get(at, False) or job.taught(number)
+    of_runs = sum(len(job.step_folders) for job in jobs)
+    taught = f"steps: {sum(steps.values())} of {len(steps)} taught"
+    notes = [f"{taught}; these runs have {of_runs} in all, and share those that are alike"]
     if any(state is not State.FINISHED for state in now):
         notes.append(f"work left, one run after the other: {_duration(rest.seconds)}")
     if rest.unmeasured and not math.isnan(rest.seconds):

@@ -76,7 +76,7 @@ class Progress:
         )
         self.stage = Stage(name="", total=0, done=0, first=0, began_s=0.0)
         self.resumed_at = 0
-        self.lesson, self.logs = "", ("", "")
+        self.lesson, self.logs = "", tuple[str, ...]()
 
     def __enter__(self) -> Progress:
         self.bars.start()
@@ -124,9 +124,10 @@ class Progress:
             case "step":
                 number = event["lesson"].number
                 self.lesson = f"step {number}/{event['of']}"
-                self._print(f"{self.lesson}: log {self.logs[number > 1]}")
+                log = f": log {self.logs[number - 1]}" if self.logs else ""
+                self._print(f"{self.lesson}{log}")
             case "shared":
-                self._print(f"{self.lesson}: already taught, shared by strategies that start alike")
+                self._print(f"{self.lesson}: already taught by a run that shares it")
             case "going on":
                 self.resumed_at = event["updates"]
                 self._print(
@@ -168,7 +169,9 @@ class Progress:
             f"profile {plan.profile.name}, seed {plan.settings.seed}, {plan.device}\n"
             f"{steps}\nrun folder: {plan.folder}"
         )
-        self.logs = (str(plan.shared / "events.jsonl"), str(plan.folder / "events.jsonl"))
+        self.logs = tuple(
+            str(plan.step_folder(i + 1) / "events.jsonl") for i in range(len(plan.benchmark.steps))
+        )
         if plan.weights is not None:
             self._print(
                 f"backbone weights: {len(plan.weights.loaded)} tensors loaded, "

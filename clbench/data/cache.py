@@ -139,8 +139,27 @@ class VolumeCache:
             return text
 
     def _key(self, files: CaseFiles, source: Source, pre: Preprocessing) -> str:
-        parts = [
-            FORMAT,
+        return _digest([FORMAT, *self._parts(files, source, pre)])[:32]
+
+    def volume_digest(self, files: CaseFiles, source: Source, pre: Preprocessing) -> str:
+        """16 hexadecimal digits of all that decides the voxels of a preprocessed case.
+
+        That is the content of its files, how the source's labels are read, and the grid; nothing
+        is preprocessed.
+
+        Args:
+            files: image and annotation of the case.
+            source: the data set it belongs to: its structures and label values.
+            pre: spacing in mm and HU window.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        return _digest(self._parts(files, source, pre))[:16]
+
+    def _parts(self, files: CaseFiles, source: Source, pre: Preprocessing) -> list[Any]:
+        """What decides the voxels of a preprocessed case."""
+        parts: list[Any] = [
             files.case,
             self.content_hash(files),
             # with masks, a structure without file takes a bit all the same
@@ -157,7 +176,7 @@ class VolumeCache:
         ]
         if source.rescale is not None:
             parts.append([source.rescale.slope, source.rescale.intercept])
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+        return parts
 
     # -------------------------------------------------------------------------------- entries
 
@@ -247,6 +266,10 @@ class VolumeCache:
             )
         except (StoreError, OSError, ValueError, KeyError, TypeError, EOFError):
             return None
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def structures_of(values: Iterable[int], source: Source) -> frozenset[str]:

@@ -158,6 +158,17 @@ class Catalog:
             self._open[view] = self._open[whole].showing(self.benchmark.shown(step))
         return self._open[view]
 
+    def volume_digest(self, step: int, case: str) -> str:
+        """Names the preprocessed voxels of a case, see `VolumeCache.volume_digest`.
+
+        Args:
+            step: 1-based step whose source holds the case.
+            case: case id within that source.
+        """
+        source = self.source(step)
+        files = self.files[source.name][case]
+        return self.cache.volume_digest(files, source, self.preprocessing)
+
     def voxels(self, step: int) -> int:
         """Voxels of the training cases of a step together, model grid; they are opened."""
         total = 0

@@ -23,7 +23,7 @@ from clbench.run.models import loaded, predictor, windows_fit
 from clbench.run.plan import Plan, RunSettings, pick_device
 from clbench.run.record import benchmark_of, profile_of, recorded_split, strategy_of
 from clbench.spec.benchmark import Preprocessing, Source
-from clbench.store import checkpoint
+from clbench.store import checkpoint, run_folder
 from clbench.store.record import RunRecord
 
 VECTORS = "vectors.safetensors"
@@ -88,7 +88,7 @@ class TrainedModel:
 
 
 def checkpoint_path(folder: Path, record: RunRecord, step: int) -> Path:
-    """The checkpoint after a step: that of step 1 is shared by the strategies of a course.
+    """The checkpoint after a step.
 
     Args:
         folder: the run.
@@ -98,22 +98,17 @@ def checkpoint_path(folder: Path, record: RunRecord, step: int) -> Path:
     Raises:
         StoreError: there is none.
     """
-    own = folder / f"step{step}.pt"
-    folder = folder.absolute()
-    shared = folder.parent.parent / "_shared" / str(record.shared_step1) / own.name
-    places = [own, shared] if step == 1 else [own]
-    for path in places:
-        if path.is_file():
-            return path
+    path = run_folder.checkpoint_path(folder, step, record.shared_step1)
+    if path.is_file():
+        return path
     there = sorted(p.name for p in folder.glob("step*.pt"))
     raise StoreError(
         f"the run has no checkpoint of step {step}",
-        where=" or ".join(map(str, places)),
+        where=path,
         expected=f"step{step}.pt",
         got=", ".join(there) or "no checkpoint (a published copy of a run holds none)",
-        next_step="copy the folder _shared along with the run"
-        if step == 1
-        else "repeat the run's command, or name another step with --step",
+        next_step="repeat the run's command, or name another step with --step; a run made before "
+        "0.2 has step 1 in the folder _shared beside it, which must be copied along",
     )
 
 
@@ -236,7 +231,6 @@ def plan_without_data(record: RunRecord, folder: Path, *, device: str = "auto") 
         cache=VolumeCache(folder),  # nothing is opened, hence nothing is written there
     )
     plan.identity, plan.folder = record.identity, folder
-    plan.shared = folder.absolute().parent.parent / "_shared" / str(record.shared_step1)
     return plan
 
 

@@ -243,7 +243,7 @@ def _sizes(trial: Plan, record: RunRecord, cache: Path, folder: Path) -> _Sizes:
     prepared = _bytes(cache) - (_bytes(phantom) if phantom.is_dir() else 0)
     stored = [p.stat().st_size for p in (folder / "predictions").rglob("*.npz")]
     steps = len(trial.benchmark.steps)
-    paths = [trial.shared / "step1.pt", *(folder / f"step{k}.pt" for k in range(2, steps + 1))]
+    paths = [folder / f"step{k}.pt" for k in range(1, steps + 1)]
     return _Sizes(
         volume=prepared / max(1, len({case for _, case in opened})),
         prediction=statistics.fmean(stored) if stored else 0.0,

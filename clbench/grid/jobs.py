@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class State(StrEnum):
     QUEUED = "queued"
     """On a cluster."""
     WAITING = "waiting"
-    """For another run to teach the first step that it shares."""
+    """For another run to teach the next step, which both share."""
     FAILED = "failed"
     TO_DO = "to do"
 
@@ -47,10 +48,8 @@ class Job:
     """Name of the course."""
     folder: Path
     """Of the run."""
-    shared: Path
-    """Folder of the first step, which runs with equal first steps share."""
-    steps: int
-    """Of the course."""
+    step_folders: tuple[Path, ...]
+    """Where each step is taught; runs that agree in a step share its folder."""
     profile: str
     """Name of its profile."""
 
@@ -70,10 +69,16 @@ class Job:
         """Names its job on a cluster; absent where it never had one."""
         return self.log.with_suffix(".slurm.json")
 
-    @property
-    def first_step(self) -> Path:
-        """The checkpoint of the first step."""
-        return self.shared / "step1.pt"
+    def taught(self, number: int) -> bool:
+        """Whether a 1-based step is taught, for this run or for one that shares it."""
+        name = f"step{number}.pt"
+        return any((at / name).exists() for at in (self.folder, self.step_folders[number - 1]))
+
+    def untaught(self) -> tuple[Path, ...]:
+        """Folders of the steps that are still to be taught, in order."""
+        return tuple(
+            at for number, at in enumerate(self.step_folders, 1) if not self.taught(number)
+        )
 
     def command(self) -> str:
         """The command that makes the run, to be pasted."""
@@ -92,9 +97,10 @@ class Job:
         """Whether a process works on it, here or on another machine that shares its files."""
         return files.is_locked(self.folder / ".lock")
 
-    def teaches_first_step(self) -> bool:
-        """Whether a process teaches the first step that it shares."""
-        return files.is_locked(self.shared / ".lock")
+    def next_is_busy(self) -> bool:
+        """Whether a process teaches the next step that it needs."""
+        untaught = self.untaught()
+        return bool(untaught) and files.is_locked(untaught[0] / ".lock")
 
     def failed(self) -> Mapping[str, Any] | None:
         """Exit status and last lines of the attempt that failed; None: none did."""
@@ -141,8 +147,9 @@ def plan_jobs(cells: Iterable[Cell], plan: Callable[[Cell], Plan]) -> list[Job]:
                 cell=cell,
                 bench=planned.benchmark.name,
                 folder=planned.folder,
-                shared=planned.shared,
-                steps=len(planned.benchmark.steps),
+                step_folders=tuple(
+                    planned.step_folder(i + 1) for i in range(len(planned.benchmark.steps))
+                ),
                 profile=planned.profile.name,
             )
         )
@@ -151,8 +158,7 @@ def plan_jobs(cells: Iterable[Cell], plan: Callable[[Cell], Plan]) -> list[Job]:
 
 def states(jobs: Sequence[Job]) -> list[State]:
     """How far each job is, read from the folders of results."""
-    taught = {job.shared: job.first_step.exists() for job in jobs}
-    busy = {job.shared: not taught[job.shared] and job.teaches_first_step() for job in jobs}
+    busy = functools.cache(lambda at: files.is_locked(at / ".lock"))
 
     def state(job: Job) -> State:
         if job.is_finished():
@@ -161,7 +167,8 @@ def states(jobs: Sequence[Job]) -> list[State]:
             return State.RUNNING
         if job.failed() is not None:
             return State.FAILED
-        return State.WAITING if busy[job.shared] else State.TO_DO
+        untaught = job.untaught()
+        return State.WAITING if untaught and busy(untaught[0]) else State.TO_DO
 
     return [state(job) for job in jobs]
 
@@ -179,30 +186,30 @@ class Estimate:
 def estimate(jobs: Sequence[Job], states: Sequence[State]) -> Estimate:
     """Work that is left, by the mean of finished runs of the same course, profile and strategy.
 
-    A first step is counted once for all that share it. A run that has begun counts with the steps
-    it lacks.
+    A step is taught once for all that share it, and examined by each. A run that has begun counts
+    with the steps it lacks.
 
     Args:
         jobs: of the study.
         states: of each.
     """
-    own: dict[tuple[str, str, str, int], list[float]] = {}
+    own: dict[tuple[str, str, str, int], list[tuple[float, float]]] = {}
     for job, state in zip(jobs, states, strict=True):
         record = job.record() if state is State.FINISHED else None
         for step, seconds in _step_seconds(record).items():
             own.setdefault((job.bench, job.profile, job.cell.strategy, step), []).append(seconds)
     left, unmeasured = 0.0, 0
-    first_steps: set[Path] = set()
+    counted: set[Path] = set()
     for job, state in zip(jobs, states, strict=True):
         if state is State.FINISHED:
             continue
         record = job.record()
         done = record.steps_done if record else 0
         known = True
-        for step in range(done + 1, job.steps + 1):
-            if step == 1 and (job.first_step.exists() or job.shared in first_steps):
-                continue
-            first_steps.add(job.shared)
+        for step in range(done + 1, len(job.step_folders) + 1):
+            at = job.step_folders[step - 1]
+            taught = at in counted or job.taught(step)
+            counted.add(at)
             key = (job.bench, job.profile, job.cell.strategy, step)
             values = own.get(key) or [
                 v
@@ -211,17 +218,20 @@ def estimate(jobs: Sequence[Job], states: Sequence[State]) -> Estimate:
                 for v in measured
             ]
             known &= key in own
-            left += fmean(values) if values else float("nan")
+            left += fmean(e if taught else t + e for t, e in values) if values else float("nan")
         unmeasured += not known
     return Estimate(seconds=left, unmeasured=unmeasured)
 
 
-def _step_seconds(record: RunRecord | None) -> dict[int, float]:
-    """Step → seconds of teaching and examination that a run measured."""
+def _step_seconds(record: RunRecord | None) -> dict[int, tuple[float, float]]:
+    """Step → seconds of teaching and of examination that a run measured."""
     if record is None:
         return {}
     return {
-        int(step): float(cost["train"]["train_s"]) + float(cost.get("examine_s", 0))
+        int(step): (
+            float(cost["train"].get("prepare_s", 0)) + float(cost["train"]["train_s"]),
+            float(cost.get("examine_s", 0)),
+        )
         for step, cost in record.cost.items()
         if "train" in cost
     }

@@ -89,7 +89,7 @@ def work_off(
 ) -> list[Job]:
     """Make every run that is not finished; return those that failed.
 
-    Runs whose first step nobody has taught wait while another one teaches it. A run that another
+    A run waits while another one is to teach the next step that both share. A run that another
     process makes is left to it. Asked to stop, all runs are, at their next saved place.
 
     Args:
@@ -108,7 +108,10 @@ def work_off(
     with signals.listening():
         try:
             while todo or started:
-                while free and not signals.asked() and (job := _next(todo, started)) is not None:
+                while free and not signals.asked():
+                    job = next_job(todo, [one.job for one in started])
+                    if job is None:
+                        break
                     todo.remove(job)
                     if job.is_running():
                         watch({"event": "elsewhere", "job": job})
@@ -134,16 +137,19 @@ def work_off(
     return failed
 
 
-def _next(todo: Sequence[Job], started: Sequence[_Started]) -> Job | None:
-    """The first job that need not wait for a first step; None: all of them must."""
-    teaching = {one.job.shared for one in started if not one.job.first_step.exists()}
-    others = {job.shared: job for job in todo if job.shared not in teaching}
-    teaching |= {
-        shared
-        for shared, job in others.items()
-        if not job.first_step.exists() and job.teaches_first_step()  # by another process
-    }
-    return next((job for job in todo if job.shared not in teaching), None)
+def next_job(todo: Sequence[Job], started: Sequence[Job]) -> Job | None:
+    """The first job that need not wait for a step; None: all of them must.
+
+    Args:
+        todo: not started.
+        started: at work; each teaches all the steps that it lacks, one after the other.
+    """
+    coming = {folder for job in started for folder in job.untaught()}
+    for job in todo:
+        untaught = job.untaught()
+        if not untaught or (untaught[0] not in coming and not job.next_is_busy()):
+            return job
+    return None
 
 
 def _start(job: Job, slot: Slot, more: Sequence[str]) -> _Started:

@@ -1,7 +1,8 @@
 """Working off jobs on a SLURM cluster (submitit): arrays, limits, queued again where they were.
 
-A run whose first step another one teaches is submitted to begin after that one's job. A job whose
-time ends, or that is preempted, gets a signal ahead; its run saves, and the job is queued again.
+A run that shares its next step with another one is submitted to begin after that one's job. A job
+whose time ends, or that is preempted, gets a signal ahead; its run saves, and the job is queued
+again.
 Whether a run is finished is read from its folder, and whether its job is still queued from
 `squeue`: a cluster need not keep accounts.
 """
@@ -73,17 +74,42 @@ def submit(jobs: Sequence[Job], cluster: Cluster, *, more: Sequence[str] = ()) -
         for job in jobs
         if not job.is_finished() and not job.is_running() and job_id(job) not in waiting
     ]
-    leaders: dict[Path, Job] = {}
-    for job in todo:
-        if not job.first_step.exists() and not job.teaches_first_step():
-            leaders.setdefault(job.shared, job)
-    first = [j for j in todo if j.first_step.exists() or leaders.get(j.shared, j) is j]
-    _submit(first, cluster, more)
-    for leader in leaders.values():
-        followers = [j for j in todo if j.shared == leader.shared and j is not leader]
-        # after its end, however it ends: if it failed, one of these teaches the step
-        _submit(followers, cluster, more, dependency=f"afterany:{job_id(leader)}")
+    after = leaders(todo, [job for job in jobs if job_id(job) in waiting])
+    submitted: list[Job] = []
+    while len(submitted) < len(todo):
+        ready: dict[str | None, list[Job]] = {}
+        for job in todo:
+            leader = after[job.folder]
+            if job not in submitted and (leader not in todo or leader in submitted):
+                number = None if leader is None else job_id(leader)
+                ready.setdefault(number, []).append(job)
+        for first, array in ready.items():
+            # after its end, however it ends: if it failed, one of these teaches the step
+            then = None if first is None else f"afterany:{first}"
+            _submit(array, cluster, more, dependency=then)
+            submitted += array
     return todo
+
+
+def leaders(todo: Sequence[Job], queued: Sequence[Job]) -> dict[Path, Job | None]:
+    """Folder of a run → the run after which it begins; None: it begins at once.
+
+    That is, of those ahead of it that are to teach the next step it lacks, the one with which it
+    shares most of what is to be taught.
+
+    Args:
+        todo: in order.
+        queued: whose jobs wait or run already.
+    """
+    ahead = [(job, frozenset(job.untaught())) for job in queued]
+    after: dict[Path, Job | None] = {}
+    for job in todo:
+        own = job.untaught()
+        sharing = [one for one in ahead if own and own[0] in one[1]]
+        best = max(sharing, key=lambda one: len(one[1].intersection(own)), default=None)
+        after[job.folder] = best and best[0]
+        ahead.append((job, frozenset(own)))
+    return after
 
 
 def _submit(

@@ -18,8 +18,7 @@ from clbench.evaluation.cost.course import blank_kit
 from clbench.evaluation.cost.model import PARTS, forward_macs, grown, lessons_of
 from clbench.run.plan import Plan
 from clbench.run.record import benchmark_of, profile_of, strategy_of
-from clbench.spec.names import need_name
-from clbench.store import files
+from clbench.store import files, run_folder
 from clbench.store.record import RunRecord
 from clbench.strategy.contract import Lesson
 
@@ -113,11 +112,6 @@ def _write(folder: Path, record: RunRecord, counted: Mapping[int, Mapping[str, i
 
 
 def _checkpoint(folder: Path, record: RunRecord, step: int) -> int | None:
-    """Bytes of the step's checkpoint; step 1 lies where strategies share it. None: not there."""
-    home = folder
-    if step == 1:
-        shared = record.shared_step1 or ""
-        need_name(shared, folder / "run.json")
-        home = folder.parents[1] / "_shared" / shared
-    path = home / f"step{step}.pt"
+    """Bytes of the step's checkpoint; None: not there."""
+    path = run_folder.checkpoint_path(folder, step, record.shared_step1)
     return path.stat().st_size if path.is_file() else None

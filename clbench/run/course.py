@@ -30,6 +30,7 @@ from clbench.store import checkpoint, run_folder
 from clbench.store import files as store_files
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
+from clbench.store.shared_steps import continues, run_name, take_step
 from clbench.strategy.contract import Lesson, Memory, Strategy
 from clbench.training import past_data
 from clbench.training.monitors import warnings_of
@@ -218,37 +219,55 @@ class Course:
 
     def _learn(self, lesson: Lesson) -> None:
         """Make `model` and `memory` those after the step: from a checkpoint, or by teaching."""
-        plan, first = self.plan, lesson.number == 1
-        strategy = plan.strategy.first_step() if first else plan.strategy
-        home = self._home(lesson.number)
-        path = home / f"step{lesson.number}.pt"
-        if plan.benchmark.steps[lesson.number - 1].given is not None:
+        plan, number = self.plan, lesson.number
+        strategy = plan.strategy.first_step() if number == 1 else plan.strategy
+        path = run_folder.checkpoint_path(plan.folder, number, self.record.shared_step1)
+        if plan.benchmark.steps[number - 1].given is not None:
             self._take_given(strategy, lesson, path)
-        elif first:
-            with alone(plan.shared, wait=True):
-                if plan.settings.fresh or path.exists():
-                    shutil.rmtree(plan.shared / "resume", ignore_errors=True)
-                if plan.settings.fresh or not path.exists():
-                    self._teach(strategy, lesson, path)
-                else:
-                    self.model, self.memory = loaded(plan, strategy, lesson, path)
-                    self.watch({"event": "shared", "path": path})
         elif path.exists():
             self.model, self.memory = loaded(plan, strategy, lesson, path)
         else:
-            self._teach(strategy, lesson, path)
+            self._share(strategy, lesson)
+            path = plan.folder / path.name
         cost = store_files.read_json(path.with_suffix(".json"))
-        self._opened({str(lesson.number): cost.pop("opened")})
+        self._opened({str(number): cost.pop("opened")})
         for host in cost.pop("hosts", ()):
-            self._mark(lesson.number, host)
-        self.record.cost.setdefault(str(lesson.number), {})["train"] = {**cost, "shared": first}
-        own = plan.folder / "events.jsonl"
-        if first and not own.exists():  # the record of a run is whole in its own folder
-            store_files.write_bytes(own, (home / "events.jsonl").read_bytes())
+            self._mark(number, host)
+        origin = cost.pop("origin", None)
+        if origin is not None:
+            origins = self.record.step_origins or {}
+            self.record.step_origins = {**origins, str(number): origin}
+        shared = number == 1 or (origin is not None and origin["run"] != run_name(plan.folder))
+        self.record.cost.setdefault(str(number), {})["train"] = {**cost, "shared": shared}
+        log = plan.folder / "events.jsonl"
+        if not log.exists():  # a run made before 0.2: the record is whole in its own folder
+            store_files.write_bytes(log, (path.parent / log.name).read_bytes())
         self.record.warnings = [
             *plan.catalog.warnings(),
-            *warnings_of(run_folder.read_events(own)),
+            *warnings_of(run_folder.read_events(log)),
         ]
+
+    def _share(self, strategy: Strategy, lesson: Lesson) -> None:
+        """Teach the step where all runs find it that share it, or take it as one of them did."""
+        plan, number = self.plan, lesson.number
+        path = plan.step_folder(number) / f"step{number}.pt"
+        before = None
+        if self.model is not None:
+            state = {"model": self.model.state_dict(), "memory": self.memory}
+            before = checkpoint.state_digest(state)
+        if store_files.is_locked(path.parent / ".lock"):
+            said = f"waiting for another run to teach step {number}, which this one shares"
+            self.watch({"event": "note", "what": said})
+        with alone(path.parent, wait=True):
+            if plan.settings.fresh or path.exists():
+                shutil.rmtree(path.parent / "resume", ignore_errors=True)
+            if plan.settings.fresh or not continues(path, before):
+                store_files.write_json(path.parent / "identity.json", plan.steps[number - 1])
+                self._teach(strategy, lesson, path, before)
+            else:
+                self.model, self.memory = loaded(plan, strategy, lesson, path)
+                self.watch({"event": "shared", "path": path})
+            take_step(path, plan.folder)
 
     def _take_given(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
         """The model of a step that was learned elsewhere; never taught here."""
@@ -265,23 +284,20 @@ class Course:
         self.model, self.memory = loaded(self.plan, strategy, lesson, path)
         self.watch({"event": "note", "what": f"step {lesson.number} was learned elsewhere"})
 
-    def _teach(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
+    def _teach(self, strategy: Strategy, lesson: Lesson, path: Path, before: str | None) -> None:
         start = Start(
             model=self.model,
             teacher=self.teacher,
             memory=self.memory,
             ledger=self.record.ledger,
+            before=before,
         )
         self.model = teach_step(self.plan, strategy, lesson, path, start, self.watch)
-
-    def _home(self, number: int) -> Path:
-        """Where a step's checkpoint lies."""
-        return self.plan.shared if number == 1 else self.plan.folder
 
     def examine(self, lesson: Lesson, served: nn.Module) -> None:
         """Score every test case of the course; the step is done once this is written."""
         number = lesson.number
-        path = self._home(number) / f"step{number}.pt"
+        path = run_folder.checkpoint_path(self.plan.folder, number, self.record.shared_step1)
         examined = examine_step(self.plan, lesson, served, self.memory, path, self.watch)
         self.rows += examined.rows
         self._opened({str(number): {"test": examined.opened}})

@@ -33,7 +33,8 @@ from clbench.evaluation.metrics.case import DEFAULT, implementations, measure
 from clbench.evaluation.metrics.overlap import counts_of, dice_paper, pattern_pairs
 from clbench.evaluation.scoring import bit_pairs, context_of, metric_rows, score_rows
 from clbench.run.course import alone
-from clbench.run.plan import course_identity, load_strategy, open_catalog, resolve_profile
+from clbench.run.identity import course_identity
+from clbench.run.plan import load_strategy, open_catalog, resolve_profile
 from clbench.run.record import data_and_host, keep_course, recorded_settings
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark

@@ -46,18 +46,17 @@ def loaded(plan: Plan, strategy: Strategy, lesson: Lesson, path: Path) -> tuple[
         path: the checkpoint.
 
     Raises:
-        StoreError: it is missing or damaged, or was made for another benchmark, version or step.
+        StoreError: it is missing or damaged, or was made for another step.
     """
     content = checkpoint.load(path)
-    bench = plan.benchmark
-    expected = (bench.name, bench.version, list(lesson.structures))
-    got = (content["bench"], content["bench_version"], content["structures"])
+    expected = (lesson.number, list(lesson.structures))
+    got = (content["step"], content["structures"])
     if got != expected:
         raise StoreError(
-            "a checkpoint of another benchmark, version or step",
+            "a checkpoint of another step",
             where=path,
-            expected="{} version {}: {}".format(*expected),
-            got="{} version {}: {}".format(*got),
+            expected="step {}: {}".format(*expected),
+            got="step {}: {}".format(*got),
             next_step="run again with --fresh",
         )
     model = blank(plan, strategy, lesson)

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import clbench
 from clbench import reproducibility
 from clbench.data.cache import default_root
 from clbench.data.catalog import Catalog, build_catalog
@@ -27,12 +26,20 @@ from clbench.errors import SettingError
 from clbench.nets.backbones import Backbone, new_backbone
 from clbench.nets.pretrained import WeightReport, load_weights
 from clbench.nets.text_encodings import Vectors, encoded
+from clbench.run.identity import (
+    course_identity,
+    described,
+    file_hash,
+    first_step,
+    sparse,
+    step_identities,
+)
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.names import need_name
 from clbench.spec.settings import Profile, apply_overrides, change, load_profile, split_overrides
 from clbench.spec.splits import Split
-from clbench.store.files import sha256
+from clbench.store import run_folder
 from clbench.store.record import Identity
 from clbench.strategy.contract import Kit, Lesson, Strategy
 
@@ -119,29 +126,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _describe(strategy: Strategy, version: int) -> dict[str, Any]:
-    """What a run id knows of a strategy, at a version of it."""
-    own = {"version": version} if version != 1 else {}
-    return {"class": type(strategy).__name__, **own, **sparse(strategy)}
-
-
-def sparse(settings: Any) -> dict[str, Any]:
-    """The fields of a dataclass that differ from their defaults, groups likewise.
-
-    So a setting that a later version adds, with a default that changes nothing, changes no run id.
-    A default that changes moves numbers, and raises `numerics`, or the version of its strategy.
-    """
-    changed: dict[str, Any] = {}
-    for f in dataclasses.fields(settings):
-        value = getattr(settings, f.name)
-        if dataclasses.is_dataclass(value):
-            if inner := sparse(value):
-                changed[f.name] = inner
-        elif f.default is dataclasses.MISSING or value != f.default:
-            changed[f.name] = value
-    return changed
-
-
 @dataclass(kw_only=True)
 class Plan:
     """Settings with every name resolved; data, vectors and weights are read when asked for."""
@@ -170,7 +154,7 @@ class Plan:
             ClbenchError: data, vectors or weights that cannot be read.
         """
         _ = self.kit, self.weights  # wrong settings are refused before any image is hashed
-        _ = self.identity, self.folder, self.shared
+        _ = self.identity, self.folder, self.steps
         return self
 
     @cached_property
@@ -228,10 +212,10 @@ class Plan:
         """
         return Identity(
             **course_identity(self.settings.bench, self.benchmark, self.catalog),
-            strategy=_describe(self.strategy, self.strategy.version),
+            strategy=described(self.strategy, self.strategy.version),
             profile=self.profile_settings(self.profile),
             vectors=hashlib.sha256(self.vectors.array.tobytes()).hexdigest(),
-            weights=_file_hash(self.profile.backbone.weights),
+            weights=file_hash(self.profile.backbone.weights),
             seed=self.settings.seed,
         )
 
@@ -254,19 +238,30 @@ class Plan:
         return self._home / self.strategy_name / self.identity.run_id
 
     @cached_property
-    def shared(self) -> Path:
-        """Where step 1 goes; runs share it that are alike in all that its training depends on."""
-        plain = self.strategy.first_step()
-        own = vars(type(plain)).get(
-            "step1_version"
-        )  # not inherited: a subclass has its own numbers
-        first = dataclasses.replace(
+    def shared_step1(self) -> str:
+        """Names the first step among runs that answer the same question."""
+        return dataclasses.replace(
             self.identity,
-            strategy=_describe(plain, own or plain.version),
+            strategy=first_step(self.strategy),
             splits=self.identity.splits[:1],
             external_tests=(),
+        ).run_id
+
+    @cached_property
+    def steps(self) -> tuple[Mapping[str, Any], ...]:
+        """What each step depends on, see `clbench.run.identity`."""
+        return step_identities(
+            self.identity,
+            benchmark=self.benchmark,
+            catalog=self.catalog,
+            profile=self.profile,
+            strategy=self.strategy,
+            vectors=self.vectors,
         )
-        return self._home / "_shared" / first.run_id
+
+    def step_folder(self, number: int) -> Path:
+        """Where a 1-based step is taught; runs share it that agree in all that it depends on."""
+        return self.settings.out / run_folder.SHARED / run_folder.run_id(self.steps[number - 1])
 
     @property
     def _home(self) -> Path:
@@ -381,33 +376,3 @@ def resolve(
         preprocessing = profile.preprocessing(benchmark.preprocessing)
         trial.check(preprocessing.patch_vox, train=True)
     return plan
-
-
-def course_identity(bench: str, benchmark: Benchmark, catalog: Catalog) -> dict[str, Any]:
-    """What a run's identity says of the course and its data.
-
-    Args:
-        bench: as the course was named; one that is not registered is held by its content.
-        benchmark: the course.
-        catalog: its data.
-    """
-    return {
-        "bench": benchmark.name,
-        "bench_version": benchmark.version,
-        "data_fingerprint": catalog.fingerprint,
-        "splits": [dataclasses.asdict(s) for s in catalog.splits],
-        "external_tests": [dataclasses.asdict(s) for s in catalog.external_splits],
-        "numerics": clbench.NUMERICS,
-        "course": benchmark.digest() if registry.is_path(bench) else None,
-    }
-
-
-def _file_hash(path: str | None) -> str | None:
-    if path is None:
-        return None
-    file = Path(path)
-    if not file.is_file():
-        raise SettingError(
-            "the file of backbone weights does not exist", where="backbone.weights", got=path
-        )
-    return sha256(file)

@@ -65,7 +65,7 @@ def new_record(plan: Plan) -> RunRecord:
             "overlap": plan.weights.overlap(plan.benchmark.sources),
         },
         settings=settings,
-        shared_step1=plan.shared.name,
+        shared_step1=plan.shared_step1,
         device=str(plan.device)
         if plan.device.type == "cpu"
         else torch.cuda.get_device_name(plan.device),

@@ -29,6 +29,7 @@ from clbench.nets.output import count_parameters
 from clbench.run.models import blank, predictor, save_step, windows_fit
 from clbench.run.plan import Plan
 from clbench.store import checkpoint, files, run_folder
+from clbench.store.shared_steps import run_name
 from clbench.strategy.contract import Lesson, Memory, Strategy
 from clbench.training import past_data
 from clbench.training.batches import CaseKey, Material
@@ -57,6 +58,8 @@ class Start:
     """The strategy's; changes."""
     ledger: Mapping[str, Any]
     """Step → purpose → cases opened so far, of the run's record."""
+    before: str | None = None
+    """`state_digest` of model and memory; None before step 1, and where no run goes on with it."""
 
 
 @dataclass(kw_only=True)
@@ -118,7 +121,7 @@ def make_pseudo_labels(plan: Plan, state: StepState, watch: Watch) -> None:
     """Let the strategy prepare its cases with the old model; fills `state.pseudo`.
 
     Args:
-        plan: the run; finished cases lie in its folder under `pseudo/`.
+        plan: the run; finished cases lie in the step's folder under `pseudo/`.
         state: the step, its model started.
         watch: is told of every case.
 
@@ -140,7 +143,7 @@ def make_pseudo_labels(plan: Plan, state: StepState, watch: Watch) -> None:
             plan.catalog,
             old=old,
             mark="none" if old is None or teacher is None else checkpoint.digest(teacher),
-            folder=plan.folder / "pseudo" / f"step{lesson.number}",
+            folder=plan.step_folder(lesson.number) / "pseudo" / f"step{lesson.number}",
             watch=watch,
             stored=stored,
         )
@@ -342,9 +345,10 @@ def teach_step(
             earlier = [e for e in run_folder.read_events(log) if e["step"] == lesson.number]
             train_step(plan, state, material, log_event, earlier=earlier, checkpointer=checkpointer)
             total = cost()
-    _write(plan, state, path, total)
+    origin = {"identity": path.parent.name, "run": run_name(plan.folder), "before": start.before}
+    _write(plan, state, path, {**total, "origin": origin})
     checkpointer.close()
-    shutil.rmtree(plan.folder / "pseudo", ignore_errors=True)
+    shutil.rmtree(path.parent / "pseudo", ignore_errors=True)
     return state.model
 
 
@@ -367,7 +371,7 @@ def _tracer(plan: Plan, state: StepState, earlier: Sequence[dict[str, Any]]) -> 
     return Tracer(
         lesson,
         every=examine.trace_every,
-        folder=plan.folder,
+        folder=plan.step_folder(lesson.number),
         catalog=plan.catalog,
         served=lambda: predictor(
             plan,

@@ -7,21 +7,24 @@ scores need the stored predictions and the data. The rest is said to be unchecke
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from clbench.data.catalog import exam_cases
+from clbench.data.catalog import Catalog, exam_cases
 from clbench.errors import ClbenchError, StoreError
 from clbench.evaluation.metrics.case import word_of
 from clbench.evaluation.metrics.overlap import Counts, dice, dice_paper
 from clbench.evaluation.metrics.stability_gap import FILE, read_trace
 from clbench.evaluation.predictions import prediction_of
 from clbench.evaluation.scoring import context_of, measure_on_file, metric_rows, score_case
+from clbench.nets.text_encodings import encoded
 from clbench.run.cost_table import RECORDED
-from clbench.run.record import catalog_of
+from clbench.run.identity import described, foreign_code, step_identities
+from clbench.run.record import benchmark_of, catalog_of, profile_of, strategy_of
 from clbench.store import checkpoint, checksums, run_folder
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
@@ -196,6 +199,7 @@ def _again(
             raise
         report.unchecked.append(f"scores against predictions: no data to compare with ({err.what})")
         return
+    _steps(folder, record, catalog, report)
     done, seen = 0, set()
     for number, source, case in exam_cases(catalog):
         volume = catalog.open(number, case, "test")
@@ -262,14 +266,13 @@ def _differs(
 def _checkpoints(folder: Path, record: RunRecord, report: Verified) -> None:
     """Checkpoints must open, and be of the step their name says."""
     learned: list[str] = []
+    before: str | None = None
     for number, step in enumerate(record.course.steps, 1):
         learned += step.learns
-        shared = folder.parents[1] / "_shared" / str(record.shared_step1)
-        path = folder / f"step{number}.pt"  # of step 1 in imported runs alone
-        if number == 1 and not path.is_file():
-            path = shared / path.name
+        path = run_folder.checkpoint_path(folder, number, record.shared_step1)
         if not path.is_file():
             report.unchecked.append(f"checkpoint of step {number}: not kept here")
+            before = None
             continue
         content = checkpoint.load(path)
         if (content["step"], content["structures"]) != (number, learned):
@@ -279,7 +282,57 @@ def _checkpoints(folder: Path, record: RunRecord, report: Verified) -> None:
                 expected=f"step {number}: {', '.join(learned)}",
                 got=f"step {content['step']}: {', '.join(content['structures'])}",
             )
+        origin = (record.step_origins or {}).get(str(number), {})
+        if before is not None and origin.get("before") not in (None, before):
+            raise StoreError(
+                "a step was taught from another model than that of the step before it",
+                where=path,
+                expected=f"taught from {before}",
+                got=origin["before"],
+                next_step="run again with --fresh",
+            )
+        before = checkpoint.state_digest(content)
         report.checked.append(f"checkpoint of step {number}")
+
+
+def _steps(folder: Path, record: RunRecord, catalog: Catalog, report: Verified) -> None:
+    """Each step must be the one that course, data and settings ask for."""
+    if not record.step_origins:  # made before 0.2
+        return
+    what = "what the steps depend on"
+    try:
+        benchmark, profile, strategy = benchmark_of(record), profile_of(record), strategy_of(record)
+        vectors = encoded(benchmark.structures(len(benchmark.steps)), profile.text)
+    except ClbenchError as err:
+        report.unchecked.append(f"{what}: {err.what}")
+        return
+    recorded = record.identity
+    mark = hashlib.sha256(vectors.array.tobytes()).hexdigest()
+    same = described(strategy, strategy.version) == recorded.strategy and mark == recorded.vectors
+    if not same or foreign_code(strategy, profile):
+        report.unchecked.append(f"{what}: strategy, text vectors or their code may be others today")
+        return
+    if record.with_defaults is not None:  # it is no part of the identity
+        traced = record.with_defaults["profile"]["examine"]["trace_every"]
+        profile = replace(profile, examine=replace(profile.examine, trace_every=traced))
+    steps = step_identities(
+        recorded,
+        benchmark=benchmark,
+        catalog=catalog,
+        profile=profile,
+        strategy=strategy,
+        vectors=vectors,
+    )
+    for number, origin in sorted(record.step_origins.items()):
+        if (expected := run_folder.run_id(steps[int(number) - 1])) != origin["identity"]:
+            raise StoreError(
+                "a step is not the one that course, data and settings ask for",
+                where=f"{folder / 'run.json'}, step_origins, step {number}",
+                expected=expected,
+                got=origin["identity"],
+                next_step="run again with --fresh",
+            )
+    report.checked.append(f"{what}, against the course and the data: {len(record.step_origins)}")
 
 
 def _cost(folder: Path, record: RunRecord, report: Verified) -> None:

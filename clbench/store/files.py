@@ -306,6 +306,29 @@ def write_bytes(path: Path, content: bytes) -> None:
     atomic_write(path, lambda file: file.write(content))
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Let `target` be the file `source`: a second name of it, or a copy where links cannot be made.
+
+    Both are files that are replaced, never changed in place, so neither sees what becomes of the
+    other.
+
+    Args:
+        source: the file.
+        target: its second name; a file there is replaced.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written; the old file is unharmed.
+    """
+    with _replacement(target, "a file of the run", NEXT_STEP) as part:
+        try:
+            part.hardlink_to(source)
+        except (OSError, NotImplementedError):  # another disk, or a file system without links
+            shutil.copyfile(source, part)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+        part.replace(target)
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a mapping as sorted, indented JSON."""
     text = json.dumps(content, indent=1, sort_keys=True, default=str)

@@ -183,7 +183,10 @@ class RunRecord:
     split_sha256: dict[str, str] = field(default_factory=dict)
     """Split of each step → checksum."""
     shared_step1: str | None = None
-    """Folder of the first step's checkpoint, which strategies share; None: there is none."""
+    """Names the first step, which strategies share; None: there is none. Until 0.2 its folder."""
+    step_origins: dict[str, dict[str, str | None]] | None = None
+    """Step → `identity`, its folder in `_shared` of the results; `run`, which taught it; `before`,
+    a checksum of the model and memory that it started from."""
     versions: dict[str, str] = field(default_factory=dict)
     """Package → version."""
     git: str | None = None

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from clbench.errors import StoreError
+from clbench.spec.names import need_name
 from clbench.spec.taxonomy import declare_recorded, structure
 from clbench.store.csv_rows import read_rows, rows_bytes
 from clbench.store.files import read_json, write_bytes, write_json
 
 SCHEMA = 1
 """Version of the layout of a run folder."""
+SHARED = "_shared"
+"""Folder of results that holds taught steps, each under its identity, for all that share it."""
 SCORINGS = ("strict", "paper")
 """The two ways to score a prediction (see `clbench.evaluation.scoring`)."""
 STATUSES = ("ok", "both_empty", "fp_only", "fn_only", "not_annotated")
@@ -139,6 +142,24 @@ def prediction_path(folder: Path, step: int, source: str, case: str) -> Path:
     return folder / "predictions" / f"step{step}" / f"{source}_{case}.npz"
 
 
+def checkpoint_path(folder: Path, step: int, shared_step1: str | None) -> Path:
+    """Where a run has the checkpoint of a step: in its own folder.
+
+    Runs made before 0.2 have that of step 1 in the folder `_shared` beside those of the strategies.
+
+    Args:
+        folder: the run.
+        step: 1-based.
+        shared_step1: of its record.
+    """
+    own = folder / f"step{step}.pt"
+    if step > 1 or not shared_step1 or own.is_file():
+        return own
+    need_name(shared_step1, folder / "run.json")
+    shared = folder.absolute().parents[1] / SHARED / shared_step1 / own.name
+    return shared if shared.is_file() else own
+
+
 def find_runs(results: Path, *, bench: str | None = None) -> list[Path]:
     """Run folders below a results folder, in order of path; finished or not."""
     return sorted(
@@ -221,6 +242,22 @@ class EventLog:
 def _line(event: Mapping[str, Any]) -> str:
     # a loss that is not a number ends the run, but must not break the reader of its log
     return json.dumps(event, default=str, allow_nan=True) + "\n"
+
+
+def take_events(path: Path, log: Path, step: int) -> None:
+    """Let a run's log hold its earlier steps, then the log of a step that was taught elsewhere.
+
+    Args:
+        path: the run's log; made where it is not there.
+        log: of the step alone.
+        step: its 1-based number.
+
+    Raises:
+        StoreError: the disk is full.
+    """
+    earlier = read_events(path) if path.exists() else []
+    lines = [_line(e) for e in earlier if int(e["step"]) < step]
+    write_bytes(path, "".join(lines).encode() + log.read_bytes())
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

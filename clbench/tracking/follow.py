@@ -34,7 +34,7 @@ class Follower:
         self.tracker, self.warn = tracker, warn
         self.at = 0
         self.began: dict[str, int] = {}
-        self.step = 0
+        self.step, self.step_began = 0, 0
         self.broken = False
         self.open = False
 
@@ -72,8 +72,11 @@ class Follower:
         match event["event"]:
             case "plan":
                 self._begin(event["plan"])
-            case "shared" if not self.at:  # taught by another run: its log has its updates
-                self._read(Path(event["path"]).parent / "events.jsonl")
+            case "shared":  # taught by another run: its log has its updates
+                path = Path(event["path"])
+                if path.name == f"step{self.step}.pt":  # of which a part was sent
+                    self.at = self.step_began
+                self._read(path.parent / "events.jsonl")
             case "going on":  # updates after the saved place are made, and sent, once more
                 self.at = self.began.get(event["phase"], 0) + event["updates"]
             case "update" | "validation":
@@ -89,17 +92,17 @@ class Follower:
         groups = {"strategy": plan.identity.strategy, "profile": plan.identity.profile}
         self.tracker.begin(name, _flat({**groups, "seed": plan.settings.seed}))
         self.open = True
-        own = plan.folder / "events.jsonl"
         if plan.settings.fresh:
             return
-        if own.is_file():  # it goes on: what was sent before is sent again, at the same places
-            self._read(own)
-        elif not (plan.shared / "step1.pt").is_file():
-            self._read(plan.shared / "events.jsonl")
+        # it goes on: what was sent before is sent again, at the same places
+        self._read(plan.folder / "events.jsonl")
+        for number in range(1, len(plan.benchmark.steps) + 1):
+            if not (plan.folder / f"step{number}.pt").is_file():
+                self._read(plan.step_folder(number) / "events.jsonl")
+                break
 
     def _read(self, log: Path) -> None:
         if log.is_file():
-            self.at = 0
             for event in run_folder.read_events(log):
                 self._log(event)
 
@@ -107,7 +110,7 @@ class Follower:
         if not (values := numbers(event)):
             return
         if event["step"] != self.step:
-            self.step, self.began = event["step"], {}
+            self.step, self.step_began, self.began = event["step"], self.at, {}
         if event["event"] == "update":
             self.began.setdefault(event["phase"], self.at)
             self.at += 1

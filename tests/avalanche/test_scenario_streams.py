@@ -68,8 +68,7 @@ def native(cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 
 def weights(plan: Plan, step: int) -> dict[str, torch.Tensor]:
-    home = plan.shared if step == 1 else plan.folder
-    found: dict[str, torch.Tensor] = checkpoint.load(home / f"step{step}.pt")["model"]
+    found: dict[str, torch.Tensor] = checkpoint.load(plan.folder / f"step{step}.pt")["model"]
     return found
 
 

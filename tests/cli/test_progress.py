@@ -86,21 +86,25 @@ def test_cases_opened_and_examined_are_counted() -> None:
 
 def test_the_run_folder_and_the_log_of_each_step_are_named(tmp_path: Path) -> None:
     progress, _, out = made(terminal=False)
+    one, cases = (
+        SimpleNamespace(name="a", source="x", given=None),
+        SimpleNamespace(train=(), test=()),
+    )
     plan = SimpleNamespace(
-        benchmark=SimpleNamespace(name="b", version=1, steps=()),
-        catalog=SimpleNamespace(splits=()),
+        benchmark=SimpleNamespace(name="b", version=1, steps=(one, one)),
+        catalog=SimpleNamespace(splits=(cases, cases)),
         strategy_name="s",
         weights=None,
         device="cpu",
         profile=SimpleNamespace(name="smoke"),
         settings=SimpleNamespace(seed=0),
         folder=tmp_path / "own",
-        shared=tmp_path / "shared",
+        step_folder=lambda number: tmp_path / "_shared" / str(number),
     )
     progress.watch({"event": "plan", "plan": plan})
     progress.watch(step(1))
     progress.watch(step(2))
     lines = out.getvalue().splitlines()
     assert f"run folder: {tmp_path / 'own'}" in lines
-    assert f"step 1/2: log {tmp_path / 'shared' / 'events.jsonl'}" in lines
-    assert f"step 2/2: log {tmp_path / 'own' / 'events.jsonl'}" in lines
+    assert f"step 1/2: log {tmp_path / '_shared' / '1' / 'events.jsonl'}" in lines
+    assert f"step 2/2: log {tmp_path / '_shared' / '2' / 'events.jsonl'}" in lines

@@ -20,7 +20,6 @@ from clbench.errors import StoreError
 from clbench.evaluation.explained import FILE, read_lost_dice, summarize
 from clbench.report.study import Study
 from clbench.run.verify import verify_run
-from clbench.store.record import RunRecord
 
 
 @pytest.fixture
@@ -85,11 +84,6 @@ def test_without_stored_predictions_they_are_made_anew(smoke_run: Path, tmp_path
     whole, bare = (tmp_path / n / "tumor_ext" / "universal" / "run" for n in ("a", "b"))
     for folder in (whole, bare):
         shutil.copytree(smoke_run, folder)
-        shared = RunRecord.read(smoke_run).shared_step1
-        shutil.copytree(
-            smoke_run.parents[1] / "_shared" / str(shared),
-            folder.parents[1] / "_shared" / str(shared),
-        )
     shutil.rmtree(bare / "predictions")
     change_record(bare, lambda r: r.update(files=None))
     stored, anew = (explain_run(f, models=False) for f in (whole, bare))
@@ -100,6 +94,7 @@ def test_without_stored_predictions_they_are_made_anew(smoke_run: Path, tmp_path
 
 def test_neither_predictions_nor_checkpoints(copy: Path) -> None:
     shutil.rmtree(copy / "predictions")
+    (copy / "step1.pt").unlink()
     with pytest.raises(StoreError, match="neither a prediction") as caught:
         explain_run(copy)
     assert "step1.pt" in str(caught.value)

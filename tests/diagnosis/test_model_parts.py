@@ -28,10 +28,8 @@ from clbench.store.record import RunRecord
 
 @pytest.fixture(scope="module")
 def run(smoke_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the smoke run, with the first step it shares."""
+    """A copy of the smoke run."""
     out = tmp_path_factory.mktemp("parts") / "tumor_ext"
-    shared = str(RunRecord.read(smoke_run).shared_step1)
-    shutil.copytree(smoke_run.parents[1] / "_shared" / shared, out / "_shared" / shared)
     return Path(shutil.copytree(smoke_run, out / "universal" / smoke_run.name))
 
 
@@ -67,7 +65,8 @@ def test_parts_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_checkpoints_voxels_alone_are_explained(smoke_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(smoke_run, tmp_path / "tumor_ext" / "universal" / "run"))
-    found = explain_run(run)  # the folder _shared is not beside it
+    (run / "step1.pt").unlink()
+    found = explain_run(run)
     assert found.rows
     assert not found.model_rows
     (note,) = found.notes

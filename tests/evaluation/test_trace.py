@@ -43,9 +43,8 @@ def traced(
 ) -> tuple[Path, bytes]:
     """The smoke run again, traced, stopped once in step 2; and the trace it left at the stop."""
     out = tmp_path_factory.mktemp("traced")
-    shared = str(run_folder.read_record(smoke_run)["shared_step1"])
-    where = Path(smoke_run.parents[1].name) / "_shared" / shared
-    shutil.copytree(smoke_run.parents[2] / where, out / where)
+    first = run_folder.read_record(smoke_run)["step_origins"]["1"]["identity"]
+    shutil.copytree(smoke_run.parents[2] / "_shared" / first, out / "_shared" / first)
 
     class Stop(Exception):
         pass
@@ -56,7 +55,7 @@ def traced(
 
     with pytest.raises(Stop):
         run_course(settings(out, cache_root), stop)
-    (left,) = out.glob("*/universal/*/trace.csv")
+    (left,) = out.glob("_shared/*/trace.csv")
     half = left.read_bytes()
     return run_course(settings(out, cache_root)), half
 

@@ -22,6 +22,7 @@ home = Path(word["--out"]) / "tumor_ext"
 name, seed = word["--strategy"], word["--seed"]
 folder = home / name / seed
 shared = home / "_shared" / ("own" if name == "own" else seed)
+own = home / "_shared" / f"{name}-{seed}"
 print(name, seed, word["--threads"], flush=True)
 for place in (folder, shared):
     place.mkdir(parents=True, exist_ok=True)
@@ -39,6 +40,8 @@ with files.locked(folder / ".lock"):
         signal.pause()
     if name == "killed":
         signal.raise_signal(signal.SIGKILL)
+    own.mkdir(exist_ok=True)
+    (own / "step2.pt").touch()
     shutil.copy(Path(word["--cache"]) / "run.json", folder / "run.json")
 """
 
@@ -75,8 +78,7 @@ def make_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
             ),
             bench="tumor_ext",
             folder=home / strategy / str(seed),
-            shared=home / "_shared" / shared,
-            steps=2,
+            step_folders=(home / "_shared" / shared, home / "_shared" / f"{strategy}-{seed}"),
             profile="quick",
         )
 

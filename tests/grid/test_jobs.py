@@ -24,7 +24,7 @@ def plan(folder: str) -> Any:
         benchmark=SimpleNamespace(name="tumor_ext", steps=[1, 2]),
         profile=SimpleNamespace(name="quick"),
         folder=Path(folder),
-        shared=Path("shared"),
+        step_folder=lambda number: Path("_shared", str(number)),
     )
 
 
@@ -58,20 +58,21 @@ def test_what_is_left_is_estimated_from_what_was_measured(
     jobs = [make_job(n, s) for n in ("lwf", "mib") for s in (0, 1, 2)]
     assert math.isnan(estimate(jobs, states(jobs)).seconds)
     finish(jobs[0], finished_record, seconds=(100, 30))
-    jobs[0].shared.mkdir(parents=True)
-    jobs[0].first_step.touch()
+    first = jobs[0].step_folders[0]
+    first.mkdir(parents=True)
+    (first / "step1.pt").touch()
     now = states(jobs)
     assert now == [State.FINISHED] + [State.TO_DO] * 5
     rest = estimate(jobs, now)
-    # two first steps, each shared by two strategies; five second steps
-    assert rest.seconds == pytest.approx(2 * 100 + 5 * 30)
+    # two first steps, each taught once and examined twice, and one to be examined; five second ones
+    assert rest.seconds == pytest.approx(2 * (99 + 2) + 1 + 5 * 30)
     assert rest.unmeasured == 3
     finish(jobs[3], finished_record, seconds=(100, 70))
     finish(jobs[1], finished_record, seconds=(100, 30), steps_done=1)
-    shutil.copytree(jobs[0].shared, jobs[1].shared)
+    shutil.copytree(first, jobs[1].step_folders[0])
     rest = estimate(jobs, states(jobs))
-    # left: lwf 1 (step 2), lwf 2 (both), mib 1 (step 2), mib 2 (step 2)
-    assert rest.seconds == pytest.approx(30 + 100 + 30 + 70 + 70)
+    # left: lwf 1 (step 2), lwf 2 (both), mib 1 and mib 2 (step 2, and step 1 to be examined)
+    assert rest.seconds == pytest.approx(30 + 100 + 30 + 71 + 71)
     assert rest.unmeasured == 0
 
 

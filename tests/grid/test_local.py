@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from clbench import signals
 from clbench.errors import SettingError
 from clbench.grid import local
 from clbench.grid.jobs import Job, State, states
-from clbench.grid.local import Slot, slots, work_off
+from clbench.grid.local import Slot, next_job, slots, work_off
 from clbench.store import files
 
 MakeJob = Callable[..., Job]
@@ -82,13 +83,26 @@ def test_a_run_of_another_process_is_left_to_it(make_job: MakeJob, finished_reco
 
 def test_a_first_step_taught_by_another_process_is_waited_for(make_job: MakeJob) -> None:
     job, other = make_job("lwf", 0), make_job("mib", 1)
-    job.shared.mkdir(parents=True)
-    with files.locked(job.shared / ".lock"):
+    first = job.step_folders[0]
+    first.mkdir(parents=True)
+    with files.locked(first / ".lock"):
         assert states([job, other]) == [State.WAITING, State.TO_DO]
-        assert local._next([job, other], []) is other
-        assert local._next([job], []) is None
-        job.first_step.touch()
-        assert local._next([job], []) is job
+        assert next_job([job, other], []) is other
+        assert next_job([job], []) is None
+        (first / "step1.pt").touch()
+        assert next_job([job], []) is job
+
+
+def test_a_run_waits_for_every_step_that_another_one_is_to_teach(make_job: MakeJob) -> None:
+    job = make_job("lwf", 0)
+    longer = replace(job, folder=job.folder / "longer", step_folders=(
+        *job.step_folders, job.folder / "step3",
+    ))  # fmt: skip
+    for number, folder in enumerate(job.step_folders, 1):
+        assert next_job([longer], [job]) is None
+        folder.mkdir(parents=True)
+        (folder / f"step{number}.pt").touch()
+    assert next_job([longer], [job]) is longer
 
 
 def test_asked_to_stop_all_runs_are_asked_and_nothing_is_orphaned(

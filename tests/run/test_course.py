@@ -33,7 +33,7 @@ def settings(out: Path, cache: Path, **more: Any) -> RunSettings:
 
 def test_a_run_leaves_the_whole_record(smoke_run: Path) -> None:
     names = {p.name for p in smoke_run.iterdir()}
-    assert {"run.json", "scores.csv", "step2.pt", "predictions"} <= names
+    assert {"step1.pt", "run.json", "scores.csv", "step2.pt", "predictions"} <= names
     record = json.loads((smoke_run / "run.json").read_text())
     assert record["status"] == "finished"
     assert record["patients"] is False
@@ -208,7 +208,8 @@ def test_a_new_version_of_a_strategy_is_another_run_with_another_first_step(
     assert old.identity.strategy == {"class": "Finetune"}  # as before there were versions
     assert new.identity.strategy == {"class": "Finetune", "version": 2}
     assert new.folder != old.folder
-    assert new.shared != old.shared
+    assert new.shared_step1 != old.shared_step1
+    assert new.step_folder(1) != old.step_folder(1)
     assert (new_record(new).with_defaults or {})["strategy"]["version"] == 2
 
 

@@ -70,14 +70,14 @@ def test_a_command_waits_for_the_step_another_one_teaches(
     smoke_run: Path, cache_root: Path, tmp_path: Path
 ) -> None:
     """The lock of the shared folder is held while its checkpoint comes into being."""
-    name = run_folder.read_record(smoke_run)["shared_step1"]
-    made, here = smoke_run.parents[1] / "_shared" / name, tmp_path / "tumor_ext" / "_shared" / name
+    name = run_folder.read_record(smoke_run)["step_origins"]["1"]["identity"]
+    made, here = (out / "_shared" / name for out in (smoke_run.parents[2], tmp_path))
     here.mkdir(parents=True)
     begun, events, folders = threading.Event(), list[dict[str, Any]](), list[Path]()
 
     def watch(event: dict[str, Any]) -> None:
         events.append(event)
-        if event["event"] == "step":
+        if event["event"] == "note" and "waiting for another run" in event["what"]:
             begun.set()
 
     thread = threading.Thread(

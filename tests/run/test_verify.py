@@ -29,10 +29,8 @@ RESULTS = ROOT / "results"
 
 @pytest.fixture
 def run(smoke_run: Path, tmp_path: Path) -> Path:
-    """A finished run of one's own, with the step it shares."""
+    """A finished run of one's own."""
     home = tmp_path / "results" / smoke_run.parents[1].name
-    shared = str(run_folder.read_record(smoke_run)["shared_step1"])
-    shutil.copytree(smoke_run.parents[1] / "_shared" / shared, home / "_shared" / shared)
     shutil.copytree(smoke_run, home / smoke_run.parent.name / smoke_run.name)
     return home / smoke_run.parent.name / smoke_run.name
 

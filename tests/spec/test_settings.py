@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from clbench.errors import SettingError, UnknownName
-from clbench.run.plan import sparse
+from clbench.run.identity import sparse
 from clbench.spec.registry import benchmark
 from clbench.spec.settings import (
     DataSettings,

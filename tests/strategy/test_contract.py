@@ -149,21 +149,25 @@ def stopped(cache_root: Path, tmp_path_factory: pytest.TempPathFactory) -> RunSe
     return settings
 
 
-def copied(settings: RunSettings, out: Path, part: str = "") -> RunSettings:
-    shutil.copytree(settings.out / "tumor_ext" / part, out / "tumor_ext" / part)
+def copied(settings: RunSettings, out: Path) -> RunSettings:
+    shutil.copytree(settings.out, out)
     return replace(settings, out=out)
 
 
 def change_step_1(settings: RunSettings, **change: Any) -> None:
-    (path,) = settings.out.glob("tumor_ext/_shared/*/step1.pt")
+    (path,) = settings.out.glob("tumor_ext/*/*/step1.pt")
     content = {**checkpoint.load(path), **change}
     del content["schema"]
     checkpoint.save(path, content)
 
 
 def test_a_softmax_method_runs_stops_and_goes_on(stopped: RunSettings, tmp_path: Path) -> None:
-    assert len(list(stopped.out.glob("tumor_ext/softmax/*/pseudo/step2/*.pt"))) == 3
-    whole = run_course(copied(stopped, tmp_path / "whole", "_shared"))
+    assert len(list(stopped.out.glob("_shared/*/pseudo/step2/*.pt"))) == 3
+    first = copied(stopped, tmp_path / "whole")
+    shutil.rmtree(first.out / "tumor_ext")
+    for left in first.out.glob("_shared/*/pseudo"):
+        shutil.rmtree(left)
+    whole = run_course(first)
     again = run_course(copied(stopped, tmp_path / "again"))
     assert (whole / "scores.csv").read_bytes() == (again / "scores.csv").read_bytes()
     a, b = (checkpoint.load(f / "step2.pt") for f in (whole, again))
@@ -188,8 +192,8 @@ def test_a_softmax_method_runs_stops_and_goes_on(stopped: RunSettings, tmp_path:
 
 
 def test_prepared_work_of_another_model_is_refused(stopped: RunSettings, tmp_path: Path) -> None:
-    settings = copied(stopped, tmp_path)
-    (path,) = settings.out.glob("tumor_ext/_shared/*/step1.pt")
+    settings = copied(stopped, tmp_path / "out")
+    (path,) = settings.out.glob("tumor_ext/*/*/step1.pt")
     model = checkpoint.load(path)["model"]
     change_step_1(settings, model={**model, "head.bias.liver": model["head.bias.liver"] + 1})
     with pytest.raises(StoreError, match="another model") as err:
@@ -197,12 +201,12 @@ def test_prepared_work_of_another_model_is_refused(stopped: RunSettings, tmp_pat
     assert "delete" in str(err.value)
 
 
-def test_a_checkpoint_of_another_version_is_refused(stopped: RunSettings, tmp_path: Path) -> None:
-    settings = copied(stopped, tmp_path)
-    change_step_1(settings, bench_version=99)
-    with pytest.raises(StoreError, match="another benchmark, version or step") as err:
+def test_a_checkpoint_of_another_step_is_refused(stopped: RunSettings, tmp_path: Path) -> None:
+    settings = copied(stopped, tmp_path / "out")
+    change_step_1(settings, step=2)
+    with pytest.raises(StoreError, match="a checkpoint of another step") as err:
         run_course(settings)
-    assert "version 99" in str(err.value)
+    assert "step 2: " in str(err.value)
 
 
 # The three ways to declare: the default, class attributes (clbench 0.1.0), and `declares`.

@@ -101,9 +101,8 @@ WANTED: list[str] = []
 @pytest.fixture
 def out(smoke_run: Path, tmp_path: Path) -> Path:
     """A results folder in which step 1 is taught already."""
-    shared = str(run_folder.read_record(smoke_run)["shared_step1"])
-    where = Path(smoke_run.parents[1].name) / "_shared" / shared
-    shutil.copytree(smoke_run.parents[2] / where, tmp_path / where)
+    first = run_folder.read_record(smoke_run)["step_origins"]["1"]["identity"]
+    shutil.copytree(smoke_run.parents[2] / "_shared" / first, tmp_path / "_shared" / first)
     return tmp_path
 
 

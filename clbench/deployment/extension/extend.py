@@ -378,13 +378,10 @@ def _install(plan: Plan, learned: LearnedModel, course: Benchmark, *, fresh: boo
             empty_run(plan.folder)
         _course_file(plan).parent.mkdir(parents=True, exist_ok=True)
         store_files.write_bytes(_course_file(plan), benchmark_text(course).encode())
-        with alone(plan.shared, wait=True):
-            for number, state in enumerate(learned.states, 1):
-                home = plan.shared if number == 1 else plan.folder
-                _write_state(plan, home / f"step{number}.pt", number, state, learned)
-            for log in (plan.shared / "events.jsonl", plan.folder / "events.jsonl"):
-                if not log.exists():
-                    store_files.write_bytes(log, b"")
+        for number, state in enumerate(learned.states, 1):
+            _write_state(plan, plan.folder / f"step{number}.pt", number, state, learned)
+        if not (log := plan.folder / "events.jsonl").exists():
+            store_files.write_bytes(log, b"")
 
 
 def _write_state(

@@ -73,8 +73,7 @@ class RecordedRun:
 
     def checkpoint(self, number: int) -> dict[str, Any]:
         """Model and memory after a step, as the run saved them."""
-        folder = self.plan.shared if number == 1 else self.plan.folder
-        return checkpoint.load(folder / f"step{number}.pt")
+        return checkpoint.load(self.plan.folder / f"step{number}.pt")
 
 
 class _Stop(Exception):  # noqa: N818  # a signal, not an error

@@ -1,0 +1,61 @@
+"""Taught steps that several runs share, each in a folder under its identity.
+
+Such a folder holds `step<t>.pt`, what it took and who taught it (`step<t>.json`), its lines of the
+log and of the trace, what it depends on (`identity.json`), and a lock while it is taught.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clbench.store import files, run_folder
+
+TRACE = "trace.csv"
+
+
+def run_name(folder: Path) -> str:
+    """Course, strategy and id of a run, from its folder."""
+    return "/".join(folder.absolute().parts[-3:])
+
+
+def continues(path: Path, before: str | None) -> bool:
+    """Whether a step is taught, and from the very model that a run has.
+
+    Two machines may teach equal steps to other bits; a step goes with the one it started from.
+
+    Args:
+        path: its checkpoint.
+        before: `state_digest` of the run's step before it.
+
+    Raises:
+        StoreError: the note beside the checkpoint is damaged.
+    """
+    if not path.exists():
+        return False
+    origin = files.read_json(path.with_suffix(".json")).get("origin")
+    return origin is not None and origin["before"] == before
+
+
+def take_step(path: Path, folder: Path) -> None:
+    """Let a run have a taught step: its lines of log and trace, its cost, its checkpoint.
+
+    The checkpoint comes last: a step without it is not taught. It is the same file under a second
+    name, so it takes no further room, and stays when the shared one is deleted.
+
+    Args:
+        path: the checkpoint.
+        folder: of the run, which holds the steps before.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    number = int(path.stem.removeprefix("step"))
+    run_folder.take_events(folder / "events.jsonl", path.with_name("events.jsonl"), number)
+    if (trace := path.with_name(TRACE)).exists():
+        head, *lines = trace.read_bytes().splitlines(keepends=True)
+        own = folder / TRACE
+        before = own.read_bytes().splitlines(keepends=True)[1:] if own.exists() else []
+        earlier = [line for line in before if int(line.partition(b",")[0]) < number]
+        files.write_bytes(own, b"".join([head, *earlier, *lines]))
+    for file in (path.with_suffix(".json"), path):
+        files.link_or_copy(file, folder / file.name)

@@ -1,0 +1,213 @@
+"""Steps are shared as far as two courses agree, and by nobody who would teach them otherwise."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clbench.run.course import run_plan
+from clbench.run.plan import Plan, RunSettings, resolve
+from clbench.spec.benchmark import Benchmark
+from clbench.spec.splits import Split
+from clbench.store import checkpoint, files, run_folder
+from clbench.store.record import RunRecord
+from clbench.strategies.finetune import Finetune
+from clbench.strategy.contract import Strategy
+from clbench.testing.fixtures import OVERRIDES, same, tiny_course
+from clbench.testing.harness import tiny_kit
+
+ONEHOT = "text.encoding=onehot"
+
+
+def course(steps: int = 2, **more: Any) -> Benchmark:
+    """The tiny course; its first step shows what it learns, whatever later steps learn."""
+    whole = tiny_course()
+    first, second, third = whole.steps
+    first = replace(first, shows=first.learns)
+    assert second.phantom_split is not None
+    tests = ("2003", "2004", "2005")
+    second = replace(second, phantom_split=replace(second.phantom_split, test=tests))
+    return replace(whole, steps=(first, second, third)[:steps], groups={}, **more)
+
+
+@dataclass
+class Runs:
+    """Runs of tiny courses in one folder of results."""
+
+    out: Path
+    cache: Path
+
+    def plan(
+        self,
+        benchmark: Benchmark,
+        *words: str,
+        strategy: Strategy | None = None,
+        **more: Any,
+    ) -> Plan:
+        words = (ONEHOT, *words)
+        changed = {word.partition("=")[0] for word in words}
+        kept = [word for word in OVERRIDES if word.partition("=")[0] not in changed]
+        settings = RunSettings(
+            bench=benchmark.name, strategy="finetune", profile="smoke", out=self.out,
+            overrides=(*kept, *words), cache=self.cache, device="cpu", **more,
+        )  # fmt: skip
+        plan = resolve(settings, benchmark=benchmark, strategy=strategy or Finetune()).open()
+        tiny_kit(plan)
+        return plan
+
+    def run(self, plan: Plan) -> tuple[Path, list[int]]:
+        """The run folder, and the steps that were taught for it."""
+        taught: list[int] = []
+
+        def watch(event: Mapping[str, Any]) -> None:
+            if event["event"] == "update" and event["step"] not in taught:
+                taught.append(event["step"])
+
+        return run_plan(plan, watch), taught
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, cache_root: Path) -> Runs:
+    return Runs(tmp_path_factory.mktemp("shared"), cache_root)
+
+
+@pytest.fixture(scope="module")
+def base(runs: Runs) -> Path:
+    """The run whose steps the others share."""
+    folder, taught = runs.run(runs.plan(course()))
+    assert taught == [1, 2]
+    return folder
+
+
+def ids(plan: Plan) -> list[str]:
+    return [plan.step_folder(i + 1).name for i in range(len(plan.benchmark.steps))]
+
+
+def changed_split(benchmark: Benchmark, step: int, **parts: tuple[str, ...]) -> Benchmark:
+    """The course with a phantom split of its own in a step."""
+    own = {"train": ("5", "6"), "validation": ("7",), "test": ("8",), **parts}
+    split = Split(name="own", **own)
+    steps = list(benchmark.steps)
+    steps[step - 1] = replace(steps[step - 1], phantom_split=split)
+    return replace(benchmark, steps=tuple(steps))
+
+
+def test_a_longer_course_teaches_its_own_step_alone_and_scores_the_same(
+    runs: Runs, base: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    """A course of another name, one step longer, with one more test case."""
+    plan = runs.plan(course(3, name="longer", version=7), "phantom.test=2")
+    folder, taught = runs.run(plan)
+    assert taught == [3]
+    apart = Runs(tmp_path, cache_root)
+    alone, taught = apart.run(apart.plan(course(3, name="longer", version=7), "phantom.test=2"))
+    assert taught == [1, 2, 3]
+    assert folder.name == alone.name
+    assert (folder / "scores.csv").read_bytes() == (alone / "scores.csv").read_bytes()
+    assert (folder / "events.jsonl").read_bytes() == (alone / "events.jsonl").read_bytes()
+    for number in (1, 2, 3):
+        ours, theirs = (checkpoint.load(f / f"step{number}.pt") for f in (folder, alone))
+        assert same(ours["model"], theirs["model"])
+    record = RunRecord.read(folder)
+    origins = record.step_origins or {}
+    own, of_base = run_folder.find_runs(runs.out, bench="longer"), f"kit/finetune/{base.name}"
+    assert own == [folder]
+    assert [origins[k]["run"] for k in "123"] == [
+        of_base,
+        of_base,
+        f"longer/finetune/{folder.name}",
+    ]
+    assert [origins[k]["identity"] for k in "123"] == ids(plan)
+    assert record.cost["2"]["train"]["shared"] is True
+    assert record.cost["3"]["train"]["shared"] is False
+    assert record.ledger["2"]["train"] == ["second/2000", "second/2001"]
+    # the same file, under a second name
+    assert (folder / "step2.pt").samefile(base / "step2.pt")
+
+
+def test_what_a_step_is_taught_with_and_what_it_is_examined_with(runs: Runs) -> None:
+    """Which change leaves which steps shared; nothing is taught."""
+    here = ids(runs.plan(course()))
+    examined: list[Plan] = [
+        runs.plan(course(), "phantom.test=2"),
+        runs.plan(course(), "examine.postprocess=true"),
+        runs.plan(replace(course(), version=9, title="x", groups={"all": ("liver",)})),
+        runs.plan(course(), "data.expect_hu=false"),
+    ]
+    for plan in examined:
+        assert ids(plan) == here
+    assert len({plan.folder for plan in examined}) == 4  # other runs, but the last one
+    of_course = changed_split(course(), 2)
+    later: list[Plan] = [
+        runs.plan(of_course),
+        runs.plan(course(), strategy=Finetune(unlabelled="ignore")),
+    ]
+    assert ids(runs.plan(changed_split(course(), 2, test=("9",)))) == ids(later[0])
+    later += [
+        runs.plan(changed_split(course(), 2, train=("5", "9"))),
+        runs.plan(changed_split(course(), 2, validation=("9",))),
+        runs.plan(course(), "examine.trace_every=1"),
+    ]
+    firsts, seconds = zip(*map(ids, later), strict=True)
+    assert set(firsts[:1] + firsts[2:]) == {here[0]}
+    assert len({here[1], *seconds}) == 1 + len(later)
+    both: list[Plan] = [
+        runs.plan(course(), seed=1),
+        runs.plan(course(), "train.lr=2e-3"),
+        runs.plan(course(), "data.spacing_mm=21,21,21"),
+        runs.plan(course(), "text.encoding=minilm"),
+        runs.plan(changed_split(course(), 1)),
+        runs.plan(replace(course(), steps=tiny_course().steps[:2])),  # it shows other structures
+    ]
+    ours = [step for plan in both for step in ids(plan)]
+    assert len({*here, *ours}) == 2 + len(ours)
+
+
+def test_code_from_elsewhere_is_part_of_what_a_step_depends_on(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = "from clbench.strategies.finetune import Finetune\nclass Mine(Finetune): pass\n"
+    found = []
+    for text in (source, source + "# edited\n"):
+        (tmp_path / "my_strategy.py").write_text(text, encoding="utf-8")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.delitem(__import__("sys").modules, "my_strategy", raising=False)
+        module = __import__("my_strategy")
+        found.append(ids(runs.plan(course(), strategy=module.Mine())))
+    assert found[0][1] != found[1][1]
+
+
+def test_a_shared_step_that_was_deleted_is_taught_again_from_what_the_run_has(
+    runs: Runs, base: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    """And a step that started from another model is not taken."""
+    copy = Runs(tmp_path, cache_root)
+    shutil.copytree(runs.out / "_shared", tmp_path / "_shared")
+    plan = copy.plan(course(), "phantom.test=2")
+    shutil.rmtree(plan.step_folder(2))
+    folder, taught = copy.run(plan)
+    assert taught == [2]
+    assert same(*(checkpoint.load(f / "step2.pt")["model"] for f in (folder, base)))
+    # as another machine might have taught it
+    note = plan.step_folder(2) / "step2.json"
+    content = files.read_json(note)
+    files.write_json(note, {**content, "origin": {**content["origin"], "before": "0" * 16}})
+    _, taught = copy.run(copy.plan(course(), "phantom.test=3"))
+    assert taught == [2]
+
+
+def test_fresh_teaches_all_anew_and_leaves_other_runs_alone(
+    runs: Runs, base: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    copy = Runs(tmp_path / "out", cache_root)
+    shutil.copytree(runs.out, copy.out, copy_function=files.link_or_copy)
+    before = files.sha256(base / "step1.pt")
+    _, taught = copy.run(copy.plan(course(), fresh=True))
+    assert taught == [1, 2]
+    assert files.sha256(base / "step1.pt") == before
+    assert not (copy.out / "kit" / "finetune" / base.name / "step1.pt").samefile(base / "step1.pt")
