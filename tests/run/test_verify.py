@@ -91,6 +91,7 @@ def test_an_honest_run_passes_and_says_what_was_checked(run: Path) -> None:
         "checkpoint of step 1",
         "checkpoint of step 2",
         "cost.csv: 2 steps",
+        "what the steps depend on, against the course and the data: 2",
     ):
         assert part in said
     assert len(found.unchecked) == 1  # means: none is stored
@@ -170,6 +171,20 @@ def test_one_byte_of_a_checkpoint(run: Path) -> None:
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
     assert "step2.pt" in refused(run)
+
+
+@pytest.mark.parametrize(
+    ("step", "field", "says"),
+    [("1", "identity", "step_origins, step 1"), ("2", "before", "step2.pt")],
+)
+def test_a_step_that_is_not_the_one_the_course_asks_for(
+    run: Path, step: str, field: str, says: str
+) -> None:
+    unseal(run)
+    record = run_folder.read_record(run)
+    record["step_origins"][step][field] = "0" * 12
+    run_folder.write_record(run, record)
+    assert says in refused(run)
 
 
 @pytest.mark.parametrize("name", ["predictions/step1/btcv_21.npz", "events.jsonl", "cost.csv"])
