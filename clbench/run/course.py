@@ -182,7 +182,7 @@ class Course:
             self.teacher = copy.deepcopy(served).eval().requires_grad_(False)
         self.close()
         self.record.status = "finished"
-        for left in ("resume", "pseudo", "exam"):  # by a process killed after its last use
+        for left in ("resume", "pseudo", "exam"):  # as above; until 0.2 all three lay here
             shutil.rmtree(plan.folder / left, ignore_errors=True)
         self.save(sealed=True)
         self.watch({"event": "finished", "folder": plan.folder})
@@ -260,7 +260,8 @@ class Course:
             self.watch({"event": "note", "what": said})
         with alone(path.parent, wait=True):
             if plan.settings.fresh or path.exists():
-                shutil.rmtree(path.parent / "resume", ignore_errors=True)
+                for left in ("resume", "pseudo"):  # by a process killed after its last use
+                    shutil.rmtree(path.parent / left, ignore_errors=True)
             if plan.settings.fresh or not continues(path, before):
                 store_files.write_json(path.parent / "identity.json", plan.steps[number - 1])
                 self._teach(strategy, lesson, path, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -49,12 +50,10 @@ class Runs:
         strategy: Strategy | None = None,
         **more: Any,
     ) -> Plan:
-        words = (ONEHOT, *words)
-        changed = {word.partition("=")[0] for word in words}
-        kept = [word for word in OVERRIDES if word.partition("=")[0] not in changed]
+        changed = {word.partition("=")[0]: word for word in (*OVERRIDES, ONEHOT, *words)}
         settings = RunSettings(
             bench=benchmark.name, strategy="finetune", profile="smoke", out=self.out,
-            overrides=(*kept, *words), cache=self.cache, device="cpu", **more,
+            overrides=tuple(changed.values()), cache=self.cache, device="cpu", **more,
         )  # fmt: skip
         plan = resolve(settings, benchmark=benchmark, strategy=strategy or Finetune()).open()
         tiny_kit(plan)
@@ -205,7 +204,7 @@ def test_fresh_teaches_all_anew_and_leaves_other_runs_alone(
     runs: Runs, base: Path, cache_root: Path, tmp_path: Path
 ) -> None:
     copy = Runs(tmp_path / "out", cache_root)
-    shutil.copytree(runs.out, copy.out, copy_function=files.link_or_copy)
+    shutil.copytree(runs.out, copy.out, copy_function=os.link)
     before = files.sha256(base / "step1.pt")
     _, taught = copy.run(copy.plan(course(), fresh=True))
     assert taught == [1, 2]

@@ -222,7 +222,7 @@ def test_damaged_places_fall_back_and_the_log_is_cut(course: Course) -> None:
     name, out = "finetune", "damaged"
     whole, last = course.whole(name)
     course.broken(name, out, at(update(3, 1), crash), Crash)
-    (folder,) = course.folder.glob(f"{out}/kit/{name}/*/resume")
+    (folder,) = course.folder.glob(f"{out}/_shared/*/resume")
     newest, previous = folder / "step3.pt", folder / "step3.previous.pt"
     assert newest.exists()
     content = bytearray(newest.read_bytes())

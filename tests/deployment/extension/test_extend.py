@@ -131,6 +131,7 @@ def test_a_run_goes_on_with_its_own_strategy_steps_and_memory(
 def test_without_earlier_checkpoints_the_steps_become_one(smoke_run: Path, tmp_path: Path) -> None:
     alone = tmp_path / "results" / "tumor_ext" / "universal" / smoke_run.name
     shutil.copytree(smoke_run, alone)
+    (alone / "step1.pt").unlink()
     learned = learned_by_run(alone)
     whole = learned_by_run(smoke_run)
     assert ([len(s.learns) for s in learned.steps], len(whole.steps)) == ([14], 2)
