@@ -112,9 +112,11 @@ class _TrialCourse(Course):
         self.save()
 
     def close(self) -> None:
-        """Checkpoints go: the chosen setting is taught anew."""
+        """Checkpoints go, but those of first steps: the chosen setting is taught anew."""
         for path in self.plan.folder.glob("step*.pt"):
             path.unlink()
+        for number in range(2, self.last + 1):
+            shutil.rmtree(self.plan.step_folder(number), ignore_errors=True)
 
 
 def validation_dice(
@@ -199,8 +201,8 @@ def run_trial(plan: TrialPlan, number: int, settings: Mapping[str, Any], watch: 
         run_plan(plan.open(), watch, course=_TrialCourse)
     except DivergedError as err:
         failure = err.brief
-        for left in (plan.folder / "resume", plan.shared / "resume"):
-            shutil.rmtree(left, ignore_errors=True)
+        for step in range(1, plan.tuning_steps + 1):
+            shutil.rmtree(plan.step_folder(step) / "resume", ignore_errors=True)
     record = RunRecord.read(plan.folder)
     taken = {} if failure else files.read_json(plan.folder / _VALIDATION)
     dice = taken.get("dice", {})
@@ -209,9 +211,9 @@ def run_trial(plan: TrialPlan, number: int, settings: Mapping[str, Any], watch: 
         settings=dict(settings),
         score=None if failure else float(np.mean(list(dice.values()))),
         dice=dice,
-        updates=_updates(plan),
+        updates=_updates(plan, diverged=failure is not None),
         seconds=time.monotonic() - begun if failure else _seconds(record) + taken["seconds"],
-        first_step=plan.shared.name,
+        first_step=plan.step_folder(1).name,
         opened=_opened(record, plan.catalog),
         failure=failure,
     )
@@ -235,12 +237,20 @@ def least_updates(plan: TrialPlan) -> int:
     return total
 
 
-def _updates(plan: Plan) -> int:
-    """Updates of all steps; the run's log holds those of a shared first step as well."""
-    log = plan.folder / "events.jsonl"
-    if not log.exists():  # the first step diverged
-        log = plan.shared / "events.jsonl"
-    return sum(e["event"] == "update" for e in run_folder.read_events(log)) if log.exists() else 0
+def _updates(plan: TrialPlan, *, diverged: bool) -> int:
+    """Updates of all steps, those of a shared first step as well.
+
+    Args:
+        plan: of the trial.
+        diverged: the log of the step in which that happened is not among the run's.
+    """
+    logs = [plan.folder / "events.jsonl"]
+    steps = range(1, plan.tuning_steps + 1) if diverged else ()
+    taught = (plan.folder / f"step{step}.pt" for step in steps)
+    if step := next((i for i, path in enumerate(taught, 1) if not path.exists()), 0):
+        logs.append(plan.step_folder(step) / "events.jsonl")
+    events = [e for log in logs if log.exists() for e in run_folder.read_events(log)]
+    return sum(e["event"] == "update" for e in events)
 
 
 def _seconds(record: RunRecord) -> float:

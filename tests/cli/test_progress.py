@@ -91,7 +91,7 @@ def test_the_run_folder_and_the_log_of_each_step_are_named(tmp_path: Path) -> No
         SimpleNamespace(train=(), test=()),
     )
     plan = SimpleNamespace(
-        benchmark=SimpleNamespace(name="b", version=1, steps=(one, one)),
+        benchmark=SimpleNamespace(name="b", version=1, steps=(one, one), external_tests=()),
         catalog=SimpleNamespace(splits=(cases, cases)),
         strategy_name="s",
         weights=None,
