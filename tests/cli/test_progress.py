@@ -92,7 +92,7 @@ def test_the_run_folder_and_the_log_of_each_step_are_named(tmp_path: Path) -> No
     )
     plan = SimpleNamespace(
         benchmark=SimpleNamespace(name="b", version=1, steps=(one, one), external_tests=()),
-        catalog=SimpleNamespace(splits=(cases, cases)),
+        catalog=SimpleNamespace(splits=(cases, cases), external_splits=()),
         strategy_name="s",
         weights=None,
         device="cpu",
