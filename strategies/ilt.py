@@ -28,6 +28,7 @@ from clbench.strategy import (
     Terms,
 )
 from clbench.strategy.distillation import feature_mse, kd_softmax
+from clbench.strategy.sharding import denominator
 
 from .softmax_finetune import SoftmaxFinetune
 
@@ -84,7 +85,7 @@ class Ilt(SoftmaxFinetune):
             term = kd.mean()
         else:
             distilled = ~(batch.label[:, batch.new_index] == 1).any(dim=1)
-            term = torch.where(distilled, kd, 0.0).sum() / distilled.sum().clamp(min=1)
+            term = torch.where(distilled, kd, 0.0).sum() / denominator(distilled.sum())
         terms["distill"] = self.weight * term
         if not self.freeze_encoder:
             terms["features"] = self.feature_weight * feature_mse(

@@ -29,6 +29,7 @@ from clbench.training.batches import CaseKey
 _core = load("avalanche.core")
 _templates = load("avalanche.training.templates")
 _plugins = load("avalanche.training.plugins")
+_helper: Any = type(load("avalanche.distributed").DistributedHelper)
 
 
 class Logits(nn.Module):
@@ -119,6 +120,9 @@ class PluginSession(Session):
 
     def __init__(self, context: PhaseContext, strategy: PluginStrategy) -> None:
         super().__init__(context)
+        if torch.distributed.is_initialized():
+            # the loop divides each batch among the processes; Avalanche's loaders would once more
+            _helper.is_distributed = property(lambda helper: False)
         self.strategy, self.crops = strategy, CropSource(context)
         kind = find_plugin(strategy.plugin)
         if context.device.type == "cpu":
@@ -158,8 +162,7 @@ class PluginSession(Session):
             source = self._drawn(epoch) if c.dataloader else own
             for iteration in range(rest, d.updates):
                 batch = next(source)
-                c.mbatch = [batch.image, batch.label, torch.zeros(len(batch.label)).long()]
-                c._unpack_minibatch()
+                self._see(batch)
                 with self._moment("before", epoch, iteration):
                     c._before_training_iteration()
                 yield batch
@@ -185,6 +188,7 @@ class PluginSession(Session):
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """The strategy's terms, and as `penalty` what the plugin added to their sum."""
         c = self.proxy
+        self._see(batch)
         c.loss = c._make_empty_loss()
         now = (c.clock.train_exp_epochs, c.clock.train_epoch_iterations)
         with self._moment("before forward", *now):
@@ -197,12 +201,21 @@ class PluginSession(Session):
         mark = (c.loss, c.loss._version)
         with self._moment("before backward", *now):
             c._before_backward()
-        self.looked += 1
         if c.loss is mark[0] and c.loss._version == mark[1]:
             return c.named  # to the bit the loss without plugin
         penalty = c.loss.float().sum() - base
         self.largest = max(self.largest, abs(float(penalty.detach())))
         return {**c.named, "penalty": penalty}
+
+    def count(self, batch: Batch) -> None:
+        """The strategy's losses alone: a plugin's hooks are called once."""
+        self.proxy.terms_of(self.context.model(batch.image).logits, batch.label)
+
+    def _see(self, batch: Batch) -> None:
+        """Make a batch the mini-batch that the plugin looks at."""
+        c = self.proxy
+        c.mbatch = [batch.image, batch.label, torch.zeros(len(batch.label)).long()]
+        c._unpack_minibatch()
 
     def after_backward(self) -> None:
         """Where A-GEM projects."""
@@ -216,6 +229,7 @@ class PluginSession(Session):
     def after_update(self) -> None:
         """The weights have changed."""
         super().after_update()
+        self.looked += 1
         self.proxy._after_update()
 
     def _drawn(self, epoch: int) -> Iterator[Batch]:

@@ -216,7 +216,7 @@ class _Crops(Dataset[Sample]):
                 data=plan.profile.data,
             ),
             epochs=train.epochs,
-            per_epoch=phase_length(Phase(), lesson, train) * train.batch,
+            per_epoch=phase_length(Phase(), lesson, train) * train.crops,
             seed=plan.settings.seed,
         )
         self.classes = len(plan.benchmark.structures(len(plan.benchmark.steps)))

@@ -265,7 +265,7 @@ def _step(plan: Plan, number: int, seen: _Measured, tests: int) -> StepForecast:
         tests: test cases of the course.
     """
     split, train = plan.catalog.splits[number - 1], plan.profile.train
-    one = train.iterations or math.ceil(len(split.train) / train.batch)
+    one = train.iterations or math.ceil(len(split.train) / train.crops)
     updates, train_s = 0, 0.0
     for phase, seconds in seen.phases.items():
         of, per_epoch = seen.lengths[phase]

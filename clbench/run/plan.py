@@ -42,6 +42,7 @@ from clbench.spec.splits import Split
 from clbench.store import run_folder
 from clbench.store.record import Identity
 from clbench.strategy.contract import Kit, Lesson, Strategy
+from clbench.training.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +143,8 @@ class Plan:
     """As its folder is called."""
     device: torch.device
     """Where it computes."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """The processes that work on it together; recorded, and part of no id."""
     extends: dict[str, Any] | None = None
     """See `RunRecord.extends`."""
     tuned: dict[str, Any] | None = None

@@ -269,6 +269,7 @@ def train_step(
                 seed=plan.settings.seed,
                 device=plan.device,
                 workers=plan.settings.workers,
+                ranks=plan.ranks,
                 watch=see,
                 validate=_validate(plan, state),
                 checkpointer=checkpointer,

@@ -121,7 +121,10 @@ class TrainSettings:
     iterations: Count | None = None
     """Updates per epoch; None: each training case once."""
     batch: Count = 2
-    """Crops per update."""
+    """Crops computed at once."""
+    accumulate: Count = 1
+    """Batches per update: their gradients add up, in the memory of one batch, to that of one batch
+    as large as all of them."""
     lr: Positive = 1e-4
     """Peak learning rate."""
     weight_decay: NotNegative = 1e-5
@@ -141,6 +144,11 @@ class TrainSettings:
     prior: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Probability with which every voxel of a new structure starts (Lin et al., ICCV 2017, section
     3.3); None: torch's initialisation, about 0.5, as the authors start."""
+
+    @property
+    def crops(self) -> int:
+        """Crops per update."""
+        return self.batch * self.accumulate
 
 
 @checked(SettingError)

@@ -735,7 +735,7 @@ class PhaseContext:
     updates: int
     """Updates per epoch."""
     batch: int
-    """Crops per update."""
+    """Crops per update, on all devices together."""
     seed: int
     """Seed of the run."""
     device: torch.device
@@ -757,7 +757,8 @@ class Session:
     """What happens in each update of a phase; this one calls the hooks of the strategy.
 
     For every update the loop calls, in this order: next of `batches`, `terms`, `after_backward`,
-    `before_update`, `after_update`. A subclass may add to each.
+    `before_update`, `after_update`. A subclass may add to each. `terms` is called once for each
+    shard of an update that this process computes (`clbench.strategy.sharding`).
     """
 
     def __init__(self, context: PhaseContext) -> None:
@@ -777,7 +778,9 @@ class Session:
         """The batches of the phase, one per update that is still to do.
 
         Args:
-            own: those the loop draws; not drawn where nobody asks for them.
+            own: those the loop draws; not drawn where nobody asks for them. Where a subclass
+                overrides this, they hold the crops of all processes, and so must what it yields:
+                the loop takes this process's.
         """
         return own
 
@@ -794,6 +797,15 @@ class Session:
             with torch.no_grad():
                 old = context.teacher(batch.image)
         return context.strategy.losses(batch, new, old, context.memory)
+
+    def count(self, batch: Batch) -> None:
+        """What `terms` computes, for the counts that it divides by, ahead of it.
+
+        *Called* without gradient, where batches are accumulated, once per batch of an update before
+        the first `terms`; the model then answers zeros, and the memory is put back afterwards.
+        Override it where `terms` must not run twice.
+        """
+        self.terms(batch)
 
     def after_backward(self) -> None:
         """After the backward pass: gradients are unscaled, and may be clipped next."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from clbench.strategy.partial_labels import marginal_ce
+from clbench.strategy.sharding import denominator
 
 BINS = 10_000
 """Entropy bins of `entropy_histogram`: a median is right to 1e-4."""
@@ -53,7 +54,7 @@ def stored_logits_mse(
             now, before = now - now.mean(dim=0), before - before.mean(dim=0)
         total = total + ((now - before).square() * here).sum()
         count = count + here.sum() * len(kept)
-    return total / count.clamp(min=1)
+    return total / denominator(count)
 
 
 def kd_softmax(new: Tensor, old: Tensor, *, temperature: float = 1.0, alpha: float = 1.0) -> Tensor:
@@ -336,7 +337,7 @@ def gated_ce(
     loss = torch.where(taught, marginal_ce(logits, closed), 0.0).flatten(1).sum(dim=1)
     if adaptive:
         loss = loss * _share(accepted, open_)
-    return loss.sum() / says.sum().clamp(min=1)
+    return loss.sum() / denominator(says.sum())
 
 
 def _share(accepted: Tensor, open_: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from clbench.data.labels import PSEUDO_SCALE
 from clbench.errors import TrainingError
 from clbench.strategy.contract import UNKNOWN, Batch
+from clbench.strategy.sharding import denominator
 
 
 def targets(
@@ -116,7 +117,7 @@ def dice(
     if slicewise:
         slices = (mask.sum(axes) > 0).to(loss.dtype)
         loss = (loss * slices).sum(2) / slices.sum(2).clamp(min=1)
-    return (loss * pairs).sum() / pairs.sum().clamp(min=1)
+    return (loss * pairs).sum() / denominator(pairs.sum())
 
 
 def bce(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
@@ -149,7 +150,7 @@ def bce(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
     loss = functional.binary_cross_entropy_with_logits(
         logits.float(), target, weight=mask, reduction="none"
     )
-    return (loss.sum(_SPACE) / voxels.clamp(min=1)).sum() / pairs.sum().clamp(min=1)
+    return (loss.sum(_SPACE) / voxels.clamp(min=1)).sum() / denominator(pairs.sum())
 
 
 def dice_bce(
@@ -213,7 +214,7 @@ def squared_dice(logits: Tensor, target: Tensor, known: Tensor | None = None) ->
     ratio = (2 * (p * t).sum(_SPACE) + 1e-4) / (
         p.square().sum(_SPACE) + t.square().sum(_SPACE) + 0.01
     )
-    return ((1 - ratio) * pairs).sum() / pairs.sum().clamp(min=1)
+    return ((1 - ratio) * pairs).sum() / denominator(pairs.sum())
 
 
 _SPACE = (2, 3, 4)

@@ -16,6 +16,7 @@ from torch import Tensor
 from clbench.spec.taxonomy import ancestors, depth, with_descendants
 from clbench.strategy.contract import UNKNOWN, Batch
 from clbench.strategy.losses import dice, targets
+from clbench.strategy.sharding import denominator
 
 
 def allowed_channels(
@@ -119,7 +120,7 @@ def mean_ce(logits: Tensor, allowed: Tensor) -> Tensor:
     """
     says = ~allowed.all(dim=1)
     loss = torch.where(says, marginal_ce(logits, allowed), 0.0)
-    return loss.sum() / says.sum().clamp(min=1)
+    return loss.sum() / denominator(says.sum())
 
 
 def sigmoid_dice(

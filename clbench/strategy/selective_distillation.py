@@ -17,6 +17,7 @@ from torch.nn import functional
 from clbench.spec.taxonomy import ancestors
 from clbench.strategy.contract import UNKNOWN, Batch
 from clbench.strategy.losses import targets
+from clbench.strategy.sharding import denominator
 
 
 def selective_channels(
@@ -94,7 +95,7 @@ def weighted_feature_mse(new: Tensor, old: Tensor, weight: Tensor) -> Tensor:
     """
     squares = (new.float() - old.detach().float()).square() * weight
     count = (weight > 0).sum() * new.shape[1]
-    return squares.sum() / count.clamp(min=1)
+    return squares.sum() / denominator(count)
 
 
 def guided_distillation(
@@ -123,7 +124,7 @@ def guided_distillation(
     loss = -(target * new.float().log_softmax(dim=1)).mean(dim=1, keepdim=True)
     if known is None:
         return loss.mean()
-    return (loss * known).sum() / known.sum().clamp(min=1)
+    return (loss * known).sum() / denominator(known.sum())
 
 
 def class_orthogonality(vectors: Tensor, first_new: int) -> Tensor:
@@ -222,4 +223,4 @@ def guided_distillation_sigmoid(new: Tensor, old: Tensor, batch: Batch) -> Tenso
     target = torch.cat([p, (1 - p.amax(dim=1, keepdim=True)) * (label == 1)], dim=1)
     known = torch.cat([inside.expand_as(p), label != UNKNOWN], dim=1)
     loss = functional.binary_cross_entropy_with_logits(new.float(), target, reduction="none")
-    return (loss * known).sum() / known.sum().clamp(min=1)
+    return (loss * known).sum() / denominator(known.sum())

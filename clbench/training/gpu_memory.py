@@ -63,7 +63,8 @@ def enough_memory(
 def smaller_setting(profile: Profile, patch_vox: Sequence[int], *, teaching: bool = True) -> str:
     """The first smaller setting to try.
 
-    Windows or batch are halved, for what a forward pass holds grows in proportion to them; then
+    Windows or batch are halved, for what a forward pass holds grows in proportion to them (and as
+    many more batches accumulated, where that makes the same update); then
     mixed precision; then the longest sides of the patch go down to a multiple of 32 (what five
     halvings need), not below 64.
 
@@ -73,7 +74,11 @@ def smaller_setting(profile: Profile, patch_vox: Sequence[int], *, teaching: boo
         teaching: halve the batch; else the windows at a time.
     """
     if teaching and profile.train.batch > 1:
-        return f"try --set train.batch={profile.train.batch // 2}"
+        half = profile.train.batch // 2
+        crops = profile.train.crops
+        if crops % half == 0:  # the same update, in less memory
+            return f"try --set train.batch={half} --set train.accumulate={crops // half}"
+        return f"try --set train.batch={half}"
     if not teaching and profile.examine.windows > 1:
         return f"try --set examine.windows={profile.examine.windows // 2}"
     if teaching and profile.train.amp == "off":

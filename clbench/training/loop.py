@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypedDict
 
@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from clbench import signals
 from clbench.errors import DivergedError, TrainingError
 from clbench.nets.heads import UniversalHead
 from clbench.reproducibility import reseed
@@ -36,8 +35,16 @@ from clbench.strategy.contract import (
 )
 from clbench.training.batches import Crops, Material, collate, draw_from, to_batch
 from clbench.training.gpu_memory import noted
-from clbench.training.monitors import check_gradient, count_positives
+from clbench.training.monitors import check_gradient
+from clbench.training.ranks import Ranks
 from clbench.training.resume import StepCheckpointer, TrainingPosition, TrainingState, Watch
+from clbench.training.update import (
+    Gradients,
+    UpdateWork,
+    divide,
+    refuse_batch_statistics,
+    refuse_misses,
+)
 
 Validate = Callable[[nn.Module], float]
 """Mean Dice of the model on this step's validation cases; draws no random number."""
@@ -136,9 +143,9 @@ def phase_length(phase: Phase, lesson: Lesson, train: TrainSettings) -> int:
     Args:
         phase: its `effort` scales the length.
         lesson: the step; its cases count where no number of updates is set.
-        train: updates per epoch (None: one pass over the cases), and the batch.
+        train: updates per epoch (None: one pass over the cases), and crops per update.
     """
-    one = train.iterations or math.ceil(len(lesson.cases) / train.batch)
+    one = train.iterations or math.ceil(len(lesson.cases) / train.crops)
     return max(1, round(one * phase.effort))
 
 
@@ -165,6 +172,8 @@ class StepTraining:
     """Where to compute."""
     workers: int = 0
     """Loader processes."""
+    ranks: Ranks = field(default_factory=Ranks)
+    """The processes that teach it together."""
     watch: Watch = lambda event: None
     """Called with one event per update and per validation."""
     validate: Validate | None = None
@@ -217,22 +226,24 @@ def _draws(step: StepTraining) -> DrawBatches:
             Phase(name="finish"),
             replace(step.material, weights=own),
             epochs=1,
-            per_epoch=count * train.batch,
+            per_epoch=count * train.crops,
             seed=step.seed,
         )
-        for raw in _loader(crops, step, first_update=0):
+        size = train.crops
+        whole = [range(i * size, (i + 1) * size) for i in range(count)]
+        for raw in _loader(crops, step, whole):
             yield to_batch(raw, lesson, step.device)
 
     return draws
 
 
-def _loader(crops: Crops, step: StepTraining, *, first_update: int) -> DataLoader[dict[str, Any]]:
-    """Batches of the crops in their order, from one update on."""
-    size = step.train.batch
+def _loader(
+    crops: Crops, step: StepTraining, batches: Sequence[range]
+) -> DataLoader[dict[str, Any]]:
+    """Batches of the crops of these numbers."""
     return DataLoader(
         crops,
-        batch_size=size,
-        sampler=range(first_update * size, len(crops)),
+        batch_sampler=map(list, batches),
         num_workers=step.workers,
         collate_fn=collate,
         worker_init_fn=leave_to_parent,
@@ -310,10 +321,8 @@ class _PhaseSetup:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     """Of the loss, under fp16; does nothing otherwise."""
-    autocast: Callable[[], torch.autocast]
-    """Mixed precision, as the settings ask."""
-    session: Session
-    """The strategy's hooks, or a session of its own around them."""
+    work: UpdateWork
+    """Computes the gradients; by its session, the strategy's hooks or those around them."""
     batches: Iterator[Batch]
     """One per update that is still to do."""
     epochs: int
@@ -360,10 +369,11 @@ def _open_phase(
         phase,
         step.material,
         epochs=epochs,
-        per_epoch=updates * train.batch,
+        per_epoch=updates * train.crops,
         seed=step.seed,
     )
-    loader = _loader(crops, step, first_update=done)
+    division = divide(train, step.ranks)
+    refuse_batch_statistics(model, division)
     context = PhaseContext(
         strategy=strategy,
         model=model,
@@ -374,7 +384,7 @@ def _open_phase(
         memory=step.state.memory,
         epochs=epochs,
         updates=updates,
-        batch=train.batch,
+        batch=train.crops,
         seed=step.seed,
         device=step.device,
         draw=draw_from(step.lesson, phase, step.material, seed=step.seed),
@@ -382,6 +392,9 @@ def _open_phase(
         done=done,
     )
     session = strategy.session(context) or Session(context)
+    whole = type(session).batches is not Session.batches
+    cut = replace(division, ranks=Ranks()) if whole else division
+    loader = _loader(crops, step, [cut.own(u) for u in range(done, epochs * updates)])
     return _PhaseSetup(
         phase=phase,
         history=history,
@@ -389,13 +402,19 @@ def _open_phase(
         trained=trained,
         optimizer=optimizer,
         scaler=scaler,
-        autocast=partial(
-            torch.autocast,
-            step.device.type,
-            dtype=torch.bfloat16 if train.amp == "bf16" else torch.float16,
-            enabled=mixed,
+        work=UpdateWork(
+            session=session,
+            division=division,
+            whole=whole,
+            trained=trained,
+            autocast=partial(
+                torch.autocast,
+                step.device.type,
+                dtype=torch.bfloat16 if train.amp == "bf16" else torch.float16,
+                enabled=mixed,
+            ),
+            scaled=scaler.scale,
         ),
-        session=session,
         batches=session.batches(to_batch(raw, step.lesson, step.device) for raw in loader),
         epochs=epochs,
         updates=updates,
@@ -407,9 +426,11 @@ def _open_phase(
 def _teach_phase(step: StepTraining, setup: _PhaseSetup) -> None:
     """Every update of one phase."""
     phase = setup.phase
-    session, optimizer, scaler = setup.session, setup.optimizer, setup.scaler
+    work, optimizer, scaler = setup.work, setup.optimizer, setup.scaler
+    session = work.session
     for number, batch in enumerate(setup.batches, setup.done):
-        reseed(step.seed, step.lesson.number, phase.name, "update", number)
+        seeds = (step.seed, step.lesson.number, phase.name, "update", number)
+        reseed(*seeds)
         epoch, iteration = divmod(number, setup.updates)
         place = (
             f"step {step.lesson.number}, phase {phase.name}, epoch {epoch}, iteration {iteration}"
@@ -419,16 +440,16 @@ def _teach_phase(step: StepTraining, setup: _PhaseSetup) -> None:
 
         optimizer.zero_grad(set_to_none=True)
         with noted(where):
-            with setup.autocast():
-                terms = session.terms(batch)
-            loss = sum_terms(terms, where)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch
+            of_update = work.gradients(
+                batch, partial(sum_terms, where=where), partial(reseed, *seeds)
+            )
         scaler.unscale_(optimizer)
         session.after_backward()
         norm = _gradient_norm(setup.trained, step.train.clip_norm)
 
         # the one time an update waits for the device, and before any weight changes
-        numbers = _transfer(terms, loss, norm, count_positives(batch.label))
+        numbers = _transfer(of_update, norm)
+        refuse_misses(numbers["misses"], where)
         check_terms(numbers["terms"], where)
         check_gradient(numbers["grad_norm"], where, scaled=scaler.is_enabled())
 
@@ -438,7 +459,7 @@ def _teach_phase(step: StepTraining, setup: _PhaseSetup) -> None:
         scaler.update()
         session.after_update()
 
-        step.watch(_update_event(step, setup, number, rate, batch.cases, numbers))
+        step.watch(_update_event(step, setup, number, rate, of_update.cases, numbers))
         if iteration + 1 == setup.updates and epoch + phase.validations >= setup.epochs:
             setup.measured.append(_validate(step, phase, epoch, place))
         _save(step, setup, number + 1, place)
@@ -471,24 +492,26 @@ class _Numbers(TypedDict):
     loss: float
     grad_norm: float
     voxels: list[int]
+    misses: float
 
 
-def _transfer(terms: Mapping[str, Tensor], loss: Tensor, norm: Tensor, voxels: Tensor) -> _Numbers:
+def _transfer(of_update: Gradients, norm: Tensor) -> _Numbers:
     """The numbers of an update, by a single transfer from the device.
 
     Args:
-        terms: loss terms, one element each.
-        loss: their sum.
+        of_update: loss terms, their sum, voxels.
         norm: of the gradient; without any gradient torch makes it on the CPU.
-        voxels: (K,) annotated positive voxels.
     """
-    numbers = to_host([*terms.values(), loss, norm.to(loss.device), voxels])
-    count = len(terms)
+    terms, loss, misses = of_update.terms, of_update.loss, of_update.misses
+    extra = [] if misses is None else [misses]
+    numbers = to_host([*terms.values(), loss, norm.to(loss.device), *extra, of_update.voxels])
+    count, voxels = len(terms), len(terms) + 2 + len(extra)
     return {
         "terms": dict(zip(terms, numbers[:count], strict=True)),
         "loss": numbers[count],
         "grad_norm": numbers[count + 1],
-        "voxels": [int(n) for n in numbers[count + 2 :]],
+        "voxels": [int(n) for n in numbers[voxels:]],
+        "misses": numbers[count + 2] if extra else 0.0,
     }
 
 
@@ -537,7 +560,8 @@ def _validate(step: StepTraining, phase: Phase, epoch: int, where: str) -> float
             expected="cases under `validation` in the split of every step",
             next_step=f"name some with --split {step.lesson.source}=FILE.toml",
         )
-    dice = step.validate(served)
+    validate = step.validate
+    dice = step.ranks.by_first(lambda: validate(served))
     step.watch(
         {
             "event": "validation",
@@ -563,7 +587,7 @@ def _save(step: StepTraining, setup: _PhaseSetup, updates: int, where: str) -> N
         Stopped: it was asked for.
     """
     if step.strategy.declaration.resumes == "step":
-        signals.check(f"{where}; this step starts anew")
+        step.ranks.check(f"{where}; this step starts anew")
     elif step.checkpointer is not None:
         step.state.position = TrainingPosition(
             phase=setup.phase,

@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import nn
 
-from clbench import signals
 from clbench.errors import StoreError, TrainingError
 from clbench.store import checkpoint
 from clbench.strategy.contract import Group, Memory, Phase, PhaseResult
+from clbench.training.ranks import Ranks
 
 FORMAT = 1
 """Of `TrainingState.to_checkpoint`; raised when its content changes. 0.1.0 wrote format 1."""
@@ -118,6 +118,7 @@ class StepCheckpointer:
         path: the step's final checkpoint; places lie in `resume/` beside it.
         every_s: seconds between two savings; 0 saves after every update.
         facts: what the runner wants back, primitives only; asked for at every saving.
+        ranks: the processes that teach the step; the first one saves.
         watch: is told where an attempt goes on, and of damaged files.
     """
 
@@ -127,11 +128,13 @@ class StepCheckpointer:
         *,
         every_s: float,
         facts: Callable[[], Mapping[str, Any]] = dict,
+        ranks: Ranks | None = None,
         watch: Watch = lambda event: None,
     ) -> None:
         self.path = path.parent / "resume" / path.name
         self.previous = self.path.with_suffix(".previous.pt")
         self.every_s, self.facts, self.watch = every_s, facts, watch
+        self.ranks = ranks or Ranks()
         self._saved_at = time.monotonic()
         self._found = self._read()
 
@@ -187,14 +190,16 @@ class StepCheckpointer:
             Stopped: it was; everything is saved.
             TrainingError: something is trained that is not in the model.
         """
-        if signals.asked() is None and time.monotonic() - self._saved_at < self.every_s:
+        asked = self.ranks.asked()
+        if asked is None and time.monotonic() - self._saved_at < self.every_s:
             return
-        content = {**state.to_checkpoint(), "facts": dict(self.facts())}
-        checkpoint.save(self.path, content, previous=self.previous)
+        if self.ranks.first:
+            content = {**state.to_checkpoint(), "facts": dict(self.facts())}
+            checkpoint.save(self.path, content, previous=self.previous)
         self._saved_at = time.monotonic()
         here = state.position
         assert here is not None  # noqa: S101  # saved; tells the type checker
-        signals.check(f"phase {here.phase.name}, after update {here.updates}")
+        self.ranks.check(f"phase {here.phase.name}, after update {here.updates}")
 
     def close(self) -> None:
         """The step is taught: remove what was kept."""

@@ -39,6 +39,7 @@ from clbench.strategy import (
     Session,
     Strategy,
     derive_seed,
+    sharding,
 )
 from clbench.strategy.distillation import stored_logits_mse
 
@@ -96,16 +97,18 @@ class StoredLogitsSession(Session):
 
         Args:
             name: of the term they are for; terms draw independently.
-            batch: of new crops; as many, where the strategy sets no number.
+            batch: of new crops; as many, where the strategy sets no number. Of a batch in
+                shards this is one, and gets its share of what the whole batch draws.
         """
         context, method = self.context, self.context.strategy
         assert isinstance(method, StoredLogits)  # noqa: S101  # tells the type checker
         kept = stored(context.memory)
-        count = min(method.batch_size_mem or len(batch.cases), len(kept))
+        new = len(batch.cases) * sharding.current().of
+        count = min(method.batch_size_mem or new, len(kept))
         place = (name, self.update)
         seed = derive_seed(context.seed, context.lesson.number, *place)
         order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))
-        chosen = [kept[i] for i in order[:count].tolist()]
+        chosen = [kept[i] for i in order[:count].tolist()][sharding.own_share(count)]
         images, labels, logits = [], [], []
         for key in chosen:
             whole = context.memory[LOGITS + named(key)]

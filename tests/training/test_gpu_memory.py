@@ -28,7 +28,8 @@ def test_smaller_settings_come_in_a_stated_order() -> None:
     profile = load_profile("paper")
     train, examine = profile.train, profile.examine
     assert (train.batch, train.amp) == (2, "off")
-    assert smaller_setting(profile, PATCH) == "try --set train.batch=1"
+    half = "try --set train.batch=1 --set train.accumulate=2"  # the same crops per update
+    assert smaller_setting(profile, PATCH) == half
     single = replace(profile, train=replace(train, batch=1))
     assert smaller_setting(single, PATCH) == "try --set train.amp=bf16"
     mixed = replace(profile, train=replace(train, batch=1, amp="bf16"))
