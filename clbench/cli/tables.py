@@ -25,7 +25,10 @@ DEFAULTS: Mapping[str, Any] = {
 """Options that some tables take, and what they are where they are not given."""
 
 
-OWN_BENCH = {"11": "body_ext"}
+OWN_BENCH = {
+    "11": "body_ext",
+    **dict.fromkeys(("bsp_II", "bsp_III", "bsp_IV", "bsp_V"), "public_ext"),
+}
 """Table → its benchmark, where that is not tumor_ext."""
 
 
@@ -34,8 +37,8 @@ def table(
     name: Annotated[
         str,
         typer.Argument(
-            help="6, 10, 11 (the paper's), summary, learning, continual, external, orders, "
-            "distances, cost, lost_dice or calibration."
+            help="6, 10, 11 (the paper's), bsp_II to bsp_V, summary, learning, continual, "
+            "external, orders, distances, cost, lost_dice or calibration."
         ),
     ],
     source: Annotated[str | None, typer.Option(help="printed, measured or both.")] = None,

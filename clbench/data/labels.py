@@ -260,17 +260,21 @@ def read_bits(
             table[value] = pattern_of(source.labels[value], names)
     bits = grid.to_ras(table[raw])
     own = set(files.annotated(source))  # an unpaired organ is no matter where none is annotated
-    pairs = {v: source.sides[v] for v in counts if own & set(source.sides.get(v, ()))}
+    pairs: dict[tuple[str, str], list[int]] = {}  # a kidney and its tumor are one piece
+    for value in counts:
+        if own & set(pair := source.sides.get(value, ())):
+            pairs.setdefault(pair, []).append(value)  # type: ignore[arg-type]  # two: not empty
     if pairs:
         hu = read_image(files.image, grid, source.rescale) if image is None else image
         spacing_mm = spacing_of(grid.ras_affine)
         plane = midline(hu, spacing_mm)
-    for value, pair in pairs.items():
-        both = grid.to_ras(raw == value)
+    for pair, values in pairs.items():
+        both = grid.to_ras(np.isin(raw, values))
         if (problem := unclear_sides(both, plane, spacing_mm[0])) is not None or plane is None:
             raise DataError(
                 "left and right under one label value cannot be told apart",
-                where=f"{files.label}, value {value} ({' and '.join(pair)})",
+                where=f"{files.label}, value {' and '.join(map(str, values))} "
+                f"({' and '.join(pair)})",
                 expected="a body whose midline shows, and pieces that lie left or right of it",
                 got=problem,
                 next_step="give each side a value of its own in the label, leave the case out of "

@@ -33,7 +33,7 @@ MAX_LABEL = (1 << 16) - 1
 Number = int | float
 Length = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
 Size = Annotated[int, Field(ge=1)]
-ADDED = ("external_tests", "order")
+ADDED = ("external_tests", "order", "among")
 """Fields of a course that `Benchmark.digest` leaves out where they are empty."""
 
 

@@ -52,6 +52,8 @@ class Draw:
     """Structures of which a case must hold a voxel; for sources that image other regions too."""
     without: Cases = ()
     """Case ids that are never drawn: damaged files, say."""
+    among: Cases = ()
+    """The only case ids that may be drawn; empty: every case at hand."""
 
     def __post_init__(self) -> None:
         """Check that the structures asked for exist."""
@@ -78,7 +80,8 @@ class Draw:
             SpecError: not enough patients.
         """
         patients: dict[str, list[str]] = {}
-        for case in sorted(set(cases) - set(self.without)):
+        allowed = set(cases) & set(self.among) if self.among else set(cases)
+        for case in sorted(allowed - set(self.without)):
             patients.setdefault(patient(case), []).append(case)
         order = sorted(
             patients, key=lambda p: hashlib.sha256(f"{self.seed}/{p}".encode()).hexdigest()
@@ -129,7 +132,8 @@ class Split:
         """Check that no case stands in two parts."""
         where = f"split {self.name!r}"
         wrong = partial(SpecError, where=where)
-        for case in (*self.cases, *(self.draw.without if self.draw is not None else ())):
+        named = (*self.draw.without, *self.draw.among) if self.draw is not None else ()
+        for case in (*self.cases, *named):
             need_case(case, where)
         if self.draw is not None:
             if self.cases:

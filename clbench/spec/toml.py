@@ -221,7 +221,8 @@ def _split(raw: dict[str, Any], name: str, where: object) -> dict[str, Any]:
     for part in PARTS:
         _expand(raw, part, where)
     if isinstance(raw.get("draw"), dict):
-        _expand(raw["draw"], "without", where)
+        for key in ("without", "among"):
+            _expand(raw["draw"], key, where)
     return {"name": name, **raw}
 
 

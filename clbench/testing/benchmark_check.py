@@ -75,7 +75,7 @@ def it_says_what_it_is(harness: BenchmarkHarness) -> None:
 
 def every_source_is_used_and_can_be_read(harness: BenchmarkHarness) -> None:
     """A source that no step uses, or of a layout nobody reads, is found out in mid-run at best."""
-    used = {step.source for step in harness.benchmark.steps}
+    used = {part.source for part in harness.benchmark.with_cases}
     for source in harness.benchmark.sources:
         if source.name not in used:
             raise Broken(f"no step uses the source {source.name!r}", next_step="remove it")
@@ -121,7 +121,7 @@ def no_test_case_is_trained_on_in_any_step(harness: BenchmarkHarness) -> None:
 
 def _one_deck(a: Split, b: Split, where: str) -> None:
     """Two drawn splits are safe if they deal from one deck: same order, same block size."""
-    alike = ("seed", "train", "validation", "test", "needs")
+    alike = ("seed", "train", "validation", "test", "needs", "among")
     if a.draw is None or b.draw is None:
         raise Broken(
             "of two steps on one source, one draws its cases and one lists them",
@@ -163,13 +163,14 @@ def no_split_leaves_out_the_choices(harness: BenchmarkHarness) -> None:
     """Without validation cases, choices are made on test cases."""
     for kind, step, _, split in harness.splits():
         count = len(split.validation) if split.draw is None else split.draw.validation
-        if not count:
+        if not count and NO_VALIDATION not in split.origin:
             harness.owe(
                 Broken(
                     "a split has no validation cases",
                     where=f"step {step.name!r}, {kind}, split {split.name!r}",
                     expected="one or more",
-                    next_step="take them from the training cases",
+                    next_step="take them from the training cases; where a published protocol has "
+                    f"none, say {NO_VALIDATION!r} in the split's `origin`",
                 )
             )
 
@@ -205,6 +206,8 @@ def table_groups_cover_every_structure(harness: BenchmarkHarness) -> None:
 # Rules about what a benchmark stands on: text vectors, the default network, the phantom.
 
 
+NO_VALIDATION = "no validation cases"
+"""In the `origin` of a split: a published protocol has none, and none are to be taken off."""
 REAL_PROFILE, PHANTOM_PROFILE = "paper", "quick"
 """The profiles a run takes by default, on data and on the phantom."""
 
@@ -307,7 +310,7 @@ def two_steps_run_on_the_phantom(harness: BenchmarkHarness) -> None:
             bench=harness.name, strategy="finetune", profile="smoke", out=harness.folder / "runs",
             overrides=OVERRIDES, cache=harness.cache, device="cpu", keep_predictions=False,
         ),
-        benchmark=replace(harness.benchmark, steps=steps, groups={}),
+        benchmark=replace(harness.benchmark, steps=steps, groups={}, order=()),
         strategy=registry.load("strategy", "finetune")(),
     )  # fmt: skip
     tiny_kit(plan)

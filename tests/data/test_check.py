@@ -20,7 +20,9 @@ from clbench.data.check import (
     check_folder,
     check_layout,
 )
+from clbench.data.labels import read_bits
 from clbench.data.layouts import LAYOUTS
+from clbench.data.nifti import grid as read_grid
 from clbench.errors import DataError, UnknownName
 from clbench.spec import registry
 from clbench.spec.splits import Draw, Split
@@ -303,3 +305,22 @@ def test_what_a_draw_needs_is_asked_as_a_run_asks(lay_out: Any, tmp_path: Path) 
     assert not report.problems
     assert report.holds["lits", "a"] == VolumeCache(tmp_path / "c").holds(files, source)
     assert report.holds["lits", "a"] == {"liver", "liver_tumor", "left_kidney", "right_kidney"}
+
+
+def test_values_of_one_pair_are_told_apart_together(lay_out: Any, tmp_path: Path) -> None:
+    """Two tumors in one kidney, alone two large pieces on one side, lie in the kidney they touch."""
+    pair = ("left_kidney", "right_kidney")
+    source = replace(SOURCES[1], layout="nnunet", labels={}, sides={1: pair, 2: pair})
+    rng = np.random.default_rng(0)
+    image = np.full((24, 24, 12), -1000, np.int16)
+    image[2:22, 2:22] = rng.integers(-20, 60, (20, 20, 12))
+    label = np.zeros(image.shape, np.uint8)
+    label[4:8, 8:14, 2:10], label[16:20, 8:14, 2:10] = 1, 1
+    label[4:6, 8:10, 2:10], label[4:6, 12:14, 2:10] = 2, 2
+    lay_out(tmp_path, "nnunet", "a", image, label, np.diag([-2.0, -2.0, 3.0, 1.0]))
+    report = check_folder(tmp_path, [source])
+    assert not report.problems
+    case = report.files["lits"]["a"]
+    volume, counts = read_bits(case, source, read_grid(case.image))
+    assert counts == {0: label.size - 384, 1: 320, 2: 64}
+    assert [int((volume & bit > 0).sum()) for bit in (1, 2)] == [192, 192]

@@ -79,6 +79,15 @@ def test_cases_left_out_are_never_drawn() -> None:
     assert not patients(plain.train[:1]) & patients(whole.cases)
 
 
+def test_only_the_cases_named_are_drawn() -> None:
+    among = tuple(c for c in CASES if c.endswith("art"))
+    got = drawn(replace(RULE, among=among))
+    assert set(got.cases) <= set(among)
+    assert drawn(replace(RULE, among=tuple(CASES))) == drawn(RULE)
+    with pytest.raises(SpecError, match="too few patients"):
+        drawn(replace(RULE, among=among[:3]))
+
+
 def test_too_few_patients_are_counted() -> None:
     with pytest.raises(SpecError) as err:
         drawn(replace(RULE, part=4, needs=("liver",)))

@@ -213,7 +213,8 @@ def _with_case_ids(split: Split, files: Mapping[str, CaseFiles]) -> Split:
         return tuple(c if c in files else names.get(c, c) for c in cases)
 
     if split.draw is not None:
-        return replace(split, draw=replace(split.draw, without=ids(without)))
+        among = ids(split.draw.among)
+        return replace(split, draw=replace(split.draw, without=ids(without), among=among))
     return replace(
         split, train=ids(split.train), validation=ids(split.validation), test=ids(split.test)
     )

@@ -119,6 +119,7 @@ def draw_split(settings: DrawSettings) -> DrawnSplit:
         seed=settings.seed,
         needs=settings.needs,
         without=tuple(sorted(without)),
+        among=(),
     )
     said = f"drawn by `clbench data split`: seed {rule.seed}, from {len(patients)} patient(s) of "
     said += name + (f" that hold {', '.join(rule.needs)}" if rule.needs else "")

@@ -216,7 +216,8 @@ def label_values(source: Source) -> dict[str, int]:
     """Structure → value in a label map; for sources with masks, numbers of our own."""
     if source.masks:
         return {name: i for i, name in enumerate(source.structures, 1)}
-    both = [(name, value) for value, pair in source.sides.items() for name in pair]
+    # of several values for one structure the first
+    both = [(name, value) for value, pair in sorted(source.sides.items())[::-1] for name in pair]
     return dict(both + [(name, value) for value, name in sorted(source.labels.items())[::-1]])
 
 

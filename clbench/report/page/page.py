@@ -292,6 +292,7 @@ def _words(text: str) -> Markup:
 
 def other_tables(study: Analysis) -> tuple[dict[str, Table], list[str]]:
     """The tables beside the tests, and what could not be made, with the reason."""
+    from clbench.report.paper import bsp
     from clbench.report.paper.detection import TUMORS
     from clbench.report.paper.printed import BENCH
     from clbench.report.tables import make_table
@@ -303,6 +304,7 @@ def other_tables(study: Analysis) -> tuple[dict[str, Table], list[str]]:
     if set(study.dice.learned_at) & {f"{t}_tumor" for t in TUMORS}:
         names["detection"] = "6"
     names |= {f"table{n}": str(n) for n, own in BENCH.items() if own == study.bench}
+    names |= {f"bsp_{n}": f"bsp_{n}" for n in bsp.WHAT if study.bench == bsp.COURSE}
     if study.dice.external:
         names["external"] = "external"
     asked = [(stem, name, study) for stem, name in names.items()]

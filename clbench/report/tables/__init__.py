@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     from clbench.report.tables.render import Table
 
 _PAPER = "source scoring seeds ref percent"
+_BSP = "source scoring metric"
 TABLES = {
     "6": ("paper.detection", "table6", "source"),
     "10": ("paper.table", "paper_table", _PAPER),
     "11": ("paper.table", "paper_table", _PAPER),
+    **{f"bsp_{n}": ("paper.bsp", "bsp_table", _BSP) for n in ("II", "III", "IV", "V")},
     "summary": ("tables.summary", "summary", "scoring ref percent external"),
     "learning": ("tables.continual", "learning_table", "scoring ref percent external"),
     "continual": ("tables.continual", "continual_table", "scoring metric ref percent external"),
@@ -39,6 +41,7 @@ def make_table(name: str, study: Analysis, **options: Any) -> Table:
     """
     module, function, _ = TABLES[name]
     make = getattr(import_module(f"clbench.report.{module}"), function)
-    given = {"study": study, **({"which": int(name)} if name.isdecimal() else {}), **options}
+    which = int(name) if name.isdecimal() else name.removeprefix("bsp_")
+    given = {"study": study, "which": which, **options}
     table: Table = make(**{k: given[k] for k in signature(make).parameters if k in given})
     return table

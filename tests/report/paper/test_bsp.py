@@ -1,0 +1,78 @@
+"""BSP's printed tables: what is odd about them, and measured runs beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic_runs import Method, add_external, make_runs
+
+from clbench.errors import SettingError
+from clbench.report.paper.bsp import BESIDE, WHAT, bsp_table, printed_means_apart, published_rows
+from clbench.report.significance.analysis import Analysis
+from clbench.spec import registry
+
+STEPS = (
+    ("liver", "lits", ("liver",)),
+    ("kidneys", "kits", ("right_kidney", "left_kidney")),
+    ("gall bladder", "amos", ("gall_bladder",)),
+)
+
+
+def study(results: Path) -> Analysis:
+    return Analysis(results=results, bench="public_ext")
+
+
+def test_two_printed_means_are_not_those_of_their_cells() -> None:
+    apart = printed_means_apart("dice")
+    assert {key: (a, round(b, 3)) for key, (a, b) in apart.items()} == {
+        ("II", "internal", "LwF"): (44.49, 44.497),
+        ("III", "internal", "Universal+BSP"): (90.36, 90.192),
+    }
+    assert printed_means_apart("asd_bsp") == {}
+    means = [r for r in published_rows() if r["structure"] == "mean"]
+    assert len(means) == 30  # the missing ones of 210 rows stand in no cell
+    assert {r["table"] for r in means} == set(WHAT)
+    assert {r["method"] for r in means} == set(BESIDE)
+
+
+@pytest.mark.parametrize("which", WHAT)
+def test_printed_tables_mark_them_and_say_what_is_printed_only(tmp_path: Path, which: str) -> None:
+    table = bsp_table(which, study(tmp_path), source="printed")
+    marked = {row[0]: row[-1] for row in table.rows if "≠" in row[-1]}
+    expected = {"II": {"LwF": "44.49 p ≠"}, "III": {"Universal+BSP": "90.36 p ≠"}}
+    assert marked == expected.get(which, {})
+    assert any("its loss is in no public code" in note for note in table.notes)
+
+
+def test_runs_stand_beside_the_printed_method_on_each_test_set(tmp_path: Path) -> None:
+    methods = {name: Method(seeds=(0,)) for name in ("plop", "universal", "der")}
+    make_runs(tmp_path, methods, bench="public_ext", steps=STEPS)
+    shifts = dict.fromkeys(methods, 0.0)
+    add_external(tmp_path, "btcv", ["liver", "gall_bladder"], shifts)
+    add_external(tmp_path, "amos_validation", ["liver"], shifts)
+    table = bsp_table("IV", study(tmp_path))
+    rows = [row[:2] for row in table.rows]
+    assert rows[rows.index(("PLOP", "btcv")) + 1] == ("plop", "btcv")
+    assert rows.count(("der", "amos")) == 1
+    plop = table.rows[rows.index(("plop", "btcv"))]
+    assert plop[2].endswith(" m")
+    assert plop[3] == "–"  # no step teaches it
+    there = study(tmp_path).measured_on("btcv").dice.strategies
+    mean, _ = next(m for m in there if m.label == "plop").over_seeds(3, ["liver"])
+    assert plop[2] == f"{100 * mean:.2f} m"
+    with pytest.raises(SettingError, match="no hd95_mm"):
+        bsp_table("IV", study(tmp_path), metric="hd95_mm")
+    with pytest.raises(SettingError, match="no numbers of this benchmark"):
+        bsp_table("IV", Analysis(results=tmp_path, bench="tumor_ext"))
+
+
+def test_the_course_has_the_printed_sizes() -> None:
+    course = registry.benchmark("public_ext")
+    sizes = [(s.split.draw.train, s.split.draw.test) for s in course.steps if s.split.draw]
+    assert sizes == [(105, 26), (33, 8), (225, 56), (168, 42), (160, 40)]
+    btcv, amos = (external.split for external in course.external_tests)
+    assert len(btcv.test) == 30
+    assert amos.draw is not None
+    assert amos.draw.test == 100
+    assert course.shown(5) == {"gall_bladder"}
