@@ -63,18 +63,19 @@ class SobolSearch:
                 expected=f"at most {MOST_SETTINGS}",
                 got=len(space),
             )
-        self.space, self.seed = space, seed
+        from scipy.stats import qmc  # takes half a second
+
+        self.space = space
+        self._sequence = qmc.Sobol(MOST_SETTINGS, scramble=True, rng=seed)
+        self._points: list[list[float]] = []
 
     def values(self, number: int) -> Values:
         """The defaults, then a point of the sequence per trial."""
-        from scipy.stats import qmc  # half a second
-
         if number == 1:
             return {}
-        points = qmc.Sobol(MOST_SETTINGS, scramble=True, rng=self.seed)
-        if number > 2:  # scipy 1.17 cannot skip none
-            points.fast_forward(number - 2)
-        (point,) = points.random(1)
+        while len(self._points) < number - 1:
+            self._points += self._sequence.random(1).tolist()
+        point = self._points[number - 2]
         used = point[: len(self.space)]
         pairs = zip(self.space.items(), used, strict=True)
         return {name: span.value_at(float(x)) for (name, span), x in pairs}

@@ -1,0 +1,113 @@
+"""Searches: the same points each time, within bounds; ranges of the command line."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clbench.errors import SettingError
+from clbench.strategies.lwf import Lwf
+from clbench.strategy import Choice, Range
+from clbench.tuning.search import MOST_SETTINGS, OptunaSearch, SobolSearch, read_space, words
+
+SPACE: dict[str, Range | Choice] = {
+    "train.lr": Range(low=1e-4, high=1e-2, log=True),
+    "strategy.where": Choice(("here", "there")),
+    "strategy.rank": Range(low=1, high=4, integer=True),
+}
+
+
+def test_sobol_points_are_repeatable_and_fill_the_range() -> None:
+    search = SobolSearch(SPACE, 7)
+    assert search.values(1) == {}  # the defaults
+    made = [search.values(n) for n in range(2, 18)]  # 16 points: one in each sixteenth
+    assert made == [SobolSearch(SPACE, 7).values(n) for n in range(2, 18)]
+    assert made != [SobolSearch(SPACE, 8).values(n) for n in range(2, 18)]
+    lows = sum(v["train.lr"] < 1e-3 for v in made)
+    assert lows == 8
+    assert {v["strategy.where"] for v in made} == {"here", "there"}
+    assert sorted({v["strategy.rank"] for v in made}) == [1, 2, 3, 4]
+
+
+def test_a_column_does_not_depend_on_how_many_follow() -> None:
+    """So strategies that start with the learning rate get equal ones, and share first steps."""
+    alone = SobolSearch({"train.lr": SPACE["train.lr"]}, 7)
+    assert alone.values(5)["train.lr"] == SobolSearch(SPACE, 7).values(5)["train.lr"]
+
+
+def test_more_settings_than_columns_are_refused() -> None:
+    with pytest.raises(SettingError, match="too many settings"):
+        SobolSearch({f"strategy.{i}": SPACE["train.lr"] for i in range(MOST_SETTINGS + 1)}, 0)
+
+
+def test_words_are_those_of_set() -> None:
+    values = {"train.lr": 0.0005, "strategy.pseudo": "soft", "strategy.rank": 4}
+    assert words(values) == ("train.lr=0.0005", "strategy.pseudo=soft", "strategy.rank=4")
+
+
+def test_ranges_of_the_command_line() -> None:
+    read = read_space(
+        [
+            "strategy.weight=1..10:log",
+            "train.batch=1..4:int",
+            "strategy.unlabelled=ignore|background",
+        ],
+        Lwf,
+    )
+    assert read == {
+        "strategy.weight": Range(low=1.0, high=10.0, log=True),
+        "train.batch": Range(low=1, high=4, integer=True),
+        "strategy.unlabelled": Choice(("ignore", "background")),
+    }
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("strategy.weight", "needs NAME=LOW..HIGH"),
+        ("strategy.weight=1..", "no bound"),
+        ("strategy.weight=1", "no bound"),
+        ("strategy.weight=a..b", "no number"),
+        ("strategy.weight=1..2:lgo", "did you mean log"),
+        ("strategy.wieght=1..2", "did you mean strategy.weight"),
+        ("strategy.weight=2..1", "contradict"),
+    ],
+)
+def test_wrong_ranges_are_refused(word: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        read_space([word], Lwf)
+
+
+def optuna_search(journal: Path) -> OptunaSearch:
+    defaults: dict[str, Any] = {"train.lr": 1e-3, "strategy.where": "here", "strategy.rank": 2}
+    return OptunaSearch(SPACE, 3, journal, defaults)
+
+
+@pytest.mark.skipif(
+    find_spec("optuna") is None, reason="needs the extra: pip install clbench[tune]"
+)
+def test_optuna_goes_on_from_its_journal(tmp_path: Path) -> None:
+    whole = optuna_search(tmp_path / "whole")
+    told = []
+    for number in range(1, 5):
+        told.append(whole.values(number))
+        whole.tell(number, None if number == 3 else 0.1 * number)
+    assert told[0] == {}
+    broken = optuna_search(tmp_path / "broken")
+    assert broken.values(1) == {}
+    broken.tell(1, 0.1)
+    assert broken.values(2) == told[1]
+    again = optuna_search(tmp_path / "broken")  # stopped within trial 2
+    for number in range(1, 5):
+        assert again.values(number) == told[number - 1]
+        again.tell(number, None if number == 3 else 0.1 * number)
+    assert len(again.study.trials) == 4
+
+
+@pytest.mark.skipif(find_spec("optuna") is not None, reason="optuna is installed")
+def test_without_optuna_the_error_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"clbench\[tune\]"):
+        optuna_search(tmp_path / "journal")
