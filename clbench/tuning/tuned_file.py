@@ -165,7 +165,8 @@ def read_tuned(path: Path) -> TunedFile:
     """Read a settings file.
 
     Raises:
-        StoreError: missing, no TOML, or not written by `clbench tune`.
+        SpecError: missing, or no TOML.
+        StoreError: not written by `clbench tune`, or by another version.
     """
     tuned = from_toml(TunedFile, read_toml(path), raised=StoreError, where=path)
     if tuned.schema != SCHEMA or tuned.rule not in RULES:
@@ -207,14 +208,14 @@ def plan_tuned(settings: RunSettings, path: Path) -> Plan:
         dataclasses.replace(settings, overrides=(*settings.overrides, *chosen.settings))
     ).open()
     _refuse_other_use(tuned, chosen, plan, path)
-    plan.tuned = {
+    content = {
         **{k: v for k, v in dataclasses.asdict(tuned).items() if k != "strategies"},
-        **{k: v for k, v in dataclasses.asdict(chosen).items() if k != "opened"},
+        **dataclasses.asdict(chosen),
         "realistic": RULES[tuned.rule].realistic,
-        "opened": {purpose: list(cases) for purpose, cases in chosen.opened.items()},
         "file": files.sha256(path),
         "profile_before": plan.profile_settings(plain),
     }
+    plan.tuned = json.loads(json.dumps(content))  # as it will be read back
     return plan
 
 

@@ -14,7 +14,6 @@ from clbench.tuning.study import TunedStrategy, TuneSettings
 from clbench.tuning.summary import curve, explained, sensitivities, tables, write_csv
 from clbench.tuning.trial import Trial
 
-
 LR = {2: 0.0003, 3: 0.0006, 4: 0.001, 5: 0.002, 6: 0.003, 7: 0.006}
 
 

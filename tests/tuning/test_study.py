@@ -1,0 +1,258 @@
+"""A whole tuning on the phantom: budget, resuming, what trials may open, and the runs that follow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clbench.errors import ClbenchError, DivergedError, SettingError, StoreError, TrainingError
+from clbench.run import teach
+from clbench.run.course import run_plan
+from clbench.run.plan import RunSettings
+from clbench.run.record import new_record
+from clbench.store.record import RunRecord, refuse_mixture
+from clbench.tuning.outcome import FILE, write_outcome
+from clbench.tuning.study import TunedStrategy, TuneSettings, output_folder, tune
+from clbench.tuning.trial import Trial, plan_trial, run_trial
+from clbench.tuning.tuned_file import plan_tuned, read_tuned
+
+FEW = ("train.epochs=1", "train.iterations=1")
+
+
+def settings(out: Path, cache: Path, **changes: Any) -> TuneSettings:
+    base = RunSettings(
+        bench="tumor_ext", strategy="finetune", seed=1000, profile="smoke", overrides=FEW, out=out,
+        cache=cache,
+    )  # fmt: skip
+    return TuneSettings(
+        **{"strategies": ("finetune",), "base": base, "rule": "first_step", "budget": 5, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory, cache_root: Path) -> TuneSettings:
+    return settings(tmp_path_factory.mktemp("tuned"), cache_root)
+
+
+@pytest.fixture(scope="module")
+def tuned(asked: TuneSettings) -> TunedStrategy:
+    """Two trials of two updates each, for the budget of 5 pays for no third."""
+    (one,) = tune(asked)
+    return one
+
+
+@pytest.fixture(scope="module")
+def file(asked: TuneSettings, tuned: TunedStrategy) -> Path:
+    return write_outcome([tuned], asked, output_folder(asked))[0]
+
+
+def run_settings(asked: TuneSettings, **changes: Any) -> RunSettings:
+    return dataclasses.replace(asked.base, **{"seed": 0, **changes})
+
+
+def test_the_budget_pays_for_whole_trials(tuned: TunedStrategy) -> None:
+    assert [t.updates for t in tuned.trials] == [2, 2]
+    assert tuned.spent("updates") == 4
+    assert tuned.trials[0].settings == {}
+    assert [*tuned.trials[1].settings] == ["train.lr"]
+    assert all(t.score is not None and t.seconds > 0 for t in tuned.trials)
+    assert len({t.first_step for t in tuned.trials}) == 2  # other rates, other first steps
+
+
+def test_trials_open_training_and_validation_cases_of_the_rules_steps_alone(
+    tuned: TunedStrategy, asked: TuneSettings
+) -> None:
+    catalog = plan_trial(asked.base, Path(), 2).catalog
+    sources = [catalog.source(i).name for i in (1, 2)]
+    seen = {
+        part: sorted(
+            f"{source}/{case}"
+            for source, split in zip(sources, catalog.splits, strict=True)
+            for case in getattr(split, part)
+        )
+        for part in ("train", "validation")
+    }
+    for trial in tuned.trials:
+        assert trial.opened == {"train": seen["train"], "tuning": seen["validation"]}
+    record = RunRecord.read(tuned.folder / "trial_001")
+    assert set(record.ledger["2"]["tuning"]) == set(seen["validation"])  # after the last step
+
+
+def test_the_same_command_goes_on_with_the_trials_that_are_missing(
+    tuned: TunedStrategy, asked: TuneSettings
+) -> None:
+    second = tuned.folder / "trial_002"
+    before = (second / "trial.json").read_bytes()
+    (tuned.folder / "trial_001" / "trial.json").rename(tuned.folder / "kept.json")
+    events: list[Any] = []
+    (again,) = tune(asked, events.append)  # trial 1 had been scored, but not entered
+    assert [e["number"] for e in events if e["event"] == "trial"] == [1]
+    assert not any(e["event"] == "update" for e in events)
+    assert again.trials == tuned.trials
+    assert (second / "trial.json").read_bytes() == before
+
+
+def test_a_rule_cannot_open_a_test_case(asked: TuneSettings, tuned: TunedStrategy) -> None:
+    plan = plan_trial(asked.base, Path(), 1)
+    catalog = plan.catalog
+    test, validation = catalog.splits[0].test[0], catalog.splits[0].validation[0]
+    for purpose in ("test", "tuning", "validation", "train", "trace"):
+        with pytest.raises(TrainingError, match="a test case was asked for in tuning"):
+            catalog.open(1, test, purpose)  # type: ignore[arg-type]
+    catalog.step = 2
+    for step, case in ((2, catalog.splits[1].validation[0]), (1, catalog.splits[0].train[0])):
+        with pytest.raises(TrainingError, match="the tuning rule may not see"):
+            catalog.open(step, case, "tuning")
+    with pytest.raises(TrainingError, match="the tuning rule may not see"):
+        catalog.open(2, catalog.splits[1].train[0], "train")  # a step beyond the rule's
+    catalog.open(1, validation, "tuning")
+    catalog.tuning_steps = 0
+    with pytest.raises(TrainingError, match="no rule tunes"):
+        catalog.open(1, validation, "tuning")
+
+
+def test_training_that_diverges_is_a_trial_without_score(
+    asked: TuneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: Any) -> None:
+        raise DivergedError("the loss term 'dice' is not finite")
+
+    monkeypatch.setattr(teach, "teach", diverge)
+    base = run_settings(asked, seed=5, out=tmp_path)
+    trial = run_trial(plan_trial(base, tmp_path / "trial", 2), 1, {}, lambda event: None)
+    assert trial.score is None
+    assert "not finite" in str(trial.failure)
+    assert Trial.read(tmp_path / "trial") == trial
+    alone = TunedStrategy(
+        name="x", space={}, defaults={}, trials=[trial], folder=tmp_path, facts={}, patients=False
+    )
+    with pytest.raises(SettingError, match="diverged in every trial"):
+        _ = alone.best
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 0}, "pays for at least one trial"),
+        ({"budget": -1.0}, "pays for at least one trial"),
+        ({"budget": float("nan")}, "pays for at least one trial"),
+        ({"budget": 1}, "the budget pays for no trial.*\n.*\n.*at least 2 updates"),
+        ({"rule": "first_steps"}, "unknown value"),
+        ({"space": ("train.lr=1e-5..",)}, "no bound"),
+    ],
+)
+def test_what_cannot_be_tuned_is_refused_before_a_trial(
+    changes: dict[str, Any], message: str, tmp_path: Path, cache_root: Path
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        tune(settings(tmp_path, cache_root, **changes))
+    assert not (tmp_path / "_tuning").exists()
+
+
+def test_settings_given_by_set_are_not_searched(tmp_path: Path, asked: TuneSettings) -> None:
+    fixed = run_settings(asked, out=tmp_path, overrides=(*FEW, "train.lr=0.001"))
+    with pytest.raises(SettingError, match="nothing to tune"):
+        tune(dataclasses.replace(asked, base=fixed))
+
+
+def test_steps_without_validation_cases_are_refused(tmp_path: Path, asked: TuneSettings) -> None:
+    base = run_settings(asked, out=tmp_path, overrides=(*FEW, "phantom.validation=0"))
+    with pytest.raises(SettingError, match="validation cases of every step"):
+        tune(dataclasses.replace(asked, base=base))
+
+
+def test_a_run_with_tuned_settings_records_how_they_were_chosen(
+    asked: TuneSettings, tuned: TunedStrategy, file: Path
+) -> None:
+    plan = plan_tuned(run_settings(asked), file)
+    chosen = tuple(f"{k}={v}" for k, v in tuned.best.settings.items())
+    assert plan.settings.overrides == (*FEW, *chosen)
+    record = new_record(plan)
+    assert record.tuned is not None
+    assert record.tuned["rule"] == "first_step"
+    assert record.tuned["realistic"] is True
+    assert (record.tuned["budget"], record.tuned["unit"]) == (5.0, "updates")
+    assert (record.tuned["trials"], record.tuned["updates"]) == (2, 4)
+    assert _read_back(record).tuned == record.tuned
+    assert "tuned" not in dataclasses.replace(record, tuned=None).to_json()
+
+
+def _read_back(record: RunRecord) -> RunRecord:
+    return RunRecord.from_json(json.loads(json.dumps(record.to_json())))
+
+
+def test_rates_that_tuning_chose_may_stand_in_one_table(
+    asked: TuneSettings, file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / FILE
+    text = file.read_text()
+    start, end = text.index("settings = ["), text.index("score =")
+    other.write_text(text[:start] + 'settings = ["train.lr=0.0007"]\n' + text[end:])
+    record = _read_back(new_record(plan_tuned(run_settings(asked), other)))
+    plain = dataclasses.replace(
+        record, tuned=None, identity=dataclasses.replace(
+            record.identity, profile=record.tuned["profile_before"] if record.tuned else {}
+        )
+    )  # fmt: skip
+    assert record.identity.profile["train"]["lr"] == 0.0007
+    refuse_mixture([plain, record])
+    with pytest.raises(StoreError, match="profile"):
+        refuse_mixture([plain, dataclasses.replace(record, tuned=None)])
+
+
+def test_a_settings_file_is_refused_where_its_rule_does_not_reach(
+    asked: TuneSettings, file: Path, tmp_path: Path
+) -> None:
+    def refused(text: str, message: str, **changes: Any) -> None:
+        path = tmp_path / FILE
+        path.write_text(text)
+        with pytest.raises(ClbenchError, match=message):
+            plan_tuned(run_settings(asked, **changes), path)
+
+    text = file.read_text()
+    assert read_tuned(file).seed == 1000
+    refused(text, "this seed was used in tuning", seed=1000)
+    refused(text, "tuned strategy", strategy="lwf")
+    refused(text, "tuned on another course", bench="body_ext")
+    refused(text, "tuned on other data", overrides=(*FEW, "phantom.train=2"))
+    refused(text.replace('"first_step"', '"transfer"'), "for another course")
+    refused(text.replace('rule = "first_step"', 'rule = "first"'), "another version")
+    refused(text.replace("schema = 1\n", ""), "schema")
+    both = text.replace("settings = [", 'settings = ["train.iterations=2", ').replace(", ]", "]")
+    refused(both, "given by --set as well")
+    plan = plan_tuned(run_settings(asked), file)
+    seen = f"btcv/{plan.catalog.splits[0].test[0]}"
+    refused(text.replace('"tuning" = [', f'"tuning" = ["{seen}", '), "test cases of this course")
+    with pytest.raises(ClbenchError, match="file not found"):
+        read_tuned(tmp_path / "absent.toml")
+
+
+def test_a_finished_run_of_the_chosen_settings_learns_that_they_were_tuned(
+    smoke_run: Path, file: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "results"
+    folder = out / smoke_run.relative_to(smoke_run.parents[2])
+    shutil.copytree(smoke_run, folder)
+    text = file.read_text()
+    start, end = text.index("settings = ["), text.index("score =")
+    path = tmp_path / FILE
+    path.write_text(
+        (text[:start] + "settings = []\n" + text[end:]).replace("finetune", "universal")
+    )
+    plan = plan_tuned(
+        RunSettings(
+            bench="tumor_ext", strategy="universal", profile="smoke", out=out, cache=cache_root
+        ),
+        path,
+    )  # fmt: skip
+    before = (folder / "scores.csv").read_bytes()
+    assert run_plan(plan) == folder
+    record = RunRecord.read(folder)
+    assert record.tuned is not None
+    assert record.tuned["settings"] == []
+    assert (folder / "scores.csv").read_bytes() == before
