@@ -54,10 +54,16 @@ def grid(
         typer.Option(min=1, help="Runs at a time; default one per GPU, or as the cores allow."),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each run.")] = 1,
-    on: Annotated[str, typer.Option(help="local, or slurm: submit to the cluster.")] = "local",
+    on: Annotated[str, typer.Option(help="local, slurm (submits jobs), or ray.")] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Head of a Ray cluster, or auto; default one of this machine alone."),
+    ] = None,
     minutes: Annotated[int, typer.Option(min=1, help="Time limit of a job.", **SLURM)] = 1440,
     memory_gb: Annotated[int, typer.Option(min=1, help="Memory of a job.", **SLURM)] = 16,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of a job: 0 or 1.", **SLURM)] = 0,
+    gpus: Annotated[
+        int, typer.Option(min=0, help="GPUs of a job: 0 or 1 (ray, too).", **SLURM)
+    ] = 0,
     partition: Annotated[str | None, typer.Option(help="Default the cluster's.", **SLURM)] = None,
     account: Annotated[str | None, typer.Option(help="Default the user's.", **SLURM)] = None,
     sbatch: Annotated[
@@ -74,13 +80,13 @@ def grid(
     from clbench.grid.slurm import Cluster, submit
 
     here = one_of("--device", device, {"auto": reproducibility.gpus(), "cpu": 0})
-    local = one_of("--on", on, {"local": True, "slurm": False})
+    on = one_of("--on", on, {name: name for name in ("local", "slurm", "ray")})
     planned = _plan(_study(study, bench, strategy, seeds, profile, set_, data, split, out), cache)
     show(_table(planned))
     if dry_run:
         return
     more = [] if cache is None else ["--cache", str(cache)]
-    if not local:
+    if on == "slurm":
         cluster = Cluster(
             minutes=minutes,
             threads=threads,
@@ -94,11 +100,19 @@ def grid(
         submitted = submit(planned, cluster, more=more)
         typer.echo(f"{len(submitted)} jobs submitted; `clbench status` shows how far they are")
         return
-    places = slots(jobs, threads, gpus=here, cpus=_cpus())
-    left = sum(not job.is_finished() for job in planned)
-    if left:
-        typer.echo(f"{left} runs to make, {len(places)} at a time, {threads} thread(s) each")
-    failed = work_off(planned, places, more=more, watch=lambda event: _say(event, planned))
+    if on == "ray":
+        from clbench.grid import ray_cluster
+
+        asked = ray_cluster.RayCluster(address=address, threads=threads, gpus=gpus, at_once=jobs)
+        failed = ray_cluster.work_off(
+            planned, asked, more=more, watch=lambda event: _say(event, planned)
+        )
+    else:
+        places = slots(jobs, threads, gpus=here, cpus=_cpus())
+        left = sum(not job.is_finished() for job in planned)
+        if left:
+            typer.echo(f"{left} runs to make, {len(places)} at a time, {threads} thread(s) each")
+        failed = work_off(planned, places, more=more, watch=lambda event: _say(event, planned))
     show(_table(planned))
     if failed:
         raise TrainingError(
@@ -381,6 +395,9 @@ def _say(event: Mapping[str, Any], jobs: list[Job]) -> None:
         return
     if event["event"] == "elsewhere":
         typer.echo(f"left alone, another process makes it: {job.cell.name}")
+        return
+    if event["event"] == "lost":
+        typer.echo(f"its worker is lost, to be handed out again: {job.cell.name}")
         return
     finished = sum(j.is_finished() for j in jobs)
     word = "failed" if job.failed() else "finished" if job.is_finished() else "stopped"

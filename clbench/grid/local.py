@@ -166,12 +166,12 @@ def _start(job: Job, slot: Slot, more: Sequence[str]) -> _Started:
         stderr=subprocess.STDOUT,
         env={**os.environ, **slot.environment},
         start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,  # one thread
+        preexec_fn=end_with_parent if sys.platform == "linux" else None,  # one thread
     )
     return _Started(job=job, slot=slot, process=process, log=log)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have this process asked to stop when the one that started it is killed."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
