@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from slurm_cluster import cluster
+
+from clbench.grid.slurm import queue
 from clbench.store import run_folder
 
 STRATEGIES, SEEDS = ("universal", "finetune"), "0-1"
@@ -80,33 +84,40 @@ class Watch(threading.Thread):
                 self.most[run] = max(self.most[run], count)
 
 
-def study(command: list[str], disturb: Callable[[], str | None], pause_s: float) -> list[str]:
+def study(
+    command: list[str],
+    disturb: Callable[[], str | None],
+    ended: Callable[[], bool],
+    pause_s: float,
+) -> list[str]:
     """Work a study off while it is disturbed; returns what was done to it.
 
     Args:
-        command: `clbench grid` of the study, which stays until it is done.
+        command: `clbench grid` of the study; given again where it ends before the study does.
         disturb: does something to it and says what; None: there was nothing to disturb.
+        ended: whether every run is finished.
         pause_s: mean time between two disturbances.
     """
     done: list[str] = []
     grid = subprocess.Popen(command)
     began = time.monotonic()
-    while grid.poll() is None:
+    while grid.poll() is None or not ended():
+        if grid.poll() is not None:  # on SLURM it returns when all is submitted
+            grid = subprocess.Popen(command)
         time.sleep(random.uniform(0.5, 1.5) * pause_s)
-        if grid.poll() is None and (what := disturb()) is not None:
+        if (what := disturb()) is not None:
             done.append(what)
             print(f"{time.monotonic() - began:.0f} s: {what}", flush=True)
         if time.monotonic() - began > WAIT_S:
             grid.terminate()
             sys.exit("the study did not end")
-    if grid.returncode:
-        sys.exit(f"the study ended with status {grid.returncode}")
     return done
 
 
 @contextmanager
 def on_ray(args: argparse.Namespace) -> Iterator[tuple[list[str], Callable[[Path], str | None]]]:
     """A cluster of two nodes: the options of `clbench grid`, and what disturbs it."""
+    os.environ["RAY_worker_niceness"] = "0"  # on a busy machine 15, Ray's own, is for ever
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -130,6 +141,49 @@ def on_ray(args: argparse.Namespace) -> Iterator[tuple[list[str], Callable[[Path
         cluster.shutdown()
 
 
+@contextmanager
+def on_slurm(args: argparse.Namespace) -> Iterator[tuple[list[str], Callable[[Path], str | None]]]:
+    """A cluster of one node, jobs of a minute: the options of `clbench grid`, and what disturbs it.
+
+    The disturber also submits again what has left the queue unfinished, as a user would.
+    """
+    home = Path(tempfile.mkdtemp(prefix="slurm", dir="/tmp"))
+    kinds = ["killed", "told to go", "requeued", "node"]
+
+    def sbatch(*command: str) -> None:
+        subprocess.run(command, check=False, capture_output=True, timeout=60)
+
+    def disturb(out: Path) -> str | None:
+        for number in queue():  # SLURM lets a job that is queued again wait for two minutes
+            sbatch("scontrol", "update", f"JobId={number}", "StartTime=now")
+        running = sorted(number for number, state in queue().items() if state == "RUNNING")
+        if args.kills <= 0 or not running or not makers(out):
+            return None
+        args.kills -= 1
+        kind, number = kinds[args.kills % len(kinds)], random.choice(running)
+        if kind == "killed":
+            os.kill(random.choice(sorted(makers(out))), signal.SIGKILL)
+            return "a run's process killed"
+        if kind == "told to go":
+            sbatch("scancel", "--signal=USR2", number)
+            return "a job told to go, as before pre-emption"
+        if kind == "requeued":
+            sbatch("scontrol", "requeue", number)
+            return "a job requeued"
+        slurm.kill_node()
+        return "the node killed and started again"
+
+    with cluster(home) as slurm:
+        yield ["--on", "slurm", "--minutes", "1", "--memory-gb", "1"], disturb
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def finished(out: Path) -> int:
+    """Finished runs of a folder of results."""
+    records = map(run_folder.read_record, run_folder.find_runs(out))
+    return sum(record["status"] == "finished" for record in records)
+
+
 def check(out: Path, alone: Path) -> dict[str, object]:
     """What must hold afterwards."""
     runs = {f.relative_to(out): f for f in run_folder.find_runs(out)}
@@ -137,7 +191,7 @@ def check(out: Path, alone: Path) -> dict[str, object]:
     records = [run_folder.read_record(f) for f in runs.values()]
     return {
         "runs": len(runs),
-        "finished": sum(r["status"] == "finished" for r in records),
+        "finished": finished(out),
         "equal_bits": runs.keys() == twins.keys()
         and all(
             (runs[name] / "scores.csv").read_bytes() == (twins[name] / "scores.csv").read_bytes()
@@ -151,7 +205,7 @@ def check(out: Path, alone: Path) -> dict[str, object]:
 def main() -> None:
     """Disturb, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("on", choices=["ray"])
+    parser.add_argument("on", choices=["ray", "slurm"])
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--pause", type=float, default=20, help="seconds between two kills")
@@ -163,9 +217,13 @@ def main() -> None:
         subprocess.run(words(alone, cache, args.epochs), check=True, stdout=subprocess.DEVNULL)
         watch = Watch(out)
         watch.start()
-        with on_ray(args) as (options, disturb):
+        with {"ray": on_ray, "slurm": on_slurm}[args.on](args) as (options, disturb):
+            command = [*words(out, cache, args.epochs), *options]
             done = study(
-                [*words(out, cache, args.epochs), *options], lambda: disturb(out), args.pause
+                command,
+                disturb=lambda: disturb(out),
+                ended=lambda: finished(out) == len(run_folder.find_runs(alone)),
+                pause_s=args.pause,
             )
         watch.ended.set()
         found = check(out, alone)

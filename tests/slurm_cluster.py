@@ -5,12 +5,14 @@ Debian's packages `slurm-wlm` and `munge` hold the programs. All files lie in on
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -84,8 +86,51 @@ def wait_until(true: object, seconds: float = 120) -> None:
     pytest.fail(f"nothing came of it within {seconds} s")
 
 
+class Node:
+    """The one node of a cluster.
+
+    Args:
+        command: what starts its daemon.
+        home: folder of the cluster.
+    """
+
+    def __init__(self, command: Sequence[str], home: Path) -> None:
+        self.command, self.home, self.out = command, home, home / "slurmd.out"
+        self.start()
+
+    def start(self) -> None:
+        """Start the daemon."""
+        with self.out.open("ab") as out:
+            self.daemon = subprocess.Popen(self.command, stdout=out, stderr=subprocess.STDOUT)
+
+    def kill_node(self) -> None:
+        """Let the node lose its power, with all that runs on it; it is there again at once."""
+        self.daemon.kill()
+        self.daemon.wait()
+        for process in reversed(_jobs(self.home)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.start()
+
+
+def _jobs(home: Path) -> list[int]:
+    """Processes of the steps of a cluster's jobs, and all that they started."""
+    parents, steps = {}, set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            stat = (entry / "stat").read_text(encoding="utf-8")
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+            of_this_cluster = str(home).encode() in (entry / "environ").read_bytes()
+            if "slurmstepd" in stat and of_this_cluster:
+                steps.add(int(entry.name))
+    tree = sorted(steps)
+    while more := [p for p, parent in parents.items() if parent in tree and p not in tree]:
+        tree += more
+    return tree
+
+
 @contextmanager
-def cluster(home: Path) -> Iterator[None]:
+def cluster(home: Path) -> Iterator[Node]:
     """Start it, point this process's commands at it, and end it with all its jobs.
 
     Args:
@@ -105,22 +150,24 @@ def cluster(home: Path) -> Iterator[None]:
     munge = [f"--{name}={home}/munge.{name.split('-')[0]}" for name in ("socket", "pid-file")]
     munge += [f"--key-file={key}", f"--log-file={home}/munge.log", f"--seed-file={home}/munge.seed"]
     daemons = []
+    node: Node | None = None
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(conf)
     try:
         for command in (
             ["munged", "--foreground", "--force", *munge],
             ["slurmctld", "-D", "-f", str(conf)],
-            ["slurmd", "-D", "-f", str(conf), "-N", host],
         ):
             with (home / f"{command[0]}.out").open("wb") as out:
                 daemons.append(subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT))
             if command[0] == "munged":
                 wait_until((home / "munge.socket").exists, 20)
+        node = Node(["slurmd", "-D", "-f", str(conf), "-N", host], home)
         wait_until(_is_idle, 60)
-        yield
+        yield node
     finally:
         subprocess.run(["scancel", "--user=root"], check=False, capture_output=True, timeout=30)
+        daemons += [node.daemon] if node else []
         for daemon in reversed(daemons):
             daemon.terminate()
         for daemon in daemons:

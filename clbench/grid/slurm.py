@@ -21,7 +21,7 @@ from clbench.grid.slurm_job import RunInJob
 from clbench.store import files
 
 SIGNAL_S = 120
-"""Seconds before its end that a job is told."""
+"""Seconds before its end that a job is told; half of its time where that is less."""
 MOST_TIMEOUTS = 10_000
 """A run may be longer than any number of time limits; submitit's own default is 3."""
 
@@ -133,7 +133,7 @@ def _submit(
             time=cluster.minutes,
             cpus_per_task=cluster.threads,
             mem=f"{cluster.memory_gb}GB",
-            signal_delay_s=SIGNAL_S,
+            signal_delay_s=min(SIGNAL_S, 30 * cluster.minutes),
             stderr_to_stdout=True,
             array_parallelism=cluster.at_once or len(jobs),
             partition=cluster.partition,
