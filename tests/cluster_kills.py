@@ -117,7 +117,8 @@ def study(
 @contextmanager
 def on_ray(args: argparse.Namespace) -> Iterator[tuple[list[str], Callable[[Path], str | None]]]:
     """A cluster of two nodes: the options of `clbench grid`, and what disturbs it."""
-    os.environ["RAY_worker_niceness"] = "0"  # on a busy machine 15, Ray's own, is for ever
+    # on a busy machine 15, as Ray has it, is for ever
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # the name of one of its settings
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
