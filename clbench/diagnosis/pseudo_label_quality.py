@@ -24,7 +24,7 @@ from clbench.errors import StoreError
 from clbench.evaluation.metrics.continual import mean
 from clbench.evaluation.scoring import context_of, score_case
 from clbench.report.tables.render import EMPTY, Table, long_table, number, signed
-from clbench.run.record import catalog_of, profile_of, strategy_of
+from clbench.run.record import catalog_of, phantom_of, strategy_of
 from clbench.store import run_folder
 from clbench.store.record import RunRecord
 from clbench.strategy.contract import Strategy
@@ -187,9 +187,8 @@ def _of_step(
     """The rows of a step's training cases."""
     source, cases = catalog.source(number), catalog.splits[number - 1].train
     complete, strategy = with_all_organs(source), strategy_of(record)
-    phantom = profile_of(record).phantom
     folders = make_phantom(
-        catalog.cache.root.parent / "phantom", [complete], {source.name: cases}, phantom
+        catalog.cache.root.parent / "phantom", [complete], {source.name: cases}, phantom_of(record)
     )
     files = find_cases(folders[source.name], complete)
     context = context_of(record, catalog.benchmark, number - 1)

@@ -20,13 +20,21 @@ import torch
 import clbench
 from clbench.data.catalog import Catalog, exam_cases
 from clbench.data.layouts import named_folders
+from clbench.data.phantom.generate import version_of
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.case import implementations
 from clbench.run.plan import Plan, load_strategy, open_catalog
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.names import split_order
-from clbench.spec.settings import GROUPS, Profile, change, load_profile, split_overrides
+from clbench.spec.settings import (
+    GROUPS,
+    PhantomSettings,
+    Profile,
+    change,
+    load_profile,
+    split_overrides,
+)
 from clbench.spec.splits import PARTS, Split
 from clbench.spec.toml import benchmark_files, load_benchmark
 from clbench.store import files
@@ -261,6 +269,18 @@ def profile_of(record: RunRecord) -> Profile:
     return Profile(name=recorded["name"], **groups)
 
 
+def phantom_of(record: RunRecord) -> PhantomSettings:
+    """Size and version of the phantom a run was made on; the version as its fingerprint says.
+
+    Raises:
+        DataError: this clbench cannot make that version.
+    """
+    phantom, mark = profile_of(record).phantom, record.data_fingerprint
+    if not mark.startswith("phantom-"):
+        return phantom  # no phantom's fingerprint: whoever compares it will say so
+    return dataclasses.replace(phantom, version=version_of(mark))
+
+
 def strategy_of(record: RunRecord) -> Strategy:
     """The strategy of a run with its hyperparameters."""
     settings = record.settings
@@ -282,6 +302,8 @@ def catalog_of(record: RunRecord, *, data: str | None = None, cache: Path | None
     """
     settings, benchmark, profile = record.settings, benchmark_of(record), profile_of(record)
     data = data or settings["data"]
+    if data is None and not record.patients:
+        profile = dataclasses.replace(profile, phantom=phantom_of(record))
     if cache is None and settings["cache"] is not None:
         cache = Path(settings["cache"])
     recorded = record.identity.splits

@@ -125,7 +125,7 @@ DIGESTS = {
     "body_ext": "8e2cc554e6d6b7b6",
     "body_ext_totalseg": "faa6c92bd7c6b949",
     "public_ext": "93e9b2c1bf5e7eb8",
-    "tumor_ext": "1f654e0fd32c65a6",
+    "tumor_ext": "0d6d4069b3b746c8",
 }
 """Course → hash that runs of it are known by."""
 

@@ -26,6 +26,11 @@ USED = {"train": "trained on", "validation": "chosen by"}
 """What teaching does with the cases of a part: validation steers it, so it is no test either."""
 
 
+TEST_CASES = 20
+"""Test cases of a step on the phantom where neither course nor settings say how many: the paper
+tests on 20 patients in each step of its body extension."""
+
+
 def phantom_split(step: Step | ExternalTest, number: int, settings: PhantomSettings) -> Split:
     """The cases of a step on the phantom: its own list, or new subjects for every step.
 
@@ -43,12 +48,12 @@ def phantom_split(step: Step | ExternalTest, number: int, settings: PhantomSetti
         first = 1000 * number
         return Split(
             name=f"phantom, {step.name}",
-            test=tuple(map(str, range(first, first + settings.test))),
+            test=tuple(map(str, range(first, first + (settings.test or TEST_CASES)))),
             origin="clbench phantom",
         )
     if step.phantom_split is not None:
         return _shorten(step.phantom_split, settings)
-    sizes = (settings.train, settings.validation, settings.test)
+    sizes = (settings.train, settings.validation, settings.test or TEST_CASES)
     ids = iter(range(1000 * number, 1000 * number + sum(sizes)))
     train, validation, test = (tuple(str(next(ids)) for _ in range(n)) for n in sizes)
     return Split(
@@ -61,10 +66,11 @@ def phantom_split(step: Step | ExternalTest, number: int, settings: PhantomSetti
 
 
 def _shorten(split: Split, settings: PhantomSettings) -> Split:
-    """The first cases of each part, as many as the settings ask for."""
+    """The first cases of each part, as many as the settings ask for; all where they do not say."""
     parts = {}
     for part in PARTS:
-        have, want = getattr(split, part), getattr(settings, part)
+        have, asked = getattr(split, part), getattr(settings, part)
+        want = len(have) if asked is None else asked
         if not (0 if part == "validation" else 1) <= want <= len(have):
             raise SettingError(
                 f"the phantom split cannot give {want} {part} cases",
@@ -77,8 +83,8 @@ def _shorten(split: Split, settings: PhantomSettings) -> Split:
 
 
 def _first_tests(split: Split, settings: PhantomSettings) -> Split:
-    """The first test cases, as many as the settings ask for."""
-    if settings.test > len(split.test):
+    """The first test cases, as many as the settings ask for; all where they do not say."""
+    if settings.test is not None and settings.test > len(split.test):
         raise SettingError(
             f"the phantom split cannot give {settings.test} test cases",
             where="phantom.test",

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from clbench.data.layouts import find_layout
 from clbench.data.phantom import body
 from clbench.data.phantom.anatomy import ORDER, tissues
-from clbench.data.phantom.body import Canvas, RandomStream, draw_subject, fill
+from clbench.data.phantom.body import Canvas, RandomStream, Subject, draw_subject, fill
 from clbench.errors import DataError, StoreError
 from clbench.spec.benchmark import Source
 from clbench.spec.settings import PhantomSettings
@@ -34,10 +34,16 @@ from clbench.store.files import atomic_folder, locked, remove_parts, sha256
 from clbench.types import Floats, triple
 
 PHANTOM_VERSION = 2
-"""Raised by any change that moves a voxel; phantoms of two versions never share a folder."""
+"""Of the phantom that runs take by default. Any change that moves a voxel is a version of its own
+in `DOMAINS`; phantoms of two versions never share a folder.
+
+All versions there can be made (`PhantomSettings.version`), so that a recorded run can be verified
+and scored again on the images it saw. Their bodies are drawn by the same code from other random
+numbers.
+"""
 
 FIELD_MM = (346.0, 244.0, 250.0)
-"""Field of view: width, depth, height."""
+"""Field of view where a domain has none of its own: width, depth, height."""
 SUPERSAMPLE_FROM_MM = 3.5
 """From this spacing on each voxel is the mean of 2 x 2 x 2 points, finer ones are one point."""
 TUMOR_CONTRAST_HU = (28.0, 42.0)
@@ -62,24 +68,46 @@ class Domain:
     """Axis codes the files are stored with, one drawn per case."""
     arterial_hu: float = 0.0
     """What arteries gain and veins lose in the arterial phase."""
+    field_mm: tuple[float, float, float] | None = None
+    """Field of view: width, depth, height. None: `FIELD_MM`."""
+    body_size: tuple[float, float, float] | None = None
+    """Mean size of the bodies over that of the standard torso: width, depth, height."""
+    fat: float | None = None
+    """Thickness of the fat under the skin over that of other sources."""
 
 
-DOMAINS: Mapping[str, Domain] = {
-    "btcv": Domain(
-        spacing_mm=(4.5, 4.5, 5.0), enhancement=1.0, noise_hu=9.0, orientations=("LAS",)
-    ),
-    "lits": Domain(
-        spacing_mm=(5.0, 5.0, 4.0), enhancement=0.7, noise_hu=13.0, orientations=("RAS", "LPS")
-    ),
-    "jhh": Domain(
-        spacing_mm=(4.6, 4.6, 5.6),
-        enhancement=0.85,
-        noise_hu=11.0,
-        orientations=("LPS",),
-        arterial_hu=70.0,
-    ),
+_BTCV = Domain(spacing_mm=(4.5, 4.5, 5.0), enhancement=1.0, noise_hu=9.0, orientations=("LAS",))
+_LITS = Domain(
+    spacing_mm=(5.0, 5.0, 4.0), enhancement=0.7, noise_hu=13.0, orientations=("RAS", "LPS")
+)
+_JHH = Domain(
+    spacing_mm=(4.6, 4.6, 5.6),
+    enhancement=0.85,
+    noise_hu=11.0,
+    orientations=("LPS",),
+    arterial_hu=70.0,
+)
+DOMAINS: Mapping[int, Mapping[str, Domain]] = {
+    2: {"btcv": _BTCV, "lits": _LITS, "jhh": _JHH},
+    3: {
+        "btcv": _BTCV,
+        # another hospital: late arterial phase, fewer photons, thicker slices, a smaller field of
+        # view, smaller bodies with more fat. Meant to cost a model of BTCV's organs 0.05 to 0.09
+        # Dice, as other hospitals cost published models (0.03 to 0.12); version 2 costs it 0.02.
+        "lits": replace(
+            _LITS,
+            spacing_mm=(5.2, 5.2, 6.5),
+            enhancement=0.55,
+            noise_hu=18.0,
+            arterial_hu=30.0,
+            field_mm=(330.0, 236.0, 236.0),
+            body_size=(0.97, 0.95, 0.97),
+            fat=1.3,
+        ),
+        "jhh": _JHH,
+    },
 }
-"""Per layout; a source of any other layout draws its own."""
+"""Per version and layout; a source of any other layout draws its own."""
 ARTERIES = (
     "aorta", "celiac_trunk", "superior_mesenteric_artery", "left_iliac_artery",
     "right_iliac_artery",
@@ -87,11 +115,11 @@ ARTERIES = (
 VEINS = ("postcava", "portal_and_splenic_vein")
 
 
-def domain_of(source: Source) -> Domain:
+def domain_of(source: Source, version: int = PHANTOM_VERSION) -> Domain:
     """The acquisition that a source's cases share."""
-    if source.layout in DOMAINS:
-        return DOMAINS[source.layout]
-    stream = RandomStream(PHANTOM_VERSION, source.name, "domain")
+    if source.layout in DOMAINS[version]:
+        return DOMAINS[version][source.layout]
+    stream = RandomStream(version, source.name, "domain")
     plane = stream.uniform(4.2, 5.0)
     return Domain(
         spacing_mm=(plane, plane, stream.uniform(3.5, 5.0)),
@@ -121,16 +149,20 @@ class PhantomCase:
     """Voxel → RAS mm, shape (4, 4)."""
 
 
-def make_case(source: Source, case: str, spacing_mm: float) -> PhantomCase:
+def make_case(
+    source: Source, case: str, spacing_mm: float, version: int = PHANTOM_VERSION
+) -> PhantomCase:
     """One case of a source; it depends on nothing but these arguments and the version.
 
     Args:
         source: decides domain, label values and which structures the case annotates.
         case: case id.
         spacing_mm: see `PhantomSettings.spacing_mm`.
+        version: see `PHANTOM_VERSION`.
     """
-    key = f"{PHANTOM_VERSION}/{source.name}/{case}"
-    domain, stream = domain_of(source), RandomStream(key, "grid")
+    key = f"{version}/{source.name}/{case}"
+    domain, stream = domain_of(source, version), RandomStream(key, "grid")
+    field_mm = domain.field_mm or FIELD_MM
     plane, slices = stream.uniforms(0.96, 1.04, 2).tolist()
     spacing = [
         base * jitter * spacing_mm / 5.0
@@ -139,7 +171,7 @@ def make_case(source: Source, case: str, spacing_mm: float) -> PhantomCase:
     factor = 2 if spacing_mm >= SUPERSAMPLE_FROM_MM else 1
     axes, counts = [], []
     for size, step, start in zip(
-        FIELD_MM, spacing, (-0.5 * FIELD_MM[0], -0.5 * FIELD_MM[1], 0.0), strict=True
+        field_mm, spacing, (-0.5 * field_mm[0], -0.5 * field_mm[1], 0.0), strict=True
     ):
         count = int(size / step)
         slack = 0.5 * (size - count * step)
@@ -147,7 +179,7 @@ def make_case(source: Source, case: str, spacing_mm: float) -> PhantomCase:
         axes.append(start + slack + (fine + 0.5) * (step / factor))
         counts.append(count)
     has_tumors = "liver_tumor" in source.structures and not tumor_free(case)
-    subject = draw_subject(key, tumors=has_tumors)
+    subject = _of_population(draw_subject(key, tumors=has_tumors), domain)
     canvas = fill(subject, triple(axes))
     image = _image(canvas, key, domain, factor)
     label = _label(canvas, source, case, factor)
@@ -155,6 +187,16 @@ def make_case(source: Source, case: str, spacing_mm: float) -> PhantomCase:
     affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
     affine[:3, 3] = [-origin[0], -origin[1], origin[2]]
     return PhantomCase(image=image, label=label, affine=affine)
+
+
+def _of_population(subject: Subject, domain: Domain) -> Subject:
+    """The subject as one of the domain's patients: of their size, with their fat."""
+    size, fat = domain.body_size or (1.0, 1.0, 1.0), domain.fat or 1.0
+    return replace(
+        subject,
+        scale=triple(a * b for a, b in zip(subject.scale, size, strict=True)),
+        fat_mm=triple(fat * mm for mm in subject.fat_mm),
+    )
 
 
 def _blocks(fine: npt.NDArray[Any], factor: int) -> list[npt.NDArray[Any]]:
@@ -283,7 +325,7 @@ def fingerprint(
     table = {name: asdict(row) for name, row in tissues().items()}
     knobs = {
         "phantom.ORDER": ORDER,
-        "phantom.PHANTOM_VERSION": PHANTOM_VERSION,
+        "phantom.PHANTOM_VERSION": settings.version,
         "phantom.FIELD_MM": FIELD_MM,
         "phantom.SUPERSAMPLE_FROM_MM": SUPERSAMPLE_FROM_MM,
         "phantom.TUMOR_CONTRAST_HU": TUMOR_CONTRAST_HU,
@@ -304,10 +346,13 @@ def fingerprint(
         "body.CAVITY_MM": body.CAVITY_MM,
     }
     content = {
-        "version": PHANTOM_VERSION,
+        "version": settings.version,
         "spacing_mm": settings.spacing_mm,
         "knobs": knobs,
-        "domains": {name: asdict(domain) for name, domain in DOMAINS.items()},
+        "domains": {
+            name: {field: value for field, value in asdict(domain).items() if value is not None}
+            for name, domain in DOMAINS[settings.version].items()
+        },
         "table": table,
         "sources": [
             {
@@ -321,7 +366,24 @@ def fingerprint(
         ],
     }
     text = json.dumps(content, sort_keys=True)
-    return f"phantom-{PHANTOM_VERSION}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"phantom-{settings.version}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def version_of(mark: str) -> int:
+    """The version of the phantom that a fingerprint names.
+
+    Raises:
+        DataError: this clbench cannot make it.
+    """
+    version = mark.removeprefix("phantom-").partition("-")[0]
+    if not version.isdecimal() or int(version) not in DOMAINS:
+        raise DataError(
+            "the phantom of this version cannot be made any more",
+            expected=f"version {', '.join(map(str, DOMAINS))}",
+            got=mark,
+            next_step="use the clbench that made the run, or run it again",
+        )
+    return int(version)
 
 
 CHECKSUMS = "checksums.json"
@@ -366,7 +428,7 @@ def make_phantom(
     def fill(folder: Path) -> None:
         jobs = [(source, case) for source in wanted for case in cases[source.name]]
         with ThreadPoolExecutor(max_workers=min(2, os.cpu_count() or 1)) as pool:
-            list(pool.map(lambda job: _write(folder, job[0], job[1], settings.spacing_mm), jobs))
+            list(pool.map(lambda job: _write(folder, job[0], job[1], settings), jobs))
         for source in wanted:
             index = find_layout(source.layout).index(cases[source.name])
             for name, text in index.items():
@@ -419,10 +481,10 @@ def _check(needed: Sequence[str]) -> None:
             )
 
 
-def _write(folder: Path, source: Source, case: str, spacing_mm: float) -> None:
-    phantom_case = make_case(source, case, spacing_mm)
-    codes = domain_of(source).orientations
-    stream = RandomStream(PHANTOM_VERSION, source.name, case, "orientation")
+def _write(folder: Path, source: Source, case: str, settings: PhantomSettings) -> None:
+    phantom_case = make_case(source, case, settings.spacing_mm, settings.version)
+    codes = domain_of(source, settings.version).orientations
+    stream = RandomStream(settings.version, source.name, case, "orientation")
     stored = codes[int(stream.uniform(0, len(codes)))]
     image, label = find_layout(source.layout).paths(folder / source.name, case)
     arrays: dict[Path, npt.NDArray[Any]] = {image: phantom_case.image}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,23 @@ from clbench.data.layouts import LAYOUTS, find_cases
 from clbench.data.phantom import generate as room
 from clbench.data.phantom.anatomy import tissues
 from clbench.data.phantom.generate import (
+    domain_of,
     fingerprint,
     known_structures,
     label_values,
     make_case,
     make_phantom,
     tumor_free,
+    version_of,
     with_all_organs,
 )
 from clbench.data.volume import Volume, preprocess
 from clbench.errors import DataError, StoreError
+from clbench.run.record import phantom_of
 from clbench.spec import registry
 from clbench.spec.benchmark import Preprocessing, Source
 from clbench.spec.settings import PhantomSettings, load_profile
+from clbench.store.record import RunRecord
 
 BENCH = registry.benchmark("tumor_ext")
 BTCV, LITS = BENCH.sources
@@ -140,10 +143,12 @@ def test_about_one_in_seven_has_no_tumor() -> None:
 @pytest.mark.parametrize("name", ["body_ext", "body_ext_totalseg"])
 def test_the_courses_of_the_body_find_all_they_teach(name: str, root: Path) -> None:
     """Vessels of a few voxels included, in every case, at the grid `quick` trains on."""
+    spacing_mm = load_profile("quick").data.spacing_mm
+    assert spacing_mm is not None
     bench = registry.benchmark(name)
     source = bench.reads(bench.sources[0].name)
     cases = {source.name: ("1", "2", "3") if name == "body_ext" else ("s0001", "s0002", "s0003")}
-    pre = Preprocessing(spacing_mm=(5.0, 5.0, 5.0))
+    pre = Preprocessing(spacing_mm=spacing_mm)
     made = make_phantom(root, [source], cases, PhantomSettings())
     taught = bench.structures(3)
     thick = set()
@@ -199,16 +204,36 @@ def test_a_case_depends_on_its_name_alone(source: Source) -> None:
     assert one.label.shape != other.label.shape or (one.label != other.label).any()
 
 
-def test_labels_are_these_on_every_machine() -> None:
+@pytest.mark.parametrize("version", [2, 3])
+def test_labels_are_these_on_every_machine(version: int) -> None:
     """A change here moves every phantom number: raise PHANTOM_VERSION."""
     marks = {}
     for source, case in ((BTCV, "1"), (LITS, "0")):
-        made = make_case(source, case, 10.0)
+        made = make_case(source, case, 10.0, version)
         marks[source.name] = hashlib.sha256(
             np.array(made.label.shape).tobytes() + np.ascontiguousarray(made.label).tobytes()
         ).hexdigest()[:16]
-    assert room.PHANTOM_VERSION == 2
-    assert marks == MARKS
+    assert marks == MARKS[version]
+
+
+def test_versions_that_can_be_made_are_named() -> None:
+    assert PhantomSettings().version == room.PHANTOM_VERSION
+    assert {PhantomSettings(version=version).version for version in room.DOMAINS} == {2, 3}
+    with pytest.raises(DataError, match="cannot be made any more") as err:
+        version_of("phantom-1-0123456789abcdef")
+    assert "version 2, 3" in str(err.value)
+
+
+def test_the_second_source_is_another_hospital() -> None:
+    """Every way in which scanners, protocols and patients differ, and some of each in the image."""
+    near, far = (domain_of(source, 3) for source in (BTCV, LITS))
+    alike = [f.name for f in fields(near) if getattr(near, f.name) == getattr(far, f.name)]
+    assert alike == []
+    one, other = (make_case(source, "1", 12.0, 3) for source in (BTCV, LITS))
+    size_mm = [
+        np.array(made.image.shape) * np.abs(np.diag(made.affine)[:3]) for made in (one, other)
+    ]
+    assert (size_mm[1] < size_mm[0]).all()
 
 
 def test_what_is_written_is_what_was_made(folders: dict[str, Path]) -> None:
@@ -271,28 +296,36 @@ def test_the_fingerprint(cases: Any, settings: PhantomSettings, same: bool) -> N
     assert one.startswith("phantom-2-")
 
 
-@pytest.mark.parametrize("bench", ["tumor_ext", "body_ext"])
-def test_the_fingerprint_is_that_of_the_reference_runs(bench: str) -> None:
-    """It is part of every run's id: one that moves would orphan all runs on the phantom."""
-    pinned = {
-        "tumor_ext": "phantom-2-31fd4c33ba730872",
-        "body_ext": "phantom-2-9ad6ff4da9d94ca6",
-    }
-    benchmark, quick = registry.benchmark(bench), load_profile("quick").phantom
+def fingerprint_of(bench: str, settings: PhantomSettings) -> str:
+    benchmark = registry.benchmark(bench)
     cases: dict[str, list[str]] = {source.name: [] for source in benchmark.sources}
     for number, step in enumerate(benchmark.steps, 1):
-        cases[step.source] += phantom_split(step, number, quick).cases
+        cases[step.source] += phantom_split(step, number, settings).cases
     unique = {name: list(dict.fromkeys(ids)) for name, ids in cases.items()}
-    assert fingerprint(benchmark.sources, unique, quick) == pinned[bench]
-    records = sorted((ROOT / "results" / "reference" / bench).glob("*/*/run.json"))
-    recorded = {json.loads(p.read_text())["identity"]["data_fingerprint"] for p in records}
-    assert recorded == {pinned[bench]}
+    return fingerprint(benchmark.sources, unique, settings)
 
 
-def test_the_fingerprint_follows_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = fingerprint(BENCH.sources, CASES, COARSE)
-    monkeypatch.setattr(room, "PHANTOM_VERSION", 3)
-    assert fingerprint(BENCH.sources, CASES, COARSE) != one
+@pytest.mark.parametrize(
+    ("bench", "two", "three"),
+    [
+        ("tumor_ext", "phantom-2-31fd4c33ba730872", "phantom-3-8ac2d227ad746ee7"),
+        ("body_ext", "phantom-2-9ad6ff4da9d94ca6", "phantom-3-897b1c685b5b43b9"),
+    ],
+)
+def test_the_fingerprint_is_that_of_recorded_runs(bench: str, two: str, three: str) -> None:
+    """It is part of every run's id: one that moves would orphan all runs on the phantom."""
+    assert fingerprint_of(bench, load_profile("quick").phantom) == two
+    assert fingerprint_of(bench, PhantomSettings(version=3, test=None)) == three
+    paths = sorted((ROOT / "results" / "reference" / bench).glob("*/*/run.json"))
+    records = [RunRecord.read(path.parent) for path in paths]
+    assert {record.data_fingerprint for record in records} == {two}
+    assert {phantom_of(record).version for record in records} == {2}  # verified on what they saw
+
+
+def test_the_fingerprint_follows_the_version() -> None:
+    one, two = (fingerprint(BENCH.sources, CASES, replace(COARSE, version=v)) for v in (2, 3))
+    assert one != two
+    assert (version_of(one), version_of(two)) == (2, 3)
 
 
 def test_what_it_does_not_have_is_refused(tmp_path: Path) -> None:
@@ -302,15 +335,26 @@ def test_what_it_does_not_have_is_refused(tmp_path: Path) -> None:
     assert "--data" in str(err.value)
 
 
-def test_the_benchmarks_split_is_sixteen_four_eight(tmp_path: Path) -> None:
+def test_as_many_test_patients_as_the_paper() -> None:
+    tests = {"btcv": 12, "lits": 20}
     for step in BENCH.steps:
-        split = step.phantom_split
-        assert (len(split.train), len(split.validation), len(split.test)) == (16, 4, 8)
+        split, paper = step.phantom_split, step.split
+        assert (len(split.train), len(split.validation)) == (16, 4)
+        assert len(split.test) == len(paper.test) == tests[step.source]
+    organs = [len(BTCV.annotated(c)) for c in BENCH.steps[0].phantom_split.test]
+    assert (organs.count(13), organs.count(8)) == (8, 4)  # as in the authors' list
+    body = registry.benchmark("body_ext")
+    for number, step in enumerate(body.steps, 1):
+        assert len(phantom_split(step, number, PhantomSettings(test=None)).test) == 20
     eight = [c for c in BENCH.steps[0].phantom_split.cases if len(BTCV.annotated(c)) == 8]
     assert 4 <= len(eight) <= 12
 
 
-MARKS = {"btcv": "a2e18b40fc17aa19", "lits": "8c1c162555b69423"}
+MARKS = {
+    2: {"btcv": "a2e18b40fc17aa19", "lits": "8c1c162555b69423"},
+    3: {"btcv": "adedf54adb4e6a70", "lits": "ba84d21f3d678bfc"},
+}
+"""Version → SHA-256 of a label map's shape and voxels."""
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone", "altered"])
