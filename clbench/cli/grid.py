@@ -313,21 +313,23 @@ def _plan(study: StudyFile, cache: Path | None) -> list[Job]:
     from clbench.run.plan import RunSettings, resolve
 
     def plan(cell: Cell) -> Plan:
-        plan = resolve(
-            RunSettings(
-                bench=cell.bench,
-                strategy=cell.strategy,
-                seed=cell.seed,
-                profile=cell.profile,
-                data=cell.data,
-                splits=parse_splits(list(cell.splits)),
-                out=cell.out,
-                overrides=cell.overrides,
-                device="cpu",  # planning computes nothing
-                cache=cache,
-            )
+        settings = RunSettings(
+            bench=cell.bench,
+            strategy=cell.strategy,
+            seed=cell.seed,
+            profile=cell.profile,
+            data=cell.data,
+            splits=parse_splits(list(cell.splits)),
+            out=cell.out,
+            overrides=cell.overrides,
+            device="cpu",  # planning computes nothing
+            cache=cache,
         )
-        return plan.open()
+        if cell.tuned is None:
+            return resolve(settings).open()
+        from clbench.tuning.tuned_file import plan_tuned
+
+        return plan_tuned(settings, Path(cell.tuned))
 
     return plan_jobs(cells(study), plan)
 

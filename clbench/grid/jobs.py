@@ -89,9 +89,11 @@ class Job:
         return RunRecord.read(self.folder) if (self.folder / "run.json").exists() else None
 
     def is_finished(self) -> bool:
-        """Whether all steps are taught and examined."""
+        """Whether all steps are taught and examined, and the record says how it was tuned."""
         record = self.record()
-        return record is not None and record.status == "finished"
+        if record is None or record.status != "finished":
+            return False
+        return self.cell.tuned is None or record.tuned is not None
 
     def is_running(self) -> bool:
         """Whether a process works on it, here or on another machine that shares its files."""

@@ -67,6 +67,10 @@ class StudyFile:
         Mapping[str, Names], Field(description='a table such as tumor_ext = ["btcv=FILE.toml"]')
     ] = field(default_factory=dict)
     """Course → `--split` words of its runs."""
+    tuned: Annotated[
+        Mapping[str, str], Field(description='a table such as tumor_ext = "tuned.toml"')
+    ] = field(default_factory=dict)
+    """Course → settings file of `clbench tune`, which holds every strategy; absent: not tuned."""
     out: str = "results"
     """Where run folders go."""
 
@@ -91,6 +95,8 @@ class Cell:
     """None: the phantom."""
     splits: tuple[str, ...]
     """`SOURCE=FILE.toml` words."""
+    tuned: str | None = None
+    """Settings file of `clbench tune`."""
     out: Path
     """Where run folders go."""
 
@@ -103,7 +109,8 @@ class Cell:
     def arguments(self) -> list[str]:
         """The arguments of `clbench run` that make it."""
         arguments = ["--bench", self.bench, "--strategy", self.strategy, "--seed", str(self.seed)]
-        for option, value in (("--profile", self.profile), ("--data", self.data)):
+        single = (("--profile", self.profile), ("--data", self.data), ("--tuned", self.tuned))
+        for option, value in single:
             arguments += [option, value] if value is not None else []
         for option, values in (("--split", self.splits), ("--set", self.overrides)):
             arguments += [word for value in values for word in (option, value)]
@@ -117,7 +124,7 @@ def read_study(path: Path) -> StudyFile:
         SpecError: no TOML, an unknown field, an empty list, or settings of a course not in it.
     """
     study = from_toml(StudyFile, read_toml(path), raised=SpecError, where=path)
-    for key, table in (("data", study.data), ("splits", study.splits)):
+    for key, table in (("data", study.data), ("splits", study.splits), ("tuned", study.tuned)):
         if strange := sorted(set(table) - set(study.courses)):
             raise SpecError(
                 f"{key} of a course that the study does not have",
@@ -148,5 +155,6 @@ def cells(study: StudyFile) -> Iterator[Cell]:
             overrides=overrides,
             data=study.data.get(course),
             splits=study.splits.get(course, ()),
+            tuned=study.tuned.get(course),
             out=Path(study.out),
         )

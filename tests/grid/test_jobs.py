@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,3 +80,16 @@ def test_what_is_left_is_estimated_from_what_was_measured(
 def test_a_job_says_its_command(make_job: MakeJob) -> None:
     job = make_job("lwf", 3)
     assert job.command().startswith("clbench run --bench tumor_ext --strategy lwf --seed 3 --out ")
+
+
+def test_a_finished_run_that_does_not_know_of_its_tuning_is_not_left(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    job = make_job("lwf", 0)
+    finish(job, finished_record, seconds=(1.0, 1.0))
+    tuned = replace(job, cell=replace(job.cell, tuned="tuned.toml"))
+    assert job.is_finished()
+    assert not tuned.is_finished()
+    path = job.folder / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "tuned": {"rule": "transfer"}}))
+    assert tuned.is_finished()

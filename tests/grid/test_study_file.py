@@ -33,6 +33,8 @@ def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
             tumor_ext = "btcv=/d/B,lits=/d/L"
             [splits]
             tumor_ext = ["btcv=own.toml"]
+            [tuned]
+            tumor_ext = "tuned.toml"
             """,
         )
     )
@@ -41,11 +43,12 @@ def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
     assert [c.seed for c in made[:4]] == [0, 2, 0, 2]
     assert made[0].arguments() == [
         *("--bench", "tumor_ext", "--strategy", "universal", "--seed", "0"),
-        *("--profile", "quick", "--data", "btcv=/d/B,lits=/d/L", "--split", "btcv=own.toml"),
-        *("--out", "runs"),
+        *("--profile", "quick", "--data", "btcv=/d/B,lits=/d/L", "--tuned", "tuned.toml"),
+        *("--split", "btcv=own.toml", "--out", "runs"),
     ]
     last = made[-1]
     assert (last.bench, last.data, last.splits) == ("own/course.toml", None, ())
+    assert last.tuned is None
     assert last.arguments()[-6:-2] == ["--set", "train.lr=0.0001", "--set", "train.epochs=2"]
 
 
