@@ -149,6 +149,13 @@ def space_of(kind: type[Any]) -> dict[str, Range | Choice]:
     for name, span in joined.items():
         if name not in known:
             raise unknown_setting(name, known, where)
+        if span is not None and not isinstance(span, Range | Choice):
+            raise SettingError(
+                "a search space is made of Range and Choice",
+                where=f"{where}, {name}",
+                expected="Range(low=0.1, high=10.0, log=True), or Choice((1, 2))",
+                got=repr(span),
+            )
         if span is not None:
             span.bounds(f"{where}, {name}")
     return {name: span for name, span in joined.items() if span is not None}

@@ -60,6 +60,7 @@ def made(space: SearchSpace) -> type[Any]:
         ({"weight": Range(low=2.0, high=1.0)}, "contradict"),
         ({"weight": Range(low=0.0, high=1.0, log=True)}, "contradict"),
         ({"weight": Choice((1.0, 1.0))}, "nothing to choose from"),
+        ({"weight": (0.1, 1.0)}, "made of Range and Choice"),
         ({"wieght": Range(low=0.1, high=1.0)}, "did you mean strategy.weight"),
         ({"train.lrr": Range(low=0.1, high=1.0)}, "did you mean train.lr"),
     ],

@@ -30,6 +30,7 @@ from clbench.strategy import contract
 from clbench.strategy.contract import Batch, Group, Kit, Lesson, Memory, Predictor, Strategy
 from clbench.strategy.losses import dice_bce, targets
 from clbench.strategy.partial_labels import allowed_channels, mean_ce
+from clbench.strategy.search_space import Range, SearchSpace
 from clbench.testing.strategy_check import LATE, RULES, check_strategy
 
 # ------------------------------------------------------------------------- an honest strategy
@@ -92,6 +93,12 @@ class Named(Honest):
     """Counts its versions in words."""
 
     version: ClassVar[Any] = "v2"
+
+
+class Unbounded(Honest):
+    """Leaves out one end of its search space."""
+
+    search_space: ClassVar[SearchSpace] = {"train.lr": Range(low=1e-5, log=True)}
 
 
 @dataclass(kw_only=True, unsafe_hash=True)
@@ -588,6 +595,7 @@ BROKEN: dict[type, str] = {
     Thawed: "declarations are legal",
     OnePenalty: "declarations are legal",
     Named: "declarations are legal",
+    Unbounded: "declarations are legal",
     NoModel: "builds",
     Shrinks: "builds",
     OneAtATime: "grows in any order",

@@ -10,8 +10,10 @@ from typing import get_args, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from clbench.errors import SettingError
 from clbench.nets.output import Output
 from clbench.strategy.contract import Declaration, Lesson
+from clbench.strategy.search_space import space_of
 from clbench.testing.fixtures import PATCH, confident_output, perturb, same
 from clbench.testing.harness import StrategyHarness
 from clbench.testing.report import Broken
@@ -71,6 +73,12 @@ def declarations_are_legal(harness: StrategyHarness) -> None:
             expected='for example ("kd",); a tuple of one name needs its comma',
             got=repr(terms),
         )
+    try:
+        space_of(type(strategy))
+    except SettingError as err:
+        raise Broken(
+            err.what, where=err.where, expected=err.expected, got=err.got, next_step=err.next_step
+        ) from None
 
 
 # ------------------------------------------------------------------------------------- models
