@@ -30,7 +30,7 @@ from clbench.store import checkpoint, run_folder
 from clbench.store import files as store_files
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
-from clbench.store.shared_steps import continues, run_name, take_step
+from clbench.store.shared_steps import adopt_step, continues, run_name, take_step
 from clbench.strategy.contract import Lesson, Memory, Strategy
 from clbench.training import past_data
 from clbench.training.monitors import warnings_of
@@ -221,14 +221,14 @@ class Course:
         """Make `model` and `memory` those after the step: from a checkpoint, or by teaching."""
         plan, number = self.plan, lesson.number
         strategy = plan.strategy.first_step() if number == 1 else plan.strategy
-        path = run_folder.checkpoint_path(plan.folder, number, self.record.shared_step1)
+        path = plan.folder / f"step{number}.pt"
         if plan.benchmark.steps[number - 1].given is not None:
+            path = run_folder.checkpoint_path(plan.folder, number, self.record.shared_step1)
             self._take_given(strategy, lesson, path)
         elif path.exists():
             self.model, self.memory = loaded(plan, strategy, lesson, path)
         else:
             self._share(strategy, lesson)
-            path = plan.folder / path.name
         cost = store_files.read_json(path.with_suffix(".json"))
         self._opened({str(number): cost.pop("opened")})
         for host in cost.pop("hosts", ()):
@@ -240,7 +240,7 @@ class Course:
         shared = number == 1 or (origin is not None and origin["run"] != run_name(plan.folder))
         self.record.cost.setdefault(str(number), {})["train"] = {**cost, "shared": shared}
         log = plan.folder / "events.jsonl"
-        if not log.exists():  # a run made before 0.2: the record is whole in its own folder
+        if not log.exists():  # of a given step, made before 0.2
             store_files.write_bytes(log, (path.parent / log.name).read_bytes())
         self.record.warnings = [
             *plan.catalog.warnings(),
@@ -259,6 +259,10 @@ class Course:
             said = f"waiting for another run to teach step {number}, which this one shares"
             self.watch({"event": "note", "what": said})
         with alone(path.parent, wait=True):
+            old = run_folder.checkpoint_path(plan.folder, number, self.record.shared_step1)
+            trusted = self.record.steps_done or "code" not in plan.steps[0]
+            if number == 1 and trusted and old.exists() and not path.exists():
+                adopt_step(old, path)
             if plan.settings.fresh or path.exists():
                 for left in ("resume", "pseudo"):  # by a process killed after its last use
                     shutil.rmtree(path.parent / left, ignore_errors=True)

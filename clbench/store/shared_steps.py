@@ -18,6 +18,23 @@ def run_name(folder: Path) -> str:
     return "/".join(folder.absolute().parts[-3:])
 
 
+def adopt_step(old: Path, path: Path) -> None:
+    """Share a first step that was taught before 0.2, when strategies of one course shared it.
+
+    Args:
+        old: its checkpoint.
+        path: where it lies from now on.
+
+    Raises:
+        StoreError: a file beside it is missing, or the disk is full.
+    """
+    origin = {"identity": path.parent.name, "run": None, "before": None}
+    note = {**files.read_json(old.with_suffix(".json")), "origin": origin}
+    files.write_json(path.with_suffix(".json"), note)
+    files.link_or_copy(old.with_name("events.jsonl"), path.with_name("events.jsonl"))
+    files.link_or_copy(old, path)
+
+
 def continues(path: Path, before: str | None) -> bool:
     """Whether a step is taught, and from the very model that a run has.
 

@@ -200,6 +200,22 @@ def test_a_shared_step_that_was_deleted_is_taught_again_from_what_the_run_has(
     assert taught == [2]
 
 
+def test_a_first_step_taught_before_0_2_is_shared_too(
+    runs: Runs, base: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    copy = Runs(tmp_path, cache_root)
+    plan = copy.plan(course())
+    old = tmp_path / "kit" / "_shared" / plan.shared_step1
+    shutil.copytree(runs.plan(course()).step_folder(1), old)
+    note = files.read_json(old / "step1.json")
+    del note["origin"]
+    files.write_json(old / "step1.json", note)
+    folder, taught = copy.run(plan)
+    assert taught == [2]
+    assert (folder / "scores.csv").read_bytes() == (base / "scores.csv").read_bytes()
+    assert (folder / "events.jsonl").read_bytes() == (base / "events.jsonl").read_bytes()
+
+
 def test_fresh_teaches_all_anew_and_leaves_other_runs_alone(
     runs: Runs, base: Path, cache_root: Path, tmp_path: Path
 ) -> None:
