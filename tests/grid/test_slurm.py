@@ -6,6 +6,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from slurm_cluster import cluster, need_slurm, wait_until
 from clbench.errors import SettingError
 from clbench.grid import slurm
 from clbench.grid.jobs import Job, State, states
-from clbench.grid.slurm import Cluster, job_id, queue, submit, with_queue
+from clbench.grid.slurm import Cluster, job_id, leaders, queue, submit, with_queue
 from clbench.grid.slurm_job import RunInJob
 from clbench.store.files import write_json
 
@@ -107,6 +108,24 @@ def test_what_the_cluster_cannot_give_is_an_error(make_job: MakeJob) -> None:
         submit([job], Cluster(partition="gpu_long", memory_gb=1))
     assert "partition" in str(err.value.got)
     assert job_id(job) is None
+
+
+def test_a_run_begins_after_the_one_that_teaches_most_of_what_it_lacks(make_job: MakeJob) -> None:
+    def job(name: str, *steps: str) -> Job:
+        made = make_job(name, 0)
+        return replace(made, step_folders=tuple(made.cell.out / "_shared" / s for s in steps))
+
+    one, two = job("one", "a", "b1"), job("two", "a", "b", "c1")
+    three, four = job("three", "a", "b", "c2"), job("four", "d")
+    after = leaders([one, two, three, four], queued=[])
+    assert [after[j.folder] for j in (one, two, three, four)] == [None, one, two, None]
+    assert leaders([three], queued=[one])[three.folder] is one
+    for number, step in enumerate("ab", 1):
+        folder = one.cell.out / "_shared" / step
+        folder.mkdir(parents=True)
+        (folder / f"step{number}.pt").touch()
+    after = leaders([one, two, three, four], queued=[])
+    assert [after[j.folder] for j in (one, two, three, four)] == [None, None, None, None]
 
 
 def test_no_slurm_and_too_many_gpus(

@@ -3,7 +3,8 @@
 One after another: a process of `clbench run` each, with as many threads as there are cores. As a
 grid: `clbench grid`, processes of one thread. Scores of the grid must equal, to the bit, those of
 single runs of one thread: the first run is made a third time to see. Times are those of the clock,
-so the machine must be quiet. Prints one JSON object.
+so the machine must be quiet; `load` says how many processes wanted its cores meanwhile. Prints one
+JSON object.
 Run: `python tests/perf/grid.py --epochs 4`.
 """
 
@@ -37,9 +38,17 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=["universal", "finetune", "lwf"])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--profile", default="quick")
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
-    same = ["--bench", "tumor_ext", "--profile", "quick", "--set", f"train.epochs={args.epochs}"]
+    same = [
+        "--bench",
+        "tumor_ext",
+        "--profile",
+        args.profile,
+        "--set",
+        f"train.epochs={args.epochs}",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         cache = ["--cache", f"{folder}/cache"]
         first = ["--strategy", args.strategies[0], "--seed", "0"]
@@ -64,6 +73,7 @@ def main() -> None:
         (alone,) = Path(folder, "single").glob(kind)
         twin = Path(folder, "grid", *alone.relative_to(Path(folder, "single")).parts)
         measured["ratio"] = round(measured["grid_s"] / measured["loop_s"], 3)
+        measured["load"] = round(os.getloadavg()[2], 1)
         measured["equal_bits"] = alone.read_bytes() == twin.read_bytes()
     print(json.dumps(measured))
 
