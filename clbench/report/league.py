@@ -19,11 +19,11 @@ from clbench.errors import ClbenchError, SettingError, StoreError
 from clbench.report.page.matrix import HEADS, Cell, ranks_text
 from clbench.report.past_images import past_card
 from clbench.report.scores import Run, Scores, StrategyScores, read_frame, scores_of, title_of
-from clbench.report.significance.endpoints import ENDPOINTS, FINAL, Which, hole, table
+from clbench.report.significance.endpoints import ENDPOINTS, FINAL, Which, hole, interval, table
+from clbench.report.significance.ranking import ties_of
 from clbench.report.study import Protocol
 from clbench.report.tables.render import EMPTY, Table, long_table
-from clbench.statistics.macro_estimate import macro_interval
-from clbench.statistics.ranking import Ties, tie_groups
+from clbench.statistics.ranking import Ties
 from clbench.store import files, run_folder
 from clbench.store.record import refuse_mixture
 from clbench.types import Floats
@@ -208,13 +208,7 @@ def league_of(
         for method in of.strategies
     ]
     whole = [k for k, (_, of, method) in enumerate(methods) if not hole(of, method, FINAL)]
-    ties = tie_groups(
-        [_averaged(methods[k][1], methods[k][2]) for k in whole],
-        alpha=protocol.alpha,
-        correction=protocol.correction,
-        draws=protocol.draws,
-        seed=protocol.seed,
-    )
+    ties = ties_of([_averaged(*methods[k][1:]) for k in whole], protocol)
     entries = [_entry(*each, protocol) for each in methods]
     ranked = [
         replace(entries[whole[k]], groups=ties.letters(place), ranks=ties.ranks[place])
@@ -300,14 +294,9 @@ def _entry(
     """A method without its group."""
     cells = {}
     for endpoint in ENDPOINTS[: 3 if scores.last > 1 else 1]:
-        values = table(scores, method, endpoint, method.seeds)
-        bounds = None if endpoint.name == "kept" else (0.0, 1.0)
-        mean = macro_interval(values, level=protocol.level, bounds=bounds) if values else None
-        cells[endpoint.name] = (
-            Cell(why=hole(scores, method, endpoint))
-            if mean is None or math.isnan(mean.estimate)
-            else Cell(value=mean.estimate, low=mean.low, high=mean.high)
-        )
+        mean = interval(scores, method, endpoint, protocol.level)
+        why = hole(scores, method, endpoint) if math.isnan(mean.estimate) else ""
+        cells[endpoint.name] = Cell(value=mean.estimate, low=mean.low, high=mean.high, why=why)
     again = all(run.record.run_id in submission.recomputed for run in method.runs)
     return Entry(
         submission=submission.name,

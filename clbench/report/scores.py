@@ -246,17 +246,12 @@ class Scores:
     def means(self) -> dict[str, tuple[str, ...]]:
         """Table groups: name → structures, in the order they are complete, smaller ones first."""
         groups = {
-            name: members
+            name: tuple(members)
             for name, members in self.record.course.groups.items()
             if set(members) <= set(self.learned_at)
         }
-        return {
-            name: tuple(groups[name])
-            for name in sorted(
-                groups,
-                key=lambda n: (max(self.learned_at[c] for c in groups[n]), len(groups[n]), n),
-            )
-        }
+        place = {n: (max(self.learned_at[c] for c in groups[n]), len(groups[n]), n) for n in groups}
+        return {name: groups[name] for name in sorted(groups, key=place.__getitem__)}
 
     def home(self, structure: str) -> str:
         """The eval set on which a structure counts: that of the source that taught it."""

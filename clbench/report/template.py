@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from importlib import resources
+from collections.abc import Mapping
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
-def filled(package: str, template: str, **values: Any) -> str:
+def filled(
+    package: str,
+    template: str,
+    filters: Mapping[str, Any] = {},
+    **values: Any,
+) -> str:
     """A template with its values; a value that is missing is an error.
 
     Args:
-        package: the package that holds the template.
+        package: the package that holds the template, and those that it includes.
         template: its file, `NAME.html.j2` or `NAME.md.j2`; in HTML, values are escaped.
+        filters: further ones that it calls, by name.
         values: by their names in the template.
     """
     environment = Environment(
+        loader=PackageLoader(package, ""),
         autoescape=template.endswith(".html.j2"),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    text = resources.files(package).joinpath(template).read_text("utf-8")
-    return environment.from_string(text).render(**values)
+    environment.filters |= filters
+    return environment.get_template(template).render(**values)

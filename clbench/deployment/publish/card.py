@@ -17,7 +17,15 @@ from typing import Any
 from clbench.deployment.masks import nested
 from clbench.evaluation.metrics import continual
 from clbench.report.past_images import past_card
-from clbench.report.scores import PHANTOM, Run, Scores, StrategyScores, read_frame, scores_of
+from clbench.report.scores import (
+    PHANTOM,
+    Run,
+    Scores,
+    StrategyScores,
+    on_phantom,
+    read_frame,
+    scores_of,
+)
 from clbench.report.tables.render import EMPTY, Table, number, render, signed
 from clbench.report.template import filled
 from clbench.spec.benchmark import Benchmark, Preprocessing
@@ -66,53 +74,10 @@ class Described:
         return f"{self.record.identity.bench}, {self.record.strategy}, step {self.step}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StructureScore:
-    """A structure's Dice on the test cases of its own source."""
-
-    structure: str
-    """Canonical name."""
-    learned_at: int
-    """1-based step that taught it."""
-    own: Interval | None
-    """After that step; None: a hole."""
-    end: Interval | None
-    """After the exported step."""
-    change: Interval | None
-    """End minus own, patient by patient; None for what the exported step taught."""
-    missed: int | None
-    """Test cases that hold it and in which nothing was found, after the exported step; None: no
-    test case was scored."""
-
-
 def scores_of_run(about: Described) -> Scores:
     """Dice of the run."""
     run = Run(folder=about.folder, record=about.record)
     return scores_of(read_frame([run]), [run], scoring=SCORING)
-
-
-def structure_scores(about: Described, scores: Scores) -> list[StructureScore]:
-    """Dice of every structure of the exported model, in channel order.
-
-    Args:
-        about: the model.
-        scores: of its run.
-    """
-    (strategy,) = scores.strategies
-    return [_score(scores, strategy, name, about.step) for name in about.structures]
-
-
-def _score(scores: Scores, strategy: StrategyScores, name: str, step: int) -> StructureScore:
-    own_step = scores.learned_at[name]
-    cells = strategy.cells.get((step, strategy.home[name], name))
-    return StructureScore(
-        structure=name,
-        learned_at=own_step,
-        own=_mean(strategy, {name: own_step}),
-        end=_mean(strategy, {name: step}),
-        change=_change(strategy, {name: own_step}, step) if own_step < step else None,
-        missed=None if cells is None else int(cells.missed[0]),
-    )
 
 
 def _mean(strategy: StrategyScores, at: Mapping[str, int]) -> Interval | None:
@@ -135,7 +100,6 @@ def _change(strategy: StrategyScores, own: Mapping[str, int], step: int) -> Inte
 def model_card(about: Described) -> str:
     """README.md: data, steps, strategy, scores with intervals, forgetting, fields to fill in."""
     scores, record = scores_of_run(about), about.record
-    per_structure = structure_scores(about, scores)
     taught_from = dict.fromkeys(s.source for s in record.course.steps[: about.step])
     card = filled(
         "clbench.deployment.publish",
@@ -147,8 +111,8 @@ def model_card(about: Described) -> str:
         structures=_structures_table(about),
         steps=_steps_table(about),
         how=_how_table(about),
-        scores=_scores_table(about, scores, per_structure),
-        forgotten=_forgotten(about, scores, per_structure),
+        scores=_scores_table(about, scores),
+        forgotten=_forgotten(about, scores),
         run=shlex.quote(f"results/{record.identity.bench}/{record.strategy}/{record.run_id}"),
         sources=[about.benchmark.source(name) for name in taught_from],
     )
@@ -253,22 +217,22 @@ def _interval(mean: Interval | None, form: Callable[[float], str] = number) -> s
     return f"{form(mean.estimate)} [{form(mean.low)}, {form(mean.high)}]"
 
 
-def _on(about: Described) -> str:
-    return "" if about.record.patients else f" on the {PHANTOM}"
-
-
-def _scores_table(about: Described, scores: Scores, rows: Sequence[StructureScore]) -> str:
-    def counts(row: StructureScore) -> tuple[str, str]:
-        patients = str(row.end.n) if row.end else EMPTY
-        return patients, EMPTY if row.missed is None else str(row.missed)
-
+def _scores_table(about: Described, scores: Scores) -> str:
     (strategy,) = scores.strategies
     whole = _mean(strategy, dict.fromkeys(about.structures, about.step))
-    holes = any(r.own is None or r.end is None for r in rows)
-    flags = dict.fromkeys(f for r in rows if r.end for f in r.end.flags)
+    rows, flags, holes = [], dict[str, None](), False
+    for name in about.structures:
+        own = _mean(strategy, {name: scores.learned_at[name]})
+        end = _mean(strategy, {name: about.step})
+        cells = strategy.cells.get((about.step, strategy.home[name], name))
+        patients = EMPTY if end is None else str(end.n)
+        missed = EMPTY if cells is None else str(int(cells.missed[0]))
+        rows.append((name, _interval(own), _interval(end), patients, missed))
+        flags |= dict.fromkeys(() if end is None else end.flags)
+        holes |= own is None or end is None
     return render(
         Table(
-            title=f"Dice{_on(about)}, {SCORING} scoring",
+            title=f"Dice{on_phantom(scores)}, {SCORING} scoring",
             columns=(
                 "structure",
                 "after its own step",
@@ -277,7 +241,7 @@ def _scores_table(about: Described, scores: Scores, rows: Sequence[StructureScor
                 "missed",
             ),
             rows=(
-                *((r.structure, _interval(r.own), _interval(r.end), *counts(r)) for r in rows),
+                *rows,
                 (f"mean of {len(rows)}", EMPTY, _interval(whole), EMPTY, EMPTY),
             ),
             notes=(
@@ -291,29 +255,23 @@ def _scores_table(about: Described, scores: Scores, rows: Sequence[StructureScor
     )
 
 
-def _forgotten(about: Described, scores: Scores, rows: Sequence[StructureScore]) -> str:
-    old = [r for r in rows if r.learned_at < about.step]
+def _forgotten(about: Described, scores: Scores) -> str:
+    taught = {name: scores.learned_at[name] for name in about.structures}
+    old = {name: step for name, step in taught.items() if step < about.step}
     if not old:
         return "Nothing can be: this is the model after the step that taught all its structures."
     (strategy,) = scores.strategies
     (r,) = strategy.r
-    gone = continual.forgetting(r, {x.structure: x.learned_at for x in old}, about.step)
-    worst = sorted(old, key=lambda x: -gone.get(x.structure, math.nan))
-    change = _change(strategy, {x.structure: x.learned_at for x in old}, about.step)
+    gone = continual.forgetting(r, old, about.step)
+    worst = sorted(old, key=lambda name: -gone[name])
+    rows = [(name, _change(strategy, {name: old[name]}, about.step), gone[name]) for name in worst]
+    rows.append(
+        (f"mean of {len(old)}", _change(strategy, old, about.step), continual.mean(gone.values()))
+    )
     table = Table(
-        title=f"Old structures{_on(about)}, most forgotten first",
+        title=f"Old structures{on_phantom(scores)}, most forgotten first",
         columns=("structure", "change of Dice since its own step", "forgetting"),
-        rows=(
-            *(
-                (x.structure, _interval(x.change, signed), number(gone.get(x.structure, math.nan)))
-                for x in worst
-            ),
-            (
-                f"mean of {len(old)}",
-                _interval(change, signed),
-                number(continual.mean(gone.values())),
-            ),
-        ),
+        rows=tuple((name, _interval(change, signed), number(lost)) for name, change, lost in rows),
         notes=(
             f"change: step {about.step} minus own step, patient by patient, [{LEVEL:.0%} interval]",
             "forgetting: best earlier step minus this one (Chaudhry et al. 2018)",

@@ -13,10 +13,9 @@ from matplotlib.figure import Figure
 
 from clbench.report.figures import style
 from clbench.report.significance.analysis import Analysis
-from clbench.report.significance.endpoints import FINAL, hole, table
+from clbench.report.significance.endpoints import FINAL, hole, interval
 from clbench.report.tables.costs import Cost, read_costs
 from clbench.statistics.intervals import Interval
-from clbench.statistics.macro_estimate import macro_interval
 
 VISIBLE = 1.02
 """Growth of operations from which on an arrow can be seen."""
@@ -49,8 +48,7 @@ def cost(study: Analysis) -> Figure:
     figure = style.new(style.COLUMN_IN, 3.0)
     ax = figure.subplots()
     for m in shown:
-        mean = macro_interval(table(e, m, FINAL, m.seeds), level=p.level, bounds=(0.0, 1.0))
-        _bubble(ax, mean, costs[m.label], e.last, pens[m.label], largest)
+        _bubble(ax, interval(e, m, FINAL, p.level), costs[m.label], e.last, pens[m.label], largest)
     ax.set_xscale("log")
     ends = [costs[m.label].get(t, costs[m.label][e.last]) for m in shown for t in (1, e.last)]
     low, high = _limits([cost["forward_macs"] / 1e9 for cost in ends])
@@ -73,7 +71,9 @@ def cost(study: Analysis) -> Figure:
         caption += " Not shown, because scores or operations are missing: "
         caption += ", ".join(missing) + "."
     entries = style.key({m.label: pens[m.label] for m in shown}, lines=False)
-    style.frame(figure, e, f"{e.bench}: what a method costs for what it reaches", caption, entries)
+    style.frame(
+        figure, e.phantom, f"{e.bench}: what a method costs for what it reaches", caption, entries
+    )
     return figure
 
 

@@ -72,7 +72,7 @@ def forgetting(study: Analysis) -> Figure:
         caption += f"\nNot shown, because scores are missing: {', '.join(missing)}."
     style.frame(
         figure,
-        e,
+        e.phantom,
         f"{e.bench}: what becomes of old structures",
         caption,
         style.key(shown, lines=True),

@@ -53,7 +53,7 @@ def forest(study: Analysis) -> Figure:
             ax.set_xlabel(label)
     style.frame(
         figure,
-        e,
+        e.phantom,
         f"{e.bench}: paired differences after the last step, reference {e.reference.label}",
         "Dots: Hodges-Lehmann over patients, seeds averaged, with exact "
         f"{study.protocol.percent} interval (open: none "

@@ -63,7 +63,7 @@ def heatmap(study: Analysis) -> Figure:
         bar.outline.set_linewidth(0.4)
     style.frame(
         figure,
-        e,
+        e.phantom,
         f"{e.bench}: {e.scoring} Dice after each step, mean over seeds and cases",
         "Δ: after the last step minus after the structure's own step. "
         "Blank: not taught yet. Hatched: a hole (runs or cases are missing).",

@@ -45,14 +45,6 @@ REST = "others"
 Masks = Mapping[str, NDArray[np.bool_]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunTitle:
-    """What `style.frame` says of a run."""
-
-    phantom: bool
-    """Whether the data are no patients."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class BeforeAfter:
     """A row of the strip: one axial slice of a test case, on the grid of its file."""
@@ -117,7 +109,7 @@ def lost_dice_figure(
     ]
     style.frame(
         figure,
-        RunTitle(phantom=not record.patients),
+        not record.patients,
         f"{title_of(record).split(' on the ')[0]}: {record.strategy}, seed {record.seed}, "
         f"where the Dice lost by step {last} went",
         "a: Dice after the structure's own step minus Dice after the later step, mean over test "
@@ -236,7 +228,7 @@ def before_after_strip(
     low, high = shown[0].volume.window_hu
     style.frame(
         figure,
-        RunTitle(phantom=not record.patients),
+        not record.patients,
         f"{title_of(record).split(' on the ')[0]}: {record.strategy}, seed {record.seed}, old "
         f"structures before and after step {step}",
         "Cases: per data set the median (lower middle) and the worst by the mean Dice that old "

@@ -72,5 +72,5 @@ def patients(study: Analysis) -> Figure:
     caption = "Each line: one patient, seeds averaged, mean of the old structures it has. "
     caption += "Black: medians over patients."
     key = style.key({s: look[s] for s in sets}, lines=False) if len(sets) > 1 else ()
-    style.frame(figure, e, f"{e.bench}: forgetting, patient by patient", caption, key)
+    style.frame(figure, e.phantom, f"{e.bench}: forgetting, patient by patient", caption, key)
     return figure

@@ -7,9 +7,8 @@ from matplotlib.figure import Figure
 
 from clbench.report.figures import style
 from clbench.report.significance.analysis import Analysis
-from clbench.report.significance.endpoints import KEPT, NEW, hole, table
+from clbench.report.significance.endpoints import KEPT, NEW, hole, interval
 from clbench.statistics.intervals import Interval
-from clbench.statistics.macro_estimate import macro_interval
 
 NEAR = 0.1
 """Change of the old structures, Dice, up to which a strategy stands in the second panel."""
@@ -26,10 +25,7 @@ def plane(study: Analysis) -> Figure:
     pens = style.pens([m.label for m in e.strategies])
     missing = [m.label for m in e.strategies if hole(e, m, KEPT) or hole(e, m, NEW)]
     points = {
-        m.label: tuple(
-            macro_interval(table(e, m, which, m.seeds), level=p.level, bounds=bounds)
-            for which, bounds in ((KEPT, None), (NEW, (0.0, 1.0)))
-        )
+        m.label: (interval(e, m, KEPT, p.level), interval(e, m, NEW, p.level))
         for m in e.strategies
         if m.label not in missing
     }
@@ -52,7 +48,7 @@ def plane(study: Analysis) -> Figure:
     if missing:
         caption += f" Not shown, because scores are missing: {', '.join(missing)}."
     drawn = {name: pen for name, pen in pens.items() if name not in missing}
-    style.frame(figure, e, f"{e.bench}: stability against plasticity", caption,
+    style.frame(figure, e.phantom, f"{e.bench}: stability against plasticity", caption,
                 style.key(drawn, lines=False))  # fmt: skip
     return figure
 

@@ -57,7 +57,9 @@ def critical_difference(study: Analysis) -> Figure:
     )
     if shown[0].left_out:
         caption += "\nLeft out: " + "; ".join(shown[0].left_out) + "."
-    style.frame(figure, e, f"{e.bench}: average rank after the last step (1 is best)", caption)
+    style.frame(
+        figure, e.phantom, f"{e.bench}: average rank after the last step (1 is best)", caption
+    )
     return figure
 
 
@@ -164,7 +166,7 @@ def rank_stability(study: Analysis) -> Figure:
     tau = f"{ranked.kendall_tau:.2f}" if not np.isnan(ranked.kendall_tau) else "n/a"
     style.frame(
         figure,
-        e,
+        e.phantom,
         f"{e.bench}: how stable is the ranking?",
         f"Blobs: % of {ranked.draws} resamples of {ranked.n} patients and {ranked.n_seeds} seed"
         f"{'s' if ranked.n_seeds > 1 else ''}. Ring: rank from all of them. Mean Kendall tau {tau}."

@@ -229,7 +229,7 @@ def strip(study: Study, options: StripOptions) -> Figure:
             ax.set_title(head, fontsize=HEAD_PT, pad=2)
     style.frame(
         figure,
-        e,
+        e.phantom,
         f"{e.bench}: masks after step {step}, seed {seed}, on the CT's own grid",
         f"Cases: per data set the median (lower middle) and the worst by the mean Dice of "
         f"{e.reference.label} (in brackets). Slice: most structures in the truth, then most of the "

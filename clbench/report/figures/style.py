@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from textwrap import wrap
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
@@ -160,20 +160,6 @@ def name_of(structure: str) -> str:
     )  # fmt: skip
 
 
-class HasPhantom(Protocol):
-    """Runs, or one run, of which is known whether the data are patients."""
-
-    @property
-    def phantom(self) -> bool:
-        """Whether they are not."""
-        ...
-
-
-def title(scores: HasPhantom, words: str) -> str:
-    """What is shown, and that it is a phantom where it is."""
-    return words + (f"\n{PHANTOM}" if scores.phantom else "")
-
-
 def key(pens_: Mapping[str, Pen], *, lines: bool) -> list[Line2D]:
     """Legend entries of some strategies."""
     return [
@@ -184,7 +170,7 @@ def key(pens_: Mapping[str, Pen], *, lines: bool) -> list[Line2D]:
 
 
 def frame(
-    figure: Figure, scores: HasPhantom, subject: str, small: str, entries: Sequence[Artist] = ()
+    figure: Figure, phantom: bool, subject: str, small: str, entries: Sequence[Artist] = ()
 ) -> None:
     """Title above; legend and small print (definitions, n, what is missing) below.
 
@@ -192,8 +178,8 @@ def frame(
 
     Args:
         figure: to write on; its size changes.
-        scores: the runs; gives the first part of the title.
-        subject: the rest of the title.
+        phantom: whether the data are the phantom, not patients; the title says so.
+        subject: the title.
         small: small print; newlines part lines.
         entries: artists of the legend, with their labels.
     """
@@ -203,8 +189,9 @@ def frame(
     longest = max((len(str(e.get_label())) for e in entries), default=0)
     across = max(1, min(len(entries), int(width * 14 / (longest + 6))))
     legend_in = math.ceil(len(entries) / across) * 0.135 + 0.06 if entries else 0.0
-    head = wrapped(title(scores, subject), width - 0.15, _HEAD_PT, "bold")
-    more_in = more_lines_in([head], _HEAD_PT) - more_lines_in([title(scores, subject)], _HEAD_PT)
+    title = subject + (f"\n{PHANTOM}" if phantom else "")
+    head = wrapped(title, width - 0.15, _HEAD_PT, "bold")
+    more_in = more_lines_in([head], _HEAD_PT) - more_lines_in([title], _HEAD_PT)
     height += print_in + legend_in + more_in
     figure.set_size_inches(width, height)
     figure.suptitle(head, x=0.01, ha="left", fontsize=_HEAD_PT, fontweight="bold")

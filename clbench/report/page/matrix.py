@@ -17,11 +17,10 @@ from clbench.evaluation.metrics import continual
 from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import HOLE, Comparison, Tested
-from clbench.report.significance.endpoints import ENDPOINTS, FINAL, Endpoint, Which, table
+from clbench.report.significance.endpoints import ENDPOINTS, FINAL, Endpoint, Which, interval
 from clbench.report.study import Protocol
 from clbench.report.tables.costs import read_costs
 from clbench.report.tables.render import EMPTY, Table, long_table, number
-from clbench.statistics.macro_estimate import macro_interval
 from clbench.statistics.max_t import FamilyComparison
 
 SYMBOLS: Mapping[str, str] = {
@@ -282,16 +281,10 @@ def _own_cell(o: Tested) -> Cell:
 
 def _reference_cell(a: Analysis, endpoint: Endpoint) -> Cell:
     """The reference's own value, with its interval over patients and seeds."""
-    m = a.dice.reference
-    tested = a.at_the_end if a.on else a.comparisons
-    why = next((c.hole for c in tested if c.endpoint is endpoint and c.hole), "")
-    values = table(a.dice, m, endpoint, m.seeds)
-    if not values:
-        return Cell(word=HOLE, why=why)
-    i = macro_interval(
-        values, level=a.protocol.level, bounds=None if endpoint.name == "kept" else (0.0, 1.0)
-    )
+    i = interval(a.dice, a.dice.reference, endpoint, a.protocol.level)
     if math.isnan(i.estimate):
+        tested = a.at_the_end if a.on else a.comparisons
+        why = next((c.hole for c in tested if c.endpoint is endpoint and c.hole), "")
         return Cell(word=HOLE, why=why)
     return Cell(value=i.estimate, low=i.low, high=i.high)
 

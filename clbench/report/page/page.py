@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from clbench.errors import ClbenchError
@@ -30,6 +29,7 @@ from clbench.report.significance.confirmatory import Tested
 from clbench.report.significance.sentences import own_sentence, sentence
 from clbench.report.significance.tables import all_tables
 from clbench.report.tables.render import EMPTY, Table, render, superscript
+from clbench.report.template import filled
 from clbench.store import files as store_files
 
 EXPLAINED: Mapping[str, tuple[str, str]] = {
@@ -263,15 +263,8 @@ def fill(template: str, **values: object) -> str:
         template: name of the file.
         values: what it shows.
     """
-    environment = Environment(
-        loader=PackageLoader("clbench.report", "page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"words": _words, "whole": _whole, "superscript": superscript}
-    return environment.get_template(template).render(**values)
+    filters = {"words": _words, "whole": _whole, "superscript": superscript}
+    return filled("clbench.report.page", template, filters, **values)
 
 
 def _whole(table: Table) -> list[list[str]]:

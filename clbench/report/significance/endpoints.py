@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clbench.report.scores import Scores, StrategyScores
+from clbench.statistics.intervals import Interval
+from clbench.statistics.macro_estimate import macro_interval
 from clbench.types import Floats
 
 Which = Literal["final", "kept", "new"]
@@ -69,6 +71,20 @@ def table(
         return values
     less = method.table(minus, seeds, with_empty=with_empty)
     return {name: values[name] - less[name] for name in values}
+
+
+def interval(scores: Scores, method: StrategyScores, endpoint: Endpoint, level: float) -> Interval:
+    """Mean of a strategy's endpoint with its interval over patients and seeds; nan in a hole.
+
+    Args:
+        scores: the runs.
+        method: the strategy.
+        endpoint: the question.
+        level: confidence.
+    """
+    values = table(scores, method, endpoint, method.seeds)
+    bounds = None if endpoint is KEPT else (0.0, 1.0)
+    return macro_interval(values, level=level, bounds=bounds) if values else Interval()
 
 
 def structures_of(scores: Scores, endpoint: Endpoint) -> list[str]:

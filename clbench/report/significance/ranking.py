@@ -6,7 +6,7 @@ hole are left out and named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,20 +52,22 @@ class Stable:
     """Strategies that could not take part, and why."""
 
 
-def rankable(scores: Scores) -> tuple[list[StrategyScores], tuple[str, ...]]:
-    """Strategies with a whole final endpoint, and the words for the others."""
+def rankable(
+    scores: Scores,
+) -> tuple[list[StrategyScores], tuple[int, ...], tuple[str, ...]]:
+    """Strategies with a whole final endpoint, their common seeds, and the words for what lacks."""
     holes = {m.label: hole(scores, m, FINAL) for m in scores.strategies}
-    return [m for m in scores.strategies if not holes[m.label]], tuple(
-        w for w in holes.values() if w
-    )
+    methods = [m for m in scores.strategies if not holes[m.label]]
+    seeds = common_seeds(methods) if methods else ()
+    why = ("no seed is common to all strategies",) * (bool(methods) and not seeds)
+    return methods, seeds, (*filter(None, holes.values()), *why)
 
 
 def rankings(scores: Scores, protocol: Protocol) -> list[SetRanking]:
     """Friedman and Wilcoxon-Holm over the patients of each eval set."""
-    methods, left_out = rankable(scores)
-    seeds = common_seeds(methods) if methods else ()
+    methods, seeds, left_out = rankable(scores)
     if methods and not seeds:
-        left_out = (*left_out, "no seed is common to all strategies: nothing is ranked")
+        left_out = (*left_out[:-1], f"{left_out[-1]}: nothing is ranked")
     rows = []
     macro = {m.label: patient_macro(scores, m, FINAL, seeds) for m in methods} if seeds else {}
     for name in dict.fromkeys(scores.sources):
@@ -89,11 +91,9 @@ def rankings(scores: Scores, protocol: Protocol) -> list[SetRanking]:
 
 def stable(scores: Scores, protocol: Protocol) -> Stable:
     """Ranking stability of the final endpoint."""
-    methods, left_out = rankable(scores)
-    seeds = common_seeds(methods) if methods else ()
+    methods, seeds, left_out = rankable(scores)
     if len(methods) < 2 or not seeds:
-        why = () if seeds or not methods else ("no seed is common to all strategies",)
-        return Stable(stability=None, seeds=seeds, left_out=(*left_out, *why))
+        return Stable(stability=None, seeds=seeds, left_out=left_out)
     tables: Mapping[str, Mapping[str, Floats]] = {
         m.label: table(scores, m, FINAL, seeds) for m in methods
     }
@@ -130,19 +130,22 @@ class Tied:
         return self.ties.ranks[self.labels.index(label)]
 
 
-def tied(scores: Scores, protocol: Protocol) -> Tied:
-    """Tie groups of the final endpoint, over the seeds that all strategies have."""
-    methods, left_out = rankable(scores)
-    seeds = common_seeds(methods) if methods else ()
-    if not seeds:
-        why = ("no seed is common to all strategies",) if methods else ()
-        return Tied(ties=None, left_out=(*left_out, *why))
-    ties = tie_groups(
-        [table(scores, m, FINAL, seeds) for m in methods],
+def ties_of(tables: Sequence[Mapping[str, Floats]], protocol: Protocol) -> Ties:
+    """Tie groups of strategies by their scores, tested as the protocol says."""
+    return tie_groups(
+        tables,
         alpha=protocol.alpha,
         correction=protocol.correction,
         draws=protocol.draws,
         seed=protocol.seed,
     )
+
+
+def tied(scores: Scores, protocol: Protocol) -> Tied:
+    """Tie groups of the final endpoint, over the seeds that all strategies have."""
+    methods, seeds, left_out = rankable(scores)
+    if not seeds:
+        return Tied(ties=None, left_out=left_out)
+    ties = ties_of([table(scores, m, FINAL, seeds) for m in methods], protocol)
     labels = tuple(methods[k].label for k in ties.order)
     return Tied(ties=ties, labels=labels, seeds=seeds, left_out=left_out)
