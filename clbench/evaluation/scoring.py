@@ -6,7 +6,7 @@ exact Dice) and `paper` (1.5 mm grid, the authors' Dice).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,6 @@ from clbench.errors import SettingError
 from clbench.evaluation.metrics.case import CaseScores, measure, row_names
 from clbench.evaluation.metrics.overlap import (
     Counts,
-    Pairs,
     counts_of,
     dice,
     dice_paper,
@@ -95,9 +94,10 @@ def score_case(
         rows.extend(score_rows(scores, structures, volume, scoring, metric, context))
 
     truth = volume.native_bits()
-    add("strict", "dice", counts_of(_native_pairs(bits, volume, truth), places))
+    add("strict", "dice", counts_of(row_pairs(native_rows(bits, volume), truth), places))
     same = {name: (true_bit, true_bit) for name, (_, true_bit) in places.items()}
-    add("strict", "dice_ceiling", counts_of(_native_pairs(volume.bits, volume, truth), same))
+    ceiling = row_pairs(native_rows(volume.bits, volume), truth)
+    add("strict", "dice_ceiling", counts_of(ceiling, same))
     add("paper", "dice", counts_of(pattern_pairs(bits, volume.bits), places))
     return rows
 
@@ -167,7 +167,7 @@ def score_rows(
     scoring: str,
     metric: str,
     context: ScoreContext,
-) -> list[Score]:
+) -> Iterator[Score]:
     """One row per structure learned so far; those without an entry are `not_annotated`.
 
     Args:
@@ -178,29 +178,25 @@ def score_rows(
         metric: name of the value.
         context: what all rows share.
     """
-    rows = []
     for name in structures:
         value, counts = scores.get(name, (float("nan"), None))
-        rows.append(
-            Score(
-                bench=context.benchmark.name,
-                bench_version=context.benchmark.version,
-                strategy=context.strategy,
-                seed=context.seed,
-                step=context.step,
-                eval_set=volume.source,
-                case=volume.case,
-                structure=name,
-                learned_at=context.benchmark.learned_at(name),
-                scoring=scoring,
-                metric=metric,
-                value=value,
-                gt_vox=None if counts is None else counts.gt_vox,
-                pred_vox=None if counts is None else counts.pred_vox,
-                status="not_annotated" if counts is None else counts.status,
-            )
+        yield Score(
+            bench=context.benchmark.name,
+            bench_version=context.benchmark.version,
+            strategy=context.strategy,
+            seed=context.seed,
+            step=context.step,
+            eval_set=volume.source,
+            case=volume.case,
+            structure=name,
+            learned_at=context.benchmark.learned_at(name),
+            scoring=scoring,
+            metric=metric,
+            value=value,
+            gt_vox=None if counts is None else counts.gt_vox,
+            pred_vox=None if counts is None else counts.pred_vox,
+            status="not_annotated" if counts is None else counts.status,
         )
-    return rows
 
 
 def to_native(
@@ -230,11 +226,6 @@ def to_native(
     else:
         out[np.ix_(*inside)] = bits
     return out
-
-
-def _native_pairs(bits: Bits, volume: Volume, truth: Bits) -> Pairs:
-    """Pairs of patterns on the native grid, some slices at a time."""
-    return row_pairs(native_rows(bits, volume), truth)
 
 
 def native_rows(bits: NDArray[Any], volume: Volume) -> Rows:
@@ -304,18 +295,16 @@ def metric_rows(
         metrics: metrics, see `clbench.evaluation.metrics.case.parse_metrics`.
         context: what all rows of the step share.
     """
-    of: dict[str, list[str]] = {}
+    of: dict[str, dict[str, None]] = {}
     for name in structures:
         for word in metrics:
             for metric in row_names(word, name):
-                members = of.setdefault(metric, [])
-                if name not in members:
-                    members.append(name)
+                of.setdefault(metric, {})[name] = None
     return [
         row
         for metric, names in of.items()
         for row in score_rows(
             {n: (scores[n].values[metric], scores[n].counts) for n in names if n in scores},
-            names, volume, "strict", metric, context,
+            list(names), volume, "strict", metric, context,
         )
     ]  # fmt: skip

@@ -67,17 +67,13 @@ def recount(folder: Path) -> Path:
             where=folder,
             next_step="count a method of clbench: `clbench cost --bench BENCH --strategy STRATEGY`",
         )
-    if record.status != "finished":
-        raise StoreError(
-            "the run is not finished", where=folder, next_step="run the same command again"
-        )
+    record.need_finished(folder)
     files.make_folder(folder, next_step=files.COPY_RUN)
     benchmark, profile = benchmark_of(record), profile_of(record)
     models = grown(strategy_of(record), blank_kit(profile), lessons_of(benchmark))
     patch_vox = profile.preprocessing(benchmark.preprocessing).patch_vox
     _write(folder, record, _counted(models, patch_vox))
     record.reseal(folder)
-    record.write(folder)
     return folder / "cost.csv"
 
 

@@ -6,7 +6,6 @@ run, or data that changed since, are found out before any number is added.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -49,12 +48,7 @@ def score_run(
         DataError: data that cannot be read.
     """
     record = RunRecord.read(folder)
-    if record.status != "finished":
-        raise StoreError(
-            "the run is not finished",
-            where=folder,
-            next_step="repeat its command; it goes on where it stopped",
-        )
+    record.need_finished(folder)
     if record.external:
         raise StoreError(
             "the run holds predictions made elsewhere, of which no copy is kept",
@@ -96,7 +90,6 @@ def score_run(
         run_folder.write_scores(folder / "scores.csv", rows)
         record.metrics = {**record.metrics, **implementations(("dice", *metrics))}
         record.reseal(folder)
-        record.write(folder)
     return folder
 
 
@@ -126,19 +119,13 @@ def _as_recorded(
     """The prediction must give the Dice and the volumes that were recorded."""
     for name, new in scores.items():
         old = known.get((*key, name))
-        value = new.values["dice"]
-        same = old is not None and (
-            old.value == value or (math.isnan(old.value) and math.isnan(value))
-        )
-        if (
-            old is None
-            or not same
-            or (old.gt_vox, old.pred_vox) != (new.counts.gt_vox, new.counts.pred_vox)
-        ):
+        value, counts = new.values["dice"], new.counts
+        there = None if old is None else (repr(old.value), old.gt_vox, old.pred_vox)
+        if there != (repr(value), counts.gt_vox, counts.pred_vox):
             raise StoreError(
                 "a stored prediction does not give the recorded Dice",
                 where=f"{path}, {name}",
                 expected="no such row" if old is None else f"{old.value!r}, {old.pred_vox} voxels",
-                got=f"{value!r}, {new.counts.pred_vox} voxels",
+                got=f"{value!r}, {counts.pred_vox} voxels",
                 next_step="the file or scores.csv was changed; run again with --fresh",
             )

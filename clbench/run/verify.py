@@ -12,6 +12,7 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 
 from clbench.data.catalog import Catalog, exam_cases
@@ -164,16 +165,15 @@ def _complete(path: Path, record: RunRecord, rows: Mapping[Key, tuple[int, Score
         learned += step.learns
         for case in tests:
             source, _, name = case.partition("/")
-            for structure in learned:
-                for scoring in run_folder.SCORINGS:
-                    if (number, source, name, structure, scoring, "dice") not in rows:
-                        raise StoreError(
-                            "a row of the scores is missing",
-                            where=path,
-                            expected=f"step {number}, {case}, {structure}, {scoring}, dice",
-                            got="no such row",
-                            next_step="take the file from a copy, or run again with --fresh",
-                        )
+            for structure, scoring in product(learned, run_folder.SCORINGS):
+                if (number, source, name, structure, scoring, "dice") not in rows:
+                    raise StoreError(
+                        "a row of the scores is missing",
+                        where=path,
+                        expected=f"step {number}, {case}, {structure}, {scoring}, dice",
+                        got="no such row",
+                        next_step="take the file from a copy, or run again with --fresh",
+                    )
 
 
 # ------------------------------------------------------------------------------- scores from masks

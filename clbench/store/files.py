@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -362,22 +363,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: missing, or not a JSON object.
     """
+    refused = partial(StoreError, where=path, next_step="run again with --fresh")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise StoreError(
-            "a file of the run is missing", where=path, next_step="run again with --fresh"
-        ) from None
+        raise refused("a file of the run is missing") from None
     except (OSError, ValueError, RecursionError) as err:
-        raise StoreError(
-            "a file of the run cannot be read",
-            where=path,
-            expected="JSON written by clbench",
-            got=err,
-            next_step="run again with --fresh",
-        ) from err
+        what, expected = "a file of the run cannot be read", "JSON written by clbench"
+        raise refused(what, expected=expected, got=err) from err
     if not isinstance(content, dict):
-        raise StoreError(
-            "a file of the run is not a JSON object", where=path, next_step="run again with --fresh"
-        )
+        raise refused("a file of the run is not a JSON object")
     return content

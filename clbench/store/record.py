@@ -306,10 +306,27 @@ class RunRecord:
         checksums.seal(folder, content)
         self.files, self.record_sha256 = content["files"], content["record_sha256"]
 
+    def need_finished(self, folder: Path) -> None:
+        """Refuse a run with steps to come.
+
+        Raises:
+            StoreError: there are some.
+        """
+        if self.status != "finished":
+            steps = len(self.course.steps)
+            raise StoreError(
+                "the run is not finished",
+                where=folder,
+                expected=f"{steps} steps taught and examined",
+                got=f"{self.steps_done} of {steps}",
+                next_step="repeat the run's command; it goes on where it stopped",
+            )
+
     def reseal(self, folder: Path) -> None:
-        """Seal again after a file of a finished run was made anew; without a seal it stays so."""
+        """Write `run.json` after a file was made anew, sealed again where it was sealed."""
         if self.record_sha256 is not None:
             self.seal(folder)
+        self.write(folder)
 
 
 def _to_json(record: Any) -> dict[str, Any]:

@@ -166,15 +166,7 @@ def import_run(folder: Path, out: Path) -> Path:
 
 def _need_whole(run: Path, record: RunRecord) -> None:
     """Refuse a run that is not finished, or was changed since."""
-    if record.status != "finished":
-        done, steps = record.steps_done, len(record.course.steps)
-        raise StoreError(
-            "the run is not finished",
-            where=run,
-            expected=f"{steps} steps taught and examined",
-            got=f"{done} of {steps}",
-            next_step="repeat the run's command; it goes on where it stopped",
-        )
+    record.need_finished(run)
     raw = run_folder.read_record(run)
     if check_record(run, raw):
         for error in check_files(run, raw):
