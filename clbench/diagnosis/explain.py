@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from clbench import reproducibility, signals
 from clbench.data.catalog import Catalog, exam_cases
 from clbench.data.nifti import spacing_of
-from clbench.data.volume import Volume
+from clbench.data.volume import Volume, bounding_box
 from clbench.deployment.predict import predict_volume
 from clbench.deployment.trained import TrainedModel, load_trained
 from clbench.diagnosis.model_parts import explain_models
@@ -43,7 +43,7 @@ from clbench.store.files import COPY_RUN
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import prediction_path
 from clbench.training.resume import Watch
-from clbench.types import Bits, mask_of
+from clbench.types import Bits, mask_of, triple
 
 Axes = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 Box = tuple[slice, slice, slice]
@@ -123,7 +123,7 @@ def explain_run(
                 next_step="annotate an old structure in some of them and run again",
             )
         write_lost_dice(folder / FILE, rows)
-        _seal(folder, record)
+        record.reseal(folder)
         explained = Explained(
             folder=folder,
             record=record,
@@ -135,11 +135,6 @@ def explain_run(
         if models:
             _explain_models(explained, catalog, predictions, watch)
     return explained
-
-
-def _seal(folder: Path, record: RunRecord) -> None:
-    record.reseal(folder)
-    record.write(folder)
 
 
 def _explain_models(
@@ -161,7 +156,7 @@ def _explain_models(
         if cases := by_purpose.get("diagnosis"):
             of_step = explained.record.ledger.setdefault(step, {})
             of_step["diagnosis"] = sorted({*of_step.get("diagnosis", ()), *cases})
-    _seal(explained.folder, explained.record)
+    explained.record.reseal(explained.folder)
 
 
 def _explainable(folder: Path) -> RunRecord:
@@ -299,11 +294,11 @@ def _explain_case(
             continue
         border = border_mm(name, spacing_of(volume.affine).tolist())
         mask = mask_of(truth, names.index(name))
-        if not mask.any():  # no Dice is defined, so none is lost
+        if (own := bounding_box(mask)) is None:  # no Dice is defined, so none is lost
             continue
         for step in range(taught + 1, predictions.record.steps_done + 1):
             pair = [bits[taught], bits[step]]
-            box = _box(name, mask, pair, axes, [math.ceil(border / mm) + 1 for mm in native_mm])
+            box = _box(name, own, pair, axes, [math.ceil(border / mm) + 1 for mm in native_mm])
             cut = (axes[0][box[0]], axes[1][box[1]], axes[2][box[2]])
             before, after = ((to_native(b, cut), n) for b, n in pair)
             attribution = attribute(
@@ -331,36 +326,23 @@ def _explain_case(
 
 def _box(
     name: str,
-    truth: NDArray[np.bool_],
+    own: Box,
     predicted: Sequence[tuple[Bits, tuple[str, ...]]],
     axes: Axes,
     margin_vox: Sequence[int],
 ) -> Box:
     """The part of the file's grid that holds a structure, true and predicted, and its border."""
-    low, high = [np.array(side) for side in zip(*_extent(truth), strict=True)]
+    low, high = [side.start for side in own], [side.stop for side in own]
     for bits, names in predicted:
-        mask = mask_of(bits, names.index(name))
-        if not mask.any():
-            continue
-        for axis, (first, stop) in enumerate(_extent(mask)):
-            held = np.flatnonzero((axes[axis] >= first) & (axes[axis] < stop))
+        for axis, side in enumerate(bounding_box(mask_of(bits, names.index(name))) or ()):
+            held = np.flatnonzero((axes[axis] >= side.start) & (axes[axis] < side.stop))
             if held.size:
-                low[axis] = min(low[axis], held[0])
-                high[axis] = max(high[axis], held[-1] + 1)
-    a, b, c = (
-        slice(max(0, int(lo) - m), min(n, int(hi) + m))
-        for lo, hi, m, n in zip(low, high, margin_vox, truth.shape, strict=True)
+                low[axis] = min(low[axis], int(held[0]))
+                high[axis] = max(high[axis], int(held[-1]) + 1)
+    return triple(
+        slice(max(0, first - margin), min(len(axis), stop + margin))
+        for first, stop, margin, axis in zip(low, high, margin_vox, axes, strict=True)
     )
-    return a, b, c
-
-
-def _extent(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """(first, last + 1) of a mask along each axis; the mask is not empty."""
-    extent = []
-    for axis in range(mask.ndim):
-        held = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-        extent.append((int(held[0]), int(held[-1]) + 1))
-    return extent
 
 
 # ------------------------------------------------------------------------------------ the scores

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from clbench.data.volume import Volume
-from clbench.evaluation.sliding_window import VolumePredictor
+from clbench.evaluation.sliding_window import VolumePredictor, undisturbed
 from clbench.nets.heads import Segmenter
+from clbench.nets.output import Output
 from clbench.reproducibility import derive_seed
 from clbench.types import Bits, bits_dtype
 
@@ -82,12 +83,8 @@ def last_map(model: nn.Module, learned_at: int, patch_vox: Sequence[int]) -> str
     if not isinstance(model, Segmenter):
         return ""
     device = next(model.parameters()).device
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    with torch.inference_mode():
+    with undisturbed(model, device), torch.inference_mode():
         maps = model(torch.zeros((1, 1, *patch_vox), device=device)).features
-    for module, training in modes:
-        module.training = training
     for name in (f"step{learned_at}.final", "final"):
         if name in maps and tuple(maps[name].shape[2:]) == tuple(patch_vox):
             return name
@@ -119,11 +116,6 @@ def feature_slabs(
     yield from reader.logits(volume)
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    logits: Tensor
-
-
 class _MapAsLogits(nn.Module):
     """A model that answers with one of its feature maps in place of logits."""
 
@@ -131,8 +123,8 @@ class _MapAsLogits(nn.Module):
         super().__init__()
         self.model, self.name = model, name
 
-    def forward(self, image: Tensor) -> _Answer:
-        return _Answer(self.model(image).features[self.name])
+    def forward(self, image: Tensor) -> Output:
+        return Output(logits=self.model(image).features[self.name])
 
 
 def draw(

@@ -32,8 +32,8 @@ TOTAL = "total"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LostDiceRow:
-    """One part of what one structure of one test case lost, after one later step."""
+class CaseRow:
+    """One structure of one test case, after one later step."""
 
     step: int
     """1-based step after which the model was examined; later than `learned_at`."""
@@ -45,6 +45,21 @@ class LostDiceRow:
     """Canonical name."""
     learned_at: int
     """1-based step that taught it; the prediction after it is the one compared with."""
+
+    def patient(self, patient_of: Mapping[str, str]) -> str:
+        """Who is behind the case.
+
+        Args:
+            patient_of: "source/case" → patient; a case that is absent is a patient.
+        """
+        at = f"{self.eval_set}/{self.case}"
+        return patient_of.get(at, at)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LostDiceRow(CaseRow):
+    """One part of what one structure of one test case lost, after one later step."""
+
     part: str
     """One of `PARTS`, or `TOTAL`: the sum of them, which every case has."""
     other: str
@@ -166,8 +181,8 @@ def main_of(causes: Mapping[str, float]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LostDice:
-    """What one structure lost by one later step: means over patients."""
+class StructureLoss:
+    """One structure and one later step."""
 
     step: int
     """The later step."""
@@ -177,6 +192,12 @@ class LostDice:
     """1-based step that taught it."""
     cases: int
     """Test cases that hold it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LostDice(StructureLoss):
+    """What one structure lost by one later step: means over patients."""
+
     lost: float
     """Dice before − after, as in every table of scores."""
     parts: Mapping[str, float]
@@ -191,11 +212,6 @@ class LostDice:
         return {
             name: math.fsum(self.parts[part] for part in parts) for name, parts in CAUSES.items()
         }
-
-    @property
-    def main_cause(self) -> str:
-        """The largest of them; "" where nothing was lost by any."""
-        return main_of(self.causes())
 
 
 def summarize(rows: Iterable[LostDiceRow], patient_of: Mapping[str, str] = {}) -> list[LostDice]:
@@ -212,14 +228,13 @@ def summarize(rows: Iterable[LostDiceRow], patient_of: Mapping[str, str] = {}) -
     losses = []
     for (step, learned_at, name), own in groups.items():
         totals = [r for r in own if r.part == TOTAL]
-        patients: dict[str, list[str]] = defaultdict(list)
+        patients: dict[str, list[tuple[str, str]]] = defaultdict(list)
         for row in totals:
-            at = f"{row.eval_set}/{row.case}"
-            patients[patient_of.get(at, at)].append(at)
-        sums: dict[tuple[str, str], float] = defaultdict(float)
+            patients[row.patient(patient_of)].append((row.eval_set, row.case))
+        sums: dict[tuple[tuple[str, str], str], float] = defaultdict(float)
         to: dict[str, int] = defaultdict(int)
         for row in own:
-            sums[f"{row.eval_set}/{row.case}", row.part] += row.dice
+            sums[(row.eval_set, row.case), row.part] += row.dice
             if row.part in MISSED and row.part not in MENDED:
                 to[row.other] += row.voxels
         means = {
@@ -245,23 +260,13 @@ def summarize(rows: Iterable[LostDiceRow], patient_of: Mapping[str, str] = {}) -
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeadBodyRow:
+class HeadBodyRow(CaseRow):
     """Dice of one structure of one test case under models put together from two steps.
 
     Old is the model after the step that taught the structure, new the one after the later step. Nan
     where a model could not be put together.
     """
 
-    step: int
-    """1-based later step."""
-    eval_set: str
-    """Source of the test case: that of the step which taught the structure."""
-    case: str
-    """Case id."""
-    structure: str
-    """Canonical name."""
-    learned_at: int
-    """1-based step that taught it."""
     old: float
     """Old head on old body: the model after `learned_at`."""
     new: float
@@ -306,7 +311,7 @@ def read_head_body(path: Path) -> list[HeadBodyRow]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeadBody:
+class HeadBody(StructureLoss):
     """What of a loss is due to the head and what to the body; means over patients.
 
     The loss old − new is divided by the Shapley value of two players, head and body, of which each
@@ -319,14 +324,6 @@ class HeadBody:
     mixtures bad; then both get their half.
     """
 
-    step: int
-    """The later step."""
-    structure: str
-    """Canonical name."""
-    learned_at: int
-    """1-based step that taught it."""
-    cases: int
-    """Test cases that hold it."""
     dice: Mapping[str, float]
     """Each of `DICES`."""
 
@@ -352,13 +349,6 @@ class HeadBody:
         """What a linear probe loses from the old to the new body; nan where there is none."""
         return self.dice["probe_old_body"] - self.dice["probe_new_body"]
 
-    @property
-    def main_cause(self) -> str:
-        """`head` or `body`, whichever has more of what was lost; "" where nothing was, or nan."""
-        if not max(self.head, self.body) > 0:
-            return ""
-        return "head" if self.head > self.body else "body"
-
 
 def summarize_head_body(
     rows: Iterable[HeadBodyRow], patient_of: Mapping[str, str] = {}
@@ -373,8 +363,7 @@ def summarize_head_body(
         lambda: defaultdict(list)
     )
     for row in rows:
-        at = f"{row.eval_set}/{row.case}"
-        groups[row.step, row.learned_at, row.structure][patient_of.get(at, at)].append(row)
+        groups[row.step, row.learned_at, row.structure][row.patient(patient_of)].append(row)
     return [
         HeadBody(
             step=step,

@@ -388,13 +388,13 @@ class VolumePredictor:
         return stretches(starts, patch[2], width, most_bytes // column_bytes)
 
     def _forward(self, image: Tensor) -> Tensor:
-        with _undisturbed(self.model, torch.device(self.device)), torch.inference_mode():
+        with undisturbed(self.model, torch.device(self.device)), torch.inference_mode():
             logits: Tensor = self.model(image).logits
         return logits
 
 
 @contextmanager
-def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+def undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module's mode and the random state are as before.
 
     Entered for each forward pass, not around the whole walk: a generator that is left standing
