@@ -187,6 +187,6 @@ def extend(
         checkpoint_s=checkpoint_every,
     )
     with Progress() as progress:
-        extended = extend_model(settings, progress.watch)
-    show_all(extension_tables(extended.folder))
-    typer.echo(f"Results: {extended.folder}")
+        folder = extend_model(settings, progress.watch)
+    show_all(extension_tables(folder))
+    typer.echo(f"Results: {folder}")

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from clbench import reproducibility, signals
 from clbench.data.catalog import Catalog, Purpose
 from clbench.deployment.predict import predict_volume
 from clbench.deployment.trained import TrainedModel, load_trained
 from clbench.errors import StoreError
-from clbench.evaluation.metrics.overlap import Counts, dice
+from clbench.evaluation.metrics.overlap import counts_of, dice, pattern_pairs
 from clbench.evaluation.predictions import read_prediction
 from clbench.spec.splits import PARTS
 from clbench.store import files
@@ -20,7 +18,7 @@ from clbench.store.csv_rows import read_rows, rows_bytes
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import prediction_path
 from clbench.training.resume import Watch
-from clbench.types import Bits, mask_of
+from clbench.types import Bits
 
 FILE = "agreement.csv"
 """In the run folder: one row per case and old structure."""
@@ -78,7 +76,6 @@ def write_agreement(folder: Path, catalog: Catalog, *, before: int, watch: Watch
             signals.check(f"comparing old and new model, case {case}")
     files.write_bytes(folder / FILE, rows_bytes(COLUMNS, rows))
     record.reseal(folder)
-    record.write(folder)
 
 
 def _bits(
@@ -105,27 +102,19 @@ def compared(
         case: case id.
         part: part of the split it is in.
     """
-    rows = []
-    for k, name in enumerate(structures):
-        a, b = mask_of(old, k), mask_of(new, k)
-        counts = Counts(
-            both_vox=int(np.count_nonzero(a & b)),
-            pred_vox=int(np.count_nonzero(b)),
-            gt_vox=int(np.count_nonzero(a)),
+    counts = counts_of(pattern_pairs(new, old), {name: (k, k) for k, name in enumerate(structures)})
+    return [
+        Agreement(
+            case=case,
+            part=part,
+            structure=name,
+            agreement=0.0 if own.status == "fp_only" else dice(own),
+            before_vox=own.gt_vox,
+            after_vox=own.pred_vox,
+            both_vox=own.both_vox,
         )
-        value = 0.0 if counts.status == "fp_only" else dice(counts)
-        rows.append(
-            Agreement(
-                case=case,
-                part=part,
-                structure=name,
-                agreement=value,
-                before_vox=counts.gt_vox,
-                after_vox=counts.pred_vox,
-                both_vox=counts.both_vox,
-            )
-        )
-    return rows
+        for name, own in counts.items()
+    ]
 
 
 def read_agreement(folder: Path) -> list[Agreement]:

@@ -8,7 +8,7 @@ new data, so the run says what the old structures lost.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,24 +87,13 @@ class ExtendSettings:
     """These six: see `RunSettings`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Extended:
-    """A finished extension."""
-
-    folder: Path
-    """The run."""
-    old: tuple[str, ...]
-    """Structures the model knew before."""
-    learned: tuple[str, ...]
-    """Structures it learned."""
-    notes: tuple[str, ...] = field(default_factory=tuple)
-    """What the user should know."""
-
-
-def extend(settings: ExtendSettings, watch: Watch = lambda event: None) -> Extended:
+def extend(settings: ExtendSettings, watch: Watch = lambda event: None) -> Path:
     """Teach a trained model further structures; the same call goes on where it was stopped.
 
     Everything is checked before a file is written, and the old model's files are only read.
+
+    Returns:
+        The folder of the run.
 
     Raises:
         ClbenchError: anything the user can act on.
@@ -128,13 +117,12 @@ def extend(settings: ExtendSettings, watch: Watch = lambda event: None) -> Exten
     course = extended_course(learned, own, names, declared, old)
     plan = _plan(settings, learned, course, own, old)
     _refuse_misfit(plan, learned)
-    notes = (*learned.notes, *own.notes, *(() if old is None else old.notes))
-    for note in notes:
+    for note in (*learned.notes, *own.notes, *(() if old is None else old.notes)):
         watch({"event": "note", "what": note})
     _install(plan, learned, course, fresh=settings.fresh)
     run_plan(plan, watch)
     write_agreement(plan.folder, plan.catalog, before=len(learned.steps), watch=watch)
-    return Extended(folder=plan.folder, old=learned.structures, learned=names, notes=notes)
+    return plan.folder
 
 
 def _learned(settings: ExtendSettings) -> LearnedModel:

@@ -13,7 +13,7 @@ from typing import Any
 
 from clbench.deployment.extension.foreign import ForeignWeights, weights_from_file
 from clbench.deployment.extension.own_data import plain_name
-from clbench.deployment.extension.weights_file import read_settings, read_weights
+from clbench.deployment.extension.weights_file import nested, read_settings, read_weights
 from clbench.errors import SettingError
 
 METADATA = Path("configs") / "metadata.json"
@@ -42,30 +42,21 @@ def weights_from_bundle(folder: Path, structures: Sequence[str] = ()) -> Foreign
             got=", ".join(sorted(p.name for p in (folder / "models").glob("*"))) or "nothing",
             next_step="fetch the bundle with its weights; a TorchScript file is code",
         )
-    formats = metadata.get("network_data_format")
-    formats = formats if isinstance(formats, dict) else {}
+    formats = nested(metadata, "network_data_format")
     labels = tuple(structures) or _labels(formats, folder / METADATA)
     weights = weights_from_file(path, read_weights(path), labels)
     name = plain_name(str(metadata.get("name") or folder.absolute().name))[:40] or weights.name
     data, notes = _transforms(folder / "configs" / "inference.json")
-    patch = _image_format(formats).get("spatial_shape")
+    patch = nested(formats, "inputs", "image").get("spatial_shape")
     if isinstance(patch, list) and len(patch) == 3 and all(type(n) is int for n in patch):
         data["patch_vox"] = tuple(patch)
     return replace(weights, name=name, data=data, notes=notes)
 
 
-def _image_format(formats: Mapping[str, Any]) -> dict[str, Any]:
-    inputs = formats.get("inputs")
-    image = inputs.get("image") if isinstance(inputs, dict) else None
-    return image if isinstance(image, dict) else {}
-
-
 def _labels(formats: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     """Names of the output channels from 1 on."""
-    outputs = formats.get("outputs")
-    pred = outputs.get("pred") if isinstance(outputs, dict) else None
-    channels = pred.get("channel_def") if isinstance(pred, dict) else None
-    if not isinstance(channels, dict) or not all(str(k).isdecimal() for k in channels):
+    channels = nested(formats, "outputs", "pred", "channel_def")
+    if not channels or not all(str(k).isdecimal() for k in channels):
         raise SettingError(
             "the bundle's metadata does not name the output channels",
             where=where,

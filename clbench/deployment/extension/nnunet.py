@@ -25,7 +25,7 @@ from torch import Tensor
 
 from clbench.deployment.extension.foreign import ForeignWeights
 from clbench.deployment.extension.own_data import plain_name
-from clbench.deployment.extension.weights_file import read_settings, read_weights
+from clbench.deployment.extension.weights_file import nested, read_settings, read_weights
 from clbench.errors import SettingError
 from clbench.nets.nnunet import PLAIN, RESIDUAL, Architecture
 
@@ -151,10 +151,8 @@ def _configuration(
 
     The checkpoint says which, as nnU-Net reads it; where it does not, the name of the folder.
     """
-    every = plans.get("configurations")
-    every = every if isinstance(every, dict) else {}
-    arguments = content.get("init_args")
-    said = arguments.get("configuration") if isinstance(arguments, dict) else None
+    every = nested(plans, "configurations")
+    said = nested(content, "init_args").get("configuration")
     name = str(said or folder.absolute().name.rpartition("__")[2])
     config: dict[str, Any] = {}
     parent: Any = name
@@ -275,8 +273,8 @@ def _options(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Name of the network and its `arch_kwargs`; plans of before 2024 use other keys."""
     architecture = config.get("architecture")
     if isinstance(architecture, dict):
-        kind, options = architecture.get("network_class_name"), architecture.get("arch_kwargs")
-        return str(kind).rpartition(".")[2], options if isinstance(options, dict) else {}
+        kind, options = architecture.get("network_class_name"), nested(architecture, "arch_kwargs")
+        return str(kind).rpartition(".")[2], options
     kind = str(config.get("UNet_class_name", "unknown"))
     blocks = config.get("n_conv_per_stage_encoder")
     stages = len(blocks) if isinstance(blocks, list) else 0
@@ -311,8 +309,7 @@ def _turned(value: Any, axes: Sequence[int]) -> tuple[Any, ...]:
 
 def _labels(dataset: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     """Names in the order of their values, without background."""
-    labels = dataset.get("labels")
-    labels = labels if isinstance(labels, dict) else {}
+    labels = nested(dataset, "labels")
     values = {
         str(n): v for n, v in labels.items() if str(n).lower() not in ("background", "ignore")
     }

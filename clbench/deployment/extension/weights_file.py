@@ -110,3 +110,10 @@ def read_settings(path: Path) -> dict[str, Any]:
             "a file beside the weights holds no settings", where=path, expected="a JSON object"
         )
     return content
+
+
+def nested(value: Any, *keys: str) -> dict[str, Any]:
+    """The object at the end of the keys within a JSON value; empty where there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}

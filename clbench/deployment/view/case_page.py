@@ -67,8 +67,6 @@ class CasePage:
     """The file."""
     size_bytes: int
     """Of the file."""
-    gray_levels: int
-    """Of the image."""
     notes: tuple[str, ...]
     """What is not shown, and why."""
 
@@ -124,7 +122,7 @@ def write_case_page(
         what="the page",
         next_step="free some disk space, or choose another file with --out",
     )
-    return CasePage(path=out, size_bytes=len(content), gray_levels=levels, notes=tuple(notes))
+    return CasePage(path=out, size_bytes=len(content), notes=tuple(notes))
 
 
 def find_case(record: RunRecord, case: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from own_cts import write_own_cts
 
 from clbench.deployment.extension.agreement import FILE, read_agreement
 from clbench.deployment.extension.cost import extension_tables
-from clbench.deployment.extension.extend import Extended, ExtendSettings, extend
+from clbench.deployment.extension.extend import ExtendSettings, extend
 from clbench.deployment.extension.learned import learned_by_run
 from clbench.deployment.predict import predict_volume
 from clbench.deployment.trained import checkpoint_path, load_trained
@@ -56,16 +56,16 @@ def settings(smoke_run: Path, own: Path, cache_root: Path, tmp_path_factory) -> 
 
 
 @pytest.fixture(scope="module")
-def frozen(settings: Make) -> Extended:
+def frozen(settings: Make) -> Path:
     return extend(settings())
 
 
 def test_with_frozen_old_masks_are_those_of_the_old_model_to_the_bit(
-    frozen: Extended, smoke_run: Path
+    frozen: Path, smoke_run: Path
 ) -> None:
-    old, new = load_trained(smoke_run), load_trained(frozen.folder)
+    old, new = load_trained(smoke_run), load_trained(frozen)
     assert new.structures == (*old.structures, "spleen_cyst")
-    catalog = catalog_of(RunRecord.read(frozen.folder))
+    catalog = catalog_of(RunRecord.read(frozen))
     voxels = 0
     for case in catalog.splits[1].cases:
         volume = catalog.open(2, case, "test")
@@ -74,42 +74,40 @@ def test_with_frozen_old_masks_are_those_of_the_old_model_to_the_bit(
         np.testing.assert_array_equal(one, two & mask)
         voxels += int(np.count_nonzero(one))
     assert voxels > 0
-    rows = read_agreement(frozen.folder)
+    rows = read_agreement(frozen)
     assert len(rows) == 4 * len(old.structures)
     assert all(r.agreement == 1 or np.isnan(r.agreement) for r in rows)
-    assert "every old mask is equal to the bit." in extension_tables(frozen.folder)[0].notes
+    assert "every old mask is equal to the bit." in extension_tables(frozen)[0].notes
 
 
-def test_the_result_is_an_ordinary_run(frozen: Extended, smoke_run: Path) -> None:
-    record = RunRecord.read(frozen.folder)
+def test_the_result_is_an_ordinary_run(frozen: Path, smoke_run: Path) -> None:
+    record = RunRecord.read(frozen)
     assert (record.status, record.steps_done, record.patients) == ("finished", 2, True)
     assert record.extends is not None
     assert record.extends["run"] == str(smoke_run)
     assert [len(cases) for cases in record.course.test] == [0, 1]
     assert "1" not in record.ledger or record.ledger["1"] == {"test": record.ledger["2"]["test"]}
-    checked = verify_run(frozen.folder).checked
+    checked = verify_run(frozen).checked
     assert any(line.endswith("predictions and the data") for line in checked)
-    before = {
-        r.structure for r in run_folder.read_scores(frozen.folder / "scores.csv") if r.step == 1
-    }
-    assert before == set(frozen.old)
+    before = {r.structure for r in run_folder.read_scores(frozen / "scores.csv") if r.step == 1}
+    assert before == set(RunRecord.read(smoke_run).course.structures)
 
 
 def test_it_can_be_extended_again_with_its_own_strategy(
-    frozen: Extended, settings: Make, own: Path, tmp_path: Path
+    frozen: Path, settings: Make, own: Path, tmp_path: Path
 ) -> None:
     mine = tmp_path / "mine"
     shutil.copytree(own, mine)
     (mine / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "big_lesion": 2}}))
-    (values,) = [settings(model=frozen.folder, data=mine, learn=("big_lesion",), strategy=None)]
+    (values,) = [settings(model=frozen, data=mine, learn=("big_lesion",), strategy=None)]
     mine_label = {"background": 0, "spleen": 1, "big_lesion": 2}
     (mine / "dataset.json").write_text(json.dumps({"labels": mine_label}))
     again = extend(values)
-    record = RunRecord.read(again.folder)
-    assert record.course.structures == (*frozen.old, "spleen_cyst", "big_lesion")
+    old, record = RunRecord.read(frozen), RunRecord.read(again)
+    assert record.course.structures == (*old.course.structures, "big_lesion")
     assert len(record.course.steps) == 3
-    verify_run(again.folder)
-    one, two = load_trained(frozen.folder), load_trained(again.folder)
+    verify_run(again)
+    one, two = load_trained(frozen), load_trained(again)
     state = two.server.model.state_dict()
     for name, tensor in one.server.model.state_dict().items():
         assert (state[name] == tensor).all(), name
@@ -119,13 +117,13 @@ def test_a_run_goes_on_with_its_own_strategy_steps_and_memory(
     settings: Make, smoke_run: Path
 ) -> None:
     found = extend(settings(strategy=None))
-    record = RunRecord.read(found.folder)
+    record = RunRecord.read(found)
     assert record.strategy == "universal"
     assert [s.name for s in record.course.steps] == ["organs", "liver tumor", "spleen_cyst"]
     old = checkpoint.load(checkpoint_path(smoke_run, RunRecord.read(smoke_run), 2))
-    new = checkpoint.load(found.folder / "step2.pt")
+    new = checkpoint.load(found / "step2.pt")
     assert checkpoint.state_digest(old) == checkpoint.state_digest(new)
-    assert {r.part for r in read_agreement(found.folder)} == {"train", "test"}
+    assert {r.part for r in read_agreement(found)} == {"train", "test"}
 
 
 def test_without_earlier_checkpoints_the_steps_become_one(smoke_run: Path, tmp_path: Path) -> None:
@@ -141,14 +139,14 @@ def test_without_earlier_checkpoints_the_steps_become_one(smoke_run: Path, tmp_p
         learned_by_run(alone, step=1)
 
 
-def test_the_same_call_again_trains_nothing(frozen: Extended, settings: Make) -> None:
+def test_the_same_call_again_trains_nothing(frozen: Path, settings: Make) -> None:
     events: list[str] = []
-    before = (frozen.folder / "run.json").read_bytes()
+    before = (frozen / "run.json").read_bytes()
     again = extend(settings(), lambda event: events.append(event["event"]))
-    assert again.folder == frozen.folder
+    assert again == frozen
     assert "already finished" in events
     assert "update" not in events
-    assert (frozen.folder / "run.json").read_bytes() == before
+    assert (frozen / "run.json").read_bytes() == before
 
 
 def test_no_space_left_loses_nothing(
@@ -172,7 +170,7 @@ def test_no_space_left_loses_nothing(
         with pytest.raises(StoreError, match="disk space"):
             extend(asked)
     assert {p: store_files.sha256(p) for p in hashes} == hashes
-    assert RunRecord.read(extend(asked).folder).status == "finished"
+    assert RunRecord.read(extend(asked)).status == "finished"
 
 
 def bad(learn: str = "spleen_cyst", **more: object) -> dict[str, object]:
@@ -246,9 +244,9 @@ def test_a_checkpoint_of_another_course_is_refused(
 
 
 def test_a_course_with_a_given_step_is_not_taught_without_its_model(
-    frozen: Extended, own: Path, cache_root: Path, tmp_path: Path
+    frozen: Path, own: Path, cache_root: Path, tmp_path: Path
 ) -> None:
-    course = RunRecord.read(frozen.folder).course_file
+    course = RunRecord.read(frozen).course_file
     with pytest.raises(StoreError, match="learned elsewhere is not there"):
         run_course(
             RunSettings(
@@ -263,14 +261,14 @@ def test_a_course_with_a_given_step_is_not_taught_without_its_model(
         )
 
 
-def test_the_table_counts_scores_and_agreement(frozen: Extended) -> None:
-    old, new = extension_tables(frozen.folder)
+def test_the_table_counts_scores_and_agreement(frozen: Path) -> None:
+    old, new = extension_tables(frozen)
     cells = {row[0]: row for row in old.rows}
-    scores = run_folder.read_scores(frozen.folder / "scores.csv")
+    scores = run_folder.read_scores(frozen / "scores.csv")
     spleen = [r.value for r in scores
               if (r.structure, r.scoring, r.metric) == ("spleen", "strict", "dice")]  # fmt: skip
     assert cells["spleen"][1:3] == tuple(f"{v:.3f}" for v in spleen)
     assert cells["spleen"][4] == "1"
     assert cells["aorta"][4] == "0"
     assert new.rows[0][0] == "spleen_cyst"
-    assert (frozen.folder / FILE).read_text().splitlines()[0].startswith("case,part,structure")
+    assert (frozen / FILE).read_text().splitlines()[0].startswith("case,part,structure")

@@ -150,18 +150,18 @@ def test_foreign_weights_are_extended_as_a_run(tmp_path: Path, cache_root: Path)
         cache=cache_root,
     )
     found = extend(settings)
-    record = RunRecord.read(found.folder)
+    record = RunRecord.read(found)
     assert (record.strategy, record.course.structures) == (
         "frozen_softmax",
         (*NAMES, "spleen_cyst"),
     )
     assert record.extends is not None
     assert record.extends["weights"] == str(path)
-    verify_run(found.folder)
-    old, new = (load_trained(found.folder, step=step).server.model.state_dict() for step in (1, 2))
+    verify_run(found)
+    old, new = (load_trained(found, step=step).server.model.state_dict() for step in (1, 2))
     assert all(torch.equal(old[n], new[n]) for n in old)
     for wrong in ({"step": 2}, {"strategy": "frozen"}):
         with pytest.raises(SettingError, match=r"no steps|do not fit"):
             extend(replace(settings, **wrong, out=tmp_path / "other"))
     with pytest.raises(SettingError, match="a run says itself"):
-        extend(replace(settings, model=found.folder))
+        extend(replace(settings, model=found))
