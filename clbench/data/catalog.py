@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -359,9 +359,9 @@ def _notes(
     return notes
 
 
-def _raise_first(problems: Sequence[ClbenchError]) -> None:
-    if problems:
-        raise problems[0]
+def _raise_first(problems: Iterable[ClbenchError]) -> None:
+    for problem in problems:
+        raise problem
 
 
 def exam_cases(catalog: Catalog) -> Iterator[tuple[int, str, str]]:

@@ -7,6 +7,7 @@ bare name of a layout, which label values or masks there are, to write a benchma
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,15 +124,14 @@ def check_layout(folder: Path, layout: str) -> FolderReport:
     except DataError as err:
         report.problems.append(str(err))
         return report
-    cases, seen = [], dict[str, int]()
+    cases, seen = [], Counter[str]()
     for files in cases_by_id.values():
         try:
             raw, names = read_unnamed(files)
         except ClbenchError as err:
             cases.append(CaseReport(case=files.case, line="cannot be read", problems=(str(err),)))
             continue
-        for name in names:
-            seen[name] = seen.get(name, 0) + 1
+        seen.update(names.keys())
         what = "masks" if isinstance(files.label, tuple) else "label values"
         listed = ", ".join(f"{n} ({vox} voxels)" for n, vox in names.items()) or "none"
         odd = [text for _, text in notes_of(raw, None)]
@@ -267,11 +267,8 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
             f"{folder} may be any of {', '.join(report.files)}: write which, as "
             f"{next(iter(report.files))}={folder}"
         )
-    if named or not report.cases:  # an unnamed folder needs to hold one of the sources only
-        report.problems += [str(err) for err in failed]
-    else:
-        pairing = [e for e in failed if "case(s) have" in e.what]
-        report.problems += [str(err) for err in pairing]
+    every = named or not report.cases  # an unnamed folder needs to hold one of the sources only
+    report.problems += [str(err) for err in failed if every or "case(s) have" in err.what]
     return report
 
 
@@ -311,15 +308,13 @@ def _describe(raw: RawCase, labels: str, remarks: Sequence[str]) -> CaseReport:
     """Shape, spacing, orientation and HU range, labels and remarks."""
     low, high = float(raw.image.min()), float(raw.image.max())
     window_low = Preprocessing().window_hu[0]
-    problems = (
-        [f"no voxel above {window_low:g} HU (highest {high:g})"] if high <= window_low else []
-    )
+    below = f"no voxel above {window_low:g} HU (highest {high:g})"
     size = "x".join(map(str, raw.image.shape))
     spacing = " x ".join(f"{s:.3g}" for s in spacing_of(raw.affine))
     return CaseReport(
         case=raw.files.case,
         line=f"{size} vox, {spacing} mm (RAS order), file {raw.file_axes}, HU {low:g} to {high:g}; "
         f"{labels}",
-        problems=tuple(problems),
+        problems=(below,) if high <= window_low else (),
         remarks=tuple(remarks),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 NIFTI = (".nii.gz", ".nii")
 """Endings of NIfTI files, in any case."""
@@ -60,20 +61,25 @@ def walk(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: a folder cannot be read: what lies in it must not vanish without a word.
     """
-    yield from _walk(folder, (_identity(folder),))
+    yield from (path for path, what in _walk(folder) if what == "file")
 
 
-def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[Path]:
-    for path in entries(folder):
-        if not path.is_dir():
-            yield path
-        elif (here := _identity(path)) not in above:  # a link to a folder above it is a loop
-            yield from _walk(path, (*above, here))
-
-
-def _identity(folder: Path) -> tuple[int, int]:
+def _walk(
+    folder: Path, above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[Path, Literal["file", "hidden", "loop"]]]:
+    """Every path below a folder that is no folder to look into, and what it is."""
     status = folder.stat()
-    return status.st_dev, status.st_ino
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        yield folder, "loop"
+        return
+    for path in sorted(folder.iterdir()):
+        if passed_over(path.name):
+            yield path, "hidden"
+        elif path.is_dir():
+            yield from _walk(path, (*above, here))
+        else:
+            yield path, "file"
 
 
 def count_passed_over(folder: Path) -> tuple[list[str], list[str]]:
@@ -82,22 +88,9 @@ def count_passed_over(folder: Path) -> tuple[list[str], list[str]]:
     Returns:
         Hidden and added files and folders, not what lies in them; links back to a folder above.
     """
-    hidden: list[str] = []
-    loops: list[str] = []
-
-    def look(here: Path, above: tuple[tuple[int, int], ...]) -> None:
-        for path in sorted(here.iterdir()):
-            name = path.relative_to(folder).as_posix()
-            if passed_over(path.name):
-                hidden.append(name + "/" * path.is_dir())
-            elif path.is_dir():
-                if (identity := _identity(path)) in above:
-                    loops.append(name)
-                else:
-                    look(path, (*above, identity))
-
-    look(folder, (_identity(folder),))
-    return hidden, loops
+    found = [(path.relative_to(folder).as_posix(), path, what) for path, what in _walk(folder)]
+    hidden = [name + "/" * path.is_dir() for name, path, what in found if what == "hidden"]
+    return hidden, [name for name, _, what in found if what == "loop"]
 
 
 def stored_file(folder: Path, name: str) -> Path:

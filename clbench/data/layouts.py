@@ -349,19 +349,14 @@ def _case_names(labels: Sequence[Path], place: Path) -> list[str]:
             next_step="remove one of the two entries",
         )
     stems = [nifti_stem(label) or composed(label.name) for label in labels]
-    folders = [[composed(part.name) for part in label.parents] for label in labels]
-    for level in range(min(map(len, folders), default=0)):
-        if len(set(stems)) == len(stems):
-            break
-        stems = [of_label[level] for of_label in folders]
-    for parts in (
+    folders = zip(*([composed(part.name) for part in p.parents] for p in labels), strict=False)
+    paths = (
         [label.parent.parts for label in labels],
         [(*label.parent.parts, nifti_stem(label) or label.name) for label in labels],
-    ):
-        if len(set(stems)) == len(stems):
-            break
-        stems = [composed("_".join(p.strip("/") for p in of_label)) for of_label in parts]
-    return stems
+    )
+    joined = [[composed("_".join(p.strip("/") for p in parts)) for parts in way] for way in paths]
+    ways = [stems, *map(list, folders), *joined]
+    return next((names for names in ways if len(set(names)) == len(names)), ways[-1])
 
 
 def need_folder(folder: Path, option: str = "--data") -> None:

@@ -6,7 +6,7 @@ warnings of `run.json`, from where they reach the report. What looks for them st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from clbench.data.anatomy.position import anatomy_notes
@@ -60,29 +60,25 @@ def notes_of(raw: RawCase, source: Source | None) -> list[tuple[str, str]]:
 
 def source_problems(
     notes: Iterable[CaseNote], cases: Mapping[str, Sequence[str]]
-) -> list[DataError]:
+) -> Iterator[DataError]:
     """Sources of which (nearly) no case is a CT in HU: a wrong conversion, not an odd case.
 
     Args:
         notes: of these cases, and perhaps of others.
         cases: source → the cases that are used.
     """
-    problems = []
     odd: dict[str, list[CaseNote]] = {}
     for note in notes:
         if note.kind == NOT_HU and note.case in cases.get(note.source, ()):
             odd.setdefault(note.source, []).append(note)
     for name, of_source in odd.items():
         if len(of_source) >= MOST_NOT_HU * len(cases[name]):
-            problems.append(
-                DataError(
-                    "the images of a source are no CTs in HU",
-                    where=f"source {name!r}, {len(of_source)} of {len(cases[name])} case(s)",
-                    expected="air near -1000, fat near -100, soft tissue from 0 to 300",
-                    got=of_source[0].message,
-                    next_step=f"say rescale = {{slope = …, intercept = …}} in the [[source]] "
-                    f"{name!r} of the course file (HU = slope x value + intercept), or train on "
-                    "the values as they are with --set data.expect_hu=false",
-                )
+            yield DataError(
+                "the images of a source are no CTs in HU",
+                where=f"source {name!r}, {len(of_source)} of {len(cases[name])} case(s)",
+                expected="air near -1000, fat near -100, soft tissue from 0 to 300",
+                got=of_source[0].message,
+                next_step=f"say rescale = {{slope = …, intercept = …}} in the [[source]] "
+                f"{name!r} of the course file (HU = slope x value + intercept), or train on "
+                "the values as they are with --set data.expect_hu=false",
             )
-    return problems

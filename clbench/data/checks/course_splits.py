@@ -6,10 +6,12 @@ raises the first, before anything is trained; a check lists them all.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from clbench.data.find_files import nifti_stem
 from clbench.data.layouts import CaseFiles, find_layout, natural
@@ -42,33 +44,22 @@ def phantom_split(step: Step | ExternalTest, number: int, settings: PhantomSetti
     """
     if step.given is not None:
         return step.split
-    if isinstance(step, ExternalTest):
-        if step.phantom_split is not None:
-            return _first_tests(step.phantom_split, settings)
-        first = 1000 * number
-        return Split(
-            name=f"phantom, {step.name}",
-            test=tuple(map(str, range(first, first + (settings.test or TEST_CASES)))),
-            origin="clbench phantom",
-        )
+    external = isinstance(step, ExternalTest)
+    parts, title = (("test",), step.name) if external else (PARTS, f"step {number}")
     if step.phantom_split is not None:
-        return _shorten(step.phantom_split, settings)
-    sizes = (settings.train, settings.validation, settings.test or TEST_CASES)
-    ids = iter(range(1000 * number, 1000 * number + sum(sizes)))
-    train, validation, test = (tuple(str(next(ids)) for _ in range(n)) for n in sizes)
-    return Split(
-        name=f"phantom, step {number}",
-        train=train,
-        validation=validation,
-        test=test,
-        origin="clbench phantom",
-    )
+        return _shorten(step.phantom_split, parts, settings)
+    sizes = replace(settings, test=settings.test or TEST_CASES)
+    ids = map(str, itertools.count(1000 * number))
+    cases: dict[str, Any] = {
+        part: tuple(itertools.islice(ids, getattr(sizes, part))) for part in parts
+    }
+    return Split(name=f"phantom, {title}", origin="clbench phantom", **cases)
 
 
-def _shorten(split: Split, settings: PhantomSettings) -> Split:
-    """The first cases of each part, as many as the settings ask for; all where they do not say."""
-    parts = {}
-    for part in PARTS:
+def _shorten(split: Split, parts: Iterable[str], settings: PhantomSettings) -> Split:
+    """The first cases of each of the parts, as many as asked for; all where that is not said."""
+    first = {}
+    for part in parts:
         have, asked = getattr(split, part), getattr(settings, part)
         want = len(have) if asked is None else asked
         if not (0 if part == "validation" else 1) <= want <= len(have):
@@ -78,20 +69,8 @@ def _shorten(split: Split, settings: PhantomSettings) -> Split:
                 expected=f"1 to {len(have)}",
                 got=want,
             )
-        parts[part] = have[:want]
-    return replace(split, **parts)
-
-
-def _first_tests(split: Split, settings: PhantomSettings) -> Split:
-    """The first test cases, as many as the settings ask for; all where they do not say."""
-    if settings.test is not None and settings.test > len(split.test):
-        raise SettingError(
-            f"the phantom split cannot give {settings.test} test cases",
-            where="phantom.test",
-            expected=f"1 to {len(split.test)}",
-            got=settings.test,
-        )
-    return replace(split, test=split.test[: settings.test])
+        first[part] = have[:want]
+    return replace(split, **first)
 
 
 def chosen(benchmark: Benchmark, replaced: Mapping[str, Split]) -> list[Split | None]:
@@ -296,7 +275,7 @@ def cases_of(course: Course) -> dict[str, list[str]]:
 
 def course_problems(
     course: Course, benchmark: Benchmark, files: Files, *, patients: bool
-) -> list[ClbenchError]:
+) -> Iterator[ClbenchError]:
     """What stands against a course by the names of its cases alone.
 
     Args:
@@ -305,12 +284,10 @@ def course_problems(
         files: source → case → files.
         patients: whether cases are scans of patients; False on the phantom.
     """
-    partial = [e for name in files for e in _partial(benchmark.source(name), files[name])]
-    return [
-        *partial,
-        *_not_annotated(course, benchmark, files),
-        *_same_patient(course, benchmark, patients=patients),
-    ]
+    for name in files:
+        yield from _partial(benchmark.source(name), files[name])
+    yield from _not_annotated(course, benchmark, files)
+    yield from _same_patient(course, benchmark, patients=patients)
 
 
 def _partial(source: Source, files: Mapping[str, CaseFiles]) -> Iterable[DataError]:
@@ -349,27 +326,33 @@ def _same_patient(
 ) -> Iterable[ClbenchError]:
     """A patient of a source who stands in two parts, of one step or of two."""
     seen: dict[tuple[str, str], tuple[str, str]] = {}
+    for part, step, case in _by_part(course):
+        source = benchmark.source(step.source)
+        try:
+            key = (source.name, source.patient_of(case) if patients else case)
+        except ClbenchError as err:  # an id that does not say whose it is
+            yield err
+            continue
+        other, where = seen.setdefault(key, (part, f"{case} of step {step.name!r}"))
+        if other != part:
+            yield DataError(
+                f"the same patient is in {other} and in {part}",
+                where=f"{source.name} case {case}, {part} of step {step.name!r}",
+                expected="each patient in one part, in whatever step",
+                got=f"patient {key[1]} is {USED[other]} as case {where}",
+                next_step="remove one of the two from its split",
+            )
+
+
+def _by_part(course: Course) -> Iterator[tuple[str, Step | ExternalTest, str]]:
+    """Every case a course names, with its part and step: all cases that train, then the others."""
     for part in PARTS:
         for step, split in course:
-            source = benchmark.source(step.source)
             for case in getattr(split, part):
-                try:
-                    key = (source.name, source.patient_of(case) if patients else case)
-                except ClbenchError as err:  # an id that does not say whose it is
-                    yield err
-                    continue
-                other, where = seen.setdefault(key, (part, f"{case} of step {step.name!r}"))
-                if other != part:
-                    yield DataError(
-                        f"the same patient is in {other} and in {part}",
-                        where=f"{source.name} case {case}, {part} of step {step.name!r}",
-                        expected="each patient in one part, in whatever step",
-                        got=f"patient {key[1]} is {USED[other]} as case {where}",
-                        next_step="remove one of the two from its split",
-                    )
+                yield part, step, case
 
 
-def content_problems(course: Course, image_hash: Callable[[str, str], str]) -> list[ClbenchError]:
+def content_problems(course: Course, image_hash: Callable[[str, str], str]) -> Iterator[DataError]:
     """One image under two names, in whatever parts, steps and sources of a course.
 
     In train and test it is a leak; within test it is one patient who counts as several in every
@@ -379,29 +362,21 @@ def content_problems(course: Course, image_hash: Callable[[str, str], str]) -> l
         course: the steps with their splits, all lists of cases at hand.
         image_hash: (source, case) → digest of the image's voxels.
     """
-    seen: dict[str, tuple[str, str, str, str]] = {}
+    seen: dict[str, tuple[str, str]] = {}
     named: set[tuple[str, str]] = set()
-    problems: list[ClbenchError] = []
-    for part in PARTS:
-        for step, split in course:
-            for case in getattr(split, part):
-                if (step.source, case) in named:
-                    continue  # one name in several steps is one case
-                named.add((step.source, case))
-                image = image_hash(step.source, case)
-                first = seen.setdefault(image, (part, step.name, step.source, case))
-                if first == (part, step.name, step.source, case):
-                    continue
-                where = f"{first[2]} case {first[3]}, {first[0]} of step {first[1]!r}"
-                problems.append(
-                    DataError(
-                        "the same image stands under two names in " + part
-                        if first[0] == part
-                        else f"the same case is in {first[0]} and in {part}",
-                        where=f"{step.source} case {case}, {part} of step {step.name!r}",
-                        expected="every image under one name, in one part",
-                        got=f"its image is that of {where}",
-                        next_step="remove one of the two from its split",
-                    )
-                )
-    return problems
+    for part, step, case in _by_part(course):
+        if (step.source, case) in named:
+            continue  # one name in several steps is one case
+        named.add((step.source, case))
+        where = f"{step.source} case {case}, {part} of step {step.name!r}"
+        other, first = seen.setdefault(image_hash(step.source, case), (part, where))
+        if first != where:
+            yield DataError(
+                f"the same image stands under two names in {part}"
+                if other == part
+                else f"the same case is in {other} and in {part}",
+                where=where,
+                expected="every image under one name, in one part",
+                got=f"its image is that of {first}",
+                next_step="remove one of the two from its split",
+            )

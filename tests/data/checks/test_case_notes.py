@@ -146,10 +146,10 @@ def test_nine_in_ten_are_a_source() -> None:
             CaseNote(source="s", case=str(i), kind=NOT_HU, text="no CT in HU") for i in range(count)
         ]
 
-    assert not source_problems(odd(8), cases)
-    assert len(source_problems(odd(9), cases)) == 1
-    assert not source_problems(odd(10), {"s": ["11"]})
-    assert not source_problems([replace(n, kind="header") for n in odd(10)], cases)
+    assert not list(source_problems(odd(8), cases))
+    assert len(list(source_problems(odd(9), cases))) == 1
+    assert not list(source_problems(odd(10), {"s": ["11"]}))
+    assert not list(source_problems([replace(n, kind="header") for n in odd(10)], cases))
 
 
 def test_the_setting_changes_no_run_id(cache_root: Path) -> None:

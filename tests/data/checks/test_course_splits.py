@@ -64,13 +64,13 @@ def test_one_image_under_two_names_is_refused_in_all_parts(
         if first == second
         else f"the same case is in {earlier} and in {later}"
     )
-    assert not content_problems(course, lambda s, c: f"{s}/{c}")
+    assert not list(content_problems(course, lambda s, c: f"{s}/{c}"))
 
 
 def test_one_name_in_two_steps_is_one_case() -> None:
     split = Split(name="s", train=("1",), test=("3",))
     more = replace(ORGANS, name="more")
-    assert not content_problems([(ORGANS, split), (more, split)], lambda s, c: c)
+    assert not list(content_problems([(ORGANS, split), (more, split)], lambda s, c: c))
 
 
 def test_names_of_files_stand_for_ids() -> None:
