@@ -43,13 +43,8 @@ class ClbenchError(Exception):
 
     def fields(self) -> dict[str, object]:
         """The four labelled parts, absent ones left out; values as text."""
-        parts = {
-            "where": self.where,
-            "expected": self.expected,
-            "got": self.got,
-            "next_step": self.next_step,
-        }
-        return {name: str(value) for name, value in parts.items() if value is not None}
+        names = ("where", "expected", "got", "next_step")
+        return {n: str(value) for n in names if (value := getattr(self, n)) is not None}
 
     @property
     def brief(self) -> str:

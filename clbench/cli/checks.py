@@ -33,8 +33,7 @@ def verify(
     from clbench.run.verify import verify_run
 
     for folder in runs:
-        for line in verify_run(folder, data=data, cache=cache).lines():
-            typer.echo(line)
+        typer.echo("\n".join(verify_run(folder, data=data, cache=cache).lines()))
 
 
 @app.command()
@@ -61,8 +60,7 @@ def doctor(
     from clbench.cli.doctor import examine, lines
 
     findings = examine(bench=bench, data=data, results=out, cache=cache, splits=split or [])
-    for line in lines(findings):
-        typer.echo(line)
+    typer.echo("\n".join(lines(findings)))
     if any(f.level == "STOP" for f in findings):
         raise typer.Exit(1)
 
@@ -96,8 +94,7 @@ def check(
         check_course(
             course, report, parse_splits(split or []), expect_hu=parse_expect_hu(set_ or [])
         )
-    for line in report.lines():
-        typer.echo(line)
+    typer.echo("\n".join(report.lines()))
     if report.problems:
         raise typer.Exit(1)
 
@@ -140,8 +137,7 @@ def split_(
         )
     )
     write_split(drawn.split, out)
-    for line in drawn.lines(out):
-        typer.echo(line)
+    typer.echo("\n".join(drawn.lines(out)))
 
 
 @check_app.command("strategy")
@@ -177,7 +173,6 @@ def check_benchmark(
 
 
 def _tell(report: Report) -> None:
-    for line in report.lines():
-        typer.echo(line)
+    typer.echo("\n".join(report.lines()))
     if not report.ok:
         raise typer.Exit(1)

@@ -194,8 +194,7 @@ def plan(
     }
     ahead = forecast(settings)
     show(_forecast_table(ahead, bench, strategy, len(parse_seeds(seeds))))
-    for line in _smallest(len(patients), alpha, comparisons):
-        typer.echo(line)
+    typer.echo("\n".join(_smallest(len(patients), alpha, comparisons)))
 
 
 def _forecast_table(ahead: Forecast, bench: str, strategy: str, seeds: int) -> Table:

@@ -99,8 +99,7 @@ def report(
         protocol=Protocol(margin=margin, alpha=alpha, correction=chosen),
     )
     written = make_report(study, out)
-    for line in written.lines:
-        typer.echo(line)
+    typer.echo("\n".join(written.lines))
 
 
 @app.command()
@@ -120,7 +119,6 @@ def league(
     cache: options.Cache = None,
 ) -> None:
     """Compare many people's runs of one course, each verified first; status 1 if any is refused."""
-    one_of("--scoring", scoring, {"strict": 1, "paper": 1})
     chosen = one_of("--correction", correction, {"max-t": "max-t", "holm": "holm"})
     from clbench.report.league import (
         Refusal,

@@ -253,8 +253,8 @@ def list_(
     One line each.
     """
     lists = {"settings": _settings, "layouts": _layouts, "structures": _structures}
-    for line in _runnable() if what is None else one_of("`clbench list`", what, lists)():
-        typer.echo(line)
+    chosen = _runnable if what is None else one_of("`clbench list`", what, lists)
+    typer.echo("\n".join(chosen()))
 
 
 def _runnable() -> Iterator[str]:

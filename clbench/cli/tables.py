@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from clbench.cli import options
 from clbench.cli.options import RESULTS, app, one_of, parse_seeds, show, show_all
 from clbench.errors import SettingError
-
-DEFAULTS: Mapping[str, Any] = {
-    "source": None,
-    "scoring": "strict",
-    "seeds": None,
-    "ref": "universal",
-    "metric": "dice",
-    "percent": False,
-    "external": "",
-}
-"""Options that some tables take, and what they are where they are not given."""
-
 
 OWN_BENCH = {
     "11": "body_ext",
@@ -76,8 +64,9 @@ def table(
         "percent": percent,
         "external": external,
     }
+    options_of_table = signature(table).parameters
     for option, value in given.items():
-        if value != DEFAULTS[option] and option not in takes:
+        if value != options_of_table[option].default and option not in takes:
             raise SettingError(
                 f"the table {name} does not take --{option}",
                 where=f"`clbench table {shlex.quote(name)}`",
@@ -89,7 +78,7 @@ def table(
     bench = own if bench is None else registry.name_of(bench)
     source = source or ("both" if bench == own or name == "6" else "measured")
     one_of("--source", source, {"printed": 1, "measured": 1, "both": 1})
-    table = make_table(
+    made = make_table(
         name,
         Analysis(results=results, bench=bench, reference=ref, scoring=scoring, on=external),
         source=source,
@@ -97,7 +86,7 @@ def table(
         metric=metric,
         scale=PERCENT if percent else SHARE,
     )
-    show(table, format_)
+    show(made, format_)
 
 
 @app.command()

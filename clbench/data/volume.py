@@ -149,10 +149,8 @@ def keeps_a_voxel(
     """
     taken = []
     for axis, length in enumerate(mask.shape):
-        count = resampled_length(length, native_mm[axis], model_mm[axis])
-        at = np.arange(count) * (model_mm[axis] / native_mm[axis])
         held = np.asarray(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        index = np.minimum(_nearest(at), length - 1)
+        index = _nearest_voxels(length, native_mm[axis], model_mm[axis])
         taken.append(index[held[index]])
     return bool(mask[np.ix_(*taken)].any())
 
@@ -171,6 +169,12 @@ def resampled_length(length: int, native_mm: float, model_mm: float) -> int:
 def _nearest(at: NDArray[Any]) -> NDArray[np.int64]:
     # a quotient such as 0.3/0.1 must not fall on the other side of a tie by one rounding error
     return np.floor(np.round(at, 6) + 0.5).astype(np.int64)
+
+
+def _nearest_voxels(length: int, native_mm: float, model_mm: float) -> NDArray[np.int64]:
+    """For every voxel of the model's grid along one axis, the nearest one of the file's grid."""
+    at = np.arange(resampled_length(length, native_mm, model_mm)) * (model_mm / native_mm)
+    return np.minimum(_nearest(at), length - 1)
 
 
 def neighbors(
@@ -227,10 +231,8 @@ def resample_nearest(
         model_mm: spacing asked for.
     """
     for axis in range(3):
-        length = bits.shape[axis]
-        count = resampled_length(length, native_mm[axis], model_mm[axis])
-        at = np.arange(count) * (model_mm[axis] / native_mm[axis])
-        bits = np.take(bits, np.minimum(_nearest(at), length - 1), axis=axis)
+        index = _nearest_voxels(bits.shape[axis], native_mm[axis], model_mm[axis])
+        bits = np.take(bits, index, axis=axis)
     return bits
 
 

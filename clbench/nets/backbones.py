@@ -135,8 +135,14 @@ def new_backbone(settings: BackboneSettings) -> Backbone:
     return network
 
 
-def _maps_down(x: Tensor, layers: nn.ModuleList, maps: Maps) -> Maps:
-    """Add what each layer makes of the map before it; the last is the bottleneck."""
+def maps_down(x: Tensor, layers: nn.ModuleList, maps: Maps) -> Maps:
+    """Add what each layer makes of the map before it; the last is the bottleneck.
+
+    Args:
+        x: what the first layer takes.
+        layers: from the finest to the coarsest.
+        maps: maps of an encoder so far, enc0 and so on; changed in place.
+    """
     for layer in layers:
         x = layer(x)
         maps[f"enc{len(maps)}"] = x
@@ -222,7 +228,7 @@ class _UNetEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Maps:
         x = self.conv_0(image)
-        return _maps_down(x, self.down, {"enc0": x})
+        return maps_down(x, self.down, {"enc0": x})
 
 
 class _UNetDecoder(nn.Module):
@@ -266,7 +272,7 @@ class _ResEncoder(nn.Module):
         self.down_layers: nn.ModuleList = net.down_layers
 
     def forward(self, image: Tensor) -> Maps:
-        return _maps_down(self.convInit(image), self.down_layers, {})
+        return maps_down(self.convInit(image), self.down_layers, {})
 
 
 class _ResDecoder(nn.Module):
@@ -328,7 +334,7 @@ class _SmallEncoder(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Maps:
-        return _maps_down(image, self.blocks, {})
+        return maps_down(image, self.blocks, {})
 
 
 class _SmallDecoder(nn.Module):

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from clbench.errors import SettingError
-from clbench.nets.backbones import Backbone, Maps, refuse_size
+from clbench.nets.backbones import Backbone, Maps, maps_down, refuse_size
 from clbench.spec.validation import Predicate, checked, from_toml
 from clbench.types import triple
 
@@ -180,11 +180,7 @@ class _Encoder(nn.Module):
     def forward(self, image: Tensor) -> Maps:
         if (self.scale, self.shift) != (1.0, 0.0):  # before padding, so that it holds at the edge
             image = image * self.scale + self.shift
-        x, maps = self.stem(image), {}
-        for i, stage in enumerate(self.stages):
-            x = stage(x)
-            maps["bottleneck" if i == len(self.stages) - 1 else f"enc{i}"] = x
-        return maps
+        return maps_down(self.stem(image), self.stages, {})
 
 
 class _Decoder(nn.Module):

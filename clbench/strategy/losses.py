@@ -107,8 +107,7 @@ def dice(
     Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4 (which writes a sum over classes;
     the code, and this, take the mean).
     """
-    _same_shape(logits, target, "clbench.strategy.losses.dice")
-    mask = torch.ones_like(target) if known is None else known.to(target.dtype)
+    mask = _mask(logits, target, known, "clbench.strategy.losses.dice")
     pairs = mask.sum(_SPACE) > 0
     axes = (3, 4) if slicewise else _SPACE
     p = torch.sigmoid(logits.float()) * mask
@@ -143,8 +142,7 @@ def bce(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
 
     Source: as `dice`.
     """
-    _same_shape(logits, target, "clbench.strategy.losses.bce")
-    mask = torch.ones_like(target) if known is None else known.to(target.dtype)
+    mask = _mask(logits, target, known, "clbench.strategy.losses.bce")
     voxels = mask.sum(_SPACE)
     pairs = voxels > 0
     loss = functional.binary_cross_entropy_with_logits(
@@ -206,8 +204,7 @@ def squared_dice(logits: Tensor, target: Tensor, known: Tensor | None = None) ->
 
     Source: MONAI's DiceCELoss, with the settings of VISTA3D's continual-training recipe.
     """
-    _same_shape(logits, target, "clbench.strategy.losses.squared_dice")
-    mask = torch.ones_like(target) if known is None else known.to(target.dtype)
+    mask = _mask(logits, target, known, "clbench.strategy.losses.squared_dice")
     pairs = mask.sum(_SPACE) > 0
     p = torch.sigmoid(logits.float()) * mask
     t = target * mask
@@ -220,7 +217,8 @@ def squared_dice(logits: Tensor, target: Tensor, known: Tensor | None = None) ->
 _SPACE = (2, 3, 4)
 
 
-def _same_shape(logits: Tensor, target: Tensor, where: str) -> None:
+def _mask(logits: Tensor, target: Tensor, known: Tensor | None, where: str) -> Tensor:
+    """1 where the target counts, 0 elsewhere, of its type; refuses logits of another shape."""
     if logits.shape != target.shape:
         raise TrainingError(
             "a loss was given logits and targets of different shapes",
@@ -229,3 +227,4 @@ def _same_shape(logits: Tensor, target: Tensor, where: str) -> None:
             got=tuple(logits.shape),
             next_step="give one logit channel per structure of the batch",
         )
+    return torch.ones_like(target) if known is None else known.to(target.dtype)

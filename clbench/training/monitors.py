@@ -230,19 +230,13 @@ def _constant(
     structures: Sequence[str], volumes: Sequence[Volume]
 ) -> Iterator[tuple[str, int, str]]:
     """(structure, its one label value, where) of those annotated without any contrast."""
-    inside: dict[str, int] = {}
-    every: dict[str, int] = {}
-    holders: dict[str, list[str]] = {}
-    for volume in volumes:
-        for name, (hit, size) in annotated_voxels(volume).items():
-            inside[name] = inside.get(name, 0) + hit
-            every[name] = every.get(name, 0) + size
-            holders.setdefault(name, []).append(volume.source)
+    counted = [(volume.source, annotated_voxels(volume)) for volume in volumes]
     for name in structures:
-        if name in every and inside[name] in (0, every[name]):
-            sources = ", ".join(sorted(set(holders[name])))
-            where = f"{name} in {sources}, {len(holders[name])} training cases"
-            yield name, 1 if inside[name] else 0, where
+        held = [(source, *voxels[name]) for source, voxels in counted if name in voxels]
+        inside = sum(hit for _, hit, _ in held)
+        if held and inside in (0, sum(size for *_, size in held)):
+            sources = ", ".join(sorted({source for source, *_ in held}))
+            yield name, int(inside > 0), f"{name} in {sources}, {len(held)} training cases"
 
 
 def lost_in_resampling(name: str, volumes: Sequence[Volume]) -> tuple[str, str] | None:

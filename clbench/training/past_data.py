@@ -101,24 +101,16 @@ def refuse_unrecorded_reads(monitor: FileAccessMonitor) -> Iterator[None]:
     catalog = monitor.catalog
     split, source = catalog.splits[catalog.step - 1], catalog.source(catalog.step).name
 
-    def forbidden_read() -> str | None:
-        return next(
-            (
-                f"{name} case {case}"
-                for step, name, case in monitor.unrecorded_reads
-                if step == catalog.step and not (name == source and case in split.train)
-            ),
-            None,
-        )
-
     def refuse() -> None:
-        if (forbidden := forbidden_read()) is not None:
-            raise TrainingError(
-                "a file of another step, or of a test case, was read past the catalog",
-                where=f"step {catalog.step}, {forbidden}",
-                expected="this step's training cases only; others through extra_cases",
-                next_step="use the volume a hook is given, and declare what you need of the past",
-            )
+        for step, name, case in monitor.unrecorded_reads:
+            if step == catalog.step and not (name == source and case in split.train):
+                raise TrainingError(
+                    "a file of another step, or of a test case, was read past the catalog",
+                    where=f"step {catalog.step}, {name} case {case}",
+                    expected="this step's training cases only; others through extra_cases",
+                    next_step="use the volume a hook is given, and declare what you need of the "
+                    "past",
+                )
 
     def hear(path: str) -> None:
         monitor(path)
