@@ -306,23 +306,13 @@ def catalog_of(record: RunRecord, *, data: str | None = None, cache: Path | None
         profile = dataclasses.replace(profile, phantom=phantom_of(record))
     if cache is None and settings["cache"] is not None:
         cache = Path(settings["cache"])
-    recorded = record.identity.splits
+    recorded = map(recorded_split, [*record.identity.splits, *record.identity.external_tests])
+    names = [*(s.name for s in benchmark.steps), *(e.source for e in benchmark.external_tests)]
     catalog = open_catalog(
         benchmark,
         profile,
         data=data,
-        splits={
-            **{
-                step.name: recorded_split(split)
-                for step, split in zip(benchmark.steps, recorded, strict=True)
-            },
-            **{
-                external.source: recorded_split(split)
-                for external, split in zip(
-                    benchmark.external_tests, record.identity.external_tests, strict=True
-                )
-            },
-        },
+        splits=dict(zip(names, recorded, strict=True)),
         cache=cache,
     )
     if catalog.fingerprint != record.data_fingerprint:

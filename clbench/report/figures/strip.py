@@ -201,17 +201,7 @@ def strip(study: Study, options: StripOptions) -> Figure:
     lines = math.ceil((2 + len(e.strategies)) / across)
     tall = max(aspect(v) for v in volumes)
     side = style.PAGE_IN / across
-    heads = {
-        one: [
-            wrapped(head, side * 0.9, HEAD_PT)
-            for head in (
-                f"{one.eval_set} {one.case}: {one.word} ({one.score:.2f})",
-                "truth",
-                *(m.label for m in e.strategies),
-            )
-        ]
-        for one in shown
-    }
+    heads = {one: _heads(e, one, side * 0.9) for one in shown}
     more_in = more_lines_in([h for row in heads.values() for h in row], HEAD_PT)
     figure = style.new(style.PAGE_IN, 0.35 + len(shown) * lines * (side * tall + 0.17 + more_in))
     axes = figure.subplots(len(shown) * lines, across, squeeze=False)
@@ -231,16 +221,30 @@ def strip(study: Study, options: StripOptions) -> Figure:
         figure,
         e.phantom,
         f"{e.bench}: masks after step {step}, seed {seed}, on the CT's own grid",
-        f"Cases: per data set the median (lower middle) and the worst by the mean Dice of "
-        f"{e.reference.label} (in brackets). Slice: most structures in the truth, then most of the "
-        "newest. Numbers: the structure; below: mean Dice within the slice. Front is up, the "
-        f"patient's right on the left; window "
-        f"{volumes[0].window_hu[0]:g} to {volumes[0].window_hu[1]:g} HU. Grid: the CT's own, "
-        f"voxels of {_voxels(shown, volumes)}; predictions are brought there by nearest neighbor, "
-        "as for the scores.",
+        _caption(e.reference.label, shown, volumes),
         legend(colors, drawn),
     )
     return figure
+
+
+def _heads(e: Scores, one: Shown, width_in: float) -> list[str]:
+    """What stands above the pictures of a case: CT, truth, and each strategy's."""
+    first = f"{one.eval_set} {one.case}: {one.word} ({one.score:.2f})"
+    words = (first, "truth", *(m.label for m in e.strategies))
+    return [wrapped(head, width_in, HEAD_PT) for head in words]
+
+
+def _caption(reference: str, shown: Sequence[Shown], volumes: Sequence[Volume]) -> str:
+    """How cases and slices were chosen, and what is drawn of them."""
+    low, high = volumes[0].window_hu
+    return (
+        f"Cases: per data set the median (lower middle) and the worst by the mean Dice of "
+        f"{reference} (in brackets). Slice: most structures in the truth, then most of the "
+        "newest. Numbers: the structure; below: mean Dice within the slice. Front is up, the "
+        f"patient's right on the left; window {low:g} to {high:g} HU. Grid: the CT's own, "
+        f"voxels of {_voxels(shown, volumes)}; predictions are brought there by nearest neighbor, "
+        "as for the scores."
+    )
 
 
 def _pictures(
