@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,6 @@ from clbench.tuning.summary import curve
 
 ACROSS = 4
 """Panels side by side."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Data:
-    phantom: bool
 
 
 def write_figures(
@@ -41,11 +35,11 @@ def write_figures(
         StoreError: the folder cannot be written.
     """
     files.make_folder(folder)
-    written, data = [], _Data(phantom=not tuned[0].patients)
+    written = []
     with style.look():
-        figures = {"curve": curve_figure(tuned, settings, data)}
+        figures = {"curve": curve_figure(tuned, settings)}
         for one in tuned:
-            figures[f"settings_{one.folder.parent.name}"] = settings_figure(one, settings, data)
+            figures[f"settings_{one.folder.parent.name}"] = settings_figure(one, settings)
         for name, figure in figures.items():
             for kind in ("pdf", "png"):
                 written.append(folder / f"{name}.{kind}")
@@ -61,15 +55,12 @@ def _small_print(settings: TuneSettings) -> str:
     )
 
 
-def curve_figure(
-    tuned: Sequence[TunedStrategy], settings: TuneSettings, data: style.HasPhantom
-) -> Any:
+def curve_figure(tuned: Sequence[TunedStrategy], settings: TuneSettings) -> Any:
     """Best score so far against the budget spent; single trials as points.
 
     Args:
         tuned: the strategies.
         settings: how they were tuned.
-        data: whether it is the phantom.
     """
     figure = style.new(style.COLUMN_IN, 2.4)
     ax = figure.subplots()
@@ -113,7 +104,7 @@ def curve_figure(
     bench = tuned[0].facts["identity"]["bench"]
     style.frame(
         figure,
-        data,
+        not tuned[0].patients,
         f"{bench}: tuning, best so far",
         small + _small_print(settings),
         style.key(pens, lines=True),
@@ -121,13 +112,12 @@ def curve_figure(
     return figure
 
 
-def settings_figure(one: TunedStrategy, settings: TuneSettings, data: style.HasPhantom) -> Any:
+def settings_figure(one: TunedStrategy, settings: TuneSettings) -> Any:
     """A panel per setting: the score of every trial along its range.
 
     Args:
         one: the strategy.
         settings: how it was tuned.
-        data: whether it is the phantom.
     """
     count = len(one.space)
     across = min(ACROSS, count)
@@ -174,5 +164,5 @@ def settings_figure(one: TunedStrategy, settings: TuneSettings, data: style.HasP
         style.grid(ax, "y")
     bench = one.facts["identity"]["bench"]
     small = "Square: the defaults. Star: chosen. Circles: other trials.\n" + _small_print(settings)
-    style.frame(figure, data, f"{bench}, {one.name}: score along each setting", small)
+    style.frame(figure, not one.patients, f"{bench}, {one.name}: score along each setting", small)
     return figure

@@ -209,6 +209,6 @@ def external(study: Analysis) -> Figure:
     )
     if missing := [m.label for m in e.strategies if any(m.label not in x.labels for x in found)]:
         caption += f" Not everywhere, because scores are missing: {', '.join(missing)}."
-    style.frame(figure, e, f"{e.bench}: internal and external test sets", caption,
+    style.frame(figure, e.phantom, f"{e.bench}: internal and external test sets", caption,
                 style.key(pens, lines=True))  # fmt: skip
     return figure
