@@ -220,10 +220,10 @@ def one_given_step(
 
 
 def _cost(path: Path) -> dict[str, Any]:
-    """What a step took; which cases it opened, and where, stands in the record it comes from."""
+    """What a step took; what it opened, where, and whose it is stand in the record it is from."""
     cost_file = path.with_suffix(".json")
     cost = files.read_json(cost_file) if cost_file.is_file() else {}
-    return {k: v for k, v in cost.items() if k not in ("opened", "hosts")}
+    return {k: v for k, v in cost.items() if k not in ("opened", "hosts", "origin")}
 
 
 def _groups(benchmark: Benchmark, number: int) -> dict[str, tuple[str, ...]]:
