@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import os
 import random
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,17 @@ def _one_thread() -> None:
     the processor time for one update of a small network.
     """
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """Files are written in the same order and by the same calls, but nobody waits for the disk.
+
+    The kills of the tests end processes, not the machine, so what was written is there without it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: None)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
