@@ -11,6 +11,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -71,9 +72,17 @@ def folder_of(module: str) -> str:
     return module.split(".")[1]
 
 
+@cache
+def syntax_tree(path: Path) -> ast.Module:
+    """A file, parsed once for all tests."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(path: Path, module: str) -> set[str]:
+    """Everything a module imports anywhere in its file."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(syntax_tree(path)):
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -115,7 +124,7 @@ def test_the_tree_stays_small() -> None:
     for init in [*(ROOT / "clbench").rglob("__init__.py"), ROOT / "strategies" / "__init__.py"]:
         files = [p.name for p in init.parent.glob("*.py") if p.stem != "__init__"]
         assert len(files) <= 12, f"{init.parent}: {len(files)} files"
-        docstring = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8")))
+        docstring = ast.get_docstring(syntax_tree(init))
         assert docstring, init
         assert docstring.splitlines()[0].endswith("."), init
 
@@ -204,7 +213,7 @@ def test_public_functions_of_three_parameters_describe_each() -> None:
     """Not the commands, whose options say it; not the hooks of `Strategy`, described as a group."""
     lacking = []
     for path in sorted((ROOT / "clbench").rglob("*.py")):
-        for name, function in public_functions(ast.parse(path.read_text(encoding="utf-8"))):
+        for name, function in public_functions(syntax_tree(path)):
             given = function.args
             parameters = {
                 a.arg

@@ -60,6 +60,32 @@ def written(results: Path, out: Path, *options: str) -> dict[str, str]:
     return texts
 
 
+@pytest.fixture(scope="module")
+def by_default(
+    results: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, str], Counter[str], Counter[str]]:
+    """A report at the defaults: its texts, how often each file was read and each test made."""
+    made: Counter[str] = Counter()
+    with pytest.MonkeyPatch.context() as patch:
+        reads = counting_reads(patch)
+        for name in ("confirm", "own_forgetting", "by_class", "by_set", "rankings", "stable"):
+            right = getattr(analysis, name)
+
+            def counted(*given: Any, name: str = name, right: Any = right) -> Any:
+                made[name] += 1
+                return right(*given)
+
+            patch.setattr(analysis, name, counted)
+        return written(results, tmp_path_factory.mktemp("default") / "r"), reads, made
+
+
+@pytest.fixture(scope="module")
+def strict(results: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The texts of a report at another level and margin."""
+    out = tmp_path_factory.mktemp("strict") / "r"
+    return written(results, out, "--alpha", "0.0004", "--margin", "0.001")
+
+
 def statements(texts: dict[str, str]) -> list[str]:
     """What the report says in words: no numbers of cells, nothing about the simulated studies."""
     said = [
@@ -79,31 +105,33 @@ def statements(texts: dict[str, str]) -> list[str]:
 DEFAULT_LEVEL = re.compile(r"(?<![\d.+−-])0\.0[25](?!\d)|9[05] ?%")
 
 
-def test_the_pattern_finds_the_defaults(results: Path, tmp_path: Path) -> None:
-    found = [s for s in statements(written(results, tmp_path / "r")) if DEFAULT_LEVEL.search(s)]
+def test_the_pattern_finds_the_defaults(
+    by_default: tuple[dict[str, str], Counter[str], Counter[str]],
+) -> None:
+    found = [line for line in statements(by_default[0]) if DEFAULT_LEVEL.search(line)]
     text = "\n".join(found)
     for words in ("adjusted p ≤ 0.05", "alpha 0.05, equivalence margin 0.02", "±0.02", "95 % interval",
                   "95 % over patients", "Wilson 95 %", "at 95 %"):  # fmt: skip
         assert words in text, words
 
 
-def test_level_and_margin_hold_on_the_whole_page(results: Path, tmp_path: Path) -> None:
-    texts = written(results, tmp_path / "r", "--alpha", "0.01", "--margin", "0.03")
-    said = statements(texts)
+def test_level_and_margin_hold_on_the_whole_page(strict: dict[str, str]) -> None:
+    said = statements(strict)
     assert [s for s in said if DEFAULT_LEVEL.search(s)] == []
     text = "\n".join(said)
     for words in (
-        "adjusted p ≤ 0.01", "alpha 0.01, equivalence margin 0.03", "±0.03, the equivalence margin",
-        "99 % interval", "99 % over patients", "Wilson 99 %",
-        "none exists below 8 patients at 99 %",
+        "adjusted p ≤ 0.0004", "alpha 0.0004, equivalence margin 0.001", "±0.001, the equivalence margin",
+        "99.96 % interval", "99.96 % over patients", "Wilson 99.96 %",
+        "none exists below 13 patients at 99.96 %",
     ):  # fmt: skip
         assert words in text, words
-    assert "at 5%, this report at 0.01" in texts["report.md"]
+    assert "at 5%, this report at 0.0004" in strict["report.md"]
 
 
-def test_marks_and_verdicts_follow_the_level_and_the_margin(results: Path, tmp_path: Path) -> None:
-    loose = written(results, tmp_path / "a", "--alpha", "0.05", "--margin", "0.2")
-    strict = written(results, tmp_path / "b", "--alpha", "0.0005", "--margin", "0.001")
+def test_marks_and_verdicts_follow_the_level_and_the_margin(
+    by_default: tuple[dict[str, str], Counter[str], Counter[str]], strict: dict[str, str]
+) -> None:
+    loose = by_default[0]
     assert loose["table10.csv"].count("proven") > strict["table10.csv"].count("proven")
     assert "equivalent" in loose["table10.csv"]
     assert "equivalent" not in strict["table10.csv"]
@@ -130,9 +158,8 @@ def test_percent_is_exact() -> None:
 # ------------------------------------------------------------------- read once, tested once
 
 
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each file of a run is opened."""
+def counting_reads(patch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file of a run is opened from here on."""
     count: Counter[str] = Counter()
     scores, record = pd.read_csv, run_folder.read_record
 
@@ -144,27 +171,19 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         count[str(folder / "run.json")] += 1
         return record(folder)
 
-    monkeypatch.setattr(pd, "read_csv", counted_scores)
-    monkeypatch.setattr(run_folder, "read_scores", None)
-    monkeypatch.setattr(run_folder, "read_record", counted_record)
+    patch.setattr(pd, "read_csv", counted_scores)
+    patch.setattr(run_folder, "read_scores", None)
+    patch.setattr(run_folder, "read_record", counted_record)
     return count
 
 
 def test_a_report_reads_every_file_once_and_makes_every_test_once(
-    results: Path, tmp_path: Path, reads: Counter[str], monkeypatch: pytest.MonkeyPatch
+    results: Path, by_default: tuple[dict[str, str], Counter[str], Counter[str]]
 ) -> None:
-    made: Counter[str] = Counter()
-    for name in ("confirm", "own_forgetting", "by_class", "by_set", "rankings", "stable"):
-        right = getattr(analysis, name)
-
-        def counted(*given: Any, name: str = name, right: Any = right) -> Any:
-            made[name] += 1
-            return right(*given)
-
-        monkeypatch.setattr(analysis, name, counted)
-    written(results, tmp_path / "r")
+    _, reads, made = by_default
     files = [str(p) for p in results.rglob("*") if p.name in ("run.json", "scores.csv")]
-    assert reads == dict.fromkeys(files, 1)
+    of_runs = {file: count for file, count in reads.items() if str(results) in file}
+    assert of_runs == dict.fromkeys(files, 1)
     assert set(made.values()) == {1}
     assert len(made) == 6
 
@@ -172,7 +191,10 @@ def test_a_report_reads_every_file_once_and_makes_every_test_once(
 @pytest.mark.parametrize(
     "name", ["6", "10", "11", "summary", "learning", "continual", "distances", "cost"]
 )
-def test_a_table_reads_every_file_once(results: Path, reads: Counter[str], name: str) -> None:
+def test_a_table_reads_every_file_once(
+    results: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    reads = counting_reads(monkeypatch)
     words = ["table", name, "--bench", "tumor_ext", "--results", str(results)]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output

@@ -53,6 +53,7 @@ from clbench.strategies.decoder_growth import pruning
 GOLDEN: dict[str, Any] = json.loads((GOLDEN_FILES / "flops.json").read_text())
 PATCH = (96, 96, 96)
 STRATEGIES = sorted(registry.entries("strategy"))
+SMALL = ("backbone.size=8", "data.patch_vox=16,16,16")
 PER_STEP = ("decoder_growth", "independent", "lora")
 """A step adds work, and not only its structures."""
 
@@ -303,7 +304,7 @@ def test_the_papers_network_costs_what_was_counted_elsewhere() -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_can_be_counted(name: str) -> None:
-    found = costs_of(name, profile="smoke")
+    found = costs_of(name, overrides=SMALL)
     first, last = found.steps
     assert tuple(last.macs) == PARTS
     assert min(last.macs["encoder"], last.macs["decoder"], last.macs["heads"]) > 0
@@ -311,7 +312,7 @@ def test_every_strategy_can_be_counted(name: str) -> None:
     assert (last.macs["generator"] > 0) == (last.macs["heads"] > 5e6)  # 136 or 16 per voxel
     assert first.teacher_bytes == 0
     assert first.trainable_parameters == first.parameters
-    method = method_of(name)
+    method = method_of(name, SMALL)
     assert (last.teacher_bytes > 0) == needs_old_model(method.strategy, method.lessons[1])
     growth = found.growth
     assert growth is not None
@@ -345,8 +346,7 @@ def test_growth_to_many_structures_is_what_such_a_model_costs(name: str) -> None
 
 def test_what_pruning_may_leave_is_what_it_leaves_when_it_goes_all_the_way() -> None:
     """Every level accepted, on real masks, against the count made without pruning anything."""
-    small = ("backbone.size=8", "data.patch_vox=16,16,16")
-    pruned = ("strategy.prune=true", *small)
+    pruned = ("strategy.prune=true", *SMALL)
     found = costs_of("decoder_growth", overrides=pruned)
     method = method_of("decoder_growth", pruned)
     (_, _, _), (_, model, _) = grown(method.strategy, method.kit, method.lessons)
@@ -361,7 +361,7 @@ def test_what_pruning_may_leave_is_what_it_leaves_when_it_goes_all_the_way() -> 
     assert found.growth is not None
     assert found.growth.per_step.fewest_parameters < 0.01 * found.growth.per_step.parameters
     assert found.growth.step_each.fewest_parameters < found.growth.one_step.parameters
-    plain = costs_of("decoder_growth", overrides=small)
+    plain = costs_of("decoder_growth", overrides=SMALL)
     assert plain.steps[-1].fewest_nonzero_parameters == plain.steps[-1].nonzero_parameters
     assert plain.growth is not None
     assert plain.growth.step_each.fewest_parameters == plain.growth.step_each.parameters
@@ -373,11 +373,11 @@ def test_what_pruning_may_leave_is_what_it_leaves_when_it_goes_all_the_way() -> 
     assert " to " in shown["not zero, 10⁶"]
 
 
-@pytest.mark.usefixtures("published_controllers")
+@pytest.mark.usefixtures("published_network")
 def test_settings_reach_the_count() -> None:
     small = costs_of("universal_onehot", profile="smoke")
     built = costs_of("universal_onehot", profile="smoke",
-        overrides=("strategy.as_built=true", "backbone.size=8", "data.patch_vox=16,16,16"),
+        overrides=("strategy.as_built=true", *SMALL),
     )  # fmt: skip
     assert small.growth is not None
     assert built.growth is not None
@@ -407,7 +407,7 @@ def told(*words: str) -> str:
     return done.output
 
 
-@pytest.mark.usefixtures("published_controllers")
+@pytest.mark.usefixtures("published_network")
 def test_the_command_prints_steps_growth_and_the_papers_figures() -> None:
     text = told("--bench", "tumor_ext", "--strategy", "universal", "--profile", "smoke")
     assert "143 structures" in text
