@@ -53,18 +53,17 @@ def _no_wait_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _narrow_network() -> Iterator[None]:
-    """The small network has half its channels and narrow controllers in all runs of the tests.
+def _narrow_controllers() -> Iterator[None]:
+    """The small network has narrow controllers in all runs of the tests.
 
-    Two thirds of a smoke run go into convolutions, and at the published width, which tests of the
-    head and of its size hold, controllers are nearly all of the weights that a run initialises,
-    saves and loads.
+    At the published width, which tests of the head and of its size hold, they are nearly all of its
+    weights, and a third of a smoke run goes into initialising, saving and loading them.
     """
     build = backbones.small_unet
 
     @wraps(build)
     def small_unet(size: int = 16) -> backbones.Backbone:
-        backbone = build(8 if size == 16 else size)
+        backbone = build(size)
         backbone.controller_width = 32
         return backbone
 
@@ -74,8 +73,8 @@ def _narrow_network() -> Iterator[None]:
 
 
 @pytest.fixture
-def published_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small network as users run it."""
+def published_controllers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The small network with controllers as wide as published, as users run it."""
     monkeypatch.setattr(backbones, "small_unet", inspect.unwrap(backbones.small_unet))
 
 

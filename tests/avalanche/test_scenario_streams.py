@@ -48,7 +48,7 @@ def course(cache_root: Path) -> Any:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _published_network() -> Iterator[None]:
+def _published_controllers() -> Iterator[None]:
     """With the narrow controllers of other tests, step 1 would have no Dice to compare."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbones, "small_unet", inspect.unwrap(backbones.small_unet))

@@ -373,7 +373,7 @@ def test_what_pruning_may_leave_is_what_it_leaves_when_it_goes_all_the_way() -> 
     assert " to " in shown["not zero, 10⁶"]
 
 
-@pytest.mark.usefixtures("published_network")
+@pytest.mark.usefixtures("published_controllers")
 def test_settings_reach_the_count() -> None:
     small = costs_of("universal_onehot", profile="smoke")
     built = costs_of("universal_onehot", profile="smoke",
@@ -407,7 +407,7 @@ def told(*words: str) -> str:
     return done.output
 
 
-@pytest.mark.usefixtures("published_network")
+@pytest.mark.usefixtures("published_controllers")
 def test_the_command_prints_steps_growth_and_the_papers_figures() -> None:
     text = told("--bench", "tumor_ext", "--strategy", "universal", "--profile", "smoke")
     assert "143 structures" in text
