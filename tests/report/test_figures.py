@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -564,15 +562,3 @@ def test_unknown_figures_and_empty_folders(tmp_path: Path) -> None:
     assert "clbench run" in str(done.exception)
     listed = CliRunner().invoke(app, ["figure", "list"]).output
     assert all(name in listed for name in FIGURES)
-
-
-def test_figures_are_drawn_without_torch(runs: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from clbench.cli import app\n"
-        f"app(['figure', 'plane', '--results', {str(runs)!r}, '--out', {str(tmp_path)!r}], standalone_mode=False)\n"
-        "import clbench.report.figures.strip, clbench.data.catalog\n"
-        "assert not {'torch', 'monai'} & set(sys.modules)\n"
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr

@@ -37,13 +37,6 @@ def outside(site: Path, cwd: Path) -> dict[str, str]:
     return {**os.environ, **more}
 
 
-def clbench(site: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "clbench", *words], cwd=cwd, capture_output=True, text=True,
-        check=False, env=outside(site, cwd),
-    )  # fmt: skip
-
-
 def test_the_plugin_is_one_file_of_content_each() -> None:
     files = {p.name for p in (PLUGIN / "outsider").iterdir() if p.is_file()}
     assert files == {"__init__.py", "anchored.py", "kidneys_first.toml"}
@@ -56,18 +49,10 @@ def test_the_readme_shows_the_plugin_as_it_is() -> None:
     assert f"{len(RULES)} rules of the contract" in readme
 
 
-def test_strategy_and_benchmark_enter_by_entry_point(site: Path, tmp_path: Path) -> None:
-    listed = clbench(site, tmp_path, "list")
-    assert listed.returncode == 0, listed.stderr
-    lines = [" ".join(line.split()) for line in listed.stdout.splitlines()]
-    assert "anchored Fine-tuning that is pulled back to the old weights." in lines
-    assert "kidneys_first both kidneys, then the liver with its tumors" in lines
-
-
-def test_both_are_honest_and_run_together(site: Path, tmp_path: Path) -> None:
+def test_both_enter_by_entry_point_are_honest_and_run_together(site: Path, tmp_path: Path) -> None:
     code = (
         "from clbench.cli import app\n"
-        "for words in (['check', 'strategy', 'anchored'], ['check', 'benchmark', 'kidneys_first'],\n"
+        "for words in (['list'], ['check', 'strategy', 'anchored'], ['check', 'benchmark', 'kidneys_first'],\n"
         "    ['run', '--bench', 'kidneys_first', '--strategy', 'anchored', '--profile', 'smoke',\n"
         "     '--out', 'results', '--set', 'strategy.weight=0.1', '--set', 'backbone.size=8',\n"
         "     '--set', 'phantom.spacing_mm=16', '--set', 'phantom.train=1',\n"
@@ -80,6 +65,9 @@ def test_both_are_honest_and_run_together(site: Path, tmp_path: Path) -> None:
         env=outside(site, tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "anchored Fine-tuning that is pulled back to the old weights." in lines
+    assert "kidneys_first both kidneys, then the liver with its tumors" in lines
     assert done.stdout.count(" 0 FAIL") == 2, done.stdout
     (table,) = tmp_path.glob("results/kidneys_first/anchored/*/scores.csv")
     assert "liver_tumor" in table.read_text()

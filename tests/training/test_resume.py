@@ -126,13 +126,9 @@ def assert_equal(a: Path, b: Path, last_a: list[Any], last_b: list[Any]) -> None
 
 STATES = {
     "universal": "pseudo labels as maps",
-    "plop": "a teacher, and thresholds in memory",
     "agem": "stored cases; steps alone can be resumed",
     "derpp": "stored cases with their logits",
-    "decoder_growth": "growth in phases",
-    PRUNED: "phases judged by validation",
-    "lora": "an expert per step",
-    "independent": "a network per step",
+    PRUNED: "growth in phases, judged by validation",
 }
 """One strategy for each kind of what is held between two updates. That every strategy goes on from
 the middle of a step to the same numbers is a rule of `clbench check strategy`, which
