@@ -194,7 +194,7 @@ def tables(tuned: Sequence[TunedStrategy], settings: TuneSettings) -> Iterator[T
             "diverged",
             unit + " spent",
             "minutes",
-            "first steps taught",
+            "different first steps",
         ),
         rows=tuple(rows),
         notes=(
