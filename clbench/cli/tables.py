@@ -26,7 +26,7 @@ def table(
         str,
         typer.Argument(
             help="6, 10, 11 (the paper's), bsp_II to bsp_V, summary, learning, continual, "
-            "external, orders, distances, cost, lost_dice or calibration."
+            "external, domains, orders, distances, cost, lost_dice or calibration."
         ),
     ],
     source: Annotated[str | None, typer.Option(help="printed, measured or both.")] = None,

@@ -137,6 +137,7 @@ def step_identities(
         content: dict[str, Any] = {
             "before": run_id(steps[-1]) if steps else None,
             "learns": list(step.learns),
+            **({"again": list(step.again)} if step.again else {}),
         }
         if step.given is not None:
             steps.append({**content, "given": step.given})

@@ -32,7 +32,8 @@ def blank(plan: Plan, strategy: Strategy, lesson: Lesson) -> nn.Module:
     """
     model = strategy.build(plan.kit, plan.lesson(1))
     for number in range(2, lesson.number + 1):
-        strategy.grow(model, plan.kit, plan.lesson(number))
+        if plan.benchmark.steps[number - 1].learns:
+            strategy.grow(model, plan.kit, plan.lesson(number))
     return model
 
 

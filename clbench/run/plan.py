@@ -280,6 +280,7 @@ class Plan:
         return Lesson(
             number=number,
             learns=step.learns,
+            again=step.again,
             structures=self.benchmark.structures(number),
             source=step.source,
             cases=self.catalog.splits[number - 1].train,

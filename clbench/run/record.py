@@ -154,7 +154,7 @@ def course_of(benchmark: Benchmark, catalog: Catalog) -> RecordedCourse:
 
     return RecordedCourse(
         steps=[
-            RecordedStep(name=s.name, source=s.source, learns=list(s.learns))
+            RecordedStep(name=s.name, source=s.source, learns=list(s.learns), again=list(s.again))
             for s in benchmark.steps
         ],
         groups={name: list(members) for name, members in benchmark.groups.items()}

@@ -22,6 +22,7 @@ from clbench import reproducibility, signals
 from clbench.data.catalog import Catalog
 from clbench.data.pseudo_labels import PseudoMap
 from clbench.data.volume import Volume
+from clbench.errors import TrainingError
 from clbench.evaluation.cost.meter import Meter
 from clbench.evaluation.scoring import mean_dice
 from clbench.evaluation.trace import Tracer
@@ -108,13 +109,36 @@ def start_model(
     else:
         assert start.model is not None  # noqa: S101  # step 1 went before
         model = start.model
-        strategy.grow(model, plan.kit, lesson)
+        if lesson.learns:
+            strategy.grow(model, plan.kit, lesson)
+    _refuse_nothing_to_train(strategy, model, lesson, start.memory)
     model.to(plan.device)
     own = _open(plan.catalog, [(lesson.number, c) for c in lesson.cases], watch)
     refuse_constant_labels(lesson, list(own.values()))
     return StepState(
         strategy=strategy, lesson=lesson, model=model, memory=start.memory, teacher=start.teacher
     )
+
+
+def _refuse_nothing_to_train(
+    strategy: Strategy, model: nn.Module, lesson: Lesson, memory: Memory
+) -> None:
+    """Refuse a step without new structures for a strategy that trains new parts alone.
+
+    Raises:
+        TrainingError: there is no parameter to train.
+    """
+    if lesson.learns:
+        return
+    groups = strategy.groups(model, lesson, memory)
+    if not any(len(list(group.parameters)) for group in groups):
+        raise TrainingError(
+            "the strategy has nothing to train in a step that teaches no new structure",
+            where=f"{type(strategy).__name__}, step {lesson.number}",
+            expected="a strategy that goes on training what it has",
+            next_step="run this course with another strategy; this one trains the parts of new "
+            "structures alone",
+        )
 
 
 def make_pseudo_labels(plan: Plan, state: StepState, watch: Watch) -> None:
@@ -394,7 +418,7 @@ def _validate(plan: Plan, state: StepState) -> Validate | None:
     def validate(served: nn.Module) -> float:
         server = predictor(plan, state.strategy, served, lesson.structures, state.memory)
         volumes = (catalog.open(lesson.number, c, "validation") for c in lesson.validation)
-        dice = mean_dice(server, volumes, lesson.learns)
+        dice = mean_dice(server, volumes, lesson.taught)
         if math.isnan(dice):
             cases = [catalog.open(lesson.number, c, "validation") for c in lesson.validation]
             refuse_lost_validation(lesson, cases)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -33,7 +33,7 @@ MAX_LABEL = (1 << 16) - 1
 Number = int | float
 Length = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
 Size = Annotated[int, Field(ge=1)]
-ADDED = ("external_tests", "order", "among")
+ADDED = ("external_tests", "order", "among", "again")
 """Fields of a course that `Benchmark.digest` leaves out where they are empty."""
 
 
@@ -220,7 +220,10 @@ class Step:
     source: str
     """Name of the source."""
     learns: Names
-    """Structures first learned here, in channel order."""
+    """Structures first learned here, in channel order; none where all are taught `again`."""
+    again: Names = ()
+    """Structures of earlier steps that this step teaches again, from another source: another
+    scanner, phase or population."""
     split: Annotated[Split, Field(description="a file or a table")]
     """Cases on real data; of a step that is `given` test cases or none, with the origin
     `NOT_AT_HAND`."""
@@ -301,6 +304,11 @@ class ExternalTest:
         return ()
 
     @property
+    def again(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    @property
     def given(self) -> None:
         """No model comes with it."""
         return None
@@ -364,8 +372,9 @@ class Benchmark:
                     expected=f"one of {', '.join(known)}",
                     next_step=did_you_mean(step.source, known),
                 )
-            if not step.learns:
+            if not step.learns and not step.again:
                 raise wrong("a step must learn at least one structure")
+            self._check_again(step, known[step.source], learned, wrong)
             for name in step.learns:
                 structure(name, here)
                 if name in learned:
@@ -387,10 +396,11 @@ class Benchmark:
             if step.shows is not None:
                 have = known[step.source].structures
                 strange = [n for n in step.shows if n not in have]
-                if strange or not set(step.learns) <= set(step.shows):
+                taught = (*step.learns, *step.again)
+                if strange or not set(taught) <= set(step.shows):
                     raise wrong(
                         "`shows` must hold what the step learns and nothing its source lacks",
-                        expected=f"{', '.join(step.learns)}, and any of {', '.join(have)}",
+                        expected=f"{', '.join(taught)}, and any of {', '.join(have)}",
                         got=", ".join(step.shows),
                     )
         for group, names in self.groups.items():
@@ -400,6 +410,42 @@ class Benchmark:
                         f"group {group!r} names {name!r}, which no step learns", where=where
                     )
         self._check_external(where, known, learned)
+
+    def _check_again(
+        self,
+        step: Step,
+        source: Source,
+        learned: Mapping[str, str],
+        wrong: Callable[..., SpecError],
+    ) -> None:
+        """Check that what a step teaches again was learned before, and from another source.
+
+        Args:
+            step: the step.
+            source: its source.
+            learned: structure → name of the earlier step that learned it.
+            wrong: makes the error.
+        """
+        sources = {other.name: other.source for other in self.steps}
+        for name in step.again:
+            if name not in learned or name in step.learns:
+                raise wrong(
+                    f"{name!r} is taught again, but no earlier step learns it",
+                    expected=f"one of {', '.join(learned) or 'the structures of earlier steps'}",
+                    next_step="name it in `learns` of the first step that teaches it",
+                )
+            if name not in source.structures:
+                raise wrong(
+                    f"{name!r} is taught again, which the step's source does not annotate",
+                    expected=f"one of {', '.join(source.structures)}",
+                )
+            if sources[learned[name]] == step.source:
+                raise wrong(
+                    f"{name!r} is taught again from the source it was learned from",
+                    expected=f"another source than {step.source!r}",
+                    got=f"step {learned[name]!r} learns it from there",
+                    next_step="take it out of `again`; a domain is a source of its own",
+                )
 
     def _check_external(
         self, where: str, known: Mapping[str, Source], learned: Mapping[str, str]
@@ -507,7 +553,7 @@ class Benchmark:
             if other is not this and other.source == this.source
             for name in other.learns
         }
-        return frozenset(self.source(this.source).structures) - elsewhere
+        return frozenset(self.source(this.source).structures) - elsewhere | set(this.again)
 
     def reads(self, name: str) -> Source:
         """The source `name` as this course reads it.

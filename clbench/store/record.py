@@ -88,7 +88,9 @@ class RecordedStep:
     source: str
     """Data set it learns from."""
     learns: Sequence[str]
-    """Structures it teaches, in channel order."""
+    """Structures it teaches first, in channel order."""
+    again: Sequence[str] = ()
+    """Structures of earlier steps that it teaches again; no key where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +127,19 @@ class RecordedCourse:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in `run.json`."""
-        content = _to_json(self) | {"steps": [dataclasses.asdict(s) for s in self.steps]}
+        content = _to_json(self) | {"steps": [_without_none_again(s) for s in self.steps]}
         content["external_tests"] = [dataclasses.asdict(e) for e in self.external_tests]
         for name in ("declares", "external_tests"):
             if not content[name]:
                 del content[name]
         return content
+
+
+def _without_none_again(step: RecordedStep) -> dict[str, Any]:
+    content = dataclasses.asdict(step)
+    if not step.again:
+        del content["again"]
+    return content
 
 
 NOT_IN_FILE = ("unknown", "folder")

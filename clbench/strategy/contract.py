@@ -106,6 +106,14 @@ class Lesson:
     `Declaration.past` is `cases` or `images`."""
     voxels: int = 0
     """Voxels of this step's training cases together, model grid; known while the step is taught."""
+    again: tuple[str, ...] = ()
+    """Structures of earlier steps that this step teaches again, from another source. Their labels
+    are known, as of every structure that the step's cases show."""
+
+    @property
+    def taught(self) -> tuple[str, ...]:
+        """Structures that this step teaches, new and again."""
+        return (*self.again, *self.learns)
 
     @property
     def old(self) -> tuple[str, ...]:
@@ -366,8 +374,8 @@ class Strategy:
     def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:
         """Add what the new structures need.
 
-        *Called* before each step from the second on, once per step also when a checkpoint is
-        loaded: what it adds may depend on arguments and options alone.
+        *Called* before each step from the second on that has new structures, once per step also
+        when a checkpoint is loaded: what it adds may depend on arguments and options alone.
 
         Args:
             model: as trained in the step before; on any device, new layers go to the same.

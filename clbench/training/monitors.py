@@ -170,7 +170,7 @@ class StepMonitor:
         Args:
             volumes: what the step's crops were cut from.
         """
-        held = set(self.lesson.learns)
+        held = set(self.lesson.taught)
         for volume in volumes:
             held |= {n for n, (inside, _) in annotated_voxels(volume).items() if inside}
         never = [
@@ -274,7 +274,7 @@ def refuse_constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> None:
     Raises:
         DataError: names the structure and its source.
     """
-    for name, value, where in _constant(lesson.learns, volumes):
+    for name, value, where in _constant(lesson.taught, volumes):
         if len(volumes) == 1 and not value:
             continue  # one patient may lack an organ: see `constant_labels`
         if not value and (lost := lost_in_resampling(name, volumes)):
@@ -291,7 +291,7 @@ def refuse_constant_labels(lesson: Lesson, volumes: Sequence[Volume]) -> None:
             expected="voxels inside and outside the structure",
             got=f"{'all' if value else 'no'} voxels inside",
             next_step="look at its label value or mask (`clbench data check PATH`), choose other "
-            "training cases (--split), or take it out of `learns`",
+            "training cases (--split), or take it out of `learns` or `again`",
         )
 
 
@@ -305,7 +305,7 @@ def refuse_lost_validation(lesson: Lesson, volumes: Sequence[Volume]) -> None:
     Raises:
         DataError: names the structure and a spacing that keeps it.
     """
-    for name in lesson.learns:
+    for name in lesson.taught:
         if lost := lost_in_resampling(name, volumes):
             raise DataError(
                 f"{name} is lost in resampling: nothing is left to validate on",
@@ -358,7 +358,7 @@ def lost_in_some_cases(
     warnings = []
     for volume in volumes:
         here = annotated_voxels(volume)
-        for name in lesson.learns:
+        for name in lesson.taught:
             if name not in here or here[name][0] or name not in holds(volume):
                 continue
             if lost := lost_in_resampling(name, [volume]):

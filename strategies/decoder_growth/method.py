@@ -81,6 +81,8 @@ class DecoderGrowth(Strategy):
 
     def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
         """All in step 1 until pruning, then the newest decoder; the encoder never learns again."""
+        if not step.learns:
+            return []
         growing = cast(GrowingDecoders, model)
         decoder, output = (list(part.parameters()) for part in growing.newest())
         if step.number == 1 and not pruning.pruning_has_begun(memory):

@@ -41,6 +41,8 @@ class Frozen(NewStructures):
         """All in step 1, then the new structures' controllers."""
         if step.number == 1:
             return super().groups(model, step, memory)
+        if not step.learns:
+            return []
         assert isinstance(model, Segmenter)  # noqa: S101  # built by `Finetune.build`
         assert isinstance(model.head, StepwiseUniversalHead)  # noqa: S101  # grown above
         new = [p for name in step.learns for p in model.head.controllers[name].parameters()]

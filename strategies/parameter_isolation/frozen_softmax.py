@@ -84,6 +84,8 @@ class FrozenSoftmax(SoftmaxFinetune):
         """All in step 1, then the channels of this step and those in reserve."""
         if step.number == 1:
             return super().groups(model, step, memory)
+        if not step.learns:
+            return []
         assert isinstance(model, Segmenter)  # noqa: S101  # built above
         assert isinstance(model.head, StepwiseConvHead)  # noqa: S101  # built above
         rows = model.head.rows([*step.learns, *model.head.unused])

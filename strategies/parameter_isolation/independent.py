@@ -49,6 +49,8 @@ class Independent(NewStructures):
         """The newest network."""
         if step.number == 1:
             return super().groups(model, step, memory)
+        if not step.learns:
+            return []
         assert isinstance(model, Segmenter)  # noqa: S101  # built by `Finetune`
         assert isinstance(model.backbone, StepBackbones)  # noqa: S101  # grown above
         assert isinstance(model.head, StepHeads)  # noqa: S101  # grown above

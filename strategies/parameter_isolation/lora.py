@@ -84,6 +84,8 @@ class Lora(NewStructures):
         """All in step 1, then the newest expert and its head."""
         if step.number == 1:
             return super().groups(model, step, memory)
+        if not step.learns:
+            return []
         assert isinstance(model, Segmenter)  # noqa: S101  # built by `Finetune`
         assert isinstance(model.backbone, ExpertBackbone)  # noqa: S101  # grown above
         assert isinstance(model.head, StepHeads)  # noqa: S101  # grown above

@@ -268,3 +268,35 @@ def test_a_course_file_takes_an_order_too(tmp_path: Path) -> None:
     path.write_text("order = [2, 1]\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
     with pytest.raises(SpecError, match="lists its steps in their order"):
         registry.benchmark(str(path))
+
+
+def taught_again(**step: object) -> Benchmark:
+    """Spleen and liver from one source, then `step` from another."""
+    bench = small()
+    clinic = replace(bench.sources[0], name="clinic")
+    values = {"name": "three", "source": "clinic", "learns": (), "split": SPLIT, **step}
+    return replace(
+        bench,
+        sources=(*bench.sources, clinic),
+        steps=(*bench.steps, Step(**values)),  # type: ignore[arg-type]
+    )
+
+
+def test_a_structure_is_taught_again_from_another_source() -> None:
+    course = taught_again(again=("liver",))
+    assert course.structures(3) == course.structures(2) == ("spleen", "liver")
+    assert "liver" in course.shown(3)
+    assert course.learned_at("liver") == 2
+    plain = replace(course, steps=course.steps[:2])
+    assert replace(plain, sources=small().sources).digest() == small().digest()
+    for step, says in (
+        ({"again": ()}, "must learn at least one structure"),
+        ({"again": ("liver_tumor",)}, "no earlier step learns it"),
+        ({"learns": ("liver_tumor",), "again": ("liver_tumor",)}, "no earlier step learns it"),
+        ({"again": ("liver",), "source": "a"}, "from the source it was learned from"),
+        ({"again": ("liver",), "shows": ("spleen",)}, "must hold what the step learns"),
+    ):
+        with pytest.raises(SpecError, match=says):
+            taught_again(**step)
+    with pytest.raises(SpecError, match="no earlier step learns it"):
+        course.in_order((3, 1, 2))

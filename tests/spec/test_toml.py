@@ -124,6 +124,7 @@ def test_every_mistake_is_named(
 DIGESTS = {
     "body_ext": "8e2cc554e6d6b7b6",
     "body_ext_totalseg": "faa6c92bd7c6b949",
+    "domain_ext": "f5ccc91896184c37",
     "public_ext": "93e9b2c1bf5e7eb8",
     "tumor_ext": "0d6d4069b3b746c8",
 }

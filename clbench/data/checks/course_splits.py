@@ -307,11 +307,12 @@ def _partial(source: Source, files: Mapping[str, CaseFiles]) -> Iterable[DataErr
 def _not_annotated(course: Course, benchmark: Benchmark, files: Files) -> Iterable[DataError]:
     """Steps that learn what none of their training cases annotates."""
     for step, split in course:
-        if step.given is not None or not step.learns:
+        taught = (*step.learns, *step.again)
+        if step.given is not None or not taught:
             continue
         source = benchmark.reads(step.source)
         have = {n for c in split.train for n in files[step.source][c].annotated(source)}
-        if absent := [n for n in step.learns if n not in have]:
+        if absent := [n for n in taught if n not in have]:
             yield DataError(
                 f"no training case of the step annotates {', '.join(absent)}",
                 where=f"step {step.name!r}, split {split.name!r}",

@@ -85,6 +85,7 @@ def lessons_of(benchmark: Benchmark) -> list[Lesson]:
         Lesson(
             number=i,
             learns=step.learns,
+            again=step.again,
             structures=benchmark.structures(i),
             source=step.source,
         )
@@ -109,7 +110,8 @@ def grown(
         stored = 0
         if lesson.number > 1:
             stored = stored_bytes(model) if needs_old_model(strategy, lesson) else 0
-            strategy.grow(model, kit, lesson)
+            if lesson.learns:
+                strategy.grow(model, kit, lesson)
         yield lesson, model, stored
 
 

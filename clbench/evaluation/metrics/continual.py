@@ -362,6 +362,7 @@ class Quantity:
 Key = tuple[int, str]
 """(1-based step, structure): where a score stands in R."""
 ONE_STEP = "one step: nothing comes before or after"
+NO_STRUCTURE = "no structure that counts here: none is taught in such a step, or annotated"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -449,7 +450,7 @@ class Measure:
                 step, name = absent[0]
                 more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
                 return nothing(f"{whose}{name} has no score after step {step}{more}")
-        return Quantity(value=value)
+        return nothing(NO_STRUCTURE) if math.isnan(value) else Quantity(value=value)
 
 
 def _old(c: CourseScores) -> float:

@@ -300,6 +300,8 @@ def other_tables(study: Analysis) -> tuple[dict[str, Table], list[str]]:
     names |= {f"bsp_{n}": f"bsp_{n}" for n in bsp.WHAT if study.bench == bsp.COURSE}
     if study.dice.external:
         names["external"] = "external"
+    if any(step.again for step in study.dice.record.course.steps):
+        names["domains"] = "domains"
     asked = [(stem, name, study) for stem, name in names.items()]
     asked += [(f"learning_{on}", "learning", other) for on, other in study.external.items()]
     tables: dict[str, Table] = {}

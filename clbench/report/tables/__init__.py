@@ -21,6 +21,7 @@ TABLES = {
     "learning": ("tables.continual", "learning_table", "scoring ref percent external"),
     "continual": ("tables.continual", "continual_table", "scoring metric ref percent external"),
     "external": ("tables.external", "external_table", "scoring ref percent"),
+    "domains": ("tables.domains", "domains_table", "scoring percent"),
     "orders": ("tables.orders", "orders_table", "scoring percent"),
     "distances": ("paper.detection", "distances", ""),
     "cost": ("tables.costs", "cost_table", ""),

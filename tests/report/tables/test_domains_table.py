@@ -1,0 +1,61 @@
+"""Structures taught again from other sources, measured domain by domain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic_runs import Method, make_runs
+
+from clbench.errors import StoreError
+from clbench.report.study import Study
+from clbench.report.tables.domains import domains_table
+from clbench.report.tables.summary import run_report
+from clbench.store import run_folder
+
+STEPS = (("first", "btcv", ("spleen", "liver")), ("second", "lits", ()), ("third", "kits", ()))
+DICE = {("btcv", 1): 0.8, ("btcv", 2): 0.7, ("btcv", 3): 0.5, ("lits", 1): 0.3, ("lits", 2): 0.6,
+        ("lits", 3): 0.9, ("kits", 2): 0.2, ("kits", 3): 0.4}  # fmt: skip
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """The liver is taught again in steps 2 and 3; its Dice by source and step is `DICE`."""
+    make_runs(tmp_path, {"finetune": Method(seeds=(0, 1))}, steps=STEPS)
+    for folder in run_folder.find_runs(tmp_path):
+        record = run_folder.read_record(folder)
+        for step in record["course"]["steps"][1:]:
+            step["again"] = ["liver"]
+        run_folder.write_record(folder, record)
+        rows = run_folder.read_scores(folder / "scores.csv")
+        rows = [
+            replace(r, value=DICE[at], status="ok", gt_vox=9, pred_vox=9)
+            if (at := (r.eval_set, r.step)) in DICE and r.structure == "liver"
+            else r
+            for r in rows
+        ]
+        run_folder.write_scores(folder / "scores.csv", rows)
+    return tmp_path
+
+
+def test_forgetting_and_forward_transfer_per_domain(results: Path) -> None:
+    table = domains_table(Study(results=results, bench="tumor_ext"))
+    rows = {row[1]: row for row in table.rows}
+    assert rows["lits"][3] == "liver"
+    assert rows["lits"][4:] == ("0.300 ± 0.000", "0.600 ± 0.000", "0.900 ± 0.000", "+0.300 ± 0.000")
+    assert rows["kits"][4:] == ("0.200 ± 0.000", "0.400 ± 0.000", "0.400 ± 0.000", "–")
+    assert rows["btcv"][4] == "–"
+    assert rows["mean of domains"][4] == "0.250 ± 0.000"
+
+
+def test_a_course_whose_later_steps_teach_nothing_new_ends_with_its_tables(results: Path) -> None:
+    folder = run_folder.find_runs(results)[0]
+    kept = run_report(folder, scoring="strict")[1]
+    assert dict(kept.rows)["new structures, each after its own step"] == "–"
+
+
+def test_a_course_that_teaches_nothing_again_says_so(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"finetune": Method(seeds=(0,))})
+    with pytest.raises(StoreError, match="teaches no structure again"):
+        domains_table(Study(results=tmp_path, bench="tumor_ext"))
