@@ -34,7 +34,8 @@ from clbench.spec import registry
 from clbench.strategy.contract import UNKNOWN, Memory, Strategy
 from clbench.testing.harness import StrategyHarness
 from clbench.training import batches, loop
-from clbench.training.ranks import Place, Ranks, join
+from clbench.training.launch import Place
+from clbench.training.ranks import Ranks, join
 
 NAMES = [
     name
@@ -96,7 +97,7 @@ def taught(
     """
     plan = copy.copy(plan)
     plan.strategy, plan.ranks = made(words), ranks
-    vars(plan)["folder"] = folder
+    plan.settings = replace(plan.settings, out=folder)
     plan.catalog.past = plan.strategy.declaration.past
     epochs = 2 if isinstance(plan.strategy, PluginStrategy) else 1
     train = replace(plan.profile.train, epochs=epochs, **sizes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +23,7 @@ from clbench.cli.options import (
     show_all,
 )
 from clbench.errors import SettingError
+from clbench.training.launch import launch, place
 
 if TYPE_CHECKING:
     from clbench.run.plan import Plan, RunSettings
@@ -69,6 +72,12 @@ def run(
     track: Annotated[
         list[str] | None, typer.Option(help="tensorboard, mlflow or wandb; repeat for more.")
     ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="This many GPUs of this machine for one run.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="The same on CPUs: processes for one run.")
+    ] = None,
     order: Annotated[
         str | None, typer.Option(help="Teach the listed steps in another order: 3,1,2.")
     ] = None,
@@ -85,6 +94,14 @@ def run(
             "--seed and --seeds are given both", expected="one of them", got=f"{seed} and {seeds}"
         )
     numbers = [seed or 0] if seeds is None else parse_seeds(seeds)
+    here = place()
+    count = _processes(gpus, processes, device)
+    if here is None and count > 1:
+        raise typer.Exit(launch(sys.argv[1:], count))
+    if here is not None and here.rank > 0:  # the first one speaks for all
+        sys.stdout, track = Path(os.devnull).open("w"), None
+    if processes is not None:
+        device = "cpu"
     splits = parse_splits(split or [])
     if order is not None:
         from clbench.spec import registry
@@ -97,6 +114,7 @@ def run(
     from clbench.run.course import run_plan
     from clbench.run.plan import RunSettings, resolve
     from clbench.tracking.follow import tracked
+    from clbench.training.ranks import join, own_device
 
     planned = None if tuned is None else _with_tuned(tuned, numbers)
     for number in numbers:
@@ -110,7 +128,7 @@ def run(
                 splits=splits,
                 out=out,
                 overrides=tuple(set_ or ()),
-                device=device,
+                device=own_device(device, here),
                 workers=workers,
                 threads=threads,
                 fresh=fresh,
@@ -120,6 +138,7 @@ def run(
                 deterministic=deterministic,
             )
             plan = resolve(settings) if planned is None else planned(settings)
+            plan.ranks = join(here, plan.device)
 
             def watch(event: dict[str, Any]) -> None:
                 progress.watch(event)  # called within this turn of the loop
@@ -130,6 +149,34 @@ def run(
             for table in run_report(folder, scoring=which):
                 show(table)
         typer.echo(f"Results: {folder}")
+
+
+def _processes(gpus: int | None, processes: int | None, device: str) -> int:
+    """How many processes a run is to have, by its options.
+
+    Raises:
+        SettingError: they contradict each other, or there are fewer GPUs.
+    """
+    if gpus is None:
+        return processes or 1
+    if processes is not None or device != "auto":
+        other = "--processes" if processes is not None else f"--device {device}"
+        raise SettingError(
+            "--gpus says already where to compute",
+            expected=f"--gpus or {other.split()[0]}",
+            got=f"--gpus {gpus} and {other}",
+        )
+    from clbench import reproducibility
+
+    if gpus > (there := reproducibility.gpus()):
+        raise SettingError(
+            "there are not as many GPUs as asked for",
+            where="--gpus",
+            expected=f"at most {there}, which this torch can compute on" if there else "a GPU",
+            got=gpus,
+            next_step=f"--gpus {there}" if there else "--processes N computes on the CPU",
+        )
+    return gpus
 
 
 def _with_tuned(path: Path, seeds: list[int]) -> Callable[[RunSettings], Plan]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import nn
 from clbench import reproducibility, signals
 from clbench.errors import StoreError
 from clbench.run.cost_table import write_costs
-from clbench.run.examine import examine_step
+from clbench.run.examine import Examined, examine_step
 from clbench.run.models import loaded
 from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.run.record import keep_course, new_record
@@ -36,6 +36,7 @@ from clbench.training import past_data
 from clbench.training.monitors import warnings_of
 from clbench.training.past_data import FileAccessMonitor
 from clbench.training.resume import Watch
+from clbench.training.update import divide
 
 
 @contextmanager
@@ -86,23 +87,20 @@ def run_plan(
         torch.set_num_threads(settings.threads)
     if settings.deterministic:
         reproducibility.deterministic()
+    divide(plan.profile.train, plan.ranks)  # refused now, and not when training begins
     watch({"event": "plan", "plan": plan})
     for noted in plan.catalog.warnings():
         watch({"event": "note", "what": noted["message"]})
     if plan.strategy.declaration.resumes == "step":
         watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
                "step: stopped there, it starts that step anew"})  # fmt: skip
-    record = RunRecord.read(plan.folder) if (plan.folder / "run.json").exists() else None
-    if record is not None and plan.tuned is not None and record.tuned is None:
-        record.tuned = plan.tuned  # an untuned run of the settings that tuning chose: the same run
-        record.reseal(plan.folder)
-        record.write(plan.folder)
+    record = plan.ranks.by_first(lambda: _recorded(plan))
     if record is not None and record.status == "finished" and not settings.fresh:
         watch({"event": "already finished", "folder": plan.folder})
         return plan.folder
-    with signals.listening(), alone(plan.folder, wait=False):
+    with signals.listening(), _held(plan, plan.folder, wait=False):
         if settings.fresh:
-            empty_run(plan.folder)
+            plan.ranks.by_first(lambda: empty_run(plan.folder))
             record = None
         count = None
         if record is not None and settings.threads is None:
@@ -110,6 +108,37 @@ def run_plan(
         with reproducibility.threads(count):
             (course or Course)(plan, record, watch).go()
     return plan.folder
+
+
+def _recorded(plan: Plan) -> RunRecord | None:
+    """The record of a run that was begun."""
+    if not (plan.folder / "run.json").exists():
+        return None
+    record = RunRecord.read(plan.folder)
+    if plan.tuned is not None and record.tuned is None:
+        record.tuned = plan.tuned  # an untuned run of the settings that tuning chose: the same run
+        record.reseal(plan.folder)
+        record.write(plan.folder)
+    return record
+
+
+@contextmanager
+def _held(plan: Plan, folder: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a folder for all processes of a run, until all are done with it; see `alone`.
+
+    Args:
+        plan: the run.
+        folder: of a run, or of a step that runs share.
+        wait: for another run that works in it, in place of an error.
+    """
+    with ExitStack() as stack:
+        plan.ranks.by_first(lambda: _hold(stack, folder, wait=wait))
+        yield
+        plan.ranks.gather(None)
+
+
+def _hold(stack: ExitStack, folder: Path, *, wait: bool) -> None:
+    stack.enter_context(alone(folder, wait=wait))
 
 
 def empty_run(folder: Path) -> None:
@@ -162,13 +191,12 @@ class Course:
     def go(self) -> None:
         """Teach and examine every step that is not done."""
         plan = self.plan
-        here = reproducibility.host(plan.device)
+        here = plan.host()
         if self.record.host is None:
             self.record.host = here
         self._mark(self.record.steps_done + 1, here)
         self.record.starts = (self.record.starts or 0) + 1
-        keep_course(plan.folder, plan.settings.bench)
-        self.record.write(plan.folder)
+        plan.ranks.by_first(self._begin)
         for number in range(1, self.last + 1):
             plan.catalog.step = number
             lesson = plan.lesson(number)
@@ -180,12 +208,19 @@ class Course:
                 if self.record.steps_done < number:
                     self.examine(lesson, served)
             self.teacher = copy.deepcopy(served).eval().requires_grad_(False)
+        plan.ranks.by_first(self._finish)
+        self.watch({"event": "finished", "folder": plan.folder})
+
+    def _begin(self) -> None:
+        keep_course(self.plan.folder, self.plan.settings.bench)
+        self.record.write(self.plan.folder)
+
+    def _finish(self) -> None:
         self.close()
         self.record.status = "finished"
         for left in ("resume", "pseudo", "exam"):  # as above; until 0.2 all three lay here
-            shutil.rmtree(plan.folder / left, ignore_errors=True)
+            shutil.rmtree(self.plan.folder / left, ignore_errors=True)
         self.save(sealed=True)
-        self.watch({"event": "finished", "folder": plan.folder})
 
     def close(self) -> None:
         """What is left to do once the last step is examined."""
@@ -225,10 +260,15 @@ class Course:
         if plan.benchmark.steps[number - 1].given is not None:
             path = run_folder.checkpoint_path(plan.folder, number, self.record.shared_step1)
             self._take_given(strategy, lesson, path)
-        elif path.exists():
+        elif plan.ranks.by_first(path.exists):
             self.model, self.memory = loaded(plan, strategy, lesson, path)
         else:
             self._share(strategy, lesson)
+        plan.ranks.by_first(lambda: self._take_record(number, path))
+
+    def _take_record(self, number: int, path: Path) -> None:
+        """What a step took, and what its monitors remarked, into the record of the run."""
+        plan = self.plan
         cost = store_files.read_json(path.with_suffix(".json"))
         self._opened({str(number): cost.pop("opened")})
         for host in cost.pop("hosts", ()):
@@ -255,24 +295,31 @@ class Course:
         if self.model is not None:
             state = {"model": self.model.state_dict(), "memory": self.memory}
             before = checkpoint.state_digest(state)
-        if store_files.is_locked(path.parent / ".lock"):
+        if plan.ranks.first and store_files.is_locked(path.parent / ".lock"):
             said = f"waiting for another run to teach step {number}, which this one shares"
             self.watch({"event": "note", "what": said})
-        with alone(path.parent, wait=True):
-            old = run_folder.checkpoint_path(plan.folder, number, self.record.shared_step1)
-            trusted = self.record.steps_done or "code" not in plan.steps[0]
-            if number == 1 and trusted and old.exists() and not path.exists():
-                adopt_step(old, path)
-            if plan.settings.fresh or path.exists():
-                for left in ("resume", "pseudo"):  # by a process killed after its last use
-                    shutil.rmtree(path.parent / left, ignore_errors=True)
-            if plan.settings.fresh or not continues(path, before):
+        with _held(plan, path.parent, wait=True):
+
+            def to_teach() -> bool:
+                """Whether the step is to be taught; makes its folder ready for that."""
+                old = run_folder.checkpoint_path(plan.folder, number, self.record.shared_step1)
+                trusted = self.record.steps_done or "code" not in plan.steps[0]
+                if number == 1 and trusted and old.exists() and not path.exists():
+                    adopt_step(old, path)
+                if plan.settings.fresh or path.exists():
+                    for left in ("resume", "pseudo"):  # by a process killed after its last use
+                        shutil.rmtree(path.parent / left, ignore_errors=True)
+                if not plan.settings.fresh and continues(path, before):
+                    return False
                 store_files.write_json(path.parent / "identity.json", plan.steps[number - 1])
+                return True
+
+            if plan.ranks.by_first(to_teach):
                 self._teach(strategy, lesson, path, before)
             else:
                 self.model, self.memory = loaded(plan, strategy, lesson, path)
                 self.watch({"event": "shared", "path": path})
-            take_step(path, plan.folder)
+            plan.ranks.by_first(lambda: take_step(path, plan.folder))
 
     def _take_given(self, strategy: Strategy, lesson: Lesson, path: Path) -> None:
         """The model of a step that was learned elsewhere; never taught here."""
@@ -298,12 +345,22 @@ class Course:
             before=before,
         )
         self.model = teach_step(self.plan, strategy, lesson, path, start, self.watch)
+        if not self.plan.ranks.first:
+            # weights are the same in all processes; what hooks computed may differ on GPUs
+            self.model, self.memory = loaded(self.plan, strategy, lesson, path)
 
     def examine(self, lesson: Lesson, served: nn.Module) -> None:
         """Score every test case of the course; the step is done once this is written."""
         number = lesson.number
         path = run_folder.checkpoint_path(self.plan.folder, number, self.record.shared_step1)
         examined = examine_step(self.plan, lesson, served, self.memory, path, self.watch)
+        self.record.steps_done = number
+        if examined is not None:
+            self._enter(number, examined)
+        self.plan.ranks.gather(None)
+
+    def _enter(self, number: int, examined: Examined) -> None:
+        """What an examination found, into the run folder."""
         self.rows += examined.rows
         self._opened({str(number): {"test": examined.opened}})
         run_folder.write_scores(self.plan.folder / "scores.csv", self.rows)
@@ -312,6 +369,5 @@ class Course:
             **(self.record.reexamined or {}),
             str(number): examined.reexamined,
         }
-        self.record.steps_done = number
         self.save()
         examined.exams.close()

@@ -12,14 +12,14 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from clbench import reproducibility, signals
+from clbench import signals
 from clbench.data.catalog import exam_cases, reading
 from clbench.errors import StoreError, TrainingError
 from clbench.evaluation.cost.meter import Meter
@@ -53,8 +53,11 @@ class Examined:
 
 def examine_step(
     plan: Plan, lesson: Lesson, served: nn.Module, memory: Memory, path: Path, watch: Watch
-) -> Examined:
+) -> Examined | None:
     """Score every test case of the course, then one again with the model as `path` holds it.
+
+    Of several processes each scores its part of the cases, and keeps them; then the first one
+    takes them all. The others return None.
 
     Args:
         plan: the run.
@@ -68,19 +71,69 @@ def examine_step(
         ClbenchError: a case cannot be read or predicted, or scores differ the second time.
         Stopped: by a signal; finished cases are kept.
     """
-    catalog, meter, spent_s = plan.catalog, Meter(plan.device), 0.0
-    rows: list[Score] = []
-    opened: list[str] = []
+    meter = Meter(plan.device)
     server = predictor(plan, plan.strategy, served, lesson.structures, memory)
     stored = Exams(
         plan.folder / "exam" / f"step{lesson.number}",
         checkpoint.digest(served),
-        reproducibility.host(plan.device),
+        plan.host(),
     )
-    elsewhere = False
     # two steps may share a source and its test cases
-    exams = {(source, case): number for number, source, case in exam_cases(catalog)}
-    for done, ((source, case), number) in enumerate(sorted(exams.items()), 1):
+    cases = {(source, case): number for number, source, case in exam_cases(plan.catalog)}
+    exams, ranks = sorted(cases.items()), plan.ranks
+    if ranks.size > 1:
+        own = exams[ranks.rank :: ranks.size]
+        ranks.each(lambda: _examine(plan, lesson, server, stored, own, Meter(plan.device), watch))
+        if not ranks.first:
+            return None
+    found = _examine(plan, lesson, server, stored, exams, meter, watch)
+    start = time.monotonic()
+    reexamined = _again(plan, lesson, path, found.rows, server if found.elsewhere else None)
+    spent_s = found.spent_s + time.monotonic() - start
+    return Examined(
+        rows=found.rows,
+        cost={**meter.inference(), "examine_s": spent_s},
+        opened=found.opened,
+        reexamined=reexamined,
+        exams=stored,
+    )
+
+
+@dataclass(kw_only=True)
+class _Cases:
+    """What the examination of some cases found."""
+
+    rows: list[Score] = field(default_factory=list)
+    opened: list[str] = field(default_factory=list)
+    """`source/case` of those that were finished before."""
+    spent_s: float = 0.0
+    """Seconds, of whoever finished them."""
+    elsewhere: bool = False
+    """Whether one was finished on another machine."""
+
+
+def _examine(
+    plan: Plan,
+    lesson: Lesson,
+    server: VolumePredictor,
+    stored: Exams,
+    exams: Sequence[tuple[tuple[str, str], int]],
+    meter: Meter,
+    watch: Watch,
+) -> _Cases:
+    """Score test cases, and keep each.
+
+    Args:
+        plan: the run.
+        lesson: the step just taught.
+        server: the model to examine.
+        stored: cases that are finished; gets the others.
+        exams: ((source, case), step) of each.
+        meter: times predictions.
+        watch: hears of every case.
+    """
+    catalog, found = plan.catalog, _Cases()
+    for done, ((source, case), number) in enumerate(exams, 1):
         name = f"{source}_{case}"
         drawn = run_folder.prediction_path(plan.folder, lesson.number, source, case)
         exam = stored.get(name) if drawn.exists() or not plan.settings.keep_predictions else None
@@ -94,22 +147,13 @@ def examine_step(
             stored.put(name, exam)
         else:
             meter.laps_s.append(exam.predict_s)
-            opened.append(f"{source}/{case}")
-            elsewhere |= not exam.here
-        rows += exam.rows
-        spent_s += exam.seconds
+            found.opened.append(f"{source}/{case}")
+            found.elsewhere |= not exam.here
+        found.rows += exam.rows
+        found.spent_s += exam.seconds
         watch({"event": "exam", "done": done, "of": len(exams), "case": case})
         signals.check(f"examination after step {lesson.number}, {source} case {case}")
-    start = time.monotonic()
-    reexamined = _again(plan, lesson, path, rows, server if elsewhere else None)
-    spent_s += time.monotonic() - start
-    return Examined(
-        rows=rows,
-        cost={**meter.inference(), "examine_s": spent_s},
-        opened=opened,
-        reexamined=reexamined,
-        exams=stored,
-    )
+    return found
 
 
 def _score(

@@ -266,6 +266,11 @@ class Plan:
         """Where a 1-based step is taught; runs share it that agree in all that it depends on."""
         return self.settings.out / run_folder.SHARED / run_folder.run_id(self.steps[number - 1])
 
+    def host(self) -> dict[str, str | int]:
+        """What equal bits depend on besides the settings; processes where there are several."""
+        several = {"processes": self.ranks.size} if self.ranks.size > 1 else {}
+        return {**reproducibility.host(self.device), **several}
+
     @property
     def _home(self) -> Path:
         return self.settings.out / self.benchmark.name

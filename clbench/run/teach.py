@@ -12,6 +12,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,7 @@ def make_pseudo_labels(plan: Plan, state: StepState, watch: Watch) -> None:
             folder=plan.step_folder(lesson.number) / "pseudo" / f"step{lesson.number}",
             watch=watch,
             stored=stored,
+            ranks=plan.ranks,
         )
     state.pseudo, state.pseudo_kept_s = prepared.maps, prepared.kept_s
 
@@ -260,13 +262,15 @@ def train_step(
         penalties=strategy.declaration.penalties,
         past=earlier,
     )
-    tracer = _tracer(plan, state, earlier)
+    # the first process looks; the others wait for it in the next update
+    tracer = _tracer(plan, state, earlier) if plan.ranks.first else None
 
     def see(event: dict[str, Any]) -> None:
         watch(event)
         for each in monitor.see(event):
             see(each)
-        tracer.see(event)
+        if tracer is not None:
+            tracer.see(event)
 
     catalog, source = plan.catalog, plan.catalog.source(lesson.number)
     odd = constant_labels(lesson, list(material.volumes.values()))
@@ -299,7 +303,8 @@ def train_step(
                 checkpointer=checkpointer,
             )
         )
-    tracer.end()
+    if tracer is not None:
+        tracer.end()
     for event in monitor.end(material.volumes.values()):
         see(event)
 
@@ -327,6 +332,7 @@ def teach_step(
     log, meter = path.parent / "events.jsonl", Meter(plan.device)
     taught_by = "none" if start.teacher is None else checkpoint.digest(start.teacher)
     checkpointer = _open_checkpointer(plan, path, log, taught_by, watch)
+    plan.ranks.gather(None)  # all have read what the first one is about to change
     before = checkpointer.found or {}
     hosts = list(before.get("hosts", ()))
     same_threads = hosts and plan.settings.threads is None
@@ -336,7 +342,7 @@ def teach_step(
         opened = plan.catalog.ledger.setdefault(lesson.number, {})
         for purpose, cases in before.get("opened", {}).items():
             opened.setdefault(purpose, set()).update(cases)
-        if (here := reproducibility.host(plan.device)) not in hosts:
+        if (here := plan.host()) not in hosts:
             hosts.append(here)
         state = start_model(plan, strategy, lesson, start, watch)
         make_pseudo_labels(plan, state, watch)
@@ -353,27 +359,44 @@ def teach_step(
                 "hosts": hosts,
             }
 
-        # lines of an attempt that was broken off go: those of the step, or after its last place
-        with run_folder.EventLog(
-            log, keep=lambda e: int(e["step"]) < lesson.number, size=before.get("events")
-        ) as events:
+        with ExitStack() as stack:
+            written: list[Watch] = []
+
+            def open_log() -> list[dict[str, Any]]:
+                """Open the event log; returns its events of this step."""
+                # lines of an attempt broken off go: those of the step, or after its last place
+                events = stack.enter_context(
+                    run_folder.EventLog(
+                        log,
+                        keep=lambda e: int(e["step"]) < lesson.number,
+                        size=before.get("events"),
+                    )
+                )
+                written.append(events.write)
+                checkpointer.facts = lambda: {
+                    **cost(),
+                    "teacher": taught_by,
+                    "events": events.flushed(),
+                }
+                return [e for e in run_folder.read_events(log) if e["step"] == lesson.number]
+
+            earlier = plan.ranks.by_first(open_log)
 
             def log_event(event: dict[str, Any]) -> None:
-                events.write(event)
+                for write in written:
+                    write(event)
                 watch(event)
 
-            checkpointer.facts = lambda: {
-                **cost(),
-                "teacher": taught_by,
-                "events": events.flushed(),
-            }
-            earlier = [e for e in run_folder.read_events(log) if e["step"] == lesson.number]
             train_step(plan, state, material, log_event, earlier=earlier, checkpointer=checkpointer)
             total = cost()
     origin = {"identity": path.parent.name, "run": run_name(plan.folder), "before": start.before}
-    _write(plan, state, path, {**total, "origin": origin})
-    checkpointer.close()
-    shutil.rmtree(path.parent / "pseudo", ignore_errors=True)
+
+    def close() -> None:
+        _write(plan, state, path, {**total, "origin": origin})
+        checkpointer.close()
+        shutil.rmtree(path.parent / "pseudo", ignore_errors=True)
+
+    plan.ranks.by_first(close)
     return state.model
 
 
@@ -381,7 +404,9 @@ def _open_checkpointer(
     plan: Plan, path: Path, log: Path, taught_by: str, watch: Watch
 ) -> StepCheckpointer:
     """What a stopped attempt left, unless its log or the model it started from is another one."""
-    checkpointer = StepCheckpointer(path, every_s=plan.settings.checkpoint_s, watch=watch)
+    checkpointer = StepCheckpointer(
+        path, every_s=plan.settings.checkpoint_s, ranks=plan.ranks, watch=watch
+    )
     before = checkpointer.found
     if before and not (log.exists() and log.stat().st_size >= before["events"]):
         checkpointer.forget("its event log was cut short")

@@ -17,9 +17,11 @@ from torch import Tensor
 from clbench import signals
 from clbench.data.catalog import Catalog
 from clbench.data.pseudo_labels import PseudoMap, digest, write_pseudo
+from clbench.data.volume import Volume
 from clbench.errors import StoreError
 from clbench.store import checkpoint
 from clbench.strategy.contract import Lesson, Memory, Predictor, Strategy
+from clbench.training.ranks import Ranks
 
 
 @dataclass
@@ -43,6 +45,7 @@ def prepare(
     folder: Path,
     watch: Callable[[dict[str, Any]], None],
     stored: Sequence[tuple[int, str]] = (),
+    ranks: Ranks | None = None,
 ) -> Prepared:
     """Have every training case prepared, and those it stores; tell the strategy what came of it.
 
@@ -56,55 +59,90 @@ def prepare(
         folder: where finished cases are kept.
         watch: is told of every case.
         stored: (earlier step, case) that the strategy stores and has prepared.
+        ranks: the processes, which divide the cases among themselves, and then read them all.
 
     Raises:
         StoreError: finished cases of another model, or no room on the disk.
         Stopped: asked to, between two cases.
     """
-    done = Prepared()
-    rest: dict[str, Mapping[str, Tensor]] = {}
+    ranks = ranks or Ranks()
     own = [(lesson.number, case) for case in lesson.cases] if strategy.prepares(lesson) else []
     todo = [*own, *stored]
-    for number, (step, case) in enumerate(todo, 1):
-        start = time.monotonic()
-        past = step != lesson.number
-        place = folder.with_name(f"{folder.name}_stored{step}") if past else folder
-        target, other = place / case, place / f"{case}.pt"
-        volume = catalog.open(step, case, "pseudo")
-        finished = _finished(target, other)
-        if finished is not None:
-            done.kept_s += finished["seconds"]
-        else:
-            if past:
-                assert old is not None  # noqa: S101  # a step went before; tells the type checker
-                prepared = dict(strategy.prepare_stored(lesson, volume, old))
+
+    def work(cases: Sequence[tuple[int, str]]) -> tuple[Prepared, dict[str, Mapping[str, Tensor]]]:
+        done = Prepared()
+        rest: dict[str, Mapping[str, Tensor]] = {}
+        for number, (step, case) in enumerate(cases, 1):
+            past = step != lesson.number
+            place = folder.with_name(f"{folder.name}_stored{step}") if past else folder
+            volume = catalog.open(step, case, "pseudo")
+            finished = _finished(place / case, place / f"{case}.pt")
+            if finished is not None:
+                done.kept_s += finished["seconds"]
             else:
-                prepared = dict(strategy.prepare_case(lesson, volume, old))
-            maps = None if past else prepared.pop("pseudo", None)
-            if maps is not None:
-                write_pseudo(target, lesson.old, maps.numpy())
-            finished = {
-                "made": prepared,
-                "model": mark,
-                "map": None if maps is None else digest(target),
-                "seconds": time.monotonic() - start,
-            }
-            checkpoint.save(other, finished)  # last: its presence says that all is there
-        if finished["model"] != mark:
-            raise StoreError(
-                "pseudo labels that another model made",
-                where=target,
-                expected=f"by the model after step {lesson.number - 1}, {mark}",
-                got=finished["model"],
-                next_step=f"delete {folder} and run the same command again",
-            )
-        rest[f"{step}/{case}" if past else case] = finished["made"]
-        if finished["map"] is not None:
-            done.maps[lesson.number, case] = PseudoMap.open(target)
-        watch({"event": "pseudo", "done": number, "of": len(todo), "case": case})
-        signals.check(f"step {lesson.number}, pseudo labels, case {case}")
+                finished = _prepare_case(strategy, lesson, volume, old, place / case, mark)
+            if finished["model"] != mark:
+                raise StoreError(
+                    "pseudo labels that another model made",
+                    where=place / case,
+                    expected=f"by the model after step {lesson.number - 1}, {mark}",
+                    got=finished["model"],
+                    next_step=f"delete {folder} and run the same command again",
+                )
+            rest[f"{step}/{case}" if past else case] = finished["made"]
+            if finished["map"] is not None:
+                done.maps[lesson.number, case] = PseudoMap.open(place / case)
+            watch({"event": "pseudo", "done": number, "of": len(cases), "case": case})
+            signals.check(f"step {lesson.number}, pseudo labels, case {case}")
+        return done, rest
+
+    kept_s = 0.0
+    if ranks.size > 1 and todo:
+        kept_s = max(ranks.each(lambda: work(todo[ranks.rank :: ranks.size])[0].kept_s))
+    done, rest = work(todo)
+    if ranks.size > 1:
+        done.kept_s = kept_s  # what this attempt made is no earlier one's
     strategy.prepare(lesson, rest, memory)
     return done
+
+
+def _prepare_case(
+    strategy: Strategy,
+    lesson: Lesson,
+    volume: Volume,
+    old: Predictor | None,
+    target: Path,
+    mark: str,
+) -> dict[str, Any]:
+    """Have a case prepared, and keep what came of it.
+
+    Args:
+        strategy: the method.
+        lesson: the step.
+        volume: the case; of an earlier step, where that is not how `target` lies.
+        old: the model served after the previous step.
+        target: where its map goes; what else was prepared lies beside it.
+        mark: digest of the old model.
+    """
+    start = time.monotonic()
+    past = "_stored" in target.parent.name
+    if past:
+        assert old is not None  # noqa: S101  # a step went before; tells the type checker
+        prepared = dict(strategy.prepare_stored(lesson, volume, old))
+    else:
+        prepared = dict(strategy.prepare_case(lesson, volume, old))
+    maps = None if past else prepared.pop("pseudo", None)
+    if maps is not None:
+        write_pseudo(target, lesson.old, maps.numpy())
+    finished = {
+        "made": prepared,
+        "model": mark,
+        "map": None if maps is None else digest(target),
+        "seconds": time.monotonic() - start,
+    }
+    # last: its presence says that all is there
+    checkpoint.save(target.with_name(f"{target.name}.pt"), finished)
+    return finished
 
 
 def _finished(target: Path, other: Path) -> dict[str, Any] | None:

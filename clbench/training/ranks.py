@@ -6,10 +6,8 @@ rank reads it, on a file system that they share.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,10 +16,9 @@ from torch import Tensor, distributed
 
 from clbench import signals
 from clbench.errors import ClbenchError, TrainingError
+from clbench.training.launch import Place
 
 T = TypeVar("T")
-RENDEZVOUS = "CLBENCH_RENDEZVOUS"
-"""Environment of a process that `clbench run` started: URL of the file by which they meet."""
 PATIENCE = timedelta(days=7)
 """How long a rank waits for another one, which may wait for a lock or examine a large case; one
 that has ended is noticed at once."""
@@ -156,32 +153,6 @@ class ProcessGroup(Ranks):
             ) from err
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Which of several processes this is, by its environment."""
-
-    rank: int
-    """Number of the process, from 0."""
-    local: int
-    """The same among those of this machine: the number of its GPU."""
-    size: int
-    """Processes."""
-    url: str
-    """Where they meet; see `torch.distributed.init_process_group`."""
-
-
-def place(environment: Mapping[str, str] = os.environ) -> Place | None:
-    """Which process of several this is; None: it was started neither by torchrun nor by clbench."""
-    if RENDEZVOUS not in environment and "TORCHELASTIC_RUN_ID" not in environment:
-        return None
-    return Place(
-        rank=int(environment["RANK"]),
-        local=int(environment["LOCAL_RANK"]),
-        size=int(environment["WORLD_SIZE"]),
-        url=environment.get(RENDEZVOUS, "env://"),
-    )
-
-
 def join(here: Place | None, device: torch.device) -> Ranks:
     """Meet the other processes; returns once all are there.
 
@@ -201,3 +172,17 @@ def join(here: Place | None, device: torch.device) -> Ranks:
             device_id=None if device.type == "cpu" else device,
         )
     return ProcessGroup(device)
+
+
+def own_device(name: str, here: Place | None) -> str:
+    """The device of this process: of several on one machine each has a GPU of its own.
+
+    Args:
+        name: as `--device` names it.
+        here: which process this is.
+    """
+    if here is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
+        return name
+    if here.local < torch.cuda.device_count():  # else `pick_device` refuses it by name
+        torch.cuda.set_device(here.local)
+    return f"cuda:{here.local}"

@@ -1,0 +1,124 @@
+"""Runs of the tiny course by two processes, of which a random one is killed at a random moment.
+
+The other one must end by itself, and the run must end, called again, as the one nobody disturbs:
+weights, memory, scores, events and predictions to the bit. Processes are forked from this one.
+
+    python tests/rank_kills.py --kills 20 --strategies universal,replay,decoder_growth
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import torch
+from torture import made, outcome, whole
+
+from clbench.avalanche.lazy_import import load
+from clbench.run import course
+from clbench.testing.harness import StrategyHarness
+from clbench.training.launch import Place
+from clbench.training.ranks import join
+
+RANKS = 2
+PATIENCE_S = 300
+"""A process that does not end within it hangs."""
+
+
+def start(name: str, folder: Path, cache: Path) -> list[int]:
+    """Fork the processes of an attempt; their ids by rank."""
+    meeting = Path(tempfile.mkdtemp(dir=folder.parent)) / "meeting"
+    children = []
+    for rank in range(RANKS):
+        sys.stdout.flush()
+        children.append(os.fork())
+        if children[-1] == 0:
+            signal.alarm(PATIENCE_S)
+            try:
+                torch.set_num_threads(1)
+                harness = StrategyHarness(made(name), name=name, folder=folder, cache=cache)
+                harness.overrides = (*harness.overrides, "train.batch=2")
+                plan = harness.plan_run("out")
+                plan.settings = dataclasses.replace(plan.settings, checkpoint_s=0, threads=1)
+                here = Place(rank=rank, local=rank, size=RANKS, url=meeting.as_uri())
+                plan.ranks = join(here, plan.device)
+                course.run_plan(plan)
+                os._exit(0)
+            except BaseException:
+                if os.environ.get("LOUD"):
+                    traceback.print_exc()
+                os._exit(1)
+    return children
+
+
+def ends(children: list[int]) -> list[int]:
+    """Exit statuses by rank, once all have ended."""
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def torment(name: str, folder: Path, cache: Path, kills: int, dice: random.Random) -> list[str]:
+    """What went wrong with one strategy.
+
+    Args:
+        name: the strategy.
+        folder: an empty one.
+        cache: where the phantom is kept.
+        kills: how often a process is killed, at the most.
+        dice: chooses rank and moment.
+    """
+    calm, torn, wrong = folder / "calm", folder / "torn", list[str]()
+    began = time.monotonic()
+    if any(ends(start(name, calm, cache))):
+        return [f"{name}: the undisturbed run failed"]
+    usual_s = time.monotonic() - began
+    for _ in range(kills):
+        children = start(name, torn, cache)
+        rank, delay_s = dice.randrange(RANKS), dice.random() * usual_s
+        signal.sigtimedwait([signal.SIGCHLD], delay_s)
+        os.kill(children[rank], signal.SIGKILL)
+        statuses = ends(children)
+        print(f"{name}: killed rank {rank} after {delay_s:.1f} s: {statuses}", flush=True)
+        if -signal.SIGALRM in statuses:
+            wrong.append(f"{name}: the process that was left hung")
+        wrong += [f"{name}: half written: {found}" for found in whole(torn)]
+    if any(ends(start(name, torn, cache))):
+        wrong.append(f"{name}: going on failed")
+    one, other = outcome(calm), outcome(torn)
+    if one != other or not one:
+        wrong.append(f"{name}: differs: {sorted(k for k in one if one[k] != other.get(k))}")
+    return wrong
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    words.add_argument("--kills", type=int, default=4, help="of each strategy's run")
+    words.add_argument("--strategies", default="universal,replay,decoder_growth,der")
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--cache", type=Path, default=None)
+    asked = words.parse_args()
+    names, dice, wrong = asked.strategies.split(","), random.Random(asked.seed), list[str]()
+    for name in names:
+        made(name)
+    load("avalanche.training.templates")
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            place = Path(folder) / name
+            place.mkdir()
+            wrong += torment(name, place, asked.cache or Path(folder) / "cache", asked.kills, dice)
+            shutil.rmtree(place)
+    print(f"{len(names)} runs, {asked.kills} kills each: {wrong or 'all as undisturbed'}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
