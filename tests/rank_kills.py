@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import os
 import random
 import shutil
@@ -45,8 +46,9 @@ def start(name: str, folder: Path, cache: Path) -> list[int]:
             signal.alarm(PATIENCE_S)
             try:
                 torch.set_num_threads(1)
-                harness = StrategyHarness(made(name), name=name, folder=folder, cache=cache)
-                harness.overrides = (*harness.overrides, "train.batch=2")
+                harness = StrategyHarness(
+                    made(name), name=name, folder=folder, cache=cache, overrides=["train.batch=2"]
+                )
                 plan = harness.plan_run("out")
                 plan.settings = dataclasses.replace(plan.settings, checkpoint_s=0, threads=1)
                 here = Place(rank=rank, local=rank, size=RANKS, url=meeting.as_uri())
@@ -109,6 +111,7 @@ def main() -> int:
     for name in names:
         made(name)
     load("avalanche.training.templates")
+    importlib.import_module("monai.inferers")  # what examination imports when it begins
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
     with tempfile.TemporaryDirectory() as folder:
         for name in names:

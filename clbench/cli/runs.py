@@ -99,7 +99,7 @@ def run(
     if here is None and count > 1:
         raise typer.Exit(launch(sys.argv[1:], count))
     if here is not None and here.rank > 0:  # the first one speaks for all
-        sys.stdout, track = Path(os.devnull).open("w"), None
+        sys.stdout, track = Path(os.devnull).open("w"), None  # noqa: SIM115
     if processes is not None:
         device = "cpu"
     splits = parse_splits(split or [])
