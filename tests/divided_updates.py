@@ -147,9 +147,32 @@ def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return largest
 
 
+def in_two_processes(work: Callable[[int], None]) -> None:
+    """Fork two processes, and wait for both.
+
+    Args:
+        work: what each does, by its rank.
+    """
+    children = []
+    for rank in range(2):
+        sys.stdout.flush()
+        children.append(os.fork())
+        if children[-1] == 0:
+            signal.alarm(300)  # nobody waits for a child that hangs
+            try:
+                torch.set_num_threads(1)
+                work(rank)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if any(statuses):
+        raise AssertionError(f"a process failed, see above: {statuses}")
+
+
 def process(rank: int, plan: Plan, folder: Path, names: Sequence[str]) -> None:
     """What each of the two processes does; the first one writes what came out."""
-    torch.set_num_threads(1)
     loop.adamw = sgd  # type: ignore[assignment]
     batches.crop = unevenly_known(batches.crop)  # type: ignore[attr-defined]
     here = Place(rank=rank, local=rank, size=2, url=f"file://{folder}/meeting")
@@ -191,21 +214,8 @@ def differences(names: Sequence[str], folder: Path, cache: Path) -> dict[str, di
     harness = StrategyHarness(
         made("finetune"), name="finetune", folder=folder, cache=cache, overrides=overrides
     )
-    plan, children = harness.plan, []
-    for rank in range(2):
-        sys.stdout.flush()
-        children.append(os.fork())
-        if children[-1] == 0:
-            signal.alarm(300)  # nobody waits for a child that hangs
-            try:
-                process(rank, plan, folder, names)
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-    statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    if any(statuses):
-        raise AssertionError(f"a process failed, see above: {statuses}")
+    plan = harness.plan
+    in_two_processes(lambda rank: process(rank, plan, folder, names))
     found: dict[str, dict[str, float]] = json.loads((folder / "differences.json").read_text())
     return found
 

@@ -25,6 +25,8 @@ RENDEZVOUS = "CLBENCH_RENDEZVOUS"
 """Environment of a process started here: URL of the file by which they meet."""
 GRACE_S = 60
 """How long the others may take to end once one has failed; then they are killed."""
+ASKED = (STATUS, -signal.SIGTERM)
+"""How a process ends that was asked to: the second before it listens."""
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal a process gets when the one that started it has died."""
 
@@ -96,7 +98,7 @@ def launch(words: Sequence[str], count: int) -> int:
         ]
         first_failed = _wait(children)
         if first_failed is None:
-            stopped = any(child.returncode == STATUS for child in children)
+            stopped = any(child.returncode in ASKED for child in children)
             return STATUS if stopped else 0
         status = children[first_failed].returncode
         if first_failed == 0 and status > 0:  # it has said why
@@ -119,7 +121,7 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
     def pass_on(number: int, frame: FrameType | None = None) -> None:
         for child in children:
             if child.returncode is None:
-                child.send_signal(number)
+                os.kill(child.pid, number)  # `send_signal` would reap it
 
     def kill(number: int, frame: FrameType | None) -> None:
         pass_on(signal.SIGKILL)
@@ -135,7 +137,7 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
                 break  # a child of somebody else: wait for ours in order
             rank = ranks.pop(ended.si_pid)
             status = children[rank].wait()
-            if status not in (0, STATUS) and failed is None:
+            if status not in (0, *ASKED) and failed is None:
                 failed = rank
                 signal.alarm(GRACE_S)
             if status != 0:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from divided_updates import NAMES, differences
+from divided_updates import NAMES, differences, in_two_processes
 from torch import Tensor, nn
 
+from clbench import signals
 from clbench.errors import SettingError, TrainingError
 from clbench.nets.output import Output
+from clbench.signals import Stopped
 from clbench.spec.settings import TrainSettings
+from clbench.strategies.finetune import Finetune
 from clbench.strategy.contract import Batch, Memory, Session
 from clbench.strategy.sharding import denominator
-from clbench.training.ranks import Ranks
+from clbench.testing.harness import StrategyHarness
+from clbench.training.launch import Place
+from clbench.training.loop import StepTraining, teach
+from clbench.training.ranks import Ranks, join
+from clbench.training.resume import StepCheckpointer
 from clbench.training.update import Division, UpdateWork, divide, refuse_batch_statistics
 
 
@@ -27,6 +37,45 @@ def test_two_processes_and_accumulated_batches_equal_one_large_batch(
     for name, apart in found.items():
         assert apart["between processes"] == 0.0, name
         assert max(apart.values()) < 1e-6, (name, apart)
+
+
+def test_a_stop_is_agreed_upon_and_resumed_to_the_bit(tmp_path: Path, cache_root: Path) -> None:
+    """One of two processes is asked to stop: both do after the same update, and go on to the bit."""
+    harness = StrategyHarness(Finetune(), name="finetune", folder=tmp_path, cache=cache_root)
+    plan = harness.plan
+    train = replace(plan.profile.train, batch=2, iterations=3)
+    material = replace(harness.material(harness.start(1)), patch_vox=(8, 8, 8))
+
+    def work(rank: int) -> None:
+        here = Place(rank=rank, local=rank, size=2, url=f"file://{tmp_path}/meeting")
+        ranks = join(here, plan.device)
+
+        def attempt(path: Path, ask_at: int | None) -> tuple[dict[str, Tensor], list[int]]:
+            state, done = harness.start(1), list[int]()
+
+            def watch(event: dict[str, Any]) -> None:
+                done.append(event["iteration"])
+                if event["iteration"] == ask_at and rank == 1:
+                    signals.ask("SIGTERM")
+
+            checkpointer = StepCheckpointer(path, every_s=1e9, ranks=ranks)
+            step = StepTraining(
+                strategy=Finetune(), state=state, teacher=None, lesson=state.lesson,
+                material=material, train=train, seed=0, device=plan.device, ranks=ranks,
+                watch=watch, checkpointer=checkpointer,
+            )  # fmt: skip
+            with signals.listening(), suppress(Stopped):
+                teach(step)
+            return state.model.state_dict(), done
+
+        calm, _ = attempt(tmp_path / "calm.pt", None)
+        _, before = attempt(tmp_path / "torn.pt", 0)
+        ranks.gather(None)
+        torn, after = attempt(tmp_path / "torn.pt", None)
+        assert (before, after) == ([0, 1], [2])  # asked after update 0, agreed in update 1
+        assert all(torch.equal(calm[name], torn[name]) for name in calm)
+
+    in_two_processes(work)
 
 
 class Several(Ranks):
