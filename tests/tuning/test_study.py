@@ -16,10 +16,10 @@ from clbench.run.course import run_plan
 from clbench.run.plan import RunSettings
 from clbench.run.record import new_record
 from clbench.store.record import RunRecord, refuse_mixture
-from clbench.tuning.outcome import FILE, write_outcome
+from clbench.tuning.outcome import FILE
 from clbench.tuning.study import TunedStrategy, TuneSettings, output_folder, tune
 from clbench.tuning.trial import Trial, plan_trial, run_trial
-from clbench.tuning.tuned_file import plan_tuned, read_tuned
+from clbench.tuning.tuned_file import plan_tuned, read_tuned, write_tuned
 
 FEW = ("train.epochs=1", "train.iterations=1")
 
@@ -48,7 +48,9 @@ def tuned(asked: TuneSettings) -> TunedStrategy:
 
 @pytest.fixture(scope="module")
 def file(asked: TuneSettings, tuned: TunedStrategy) -> Path:
-    return write_outcome([tuned], asked, output_folder(asked))[0]
+    path = output_folder(asked) / FILE
+    write_tuned(path, [tuned], asked)
+    return path
 
 
 def run_settings(asked: TuneSettings, **changes: Any) -> RunSettings:
@@ -97,7 +99,7 @@ def test_the_same_command_goes_on_with_the_trials_that_are_missing(
     assert (second / "trial.json").read_bytes() == before
 
 
-def test_a_rule_cannot_open_a_test_case(asked: TuneSettings, tuned: TunedStrategy) -> None:
+def test_a_rule_cannot_open_a_test_case(asked: TuneSettings) -> None:
     plan = plan_trial(asked.base, Path(), 1)
     catalog = plan.catalog
     test, validation = catalog.splits[0].test[0], catalog.splits[0].validation[0]

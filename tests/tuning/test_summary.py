@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from clbench.report.figures import style
 from clbench.run.plan import RunSettings
 from clbench.strategy import Choice, Range
-from clbench.tuning.figures import write_figures
+from clbench.tuning import outcome
+from clbench.tuning.figures import curve_figure, settings_figure
 from clbench.tuning.study import TunedStrategy, TuneSettings
 from clbench.tuning.summary import curve, explained, sensitivities, tables, write_csv
 from clbench.tuning.trial import Trial
@@ -106,9 +108,29 @@ def test_what_is_printed_and_written_says_rule_and_cost(tmp_path: Path) -> None:
     )
 
 
-def test_figures_are_drawn_of_few_trials_and_of_choices(tmp_path: Path) -> None:
-    written = write_figures([tuned(SCORES)], SETTINGS, tmp_path)
+def test_figures_show_every_trial_and_what_was_chosen() -> None:
+    one = tuned(SCORES)
+    with style.look():
+        (ax,) = curve_figure([one], SETTINGS).axes
+        best, trials, defaults = ax.lines
+        lr, pseudo = settings_figure(one, SETTINGS).axes
+    assert list(best.get_xdata()) == [10, 20, 30, 40, 50, 60, 70, 70]
+    assert list(best.get_ydata()) == [0.1, 0.1, 0.2, 0.2, 0.5, 0.5, 0.5, 0.5]
+    assert list(trials.get_ydata()) == [0.1, 0.1, 0.2, 0.5, 0.4, 0.3]  # one diverged
+    assert list(defaults.get_ydata()) == [0.1]
+    assert (lr.get_xscale(), pseudo.get_xscale()) == ("log", "linear")
+    assert [line.get_xdata()[0] for line in lr.lines[1:]] == [1e-4, 0.002]  # defaults, chosen
+    assert list(pseudo.lines[0].get_xdata()) == ["hard", *["soft"] * 5]
+
+
+def test_the_outcome_is_settings_file_tables_and_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outcome, "write_tuned", lambda path, *_: path.touch())
+    monkeypatch.setattr(style, "to_bytes", lambda figure, kind: kind.encode())
+    written = outcome.write_outcome([tuned(SCORES)], SETTINGS, tmp_path)
     assert [p.name for p in written] == [
-        "curve.pdf", "curve.png", "settings_lwf.pdf", "settings_lwf.png",
+        "tuned.toml", "curve.csv", "sensitivity.csv", "curve.pdf", "curve.png",
+        "settings_lwf.pdf", "settings_lwf.png",
     ]  # fmt: skip
-    assert all(p.stat().st_size > 5000 for p in written)
+    assert all(p.exists() for p in written)
