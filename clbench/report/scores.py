@@ -257,6 +257,12 @@ class Scores:
         """The eval set on which a structure counts: that of the source that taught it."""
         return self.sources[self.learned_at[structure] - 1]
 
+    @property
+    def homes(self) -> tuple[str, ...]:
+        """Eval sets on which a structure counts, in order of the steps."""
+        counted = {self.home(name) for name in self.learned_at}
+        return tuple(s for s in dict.fromkeys(self.sources) if s in counted)
+
     def title(self) -> str:
         """Benchmark and version, and the external test set; says PHANTOM where it must."""
         return title_of(self.record) + (f", external test on {self.on}" if self.on else "")

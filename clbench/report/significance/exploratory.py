@@ -215,7 +215,7 @@ def by_set(scores: Scores, protocol: Protocol) -> list[SetTest]:
         if not seeds:
             why.append(f"{pair[0].label} and {other.label} have no seed in common")
         macro = [{} if why else patient_macro(scores, m, FINAL, seeds) for m in pair]
-        for name in dict.fromkeys(scores.sources):
+        for name in scores.homes:
             row = SetTest(eval_set=name, a=pair[0].label, b=other.label, n_seeds=len(seeds))
             if why:
                 rows.append(replace(row, hole=why[0]))

@@ -70,7 +70,7 @@ def rankings(scores: Scores, protocol: Protocol) -> list[SetRanking]:
         left_out = (*left_out[:-1], f"{left_out[-1]}: nothing is ranked")
     rows = []
     macro = {m.label: patient_macro(scores, m, FINAL, seeds) for m in methods} if seeds else {}
-    for name in dict.fromkeys(scores.sources):
+    for name in scores.homes:
         own = {label: by_name[name] for label, by_name in macro.items()}
         whole = np.column_stack(list(own.values())) if own else np.empty((0, 0))
         n = int((~np.isnan(whole).any(axis=1)).sum()) if own else 0

@@ -9,6 +9,8 @@ import pytest
 from synthetic_runs import Method, make_runs
 
 from clbench.errors import StoreError
+from clbench.report.page.matrix import matrix_of
+from clbench.report.significance.analysis import Analysis
 from clbench.report.study import Study
 from clbench.report.tables.domains import domains_table
 from clbench.report.tables.summary import run_report
@@ -53,6 +55,16 @@ def test_a_course_whose_later_steps_teach_nothing_new_ends_with_its_tables(resul
     folder = run_folder.find_runs(results)[0]
     kept = run_report(folder, scoring="strict")[1]
     assert dict(kept.rows)["new structures, each after its own step"] == "–"
+
+
+def test_tests_and_rankings_are_of_eval_sets_on_which_a_structure_counts(results: Path) -> None:
+    study = Analysis(results=results, bench="tumor_ext", reference="finetune")
+    assert study.dice.homes == ("btcv",)
+    assert [ranking.eval_set for ranking in study.rankings] == ["btcv"]
+    two = {"joint": Method(seeds=(0, 1))}
+    make_runs(results, two, steps=STEPS)
+    assert [test.eval_set for test in replace(study, reference="joint").sets] == ["btcv"]
+    assert matrix_of(replace(study, reference="joint")).rows
 
 
 def test_a_course_that_teaches_nothing_again_says_so(tmp_path: Path) -> None:
