@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clbench import signals
 from clbench.cli import options
 from clbench.cli.options import (
     RESULTS,
@@ -97,6 +98,45 @@ def check(
     typer.echo("\n".join(report.lines()))
     if report.problems:
         raise typer.Exit(1)
+
+
+@data_app.command("prepare")
+def prepare_(
+    bench: options.Bench = "tumor_ext",
+    data: options.Data = None,
+    profile: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
+    split: options.Splits = None,
+    set_: options.Overrides = None,
+    cache: options.Cache = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes; default: as cores and free memory allow."),
+    ] = None,
+) -> None:
+    """Preprocess the cases of a course ahead of a run, in several processes.
+
+    `clbench run` does so by itself where there is much to do.
+    """
+    from clbench.cli.progress import Progress
+    from clbench.run.plan import RunSettings, resolve
+    from clbench.run.prepare import prepare, processes, unprepared
+
+    catalog = resolve(
+        RunSettings(
+            bench=bench,
+            strategy="finetune",  # none of its settings reaches the volumes
+            profile=profile,
+            data=data,
+            splits=parse_splits(split or []),
+            overrides=tuple(set_ or ()),
+            cache=cache,
+            device="cpu",
+        )
+    ).catalog
+    jobs = jobs or processes(unprepared(catalog), catalog.preprocessing)
+    with signals.listening(), Progress() as progress:
+        count = prepare(catalog, jobs, progress.watch)
+    typer.echo(f"{count} cases prepared, {jobs} at a time; the others were ready")
 
 
 @data_app.command("split")

@@ -19,6 +19,7 @@ from rich.progress import Progress as Bars
 from clbench.store.record import RunRecord
 
 STAGES = {
+    "prepared": "preprocess",
     "opened": "open cases",
     "pseudo": "pseudo labels",
     "exam": "examine",

@@ -212,6 +212,19 @@ class VolumeCache:
             )
         return volume
 
+    def is_prepared(self, files: CaseFiles, source: Source, pre: Preprocessing) -> bool:
+        """Whether `get` would find the case; whether its entry is whole, `get` alone looks.
+
+        Args:
+            files: image and annotation of the case.
+            source: the data set it belongs to: its structures and label values.
+            pre: spacing in mm and HU window.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        return (self.root / self._key(files, source, pre) / "meta.json").exists()
+
     def _write(self, entry: Path, volume: Volume) -> None:
         """Write an entry; call it only while the entry is locked."""
 

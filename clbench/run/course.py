@@ -24,6 +24,7 @@ from clbench.run.cost_table import write_costs
 from clbench.run.examine import Examined, examine_step
 from clbench.run.models import loaded
 from clbench.run.plan import Plan, RunSettings, resolve
+from clbench.run.prepare import prepare
 from clbench.run.record import keep_course, new_record
 from clbench.run.teach import Start, teach_step
 from clbench.store import checkpoint, run_folder
@@ -105,6 +106,7 @@ def run_plan(
         count = None
         if record is not None and settings.threads is None:
             count = record.threads  # equal bits need as many
+        prepare(plan.catalog, watch=watch)
         with reproducibility.threads(count):
             (course or Course)(plan, record, watch).go()
     return plan.folder

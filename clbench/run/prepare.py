@@ -1,0 +1,141 @@
+"""Preprocess the cases of a course ahead of their use, in several processes.
+
+A run preprocesses each case when it first opens it, one after another. On real data that takes
+minutes to hours before the first update; cases have nothing to do with each other, so here they are
+shared out. An entry of the cache is locked while it is made: two runs that prepare the same data
+wait for each other's cases and make none twice.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib
+import psutil
+
+from clbench import signals
+from clbench.data.cache import VolumeCache
+from clbench.data.catalog import Catalog
+from clbench.data.layouts import CaseFiles
+from clbench.data.nifti import grid, spacing_of
+from clbench.spec.benchmark import Preprocessing, Source
+
+PEAK_BYTES_PER_VOXEL = 16
+"""Memory of one process while it prepares a case, per voxel of the larger of its two grids
+(tests/perf/prepare.py sees 10 of them for a 16-bit CT; other types need more)."""
+WORTH_VOXELS = 2e7
+"""Below so many voxels in all, starting processes takes longer than the work: a phantom."""
+
+Watch = Callable[[dict[str, Any]], None]
+Case = tuple[Source, CaseFiles]
+
+
+def unprepared(catalog: Catalog) -> list[Case]:
+    """The cases of the course's splits that are not in the cache yet, each once.
+
+    Args:
+        catalog: of the course.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    cases: dict[tuple[str, str], Case] = {}
+    splits = (*catalog.splits, *catalog.external_splits)
+    for number, split in enumerate(splits, 1):
+        source = catalog.source(number)
+        for case in (*split.train, *split.validation, *split.test):
+            cases[source.name, case] = source, catalog.files[source.name][case]
+    return [
+        (source, files)
+        for source, files in cases.values()
+        if not catalog.cache.is_prepared(files, source, catalog.preprocessing)
+    ]
+
+
+def voxels(files: CaseFiles, pre: Preprocessing) -> int:
+    """Voxels of a case on its file's grid or the model's, whichever has more.
+
+    Args:
+        files: of the case.
+        pre: names the model's spacing.
+
+    Raises:
+        DataError: the header cannot be used.
+    """
+    shape, affine = grid(files.image)
+    finer = math.prod(spacing_of(affine)) / math.prod(pre.spacing_mm)
+    return round(math.prod(shape) * max(1.0, finer))
+
+
+def processes(cases: Sequence[Case], pre: Preprocessing) -> int:
+    """How many processes this machine has cores and free memory for, at least one.
+
+    Args:
+        cases: that are to be prepared.
+        pre: how.
+
+    Raises:
+        DataError: a header cannot be used.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # a SLURM job has fewer than the machine
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    largest = max((voxels(files, pre) for _, files in cases), default=1)
+    fit = psutil.virtual_memory().available // (largest * PEAK_BYTES_PER_VOXEL)
+    return int(max(1, min(cores, fit, len(cases))))
+
+
+def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda event: None) -> int:
+    """Preprocess every case of a course that is not in the cache yet.
+
+    Args:
+        catalog: of the course.
+        jobs: processes; None: as many as there are cores and free memory for, and none at all where
+            the work is small, so that cases are then prepared when they are opened.
+        watch: is told of every case that is ready.
+
+    Returns:
+        How many cases were prepared here.
+
+    Raises:
+        DataError: a case cannot be used; the others are in the cache all the same.
+        StoreError: the cache folder cannot be written.
+        Stopped: asked to, between two cases; what is ready stays.
+    """
+    left, pre = unprepared(catalog), catalog.preprocessing
+    if jobs is None:
+        worth = sum(voxels(files, pre) for _, files in left) > WORTH_VOXELS
+        jobs = processes(left, pre) if worth else 0
+    if not left or not jobs:
+        return 0
+    ready: Iterator[tuple[str, Exception | None]] = joblib.Parallel(
+        n_jobs=min(jobs, len(left)), return_as="generator_unordered", pre_dispatch="n_jobs"
+    )(
+        joblib.delayed(_prepare_case)(catalog.cache.root, files, source, pre, os.getpid())
+        for source, files in left
+    )
+    failed: list[Exception] = []
+    for done, (case, error) in enumerate(ready, 1):
+        failed += [error] if error else []
+        watch({"event": "prepared", "done": done, "of": len(left), "case": case})
+        signals.check(f"preprocessing, case {case}")
+    if failed:
+        raise min(failed, key=str)  # whichever process was first, the same one is named
+    return len(left)
+
+
+def _prepare_case(
+    root: Path, files: CaseFiles, source: Source, pre: Preprocessing, parent: int
+) -> tuple[str, Exception | None]:
+    """One case; a process of its own leaves Ctrl-C to the one that waits for it."""
+    if os.getpid() != parent:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        VolumeCache(root).get(files, source, pre)
+    except Exception as err:  # raised where all are waited for
+        return files.case, err
+    return files.case, None

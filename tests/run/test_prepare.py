@@ -1,0 +1,138 @@
+"""Preprocessing ahead of use: the entries of a run, each made once, and a bad case named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from clbench import signals
+from clbench.cli.options import app
+from clbench.data.cache import VolumeCache
+from clbench.data.layouts import find_cases
+from clbench.errors import DataError
+from clbench.run import prepare as prepare_module
+from clbench.run.prepare import prepare, processes, unprepared, voxels
+from clbench.spec.benchmark import Preprocessing, Source
+
+SOURCE = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
+PRE = Preprocessing(spacing_mm=(2.0, 2.0, 2.0))
+COUNT = 3
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(COUNT):
+        image = np.full((12, 12, 12), -1000, np.int16)
+        image[2:9, 2:9, 2:9] = rng.integers(-100, 200, (7, 7, 7))
+        label = np.zeros(image.shape, np.uint8)
+        label[4:6, 4:6, 4:6] = 1
+        for kind, array in (("volume", image), ("segmentation", label)):
+            place = np.diag([2.0, 2.0, 4.0, 1.0])
+            nib.save(nib.Nifti1Image(array, place), folder / f"{kind}-{i}.nii")
+    return folder
+
+
+def catalog(data: Path, cache: Path) -> Any:
+    """What `prepare` asks of a catalog: a case of each kind, one of them in two splits."""
+    files = {"lits": find_cases(data, SOURCE)}
+    a, b, c = files["lits"]
+    return SimpleNamespace(
+        cache=VolumeCache(cache),
+        preprocessing=PRE,
+        files=files,
+        splits=(SimpleNamespace(train=(a,), validation=(b,), test=()),),
+        external_splits=(SimpleNamespace(train=(), validation=(), test=(c, a)),),
+        source=lambda number: SOURCE,
+    )
+
+
+def content(root: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(root).as_posix(): p.read_bytes()
+        for p in root.rglob("*")
+        if p.parent.joinpath("meta.json").exists()
+    }
+
+
+def test_several_processes_make_the_entries_that_one_makes(data: Path, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    one, two = catalog(data, tmp_path / "one"), catalog(data, tmp_path / "two")
+    assert len(unprepared(two)) == COUNT
+    assert prepare(one, 1) == COUNT
+    assert prepare(two, 2, events.append) == COUNT
+    assert content(tmp_path / "one") == content(tmp_path / "two") != {}
+    assert [(e["event"], e["done"], e["of"]) for e in events] == [
+        ("prepared", i, COUNT) for i in range(1, COUNT + 1)
+    ]
+    assert sorted(e["case"] for e in events) == sorted(two.files["lits"])
+    assert unprepared(two) == []
+    assert prepare(two, 2) == 0
+
+
+def test_a_case_that_cannot_be_used_is_named_and_the_others_are_ready(
+    data: Path, tmp_path: Path
+) -> None:
+    air = np.full((12, 12, 12), -1024, np.int16)
+    nib.save(nib.Nifti1Image(air, np.diag([2.0, 2.0, 4.0, 1.0])), data / "volume-1.nii")
+    course = catalog(data, tmp_path / "c")
+    with pytest.raises(DataError, match=r"volume-1\.nii"):
+        prepare(course, 1)
+    assert [files.case for _, files in unprepared(course)] == ["1"]
+
+
+def test_asked_to_stop_it_keeps_what_is_ready(data: Path, tmp_path: Path) -> None:
+    course = catalog(data, tmp_path / "c")
+    with signals.listening(), pytest.raises(signals.Stopped, match="SIGTERM"):
+        prepare(course, 1, lambda event: signals.ask("SIGTERM"))
+    assert len(unprepared(course)) == COUNT - 1
+
+
+def test_little_work_is_left_to_the_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course = catalog(data, tmp_path / "c")
+    assert prepare(course) == 0
+    monkeypatch.setattr(prepare_module, "WORTH_VOXELS", 100)
+    monkeypatch.setattr(prepare_module, "processes", lambda cases, pre: 1)
+    assert prepare(course) == COUNT
+
+
+def test_memory_and_cores_bound_the_processes(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = unprepared(catalog(data, tmp_path / "c"))
+    # 12 voxels of 4 mm are 24 of 2 mm; a coarser grid than the file's does not make the file smaller
+    assert voxels(left[0][1], PRE) == 12 * 12 * 24
+    assert voxels(left[0][1], Preprocessing(spacing_mm=(8.0, 8.0, 8.0))) == 12**3
+    case = 12 * 12 * 24 * prepare_module.PEAK_BYTES_PER_VOXEL
+
+    def free(count: float) -> None:
+        memory = SimpleNamespace(available=int(count * case))
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8), raising=False)
+    for cases, expected in ((2.5, 2), (0.5, 1), (100, COUNT)):
+        free(cases)
+        assert processes(left, PRE) == expected
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(2), raising=False)
+    assert processes(left, PRE) == 2
+
+
+@pytest.mark.usefixtures("smoke_run")
+def test_the_command_prepares_what_runs_left(cache_root: Path) -> None:
+    words = ["data", "prepare", "--profile", "smoke", "--cache", str(cache_root), "--jobs", "1"]
+    for count in (r"\d+", "0"):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+        assert re.search(rf"^{count} cases prepared, 1 at a time", done.output, re.MULTILINE)
