@@ -33,19 +33,19 @@ from slurm_cluster import cluster
 from clbench.grid.slurm import queue
 from clbench.store import run_folder
 
-STRATEGIES, SEEDS = ("universal", "finetune"), "0-1"
+STRATEGIES = ("universal", "finetune")
 WAIT_S = 3000
 """Longest time a study may take."""
 
 
-def words(out: Path, cache: Path, epochs: int) -> list[str]:
+def words(out: Path, cache: Path, args: argparse.Namespace) -> list[str]:
     """`clbench grid` of the study."""
     asked = [w for name in STRATEGIES for w in ("--strategy", name)]
-    small = ("phantom.train=2", "phantom.test=1", f"train.epochs={epochs}")
+    small = ("phantom.train=2", "phantom.test=1", f"train.epochs={args.epochs}")
     settings = [w for word in small for w in ("--set", word)]
     return [
         *(sys.executable, "-m", "clbench", "grid", "--bench", "tumor_ext", "--profile", "smoke"),
-        *(*asked, "--seeds", SEEDS, *settings, "--out", str(out), "--cache", str(cache)),
+        *(*asked, "--seeds", args.seeds, *settings, "--out", str(out), "--cache", str(cache)),
     ]
 
 
@@ -126,8 +126,8 @@ def on_ray(args: argparse.Namespace) -> Iterator[tuple[list[str], Callable[[Path
 
     def disturb(out: Path) -> str | None:
         running = sorted(makers(out))
-        if args.kills <= 0 or not running:
-            return None
+        if args.kills <= 0 or not running or not run_folder.find_runs(out):
+            return None  # before a run has begun there is nothing to lose
         args.kills -= 1
         if args.kills % 3 == 0:
             cluster.remove_node(nodes.pop(0), allow_graceful=False)
@@ -158,7 +158,7 @@ def on_slurm(args: argparse.Namespace) -> Iterator[tuple[list[str], Callable[[Pa
         for number in queue():  # SLURM lets a job that is queued again wait for two minutes
             sbatch("scontrol", "update", f"JobId={number}", "StartTime=now")
         running = sorted(number for number, state in queue().items() if state == "RUNNING")
-        if args.kills <= 0 or not running or not makers(out):
+        if args.kills <= 0 or not running or not (makers(out) and run_folder.find_runs(out)):
             return None
         args.kills -= 1
         kind, number = kinds[args.kills % len(kinds)], random.choice(running)
@@ -209,17 +209,18 @@ def main() -> None:
     parser.add_argument("on", choices=["ray", "slurm"])
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--seeds", default="0-1", help="of the study")
     parser.add_argument("--pause", type=float, default=20, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     random.seed(args.seed)
     with tempfile.TemporaryDirectory(prefix="kills") as folder:
         out, alone, cache = (Path(folder, name) for name in ("out", "alone", "cache"))
-        subprocess.run(words(alone, cache, args.epochs), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(words(alone, cache, args), check=True, stdout=subprocess.DEVNULL)
         watch = Watch(out)
         watch.start()
         with {"ray": on_ray, "slurm": on_slurm}[args.on](args) as (options, disturb):
-            command = [*words(out, cache, args.epochs), *options]
+            command = [*words(out, cache, args), *options]
             done = study(
                 command,
                 disturb=lambda: disturb(out),
