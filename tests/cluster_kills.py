@@ -3,7 +3,7 @@
 Every run must end finished, with the scores of one that nobody disturbed; no run may ever be made
 by two processes at a time; and no process may be left. On Ray: a cluster of two nodes on this
 machine, whose workers and nodes are killed (SIGKILL). On SLURM: one that the script starts, whose
-jobs are killed, told to go (as pre-emption tells them), run into a time limit of a minute, and
+jobs are killed, told to go (as pre-emption tells them), requeued, run into a short time limit, and
 whose node is killed. Prints what it did, and a line of JSON.
 
     python tests/cluster_kills.py ray --kills 6
@@ -175,7 +175,8 @@ def on_slurm(args: argparse.Namespace) -> Iterator[tuple[list[str], Callable[[Pa
         return "the node killed and started again"
 
     with cluster(home) as slurm:
-        yield ["--on", "slurm", "--minutes", "1", "--memory-gb", "1"], disturb
+        limit = ["--minutes", str(args.minutes)]
+        yield ["--on", "slurm", *limit, "--memory-gb", "1"], disturb
     shutil.rmtree(home, ignore_errors=True)
 
 
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("on", choices=["ray", "slurm"])
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--minutes", type=int, default=2, help="time limit of a job on SLURM")
     parser.add_argument("--seeds", default="0-1", help="of the study")
     parser.add_argument("--pause", type=float, default=20, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)

@@ -379,5 +379,6 @@ def _write_state(
     if path.is_file() and path.with_suffix(".json").is_file():
         return
     cost = {**learned.costs[number - 1], "opened": {}, "hosts": []}
+    cost.pop("origin", None)  # of a run of another course, which `extends` names
     store_files.write_json(path.with_suffix(".json"), cost)
     save_step(plan, number, path, **{k: state[k] for k in ("model", "memory", "strategy")})
