@@ -34,7 +34,7 @@ from clbench.training.ranks import join
 RANKS = 2
 PATIENCE_S = 500
 """A process that does not end within it hangs."""
-GRACE_S = 8
+GRACE_S = 20
 """Seconds in which the other one may end by itself, at the least."""
 
 
@@ -87,12 +87,12 @@ def torment(name: str, folder: Path, cache: Path, kills: int, dice: random.Rando
     usual_s = time.monotonic() - began
     for _ in range(kills):
         children = start(name, torn, cache)
-        rank, delay_s = dice.randrange(RANKS), dice.random() * usual_s
+        rank, delay_s = dice.randrange(RANKS), (0.3 + 0.7 * dice.random()) * usual_s
         signal.sigtimedwait([signal.SIGCHLD], delay_s)
         os.kill(children[rank], signal.SIGKILL)
         os.waitpid(children[rank], 0)
         left = children[1 - rank]
-        signal.sigtimedwait([signal.SIGCHLD], GRACE_S)  # of the one just waited for, perhaps
+        signal.sigtimedwait([signal.SIGCHLD], 0)  # of the one just waited for
         signal.sigtimedwait([signal.SIGCHLD], GRACE_S)
         os.kill(left, signal.SIGKILL)
         status = ends([left])[0]

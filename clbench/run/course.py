@@ -201,6 +201,8 @@ class Course:
         plan.ranks.by_first(self._begin)
         for number in range(1, self.last + 1):
             plan.catalog.step = number
+            # by which all processes judge what this step may open
+            self.record.ledger = plan.ranks.gather(self.record.ledger)[0]
             lesson = plan.lesson(number)
             self.watch({"event": "step", "lesson": lesson, "of": self.last})
             with past_data.refuse_unrecorded_reads(self.files):
