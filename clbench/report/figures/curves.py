@@ -28,24 +28,29 @@ def forgetting(study: Analysis) -> Figure:
     e, p = study.dice, study.protocol
     study.need(e.last > 1, "a course of one step forgets nothing", "name another benchmark")
     pens = style.pens([m.label for m in e.strategies])
-    panels = e.last - 1
+    taught = {
+        k: names
+        for k in range(1, e.last)
+        if (names := [c for c, s in e.learned_at.items() if s == k])
+    }
+    study.need(taught, "no structure counts here before the last step", "name another test set")
+    panels = len(taught)
     across = min(ACROSS, panels)
     down = math.ceil(panels / across)
     width = style.COLUMN_IN if panels == 1 else style.PAGE_IN
     panel_in = (width - 0.5) / across - 0.12
-    taught = [[c for c, s in e.learned_at.items() if s == k] for k in range(1, e.last)]
     titles = [
         wrapped(
             f"{len(names)} structure{'s' if len(names) != 1 else ''} of step {k}",
             panel_in - LETTER_IN, style.TITLE_PT,
         )
-        for k, names in enumerate(taught, 1)
+        for k, names in taught.items()
     ]  # fmt: skip
     figure = style.new(width, 0.4 + down * (2.2 + more_lines_in(titles, style.TITLE_PT)))
     _, places = style.panels(figure, panels, across, sharey=True)
     axes = [ax for ax, _, _ in places]
     shown: dict[str, style.Pen] = {}
-    for k, (ax, names, title) in enumerate(zip(axes, taught, titles, strict=True), 1):
+    for ax, (k, names), title in zip(axes, taught.items(), titles, strict=True):
         steps = range(k, e.last + 1)
         for i, m in enumerate(e.strategies):
             tables = [m.table(dict.fromkeys(names, t)) for t in steps]

@@ -22,6 +22,11 @@ def plane(study: Analysis) -> Figure:
     """
     e, p = study.dice, study.protocol
     study.need(e.last > 1, "a course of one step keeps nothing", "name another benchmark")
+    study.need(
+        any(step > 1 for step in e.learned_at.values()),
+        "no later step teaches a new structure",
+        "name another benchmark; `clbench table domains` shows what is taught again",
+    )
     pens = style.pens([m.label for m in e.strategies])
     missing = [m.label for m in e.strategies if hole(e, m, KEPT) or hole(e, m, NEW)]
     points = {
