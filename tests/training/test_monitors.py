@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -347,6 +348,7 @@ def test_a_run_is_watched_from_end_to_end(
 
     monkeypatch.setattr(checkpoint, "load", altered)
     (folder / "step2.pt").unlink()
+    shutil.rmtree(tmp_path / "_shared")  # so that the step is taught, and not taken from there
     run_folder.write_record(folder, {**record, "status": "unfinished", "steps_done": 1})
     with pytest.raises(TrainingError, match="does not score as the taught one") as broken:
         run_plan(plan)

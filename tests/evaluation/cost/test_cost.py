@@ -524,8 +524,7 @@ def test_costs_of_a_finished_run_can_be_counted_anew(smoke_run: Path, tmp_path: 
     (run / "cost.csv").unlink()
     assert str(run / "cost.csv") in told(str(run)).replace("\n", "")
     after = list(csv.DictReader((run / "cost.csv").open()))
-    assert before[0].pop("checkpoint_bytes")
-    assert after[0].pop("checkpoint_bytes") == ""  # the shared checkpoint was not copied along
+    assert before[0]["checkpoint_bytes"]  # each run has what was taught in a step it shares
     assert after == before
 
 
