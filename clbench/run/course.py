@@ -106,7 +106,7 @@ def run_plan(
         count = None
         if record is not None and settings.threads is None:
             count = record.threads  # equal bits need as many
-        prepare(plan.catalog, watch=watch)
+        plan.ranks.by_first(lambda: prepare(plan.catalog, watch=watch))
         with reproducibility.threads(count):
             (course or Course)(plan, record, watch).go()
     return plan.folder
