@@ -20,7 +20,7 @@ import psutil
 
 from clbench import signals
 from clbench.data.cache import VolumeCache
-from clbench.data.catalog import Catalog
+from clbench.data.catalog import Catalog, reading
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import grid, spacing_of
 from clbench.spec.benchmark import Preprocessing, Source
@@ -32,7 +32,8 @@ WORTH_VOXELS = 2e7
 """Below so many voxels in all, starting processes takes longer than the work: a phantom."""
 
 Watch = Callable[[dict[str, Any]], None]
-Case = tuple[Source, CaseFiles]
+Case = tuple[int, Source, CaseFiles]
+"""A number of `Catalog.source`, that source, and where the case lies."""
 
 
 def unprepared(catalog: Catalog) -> list[Case]:
@@ -49,25 +50,28 @@ def unprepared(catalog: Catalog) -> list[Case]:
     for number, split in enumerate(splits, 1):
         source = catalog.source(number)
         for case in (*split.train, *split.validation, *split.test):
-            cases[source.name, case] = source, catalog.files[source.name][case]
-    return [
-        (source, files)
-        for source, files in cases.values()
-        if not catalog.cache.is_prepared(files, source, catalog.preprocessing)
-    ]
+            cases[source.name, case] = number, source, catalog.files[source.name][case]
+    left = []
+    for number, source, files in cases.values():
+        with reading(number, files.case):
+            if not catalog.cache.is_prepared(files, source, catalog.preprocessing):
+                left.append((number, source, files))
+    return left
 
 
-def voxels(files: CaseFiles, pre: Preprocessing) -> int:
+def voxels(case: Case, pre: Preprocessing) -> int:
     """Voxels of a case on its file's grid or the model's, whichever has more.
 
     Args:
-        files: of the case.
+        case: the case.
         pre: names the model's spacing.
 
     Raises:
         DataError: the header cannot be used.
     """
-    shape, affine = grid(files.image)
+    number, _, files = case
+    with reading(number, files.case):
+        shape, affine = grid(files.image)
     finer = math.prod(spacing_of(affine)) / math.prod(pre.spacing_mm)
     return round(math.prod(shape) * max(1.0, finer))
 
@@ -84,7 +88,7 @@ def processes(cases: Sequence[Case], pre: Preprocessing) -> int:
     """
     affinity = getattr(os, "sched_getaffinity", None)  # a SLURM job has fewer than the machine
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    largest = max((voxels(files, pre) for _, files in cases), default=1)
+    largest = max((voxels(case, pre) for case in cases), default=1)
     fit = psutil.virtual_memory().available // (largest * PEAK_BYTES_PER_VOXEL)
     return int(max(1, min(cores, fit, len(cases))))
 
@@ -108,16 +112,13 @@ def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda eve
     """
     left, pre = unprepared(catalog), catalog.preprocessing
     if jobs is None:
-        worth = sum(voxels(files, pre) for _, files in left) > WORTH_VOXELS
+        worth = sum(voxels(case, pre) for case in left) > WORTH_VOXELS
         jobs = processes(left, pre) if worth else 0
     if not left or not jobs:
         return 0
     ready: Iterator[tuple[str, Exception | None]] = joblib.Parallel(
         n_jobs=min(jobs, len(left)), return_as="generator_unordered", pre_dispatch="n_jobs"
-    )(
-        joblib.delayed(_prepare_case)(catalog.cache.root, files, source, pre, os.getpid())
-        for source, files in left
-    )
+    )(joblib.delayed(_prepare_case)(catalog.cache.root, case, pre, os.getpid()) for case in left)
     failed: list[Exception] = []
     for done, (case, error) in enumerate(ready, 1):
         failed += [error] if error else []
@@ -129,13 +130,15 @@ def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda eve
 
 
 def _prepare_case(
-    root: Path, files: CaseFiles, source: Source, pre: Preprocessing, parent: int
+    root: Path, case: Case, pre: Preprocessing, parent: int
 ) -> tuple[str, Exception | None]:
     """One case; a process of its own leaves Ctrl-C to the one that waits for it."""
+    number, source, files = case
     if os.getpid() != parent:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        VolumeCache(root).get(files, source, pre)
+        with reading(number, files.case):
+            VolumeCache(root).get(files, source, pre)
     except Exception as err:  # raised where all are waited for
         return files.case, err
     return files.case, None

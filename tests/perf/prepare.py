@@ -70,7 +70,7 @@ def main() -> None:
             files = next(iter(catalog.files["a"].values()))
             catalog.cache.get(files, SOURCE, PRE)
             more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            print(more * 1024 / voxels(files, PRE))
+            print(more * 1024 / voxels((1, SOURCE, files), PRE))
         return
     with tempfile.TemporaryDirectory() as name:
         data = Path(name, "data")

@@ -88,7 +88,7 @@ def test_a_case_that_cannot_be_used_is_named_and_the_others_are_ready(
     course = catalog(data, tmp_path / "c")
     with pytest.raises(DataError, match=r"volume-1\.nii"):
         prepare(course, 1)
-    assert [files.case for _, files in unprepared(course)] == ["1"]
+    assert [files.case for *_, files in unprepared(course)] == ["1"]
 
 
 def test_asked_to_stop_it_keeps_what_is_ready(data: Path, tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_memory_and_cores_bound_the_processes(
 ) -> None:
     left = unprepared(catalog(data, tmp_path / "c"))
     # 12 voxels of 4 mm are 24 of 2 mm; a coarser grid than the file's does not make the file smaller
-    assert voxels(left[0][1], PRE) == 12 * 12 * 24
-    assert voxels(left[0][1], Preprocessing(spacing_mm=(8.0, 8.0, 8.0))) == 12**3
+    assert voxels(left[0], PRE) == 12 * 12 * 24
+    assert voxels(left[0], Preprocessing(spacing_mm=(8.0, 8.0, 8.0))) == 12**3
     case = 12 * 12 * 24 * prepare_module.PEAK_BYTES_PER_VOXEL
 
     def free(count: float) -> None:
