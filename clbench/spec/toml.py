@@ -118,7 +118,7 @@ def load_benchmark(path: Path) -> Benchmark:
             where=path,
             expected="no `order`",
             got=raw["order"],
-            next_step="give the order to `clbench run --order`, or `orders` to a study file",
+            next_step="name it with --order when the course is run, or as `orders` in a study file",
         )
     return from_toml(Benchmark, raw, raised=SpecError, where=path)
 

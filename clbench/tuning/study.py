@@ -66,7 +66,7 @@ class TuneSettings:
                 where="--budget",
                 expected=f"a number of {self.unit} above 0",
                 got=f"{self.budget:g}",
-                next_step="clbench plan says how many updates a run takes",
+                next_step="give at least what one run takes; `clbench plan` says how much that is",
             )
         for option, value, known in (
             ("--rule", self.rule, tuple(RULES)),

@@ -130,8 +130,8 @@ def write_tuned(path: Path, tuned: Sequence[TunedStrategy], settings: TuneSettin
         "seed": settings.base.seed,
     }
     lines = [
-        "# Written by `clbench tune`, read by `clbench run --tuned`. Not to be edited: runs record",
-        f"# its checksum. Rule {rule.label}: {rule.summary}.",
+        "# Written by `clbench tune`, read with --tuned by `clbench run`. Not to be edited: runs",
+        f"# record its checksum. Rule {rule.label}: {rule.summary}.",
         *(f"{name} = {inline(value)}" for name, value in head.items()),
     ]
     for one in tuned:

@@ -66,9 +66,10 @@ NAMES = {f"clbench {name}" for name in GROUP.commands} | {
 }
 """A command named alone is no command line."""
 PRINTED = {
-    ("clbench/report/paper/detection.py", "clbench score RUN adds the rows to a finished run")
+    ("clbench/report/paper/detection.py", "clbench score RUN adds the rows to a finished run"),
+    ("clbench/data/checks/course_splits.py", "clbench phantom"),  # the origin of a split
 }
-"""Text of tables, where backticks would be printed."""
+"""Text of tables and records, where backticks would be printed."""
 FENCED = ("clbench/deployment/publish/card.py",)
 """Files whose commands stand in blocks of code, one a line."""
 MENTIONS = [

@@ -43,7 +43,7 @@ def test_status_and_a_dry_run_show_what_is_left_and_start_nothing(
         result = RUNNER.invoke(app, command)
         assert result.exit_code == 0, result.output
         assert "2 runs: 1 finished, 1 to do" in result.output
-        assert "first steps: 1 of 2 taught" in result.output
+        assert "steps: 2 of 4 taught" in result.output
         assert "work left, one run after the other: about 0:" in result.output
     assert sorted(smoke_run.parent.iterdir()) == before
 

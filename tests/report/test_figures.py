@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from nifti_files import packed, put
-from synthetic_runs import THREE_STEPS, Method, make_runs
+from synthetic_runs import THREE_STEPS, Method, add_external, make_runs
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
@@ -48,7 +48,8 @@ METHODS = {
     "joint": Method(own_step1=True),
     "mib": Method(kept=-0.1, drop=[(2, "btcv/103")]),
 }
-MADE = sorted(set(FIGURES) - {"cost", "strip"})
+# what has no runs or volumes of its own in `runs`: drawn below
+MADE = sorted(set(FIGURES) - {"cost", "strip", "external"})
 
 
 @pytest.fixture(scope="module")
@@ -220,11 +221,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     }  # fmt: skip
     for folder in make_runs(results, methods, patients={"btcv": 7, "lits": 7}):
         (folder / "cost.csv").write_text("step,forward_macs,parameters\n1,1e9,2e6\n2,2e9,2e6\n")
+    add_external(results, "clinic", ["spleen", "liver"], dict.fromkeys(methods, -0.05))
     protocol = Protocol(draws=200, rank_resamples=50)
     return Analysis(results=results, bench="tumor_ext", protocol=protocol)
 
 
-@pytest.mark.parametrize("name", [*MADE, "cost"])
+@pytest.mark.parametrize("name", [*MADE, "cost", "external"])
 def test_no_text_lies_on_another_with_many_strategies(many: Analysis, name: str) -> None:
     with style.look():
         figure = figures_room._figure(name, many, None)
@@ -484,7 +486,7 @@ def _boxes(figure: Figure) -> tuple[list[tuple[str, Bbox]], list[tuple[str, Bbox
     )  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", [*MADE, "cost", "strip"])
+@pytest.mark.parametrize("name", [*MADE, "cost", "strip", "external"])
 def test_long_names_are_neither_cut_nor_run_into_each_other(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -492,6 +494,9 @@ def test_long_names_are_neither_cut_nor_run_into_each_other(
                         patients={"btcv": 5, "lits": 5})  # fmt: skip
     for folder in folders:
         (folder / "cost.csv").write_text("step,forward_macs,parameters\n1,1e9,2e6\n2,2e9,2e6\n")
+    if name == "external":
+        names = ("universal", "finetune", "joint")
+        add_external(tmp_path, "clinic", ["spleen", "liver"], dict.fromkeys(names, -0.05))
     monkeypatch.setattr(scores_room, "_labelled", _long_labels)
     study = Analysis(results=tmp_path, bench="tumor_ext")
     assert sorted(m.label for m in study.dice.strategies) == sorted(LONG.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from shlex import quote
 
 import numpy as np
 
@@ -107,8 +108,8 @@ def _scores_by_order(study: Study) -> Mapping[tuple[int, ...], Scores]:
             "there are finished runs in fewer than two orders of the steps",
             where=study.results / base,
             got=known,
-            next_step=f"`clbench run --bench {base} --order ORDER --strategy …`, such as --order "
-            "2,1",
+            next_step=f"`clbench run --bench {quote(base)} --strategy STRATEGY --order 2,1`, and "
+            "other orders alike",
         )
     _refuse_other_data(found, base)
     return found
