@@ -17,8 +17,10 @@ import pytest
 import torch
 from hypothesis import settings
 from locations import SHARED
+from torch import nn
 
 from clbench.nets import backbones
+from clbench.run import cost_table
 
 LayOut = Callable[..., Path]
 
@@ -69,6 +71,24 @@ def _narrow_controllers() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backbones, "small_unet", small_unet)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operations_are_counted_once() -> Iterator[None]:
+    """Each run counts the operations of its networks; equal networks are counted once for all."""
+    count, counted = cost_table.forward_macs, dict[Any, dict[str, int]]()
+
+    def forward_macs(model: nn.Module, patch_vox: Sequence[int]) -> dict[str, int]:
+        modules = [(name, type(m), m.extra_repr()) for name, m in model.named_modules()]
+        tensors = [(name, tuple(t.shape)) for name, t in model.state_dict().items()]
+        key = (tuple(modules), tuple(tensors), tuple(patch_vox))
+        if key not in counted:
+            counted[key] = count(model, patch_vox)
+        return counted[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost_table, "forward_macs", forward_macs)
         yield
 
 

@@ -42,18 +42,18 @@ def saved(path: Path, content: Mapping[str, Any]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("make", "edge", "name", "size"),
-    [(basic_unet, 32, "unet", 8), (swin, 64, "swin_unetr", 12)],
+    ("make", "patch", "name", "size"),
+    [(basic_unet, (32, 32, 32), "unet", 8), (swin, (64, 32, 32), "swin_unetr", 12)],
 )
 def test_the_model_answers_as_the_foreign_network_does(
-    make: Any, edge: int, name: str, size: int, tmp_path: Path
+    make: Any, patch: tuple[int, int, int], name: str, size: int, tmp_path: Path
 ) -> None:
     network = make().eval()
     wrapped = {f"module.{n}": t for n, t in network.state_dict().items()}
     learned = read(saved(tmp_path / "Best Model.pt", {"state_dict": wrapped, "epoch": 7}))
     assert (learned.profile.backbone.name, learned.profile.backbone.size) == (name, size)
     assert (learned.name, learned.structures) == ("best_model", NAMES)
-    image = torch.rand(1, 1, edge, edge, edge)
+    image = torch.rand(1, 1, *patch)
     with torch.no_grad():
         torch.testing.assert_close(built(learned)(image).logits, network(image))
 

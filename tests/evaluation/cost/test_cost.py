@@ -32,6 +32,7 @@ from clbench.evaluation.cost.model import (
     grown,
     lessons_of,
     needs_old_model,
+    step_cost,
 )
 from clbench.evaluation.cost.multiply_adds import OTHER, Scope, count
 from clbench.evaluation.cost.paper_figures import (
@@ -304,17 +305,24 @@ def test_the_papers_network_costs_what_was_counted_elsewhere() -> None:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_strategy_can_be_counted(name: str) -> None:
-    found = costs_of(name, overrides=SMALL)
-    first, last = found.steps
+    method = method_of(name, SMALL)
+    models = grown(method.strategy, method.kit, method.lessons)
+    first, last = (
+        step_cost(method.strategy, lesson, model, stored, method.patch_vox)
+        for lesson, model, stored in models
+    )
     assert tuple(last.macs) == PARTS
     assert min(last.macs["encoder"], last.macs["decoder"], last.macs["heads"]) > 0
     assert last.macs["other"] == 0  # nothing runs outside the parts
     assert (last.macs["generator"] > 0) == (last.macs["heads"] > 5e6)  # 136 or 16 per voxel
     assert first.teacher_bytes == 0
     assert first.trainable_parameters == first.parameters
-    method = method_of(name, SMALL)
     assert (last.teacher_bytes > 0) == needs_old_model(method.strategy, method.lessons[1])
-    growth = found.growth
+
+
+@pytest.mark.parametrize("name", [*PER_STEP, "finetune", "universal_v1", "mib", "frozen", "mbs"])
+def test_steps_and_structures_add_work_of_their_own(name: str) -> None:
+    growth = costs_of(name, overrides=SMALL).growth
     assert growth is not None
     assert (growth.per_step.forward_macs > 0) == (name in PER_STEP)
     assert growth.per_class.forward_macs > 0
