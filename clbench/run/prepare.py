@@ -28,8 +28,9 @@ from clbench.spec.benchmark import Preprocessing, Source
 PEAK_BYTES_PER_VOXEL = 16
 """Memory of one process while it prepares a case, per voxel of the larger of its two grids
 (tests/perf/prepare.py sees 10 of them for a 16-bit CT; other types need more)."""
-WORTH_VOXELS = 2e7
-"""Below so many voxels in all, starting processes takes longer than the work: a phantom."""
+WORTH_VOXELS = 2e8
+"""Below so many voxels in all, starting processes may take longer than it saves
+(tests/perf/prepare.py on two cores: 0.8 times as fast with 7e7 voxels, 1.84 times with 4e8)."""
 
 Watch = Callable[[dict[str, Any]], None]
 Case = tuple[int, Source, CaseFiles]
