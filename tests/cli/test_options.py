@@ -44,20 +44,6 @@ def test_list_names_every_part_with_one_line() -> None:
         assert len(line.split()) > 3, line
 
 
-def test_the_light_commands_import_neither_torch_nor_scipy() -> None:
-    for words in (["list"], ["table", "10", "--source", "printed"]):
-        code = (
-            "import sys; from clbench.cli import app\n"
-            f"try: app({words!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
-            "heavy = {'torch', 'scipy', 'monai', 'matplotlib', 'pandas'} & set(sys.modules)\n"
-            "assert not heavy, heavy"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-
-
 def test_an_error_is_one_message_without_traceback(tmp_path: Path) -> None:
     done = run_cli("run", "--bench", "tumor", "--strategy", "universal", "--out", str(tmp_path))
     assert done.returncode == 1

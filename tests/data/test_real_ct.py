@@ -83,7 +83,8 @@ def test_from_check_to_table(laid_out: Path, tmp_path: Path) -> None:
     words = [
         "run", "--bench", "tumor_ext", "--strategy", "universal", "--profile", "smoke",
         "--data", data, *splits, "--out", str(tmp_path / "out"),
-        "--cache", str(tmp_path / "cache"), "--device", "cpu",
+        "--cache", str(tmp_path / "cache"), "--device", "cpu", "--set", "train.epochs=1",
+        "--set", "backbone.size=8",
     ]  # fmt: skip
     run = CliRunner().invoke(app, words, catch_exceptions=False)
     assert run.exit_code == 0, run.output

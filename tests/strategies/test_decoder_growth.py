@@ -385,7 +385,8 @@ def test_decoder_growth_forgets_exactly_nothing(tmp_path: Path, cache_root: Path
 def test_a_pruned_course_holds_real_zeros(tmp_path: Path, cache_root: Path) -> None:
     folder = course(
         tmp_path, cache_root, "decoder_growth", "strategy.prune=true", "strategy.ema=0.9",
-        "strategy.tolerance=1.0", "phantom.train=2",
+        "strategy.tolerance=1.0", "phantom.train=1", "train.iterations=1",
+        "data.patch_vox=16,16,16",
     )  # fmt: skip
     state = checkpoint.load(folder / "step2.pt")["model"]
     for number in (0, 1):
@@ -400,14 +401,6 @@ def test_a_pruned_course_holds_real_zeros(tmp_path: Path, cache_root: Path) -> N
     cost = run_folder.read_record(folder)["cost"]["2"]["train"]
     gone = sum(int((w == 0).sum()) for n, w in state.items() if n.startswith("decoders."))
     assert cost["parameters"] - cost["nonzero_parameters"] >= gone > 0
-
-
-@pytest.mark.parametrize("name", ["universal_onehot", "universal_v1"])
-def test_the_variants_run_a_course(name: str, tmp_path: Path, cache_root: Path) -> None:
-    folder = course(tmp_path, cache_root, name, "phantom.train=2")
-    assert run_folder.read_record(folder)["status"] == "finished"
-    events = run_folder.read_events(folder / "events.jsonl")
-    assert {e["step"] for e in events if e["event"] == "update"} == {1, 2}
 
 
 def test_the_variants_start_apart() -> None:
