@@ -105,3 +105,9 @@ def derive_seed(*parts: object) -> int:
 def gpus() -> int:
     """How many GPUs this torch can compute on here."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def cores() -> int:
+    """CPU cores that this process may use: a SLURM job has fewer than its machine."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
@@ -108,7 +107,7 @@ def grid(
             planned, asked, more=more, watch=lambda event: _say(event, planned)
         )
     else:
-        places = slots(jobs, threads, gpus=here, cpus=_cpus())
+        places = slots(jobs, threads, gpus=here, cpus=reproducibility.cores())
         left = sum(not job.is_finished() for job in planned)
         if left:
             typer.echo(f"{left} runs to make, {len(places)} at a time, {threads} thread(s) each")
@@ -413,7 +412,3 @@ def _option(word: str) -> tuple[str, str]:
             "--sbatch needs NAME=VALUE", expected="an option of sbatch, as qos=long", got=word
         )
     return name.lstrip("-"), value
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

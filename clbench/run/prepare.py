@@ -12,17 +12,19 @@ import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import joblib
 import psutil
 
-from clbench import signals
+from clbench import reproducibility, signals
 from clbench.data.cache import VolumeCache
 from clbench.data.catalog import Catalog, reading
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import grid, spacing_of
+from clbench.errors import StoreError
 from clbench.spec.benchmark import Preprocessing, Source
 
 PEAK_BYTES_PER_VOXEL = 16
@@ -87,11 +89,9 @@ def processes(cases: Sequence[Case], pre: Preprocessing) -> int:
     Raises:
         DataError: a header cannot be used.
     """
-    affinity = getattr(os, "sched_getaffinity", None)  # a SLURM job has fewer than the machine
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     largest = max((voxels(case, pre) for case in cases), default=1)
     fit = psutil.virtual_memory().available // (largest * PEAK_BYTES_PER_VOXEL)
-    return int(max(1, min(cores, fit, len(cases))))
+    return int(max(1, min(reproducibility.cores(), fit, len(cases))))
 
 
 def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda event: None) -> int:
@@ -108,7 +108,7 @@ def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda eve
 
     Raises:
         DataError: a case cannot be used; the others are in the cache all the same.
-        StoreError: the cache folder cannot be written.
+        StoreError: the cache folder cannot be written, or a process was killed.
         Stopped: asked to, between two cases; what is ready stays.
     """
     left, pre = unprepared(catalog), catalog.preprocessing
@@ -121,10 +121,18 @@ def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda eve
         n_jobs=min(jobs, len(left)), return_as="generator_unordered", pre_dispatch="n_jobs"
     )(joblib.delayed(_prepare_case)(catalog.cache.root, case, pre, os.getpid()) for case in left)
     failed: list[Exception] = []
-    for done, (case, error) in enumerate(ready, 1):
-        failed += [error] if error else []
-        watch({"event": "prepared", "done": done, "of": len(left), "case": case})
-        signals.check(f"preprocessing, case {case}")
+    try:
+        for done, (case, error) in enumerate(ready, 1):
+            failed += [error] if error else []
+            watch({"event": "prepared", "done": done, "of": len(left), "case": case})
+            signals.check(f"preprocessing, case {case}")
+    except BrokenProcessPool as err:
+        raise StoreError(
+            "a process that preprocessed a case was killed, as happens where memory runs out",
+            where=catalog.cache.root,
+            next_step="`clbench data prepare --jobs 1` with the same course and data; what is "
+            "ready stays",
+        ) from err
     if failed:
         raise min(failed, key=str)  # whichever process was first, the same one is named
     return len(left)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ from clbench import signals
 from clbench.cli.options import app
 from clbench.data.cache import VolumeCache
 from clbench.data.layouts import find_cases
-from clbench.errors import DataError
+from clbench.errors import DataError, StoreError
 from clbench.run import prepare as prepare_module
 from clbench.run.prepare import prepare, processes, unprepared, voxels
 from clbench.spec.benchmark import Preprocessing, Source
@@ -89,6 +91,20 @@ def test_a_case_that_cannot_be_used_is_named_and_the_others_are_ready(
     with pytest.raises(DataError, match=r"volume-1\.nii"):
         prepare(course, 1)
     assert [files.case for *_, files in unprepared(course)] == ["1"]
+
+
+def killed(*case: object) -> None:
+    """A process as the system ends it where memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_an_error_with_a_way_out(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "_prepare_case", killed)
+    with pytest.raises(StoreError, match="memory runs out") as err:
+        prepare(catalog(data, tmp_path / "c"), 2)
+    assert "clbench data prepare --jobs 1" in str(err.value)
 
 
 def test_asked_to_stop_it_keeps_what_is_ready(data: Path, tmp_path: Path) -> None:
