@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from clbench.cli.options import app
 from clbench.errors import DataError, StoreError
+from clbench.evaluation.predictions import read_prediction, write_prediction
 from clbench.report.league import (
     AS_SUBMITTED,
     RECOMPUTED,
@@ -134,6 +136,15 @@ def swapped(folder: Path) -> None:
     other.write_bytes(content)
 
 
+def another_grid(folder: Path) -> None:
+    """Predict a case on a grid of one slice less."""
+    path = sorted(folder.glob("*/*/*/predictions/step2/*.npz"))[0]
+    was = read_prediction(path)
+    write_prediction(
+        path, was.bits[:, :, 1:], was.structures, was.affine, source=was.source, case=was.case
+    )
+
+
 def a_digit(folder: Path) -> None:
     """Raise a Dice by one voxel in the table."""
     (path,) = folder.glob("*/*/*/scores.csv")
@@ -152,13 +163,19 @@ def test_a_run_with_predictions_is_recomputed(folder: Path) -> None:
     assert [e.checked for e in league.entries] == [RECOMPUTED]
 
 
-@pytest.mark.parametrize("tamper", [swapped, a_digit])
-def test_a_tampered_run_is_refused_even_if_it_is_sealed_anew(folder: Path, tamper) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    ("tamper", "difference"),
+    [(swapped, "case"), (another_grid, "shape"), (a_digit, "dice")],
+)
+def test_a_tampered_run_is_refused_even_if_it_is_sealed_anew(
+    folder: Path, tamper: Callable[[Path], None], difference: str
+) -> None:
     tamper(folder)
     sealed_anew(folder)
     with pytest.raises((StoreError, DataError)) as err:
         read_submission(folder, "tumor_ext")
     assert "expected" in str(err.value)
+    assert difference in str(err.value)
 
 
 def test_the_command_names_the_refused_and_ends_with_1(folder: Path, tmp_path: Path) -> None:
