@@ -5,7 +5,16 @@ itself a failure. In a test: `report = check_strategy("mine"); assert report.ok,
 """
 
 from clbench.testing.benchmark_check import check_benchmark
-from clbench.testing.report import Broken, Exempt, Finding, Report, Rule
+from clbench.testing.report import Broken, Exempt, Finding, Limit, Report, Rule
 from clbench.testing.strategy_check import check_strategy
 
-__all__ = ["Broken", "Exempt", "Finding", "Report", "Rule", "check_benchmark", "check_strategy"]
+__all__ = [
+    "Broken",
+    "Exempt",
+    "Finding",
+    "Limit",
+    "Report",
+    "Rule",
+    "check_benchmark",
+    "check_strategy",
+]

@@ -209,8 +209,13 @@ class StrategyHarness:
         raw = collate([crops[2 * index], crops[2 * index + 1]])
         return to_batch(raw, state.lesson, torch.device("cpu"))
 
-    def terms(self, state: StepState, batch: Batch) -> dict[str, Tensor]:
-        """The loss terms of a batch, with those of the strategy's session where it has one."""
+    def session(self, state: StepState, batch: Batch) -> Session:
+        """The strategy's session of a phase of one update, or the one that calls its hooks.
+
+        Args:
+            state: of the step.
+            batch: gives the number of crops.
+        """
         context = PhaseContext(
             strategy=state.strategy, model=state.model, lesson=state.lesson, phase=Phase(),
             teacher=state.teacher if state.strategy.takes_teacher(state.lesson) else None,
@@ -219,7 +224,11 @@ class StrategyHarness:
             device=torch.device("cpu"),
             draw=draw_from(state.lesson, Phase(), self.material(state), seed=0),
         )  # fmt: skip
-        session = state.strategy.session(context) or Session(context)
+        return state.strategy.session(context) or Session(context)
+
+    def terms(self, state: StepState, batch: Batch) -> dict[str, Tensor]:
+        """The loss terms of a batch, with those of the strategy's session where it has one."""
+        session = self.session(state, batch)
         return session.terms(next(session.batches(iter([batch]))))
 
     def enter(self, state: StepState) -> list[Group]:

@@ -15,11 +15,15 @@ from typing import Generic, Literal, TypeVar
 from clbench.errors import ClbenchError, unknown_name
 
 S = TypeVar("S")
-Status = Literal["pass", "FAIL", "exempt", "waits"]
+Status = Literal["pass", "FAIL", "warn", "exempt", "waits"]
 
 
 class Broken(ClbenchError):  # noqa: N818  # reads as what it is
     """A rule that does not hold."""
+
+
+class Limit(ClbenchError):  # noqa: N818  # reads as what it is
+    """Raised by a rule where the subject is right, but not under every setting: a warning."""
 
 
 class Exempt(Exception):  # noqa: N818  # reads as what it is
@@ -31,7 +35,7 @@ class Rule(Generic[S]):
     """One thing that must be true."""
 
     check: Callable[[S], None]
-    """Returns, or raises `Broken`, `Exempt` or whatever the plugin raises."""
+    """Returns, or raises `Broken`, `Limit`, `Exempt` or whatever the plugin raises."""
     needs: tuple[Callable[[S], None], ...] = ()
     """Rules without which this one would only repeat the same complaint."""
 
@@ -55,7 +59,8 @@ class Finding:
     why: str
     """Its reason."""
     status: Status
-    """`exempt`: nothing to look at; `waits`: a rule it needs does not hold."""
+    """`warn`: holds, but not under every setting; `exempt`: nothing to look at; `waits`: a rule it
+    needs does not hold."""
     remark: str = ""
     """Why it is exempt or waits."""
     error: ClbenchError | None = None
@@ -89,6 +94,11 @@ class Report:
         return tuple(f.rule for f in self.findings if f.status == "FAIL")
 
     @property
+    def warned(self) -> tuple[str, ...]:
+        """Names of the rules that hold under some settings alone."""
+        return tuple(f.rule for f in self.findings if f.status == "warn")
+
+    @property
     def ok(self) -> bool:
         """True where every rule holds that has something to look at."""
         return not self.failed
@@ -99,11 +109,12 @@ class Report:
         yield from (f"  {fact}" for fact in self.facts)
         for finding in self.findings:
             yield from finding.lines()
-        count = {s: sum(f.status == s for f in self.findings) for s in ("pass", "FAIL")}
+        count = {s: sum(f.status == s for f in self.findings) for s in ("pass", "FAIL", "warn")}
         rest = len(self.findings) - sum(count.values())
+        warned = f"{count['warn']} warn, " if count["warn"] else ""
         yield (
             f"{len(self.findings)} rules in {self.wall_s:.1f} s: {count['pass']} pass, "
-            f"{count['FAIL']} FAIL, {rest} not looked at"
+            f"{count['FAIL']} FAIL, {warned}{rest} not looked at"
         )
 
     def __str__(self) -> str:
@@ -139,7 +150,7 @@ def judge(subject: S, rules: Sequence[Rule[S]], report: Report, only: Sequence[s
         status, remark, error = (
             ("waits", f"needs: {', '.join(absent)}", None) if absent else _outcome(subject, rule)
         )
-        held[rule.name] = status in ("pass", "exempt")
+        held[rule.name] = status in ("pass", "warn", "exempt")
         report.findings.append(
             Finding(rule=rule.name, why=rule.why, status=status, remark=remark, error=error)
         )
@@ -159,6 +170,8 @@ def _outcome(subject: S, rule: Rule[S]) -> tuple[Status, str, ClbenchError | Non
         rule.check(subject)
     except Exempt as reason:
         return "exempt", str(reason), None
+    except Limit as err:
+        return "warn", "", err
     except ClbenchError as err:
         return "FAIL", "", err
     except Exception as err:  # the plugin's own: any kind

@@ -12,7 +12,14 @@ from clbench.strategy.contract import Strategy
 from clbench.testing.fixtures import reproducible
 from clbench.testing.harness import StrategyHarness, describe
 from clbench.testing.report import Report, Rule, judge
-from clbench.testing.rules import contract, hooks, losses, unknown_labels, whole_run
+from clbench.testing.rules import (
+    contract,
+    divided_updates,
+    hooks,
+    losses,
+    unknown_labels,
+    whole_run,
+)
 
 Check = Callable[[StrategyHarness], None]
 BASE: tuple[Check, ...] = (contract.declarations_are_legal, contract.builds)
@@ -58,6 +65,11 @@ LATE: tuple[Check, ...] = (
     whole_run.no_test_case_is_read,
     whole_run.past_data_is_read_through_the_catalog,
     whole_run.the_same_seed_gives_the_same_numbers,
+)
+RULES += (
+    Rule(
+        check=divided_updates.gradients_of_parts_add_up, needs=tuple(rule.check for rule in RULES)
+    ),
 )
 EARLY: tuple[Check, ...] = tuple(rule.check for rule in RULES)
 RULES += tuple(Rule(check=check, needs=(*EARLY, *LATE[:i])) for i, check in enumerate(LATE))

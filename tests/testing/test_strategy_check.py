@@ -31,6 +31,10 @@ from clbench.strategy.contract import Batch, Group, Kit, Lesson, Memory, Predict
 from clbench.strategy.losses import dice_bce, targets
 from clbench.strategy.partial_labels import allowed_channels, mean_ce
 from clbench.strategy.search_space import Range, SearchSpace
+from clbench.strategy.sharding import denominator
+from clbench.testing.fixtures import reproducible
+from clbench.testing.harness import StrategyHarness
+from clbench.testing.report import Report, judge
 from clbench.testing.strategy_check import LATE, RULES, check_strategy
 
 # ------------------------------------------------------------------------- an honest strategy
@@ -591,6 +595,32 @@ class Drops(Honest):
         return model
 
 
+class CountsItsPart(Honest):
+    """Divides by the known voxels of what it is given, which may be a part of the batch."""
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        target, known = targets(batch)
+        loss = functional.binary_cross_entropy_with_logits(new.logits, target, reduction="none")
+        return {"bce": (loss * known).sum() / known.sum().clamp(min=1), **self.kd(new, old)}
+
+
+class CountsWhatItSees(Honest):
+    """Asks for a denominator of the structures that are there, and of no other one."""
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        terms = super().losses(batch, new, old, memory)
+        for k in range(len(batch.structures)):
+            inside = batch.label[:, k] == 1
+            if inside.any():
+                loss = (functional.softplus(-new.logits[:, k]) * inside).sum()
+                terms["bce"] = terms["bce"] + loss / denominator(inside.sum())
+        return terms
+
+
 BROKEN: dict[type, str] = {
     Thawed: "declarations are legal",
     OnePenalty: "declarations are legal",
@@ -663,8 +693,32 @@ def test_a_broken_strategy_is_caught_by_the_rule_it_breaks(kind: type, kit_cache
     assert finding.error.fields(), "says where, expected, got or what to do"
 
 
+PARTS = "gradients of parts add up"
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (CountsItsPart, "is not that of the update"),
+        (CountsWhatItSees, "counts of different number"),
+    ],
+)
+def test_a_loss_that_cannot_be_computed_in_parts_is_warned_of(
+    kind: type[Strategy], what: str, tmp_path: Path, kit_cache: Path
+) -> None:
+    with reproducible():
+        harness = StrategyHarness(kind(), name="mine", folder=tmp_path, cache=kit_cache)
+        (rule,) = [replace(rule, needs=()) for rule in RULES if rule.name == PARTS]
+        report = judge(harness, [rule], Report(title=""))
+    assert report.ok, report
+    assert report.warned == (PARTS,)
+    assert what in str(report)
+    assert "denominator" in str(report)
+    assert str(report).endswith("0 FAIL, 1 warn, 0 not looked at")
+
+
 def test_every_rule_has_a_strategy_that_breaks_it() -> None:
-    assert {rule.name for rule in RULES} == set(BROKEN.values())
+    assert {rule.name for rule in RULES} == {*BROKEN.values(), PARTS}
     assert len(BROKEN) >= 15
 
 
@@ -685,6 +739,7 @@ def test_an_honest_strategy_passes_every_rule(kit_cache: Path) -> None:
 def test_every_registered_strategy_is_honest(name: str, kit_cache: Path) -> None:
     report = check_strategy(name, cache=kit_cache)
     assert report.ok, report
+    assert not report.warned, report
 
 
 LOSSES_ALONE = [rule.name for rule in RULES if rule.check not in LATE]
@@ -715,6 +770,7 @@ def test_options_leave_a_strategy_honest(
         cache=kit_cache,
     )
     assert report.ok, report
+    assert not report.warned, report
 
 
 def test_old_labels_may_be_left_unused(kit_cache: Path) -> None:
