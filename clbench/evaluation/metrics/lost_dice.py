@@ -45,9 +45,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
-from clbench.evaluation.metrics.surface import SLACK_MM
 from clbench.spec.taxonomy import ancestors, structure
 from clbench.types import Bits, mask_of
 
@@ -159,6 +157,8 @@ def border_mm(name: str, model_mm: Sequence[float]) -> float:
         >>> [round(border_mm("spleen", (mm, mm, mm)), 2) for mm in (1.0, 1.5)]
         [2.0, 2.6]
     """
+    from clbench.evaluation.metrics.surface import SLACK_MM  # brings scipy, too
+
     return max(structure(name).tolerance_mm, math.hypot(*model_mm)) + SLACK_MM
 
 
@@ -240,6 +240,8 @@ def _within(
     mask: NDArray[np.bool_], spacing_mm: Sequence[float], reach: float
 ) -> NDArray[np.bool_]:
     """Voxels of a mask at most `reach` mm from the nearest voxel outside; none if all are in it."""
+    from scipy.ndimage import distance_transform_edt  # reports need the names of the parts alone
+
     if mask.all():
         return np.zeros_like(mask)
     near: NDArray[np.bool_] = mask & (distance_transform_edt(mask, sampling=spacing_mm) <= reach)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import TransformedPatchPath
 
 from clbench.report.figures import style
 from clbench.report.figures.wrapping import more_lines_in, width_in, wrapped
@@ -24,6 +27,9 @@ NARROWEST_CELL_IN = 0.2
 """A number of three characters fits."""
 BARS_IN = 0.75
 """Width of the two color bars."""
+_Cell = tuple[float, int, float, str]
+"""x, row, value and what is written: one colored square."""
+_CORNERS = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
 
 
 def heatmap(study: Analysis) -> Figure:
@@ -79,16 +85,20 @@ def _panel(
     score: tuple[Colormap, Normalize],
     change: tuple[Colormap, Normalize],
 ) -> None:
+    scores: list[_Cell] = []
+    changes: list[_Cell] = []
     for row, c in enumerate(structures):
         own = e.learned_at[c]
         values = [mean_of(e, method, t, c) for t in range(1, e.last + 1)]
         for t, value in enumerate(values, 1):
             if t >= own:
-                _cell(ax, t - 1, row, value, f"{value:.2f}".lstrip("0") or "0", *score)
+                scores.append((t - 1, row, value, f"{value:.2f}".lstrip("0") or "0"))
         if own < e.last:
             d = values[-1] - values[own - 1]
             text = ".00" if abs(d) < 0.005 else f"{d:+.2f}".replace("0.", ".").replace("-", "−")
-            _cell(ax, e.last + 0.12, row, d, text, *change)
+            changes.append((e.last + 0.12, row, d, text))
+    _cells(ax, scores, *score)
+    _cells(ax, changes, *change)
     ax.set_xlim(-0.5, e.last + 0.62)
     ax.set_ylim(len(structures) - 0.5, -0.5)
     ax.set_xticks([*range(e.last), e.last + 0.12], [*(f"S{t}" for t in range(1, e.last + 1)), "Δ"])
@@ -117,21 +127,28 @@ def mean_of(e: Scores, method: StrategyScores, step: int, structure: str) -> flo
     return float(np.nanmean(cells.values))
 
 
-def _cell(
-    ax: Axes, x: float, y: float, value: float, text: str, colors: Colormap, norm: Normalize
-) -> None:
+def _cells(ax: Axes, cells: Sequence[_Cell], colors: Colormap, norm: Normalize) -> None:
     # `add_artist`: the limits are set by hand; a number lies within its cell, so that the layout
-    # need not ask how large it is
-    at = (x - 0.5, y - 0.5)
-    if math.isnan(value):
-        ax.add_artist(Rectangle(at, 1, 1, facecolor="white", edgecolor="#9a9a9a", hatch="////",
-                               linewidth=0))  # fmt: skip
+    # need not ask how large it is. One collection and one clip path: an artist of its own per cell
+    # took half of the drawing time.
+    known = [cell for cell in cells if not math.isnan(cell[2])]
+    for x, y, value, _ in cells:
+        if math.isnan(value):
+            ax.add_artist(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor="white",
+                                    edgecolor="#9a9a9a", hatch="////", linewidth=0))  # fmt: skip
+    if not known:
         return
-    face = colors(norm(value))
-    ax.add_artist(Rectangle(at, 1, 1, facecolor=face, edgecolor="white", linewidth=0.4))
-    dark = 0.299 * face[0] + 0.587 * face[1] + 0.114 * face[2] < 0.5
-    number = ax.text(
-        x, y, text, ha="center", va="center_baseline", fontsize=5.6,
-        color="white" if dark else "black",
+    faces = colors(norm(np.array([value for _, _, value, _ in known])))
+    squares = np.array([(x, y) for x, y, _, _ in known])[:, None] + _CORNERS
+    ax.add_artist(
+        PolyCollection(squares, facecolors=faces, edgecolors="white", linewidths=0.4,
+                       joinstyle="miter")
     )  # fmt: skip
-    number.set_in_layout(False)
+    clip = TransformedPatchPath(ax.patch)
+    dark = faces[:, :3] @ (0.299, 0.587, 0.114) < 0.5
+    for (x, y, _, text), light_text in zip(known, dark, strict=True):
+        number = ax.text(
+            x, y, text, ha="center", va="center_baseline", fontsize=5.6,
+            color="white" if light_text else "black", clip_path=clip,
+        )  # fmt: skip
+        number.set_in_layout(False)

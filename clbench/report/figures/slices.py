@@ -14,7 +14,6 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from clbench.data.nifti import spacing_of
 from clbench.report.figures import style
 from clbench.spec.taxonomy import structure
 from clbench.types import mask_of
@@ -91,9 +90,15 @@ def palette(structures: Sequence[str]) -> dict[str, Any]:
     return {c: by_structure.get(c, to_rgba("#FFE100")) for c in structures}
 
 
+def _file_mm(volume: Volume) -> NDArray[np.float64]:
+    from clbench.data.nifti import spacing_of  # brings nibabel; a report need not draw slices
+
+    return spacing_of(volume.native_affine)
+
+
 def aspect(volume: Volume) -> float:
     """Height over width in mm of an axial slice of the file."""
-    mm = spacing_of(volume.native_affine)
+    mm = _file_mm(volume)
     return float(volume.native_shape[1] * mm[1] / (volume.native_shape[0] * mm[0]))
 
 
@@ -147,7 +152,7 @@ def panel(
         colors: structure → color; the order numbers the structures.
         dice: shown in the corner, if any.
     """
-    mm = spacing_of(volume.native_affine)
+    mm = _file_mm(volume)
     low, high = volume.window_hu
     stretch = mm[1] / mm[0]
     if masks is None:

@@ -16,8 +16,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from clbench.data.labels import read_image
-from clbench.data.nifti import grid, spacing_of
 from clbench.report.figures import StripOptions, style
 from clbench.report.figures.slices import (
     areas,
@@ -157,6 +155,8 @@ def predicted(path: Path, volume: Volume, z: int, wanted: Sequence[str]) -> Mask
 
 def _voxels(shown: Sequence[Shown], volumes: Sequence[Volume]) -> str:
     """Voxel sizes of the files; with the cases where they differ."""
+    from clbench.data.nifti import spacing_of
+
     cases: dict[str, list[str]] = {}
     for one, volume in zip(shown, volumes, strict=True):
         mm = " x ".join(f"{v:.3g}" for v in spacing_of(volume.native_affine))
@@ -261,6 +261,9 @@ def _pictures(
     Returns:
         The CT, turned; no masks, the truth, and the prediction of each strategy or None.
     """
+    from clbench.data.labels import read_image
+    from clbench.data.nifti import grid
+
     wanted = [c for c, s in e.learned_at.items() if s <= step and c in volume.annotated]
     bits = volume.native_bits()
     newest = [c for c in wanted if e.learned_at[c] == step]
