@@ -15,7 +15,6 @@ from clbench.report.figures import style
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import FINAL, hole, interval
 from clbench.report.tables.costs import Cost, read_costs
-from clbench.statistics.intervals import Interval
 
 VISIBLE = 1.02
 """Growth of operations from which on an arrow can be seen."""
@@ -47,8 +46,19 @@ def cost(study: Analysis) -> Figure:
     smallest, largest = min(sizes), max(sizes)
     figure = style.new(style.COLUMN_IN, 3.0)
     ax = figure.subplots()
-    for m in shown:
-        _bubble(ax, interval(e, m, FINAL, p.level), costs[m.label], e.last, pens[m.label], largest)
+    means = [interval(e, m, FINAL, p.level) for m in shown]
+    at = [
+        (costs[m.label][e.last]["forward_macs"] / 1e9, mean.estimate)
+        for m, mean in zip(shown, means, strict=True)
+    ]
+    colors = [pens[m.label].color for m in shown]
+    style.error_bars(ax, at, colors, y=means)
+    areas = [LARGEST_PT**2 * size / largest for size in sizes]  # square points
+    ax.scatter(*zip(*at, strict=True), s=areas, c=colors, alpha=0.3, linewidth=0)
+    ax.scatter(*zip(*at, strict=True), s=areas, facecolors="none", edgecolors=colors, linewidth=0.8)
+    for m, (x, y) in zip(shown, at, strict=True):
+        _growth(ax, x, y, costs[m.label], pens[m.label])
+        ax.plot(x, y, **pens[m.label].line(), markersize=3.5)
     ax.set_xscale("log")
     ends = [costs[m.label].get(t, costs[m.label][e.last]) for m in shown for t in (1, e.last)]
     low, high = _limits([cost["forward_macs"] / 1e9 for cost in ends])
@@ -77,33 +87,23 @@ def cost(study: Analysis) -> Figure:
     return figure
 
 
-def _bubble(
-    ax: Axes, mean: Interval, steps: dict[int, Cost], end: int, pen: style.Pen, largest: float
-) -> None:
-    """Draw one strategy.
+def _growth(ax: Axes, x: float, y: float, steps: dict[int, Cost], pen: style.Pen) -> None:
+    """An arrow from the cost after step 1, where it is visible.
 
     Args:
         ax: the panel.
-        mean: its final score.
+        x: operations after the last step, 10⁹ MACs.
+        y: the final score.
         steps: its cost after each step.
-        end: the last step.
         pen: of the strategy.
-        largest: most parameters of any strategy.
     """
-    last, y = steps[end], mean.estimate
-    x = last["forward_macs"] / 1e9
-    if 1 in steps and last["forward_macs"] > VISIBLE * steps[1]["forward_macs"]:
+    before = steps[1]["forward_macs"] / 1e9 if 1 in steps else x
+    if x > VISIBLE * before:
         ax.annotate(
-            "", xy=(x, y), xytext=(steps[1]["forward_macs"] / 1e9, y),
+            "", xy=(x, y), xytext=(before, y),
             arrowprops={"arrowstyle": "-|>", "color": pen.color, "linewidth": 0.8,
                         "linestyle": (0, (2, 1.5)), "shrinkA": 0, "shrinkB": 2},
         )  # fmt: skip
-    ax.errorbar(x, y, yerr=style.reach(mean), color=pen.color, elinewidth=0.8, capsize=1.5,
-                linestyle="none")  # fmt: skip
-    area = LARGEST_PT**2 * last["parameters"] / largest  # square points
-    ax.scatter(x, y, s=area, color=pen.color, alpha=0.3, linewidth=0)
-    ax.scatter(x, y, s=area, facecolors="none", edgecolors=pen.color, linewidth=0.8)
-    ax.plot(x, y, **pen.line(), markersize=3.5)
 
 
 def _counted(costs: dict[int, Cost]) -> dict[int, Cost]:

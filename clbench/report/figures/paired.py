@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from clbench.report.figures import style
@@ -48,9 +49,11 @@ def patients(study: Analysis) -> Figure:
             ax.text(0.5, 0.5, "hole:\nscores missing", ha="center", va="center", color=style.GRAY)
         for name, values in data.items():
             pen = look[name]
-            for own, last in values:
-                ax.plot([0, 1], [own, last], color=pen.color, linewidth=0.6, alpha=0.65,
-                        marker=pen.marker, markersize=2.2, markeredgewidth=0)  # fmt: skip
+            ends = np.stack(np.broadcast_arrays([0.0, 1.0], values), axis=-1)
+            ax.add_artist(LineCollection(ends, colors=pen.color, linewidths=0.6, alpha=0.65))
+            x, y = ends.reshape(-1, 2).T
+            ax.plot(x, y, color=pen.color, linestyle="none", alpha=0.65,
+                    marker=pen.marker, markersize=2.2, markeredgewidth=0)  # fmt: skip
         if data:
             both = np.concatenate(list(data.values()))
             both = both[~np.isnan(both).any(axis=1)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -39,8 +41,7 @@ def plane(study: Analysis) -> Figure:
     figure = style.new(style.PAGE_IN if zoomed else style.COLUMN_IN, 2.9)
     axes = figure.subplots(1, 1 + zoomed, squeeze=False)[0]
     for ax, shown in zip(axes, (points, near), strict=False):
-        for name, (kept, new) in shown.items():
-            _point(ax, kept, new, pens[name])
+        _points(ax, shown, pens)
         ax.axvline(0, color=style.GRAY, linewidth=0.5, linestyle=(0, (3, 2)))
         ax.set_xlabel("change of old structures, backward transfer (kept →)")
         style.grid(ax, "both")
@@ -58,17 +59,22 @@ def plane(study: Analysis) -> Figure:
     return figure
 
 
-def _point(ax: Axes, kept: Interval, new: Interval, pen: style.Pen) -> None:
-    """Draw one strategy.
+def _points(
+    ax: Axes, points: Mapping[str, tuple[Interval, Interval]], pens: Mapping[str, style.Pen]
+) -> None:
+    """Draw the strategies.
 
     Args:
         ax: the panel.
-        kept: change of its old structures.
-        new: Dice of its new ones.
-        pen: its color and marker.
+        points: strategy → change of its old structures, Dice of its new ones.
+        pens: color and marker of each.
     """
-    x, y = kept.estimate, new.estimate
-    ax.errorbar(x, y, xerr=style.reach(kept), yerr=style.reach(new), color=pen.color,
-                elinewidth=0.8, capsize=1.5, linestyle="none", alpha=0.6)  # fmt: skip
-    ax.plot(x, y, color=pen.color, marker=pen.marker, markersize=5, linestyle="none",
-            markeredgecolor="white", markeredgewidth=0.5, zorder=4)  # fmt: skip
+    if not points:
+        return
+    kept, new = zip(*points.values(), strict=True)
+    at = [(x.estimate, y.estimate) for x, y in points.values()]
+    style.error_bars(ax, at, [pens[name].color for name in points], x=kept, y=new, alpha=0.6)
+    for name, (x, y) in zip(points, at, strict=True):
+        ax.plot(x, y, color=pens[name].color, marker=pens[name].marker, markersize=5,
+                linestyle="none", markeredgecolor="white", markeredgewidth=0.5,
+                zorder=4)  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from clbench.report.figures import style
@@ -86,21 +87,23 @@ def _diagram(ax: Axes, ranking: SetRanking, wrapped_names: Mapping[str, str], li
     bars = [c for c in pairs.cliques if len(c) > 1]
     top = 0.55 * len(bars) + 0.5
     ax.plot([1, k], [0, 0], color="black", linewidth=0.8)
-    for tick in range(1, k + 1):
-        ax.plot([tick, tick], [0, 0.22], color="black", linewidth=0.8)
-        if tick in style.ranks_shown(k):
-            ax.text(tick, 0.4, str(tick), ha="center", va="bottom", fontsize=6.5)
+    ax.vlines(range(1, k + 1), 0, 0.22, color="black", linewidth=0.8, capstyle="projecting")
+    for tick in style.ranks_shown(k):
+        ax.text(tick, 0.4, str(tick), ha="center", va="bottom", fontsize=6.5)
     reach = (k - 1) * 0.06 + 0.1
+    leads = []
     for i, (name, rank) in enumerate(zip(names, ranks, strict=True)):
         left = i < half
         y = -top - step * (i if left else k - 1 - i)
         x = 1 - reach if left else k + reach
-        ax.plot([rank, rank, x], [0, y, y], color="black", linewidth=0.6, solid_joinstyle="miter")
-        ax.plot(rank, 0, "o", color="black", markersize=2.6, clip_on=False)
+        leads.append([(rank, 0), (rank, y), (x, y)])
         text = wrapped_names[name]
         label = f"{text}  {rank:.2f}" if left else f"{rank:.2f}  {text}"
         ax.text(x + (-0.02 if left else 0.02) * k, y, label, ha="right" if left else "left",
                 va="center", fontsize=6.5)  # fmt: skip
+    ax.add_artist(LineCollection(leads, colors="black", linewidths=0.6, joinstyle="miter",
+                                 capstyle="projecting"))  # fmt: skip
+    ax.plot(ranks, np.zeros(k), "o", color="black", markersize=2.6, clip_on=False)
     at = dict(zip(names, ranks, strict=True))
     for j, clique in enumerate(bars):
         inside = [at[n] for n in clique]
@@ -143,20 +146,21 @@ def rank_stability(study: Analysis) -> Figure:
     ax = figure.subplots()
     pens = style.pens([m.label for m in e.strategies])
     cell_pt = min(BLOB_IN, 0.9 * (width_in - NAME_IN - 0.3) / k) * 72
+    blobs = []
     for y, i in enumerate(order):
-        name = ranked.names[i]
-        shares = ranked.rank_share[i]
-        for rank, share in enumerate(shares, 1):
+        color = pens[ranked.names[i]].color
+        for rank, share in enumerate(ranked.rank_share[i], 1):
             if share < 0.005:
                 continue
-            color = pens[name].color
-            ax.scatter(rank, y, s=share * cell_pt**2, color=color, linewidth=0)
+            blobs.append((rank, y, share * cell_pt**2, color))
             if share >= 0.095 and cell_pt >= NUMBER_PT:
                 dark = share > 0.3 and color in ("#000000", "#0072B2", "#D55E00", "#009E73")
                 ax.text(rank, y, f"{100 * share:.0f}", ha="center", va="center_baseline",
                         fontsize=5.6, color="white" if dark else "black")  # fmt: skip
-        ax.scatter(ranked.full_ranks[i], y, s=(1.12 * cell_pt) ** 2, facecolors="none",
-                   edgecolors="black", linewidth=0.7)  # fmt: skip
+    xs, ys, areas, colors = zip(*blobs, strict=True)
+    ax.scatter(xs, ys, s=areas, c=colors, linewidth=0)
+    ax.scatter(ranked.full_ranks[order], range(k), s=(1.12 * cell_pt) ** 2, facecolors="none",
+               edgecolors="black", linewidth=0.7)  # fmt: skip
     ax.set_yticks(range(k), labels)
     ax.set_xticks(style.ranks_shown(k))
     ax.set_xlim(0.5, k + 0.5)

@@ -18,9 +18,11 @@ from textwrap import wrap
 from typing import Any, Literal
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -250,6 +252,39 @@ def reach(interval: Interval) -> list[list[float]]:
     """How far an interval goes below and above its estimate, as error bars; 0 where it has none."""
     ends = (interval.estimate - interval.low, interval.high - interval.estimate)
     return [[0.0 if math.isnan(end) else max(0.0, end)] for end in ends]
+
+
+def error_bars(
+    ax: Axes,
+    at: Sequence[tuple[float, float]],
+    colors: Sequence[str],
+    *,
+    x: Sequence[Interval] = (),
+    y: Sequence[Interval] = (),
+    alpha: float | None = None,
+) -> None:
+    """Intervals of many points as bars with caps: an artist per direction, not several per point.
+
+    Args:
+        ax: the panel.
+        at: (x, y) of each point.
+        colors: of each point.
+        x: interval of each point along x; empty: none is drawn.
+        y: the same along y.
+        alpha: opacity.
+    """
+    for axis, intervals in enumerate((x, y)):
+        if not intervals:
+            continue
+        ends = np.repeat(np.array(at, dtype=float)[:, None], 2, axis=1)
+        ends[:, :, axis] += [(-below, above) for (below,), (above,) in map(reach, intervals)]
+        ax.add_collection(
+            LineCollection(ends, colors=colors, linewidths=0.8, alpha=alpha, zorder=2)
+        )
+        ax.scatter(
+            *ends.reshape(-1, 2).T, s=3**2, marker="|_"[axis], c=np.repeat(colors, 2),
+            linewidths=1.0, alpha=alpha, zorder=2,
+        )  # fmt: skip
 
 
 def rules_between_steps(
