@@ -7,12 +7,14 @@ a margin declared beforehand does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from clbench.errors import DataError, SettingError
 from clbench.statistics.paired_tests import DECIMALS, existing, paired_t
+from clbench.types import Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,10 +108,17 @@ def bayes_signed_rank(
     points = np.concatenate([[0.0], values])
     walsh = np.round((points[:, None] + points[None, :]) / 2, DECIMALS + 1)
     above, below = (walsh > rope).astype(float), (walsh < -rope).astype(float)
-    rng = np.random.default_rng(seed)
-    weights = rng.dirichlet(np.r_[0.5, np.ones(values.size)], size=draws)
+    weights = _patient_weights(values.size, seed, draws)
     a = ((weights @ above) * weights).sum(axis=1)
     b = ((weights @ below) * weights).sum(axis=1)
     winner = np.argmax(np.stack([a, 1 - a - b, b]), axis=0)
     p_a, p_rope, p_b = (np.bincount(winner, minlength=3) / draws).tolist()
     return Posterior(p_a=p_a, p_rope=p_rope, p_b=p_b)
+
+
+@lru_cache(maxsize=1)
+def _patient_weights(n: int, seed: int, draws: int) -> Floats:
+    """(draws, n + 1) Dirichlet weights, read-only; tests of equally many patients share them."""
+    weights = np.random.default_rng(seed).dirichlet(np.r_[0.5, np.ones(n)], size=draws)
+    weights.setflags(write=False)
+    return weights

@@ -54,8 +54,9 @@ def cost(study: Analysis) -> Figure:
     colors = [pens[m.label].color for m in shown]
     style.error_bars(ax, at, colors, y=means)
     areas = [LARGEST_PT**2 * size / largest for size in sizes]  # square points
-    ax.scatter(*zip(*at, strict=True), s=areas, c=colors, alpha=0.3, linewidth=0)
-    ax.scatter(*zip(*at, strict=True), s=areas, facecolors="none", edgecolors=colors, linewidth=0.8)
+    xs, ys = zip(*at, strict=True)
+    ax.scatter(xs, ys, s=areas, c=colors, alpha=0.3, linewidth=0)
+    ax.scatter(xs, ys, s=areas, facecolors="none", edgecolors=colors, linewidth=0.8)
     for m, (x, y) in zip(shown, at, strict=True):
         _growth(ax, x, y, costs[m.label], pens[m.label])
         ax.plot(x, y, **pens[m.label].line(), markersize=3.5)

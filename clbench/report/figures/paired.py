@@ -50,7 +50,7 @@ def patients(study: Analysis) -> Figure:
         for name, values in data.items():
             pen = look[name]
             ends = np.stack(np.broadcast_arrays([0.0, 1.0], values), axis=-1)
-            ax.add_artist(LineCollection(ends, colors=pen.color, linewidths=0.6, alpha=0.65))
+            ax.add_artist(LineCollection(list(ends), colors=pen.color, linewidths=0.6, alpha=0.65))
             x, y = ends.reshape(-1, 2).T
             ax.plot(x, y, color=pen.color, linestyle="none", alpha=0.65,
                     marker=pen.marker, markersize=2.2, markeredgewidth=0)  # fmt: skip

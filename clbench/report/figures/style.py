@@ -279,10 +279,11 @@ def error_bars(
         ends = np.repeat(np.array(at, dtype=float)[:, None], 2, axis=1)
         ends[:, :, axis] += [(-below, above) for (below,), (above,) in map(reach, intervals)]
         ax.add_collection(
-            LineCollection(ends, colors=colors, linewidths=0.8, alpha=alpha, zorder=2)
+            LineCollection(list(ends), colors=colors, linewidths=0.8, alpha=alpha, zorder=2)
         )
+        across, up = ends.reshape(-1, 2).T
         ax.scatter(
-            *ends.reshape(-1, 2).T, s=3**2, marker="|_"[axis], c=np.repeat(colors, 2),
+            across, up, s=3**2, marker="|_"[axis], c=np.repeat(colors, 2),
             linewidths=1.0, alpha=alpha, zorder=2,
         )  # fmt: skip
 

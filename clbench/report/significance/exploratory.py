@@ -207,7 +207,8 @@ def patient_macro(
 
 def by_set(scores: Scores, protocol: Protocol) -> list[SetTest]:
     """Per eval set and other strategy: three tests of one difference, side by side."""
-    rows = []
+    rows: dict[tuple[str, str], SetTest] = {}
+    differences: dict[tuple[str, str], Floats] = {}
     for other in scores.others:
         pair = (scores.reference, other)
         seeds = common_seeds(pair)
@@ -217,11 +218,14 @@ def by_set(scores: Scores, protocol: Protocol) -> list[SetTest]:
         macro = [{} if why else patient_macro(scores, m, FINAL, seeds) for m in pair]
         for name in scores.homes:
             row = SetTest(eval_set=name, a=pair[0].label, b=other.label, n_seeds=len(seeds))
-            if why:
-                rows.append(replace(row, hole=why[0]))
-            else:
-                rows.append(_set_test(row, macro[0][name] - macro[1][name], protocol))
-    return rows
+            rows[other.label, name] = replace(row, hole=why[0]) if why else row
+            if not why:
+                differences[other.label, name] = macro[0][name] - macro[1][name]
+    for name in scores.homes:  # set by set: tests of one set share the draws of their posteriors
+        for other in scores.others:
+            if (at := (other.label, name)) in differences:
+                rows[at] = _set_test(rows[at], differences[at], protocol)
+    return list(rows.values())
 
 
 def _set_test(row: SetTest, d: Floats, protocol: Protocol) -> SetTest:
