@@ -216,6 +216,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     random.seed(args.seed)
+    # told to stop, it still ends the cluster and what runs on it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit("interrupted"))
     with tempfile.TemporaryDirectory(prefix="kills") as folder:
         out, alone, cache = (Path(folder, name) for name in ("out", "alone", "cache"))
         subprocess.run(words(alone, cache, args), check=True, stdout=subprocess.DEVNULL)

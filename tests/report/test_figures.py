@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -241,9 +241,31 @@ def test_no_text_lies_on_another_with_many_strategies(many: Analysis, name: str)
             for t in shown
             if t not in beyond
         ]
+        assert _worst_contrast(canvas, [t for t in shown if t not in beyond]) >= 3
     assert all(page.x0 <= box.x0 and box.x1 <= page.x1 for _, box in texts)
     for (a, one), (b, other) in itertools.combinations(texts, 2):
         assert not one.overlaps(other), (a, b)
+
+
+def _worst_contrast(canvas: FigureCanvasAgg, texts: list[Text]) -> float:
+    """Lowest contrast of a text with what is drawn beneath it: a cell of a map, a mark, the page.
+
+    Args:
+        canvas: with the figure, drawn; its texts are hidden afterwards.
+        texts: those to be read.
+    """
+    boxes = [t.get_window_extent(canvas.get_renderer()) for t in texts]
+    for text in texts:
+        text.set_alpha(0)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[::-1, :, :3] / 255
+    worst = math.inf
+    for text, box in zip(texts, boxes, strict=True):
+        x0, x1 = math.floor(max(box.x0, 0)), math.ceil(box.x1)
+        y0, y1 = math.floor(max(box.y0, 0)), math.ceil(box.y1)
+        beneath = np.median(pixels[y0:y1, x0:x1].reshape(-1, 3), axis=0)
+        worst = min(worst, _contrast(to_hex(text.get_color()), to_hex(beneath)))
+    return worst
 
 
 def _beyond_the_ends(figure: Figure) -> set[Text]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
 
 from clbench.report.figures import style
@@ -25,6 +26,8 @@ BLOB_IN = 0.24
 """Diameter of a blob of 100 %."""
 NUMBER_PT = 11
 """Distance of ranks that holds the number of a blob."""
+PALE = 0.35
+"""Share of its color within a blob; the rest is white."""
 LINE_IN = 0.17
 """Distance of names with one line each."""
 
@@ -154,11 +157,12 @@ def rank_stability(study: Analysis) -> Figure:
                 continue
             blobs.append((rank, y, share * cell_pt**2, color))
             if share >= 0.095 and cell_pt >= NUMBER_PT:
-                dark = share > 0.3 and color in ("#000000", "#0072B2", "#D55E00", "#009E73")
                 ax.text(rank, y, f"{100 * share:.0f}", ha="center", va="center_baseline",
-                        fontsize=5.6, color="white" if dark else "black")  # fmt: skip
+                        fontsize=5.6)  # fmt: skip
     xs, ys, areas, colors = zip(*blobs, strict=True)
-    ax.scatter(xs, ys, s=areas, c=colors, linewidth=0)
+    # pale within, for the numbers are wider than small blobs and must be read on every color
+    pale = 1 - PALE * (1 - to_rgba_array(colors)[:, :3])
+    ax.scatter(xs, ys, s=areas, c=pale, edgecolors=colors, linewidth=0.8)
     ax.scatter(ranked.full_ranks[order], range(k), s=(1.12 * cell_pt) ** 2, facecolors="none",
                edgecolors="black", linewidth=0.7)  # fmt: skip
     ax.set_yticks(range(k), labels)
