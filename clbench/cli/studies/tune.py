@@ -9,7 +9,6 @@ import typer
 
 from clbench.cli import options
 from clbench.cli.options import RESULTS, app, one_of, parse_splits, show_all
-from clbench.cli.progress import Progress
 
 if TYPE_CHECKING:
     from clbench.tuning.study import TuneSettings
@@ -59,6 +58,7 @@ def tune(
 
     The same command goes on with the trials that are missing, and a larger budget adds trials.
     """
+    from clbench.cli.progress import Progress
     from clbench.run.plan import RunSettings
     from clbench.tuning.outcome import write_outcome
     from clbench.tuning.study import TuneSettings, output_folder
