@@ -124,6 +124,17 @@ class Catalog:
         """(source, case) of every test case of the course, external ones included."""
         return {(source, case) for _, source, case in exam_cases(self)}
 
+    def enter(self, step: int, case: str, purpose: Purpose) -> None:
+        """Note in the ledger that a case was opened, by this process or by one that works with it.
+
+        Args:
+            step: 1-based step whose source holds the case.
+            case: case id within that source.
+            purpose: what it was opened for.
+        """
+        opened = self.ledger.setdefault(self.step, {}).setdefault(purpose, set())
+        opened.add(f"{self.source(step).name}/{case}")
+
     def open(self, step: int, case: str, purpose: Purpose) -> Volume:
         """A case of the source of `step`, entered in the ledger.
 
@@ -145,7 +156,7 @@ class Catalog:
         name = self.source(step).name
         if purpose != "test" or self.tuning_steps:
             self._guard(step, name, case, purpose)
-        self.ledger.setdefault(self.step, {}).setdefault(purpose, set()).add(f"{name}/{case}")
+        self.enter(step, case, purpose)
         whole, view = (0, name, case), (step, name, case)
         if whole not in self._open:
             with reading(step, case):

@@ -102,19 +102,12 @@ def score_case(
     return rows
 
 
-def mean_dice(
-    server: VolumePredictor, volumes: Iterable[Volume], structures: Sequence[str]
-) -> float:
-    """Mean over structures of the mean Dice over the cases that hold them, on the model grid.
-
-    Structures that no case annotates and holds are left out; nan where that leaves none.
+def mean_dice(values: Mapping[str, Sequence[float]]) -> float:
+    """Mean over structures of the mean Dice over the cases that hold them; nan where there are none.
 
     Args:
-        server: answers for at least these structures.
-        volumes: cases with their truth.
-        structures: the structures asked for.
+        values: structure → its Dice in each case, as of `structure_dice`.
     """
-    values = structure_dice(server, volumes, structures)
     return float(np.mean([np.mean(v) for v in values.values()])) if values else float("nan")
 
 

@@ -25,7 +25,8 @@ from clbench.data.pseudo_labels import PseudoMap
 from clbench.data.volume import Volume
 from clbench.errors import TrainingError
 from clbench.evaluation.cost.meter import Meter
-from clbench.evaluation.scoring import mean_dice
+from clbench.evaluation.scoring import mean_dice, structure_dice
+from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.evaluation.trace import Tracer
 from clbench.nets.output import count_parameters
 from clbench.run.models import blank, predictor, save_step, windows_fit
@@ -437,17 +438,31 @@ def _tracer(plan: Plan, state: StepState, earlier: Sequence[dict[str, Any]]) -> 
 
 
 def _validate(plan: Plan, state: StepState) -> Validate | None:
-    """Measures a model on this step's validation cases, opened when first asked for."""
-    catalog, lesson = plan.catalog, state.lesson
+    """Measures a model on this step's validation cases, opened when first asked for.
+
+    Each process measures its share of them, and all get the mean over all: the Dice of each case
+    comes out as in one process, and is averaged in the order of the cases, so its bits are equal.
+    """
+    catalog, lesson, ranks = plan.catalog, state.lesson, plan.ranks
+
+    def dice_of(server: VolumePredictor, case: str) -> dict[str, list[float]]:
+        volume = catalog.open(lesson.number, case, "validation")
+        return structure_dice(server, [volume], lesson.taught)
 
     def validate(served: nn.Module) -> float:
         server = predictor(plan, state.strategy, served, lesson.structures, state.memory)
-        volumes = (catalog.open(lesson.number, c, "validation") for c in lesson.validation)
-        dice = mean_dice(server, volumes, lesson.taught)
-        if math.isnan(dice):
+        own = lesson.validation[ranks.rank :: ranks.size]
+        told = ranks.each(lambda: [dice_of(server, case) for case in own])
+        values: dict[str, list[float]] = {}
+        for i, case in enumerate(lesson.validation):
+            catalog.enter(lesson.number, case, "validation")  # whichever process opened it
+            for name, dice in told[i % ranks.size][i // ranks.size].items():
+                values.setdefault(name, []).extend(dice)
+        mean = mean_dice(values)
+        if math.isnan(mean):
             cases = [catalog.open(lesson.number, c, "validation") for c in lesson.validation]
             refuse_lost_validation(lesson, cases)
-        return dice
+        return mean
 
     return validate if lesson.validation else None
 

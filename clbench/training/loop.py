@@ -47,7 +47,8 @@ from clbench.training.update import (
 )
 
 Validate = Callable[[nn.Module], float]
-"""Mean Dice of the model on this step's validation cases; draws no random number."""
+"""Mean Dice of the model on this step's validation cases; draws no random number. Of several
+processes all call it, and all get the same."""
 
 
 def learning_rate(epoch: int, *, epochs: int, warmup: int, base: float) -> float:
@@ -560,8 +561,7 @@ def _validate(step: StepTraining, phase: Phase, epoch: int, where: str) -> float
             expected="cases under `validation` in the split of every step",
             next_step=f"name some with --split {step.lesson.source}=FILE.toml",
         )
-    validate = step.validate
-    dice = step.ranks.by_first(lambda: validate(served))
+    dice = step.validate(served)
     step.watch(
         {
             "event": "validation",

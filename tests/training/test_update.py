@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from clbench import signals
 from clbench.errors import SettingError, TrainingError
 from clbench.nets.output import Output
+from clbench.run import teach as step_teaching
 from clbench.signals import Stopped
 from clbench.spec.settings import TrainSettings
 from clbench.strategies.finetune import Finetune
@@ -140,3 +141,38 @@ def test_counts_of_the_answer_are_noticed_where_they_were_taken_ahead() -> None:
     assert of_update.misses is not None
     assert float(of_update.misses) > 0
     assert "forward" not in vars(model)
+
+
+def test_validation_cases_are_divided_and_decide_alike(tmp_path: Path, cache_root: Path) -> None:
+    """The mean over two processes' cases has the bits of one process's; both enter every case."""
+    harness = StrategyHarness(Finetune(), name="finetune", folder=tmp_path, cache=cache_root)
+    state = harness.start(1)
+    cases = (*state.lesson.cases, *state.lesson.validation)
+    assert len(cases) % 2 == 1  # one process has more
+    state.lesson = replace(state.lesson, validation=cases)
+    harness.plan.catalog.past = "images"  # training cases may be looked at, too
+    harness.plan.catalog.ledger.clear()
+    validate = step_teaching._validate(harness.plan, state)
+    assert validate is not None
+    alone, entered = validate(state.model), harness.plan.catalog.opened()
+    assert 0 < alone < 1
+
+    def work(rank: int) -> None:
+        here = Place(rank=rank, local=rank, size=2, url=f"file://{tmp_path}/meeting")
+        plan = harness.plan
+        plan.ranks, asked = join(here, plan.device), list[str]()
+        plan.catalog.ledger.clear()
+        opens = plan.catalog.open
+
+        def noting(step: int, case: str, purpose: Any) -> Any:
+            asked.append(case)
+            return opens(step, case, purpose)
+
+        plan.catalog.open = noting  # type: ignore[method-assign]
+        together = step_teaching._validate(plan, state)
+        assert together is not None
+        assert together(state.model) == alone
+        assert asked == list(cases[rank::2])
+        assert plan.catalog.opened() == entered
+
+    in_two_processes(work)
