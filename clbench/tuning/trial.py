@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ from clbench.run.models import predictor, windows_fit
 from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.store import files, run_folder
 from clbench.store.record import RunRecord
+from clbench.store.shared_steps import run_name
 from clbench.strategy.contract import Lesson, Memory
 from clbench.training.loop import phase_length
 from clbench.training.resume import Watch
@@ -112,11 +113,30 @@ class _TrialCourse(Course):
         self.save()
 
     def close(self) -> None:
-        """Checkpoints go, but those of first steps: the chosen setting is taught anew."""
-        for path in self.plan.folder.glob("step*.pt"):
-            path.unlink()
-        for number in range(2, self.last + 1):
-            shutil.rmtree(self.plan.step_folder(number), ignore_errors=True)
+        """Nothing of a trial but its score is needed: the chosen setting is taught anew."""
+        remove_steps(self.plan.folder, self.plan.step_folder, self.last)
+
+
+def remove_steps(home: Path, step_folder: Callable[[int], Path], last: int) -> None:
+    """Remove the checkpoints of a trial, and from the shared steps what this trial taught.
+
+    The first step stays, for trials that share it. A later one stays where another run taught it,
+    or holds it at the moment.
+
+    Args:
+        home: folder of the trial.
+        step_folder: number of a step → the folder in which it is shared.
+        last: the last step that the trial taught.
+    """
+    for path in home.glob("step*.pt"):
+        path.unlink()
+    for number in range(2, last + 1):
+        folder = step_folder(number)
+        note = folder / f"step{number}.json"
+        origin = files.read_json(note).get("origin") if note.exists() else None
+        foreign = origin is not None and origin["run"] != run_name(home)
+        if not foreign and not files.is_locked(folder / ".lock"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def validation_dice(
@@ -201,8 +221,7 @@ def run_trial(plan: TrialPlan, number: int, settings: Mapping[str, Any], watch: 
         run_plan(plan.open(), watch, course=_TrialCourse)
     except DivergedError as err:
         failure = err.brief
-        for step in range(1, plan.tuning_steps + 1):
-            shutil.rmtree(plan.step_folder(step) / "resume", ignore_errors=True)
+        shutil.rmtree(plan.step_folder(1) / "resume", ignore_errors=True)
     record = RunRecord.read(plan.folder)
     taken = {} if failure else files.read_json(plan.folder / _VALIDATION)
     dice = taken.get("dice", {})
@@ -218,6 +237,8 @@ def run_trial(plan: TrialPlan, number: int, settings: Mapping[str, Any], watch: 
         failure=failure,
     )
     files.write_json(plan.folder / FILE, trial.to_json())
+    if failure:  # its later steps were of use up to here: their logs count the updates
+        remove_steps(plan.folder, plan.step_folder, plan.tuning_steps)
     return trial
 
 

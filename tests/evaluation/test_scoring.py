@@ -25,7 +25,13 @@ from torch import Tensor, nn
 from clbench.errors import SettingError, StoreError, TrainingError
 from clbench.evaluation.metrics import overlap
 from clbench.evaluation.predictions import read_prediction, write_prediction
-from clbench.evaluation.scoring import ScoreContext, mean_dice, score_case, structure_dice, to_native
+from clbench.evaluation.scoring import (
+    ScoreContext,
+    mean_dice,
+    score_case,
+    structure_dice,
+    to_native,
+)
 from clbench.evaluation.sliding_window import (
     VolumePredictor,
     importance_map,
