@@ -35,6 +35,13 @@ def _devices() -> list[str]:
     return lines
 
 
+def _conv3d() -> list[Any]:
+    """Torch's version, and cuDNN's as torch numbers it (9.10.2 is 91002; None: torch has none)."""
+    import torch
+
+    return [torch.__version__, torch.backends.cudnn.version()]
+
+
 def _load(kind: str, name: str) -> None:
     from clbench.spec import registry
 
@@ -47,5 +54,6 @@ def _load(kind: str, name: str) -> None:
 if __name__ == "__main__":
     things: list[tuple[str, str]] = json.loads(sys.argv[1])
     if _try("torch", _devices):  # without it no plugin can be told good or bad
+        _try("cudnn", _conv3d)
         for kind, name in things:
             _try(f"{kind} {name}", lambda k=kind, n=name: _load(k, n))  # type: ignore[misc]  # bound here

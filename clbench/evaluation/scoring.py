@@ -103,7 +103,7 @@ def score_case(
 
 
 def mean_dice(values: Mapping[str, Sequence[float]]) -> float:
-    """Mean over structures of the mean Dice over the cases that hold them; nan where there are none.
+    """Mean over structures of the mean Dice over the cases that hold them; nan of none.
 
     Args:
         values: structure → its Dice in each case, as of `structure_dice`.

@@ -160,3 +160,29 @@ def test_the_command_that_goes_on_is_quoted_and_does_not_begin_anew() -> None:
     command = ["__main__.py", "run", "--out", "my results", "--fresh", "--seed", "3"]
     assert doctor.again(command) == "clbench run --out 'my results' --seed 3"
     assert doctor.again([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("torch", "cudnn", "says"),
+    [
+        ("2.8.0+cu128", 91002, "cuDNN 9.10.2: 3-D convolutions in bfloat16 may be silently wrong"),
+        ("2.8.0", 91300, None),
+        ("2.8.0", 90701, None),
+        ("2.9.1+cu128", 91002, "avoid cuDNN"),
+        ("2.9.1+cu128", 91500, None),
+        ("2.13.0+cu130", 91501, None),
+        ("2.9.1+cpu", None, None),
+    ],
+)
+def test_versions_whose_bf16_convolutions_are_wrong_or_slow_are_named(
+    torch: str, cudnn: int | None, says: str | None
+) -> None:
+    devices = [f"CPU, 2 threads, torch {torch}", "cuda:0 X, 80 GiB"]
+    probed = {"torch": {"ok": devices}, "cudnn": {"ok": [torch, cudnn]}}
+    notes = [text for level, text in doctor._devices(probed) if level == "note"]
+    assert len(notes) == (says is not None)
+    assert all(says in note and "9.15" in note for note in notes if says)
+    on_cpu = {**probed, "torch": {"ok": devices[:1]}}
+    assert [n for level, n in doctor._devices(on_cpu) if level == "note"] == [
+        "no GPU is visible; runs use the CPU (profile quick: minutes; paper: weeks)"
+    ]
