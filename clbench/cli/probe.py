@@ -39,7 +39,7 @@ def _conv3d() -> list[Any]:
     """Torch's version, and cuDNN's as torch numbers it (9.10.2 is 91002; None: torch has none)."""
     import torch
 
-    return [torch.__version__, torch.backends.cudnn.version()]
+    return [torch.__version__, torch.backends.cudnn.version()]  # type: ignore[no-untyped-call]  # torch
 
 
 def _load(kind: str, name: str) -> None:
