@@ -5,7 +5,9 @@ or background); distillation of the feature map, weighted by how little a voxel 
 structures; distillation of the old class vectors; distillation of the output, the old background
 moved to the annotated new structure; and an angle of new class vectors to all others. A new class
 starts as a copy of background's row. Between equal vectors the last term has no gradient, so the
-other terms have to part them first.
+other terms have to part them first. A step that teaches old structures again has no new class
+vector, so there is no angle and no background to move; annotation goes before the old model, and
+the distillations hold as everywhere.
 
 Source: Park et al., ECCV 2024 (MBS), and their code. Differs: 3-D; a convolutional network, whose
 class vectors are the rows of the output layer and whose patch features are the map it reads, at

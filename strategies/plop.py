@@ -2,9 +2,11 @@
 
 Source: Douillard et al., CVPR 2021. Differs: 3-D (`pooled_axes=1` keeps a plane of each cell, 2 a
 strip); maps as the backbone names them, encoder to `final`, after their activation; logits at full
-resolution; entropy thresholds from whole training volumes; a voxel whose labels exclude every old
-structure needs no pseudo label, and a pseudo label that contradicts the annotation is dropped; Dice
-is added as in step 1 (`dice=false` takes it out). `plop_ct` is what the paper's tables call PLOP.
+resolution; a structure that the step teaches again counts as learned in the penalty's growing
+weight, and its annotation is the label; entropy thresholds from whole training volumes; a voxel
+whose labels exclude every old structure needs no pseudo label, and a pseudo label that contradicts
+the annotation is dropped; Dice is added as in step 1 (`dice=false` takes it out). `plop_ct` is what
+the paper's tables call PLOP.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ class Plop(SoftmaxFinetune):
         """Entropies of the old model where a case shows nothing: (C_old, bins) counts."""
         if old is None:
             return {}
-        names = step.structures if self.annotated_old == "annotation" else step.learns
+        names = step.structures if self.annotated_old == "annotation" else step.taught
         scale = self._scale(1 + len(step.old), 1 + len(step.structures))
         bins = 100 if self.legacy_median else BINS
         counts = torch.zeros(1 + len(step.old), bins, dtype=torch.long)
@@ -124,7 +126,7 @@ class Plop(SoftmaxFinetune):
             **self.dice_of(batch, new, allowed, range(count)),
             "pod": pod(
                 maps, {**old.features, "logits": old.logits}, factors=factors,
-                current=1 + count, learned=len(batch.new_index), pooled_axes=self.pooled_axes,
+                current=1 + count, learned=len(batch.taught_index), pooled_axes=self.pooled_axes,
             ),
         }  # fmt: skip
 

@@ -15,9 +15,9 @@ cross-entropy leaves it open (`clbench.strategy.partial_labels`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -46,13 +46,16 @@ class SoftmaxFinetune(Strategy):
     version: ClassVar[int] = 2  # in version 1 the output layer learned at 1 from step 2 on
     step1_version: ClassVar[int | None] = 1
     serves_from: ClassVar[int | None] = 1
+    earlier_defaults: ClassVar[Mapping[int, Mapping[str, Any]]] = {
+        1: {"new_classifier_lr": 1.0, "old_classifier_lr": 1.0}
+    }
     search_space: ClassVar[SearchSpace] = {
         "new_classifier_lr": Range(low=1.0, high=1000.0, log=True),
     }
     unlabelled: Literal["ignore", "background"] = "background"
     annotated_old: Literal["annotation", "pseudo"] = "annotation"
     """What teaches an old structure that the new data annotates; `pseudo`: the annotation is not
-    used, the structure is treated like those without one."""
+    used, the structure is treated like those without one, unless the step teaches it again."""
     dice: bool = True
     """Add the Dice of the annotated structures to the cross-entropy (2-D originals have none)."""
     classifier_lr: float = 100.0
@@ -144,7 +147,7 @@ class SoftmaxFinetune(Strategy):
         """The batch with the labels that options leave of it."""
         label, inside = batch.label.clone(), (batch.label != UNKNOWN).any(dim=1, keepdim=True)
         if self.annotated_old == "pseudo":
-            label[:, batch.old_index] = UNKNOWN
+            label[:, batch.untaught_index] = UNKNOWN
         if self.legacy_unannotated_background:
             new = label[:, batch.new_index]
             label[:, batch.new_index] = new.masked_fill(inside & (new == UNKNOWN), 0)

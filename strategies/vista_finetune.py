@@ -1,9 +1,10 @@
 """VISTA3D's recipe for a new class: all weights at a low constant rate, no loss on old classes.
 
-From step 2 on all weights learn, by a loss of the new structures alone. Old ones are neither
+From step 2 on all weights learn, by a loss of the structures it teaches alone. Others are neither
 positive nor negative, and there is no teacher, pseudo label or replay: they drift through shared
 weights only. `finetune` teaches old structures as background; this does not, so expect far less
-forgetting than there.
+forgetting than there. A structure that the step teaches again is a class of the loss like a new
+one, as the recipe prompts every class that the new data's label mapping names.
 
 Source: the continual-training recipe that NVIDIA ships for VISTA3D (He et al., CVPR 2025; MONAI
 model zoo, `train_continual.json`): AdamW 5e-5 without a schedule, Dice of squared terms plus
@@ -83,6 +84,6 @@ class VistaFinetune(Finetune):
         if not batch.old_index:
             return super().losses(batch, new, old, memory)
         target, known = targets(batch, unlabelled=self.unlabelled)
-        k = batch.new_index
+        k = batch.taught_index
         logits, target, known = new.logits[:, k], target[:, k], known[:, k]
         return {"dice": squared_dice(logits, target, known), "bce": bce(logits, target, known)}

@@ -86,7 +86,8 @@ class AvalancheStrategyProxy(_templates.SupervisedTemplate):  # type: ignore[mis
         d = self.context
         batch = Batch(
             image=logits.detach()[:, :1], label=label, pseudo=None,
-            structures=d.lesson.structures, new=d.lesson.new_flags, cases=("?",) * len(label),
+            structures=d.lesson.structures, new=d.lesson.new_flags, again=d.lesson.again,
+            cases=("?",) * len(label),
         )  # fmt: skip
         return d.strategy.losses(batch, Output(logits=logits), None, d.memory)
 
@@ -248,7 +249,8 @@ class PluginSession(Session):
                 count += 1
                 yield Batch(
                     image=raw[0].to(d.device), label=raw[1].to(d.device), pseudo=None,
-                    structures=d.lesson.structures, new=d.lesson.new_flags, cases=cases,
+                    structures=d.lesson.structures, new=d.lesson.new_flags, again=d.lesson.again,
+                    cases=cases,
                 )  # fmt: skip
             if count == before:
                 raise AvalancheError(

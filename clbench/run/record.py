@@ -21,7 +21,7 @@ import clbench
 from clbench.data.catalog import Catalog, exam_cases
 from clbench.data.layouts import named_folders
 from clbench.data.phantom.generate import version_of
-from clbench.errors import StoreError
+from clbench.errors import SettingError, StoreError
 from clbench.evaluation.metrics.case import implementations
 from clbench.run.plan import Plan, load_strategy, open_catalog
 from clbench.spec import registry
@@ -33,7 +33,6 @@ from clbench.spec.settings import (
     Profile,
     change,
     load_profile,
-    split_overrides,
 )
 from clbench.spec.splits import PARTS, Split
 from clbench.spec.toml import benchmark_files, load_benchmark
@@ -282,10 +281,28 @@ def phantom_of(record: RunRecord) -> PhantomSettings:
 
 
 def strategy_of(record: RunRecord) -> Strategy:
-    """The strategy of a run with its hyperparameters."""
-    settings = record.settings
-    overrides = split_overrides(list(settings["overrides"]))
-    return load_strategy(settings["strategy"], overrides.get("strategy", {}))
+    """The strategy of a run with the options it had, defaults of its version included.
+
+    The options are those of the record, and not the words they were typed in: a setting may come
+    from a file of `clbench tune`, and a default may be another one today.
+
+    Raises:
+        StoreError: the strategy of today does not have an option of the run, or refuses its value.
+    """
+    name, recorded = record.settings["strategy"], dict(record.strategy_options)
+    version = recorded.pop("version")
+    recorded.pop("class", None)
+    earlier = type(load_strategy(name, {})).defaults_of(version) or {}
+    try:
+        return load_strategy(name, {**earlier, **recorded})
+    except SettingError as err:
+        raise StoreError(
+            f"{name} cannot be put together as the run had it",
+            where=record.run_id,
+            expected=err.expected,
+            got=f"{err.got} for {err.where}" if err.got is not None else err.where,
+            next_step="use the clbench that made the run, or run it again",
+        ) from err
 
 
 def catalog_of(record: RunRecord, *, data: str | None = None, cache: Path | None = None) -> Catalog:

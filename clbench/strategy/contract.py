@@ -30,7 +30,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -73,6 +73,8 @@ class Batch:
     """K flags: learned in this step."""
     cases: tuple[str, ...]
     """B names "step/case id", for records and error messages."""
+    again: tuple[str, ...] = ()
+    """Names of old structures that this step teaches again, see `Lesson.again`."""
 
     @property
     def old_index(self) -> list[int]:
@@ -83,6 +85,17 @@ class Batch:
     def new_index(self) -> list[int]:
         """Channels learned in this step."""
         return [k for k, new in enumerate(self.new) if new]
+
+    @property
+    def taught_index(self) -> list[int]:
+        """Channels that this step teaches: those learned in it, and old ones taught again."""
+        return [k for k, name in enumerate(self.structures) if self.new[k] or name in self.again]
+
+    @property
+    def untaught_index(self) -> list[int]:
+        """The other channels: structures of earlier steps alone."""
+        taught = set(self.taught_index)
+        return [k for k in range(len(self.structures)) if k not in taught]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -299,6 +312,10 @@ class Strategy:
     serves_from: ClassVar[int | None] = None
     """The oldest version whose trained models this one builds, serves and decodes as they were;
     None: `version` alone. Set it in the class that raises `version`."""
+    earlier_defaults: ClassVar[Mapping[int, Mapping[str, Any]]] = {}
+    """Older version → its defaults of options that are new or have another default since; with them
+    this version teaches as that one did. A version that is not here cannot be repeated. Set it in
+    the class that raises `version`."""
     search_space: ClassVar[SearchSpace] = {"train.lr": Range(low=1e-5, high=1e-2, log=True)}
     """What `clbench tune` tries, and within which bounds: name of a field, or `group.name` of the
     profile, → `Range` or `Choice`. A class names its own alone: those of the classes it inherits
@@ -344,6 +361,20 @@ class Strategy:
         raised = next(kind for kind in cls.__mro__ if "version" in vars(kind))
         oldest: int | None = vars(raised).get("serves_from")
         return (cls.version if oldest is None else oldest) <= version <= cls.version
+
+    @classmethod
+    def defaults_of(cls, version: int) -> Mapping[str, Any] | None:
+        """Defaults that a version of this method had and this one has not.
+
+        Args:
+            version: of a run.
+
+        Returns:
+            Option → value; None where this version cannot teach as that one did.
+        """
+        raised = next(kind for kind in cls.__mro__ if "version" in vars(kind))
+        earlier: Mapping[int, Mapping[str, Any]] = vars(raised).get("earlier_defaults", {})
+        return {} if version == cls.version else earlier.get(version)
 
     def first_step(self) -> Strategy:
         """The plain strategy whose step 1 equals this one's, so that it is trained once and shared.

@@ -31,7 +31,8 @@ def targets(
 
     Args:
         batch: the crops.
-        annotated_old: what teaches an old structure that is both annotated and predicted.
+        annotated_old: what teaches an old structure that is both annotated and predicted; one that
+            the step teaches again is taught by its annotation.
         unlabelled: old structures with neither: left out of the loss, or background.
 
     Returns:
@@ -65,6 +66,9 @@ def targets(
         inside = inside | predicted.any(dim=1, keepdim=True)
         if annotated_old == "annotation":
             predicted &= ~known
+        else:
+            again = [k for k in batch.taught_index if k not in batch.new_index]
+            predicted[:, again] &= ~known[:, again]
         target = torch.where(predicted, batch.pseudo.float() / PSEUDO_SCALE, target)
         known = known | predicted
     if unlabelled == "background":

@@ -54,6 +54,7 @@ def made_batch(lesson: Lesson, *, pseudo: bool = False, seed: int = 0) -> Batch:
         pseudo=torch.full_like(label, UNKNOWN) if pseudo else None,
         structures=lesson.structures,
         new=lesson.new_flags,
+        again=lesson.again,
         cases=(f"{lesson.number}/a", f"{lesson.number}/b"),
     )
 

@@ -178,6 +178,7 @@ def to_batch(raw: dict[str, Any], lesson: Lesson, device: torch.device) -> Batch
         pseudo=None if raw["pseudo"] is None else raw["pseudo"].to(device),
         structures=lesson.structures,
         new=lesson.new_flags,
+        again=lesson.again,
         cases=raw["cases"],
     )
     if batch.image.dtype != torch.float32:

@@ -10,6 +10,7 @@ mean loss of a batch, not of single predictions; `ewc_lambda` multiplies the sum
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -24,6 +25,7 @@ class Ewc(PluginStrategy, Finetune):
 
     version: ClassVar[int] = 2  # in version 1 the weight was 1, at which it did nothing
     serves_from: ClassVar[int | None] = 1
+    earlier_defaults: ClassVar[Mapping[int, Mapping[str, Any]]] = {1: {"ewc_lambda": 1.0}}
     plugin: ClassVar[str] = "avalanche.training.plugins:EWCPlugin"
     search_space: ClassVar[SearchSpace] = {"ewc_lambda": Range(low=1e2, high=1e8, log=True)}
     ewc_lambda: float = 1e5

@@ -134,7 +134,7 @@ class SigmoidPlop(SigmoidTerms):
             {**old.features, "logits": old.logits[:, batch.old_index]},
             factors=factors,
             current=len(batch.structures),
-            learned=len(batch.new_index),
+            learned=len(batch.taught_index),
             pooled_axes=self.pooled_axes,
         )
         return {"pod": term}

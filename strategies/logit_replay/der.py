@@ -4,7 +4,8 @@ After a step its training cases are offered to a reservoir of `mem_size` cases; 
 taken is predicted once, as a whole, by the model served then, and its logits are stored as float16,
 never to change. Every update cuts crops of stored cases, the logits with them, and adds the mean
 squared difference to what the model says now. Structures learned after a case was stored are free
-in it.
+in it. A step that teaches old structures again is one more step: its cases are offered after it,
+and stored ones hold all logits meanwhile.
 
 Source: Buzzega et al., NeurIPS 2020, and the authors' code (mammoth). Differs: an example is a
 case, offered once, and its logits are those of the end of its step, not from along the way, when it
@@ -123,6 +124,7 @@ class StoredLogitsSession(Session):
             pseudo=None,
             structures=batch.structures,
             new=batch.new,
+            again=batch.again,
             cases=tuple(named(key) for key in chosen),
         )
         return drawn, logits

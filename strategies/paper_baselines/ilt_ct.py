@@ -89,7 +89,7 @@ class IltCt(LwfCt):
         if old is None:
             return super().losses(batch, new, old, memory)
         batch = self.seen(batch)
-        terms = self.supervised(batch, new, {"new": batch.new_index})
+        terms = self.supervised(batch, new, {"new": batch.taught_index})
         if self.legacy_shifted_dice and "dice_new" in terms:
             terms["dice_new"] = self._shifted(batch, new)
         terms["features"] = feature_mse(new.features["bottleneck"], old.features["bottleneck"])

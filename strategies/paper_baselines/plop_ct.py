@@ -57,6 +57,6 @@ class PlopCt(LwfCt):
             **self.supervised(batch, new, {"all": range(count)}),
             "pod": pod(
                 new.features, old.features, factors=dict.fromkeys(maps, self.factor),
-                current=count, learned=len(batch.new_index), pooled_axes=1,
+                current=count, learned=len(batch.taught_index), pooled_axes=1,
             ),
         }  # fmt: skip

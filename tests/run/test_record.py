@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from locations import ROOT
 
 from clbench.errors import StoreError
 from clbench.report.figures import StripOptions
 from clbench.report.figures.strip import Shown, open_volumes
 from clbench.run.cost_table import recount
-from clbench.run.record import catalog_of, profile_of
+from clbench.run.record import catalog_of, profile_of, strategy_of
 from clbench.spec import settings as settings_module
 from clbench.spec.settings import load_profile
 from clbench.store.record import RunRecord
@@ -73,3 +74,33 @@ def test_other_data_are_refused(smoke_run: Path) -> None:
     record = RunRecord.read(smoke_run)
     with pytest.raises(StoreError, match="not what the run was made on"):
         catalog_of(replace(record, data_fingerprint="another"))
+
+
+@pytest.mark.parametrize(
+    ("run", "options"),
+    [
+        ("lwf/efe186f3dc1f", {"weight": 10.0, "new_classifier_lr": 1.0, "old_classifier_lr": 1.0}),
+        ("plop/2393a529f35b", {"feature_factor": 0.001, "splits_background": True}),
+    ],
+)
+def test_the_strategy_of_an_older_version_has_the_options_it_had(
+    run: str, options: dict[str, object]
+) -> None:
+    """Recorded at version 1, when the output layer learned no faster than the rest after step 1."""
+    record = RunRecord.read(ROOT / "results" / "ablation" / "tumor_ext" / run)
+    assert record.strategy_options["version"] == 1
+    strategy = strategy_of(record)
+    assert {name: getattr(strategy, name) for name in options} == options
+
+
+def test_options_are_those_recorded_and_not_the_words_typed(smoke_run: Path) -> None:
+    """A settings file of `clbench tune` sets options that no word on the command line names."""
+    record = RunRecord.read(smoke_run)
+    assert record.settings["overrides"] == []
+    assert record.with_defaults is not None
+    record.with_defaults["strategy"]["pseudo"] = "soft"
+    assert strategy_of(record).pseudo == "soft"
+    record.with_defaults["strategy"]["gone"] = 1
+    with pytest.raises(StoreError, match="cannot be put together") as refused:
+        strategy_of(record)
+    assert "gone" in str(refused.value)

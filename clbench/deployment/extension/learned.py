@@ -9,10 +9,12 @@ from typing import Any
 
 from clbench.deployment.trained import checkpoint_path, finished_step, plan_without_data
 from clbench.errors import StoreError
+from clbench.run.identity import sparse
 from clbench.run.models import loaded
 from clbench.run.plan import Plan, load_strategy
+from clbench.run.record import strategy_of
 from clbench.spec.benchmark import Benchmark, Preprocessing, Source, Step
-from clbench.spec.settings import Profile, split_overrides
+from clbench.spec.settings import Profile, change, split_overrides
 from clbench.spec.splits import NOT_AT_HAND, Split
 from clbench.spec.taxonomy import Structure
 from clbench.store import checkpoint, files
@@ -105,11 +107,15 @@ def learned_by_run(
     record = RunRecord.read(folder)
     number = finished_step(record, folder, step)
     plan = plan_without_data(record, folder, device="cpu")
-    own = tuple(w for w in record.settings["overrides"] if w.startswith("strategy."))
-    same = strategy in (None, record.settings["strategy"]) and not overrides
     name = record.settings["strategy"] if strategy is None else strategy
-    options = own if same else tuple(overrides)
-    method = load_strategy(name, split_overrides(list(options)).get("strategy", {}))
+    own = name == record.settings["strategy"]
+    same = own and not overrides
+    changed = split_overrides(list(overrides)).get("strategy", {})
+    method = (
+        change(_own_strategy(record, folder), changed, "strategy")
+        if own
+        else load_strategy(name, changed)
+    )
     last = checkpoint_path(folder, record, number)
     earlier = _earlier_checkpoints(folder, record, number) if same else None
     content = _content(last, plan, number)
@@ -152,7 +158,7 @@ def learned_by_run(
         profile=_profile(plan),
         strategy=method,
         strategy_name=name,
-        overrides=options,
+        overrides=_words(method, overrides),
         seed=record.seed,
         origin={
             "run": str(folder.absolute()),
@@ -162,6 +168,38 @@ def learned_by_run(
             "step": number,
             "state": checkpoint.state_digest(content),
         },
+    )
+
+
+def _own_strategy(record: RunRecord, folder: Path) -> Strategy:
+    """What taught the run, to teach a further step as it would have.
+
+    Raises:
+        StoreError: another version of it, which the one of today cannot repeat.
+    """
+    strategy, version = strategy_of(record), record.strategy_options["version"]
+    if type(strategy).defaults_of(version) is not None:
+        return strategy
+    raise StoreError(
+        f"{record.strategy} teaches otherwise today than it taught this run",
+        where=folder,
+        expected=f"a run of version {strategy.version} of {record.strategy}",
+        got=f"version {version}",
+        next_step="teach the run's course anew and extend that run, name another strategy that "
+        "builds the same network with --strategy, or use the clbench that made the run",
+    )
+
+
+def _words(strategy: Strategy, typed: Sequence[str]) -> tuple[str, ...]:
+    """`strategy.…=…` words that make a strategy: those typed, one per other changed option."""
+    named = split_overrides(list(typed)).get("strategy", {})
+    others = {name: value for name, value in sparse(strategy).items() if name not in named}
+    return (
+        *typed,
+        *(
+            f"strategy.{name}={','.join(value) if isinstance(value, tuple) else value}"
+            for name, value in others.items()
+        ),
     )
 
 

@@ -27,6 +27,7 @@ from clbench.run.verify import verify_run
 from clbench.store import checkpoint, run_folder
 from clbench.store import files as store_files
 from clbench.store.record import RunRecord
+from clbench.strategies.universal import Universal
 
 Make = Callable[..., ExtendSettings]
 
@@ -124,6 +125,33 @@ def test_a_run_goes_on_with_its_own_strategy_steps_and_memory(
     new = checkpoint.load(found / "step2.pt")
     assert checkpoint.state_digest(old) == checkpoint.state_digest(new)
     assert {r.part for r in read_agreement(found)} == {"train", "test"}
+
+
+def test_a_version_that_cannot_be_repeated_teaches_no_further_step(
+    smoke_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is served as before; only what an older version taught with can go on."""
+    monkeypatch.setattr(Universal, "version", 2, raising=False)
+    monkeypatch.setattr(Universal, "serves_from", 1, raising=False)
+    with pytest.raises(StoreError, match="universal teaches otherwise today") as refused:
+        learned_by_run(smoke_run)
+    assert "version 1" in str(refused.value)
+    assert learned_by_run(smoke_run, strategy="frozen").strategy_name == "frozen"
+    monkeypatch.setattr(Universal, "earlier_defaults", {1: {}}, raising=False)
+    assert learned_by_run(smoke_run).overrides == ()
+
+
+def test_options_of_the_run_hold_for_the_new_step_too(smoke_run: Path, tmp_path: Path) -> None:
+    """Also where a file of `clbench tune` set them, and beside options of the command line."""
+    run = tmp_path / smoke_run.name
+    shutil.copytree(smoke_run, run)
+    record = json.loads((run / "run.json").read_text())
+    record["with_defaults"]["strategy"]["pseudo"] = "soft"
+    (run / "run.json").write_text(json.dumps(record))
+    learned = learned_by_run(run)
+    assert (learned.strategy.pseudo, learned.overrides) == ("soft", ("strategy.pseudo=soft",))
+    changed = learned_by_run(run, overrides=("strategy.postprocess=false",))
+    assert (changed.strategy.pseudo, changed.strategy.postprocess) == ("soft", False)
 
 
 def test_without_earlier_checkpoints_the_steps_become_one(smoke_run: Path, tmp_path: Path) -> None:
