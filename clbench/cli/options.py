@@ -115,6 +115,7 @@ def parse_order(text: str) -> list[int]:
             where="--order",
             expected="each step once, such as 3,1,2",
             got=text or "nothing",
+            next_step="write the numbers of the steps, or leave --order out",
         )
     return list(map(int, parts))
 

@@ -12,7 +12,7 @@ import typer
 
 from clbench.cli import options
 from clbench.cli.options import RESULTS, app, one_of
-from clbench.errors import ClbenchError
+from clbench.errors import ClbenchError, SettingError
 
 
 @contextmanager
@@ -38,6 +38,9 @@ def figure(
     out: Annotated[Path, typer.Option(help="Where the pictures go.")] = Path("figures"),
     ref: Annotated[str, typer.Option(help="Reference strategy.")] = "universal",
     scoring: options.Scoring = "strict",
+    external: Annotated[
+        str, typer.Option(help="heatmap, forgetting: on this external test set or domain.")
+    ] = "",
     step: Annotated[int | None, typer.Option(help="strip: after which step; default last.")] = None,
     data: Annotated[
         str | None, typer.Option(help="strip: where the images are; default as the runs say.")
@@ -45,7 +48,7 @@ def figure(
     cache: Annotated[Path | None, typer.Option(help="strip: the runs' cache.")] = None,
 ) -> None:
     """Figures of a benchmark's runs, each as PDF (vectors) and PNG (300 dpi)."""
-    from clbench.report.figures import FIGURES, StripOptions, save
+    from clbench.report.figures import ELSEWHERE, FIGURES, StripOptions, save
     from clbench.report.significance.analysis import Analysis
     from clbench.spec import registry
 
@@ -53,7 +56,17 @@ def figure(
         for known, (_, caption) in FIGURES.items():
             typer.echo(f"  {known:<20} {caption}")
         return
-    study = Analysis(results=results, bench=registry.name_of(bench), reference=ref, scoring=scoring)
+    if external and name not in ELSEWHERE:
+        raise SettingError(
+            f"the figure {name} is of a course's own test cases",
+            where="--external",
+            expected=" or ".join(f"clbench figure {one}" for one in ELSEWHERE),
+            got=external,
+            next_step="leave --external out",
+        )
+    study = Analysis(
+        results=results, bench=registry.name_of(bench), reference=ref, scoring=scoring, on=external
+    )
     strip = StripOptions(step=step, data=data, cache=cache)
     failed: list[ClbenchError] = []
     for one in FIGURES if name == "all" else [name]:

@@ -44,7 +44,7 @@ def table(
         bool, typer.Option("--percent", help="10, 11, summary, learning, continual: 81.7 for 0.817")
     ] = False,
     external: Annotated[
-        str, typer.Option(help="summary, learning, continual: measured on this external test set.")
+        str, typer.Option(help="summary, learning, continual: on this external test set or domain.")
     ] = "",
     format_: options.Format = "terminal",
 ) -> None:

@@ -203,7 +203,8 @@ class Scores:
     metrics: frozenset[str]
     """Names of all metrics the runs hold."""
     on: str = ""
-    """External test set that everything is measured on; empty: the course's own test cases."""
+    """External test set or domain that everything is measured on; empty: the course's own test
+    cases."""
     strategies: tuple[StrategyScores, ...]
     """By label; in `clbench.report.study.Study.dice` the reference first."""
 
@@ -264,13 +265,31 @@ class Scores:
         return tuple(s for s in dict.fromkeys(self.sources) if s in counted)
 
     def title(self) -> str:
-        """Benchmark and version, and the external test set; says PHANTOM where it must."""
-        return title_of(self.record) + (f", external test on {self.on}" if self.on else "")
+        """Benchmark and version, and what it is measured on; says PHANTOM where it must."""
+        return title_of(self.record) + self._elsewhere
+
+    @property
+    def heading(self) -> str:
+        """Benchmark, and what it is measured on where that is not its own test cases."""
+        return self.bench + self._elsewhere
+
+    @property
+    def _elsewhere(self) -> str:
+        if not self.on:
+            return ""
+        return (
+            f", external test on {self.on}" if self.on in self.external else f", domain {self.on}"
+        )
 
     @property
     def external(self) -> tuple[str, ...]:
         """External test sets of the course."""
         return tuple(test.source for test in self.record.course.external_tests)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Sources from which steps teach structures of earlier ones again, in order."""
+        return tuple(dict.fromkeys(s.source for s in self.record.course.steps if s.again))
 
     @property
     def same_seeds(self) -> bool:
@@ -538,12 +557,13 @@ def scores_of(
         seeds: the seeds every strategy must have, at least one run has; None takes those there
             are. A strategy that lacks one is a hole as a whole.
         unfinished: strategy → runs left out because they are not finished.
-        on: external test set on which every structure that it annotates is measured, in place of
-            the test cases of the source that taught it; empty: these.
+        on: external test set on which every structure that it annotates is measured, or domain on
+            which every structure is that its step teaches, in place of the test cases of the source
+            that taught it first; empty: these.
 
     Raises:
         StoreError: a strategy has two runs of one seed.
-        UnknownName: no such external test set.
+        UnknownName: no such external test set or domain.
     """
     chosen = {i: run for i, run in enumerate(runs) if seeds is None or run.record.seed in seeds}
     record = next(iter(chosen.values())).record
@@ -616,7 +636,7 @@ def _measured_on(
         on: see `scores_of`.
 
     Raises:
-        StoreError: the course has no external test set.
+        StoreError: the course has neither external test sets nor domains.
         UnknownName: none of this name.
     """
     steps = record.course.steps
@@ -624,15 +644,23 @@ def _measured_on(
     if not on:
         return tuple(step.source for step in steps), learned_at, test_cases(record)
     external = {test.source: test for test in record.course.external_tests}
-    if not external:
+    domains = dict.fromkeys(step.source for step in steps if step.again)
+    if not external and not domains:
         raise StoreError(
             "the course has no external test sets",
             where=record.identity.bench,
             got=on,
             next_step="name sources that are only tested on in `[[external]]` of a course file",
         )
+    if on not in external and on in domains:
+        taught: dict[str, int] = {}
+        for number, step in enumerate(steps, 1):
+            for c in (*step.again, *step.learns) if step.source == on else ():
+                taught.setdefault(c, number)
+        in_order = {c: taught[c] for c in learned_at if c in taught}
+        return (on,) * len(steps), in_order, {on: test_cases(record)[on]}
     if on not in external:
-        raise unknown_name("external test set", on, external, record.identity.bench)
+        raise unknown_name("external test set", on, [*external, *domains], record.identity.bench)
     annotated = {c: step for c, step in learned_at.items() if c in external[on].annotates}
     cases = [name.removeprefix(f"{on}/") for name in external[on].test]
     return (on,) * len(steps), annotated, {on: cases}

@@ -95,10 +95,11 @@ class Study:
     protocol: Protocol = Protocol()
     """What was decided before looking."""
     on: str = ""
-    """External test set on which everything is measured; empty: the course's own test cases."""
+    """External test set or domain on which everything is measured; empty: the course's own test
+    cases."""
 
     def measured_on(self, name: str) -> Self:
-        """The same study, measured on an external test set; no file is read again."""
+        """The same study, measured on an external test set or a domain; no file is read again."""
         other = replace(self, on=name)
         for read in ("runs", "finished", "frame"):
             if read in self.__dict__:

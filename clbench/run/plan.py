@@ -365,7 +365,7 @@ def resolve(
     if profile is None:
         profile = resolve_profile(settings.profile, overrides, data=settings.data)
     called = settings.strategy.replace(":", ".")  # `module:Class`, as a folder may be called
-    need_name(called, "--strategy")
+    need_name(called.lstrip("+"), "--strategy")  # a composition without a head says so itself
     if strategy is None:
         strategy = load_strategy(settings.strategy, overrides.get("strategy", {}))
         if "+" in called:

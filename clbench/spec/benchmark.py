@@ -20,7 +20,7 @@ from annotated_types import Predicate
 from pydantic import AliasChoices, Field
 
 from clbench.errors import SpecError, did_you_mean
-from clbench.spec.names import need_case, need_name, ordered_name
+from clbench.spec.names import need_case, need_name, ordered_name, split_order
 from clbench.spec.splits import NOT_AT_HAND, Cases
 from clbench.spec.splits import Draw as Draw
 from clbench.spec.splits import Split as Split
@@ -432,7 +432,10 @@ class Benchmark:
                 raise wrong(
                     f"{name!r} is taught again, but no earlier step learns it",
                     expected=f"one of {', '.join(learned) or 'the structures of earlier steps'}",
-                    next_step="name it in `learns` of the first step that teaches it",
+                    got="nothing" if not learned else f"{name}, of none of them",
+                    next_step="name it in `learns` of the first step that teaches it"
+                    if split_order(self.name)[1] == ()
+                    else "take an order in which the step that learns it comes before this one",
                 )
             if name not in source.structures:
                 raise wrong(
@@ -518,6 +521,9 @@ class Benchmark:
                 expected=f"each of {', '.join(map(str, range(1, count + 1)))} once; the steps are "
                 + "; ".join(f"{i} {step.name}" for i, step in enumerate(self.steps, 1)),
                 got=",".join(map(str, order)),
+                next_step="name every step once: "
+                + ",".join(map(str, range(count, 0, -1)))
+                + ", for example",
             )
         name = ordered_name(self.name, order)
         if name == self.name:

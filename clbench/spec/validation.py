@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, field, is_dataclass
 from typing import Annotated, Any, TypeVar, dataclass_transform
@@ -132,7 +133,7 @@ def from_validation_error(
             if e["type"] == "missing" and e["loc"][:-1] == loc[:-1]
         ]
         return raised(
-            f"an incomplete {name or holder['title'].lower()}: {', '.join(lacking)} missing",
+            f"an incomplete {name or _in_words(holder['title'])}: {', '.join(lacking)} missing",
             where=where,
             expected=f"at least {', '.join(holder['required'])}",
             got=", ".join(given) or "nothing",
@@ -195,3 +196,8 @@ def _words(schema: dict[str, Any], defs: dict[str, Any], name: str) -> str:
     bounds = [f"{word} {schema[key]:g}" for key, word in _BOUNDS.items() if key in schema]
     kind = _TYPES.get("object" if "$ref" in schema else schema.get("type", ""), "another value")
     return " ".join([kind, " and ".join(bounds)]).strip()
+
+
+def _in_words(title: str) -> str:
+    """`TunedFile` → `tuned file`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", title).lower()

@@ -77,6 +77,10 @@ class Range:
                 where=where,
                 expected="low below high" + (", low above 0, for it is logarithmic" * self.log),
                 got=f"low {low:g}, high {high:g}",
+                next_step="swap the two"
+                if high < low
+                else "give a range with something between its bounds"
+                + (", or take :log (log=True) away" * self.log),
             )
         return low, high
 

@@ -23,6 +23,10 @@ MOST_SETTINGS = 32
 many follow it: strategies of one family get equal learning rates, and share their first steps."""
 
 
+MEASURING = ("phantom",)
+"""Groups of settings that decide which cases there are."""
+
+
 class Search(Protocol):
     """Proposes trials, one after the other."""
 
@@ -190,12 +194,55 @@ def read_space(assignments: Sequence[str], kind: type[Strategy]) -> dict[str, Ra
                 "--space needs NAME=LOW..HIGH",
                 where=where,
                 expected="as strategy.weight=0.1..10:log, or strategy.pseudo=hard|soft",
+                got=assignment,
+                next_step=f"add what it may be, such as --space {assignment}=0.1..10",
             )
         if name not in (known := known_settings(kind)):
             raise unknown_setting(name, known, where)
         space[name] = _range(text, where) if "|" not in text else Choice(tuple(text.split("|")))
         space[name].bounds(where)
     return space
+
+
+def need_settable(space: Space, strategy: Strategy, profile: settings.Profile) -> None:
+    """Refuse a space with a value that its setting does not take, before a trial is made.
+
+    Args:
+        space: setting → range.
+        strategy: with its options.
+        profile: with its changes.
+
+    Raises:
+        SettingError: such a value, or a setting that decides which cases trials are scored on.
+    """
+    for name, span in space.items():
+        group, _, field = name.partition(".")
+        if group in MEASURING:
+            raise SettingError(
+                "trials with other cases have scores that do not compare",
+                where=f"search space, {name}",
+                expected="a setting of the training or of the strategy",
+                got=name,
+                next_step=f"fix it for all trials: --set {name}=VALUE",
+            )
+        target: Any = strategy if group == "strategy" else getattr(profile, group)
+        for value in span.options if isinstance(span, Choice) else _tried(span, name):
+            try:
+                settings.change(target, {field: str(value)}, group)
+            except SettingError as err:
+                raise SettingError(
+                    "a search space holds a value that its setting does not take",
+                    where=f"search space, {name}",
+                    expected=err.what,
+                    got=value,
+                    next_step="narrow the range; of whole numbers it needs `:int` (integer=True)",
+                ) from err
+
+
+def _tried(span: Range, name: str) -> tuple[float, ...]:
+    """Both ends of a range, and a number between them."""
+    low, high = span.bounds(name)
+    return (low, high) if span.integer else (low, high, _short(low + 0.37 * (high - low)))
 
 
 def _range(text: str, where: str) -> Range:

@@ -29,6 +29,7 @@ from clbench.tuning.search import (
     Search,
     SobolSearch,
     default_values,
+    need_settable,
     read_space,
     words,
 )
@@ -172,6 +173,7 @@ class _Study:
                 expected="a search space, of the strategy or of --space",
                 got="every setting of the space is fixed by --set" if joined else "none",
             )
+        need_settable(self.space, plain.strategy, plain.profile)
         self.defaults = default_values(self.space, plain.strategy, plain.profile)
         trial = self._planned((), Path())
         self._need_validation(trial)
@@ -186,6 +188,7 @@ class _Study:
                 where=f"--budget, {name}",
                 expected=f"at least {self.least} updates: one trial of steps 1 to {self.steps}",
                 got=f"{settings.budget:g}",
+                next_step=f"--budget {4 * self.least} pays for four trials",
             )
 
     def _planned(self, more: Sequence[str], home: Path) -> TrialPlan:

@@ -168,7 +168,11 @@ def read_tuned(path: Path) -> TunedFile:
         SpecError: missing, or no TOML.
         StoreError: not written by `clbench tune`, or by another version.
     """
-    tuned = from_toml(TunedFile, read_toml(path), raised=StoreError, where=path)
+    try:
+        tuned = from_toml(TunedFile, read_toml(path), raised=StoreError, where=path)
+    except StoreError as err:
+        err.next_step = err.next_step or "name a settings file that `clbench tune` wrote"
+        raise
     if tuned.schema != SCHEMA or tuned.rule not in RULES:
         raise StoreError(
             "a settings file of another version",

@@ -104,6 +104,8 @@ def composed(name: str, overrides: Mapping[str, Any]) -> Strategy:
         SettingError: the parts contradict each other; says why.
     """
     first, *names = name.split("+")
+    if not all((first, *names)) or first in PARTS:
+        raise _without_head(name, [word for word in (first, *names) if word in PARTS])
     if first not in HEADS:
         raise unknown_name("head", first, HEADS, f"--strategy {name}")
     for part in names:
@@ -121,13 +123,35 @@ def composed(name: str, overrides: Mapping[str, Any]) -> Strategy:
     return strategy
 
 
+def _without_head(name: str, parts: list[str]) -> SettingError:
+    """The error for a name that has no head, or a gap; names the compositions there are."""
+    kinds = {h: [_kind_of(head, part) for part in parts] for h, head in HEADS.items()}
+    heads = [h for h, classes in kinds.items() if None not in classes]
+    return SettingError(
+        "the name of a composition is a head and parts, joined by +",
+        where="--strategy",
+        expected=f"one of {', '.join(HEADS)} first, then of {', '.join(PARTS)}",
+        got=name,
+        next_step=" or ".join(
+            f"--strategy {'+'.join((head, *(parts or ['plop'])))}" for head in heads
+        ),
+    )
+
+
+def _kind_of(head: Head, part: str) -> type[Any] | None:
+    """The class of a part for a head; None: there is none."""
+    return PARTS[part].softmax if head.softmax else PARTS[part].sigmoid
+
+
 def _kind(name: str, head: Head, part: str) -> type[Any]:
     """The class of a part for a head."""
-    kind = PARTS[part].softmax if head.softmax else PARTS[part].sigmoid
+    kind = _kind_of(head, part)
     if kind is None:
         raise SettingError(
             f"{part} does not work on this head: {WITHOUT_SIGMOIDS[part]}",
             where=f"--strategy {name}",
+            expected=f"the head softmax before {part}",
+            got=name.split("+")[0],
             next_step=f"--strategy softmax+{part}",
         )
     return kind
@@ -151,6 +175,7 @@ def _agree(name: str, head: Head, one: str, two: str) -> None:
     raise SettingError(
         f"the parts of this strategy contradict each other: {why}",
         where=f"--strategy {name}",
+        expected="parts with terms and options of their own, at most one with labels",
         got=got,
         next_step="leave one of them out; `clbench list` says what each part brings",
     )
@@ -158,7 +183,7 @@ def _agree(name: str, head: Head, one: str, two: str) -> None:
 
 def _options(head: Head, part: str) -> set[str]:
     """Options of a part that its head does not have."""
-    kind = PARTS[part].softmax if head.softmax else PARTS[part].sigmoid
+    kind = _kind_of(head, part)
     assert kind is not None  # noqa: S101  # refused before
     return {f.name for f in fields(kind)} - {f.name for f in fields(head.labelled)}  # type: ignore[arg-type]  # a dataclass
 

@@ -151,6 +151,10 @@ def test_plain_sigmoids_keep_their_head_in_step_1() -> None:
         ("softmax+der+derpp", SettingError, "der of der and derpp"),
         ("softmax+lwf+der", SettingError, "alpha of der and lwf"),
         ("softmax+plop+plop", SettingError, "twice"),
+        ("plop+universal", SettingError, "--strategy universal+plop"),
+        ("mib+universal", SettingError, "next step: --strategy softmax+mib"),
+        ("+plop", SettingError, "head and parts"),
+        ("softmax+", SettingError, "head and parts"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(

@@ -9,9 +9,20 @@ from typing import Any
 import pytest
 
 from clbench.errors import SettingError
+from clbench.run.plan import load_strategy
+from clbench.spec import registry
+from clbench.spec.settings import load_profile
 from clbench.strategies.lwf import Lwf
 from clbench.strategy import Choice, Range
-from clbench.tuning.search import MOST_SETTINGS, OptunaSearch, SobolSearch, read_space, words
+from clbench.strategy.search_space import space_of
+from clbench.tuning.search import (
+    MOST_SETTINGS,
+    OptunaSearch,
+    SobolSearch,
+    need_settable,
+    read_space,
+    words,
+)
 
 SPACE: dict[str, Range | Choice] = {
     "train.lr": Range(low=1e-4, high=1e-2, log=True),
@@ -67,7 +78,7 @@ def test_ranges_of_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("strategy.weight", "needs NAME=LOW..HIGH"),
+        ("strategy.weight", r"needs NAME=LOW\.\.HIGH"),
         ("strategy.weight=1..", "no bound"),
         ("strategy.weight=1", "no bound"),
         ("strategy.weight=a..b", "no number"),
@@ -79,6 +90,30 @@ def test_ranges_of_the_command_line() -> None:
 def test_wrong_ranges_are_refused(word: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):
         read_space([word], Lwf)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("phantom.train=1..4:int", "other cases"),
+        ("train.batch=1..4", "whole number"),
+        ("train.lr=-1..1", "above 0"),
+        ("strategy.unlabelled=ignore|bakground", "bakground"),
+    ],
+)
+def test_values_that_a_setting_does_not_take_are_refused_before_a_trial(
+    word: str, message: str
+) -> None:
+    space = read_space([word], Lwf)
+    with pytest.raises(SettingError, match=r"other cases|does not take") as refused:
+        need_settable(space, Lwf(), load_profile("smoke"))
+    assert message in str(refused.value)
+
+
+def test_every_strategys_own_space_holds_values_that_it_takes() -> None:
+    for name in registry.entries("strategy"):
+        strategy = load_strategy(name, {})
+        need_settable(space_of(type(strategy)), strategy, load_profile("paper"))
 
 
 def optuna_search(journal: Path) -> OptunaSearch:

@@ -7,7 +7,7 @@ bytes of one picture; equal runs give equal bytes.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,8 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "strip": ("strip", "CT, truth and each strategy: the median and the worst case (Fig. 6)"),
 }
 """Name → (module, what it shows)."""
+ELSEWHERE = ("heatmap", "forgetting")
+"""Figures that are drawn once more for every external test set and domain of a course."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,20 +100,33 @@ def gallery(study: Analysis, kind: str = "svg") -> tuple[dict[str, bytes], dict[
     One figure that fails, for whatever reason, does not take the others down.
 
     Returns:
-        Name → picture, and name → reason in one line, both in the order of `FIGURES`.
+        Name → picture, and name → reason in one line, both in the order of `due`.
     """
     pictures: dict[str, bytes] = {}
     absent: dict[str, str] = {}
-    for name in FIGURES:
-        if name == "external" and not study.dice.external:
-            continue
+    for key, name, of in due(study):
         try:
-            pictures[name] = draw(name, study, kind)
+            pictures[key] = draw(name, of, kind)
         except ClbenchError as err:
-            absent[name] = err.brief
+            absent[key] = err.brief
         except Exception as err:  # a fault of ours: the page says so, and is written
-            absent[name] = f"{type(err).__name__}: {err}"
+            absent[key] = f"{type(err).__name__}: {err}"
     return pictures, absent
+
+
+def due(study: Analysis) -> Iterator[tuple[str, str, Analysis]]:
+    """The figures of a gallery: its name there, one of `FIGURES`, and what it is drawn of.
+
+    Those of `ELSEWHERE` come once more per external test set and domain, where it shows anything.
+    """
+    for name in FIGURES:
+        if name != "external" or study.dice.external:
+            yield name, name, study
+    for on, other in study.elsewhere.items():
+        taught = other.dice.learned_at.values()
+        for name in ELSEWHERE:
+            if name in FIGURES and taught and (name == "heatmap" or min(taught) < other.dice.last):
+                yield f"{name}-{on}", name, other
 
 
 def save(name: str, study: Analysis, out: Path, strip: StripOptions | None = None) -> list[Path]:
@@ -133,7 +148,7 @@ def save(name: str, study: Analysis, out: Path, strip: StripOptions | None = Non
     files.make_folder(out)
     written = []
     for kind, data in content.items():
-        path = out / f"{study.bench}_{name}.{kind}"
+        path = out / f"{study.bench}_{name}{f'-{study.on}' if study.on else ''}.{kind}"
         files.write_bytes(path, data)
         written.append(path)
     return written

@@ -78,7 +78,7 @@ def forgetting(study: Analysis) -> Figure:
     style.frame(
         figure,
         e.phantom,
-        f"{e.bench}: what becomes of old structures",
+        f"{e.heading}: what becomes of old structures",
         caption,
         style.key(shown, lines=True),
     )

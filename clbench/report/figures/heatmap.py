@@ -70,9 +70,14 @@ def heatmap(study: Analysis) -> Figure:
     style.frame(
         figure,
         e.phantom,
-        f"{e.bench}: {e.scoring} Dice after each step, mean over seeds and cases",
+        f"{e.heading}: {e.scoring} Dice after each step, mean over seeds and cases",
         "Δ: after the last step minus after the structure's own step. "
-        "Blank: not taught yet. Hatched: a hole (runs or cases are missing).",
+        + (
+            f"Framed: the step that teaches it from {e.on}; before it, what other domains taught. "
+            if e.on in e.domains
+            else "Blank: not taught yet. "
+        )
+        + "Hatched: a hole (runs or cases are missing).",
     )
     return figure
 
@@ -91,13 +96,17 @@ def _panel(
         own = e.learned_at[c]
         values = [mean_of(e, method, t, c) for t in range(1, e.last + 1)]
         for t, value in enumerate(values, 1):
-            if t >= own:
+            if t >= own or not math.isnan(value):
                 scores.append((t - 1, row, value, f"{value:.2f}".lstrip("0") or "0"))
         if own < e.last:
             d = values[-1] - values[own - 1]
             text = ".00" if abs(d) < 0.005 else f"{d:+.2f}".replace("0.", ".").replace("-", "−")
             changes.append((e.last + 0.12, row, d, text))
     _cells(ax, scores, *score)
+    if e.on in e.domains:
+        for row, c in enumerate(structures):
+            ax.add_artist(Rectangle((e.learned_at[c] - 1.5, row - 0.5), 1, 1, fill=False,
+                                    edgecolor="black", linewidth=1.0, zorder=4))  # fmt: skip
     _cells(ax, changes, *change)
     ax.set_xlim(-0.5, e.last + 0.62)
     ax.set_ylim(len(structures) - 0.5, -0.5)

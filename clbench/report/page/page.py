@@ -324,12 +324,16 @@ def figures_of(study: Analysis) -> tuple[list[dict[str, str]], list[str]]:
         `name`, `title`, `caption` and `uri` of each: an <img> of an SVG runs no script and keeps
         its ids to itself; and a sentence for each that is missing.
     """
-    from clbench.report.figures import FIGURES, gallery
+    from clbench.report.figures import FIGURES, due, gallery
 
     drawn, missing = gallery(study)
+    shows = {
+        key: FIGURES[name][1] + ("" if of is study else of.dice.heading.partition(",")[2])
+        for key, name, of in due(study)
+    }
     pictures = [
         {
-            "name": name, "title": name.replace("-", " ").capitalize(), "caption": FIGURES[name][1],
+            "name": name, "title": name.replace("-", " ").capitalize(), "caption": shows[name],
             "uri": f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}",
         }
         for name, content in drawn.items()

@@ -56,6 +56,12 @@ class Analysis(Study):
         return {name: self.measured_on(name) for name in self.dice.external if not self.on}
 
     @cached_property
+    def elsewhere(self) -> Mapping[str, Analysis]:
+        """External test set, or domain that a later step teaches → the analysis, measured on it."""
+        domains = {name: self.measured_on(name) for name in self.dice.domains if not self.on}
+        return {**domains, **self.external}
+
+    @cached_property
     def external_rankings(self) -> list[ExternalRanking]:
         """The order of strategies on each external test set against the internal one."""
         return [

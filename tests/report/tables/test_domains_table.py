@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from synthetic_runs import Method, make_runs
 
-from clbench.errors import StoreError
+from clbench.cli import main
+from clbench.errors import StoreError, UnknownName
+from clbench.report.figures import _figure, due, style
 from clbench.report.page.matrix import matrix_of
 from clbench.report.significance.analysis import Analysis
 from clbench.report.study import Study
@@ -49,6 +52,38 @@ def test_forgetting_and_forward_transfer_per_domain(results: Path) -> None:
     assert rows["kits"][4:] == ("0.200 ± 0.000", "0.400 ± 0.000", "0.400 ± 0.000", "–")
     assert rows["btcv"][4] == "–"
     assert rows["mean of domains"][4] == "0.250 ± 0.000"
+
+
+def test_figures_of_every_domain_that_a_later_step_teaches(results: Path) -> None:
+    """The page shows them beside those of the internal test cases, which are the first domain's."""
+    study = Analysis(results=results, bench="tumor_ext", reference="finetune")
+    drawn = {key: (name, of) for key, name, of in due(study) if of.on}
+    assert list(drawn) == ["heatmap-lits", "forgetting-lits", "heatmap-kits"]  # kits comes last
+    with style.look():
+        figures = {key: _figure(*asked, None) for key, asked in drawn.items()}
+        figures["heatmap"] = _figure("heatmap", study, None)
+    numbers = {
+        key: [t.get_text() for t in figure.axes[0].texts if t.get_text()]
+        for key, figure in figures.items()
+    }
+    assert numbers["heatmap-lits"] == [".30", ".60", ".90", "+.30"]  # before, own step, end, change
+    assert numbers["heatmap-kits"] == [".20", ".40"]
+    assert ".30" not in numbers["heatmap"]
+    lines = figures["forgetting-lits"].axes[0].containers[0].lines[0]
+    assert lines.get_ydata().tolist() == pytest.approx([0.6, 0.9])
+    assert "domain lits" in figures["forgetting-lits"].get_suptitle()
+
+
+def test_figures_elsewhere_are_asked_for_by_name(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    words = ["clbench", "figure", "forest", "--results", str(results), "--external", "lits"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert "clbench figure heatmap or clbench figure forgetting" in capsys.readouterr().err
+    with pytest.raises(UnknownName, match="external test set"):
+        Analysis(results=results, bench="tumor_ext", on="absent").scores()
 
 
 def test_a_course_whose_later_steps_teach_nothing_new_ends_with_its_tables(results: Path) -> None:
