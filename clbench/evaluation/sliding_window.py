@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from clbench.data.postprocess import clean_bits
 from clbench.errors import SettingError, TrainingError
+from clbench.evaluation.window_memory import WindowCount, is_out_of_memory
 from clbench.types import Bits, bits_dtype, triple
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ def sliding_slabs(
     *,
     patch_vox: Sequence[int],
     overlap: float = 0.5,
-    windows: int = 1,
+    windows: int | WindowCount = 1,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Blended logits of a volume, in slabs along axis 0, in order and without gaps.
@@ -116,7 +118,7 @@ def sliding_slabs(
             (the odd voxel at the end) and cropped back.
         patch_vox: window size.
         overlap: share of a window that its neighbor covers, in [0, 1).
-        windows: windows per call of `forward`.
+        windows: windows per call of `forward`; fewer where a GPU has no room for them.
         device: where windows and accumulators live.
 
     Yields:
@@ -143,14 +145,19 @@ def sliding_slabs(
     for y, x in corners:
         plane[:, y : y + patch[1], x : x + patch[2]] += weight
     total = torch.zeros_like(plane)
+    count = windows if isinstance(windows, WindowCount) else WindowCount(windows, device)
     sums: Tensor | None = None  # allocated once the number of channels is known
 
     for i, start in enumerate(starts[0]):
         slab = _read_padded(read, start, size, patch, before, padded).to(device)
         total += plane
-        for first in range(0, len(corners), windows):
-            batch = corners[first : first + windows]
-            sums = _add(forward, slab, batch, patch, weight, sums)
+        first = 0
+        while first < len(corners):
+            batch = corners[first : first + count.now]
+            logits = _answer(forward, slab, batch, patch, count)
+            if logits is not None:
+                sums = _add(logits, slab, batch, patch, weight, sums)
+                first += len(batch)
         if sums is None:  # for the type checker: every volume has a window
             raise AssertionError("a volume without windows")
         last = i + 1 == len(starts[0])
@@ -169,32 +176,56 @@ def sliding_slabs(
 
 
 @torch.no_grad()
-def _add(
+def _answer(
     forward: Callable[[Tensor], Tensor],
+    slab: Tensor,
+    corners: Sequence[tuple[int, int]],
+    patch: Triple,
+    count: WindowCount,
+) -> Tensor | None:
+    """Run one batch of windows; None: they do not fit into memory, and `count` is smaller now."""
+    image = torch.stack([slab[(slice(None), *box)] for box in _boxes(corners, patch)]).unsqueeze(1)
+    try:
+        logits = forward(image)
+    except RuntimeError as err:
+        if len(corners) == 1 or not is_out_of_memory(err):
+            raise
+        logits = None
+    if logits is None:  # behind the handler, whose error holds what the network had allocated
+        count.halve(len(corners))
+        return None
+    if logits.ndim != 5 or logits.shape[0] != len(corners) or tuple(logits.shape[2:]) != patch:
+        raise TrainingError(
+            "the model answers with another shape than it was asked",
+            where="sliding window",
+            expected=f"({len(corners)}, C, {', '.join(map(str, patch))})",
+            got=tuple(logits.shape),
+            next_step="make the model return one logit per voxel of its input",
+        )
+    return logits
+
+
+@torch.no_grad()
+def _add(
+    logits: Tensor,
     slab: Tensor,
     corners: Sequence[tuple[int, int]],
     patch: Triple,
     weight: Tensor,
     sums: Tensor | None,
 ) -> Tensor:
-    """Run one batch of windows and add their weighted logits; returns the accumulator."""
-    boxes = [(slice(y, y + patch[1]), slice(x, x + patch[2])) for y, x in corners]
-    image = torch.stack([slab[(slice(None), *box)] for box in boxes]).unsqueeze(1)
-    logits = forward(image)
-    if logits.ndim != 5 or logits.shape[0] != len(boxes) or tuple(logits.shape[2:]) != patch:
-        raise TrainingError(
-            "the model answers with another shape than it was asked",
-            where="sliding window",
-            expected=f"({len(boxes)}, C, {', '.join(map(str, patch))})",
-            got=tuple(logits.shape),
-            next_step="make the model return one logit per voxel of its input",
-        )
+    """Add the weighted logits of one batch of windows; returns the accumulator."""
     if sums is None:
         height, width = slab.shape[1:]
         sums = torch.zeros((logits.shape[1], patch[0], height, width), device=slab.device)
-    for item, box in zip(logits, boxes, strict=True):
+    for item, box in zip(logits, _boxes(corners, patch), strict=True):
         sums[(slice(None), slice(None), *box)].addcmul_(item.to(sums.dtype), weight)
     return sums
+
+
+def _boxes(corners: Sequence[tuple[int, int]], patch: Triple) -> list[tuple[slice, slice]]:
+    """Where windows lie on axes 1 and 2."""
+    return [(slice(y, y + patch[1]), slice(x, x + patch[2])) for y, x in corners]
 
 
 def _shift(array: Tensor, rows: int, *, dim: int) -> None:
@@ -251,13 +282,18 @@ class VolumePredictor:
     """Sliding window."""
     overlap: float = 0.5
     """Overlap of neighboring windows."""
-    windows: int = 1
-    """Windows per forward pass."""
+    windows: int | None = None
+    """Windows per forward pass; None: one on a CPU, on a GPU as many as fit."""
     device: torch.device | str = "cpu"
     """Where the model computes."""
     ranges: Callable[[Volume], Mapping[str, tuple[int, int]]] = lambda volume: {}
     """Volume → structure → (start, stop) on axis 2, outside which it is empty; see
     `Strategy.axial_ranges`."""
+
+    @cached_property
+    def count(self) -> WindowCount:
+        """Windows per forward pass, as far as they have fit."""
+        return WindowCount(self.windows, self.device)
 
     def logits(
         self, volume: Volume, columns: slice = slice(None)
@@ -275,7 +311,7 @@ class VolumePredictor:
             (d, h, len(range(w)[columns])),
             patch_vox=self.patch_vox,
             overlap=self.overlap,
-            windows=self.windows,
+            windows=self.count,
             device=self.device,
         )
 
@@ -361,7 +397,8 @@ class VolumePredictor:
                 of the whole volume to the bit: every voxel gets the same windows in the same
                 order. (torch may round a sigmoid otherwise at the end of an array, which counts
                 where a logit is within 1e-7 of the threshold.) None: at once; so also where
-                windows share a forward pass, whose bits depend on who shares.
+                a number of windows is asked to share a forward pass, whose bits depend on who
+                shares.
         """
         d, h, w = volume.image.shape
         dtype = bits_dtype(len(self.structures))
@@ -379,7 +416,7 @@ class VolumePredictor:
     def _stretches(self, height: int, width: int, most_bytes: int | None) -> list[Stretch]:
         """Parts of axis 2 whose slabs take no more than `most_bytes`, as far as windows allow."""
         patch = self.patch_vox
-        if most_bytes is None or self.windows > 1 or width <= patch[2]:
+        if most_bytes is None or (self.windows or 1) > 1 or width <= patch[2]:
             return [(slice(0, width), slice(0, width))]
         # float32: the sums of one patch of rows, the answer and what is decoded from it
         channels = len(self.structures) + 1

@@ -157,8 +157,9 @@ class ExamineSettings:
 
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Overlap of neighbouring windows."""
-    windows: Count = 1
-    """Windows per forward pass."""
+    windows: Count | None = None
+    """Windows per forward pass, and fewer where a GPU has no room for them; None: one on a CPU, on
+    a GPU as many as fit, up to 8. Windows that share a pass move logits by rounding."""
     postprocess: bool = False
     """Apply the rules of the authors' pseudo-label code to the predictions."""
     trace_every: NotNegativeInt = 0

@@ -6,9 +6,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
 from clbench.errors import SettingError, first_line
+from clbench.evaluation.window_memory import is_out_of_memory
 from clbench.spec.settings import Profile
 
 SMALLEST_SIDE_VOX = 64
@@ -43,7 +42,7 @@ def enough_memory(
     try:
         yield
     except RuntimeError as err:
-        if not _is_out_of_memory(err):
+        if not is_out_of_memory(err):
             raise
         patch = "x".join(map(str, patch_vox))
         where = "; ".join([doing, *getattr(err, "__notes__", ())])
@@ -52,7 +51,8 @@ def enough_memory(
             "the GPU is out of memory",
             where=where,
             expected=f"room for train.batch = {profile.train.batch}, data.patch_vox = {patch}, "
-            f"train.amp = {profile.train.amp}, examine.windows = {profile.examine.windows}, "
+            f"train.amp = {profile.train.amp}, "
+            f"examine.windows = {profile.examine.windows or 'as many as fit'}, "
             f"backbone.size = {profile.backbone.size}",
             got=first_line(err),
             next_step=f"{smaller_setting(profile, patch_vox, teaching=teaching)}, or free the GPU "
@@ -79,21 +79,11 @@ def smaller_setting(profile: Profile, patch_vox: Sequence[int], *, teaching: boo
         if crops % half == 0:  # the same update, in less memory
             return f"try --set train.batch={half} --set train.accumulate={crops // half}"
         return f"try --set train.batch={half}"
-    if not teaching and profile.examine.windows > 1:
-        return f"try --set examine.windows={profile.examine.windows // 2}"
+    if not teaching and (windows := profile.examine.windows or 1) > 1:
+        return f"try --set examine.windows={windows // 2}"
     if teaching and profile.train.amp == "off":
         return "try --set train.amp=bf16"
     if max(patch_vox) > SMALLEST_SIDE_VOX:
         longest = max(SMALLEST_SIDE_VOX, (max(patch_vox) - 1) // 32 * 32)
         return f"try --set data.patch_vox={','.join(str(min(n, longest)) for n in patch_vox)}"
     return "take a smaller network (--set backbone.size=…), a GPU with more memory or --device cpu"
-
-
-def _is_out_of_memory(err: RuntimeError) -> bool:
-    """`torch.OutOfMemoryError` is a RuntimeError; cuBLAS raises the plain one."""
-    text = str(err)
-    return (
-        isinstance(err, torch.OutOfMemoryError)
-        or "CUDA out of memory" in text
-        or "ALLOC_FAILED" in text
-    )
