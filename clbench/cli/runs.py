@@ -52,7 +52,7 @@ def run(
     out: options.Out = RESULTS,
     set_: options.Overrides = None,
     device: options.Device = "auto",
-    workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Loader processes. None: by device.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default all.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Repeat a finished run.")] = False,
     keep_predictions: Annotated[str, typer.Option(help="test or none.")] = "test",

@@ -59,6 +59,49 @@ def crop(
     return image, label, soft
 
 
+def cut_crop(
+    volume: Volume,
+    structures: Sequence[str],
+    *,
+    patch_vox: tuple[int, int, int],
+    data: DataSettings,
+    seed: int,
+    pseudo: PseudoMap | None = None,
+) -> dict[str, Any]:
+    """What `crop` cuts, before it is windowed, shifted, turned and unpacked.
+
+    Args:
+        volume: the case.
+        structures: K names, in channel order.
+        patch_vox: size of the patch.
+        data: sampling and augmentation.
+        seed: decides everything random here.
+        pseudo: pseudo labels of the case.
+
+    Returns:
+        `hu` (*patch) int16 and `bits` (*patch) unsigned, padded but not turned; `planes` (K,) the
+        bit of each structure, -1 where this case does not annotate it; `window` lower end and width
+        in HU; `pad`, `turns` and `shift` of its place; `pseudo` as `crop` returns it.
+    """
+    place = draw_place(volume, patch_vox=patch_vox, data=data, seed=seed)
+    air = np.iinfo(np.int16).min  # below every window
+    low, high = volume.window_hu
+    known = [name in volume.annotated and name in volume.names for name in structures]
+    planes = [volume.names.index(n) if k else -1 for n, k in zip(structures, known, strict=True)]
+    return {
+        "hu": np.pad(volume.image[place.index], place.pad, constant_values=air),
+        "bits": np.pad(volume.bits[place.index], place.pad),
+        "planes": np.array(planes, dtype=np.int64),
+        "window": np.array([low, high - low], dtype=np.float32),
+        "pad": place.pad,
+        "turns": place.turns,
+        "shift": np.float32(place.shift),
+        "pseudo": None
+        if pseudo is None
+        else place.cut(pseudo.read(structures, place.index), UNKNOWN),
+    }
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CropPlace:
     """Where a crop lies in its volume, and how it is augmented."""

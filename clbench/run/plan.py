@@ -67,8 +67,8 @@ class RunSettings:
     """`group.name=value` words."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, …"""
-    workers: int = 0
-    """Loader processes."""
+    workers: int | None = None
+    """Loader processes; None: none on a CPU, up to four on a GPU."""
     threads: int | None = None
     """CPU threads; None: all."""
     fresh: bool = False

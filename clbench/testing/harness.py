@@ -36,7 +36,8 @@ from clbench.strategy.contract import (
     Strategy,
 )
 from clbench.testing.fixtures import OVERRIDES, tiny_backbone, tiny_course
-from clbench.training.batches import Crops, Material, collate, draw_from, to_batch
+from clbench.training.batches import Crops, Material, collate, draw_from
+from clbench.training.device_batches import to_batch
 from clbench.training.loop import freeze
 
 T = TypeVar("T")

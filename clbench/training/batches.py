@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,19 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clbench.data.crops import crop, draw_place
+from clbench.data.crops import crop, cut_crop, draw_place
 from clbench.data.labels import UNKNOWN
 from clbench.data.pseudo_labels import PseudoMap
 from clbench.data.volume import Volume
 from clbench.reproducibility import derive_seed
 from clbench.spec.settings import DataSettings
 from clbench.spec.taxonomy import DECLARED, declare
-from clbench.strategy.contract import (
-    Batch,
-    CutCrop,
-    Lesson,
-    Phase,
-)
+from clbench.strategy.contract import CutCrop, Lesson, Phase
 
 CaseKey = tuple[int, str]
 """(step whose source holds it, case id)."""
@@ -83,7 +78,20 @@ class Crops(Dataset[dict[str, Any]]):
         epochs: int,
         per_epoch: int,
         seed: int,
+        cut_only: bool = False,
     ) -> None:
+        """Number the crops.
+
+        Args:
+            lesson: the step.
+            phase: of the step.
+            material: volumes, weights and pseudo labels.
+            epochs: of the phase.
+            per_epoch: crops of an epoch.
+            seed: of the run.
+            cut_only: leave augmentation to the device (`clbench.training.device_batches`).
+        """
+        self.cut_only = cut_only
         self.lesson, self.phase, self.material = lesson, phase, material
         self.epochs, self.per_epoch, self.seed = epochs, per_epoch, seed
         self._own = [(lesson.number, c) for c in lesson.cases]
@@ -109,30 +117,50 @@ class Crops(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, place = divmod(index, self.per_epoch)
         key = self._order(epoch)[place]
-        image, label, pseudo = crop(
-            self.material.volumes[key],
-            self.lesson.structures,
-            patch_vox=self.material.patch_vox,
-            data=self.material.data,
-            seed=derive_seed(self.seed, self.lesson.number, self.phase.name, epoch, place),
-            pseudo=self.material.pseudo.get(key),
-        )
-        return {"image": image, "label": label, "pseudo": pseudo, "case": f"{key[0]}/{key[1]}"}
+        case = {"case": f"{key[0]}/{key[1]}"}
+        volume, structures = self.material.volumes[key], self.lesson.structures
+        drawn: dict[str, Any] = {
+            "patch_vox": self.material.patch_vox,
+            "data": self.material.data,
+            "seed": derive_seed(self.seed, self.lesson.number, self.phase.name, epoch, place),
+            "pseudo": self.material.pseudo.get(key),
+        }
+        if self.cut_only:
+            return {**cut_crop(volume, structures, **drawn), **case}
+        image, label, pseudo = crop(volume, structures, **drawn)
+        return {"image": image, "label": label, "pseudo": pseudo, **case}
+
+
+STACKED = ("hu", "planes", "window", "shift")
+"""Parts of crops that were only cut, which `collate` stacks as they are."""
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack crops; where only some have pseudo labels, the others get 255 (none)."""
     pseudo = [i["pseudo"] for i in items]
-    if any(p is not None for p in pseudo):
+    like = next((p for p in pseudo if p is not None), None)
+    if like is not None:
         pseudo = [
-            p if p is not None else np.full_like(i["label"], UNKNOWN)
-            for p, i in zip(pseudo, items, strict=True)
+            p if p is not None else np.full(like.shape, UNKNOWN, dtype=np.uint8) for p in pseudo
         ]
+    beside = {
+        "pseudo": torch.from_numpy(np.stack(pseudo)) if pseudo[0] is not None else None,
+        "cases": tuple(i["case"] for i in items),
+    }
+    if "hu" in items[0]:
+        # torch shifts signed integers of every size, unsigned ones of one byte alone
+        size = max(i["bits"].itemsize for i in items)
+        bits = np.stack([i["bits"].astype(f"u{size}") for i in items])
+        return {
+            "bits": torch.from_numpy(bits.view(f"i{size}") if size > 1 else bits),
+            **{n: torch.from_numpy(np.stack([i[n] for i in items])) for n in STACKED},
+            **{n: [i[n] for i in items] for n in ("pad", "turns")},
+            **beside,
+        }
     return {
         "image": torch.from_numpy(np.stack([i["image"] for i in items])),
         "label": torch.from_numpy(np.stack([i["label"] for i in items])),
-        "pseudo": torch.from_numpy(np.stack(pseudo)) if pseudo[0] is not None else None,
-        "cases": tuple(i["case"] for i in items),
+        **beside,
     }
 
 
@@ -162,25 +190,3 @@ def draw_from(lesson: Lesson, phase: Phase, material: Material, *, seed: int) ->
         return tuple(cut)
 
     return draw
-
-
-def to_batch(raw: dict[str, Any], lesson: Lesson, device: torch.device) -> Batch:
-    """Loader output → `Batch` on the device.
-
-    Args:
-        raw: `image` (B, 1, D, H, W), `label` and `pseudo` (B, K, D, H, W) or None, `cases`.
-        lesson: the step: names and which are new.
-        device: where to.
-    """
-    batch = Batch(
-        image=raw["image"].to(device),
-        label=raw["label"].to(device),
-        pseudo=None if raw["pseudo"] is None else raw["pseudo"].to(device),
-        structures=lesson.structures,
-        new=lesson.new_flags,
-        again=lesson.again,
-        cases=raw["cases"],
-    )
-    if batch.image.dtype != torch.float32:
-        return replace(batch, image=batch.image.float())
-    return batch

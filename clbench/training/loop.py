@@ -33,7 +33,8 @@ from clbench.strategy.contract import (
     Session,
     Strategy,
 )
-from clbench.training.batches import Crops, Material, collate, draw_from, to_batch
+from clbench.training.batches import Crops, Material, collate, draw_from
+from clbench.training.device_batches import batches_on_device, loader_workers
 from clbench.training.gpu_memory import noted
 from clbench.training.monitors import check_gradient
 from clbench.training.ranks import Ranks
@@ -171,8 +172,8 @@ class StepTraining:
     """Of the run."""
     device: torch.device
     """Where to compute."""
-    workers: int = 0
-    """Loader processes."""
+    workers: int | None = None
+    """Loader processes; None: by the device."""
     ranks: Ranks = field(default_factory=Ranks)
     """The processes that teach it together."""
     watch: Watch = lambda event: None
@@ -229,11 +230,11 @@ def _draws(step: StepTraining) -> DrawBatches:
             epochs=1,
             per_epoch=count * train.crops,
             seed=step.seed,
+            cut_only=step.device.type == "cuda",
         )
         size = train.crops
         whole = [range(i * size, (i + 1) * size) for i in range(count)]
-        for raw in _loader(crops, step, whole):
-            yield to_batch(raw, lesson, step.device)
+        yield from batches_on_device(_loader(crops, step, whole), lesson, step.device)
 
     return draws
 
@@ -245,8 +246,9 @@ def _loader(
     return DataLoader(
         crops,
         batch_sampler=map(list, batches),
-        num_workers=step.workers,
+        num_workers=loader_workers(step.workers, step.device, step.ranks.size),
         collate_fn=collate,
+        pin_memory=step.device.type == "cuda",
         worker_init_fn=leave_to_parent,
     )
 
@@ -372,6 +374,7 @@ def _open_phase(
         epochs=epochs,
         per_epoch=updates * train.crops,
         seed=step.seed,
+        cut_only=step.device.type == "cuda",
     )
     division = divide(train, step.ranks)
     refuse_batch_statistics(model, division)
@@ -416,7 +419,7 @@ def _open_phase(
             ),
             scaled=scaler.scale,
         ),
-        batches=session.batches(to_batch(raw, step.lesson, step.device) for raw in loader),
+        batches=session.batches(batches_on_device(loader, step.lesson, step.device)),
         epochs=epochs,
         updates=updates,
         done=done,

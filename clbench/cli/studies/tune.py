@@ -50,7 +50,7 @@ def tune(
         typer.Option(help="Folder of settings file and figures; default OUT/_tuning/BENCH/RULE."),
     ] = None,
     device: options.Device = "auto",
-    workers: Annotated[int, typer.Option(help="Loader processes.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Loader processes. None: by device.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default all.")] = None,
     cache: options.Cache = None,
 ) -> None:

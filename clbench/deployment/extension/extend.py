@@ -79,7 +79,7 @@ class ExtendSettings:
     overrides: tuple[str, ...] = ()
     """`group.name=value` words."""
     device: str = "auto"
-    workers: int = 0
+    workers: int | None = None
     threads: int | None = None
     fresh: bool = False
     cache: Path | None = None
