@@ -133,8 +133,7 @@ class StrategyHarness:
         """A fresh model with the shape it has in a step, as a run makes one for a checkpoint."""
         return blank(self.plan, self.strategy, self.plan.lesson(number))
 
-    def start(self, number: int) -> StepState:
-        """The state before the first update of a step, as the runner makes it."""
+    def _started(self, number: int) -> StepState:
         if number not in self._starts:
             strategy = self.teaches(number)
             model: nn.Module | None = None
@@ -150,15 +149,30 @@ class StrategyHarness:
             state = runner.start_model(self.plan, strategy, self.plan.lesson(number), start)
             runner.make_pseudo_labels(self.plan, state, lambda event: None)
             self._starts[number] = state
-        return self._starts[number].copy()
+        return self._starts[number]
 
-    def end(self, number: int) -> StepState:
-        """The state after a step, taught by the loop."""
+    def start(self, number: int) -> StepState:
+        """The state before the first update of a step, as the runner makes it."""
+        return self._started(number).copy()
+
+    def _ended(self, number: int) -> StepState:
         if number not in self._ends:
             state = self.start(number)
             self.events[number] = self.teach(state)
             self._ends[number] = state
-        return self._ends[number].copy()
+        return self._ends[number]
+
+    def end(self, number: int) -> StepState:
+        """The state after a step, taught by the loop."""
+        return self._ended(number).copy()
+
+    def memory_before(self, number: int) -> Memory:
+        """The strategy's memory before the first update of a step."""
+        return copy.deepcopy(self._started(number).memory)
+
+    def memory_after(self, number: int) -> Memory:
+        """The strategy's memory after a step."""
+        return copy.deepcopy(self._ended(number).memory)
 
     def predictor(
         self, state: StepState, model: nn.Module, structures: Sequence[str]

@@ -19,7 +19,7 @@ from clbench.testing.report import Broken
 def a_step_can_be_taught(harness: StrategyHarness) -> None:
     """Three steps through the real loop: every hook is called as a run would call it."""
     for number in (1, 2, 3):
-        harness.end(number)
+        harness.memory_after(number)
         phases: list[list[dict[str, Any]]] = []
         for event in harness.events[number]:
             if event["event"] == "update":
@@ -27,7 +27,7 @@ def a_step_can_be_taught(harness: StrategyHarness) -> None:
                     phases.append([])
                 phases[-1].append(event)
         taught = harness.teaches(number).next_phase(
-            harness.lesson(number), harness.start(number).memory, ()
+            harness.lesson(number), harness.memory_before(number), ()
         )
         if taught is not None and not phases:
             raise Broken("a step was taught without an update", where=f"step {number}")
@@ -66,7 +66,7 @@ def hooks_repeat_to_the_bit(harness: StrategyHarness) -> None:
             results = []
             for seed in (1, 2):
                 with seeded(seed):
-                    results.append(hook(harness.start(number)))
+                    results.append(hook())
             if not same(*results):
                 raise Broken(
                     f"{name}, called twice from one checkpoint, gives two results",
@@ -76,22 +76,25 @@ def hooks_repeat_to_the_bit(harness: StrategyHarness) -> None:
                 )
 
 
-Hook = Callable[[StepState], dict[str, Any]]
+Hook = Callable[[], dict[str, Any]]
 
 
 def _hooks(harness: StrategyHarness, number: int) -> Iterator[tuple[str, Hook]]:
-    """Name → the hook called on a state; what it returns and what it leaves behind."""
+    """Name → the hook called, on a state of its own; what it returns and what it leaves behind."""
     kit = harness.plan.kit
+
+    def at_start(hook: Callable[[StepState], dict[str, Any]]) -> Hook:
+        return lambda: hook(harness.start(number))
 
     def traces(state: StepState, **result: Any) -> dict[str, Any]:
         return {**result, "model": dict(state.model.state_dict()), "memory": state.memory}
 
-    def build(state: StepState) -> dict[str, Any]:
-        return dict(state.strategy.build(kit, harness.lesson(1)).state_dict())
+    def build() -> dict[str, Any]:
+        return dict(harness.teaches(number).build(kit, harness.lesson(1)).state_dict())
 
-    def grow(state: StepState) -> dict[str, Any]:
+    def grow() -> dict[str, Any]:
         before = harness.end(number - 1)
-        state.strategy.grow(before.model, kit, state.lesson)
+        harness.teaches(number).grow(before.model, kit, harness.lesson(number))
         return dict(before.model.state_dict())
 
     def prepare_case(state: StepState) -> dict[str, Any]:
@@ -163,7 +166,7 @@ def _hooks(harness: StrategyHarness, number: int) -> Iterator[tuple[str, Hook]]:
         server = harness.predictor(state, state.model, state.lesson.structures)
         return traces(state, ranges=dict(server.ranges(volume)))
 
-    def serve(state: StepState) -> dict[str, Any]:
+    def serve() -> dict[str, Any]:
         state = harness.end(number)
         return dict(state.strategy.serve(state.model, state.memory).state_dict())
 
@@ -171,14 +174,14 @@ def _hooks(harness: StrategyHarness, number: int) -> Iterator[tuple[str, Hook]]:
     if number > 1:
         yield "grow", grow
     if harness.teaches(number).prepares(harness.lesson(number)):
-        yield "prepare_case", prepare_case
-        yield "prepare", prepare
-    yield "extra_cases, next_phase, enter_phase or groups", plans
-    yield "decode, takes_teacher, prepares, prunes or first_step", answers
-    yield "losses", losses
-    yield "after_backward or after_update", updates
-    yield "finish", finish
-    yield "axial_ranges", axial_ranges
+        yield "prepare_case", at_start(prepare_case)
+        yield "prepare", at_start(prepare)
+    yield "extra_cases, next_phase, enter_phase or groups", at_start(plans)
+    yield "decode, takes_teacher, prepares, prunes or first_step", at_start(answers)
+    yield "losses", at_start(losses)
+    yield "after_backward or after_update", at_start(updates)
+    yield "finish", at_start(finish)
+    yield "axial_ranges", at_start(axial_ranges)
     yield "serve", serve
 
 

@@ -101,7 +101,7 @@ def _asked(harness: StrategyHarness) -> list[tuple[int, int, str]]:
         (number, step, case)
         for number in (1, 2, 3)
         for step, case in harness.teaches(number).extra_cases(
-            harness.lesson(number), harness.start(number).memory
+            harness.lesson(number), harness.memory_before(number)
         )
     ]
 
@@ -189,7 +189,7 @@ def _no_stored_image(harness: StrategyHarness) -> None:
     voxels = torch.cat([harness.crops(state, i).image.flatten() for i in (0, 1)])
     rare = torch.tensor(sorted({v for v in voxels.tolist() if 0.0 < v < 1.0}))
     for number in (1, 2):
-        for tensor in _tensors(harness.end(number).memory):
+        for tensor in _tensors(harness.memory_after(number)):
             copied = int(torch.isin(rare, tensor.detach().float().flatten()).sum())
             if copied >= min(MIN_COPIED_VALUES, len(rare)):
                 raise Broken(
@@ -231,17 +231,17 @@ def past_data_is_read_through_the_catalog(harness: StrategyHarness) -> None:
 def memory_can_be_saved(harness: StrategyHarness) -> None:
     """Memory is all that a resumed run has: tensors, numbers, text, and lists and dicts of them."""
     for number in (1, 2, 3):
-        state = harness.end(number)
+        memory = harness.memory_after(number)
         path = harness.folder / "memory" / f"{number}.pt"
         try:
-            checkpoint.save(path, {"memory": state.memory})
+            checkpoint.save(path, {"memory": memory})
         except TypeError as err:
             raise Broken(
                 "memory holds something a checkpoint cannot hold",
                 where=f"after step {number}: {err}",
                 expected="tensors, numbers, text, lists and dicts",
             ) from err
-        if not same(checkpoint.load(path)["memory"], state.memory):
+        if not same(checkpoint.load(path)["memory"], memory):
             raise Broken("memory comes back from a checkpoint as something else", where=str(path))
 
 
