@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,21 @@ def test_loader_workers_by_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         assert loader_workers(None, gpu, processes) == workers
         assert loader_workers(None, CPU, processes) == 0
         assert loader_workers(7, CPU) == loader_workers(7, gpu) == 7
+
+
+def test_the_script_for_gpus_runs_to_its_end_without_one(
+    cache_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code that measures a GPU, with a tiny network; its numbers here say nothing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code = runpy.run_path(str(Path(__file__).parents[1] / "perf" / "gpu.py"))
+    assert code["main"](["--cache", str(cache_root)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("no GPU is visible: nothing is measured; a dry run")
+    for line in (
+        "throughput of clbench against plain MONAI",
+        "peak memory against plain MONAI",
+        "channels-last against contiguous",
+        "sliding windows, 1 at once",
+    ):
+        assert line in said
