@@ -256,6 +256,10 @@ def test_an_order_is_a_permutation_of_the_listed_steps() -> None:
         with pytest.raises(SpecError, match="no permutation") as err:
             registry.in_order("body_ext", bad)
         assert "3 cardiovascular" in str(err.value)
+        assert "name every step once: 3,2,1" in str(err.value)
+    with pytest.raises(SpecError, match="'liver' is taught again, but no earlier step") as err:
+        registry.benchmark("domain_ext.order2-1-3-4")
+    assert "take an order in which the step that learns it comes before" in str(err.value)
 
 
 def test_a_course_file_takes_an_order_too(tmp_path: Path) -> None:
