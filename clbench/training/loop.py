@@ -591,7 +591,8 @@ def _save(step: StepTraining, setup: _PhaseSetup, updates: int, where: str) -> N
     """
     if step.strategy.declaration.resumes == "step":
         step.ranks.check(f"{where}; this step starts anew")
-    elif step.checkpointer is not None:
+    elif step.checkpointer is not None and step.checkpointer.due():
+        # the optimizer's state is gathered only now: doing so costs as much as a small update
         step.state.position = TrainingPosition(
             phase=setup.phase,
             history=setup.history,

@@ -183,15 +183,18 @@ class StepCheckpointer:
             }
         )
 
+    def due(self) -> bool:
+        """Whether it is time to save, or to stop; asked for after every update, so it is cheap."""
+        return self.ranks.asked() is not None or time.monotonic() - self._saved_at >= self.every_s
+
     def offer(self, state: TrainingState) -> None:
-        """Save the state if it is time to, or if that was asked for; then stop if that was.
+        """Save the state if it is time to, or if a stop was asked for; then stop if it was.
 
         Raises:
             Stopped: it was; everything is saved.
             TrainingError: something is trained that is not in the model.
         """
-        asked = self.ranks.asked()
-        if asked is None and time.monotonic() - self._saved_at < self.every_s:
+        if not self.due():
             return
         if self.ranks.first:
             content = {**state.to_checkpoint(), "facts": dict(self.facts())}
