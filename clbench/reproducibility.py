@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from clbench.errors import SettingError
+
 
 def reseed(*parts: object) -> None:
     """Set torch's, numpy's and Python's global random states to a function of the parts.
@@ -74,12 +76,60 @@ def host(device: torch.device) -> dict[str, str | int]:
 
 
 def _cpu() -> str:
+    return next(_cpu_facts("model name"), platform.processor() or platform.machine())
+
+
+def _cpu_facts(*names: str) -> Iterator[str]:
+    """What Linux says of the first cores under any of the names; nothing elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+        return
+    for line in lines:
+        if line.startswith(names):
+            yield line.partition(":")[2].strip()
+
+
+def bf16_instructions() -> tuple[str, ...]:
+    """Instructions of this CPU that compute in bfloat16; empty: torch emulates it, slowly."""
+    flags = set(next(_cpu_facts("flags", "Features"), "").split())
+    return tuple(name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in flags)
+
+
+def refuse_fp16_on_cpu(amp: str, device: torch.device) -> None:
+    """Refuse float16 where there is no GPU.
+
+    Args:
+        amp: `train.amp`.
+        device: where to compute.
+
+    Raises:
+        SettingError: a CPU cannot.
+    """
+    if amp == "fp16" and device.type == "cpu":
+        raise SettingError(
+            "float16 needs a GPU",
+            where="train.amp, on a CPU",
+            expected="off or bf16",
+            got=amp,
+            next_step="--set train.amp=off, or --device cuda where there is one",
+        )
+
+
+def slow_bf16(amp: str, device: torch.device) -> str | None:
+    """A warning where bfloat16 is asked for and emulated; else None.
+
+    Args:
+        amp: `train.amp`.
+        device: where to compute.
+    """
+    if amp != "bf16" or device.type != "cpu" or bf16_instructions():
+        return None
+    return (
+        "train.amp=bf16: this CPU has no bfloat16 instructions (avx512_bf16, amx_bf16), so torch "
+        "emulates them, and an update is slower than in float32; next: --set train.amp=off "
+        "(another run, with an id of its own), or a CPU that has them"
+    )
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -163,8 +163,11 @@ def _devices(probed: dict[str, dict[str, Any]]) -> _Said:
     if "failed" in torch:
         yield "STOP", f"torch cannot be imported ({torch['failed']}): install it again"
         return
+    from clbench.evaluation.cost.allocator import described
+
     for line in torch["ok"]:
         yield "ok", line
+    yield "ok", described()
     if len(torch["ok"]) == 1:
         yield "note", "no GPU is visible; runs use the CPU (profile quick: minutes; paper: weeks)"
     else:

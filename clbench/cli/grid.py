@@ -177,6 +177,7 @@ def plan(
 ) -> None:
     """Before running: time, memory, disk and the smallest difference, from a short trial here."""
     from clbench.grid.forecast import forecast
+    from clbench.reproducibility import slow_bf16
     from clbench.run.plan import RunSettings, resolve
 
     settings = RunSettings(
@@ -184,7 +185,10 @@ def plan(
         splits=parse_splits(split or []), out=out, overrides=tuple(set_ or ()), device=device,
         threads=threads,
     )  # fmt: skip
-    catalog = resolve(settings).catalog
+    planned = resolve(settings)
+    if slow := slow_bf16(planned.profile.train.amp, planned.device):
+        typer.echo(slow, err=True)
+    catalog = planned.catalog
     patients = {
         (source.name, source.patient_of(case) if catalog.patients else case)
         for number, of in enumerate(catalog.splits, 1)

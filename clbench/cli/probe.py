@@ -28,7 +28,10 @@ def _try(name: str, work: Callable[[], Any]) -> bool:
 def _devices() -> list[str]:
     import torch
 
-    lines = [f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"]
+    from clbench.reproducibility import bf16_instructions
+
+    bf16 = ", ".join(bf16_instructions()) or "no instructions, emulated: slow"
+    lines = [f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}; bfloat16: {bf16}"]
     for i in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(i)
         lines.append(f"cuda:{i} {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")

@@ -146,9 +146,11 @@ def dynamic_head(features: Tensor, params: Tensor) -> Tensor:
     """
     if features.dtype in (torch.float16, torch.bfloat16):
         features = features.float()
-    flat: Tensor = _Dynamic.apply(  # type: ignore[no-untyped-call]  # torch
-        features.flatten(2), params.to(features.dtype)
-    )
+    # a CPU's autocast would round each block, which costs more than it saves
+    with torch.autocast("cpu", enabled=False):
+        flat: Tensor = _Dynamic.apply(  # type: ignore[no-untyped-call]  # torch
+            features.flatten(2), params.to(features.dtype)
+        )
     return flat.view(*flat.shape[:2], *features.shape[2:])
 
 

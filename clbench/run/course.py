@@ -89,9 +89,13 @@ def run_plan(
     if settings.deterministic:
         reproducibility.deterministic()
     divide(plan.profile.train, plan.ranks)  # refused now, and not when training begins
+    amp = plan.profile.train.amp
+    reproducibility.refuse_fp16_on_cpu(amp, plan.device)
     watch({"event": "plan", "plan": plan})
     for noted in plan.catalog.warnings():
         watch({"event": "note", "what": noted["message"]})
+    if (slow := reproducibility.slow_bf16(amp, plan.device)) is not None:
+        watch({"event": "note", "what": slow})
     if plan.strategy.declaration.resumes == "step":
         watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
                "step: stopped there, it starts that step anew"})  # fmt: skip

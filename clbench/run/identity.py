@@ -67,6 +67,11 @@ def first_step(strategy: Strategy) -> dict[str, Any]:
     return described(plain, own or plain.version)
 
 
+def numerics(profile: Profile) -> int:
+    """The version of the code's numbers; with `amp=bf16` they moved when CPUs began to obey it."""
+    return clbench.NUMERICS_BF16 if profile.train.amp == "bf16" else clbench.NUMERICS
+
+
 def course_identity(bench: str, benchmark: Benchmark, catalog: Catalog) -> dict[str, Any]:
     """What a run's identity says of the course and its data.
 

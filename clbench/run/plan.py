@@ -31,6 +31,7 @@ from clbench.run.identity import (
     described,
     file_hash,
     first_step,
+    numerics,
     sparse,
     step_identities,
 )
@@ -214,7 +215,8 @@ class Plan:
         Host, device, threads and commit are recorded beside it, but are no part of it.
         """
         return Identity(
-            **course_identity(self.settings.bench, self.benchmark, self.catalog),
+            **course_identity(self.settings.bench, self.benchmark, self.catalog)
+            | {"numerics": numerics(self.profile)},
             strategy=described(self.strategy, self.strategy.version),
             profile=self.profile_settings(self.profile),
             vectors=hashlib.sha256(self.vectors.array.tobytes()).hexdigest(),

@@ -134,7 +134,8 @@ class TrainSettings:
     warmup: NotNegativeInt = 15
     """Epochs of linear warm-up."""
     amp: Literal["off", "bf16", "fp16"] = "off"
-    """Autocast on CUDA; the CPU always computes in float32."""
+    """Precision of the forward pass in training: float32, or autocast to bfloat16 or float16 (a GPU
+    alone). Predictions are made in float32. `bf16` on a CPU makes runs of their own ids."""
     clip_norm: Positive | None = None
     """Largest gradient norm."""
     generator_lr: NotNegative = 1.0

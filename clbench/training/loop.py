@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clbench.errors import DivergedError, TrainingError
+from clbench.evaluation.cost.allocator import freed_memory
 from clbench.nets.heads import UniversalHead
 from clbench.reproducibility import reseed
 from clbench.signals import leave_to_parent
@@ -356,8 +357,8 @@ def _open_phase(
     trained = [p for g in groups for p in g.parameters]
     freeze(model, trained)
     optimizer = adamw(rates(model, groups, train.generator_lr), train, step.device)
-    mixed = step.device.type == "cuda" and train.amp != "off"
-    scaler = torch.amp.GradScaler("cuda", enabled=mixed and train.amp == "fp16")
+    fp16 = step.device.type == "cuda" and train.amp == "fp16"
+    scaler = torch.amp.GradScaler("cuda", enabled=fp16)
     if at is not None:  # a stopped attempt goes on after its last saved update
         optimizer.load_state_dict(dict(at.optimizer))
         if at.scaler:
@@ -414,8 +415,8 @@ def _open_phase(
             autocast=partial(
                 torch.autocast,
                 step.device.type,
-                dtype=torch.bfloat16 if train.amp == "bf16" else torch.float16,
-                enabled=mixed,
+                dtype=torch.float16 if fp16 else torch.bfloat16,
+                enabled=fp16 or train.amp == "bf16",
             ),
             scaled=scaler.scale,
         ),
@@ -462,6 +463,8 @@ def _teach_phase(step: StepTraining, setup: _PhaseSetup) -> None:
             scaler.step(optimizer)
         scaler.update()
         session.after_update()
+        if number == setup.done and step.device.type == "cpu":
+            freed_memory().settle()  # after one update its memory is known
 
         step.watch(_update_event(step, setup, number, rate, of_update.cases, numbers))
         if iteration + 1 == setup.updates and epoch + phase.validations >= setup.epochs:

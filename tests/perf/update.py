@@ -12,6 +12,7 @@ the ratios to `results/calibration/ratios.csv`, which the table in `tests/README
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import resource
@@ -38,16 +39,19 @@ from clbench.run import teach as teaching
 from clbench.run.course import run_course
 from clbench.run.plan import RunSettings
 from clbench.spec.settings import BackboneSettings, DataSettings, TrainSettings
-from clbench.store.run_folder import EventLog
-from clbench.strategy.contract import Batch, Kit, Lesson, Memory, Phase, Strategy, Terms
 from clbench.spec.taxonomy import STRUCTURES
+from clbench.store.run_folder import EventLog
 from clbench.strategies.universal import Universal
+from clbench.strategy.contract import Batch, Kit, Lesson, Memory, Phase, Strategy, Terms
 from clbench.training import batches, loop, update
 from clbench.training.batches import Crops, Material
 from clbench.training.monitors import StepMonitor
 from clbench.training.resume import StepCheckpointer, TrainingState
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+from ratios import Ratio, record
+
+SCRIPT = "tests/perf/update.py"
 
 
 class Stopwatch:
@@ -166,7 +170,10 @@ def overhead(edge: int, updates: int, rounds: int) -> dict[str, Any]:
     """The loop with its log, monitor and checkpointer, against five plain lines."""
     cases = ("a", "b")
     lesson = Lesson(
-        number=1, learns=("liver", "spleen"), structures=("liver", "spleen"), source="x",
+        number=1,
+        learns=("liver", "spleen"),
+        structures=("liver", "spleen"),
+        source="x",
         cases=cases,
     )
     weights = {(1, case): 0.5 for case in cases}
@@ -361,10 +368,40 @@ def beside_monai(edge: int, classes: int, size: int, updates: int) -> dict[str, 
     }
 
 
+def main() -> int:
+    words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    words.add_argument("what", nargs="*", default=["share", "loop", "monai"])
+    words.add_argument("--edge", type=int, default=64, help="of the volume beside MONAI")
+    words.add_argument("--classes", type=int, default=38)
+    words.add_argument("--updates", type=int, default=4, help="of each side beside MONAI")
+    words.add_argument("--record", action="store_true")
+    asked = words.parse_args()
+    torch.set_num_threads(1)
+    ratios = []
+    if "share" in asked.what:
+        # imported by torch's first optimizer: seconds, once a process
+        torch.optim.AdamW([torch.zeros(1)]).zero_grad()
+        small = ("train.epochs=2", "phantom.train=2", "phantom.validation=1", "phantom.test=1")
+        shares = share("quick", "universal", (*small, "examine.overlap=0"))
+        print(json.dumps(shares), flush=True)
+        what = "share of an update beside network, head, loss and optimizer, quick"
+        ratios.append(Ratio(f"{SCRIPT} share", what, shares["outside"], "<= 0.05"))
+    if "loop" in asked.what:
+        loops = overhead(edge=8, updates=200, rounds=5)
+        print(json.dumps(loops), flush=True)
+        what = f"the loop / five plain lines, updates of {loops['plain_ms']} ms"
+        ratios.append(Ratio(f"{SCRIPT} loop", what, loops["ratio"], "<= 1.02"))
+    if "monai" in asked.what:
+        beside = beside_monai(asked.edge, asked.classes, 48, asked.updates)
+        print(json.dumps(beside), flush=True)
+        network = f"universal / MONAI, Swin UNETR 48, {asked.edge}^3, {asked.classes} classes"
+        ratios.append(Ratio(f"{SCRIPT} monai", f"{network}: time", beside["ratio"], "<= 1.03"))
+        memory = Ratio(f"{SCRIPT} monai", f"{network}: memory", beside["memory_ratio"], "<= 1.10")
+        ratios.append(memory)
+    if asked.record:
+        record(ratios, threads=1)
+    return 0
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "loop":
-        print(json.dumps(overhead(int(sys.argv[2]), 200, 5)))
-    elif sys.argv[1] == "monai":
-        print(json.dumps(beside_monai(*map(int, sys.argv[2:]))))
-    else:
-        print(json.dumps(share(sys.argv[2], sys.argv[3], sys.argv[4:])))
+    sys.exit(main())

@@ -15,11 +15,14 @@ from locations import GOLDEN_FILES
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from clbench.errors import TrainingError
+import clbench
+from clbench import reproducibility
+from clbench.errors import SettingError, TrainingError
 from clbench.nets.heads import UniversalHead
 from clbench.nets.output import Output
 from clbench.reproducibility import derive_seed
-from clbench.spec.settings import DataSettings, TrainSettings
+from clbench.run.identity import numerics
+from clbench.spec.settings import DataSettings, TrainSettings, load_profile
 from clbench.strategy.contract import (
     Batch,
     DrawBatches,
@@ -281,6 +284,44 @@ def test_workers_change_nothing(lesson_and_material: tuple[Lesson, Material]) ->
     helped, _ = run(*lesson_and_material, Plain(), workers=2)
     for a, b in zip(alone.parameters(), helped.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_cpu_trains_in_bfloat16_where_that_is_asked_for(
+    lesson_and_material: tuple[Lesson, Material], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = []
+    for amp in ("off", "bf16", "bf16"):
+        monkeypatch.setitem(globals(), "TRAIN", replace(TRAIN, amp=amp))
+        weights.append(run(*lesson_and_material, Plain())[0].b.weight)
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.allclose(weights[0], weights[1], atol=0.05)
+    assert torch.equal(weights[1], weights[2])
+
+
+def test_precision_that_a_cpu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    with pytest.raises(SettingError, match=r"train\.amp=off"):
+        reproducibility.refuse_fp16_on_cpu("fp16", cpu)
+    reproducibility.refuse_fp16_on_cpu("fp16", gpu)
+    reproducibility.refuse_fp16_on_cpu("bf16", cpu)
+    monkeypatch.setattr(reproducibility, "bf16_instructions", tuple)
+    assert "slower than in float32" in str(reproducibility.slow_bf16("bf16", cpu))
+    assert reproducibility.slow_bf16("bf16", gpu) is reproducibility.slow_bf16("off", cpu) is None
+    monkeypatch.setattr(reproducibility, "bf16_instructions", lambda: ("amx_bf16",))
+    assert reproducibility.slow_bf16("bf16", cpu) is None
+
+
+def test_bfloat16_has_numbers_of_its_own() -> None:
+    profile = load_profile("smoke")
+    half = replace(profile, train=replace(profile.train, amp="bf16"))
+    assert (numerics(profile), numerics(half)) == (clbench.NUMERICS, clbench.NUMERICS_BF16)
+
+
+def test_seeds_are_those_of_torch() -> None:
+    reproducibility.reseed("a", 1)
+    drawn = torch.rand(3)
+    torch.manual_seed(derive_seed("a", 1))
+    assert torch.equal(drawn, torch.rand(3))
 
 
 def test_training_stops_at_a_bad_loss(lesson_and_material: tuple[Lesson, Material]) -> None:
