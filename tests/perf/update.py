@@ -43,7 +43,7 @@ from clbench.spec.taxonomy import STRUCTURES
 from clbench.store.run_folder import EventLog
 from clbench.strategies.universal import Universal
 from clbench.strategy.contract import Batch, Kit, Lesson, Memory, Phase, Strategy, Terms
-from clbench.training import batches, loop, update
+from clbench.training import batches, device_batches, loop, update
 from clbench.training.batches import Crops, Material
 from clbench.training.monitors import StepMonitor
 from clbench.training.resume import StepCheckpointer, TrainingState
@@ -88,7 +88,7 @@ PARTS = (
     (update, "count_positives", "voxels counted"),
     (batches.Crops, "__getitem__", "crops"),
     (loop, "collate", "crops"),
-    (loop, "to_batch", "crops"),
+    (device_batches, "to_batch", "crops"),
     (loop, "reseed", "seeds"),
     (loop, "_gradient_norm", "gradient norm"),
     (loop, "_transfer", "numbers to the host"),
@@ -219,8 +219,8 @@ def overhead(edge: int, updates: int, rounds: int) -> dict[str, Any]:
         began = time.process_time()
         crops = Crops(lesson, phase, material, epochs=1, per_epoch=updates, seed=0)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-        for raw in loop._loader(crops, training, [range(i, i + 1) for i in range(updates)]):
-            batch = loop.to_batch(raw, lesson, device)
+        loader = loop._loader(crops, training, [range(i, i + 1) for i in range(updates)])
+        for batch in device_batches.batches_on_device(loader, lesson, device):
             optimizer.zero_grad()
             loss = squared_error(model, batch)
             loss.backward()
