@@ -136,6 +136,9 @@ class TrainSettings:
     amp: Literal["off", "bf16", "fp16"] = "off"
     """Precision of the forward pass in training: float32, or autocast to bfloat16 or float16 (a GPU
     alone). Predictions are made in float32. `bf16` on a CPU makes runs of their own ids."""
+    compile: bool = False
+    """Train the network as torch.compile makes it, anew in every phase; moves losses by rounding.
+    Not with accumulated batches; needs a compiler (on a GPU Triton)."""
     clip_norm: Positive | None = None
     """Largest gradient norm."""
     generator_lr: NotNegative = 1.0

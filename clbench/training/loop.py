@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypedDict
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from clbench.errors import DivergedError, TrainingError
+from clbench.errors import DivergedError, SettingError, TrainingError, first_line
 from clbench.evaluation.cost.allocator import freed_memory
 from clbench.nets.heads import UniversalHead
 from clbench.reproducibility import reseed
@@ -41,6 +42,7 @@ from clbench.training.monitors import check_gradient
 from clbench.training.ranks import Ranks
 from clbench.training.resume import StepCheckpointer, TrainingPosition, TrainingState, Watch
 from clbench.training.update import (
+    Division,
     Gradients,
     UpdateWork,
     divide,
@@ -211,7 +213,8 @@ def teach(step: StepTraining) -> None:
             reseed(step.seed, lesson.number, phase.name, "enter")
             strategy.enter_phase(phase, model, memory)
         setup = _open_phase(step, phase, tuple(history), at)
-        _teach_phase(step, setup)
+        with compiled(model, setup.work.division, on=step.train.compile):
+            _teach_phase(step, setup)
         history.append(PhaseResult(phase=phase, validation=tuple(setup.measured)))
         at = None
     reseed(step.seed, lesson.number, "finish")
@@ -267,6 +270,47 @@ def freeze(model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
         own = list(module.parameters())
         if own and not any(p.requires_grad for p in own):
             module.eval()
+
+
+@contextmanager
+def compiled(model: nn.Module, division: Division, *, on: bool) -> Iterator[None]:
+    """In this block the model's forward pass is what torch.compile makes of it.
+
+    A network grows between phases and keeps its shape within one, so each phase compiles anew. Its
+    modules, parameters and state dict stay its own.
+
+    Args:
+        model: of the phase.
+        division: of an update's crops.
+        on: whether to; else nothing happens.
+
+    Raises:
+        SettingError: updates have several passes, or torch cannot compile the network here.
+    """
+    if not on:
+        yield
+        return
+    if division.passes > 1:  # counts of all passes come ahead, from a model that answers zeros
+        raise SettingError(
+            "a compiled network cannot be taught by accumulated batches",
+            where="train.compile, train.accumulate",
+            got=f"{division.passes} passes per update",
+            next_step="--set train.compile=false, or --set train.accumulate=1 with a larger batch",
+        )
+    from torch._dynamo.exc import TorchDynamoException  # costs seconds to import
+
+    model.compile(dynamic=False)
+    try:
+        yield
+    except TorchDynamoException as err:
+        raise SettingError(
+            "torch.compile cannot compile the network here",
+            where=f"train.compile, {type(model).__name__}",
+            got=f"{type(err).__name__}: {first_line(err)}",
+            next_step="--set train.compile=false",
+        ) from err
+    finally:
+        model._compiled_call_impl = None
 
 
 def rates(model: nn.Module, groups: Sequence[Group], generator_lr: float) -> list[dict[str, Any]]:

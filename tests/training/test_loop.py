@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from locations import GOLDEN_FILES
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.overrides import TorchFunctionMode
 
 import clbench
@@ -23,6 +25,7 @@ from clbench.nets.output import Output
 from clbench.reproducibility import derive_seed
 from clbench.run.identity import numerics
 from clbench.spec.settings import DataSettings, TrainSettings, load_profile
+from clbench.strategies.finetune import Finetune
 from clbench.strategy.contract import (
     Batch,
     DrawBatches,
@@ -33,10 +36,13 @@ from clbench.strategy.contract import (
     PhaseResult,
     Strategy,
 )
+from clbench.testing.fixtures import same
+from clbench.testing.harness import StrategyHarness
 from clbench.training.batches import Material, collate, draw_cases
 from clbench.training.loop import (
     StepTraining,
     add_terms,
+    compiled,
     freeze,
     learning_rate,
     rates,
@@ -44,7 +50,9 @@ from clbench.training.loop import (
     teach,
     to_host,
 )
+from clbench.training.ranks import Ranks
 from clbench.training.resume import TrainingState
+from clbench.training.update import Division
 
 GOLDEN = json.loads((GOLDEN_FILES / "lr_schedule.json").read_text())
 OWN = [(1, str(i)) for i in range(5)]
@@ -551,3 +559,52 @@ def test_what_is_frozen_as_a_whole_is_in_evaluation_mode() -> None:
     freeze(model, [model["new"][0].weight])
     assert not model["new"][1].training  # nothing of the normalization is trained
     assert model["new"][0].training
+
+
+def test_a_network_is_compiled_for_each_phase_and_as_it_was_afterwards(
+    tmp_path: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Growth comes between two phases; a stand-in for the compiler shows when it is asked."""
+    asked: list[int] = []
+    calls: list[int] = []
+
+    def stand_in(model: nn.Module, **_: Any) -> None:
+        asked.append(sum(p.numel() for p in model.parameters()))
+
+        def call(*args: Any) -> Any:
+            calls.append(1)
+            return model._call_impl(*args)  # type: ignore[no-untyped-call]  # torch
+
+        model._compiled_call_impl = call  # type: ignore[assignment]
+
+    monkeypatch.setattr(nn.Module, "compile", stand_in)
+    ends = []
+    for on in (False, True):
+        harness = StrategyHarness(Finetune(), name="finetune", folder=tmp_path, cache=cache_root)
+        plan = harness.plan
+        plan.profile = replace(plan.profile, train=replace(plan.profile.train, compile=on))
+        ends.append(harness.end(2).model)
+        assert ends[-1]._compiled_call_impl is None
+        assert len(asked) == 2 * on
+    assert len(calls) == 2 * plan.profile.train.iterations
+    assert asked[0] < asked[1]  # the grown network
+    assert same(dict(ends[0].state_dict()), dict(ends[1].state_dict()))
+
+
+def test_where_a_network_cannot_be_compiled_the_error_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = nn.Linear(1, 1)
+    twice = Division(crops=2, passes=2, ranks=Ranks())
+    with pytest.raises(SettingError, match="accumulated"), compiled(model, twice, on=True):
+        pass
+    monkeypatch.setattr(nn.Module, "compile", lambda model, **_: None)
+    with (
+        pytest.raises(SettingError, match="cannot compile") as err,
+        compiled(model, replace(twice, passes=1), on=True),
+    ):
+        raise TorchDynamoException("no compiler here\nmore")
+    assert "TorchDynamoException: no compiler here" in str(err.value)
+    assert "--set train.compile=false" in str(err.value)
+    with pytest.raises(RuntimeError, match="other"), compiled(model, twice, on=False):
+        raise RuntimeError("other")
