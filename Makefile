@@ -29,9 +29,10 @@ demo: $(STAMP)
 	$(BIN)/clbench run --bench tumor_ext --strategy universal
 
 # two processes of one thread each: most tests are too small to share out among threads; by file,
-# so that no fixture of a module is made twice
+# so that no fixture of a module is made twice; bytecode is kept, wherever it is not by default, for
+# the processes that tests start
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -60,7 +60,7 @@ def figure(
         raise SettingError(
             f"the figure {name} is of a course's own test cases",
             where="--external",
-            expected=" or ".join(f"clbench figure {one}" for one in ELSEWHERE),
+            expected=" or ".join(ELSEWHERE),
             got=external,
             next_step="leave --external out",
         )

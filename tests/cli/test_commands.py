@@ -29,17 +29,19 @@ QUOTING = ("quote", "join", "again", "shell_words")
 def strings() -> Iterator[tuple[str, ast.JoinedStr | ast.Constant]]:
     """Place and node of every string of the package that is no docstring and no help text."""
     for path in sorted((ROOT / "clbench").rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        inside: set[int] = set()
-        for node in ast.walk(tree):
-            skipped = isinstance(node, ast.Expr) or (
-                isinstance(node, ast.keyword) and node.arg == "help"
-            )
-            if skipped or isinstance(node, ast.JoinedStr):
-                inside |= {id(n) for n in ast.walk(node) if n is not node}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.JoinedStr | ast.Constant) and id(node) not in inside:
+        text = path.read_text(encoding="utf-8")
+        if "clbench " not in text:
+            continue
+        left: list[ast.AST] = [ast.parse(text)]
+        while left:
+            node = left.pop()
+            if isinstance(node, ast.JoinedStr | ast.Constant):
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", node
+            elif not (
+                (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+                or (isinstance(node, ast.keyword) and node.arg == "help")
+            ):
+                left += ast.iter_child_nodes(node)
 
 
 def text_of(node: ast.JoinedStr | ast.Constant) -> str:
@@ -67,6 +69,7 @@ NAMES = {f"clbench {name}" for name in GROUP.commands} | {
 """A command named alone is no command line."""
 PRINTED = {
     ("clbench/report/paper/detection.py", "clbench score RUN adds the rows to a finished run"),
+    ("clbench/report/tables/costs.py", "clbench cost RUN counts them without training"),
     ("clbench/data/checks/course_splits.py", "clbench phantom"),  # the origin of a split
 }
 """Text of tables and records, where backticks would be printed."""
