@@ -1,12 +1,12 @@
 """PLOP: local pooled distillation of every map, and old structures by sure pseudo labels.
 
-Source: Douillard et al., CVPR 2021. Differs: 3-D (`pooled_axes=1` keeps a plane of each cell, 2 a
-strip); maps as the backbone names them, encoder to `final`, after their activation; logits at full
-resolution; a structure that the step teaches again counts as learned in the penalty's growing
-weight, and its annotation is the label; entropy thresholds from whole training volumes; a voxel
-whose labels exclude every old structure needs no pseudo label, and a pseudo label that contradicts
-the annotation is dropped; Dice is added as in step 1 (`dice=false` takes it out). `plop_ct` is what
-the paper's tables call PLOP.
+Source: Douillard et al., CVPR 2021. Differs: 3-D (`pooled_axes`); a tenth of their factor of the
+logits (`logit_factor`); maps as the backbone names them, encoder to `final`, after their
+activation; logits at full resolution; a structure that the step teaches again counts as learned in
+the penalty's growing weight, and its annotation is the label; entropy thresholds from whole
+training volumes; a voxel whose labels exclude every old structure needs no pseudo label, and a
+pseudo label that contradicts the annotation is dropped; Dice is added as in step 1 (`dice=false`
+takes it out). `plop_ct` is what the paper's tables call PLOP.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +47,17 @@ THRESHOLDS = "plop_thresholds"  # where memory keeps this step's (C_old,) entrop
 class Plop(SoftmaxFinetune):
     """PLOP: local pooled distillation of features, entropy-gated pseudo labels."""
 
+    version: ClassVar[int] = 3  # in version 2 planes were pooled, and logits weighed ten times more
+    serves_from: ClassVar[int | None] = 1
+    earlier_defaults: ClassVar[Mapping[int, Mapping[str, Any]]] = {
+        1: {
+            "new_classifier_lr": 1.0,
+            "old_classifier_lr": 1.0,
+            "pooled_axes": 1,
+            "logit_factor": 0.0005,
+        },
+        2: {"pooled_axes": 1, "logit_factor": 0.0005},
+    }
     search_space: ClassVar[SearchSpace] = {
         "feature_factor": Range(low=1e-4, high=1.0, log=True),
         "logit_factor": Range(low=1e-5, high=0.05, log=True),
@@ -56,10 +67,14 @@ class Plop(SoftmaxFinetune):
     """Start new channels as equal shares of background, as in MiB; false: as torch initialises."""
     feature_factor: float = 0.01
     """Factor of the distance of each feature map."""
-    logit_factor: float = 0.0005
-    """Factor of the distance of the logits, new ones summed into background."""
-    pooled_axes: Literal[1, 2] = 1
-    """Axes averaged over in each cell."""
+    logit_factor: float = 0.00005
+    """Factor of the distance of the logits, new ones summed into background; theirs: 0.0005. The
+    distance grows with the square of the logits, which the output layer's rate makes large here: at
+    theirs, logits that are a tenth larger than the old model's cost many times the loss."""
+    pooled_axes: Literal[1, 2] = 2
+    """Axes averaged over in each cell: 2 leaves a strip, as in the 2-D original, 1 a plane, as in
+    the CT authors' code. Of a map of n voxels along each axis the original pools 14 n values per
+    channel; strips are 63 n, planes 21 n², and the distance grows with the root of that."""
     floor: float = 0.001
     """Smallest entropy threshold."""
     adaptive: bool = True

@@ -80,7 +80,7 @@ def test_other_data_are_refused(smoke_run: Path) -> None:
     ("run", "options"),
     [
         ("lwf/efe186f3dc1f", {"weight": 10.0, "new_classifier_lr": 1.0, "old_classifier_lr": 1.0}),
-        ("plop/2393a529f35b", {"feature_factor": 0.001, "splits_background": True}),
+        ("plop/2393a529f35b", {"feature_factor": 0.001, "logit_factor": 0.0005, "pooled_axes": 1}),
     ],
 )
 def test_the_strategy_of_an_older_version_has_the_options_it_had(

@@ -137,7 +137,8 @@ def test_plop_returns_the_published_codes_number() -> None:
     logits = [torch.tensor(PLANE[f"{k}_logits_small"]) for k in ("new", "old")]
     batch = batch_of(torch.full((len(logits[0]), *logits[0].shape[2:]), 3))
     memory: Memory = {THRESHOLDS: torch.full((3,), 0.5)}
-    terms = Plop(dice=False).losses(  # planes, where Dice takes volumes
+    published = Plop(dice=False, pooled_axes=1, logit_factor=0.0005)
+    terms = published.losses(  # planes, where Dice takes volumes
         batch, Output(logits=logits[0], features=new), Output(logits=logits[1], features=old),
         memory,
     )  # fmt: skip
@@ -293,8 +294,9 @@ def test_the_output_layer_keeps_its_rate_but_where_a_source_says_otherwise() -> 
     rows = dict.fromkeys(("background", *FOUR), 100.0)
     for kind in same:
         assert rates_of(kind()) == ([1.0, 100.0], {"body": 1.0, **rows}), kind
-        assert (kind.version, kind.first_step(kind())) == (2, SoftmaxFinetune())
-        assert [kind.serves(v) for v in (1, 2, 3)] == [True, True, False]  # rates serve no model
+        version = 3 if kind is Plop else 2  # for its own defaults, see `earlier_defaults`
+        assert (kind.version, kind.first_step(kind())) == (version, SoftmaxFinetune())
+        assert [kind.serves(v) for v in (1, version, version + 1)] == [True, True, False]
     for kind in (LwfCt, PlopCt):  # the authors' code
         assert rates_of(kind()) == ([1.0, 100.0], dict.fromkeys(("body", *rows), 1.0)), kind
         assert kind.version == 1

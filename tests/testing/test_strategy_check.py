@@ -755,7 +755,7 @@ LOSSES_ALONE = [rule.name for rule in RULES if rule.check not in LATE]
         ("ilt_ct", {"head": "sigmoid", "legacy_slice_dice": True}),
         ("ilt_ct", {"legacy_shifted_dice": True, "legacy_fresh_classifier": True}),
         ("mib", {"splits_background": False}),
-        ("plop", {"legacy_median": True, "pooled_axes": 2}),
+        ("plop", {"legacy_median": True, "pooled_axes": 1}),
         ("decoder_growth", {"start": "copy", "ema": 0.9, "body_range": True, "exclusive": True}),
     ],
     ids=lambda v: v if isinstance(v, str) else "-".join(v),
