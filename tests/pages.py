@@ -2,9 +2,9 @@
 
 A block reads `<!-- $ clbench table summary … -->`, the output, `<!-- end -->`; so no number in a
 page is typed by hand, and a test can tell a stale one. Where the command is `clbench figure`, the
-output is a link to the picture it has written. `$ tests/pages.py fuzz` and `$ tests/pages.py
-torture` are the counts that `tests/perf/fuzz_readers.py` and `make torture` wrote to
-`results/calibration/`. Commands run in the current folder, and their paths are relative to it.
+output is a link to the picture it has written. `$ tests/pages.py fuzz`, `torture`, `ratios` and
+`growth` are what `tests/perf/fuzz_readers.py`, `make torture`, the scripts of `tests/perf/` with
+`--record` and `tests/perf/growth.py` wrote to `results/calibration/`. Commands run in the current folder, and their paths are relative to it.
 """
 
 from __future__ import annotations
@@ -116,7 +116,44 @@ def torture_table() -> Table:
     )
 
 
-COUNTS: Mapping[str, Callable[[], Table]] = {"fuzz": fuzz_table, "torture": torture_table}
+def ratios_table() -> Table:
+    """The newest measurement of every ratio."""
+    newest = {(r["script"], r["what"], r["threads"]): r for r in rows_of("ratios.csv")}
+    return Table(
+        title="Ratios, newest measurement of each",
+        columns=("what", "ratio", "goal", "by", "threads", "load", "date"),
+        rows=tuple(
+            (
+                *(r[column] for column in ("what", "ratio", "goal")),
+                f"`{r['script']}`",
+                *(r[column] for column in ("threads", "load", "date")),
+            )
+            for r in newest.values()
+        ),
+        notes=tuple(sorted({f"{r['cpu']}, torch {r['torch']}" for r in newest.values()})),
+    )
+
+
+def growth_table() -> Table:
+    """Every point of `tests/perf/growth.py`."""
+    return Table(
+        title="Growth of time and memory with the work",
+        columns=("what grows", "to", "work", "time", "memory"),
+        rows=tuple(
+            (r["kind"], r["value"], *(f"{float(r[c]):.2f}" for c in GROWTH_RATIOS))
+            for r in rows_of("growth.csv")
+        ),
+        notes=("Each as a ratio to the first of its kind; voxels: of a crop's side.",),
+    )
+
+
+GROWTH_RATIOS = ("work_ratio", "time_ratio", "memory_ratio")
+COUNTS: Mapping[str, Callable[[], Table]] = {
+    "fuzz": fuzz_table,
+    "torture": torture_table,
+    "ratios": ratios_table,
+    "growth": growth_table,
+}
 
 if __name__ == "__main__":
     for page in map(Path, sys.argv[1:]):

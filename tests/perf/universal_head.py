@@ -1,12 +1,14 @@
 """The universal head's blockwise form against three grouped convolutions, in one run: ratios.
 
-`python tests/perf/universal_head.py [classes] [edge]`. Time: best of some repetitions. Memory: what
+`python tests/perf/universal_head.py [classes] [edge]`. Time: fewest processor seconds of some
+repetitions, so that a busy machine moves it little. Memory: what
 each form needs beyond its inputs, its logits and their gradients, as the growth of the process's
 peak resident memory, each form in a process of its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing as mp
 import resource
 import sys
@@ -20,8 +22,10 @@ from torch import Tensor
 
 from clbench.nets.heads import dynamic_head
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from networks import dynamic_head_plain
+from ratios import Ratio, record
 
 Form = Callable[[Tensor, Tensor], Tensor]
 FORMS: dict[str, Form] = {"plain": dynamic_head_plain, "blockwise": dynamic_head}
@@ -31,8 +35,11 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(name: str, classes: int, edge: int, repeats: int, pipe: Connection) -> None:
+def measure(
+    name: str, classes: int, edge: int, repeats: int, threads: int, pipe: Connection
+) -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(threads)
     features = torch.randn(1, 8, edge, edge, edge, requires_grad=True)
     params = torch.randn(1, classes, 153, requires_grad=True)
     weight = torch.randn(1, classes, edge, edge, edge)  # also the size of the logits
@@ -42,36 +49,53 @@ def measure(name: str, classes: int, edge: int, repeats: int, pipe: Connection) 
     before = peak_mb()
     forward, both = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         with torch.no_grad():
             form(features, params)
-        forward.append(time.perf_counter() - start)
+        forward.append(time.process_time() - start)
     for _ in range(repeats):
         features.grad = params.grad = None
-        start = time.perf_counter()
+        start = time.process_time()
         form(features, params).backward(weight)
-        both.append(time.perf_counter() - start)
+        both.append(time.process_time() - start)
     pipe.send((min(forward), min(both), max(1.0, peak_mb() - before)))
 
 
 def main() -> None:
-    classes = int(sys.argv[1]) if len(sys.argv) > 1 else 32
-    edge = int(sys.argv[2]) if len(sys.argv) > 2 else 96
-    found = {}
+    words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    words.add_argument("classes", type=int, nargs="?", default=32)
+    words.add_argument("edge", type=int, nargs="?", default=96)
+    words.add_argument("--repeats", type=int, default=3)
+    words.add_argument("--threads", type=int, default=torch.get_num_threads())
+    words.add_argument("--record", action="store_true")
+    asked = words.parse_args()
+    classes, edge = asked.classes, asked.edge
+    measured = {}
     for name in FORMS:
         here, there = mp.Pipe()
         process = mp.get_context("spawn").Process(
-            target=measure, args=(name, classes, edge, 3, there)
+            target=measure, args=(name, classes, edge, asked.repeats, asked.threads, there)
         )
         process.start()
-        found[name] = here.recv()
+        measured[name] = here.recv()
         process.join()
-    print(f"{classes} classes, {edge}^3 voxels, {torch.get_num_threads()} threads")
+    print(f"{classes} classes, {edge}^3 voxels, {asked.threads} threads, processor seconds")
     print(f"{'':12}{'forward s':>12}{'fwd+bwd s':>12}{'extra MB':>12}")
-    for name, (a, b, c) in found.items():
+    for name, (a, b, c) in measured.items():
         print(f"{name:12}{a:12.3f}{b:12.3f}{c:12.0f}")
-    ratio = [p / q for p, q in zip(found["plain"], found["blockwise"], strict=True)]
-    print(f"{'ratio':12}{ratio[0]:11.1f}x{ratio[1]:11.1f}x{ratio[2]:11.1f}x")
+    ratio = [q / p for p, q in zip(measured["plain"], measured["blockwise"], strict=True)]
+    print(f"{'ratio':12}{ratio[0]:12.3f}{ratio[1]:12.3f}{ratio[2]:12.3f}")
+    if asked.record:
+        what = f"blockwise head / grouped convolutions, {classes} classes, {edge}^3"
+        script = "tests/perf/universal_head.py"
+        record(
+            [
+                Ratio(script, f"{what}: forward", ratio[0], "<= 0.0625"),
+                Ratio(script, f"{what}: forward and backward", ratio[1], "<= 0.125"),
+                Ratio(script, f"{what}: memory", ratio[2]),
+            ],
+            threads=asked.threads,
+        )
 
 
 if __name__ == "__main__":
