@@ -179,12 +179,12 @@ class PhantomSettings:
     """Training cases per source."""
     validation: NotNegativeInt = 4
     """Validation cases per source."""
-    test: Count | None = 8
+    test: Count | None = None
     """Test cases per source; None: as many as the paper, those that the course lists for the
     phantom, else 20 per step."""
     spacing_mm: Positive = 5.0
     """Slice thickness of the coarser source; the tool derives the rest."""
-    version: Annotated[int, Field(ge=2, le=3)] = 2
+    version: Annotated[int, Field(ge=2, le=3)] = 3
     """Of the phantom; 3 sets the second source of `tumor_ext` apart, as another hospital."""
 
 

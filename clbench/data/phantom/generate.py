@@ -33,7 +33,7 @@ from clbench.spec.taxonomy import ancestors, with_descendants
 from clbench.store.files import atomic_folder, locked, remove_parts, sha256
 from clbench.types import Floats, triple
 
-PHANTOM_VERSION = 2
+PHANTOM_VERSION = 3
 """Of the phantom that runs take by default. Any change that moves a voxel is a version of its own
 in `DOMAINS`; phantoms of two versions never share a folder.
 
