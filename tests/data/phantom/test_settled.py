@@ -1,0 +1,52 @@
+"""What the phantom and `quick` must show before methods are compared on them, from stored runs."""
+
+from __future__ import annotations
+
+from statistics import fmean, stdev, variance
+
+import pytest
+from locations import ROOT
+
+from clbench.report.scores import Scores, StrategyScores
+from clbench.report.study import Study
+
+
+@pytest.fixture(scope="module")
+def scores() -> Scores:
+    found = Study(results=ROOT / "results" / "settling", bench="tumor_ext").scores()
+    assert found is not None
+    return found
+
+
+def strategy(scores: Scores, name: str) -> StrategyScores:
+    return next(s for s in scores.strategies if s.label == name)
+
+
+def organs(scores: Scores, one: StrategyScores, step: int) -> list[list[float]]:
+    """Dice of the structures of step 1 after a step, one list per seed."""
+    first = [c for c, at in scores.learned_at.items() if at == 1]
+    return [[dice[step, c] for c in first] for dice in one.r]
+
+
+def lost(scores: Scores, one: StrategyScores) -> list[float]:
+    """Dice lost by the mean of step 1 over the course, one number per seed."""
+    before, after = (organs(scores, one, step) for step in (1, scores.last))
+    return [fmean(a) - fmean(b) for a, b in zip(before, after, strict=True)]
+
+
+def test_every_organ_is_learned_and_the_bounds_lie_far_apart(scores: Scores) -> None:
+    finetune, joint = (strategy(scores, name) for name in ("finetune", "joint"))
+    assert finetune.seeds == joint.seeds == (100, 101, 102)
+    for one in (finetune, joint):
+        for seed in organs(scores, one, 1):
+            assert min(seed) > 0.10
+            assert fmean(seed) >= 0.75
+    assert min(lost(scores, finetune)) >= 0.40
+    assert max(map(abs, lost(scores, joint))) <= 0.10
+
+
+def test_methods_with_pseudo_labels_differ_by_more_than_seeds_do(scores: Scores) -> None:
+    each = [lost(scores, s) for s in scores.strategies if s.label not in ("finetune", "joint")]
+    assert len(each) >= 4
+    standard_error = (fmean(map(variance, each)) / len(each[0])) ** 0.5
+    assert stdev(map(fmean, each)) > 2 * standard_error
