@@ -54,11 +54,11 @@ def alter(run: Path, change: Callable[[list[str], dict[str, int]], bool]) -> int
 
 
 def a_digit(cells: list[str], at: dict[str, int]) -> bool:
-    """Change the last digit of a Dice between 0 and 1."""
+    """Change the sixth digit of a Dice between 0 and 1."""
     value = cells[at["value"]]
-    if cells[at["metric"]] != "dice" or value in ("nan", "0.0", "1.0"):
+    if cells[at["metric"]] != "dice" or len(value) < 12 or "e" in value:
         return False
-    cells[at["value"]] = value[:-1] + str((int(value[-1]) + 3) % 10)
+    cells[at["value"]] = repr(float(value[:7] + str((int(value[7]) + 3) % 10) + value[8:]))
     return True
 
 

@@ -111,7 +111,7 @@ class Softmax(Strategy):
         structures: tuple[str, ...],
         memory: Memory,
     ) -> Mapping[str, tuple[int, int]]:
-        assert spacing_mm == (12.0, 12.0, 12.0)
+        assert spacing_mm == pytest.approx((12.0, 12.0, 12.0))
         return {"liver": (1, image_hu.shape[2] // 2)}
 
 
