@@ -81,7 +81,7 @@ def test_figures_elsewhere_are_asked_for_by_name(
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit, match="1"):
         main()
-    assert "clbench figure heatmap or clbench figure forgetting" in capsys.readouterr().err
+    assert "heatmap or forgetting" in capsys.readouterr().err
     with pytest.raises(UnknownName, match="external test set"):
         Analysis(results=results, bench="tumor_ext", on="absent").scores()
 
