@@ -19,8 +19,7 @@ from clbench.reproducibility import cores
 from clbench.strategy.contract import Batch, Lesson
 
 MOST_WORKERS = 4
-"""Loader processes of one GPU: a crop of 96 voxels a side takes a core 4 to 24 ms, by where it is
-read from."""
+"""Loader processes of one GPU, at most; chosen, not measured: no GPU was at hand."""
 
 
 def loader_workers(asked: int | None, device: torch.device, processes: int = 1) -> int:

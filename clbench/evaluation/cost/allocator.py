@@ -1,10 +1,10 @@
 """Freed memory is kept for the next update on a CPU, where there is enough: glibc's `mallopt`.
 
 By default glibc takes every large tensor from the kernel anew and gives it back when it is freed;
-each of its pages then costs a fault and is cleared, in every update. `small_unet` on one crop of
-96 x 96 x 96 spent 27 % of its processor seconds so (`tests/perf/allocator.py`). Kept, the memory is
-fragmented, and the peak is higher, by up to 65 % as measured. So it is kept only where twice the
-peak so far is at most `SHARE` of what the machine has left; looked at in every phase.
+each of its pages then costs a fault and is cleared, in every update. Kept, the memory is
+fragmented, and the peak is higher (`tests/perf/allocator.py` measures both; `tests/README.md` has
+what it recorded). So it is kept only where twice the peak so far is at most `SHARE` of what the
+machine has left; looked at in every phase.
 
 It changes no number. Elsewhere than with glibc, where the user chose an allocator or set one up,
 and with `CLBENCH_KEEP_MEMORY=0` nothing is done.
@@ -23,7 +23,7 @@ from pathlib import Path
 SWITCH = "CLBENCH_KEEP_MEMORY"
 """Environment variable; `0`: do as glibc does by itself."""
 GROWTH = 2.0
-"""Largest peak that kept memory may lead to, in peaks without; 1.46 and 1.65 were measured."""
+"""Room left for the peak of kept memory, in peaks without: a margin, not a measured bound."""
 SHARE = 0.5
 """Of the memory that this process has or could get."""
 TRIM_THRESHOLD, MMAP_MAX = -1, -4
