@@ -55,8 +55,20 @@ def crop(
     if place.shift:
         image = image + np.float32(place.shift)
     label = place.cut(volume.labels(structures, place.index), UNKNOWN)
-    soft = None if pseudo is None else place.cut(pseudo.read(structures, place.index), UNKNOWN)
-    return image, label, soft
+    return image, label, _pseudo(place, structures, pseudo)
+
+
+def _pseudo(
+    place: CropPlace, structures: Sequence[str], pseudo: PseudoMap | None
+) -> NDArray[np.uint8] | None:
+    """A crop's pseudo labels, (K, *patch), padded and turned; None where there are none.
+
+    Args:
+        place: of the crop.
+        structures: K names, in channel order.
+        pseudo: of the case.
+    """
+    return None if pseudo is None else place.cut(pseudo.read(structures, place.index), UNKNOWN)
 
 
 def cut_crop(
@@ -96,9 +108,7 @@ def cut_crop(
         "pad": place.pad,
         "turns": place.turns,
         "shift": np.float32(place.shift),
-        "pseudo": None
-        if pseudo is None
-        else place.cut(pseudo.read(structures, place.index), UNKNOWN),
+        "pseudo": _pseudo(place, structures, pseudo),
     }
 
 
