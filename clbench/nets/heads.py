@@ -6,13 +6,18 @@ image; `ConvHead` is the plain output layer of the softmax methods.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from clbench.errors import TrainingError
 from clbench.nets.output import Output
@@ -25,8 +30,8 @@ IMAGE_DIM = 256
 """Length of the image vector, and of a projected text vector."""
 NORM_GROUPS = 16
 """Groups of the normalizations."""
-BLOCK_VALUES = 1 << 18
-"""Hidden values of one block of voxels: 1 MB, so that a block stays in a core's cache."""
+BLOCK_VALUES = 1 << 17
+"""Hidden values of one block of voxels: 512 kB, so that a block stays in a core's cache."""
 BLOCK_VALUES_CUDA = 1 << 26
 """On a GPU: 256 MB, so that few kernels are started."""
 
@@ -75,13 +80,8 @@ class _Dynamic(torch.autograd.Function):
         count = params.shape[1]
         out = features.new_empty(batch, count, voxels)
         for b in range(batch):
-            w1, w2, w3, b1, b2, b3 = split_parameters(params[b])
-            flat = w1.reshape(-1, WIDTH)
-            for at in _blocks(voxels, count, features.device):
-                hidden = torch.addmm(b1.reshape(-1, 1), flat, features[b, :, at])
-                hidden = hidden.relu_().view(count, WIDTH, -1)
-                hidden = torch.baddbmm(b2, w2, hidden).relu_()
-                out[b, :, at] = torch.baddbmm(b3, w3, hidden)[:, 0]
+            head = split_parameters(params[b])
+            _each_share(functools.partial(_logits, features[b], head, out[b]), out[b])
         return out
 
     @staticmethod
@@ -89,37 +89,68 @@ class _Dynamic(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         (grad,) = grads
         features, params = ctx.saved_tensors
-        batch, _, voxels = features.shape
         count = params.shape[1]
         to_features = torch.empty_like(features)
         to_params = torch.empty_like(params)
-        for b in range(batch):
+        for b in range(len(features)):
             head = split_parameters(params[b])
-            flat = head.w1.reshape(-1, WIDTH)
-            to_head = HeadParameters(*map(torch.zeros_like, head))
-            for at in _blocks(voxels, count, features.device):
-                x = features[b, :, at]  # (8, block)
-                first = torch.addmm(head.b1.reshape(-1, 1), flat, x).relu_()
-                first = first.view(count, WIDTH, -1)  # (C, 8, block), as all that follow
-                second = torch.baddbmm(head.b2, head.w2, first).relu_()
-                back = grad[b, :, at].unsqueeze(1)  # (C, 1, block)
-                to_head.w3.baddbmm_(back, second.transpose(1, 2))
-                to_head.b3.add_(back.sum(2, keepdim=True))
-                back = _relu_back(torch.bmm(head.w3.transpose(1, 2), back), second)
-                to_head.w2.baddbmm_(back, first.transpose(1, 2))
-                to_head.b2.add_(back.sum(2, keepdim=True))
-                back = _relu_back(torch.bmm(head.w2.transpose(1, 2), back), first)
-                rows = back.view(count * WIDTH, -1)
-                to_head.w1.view(-1, WIDTH).addmm_(rows, x.t())
-                to_head.b1.add_(back.sum(2, keepdim=True))
-                to_features[b, :, at] = flat.t() @ rows
+            gradient = functools.partial(_gradient, features[b], head, grad[b], to_features[b])
+            shares = _each_share(gradient, grad[b])
+            to_head = [torch.stack(parts).sum(0) for parts in zip(*shares, strict=True)]
             to_params[b] = torch.cat([t.reshape(count, -1) for t in to_head], dim=1)
         return to_features, to_params
 
 
+def _logits(features: Tensor, head: HeadParameters, out: Tensor, share: list[slice]) -> None:
+    """Fill `out` (C, voxels) in the blocks of `share` with the logits of `features` (8, voxels)."""
+    flat = head.w1.reshape(-1, WIDTH)
+    for at, (first, second) in _with_room(share, 2, out):
+        torch.addmm(head.b1.reshape(-1, 1), flat, features[:, at], out=first.flatten(0, 1)).relu_()
+        torch.baddbmm(head.b2, head.w2, first, out=second).relu_()
+        out[:, at] = torch.baddbmm(head.b3, head.w3, second)[:, 0]
+
+
+def _gradient(
+    features: Tensor, head: HeadParameters, grad: Tensor, to_features: Tensor, share: list[slice]
+) -> HeadParameters:
+    """The parameters' gradient over the blocks of `share`; the features' is filled in."""
+    flat, up = head.w1.reshape(-1, WIDTH), head.w3.transpose(1, 2)
+    to_head = HeadParameters(*map(torch.zeros_like, head))
+    for at, (first, second, back) in _with_room(share, 3, grad):
+        x = features[:, at]  # (8, block)
+        torch.addmm(head.b1.reshape(-1, 1), flat, x, out=first.flatten(0, 1)).relu_()
+        torch.baddbmm(head.b2, head.w2, first, out=second).relu_()
+        given = grad[:, at].unsqueeze(1)  # (C, 1, block)
+        to_head.w3.baddbmm_(given, second.transpose(1, 2))
+        to_head.b3.add_(given.sum(2, keepdim=True))
+        _relu_back(torch.mul(up, given, out=back), second)
+        to_head.w2.baddbmm_(back, first.transpose(1, 2))
+        to_head.b2.add_(back.sum(2, keepdim=True))
+        # what the second layer held is not needed any more
+        back = _relu_back(torch.bmm(head.w2.transpose(1, 2), back, out=second), first)
+        rows = back.flatten(0, 1)
+        to_head.w1.view(-1, WIDTH).addmm_(rows, x.t())
+        to_head.b1.add_(back.sum(2, keepdim=True))
+        to_features[:, at] = flat.t() @ rows
+    return to_head
+
+
+def _with_room(
+    share: list[slice], count: int, like: Tensor
+) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Each block with `count` tensors (C, 8, block) to work in, the same memory for every block."""
+    room: tuple[Tensor, ...] = ()
+    for at in share:
+        voxels = at.stop - at.start
+        if not room or room[0].shape[2] != voxels:
+            room = tuple(like.new_empty(len(like), WIDTH, voxels) for _ in range(count))
+        yield at, room
+
+
 def _relu_back(grad: Tensor, out: Tensor) -> Tensor:
-    """The gradient where a ReLU let through."""
-    masked: Tensor = torch.ops.aten.threshold_backward(grad, out, 0)
+    """The gradient where a ReLU let through, in place."""
+    into = torch.ops.aten.threshold_backward.grad_input
+    masked: Tensor = into(grad, out, 0, grad_input=grad)
     return masked
 
 
@@ -129,6 +160,60 @@ def _blocks(voxels: int, count: int, device: torch.device) -> list[slice]:
     values = BLOCK_VALUES_CUDA if device.type == "cuda" else BLOCK_VALUES
     size = max(256, values // (WIDTH * count))
     return [slice(a, min(a + size, voxels)) for a in range(0, voxels, size)]
+
+
+Done = TypeVar("Done")
+
+
+def _each_share(work: Callable[[list[slice]], Done], logits: Tensor) -> list[Done]:
+    """Do `work` on all blocks of voxels, each thread on its own share of neighbours.
+
+    A block is too little work to divide among threads: they would wait for each other in every
+    product, and on a busy machine for a thread that is not running. So a thread takes whole blocks.
+
+    Args:
+        work: takes blocks of voxels; called with `torch.no_grad`.
+        logits: (C, voxels), or their gradient; tells how many blocks there are, and where.
+
+    Returns:
+        What `work` returned for each share, in the order of the voxels.
+    """
+    blocks = _blocks(logits.shape[1], len(logits), logits.device)
+    threads = torch.get_num_threads() if logits.device.type == "cpu" else 1
+    # a mode that counts operations, say, belongs to the thread that set it
+    if threads == 1 or len(blocks) < threads or is_in_torch_dispatch_mode():
+        return [work(blocks)]
+    size = -(-len(blocks) // threads)
+    shares = [blocks[a : a + size] for a in range(0, len(blocks), size)]
+
+    def quietly(share: list[slice]) -> Done:
+        with torch.no_grad():
+            return work(share)
+
+    return list(_threads(threads, os.getpid()).map(quietly, shares))
+
+
+@functools.cache
+def _threads(count: int, process: int) -> ThreadPoolExecutor:
+    """Threads in which torch's operations take one thread each.
+
+    Args:
+        count: how many.
+        process: its number; a forked process has none of its parent's threads.
+    """
+    together = Barrier(count + 1)
+
+    def alone() -> None:
+        torch.get_num_threads()  # a thread's first call, of any kind, sets it to what others have
+        torch.set_num_threads(1)
+        together.wait()
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="clbench-head", initializer=alone)
+    for _ in range(count):
+        pool.submit(int)
+    together.wait()
+    torch.set_num_threads(count)  # of this thread and later ones: the last call counts for those
+    return pool
 
 
 def dynamic_head(features: Tensor, params: Tensor) -> Tensor:

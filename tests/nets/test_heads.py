@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,37 @@ def test_it_equals_the_plain_form_with_gradients(
         assert b is not None
         scale = b.detach().abs().max()
         torch.testing.assert_close(a / scale, b / scale, atol=1e-5, rtol=0)
+
+
+def test_threads_share_the_blocks_and_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "BLOCK_VALUES", 256 * 8)
+    before = torch.get_num_threads()
+    torch.manual_seed(0)
+    weight = torch.randn(2, 5, 9, 10, 11)  # 990 voxels: four blocks, the last one shorter
+    features, params = torch.randn(2, 8, 9, 10, 11), torch.randn(2, 5, 153)
+    used, got = set[str](), []
+    plain = heads._gradient
+
+    def noted(*arguments: Any) -> heads.HeadParameters:
+        used.add(threading.current_thread().name)
+        assert torch.get_num_threads() == 1, "products inside a block are not divided"
+        return plain(*arguments)
+
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(heads, "_gradient", plain if threads == 1 else noted)
+            f, p = features.clone().requires_grad_(), params.clone().requires_grad_()
+            out = dynamic_head(f, p)
+            (out * weight).sum().backward()
+            assert torch.get_num_threads() == threads, "the caller's own setting stays"
+            got.append((out, f.grad, p.grad))
+    finally:
+        torch.set_num_threads(before)
+    assert len(used) > 1
+    assert torch.equal(got[0][0], got[1][0])
+    assert torch.equal(got[0][1], got[1][1])
+    torch.testing.assert_close(got[0][2], got[1][2])  # a sum over voxels, in another order
 
 
 def test_gradients_are_right_to_double_precision() -> None:

@@ -177,6 +177,18 @@ def test_a_generated_head_costs_136_per_voxel_and_structure(classes: int) -> Non
     assert macs(dynamic_head_plain, *shapes) == expected  # grouped functional convolutions
 
 
+def test_operations_are_counted_where_a_head_could_use_several_threads() -> None:
+    before = torch.get_num_threads()
+    features, params = torch.zeros(1, WIDTH, 8, 16, 16), torch.zeros(1, 64, sum(SIZES))
+    try:
+        torch.set_num_threads(2)
+        with torch.no_grad(), multiply_adds.MacCounter() as counter:  # sees its own thread alone
+            dynamic_head(features, params)
+    finally:
+        torch.set_num_threads(before)
+    assert counter.by_scope.total() == 64 * 136 * 8 * 16 * 16
+
+
 # ------------------------------------------------------------------------ what cannot be counted
 
 
