@@ -29,7 +29,8 @@ Courses = Annotated[list[str] | None, typer.Option("--bench", help="Course; repe
 Strategies = Annotated[
     list[str] | None, typer.Option("--strategy", help="Strategy; repeat for more.")
 ]
-Seeds = Annotated[str, typer.Option(help="0-2 or 0,1,2.")]
+Seeds = Annotated[str | None, typer.Option(help="0-2 or 0,1,2.", show_default="0")]
+Out = Annotated[Path | None, typer.Option(help="Where run folders go.", show_default=str(RESULTS))]
 Profiles = Annotated[list[str] | None, typer.Option("--profile", help="As in clbench run.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="As in clbench run.")]
 Data = Annotated[str | None, typer.Option(help="As in clbench run; of every course.")]
@@ -41,12 +42,12 @@ def grid(
     study: Study = None,
     bench: Courses = None,
     strategy: Strategies = None,
-    seeds: Seeds = "0",
+    seeds: Seeds = None,
     profile: Profiles = None,
     set_: Settings = None,
     data: Data = None,
     split: options.Splits = None,
-    out: options.Out = RESULTS,
+    out: Out = None,
     cache: options.Cache = None,
     jobs: Annotated[
         int | None,
@@ -127,12 +128,12 @@ def status(
     study: Study = None,
     bench: Courses = None,
     strategy: Strategies = None,
-    seeds: Seeds = "0",
+    seeds: Seeds = None,
     profile: Profiles = None,
     set_: Settings = None,
     data: Data = None,
     split: options.Splits = None,
-    out: options.Out = RESULTS,
+    out: Out = None,
     cache: options.Cache = None,
     every: Annotated[
         float | None, typer.Option(min=1, help="Look again after so many seconds, until Ctrl-C.")
@@ -165,7 +166,7 @@ def plan(
     bench: options.Bench,
     strategy: Annotated[str, typer.Option(help="Strategy.")],
     profile: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
-    seeds: Seeds = "0",
+    seeds: Annotated[str, typer.Option(help="0-2 or 0,1,2.")] = "0",
     data: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
     split: options.Splits = None,
     out: options.Out = RESULTS,
@@ -277,35 +278,53 @@ def _study(
     path: Path | None,
     bench: list[str] | None,
     strategy: list[str] | None,
-    seeds: str,
+    seeds: str | None,
     profile: list[str] | None,
     overrides: list[str] | None,
     data: str | None,
     split: list[str] | None,
-    out: Path,
+    out: Path | None,
 ) -> StudyFile:
-    """The study of a file, or of the options that stand for one."""
-    from clbench.grid.study_file import StudyFile, read_study
+    """The study of a file, with the lists that options replace, or of options alone."""
+    from clbench.grid.study_file import StudyFile, part_of, read_study
 
-    if (path is None) == (bench is None and strategy is None):
+    if path is not None:
+        given = {"--set": overrides, "--data": data, "--split": split}
+        if both := [option for option, value in given.items() if value]:
+            raise SettingError(
+                f"{both[0]} beside a study file, which has settings, data and splits of its own",
+                where=path,
+                expected="--bench, --strategy, --seeds, --profile and --out, which replace what "
+                "the file says",
+                got=f"{both[0]} {given[both[0]]}",
+                next_step="write it into the file, or leave the file out",
+            )
+        lists = {
+            "courses": tuple(bench or ()),
+            "strategies": tuple(strategy or ()),
+            "seeds": tuple(parse_seeds(seeds)) if seeds is not None else (),
+            "profiles": tuple(profile or ()),
+            "out": "" if out is None else str(out),
+        }
+        return part_of(read_study(path), {key: value for key, value in lists.items() if value})
+    if not (bench and strategy):
         raise SettingError(
             "a study is a file, or --bench and --strategy",
             expected="`clbench grid STUDY.toml`, or "
             "`clbench grid --bench tumor_ext --strategy universal --strategy lwf --seeds 0-2`",
-            got="both" if path else "neither",
+            got=" and ".join(o for o, of in (("--bench", bench), ("--strategy", strategy)) if of)
+            or "neither",
         )
-    if path is not None:
-        return read_study(path)
-    courses = tuple(bench or ())
+    courses = tuple(bench)
     return StudyFile(
         courses=courses,
-        strategies=tuple(strategy or ()),
-        seeds=tuple(parse_seeds(seeds)),
+        strategies=tuple(strategy),
+        seeds=tuple(parse_seeds("0" if seeds is None else seeds)),
         profiles=tuple(profile or ()),
         settings={"": tuple(overrides)} if overrides else {},
         data=dict.fromkeys(courses, data) if data else {},
         splits=dict.fromkeys(courses, tuple(split)) if split else {},
-        out=str(out),
+        out=str(RESULTS if out is None else out),
     )
 
 

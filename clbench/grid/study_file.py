@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -133,6 +133,21 @@ def read_study(path: Path) -> StudyFile:
                 got=", ".join(strange),
             )
     return study
+
+
+def part_of(study: StudyFile, lists: Mapping[str, Any]) -> StudyFile:
+    """The study with some of its lists replaced, as for a part of its runs or a folder elsewhere.
+
+    Args:
+        study: what a file says.
+        lists: field → value; what the study says of courses that are not among them is left out.
+    """
+    courses = lists.get("courses", study.courses)
+    tables: dict[str, Any] = {
+        name: {course: of for course, of in getattr(study, name).items() if course in courses}
+        for name in ("data", "splits", "tuned")
+    }
+    return replace(study, **lists, **tables)
 
 
 def cells(study: StudyFile) -> Iterator[Cell]:

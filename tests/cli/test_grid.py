@@ -48,12 +48,27 @@ def test_status_and_a_dry_run_show_what_is_left_and_start_nothing(
     assert sorted(smoke_run.parent.iterdir()) == before
 
 
-def test_a_study_is_a_file_or_options(tmp_path: Path) -> None:
+def test_options_beside_a_file_replace_its_lists(
+    smoke_run: Path, smoke_out: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    path = study(tmp_path, tmp_path / "elsewhere", "[40, 41]")
+    words = [str(path), "--cache", str(cache_root), "--dry-run"]
+    part = RUNNER.invoke(app, ["grid", *words, "--seeds", "0", "--out", str(smoke_out)])
+    assert "1 runs: 1 finished" in part.output
+    more = RUNNER.invoke(app, ["grid", *words, "--strategy", "lwf", "--strategy", "mib"])
+    assert "4 runs: 4 to do" in more.output
+    for option, value in (("--set", "train.lr=1"), ("--data", "/d"), ("--split", "btcv=x.toml")):
+        refused = RUNNER.invoke(app, ["grid", *words, option, value])
+        assert f"{option} beside a study file" in str(refused.exception)
+        assert str(path) in str(refused.exception)
+        assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_study_is_a_file_or_options() -> None:
     neither = RUNNER.invoke(app, ["grid"])
     assert "a study is a file, or --bench and --strategy" in str(neither.exception)
-    both = RUNNER.invoke(app, ["status", str(tmp_path / "s.toml"), "--bench", "tumor_ext"])
-    assert "got:       both" in str(both.exception)
+    assert "got:       neither" in str(neither.exception)
     lacking = RUNNER.invoke(app, ["grid", "--bench", "tumor_ext"])
-    assert "strategies must be a list of at least one name" in str(lacking.exception)
+    assert "got:       --bench" in str(lacking.exception)
     unknown = RUNNER.invoke(app, ["grid", "--bench", "tumor_ext", "--strategy", "universel"])
     assert "universal" in str(unknown.exception)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clbench.errors import SpecError
-from clbench.grid.study_file import StudyFile, cells, read_study
+from clbench.grid.study_file import StudyFile, cells, part_of, read_study
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -50,6 +50,21 @@ def test_a_study_is_the_product_of_its_lists(tmp_path: Path) -> None:
     assert (last.bench, last.data, last.splits) == ("own/course.toml", None, ())
     assert last.tuned is None
     assert last.arguments()[-6:-2] == ["--set", "train.lr=0.0001", "--set", "train.epochs=2"]
+
+
+def test_a_part_of_a_study_keeps_what_is_said_of_its_courses() -> None:
+    study = StudyFile(
+        courses=("a", "b"),
+        strategies=("lwf", "mib"),
+        seeds=(1, 2),
+        data={"a": "x=1", "b": "y=2"},
+        splits={"b": ("y=s.toml",)},
+    )
+    part = part_of(study, {"courses": ("b",), "seeds": (7,), "out": "there"})
+    assert [(c.bench, c.strategy, c.seed, c.data, c.splits, str(c.out)) for c in cells(part)] == [
+        ("b", name, 7, "y=2", ("y=s.toml",), "there") for name in ("lwf", "mib")
+    ]
+    assert part_of(part, {"courses": ("a",)}).data == {}
 
 
 def test_absent_lists_are_the_defaults_and_doubles_count_once() -> None:

@@ -26,6 +26,7 @@ SIDES = {
     "glibc": {"CLBENCH_KEEP_MEMORY": "0"},
     "kept": {},
     "huge": {"CLBENCH_KEEP_MEMORY": "0", "THP_MEM_ALLOC_ENABLE": "1"},
+    "kept and huge": {"THP_MEM_ALLOC_ENABLE": "1"},
 }
 
 
