@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -19,13 +20,21 @@ help:
 
 # torch, torchvision and avalanche-lib are resolved together, so that a CPU-only torch that pip
 # prefers is kept instead of being replaced by another build.
-$(STAMP): pyproject.toml constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	torch torchvision avalanche-lib
+
+# what running needs; Python compiles what it imports, which is a part of what is installed
+$(READY): pyproject.toml constraints.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		torch torchvision avalanche-lib -e ".[dev]"
+	$(INSTALL) --no-compile -e .
+	touch $(READY)
+
+# and what tests need
+$(STAMP): $(READY)
+	$(INSTALL) -e ".[dev]"
 	touch $(STAMP)
 
-demo: $(STAMP)
+demo: $(READY)
 	$(BIN)/clbench run --bench tumor_ext --strategy universal
 
 # two processes of one thread each: most tests are too small to share out among threads; by file,
@@ -48,7 +57,7 @@ torture: $(STAMP)
 readme: $(STAMP)
 	$(BIN)/python tests/pages.py README.md */README.md
 
-paper: $(STAMP)
+paper: $(READY)
 	$(BIN)/clbench paper paper_figs/paper.toml --out paper_figs/out $(if $(RESULTS),--results $(RESULTS))
 
 wheel: $(STAMP)

@@ -29,7 +29,7 @@ SIZES = (WIDTH * WIDTH, WIDTH * WIDTH, WIDTH, WIDTH, WIDTH, 1)
 IMAGE_DIM = 256
 """Length of the image vector, and of a projected text vector."""
 NORM_GROUPS = 16
-"""Groups of the normalizations."""
+"""Groups of the normalizations, or the next smaller number that divides their channels."""
 BLOCK_VALUES = 1 << 17
 """Hidden values of one block of voxels: 512 kB, so that a block stays in a core's cache."""
 BLOCK_VALUES_CUDA = 1 << 26
@@ -264,8 +264,8 @@ class UniversalHead(nn.Module):
     """Language-driven parameter generator and class-specific heads, one controller per structure.
 
     Args:
-        final_channels: channels of `final`; a multiple of 16, or fewer than 16.
-        bottleneck_channels: channels of `bottleneck`; a multiple of 16.
+        final_channels: channels of `final`.
+        bottleneck_channels: channels of `bottleneck`.
         text_dim: length of a text vector.
         hidden: width of a controller.
 
@@ -284,13 +284,13 @@ class UniversalHead(nn.Module):
         super().__init__()
         self.text_dim, self.hidden = text_dim, hidden
         self.gap = nn.Sequential(
-            nn.GroupNorm(NORM_GROUPS, bottleneck_channels),
+            nn.GroupNorm(_groups(bottleneck_channels), bottleneck_channels),
             nn.ReLU(),
             nn.AdaptiveAvgPool3d(1),
             nn.Conv3d(bottleneck_channels, IMAGE_DIM, 1),
         )
         self.pre = nn.Sequential(
-            nn.GroupNorm(min(NORM_GROUPS, final_channels), final_channels),
+            nn.GroupNorm(_groups(final_channels), final_channels),
             nn.ReLU(),
             nn.Conv3d(final_channels, WIDTH, 1),
         )
@@ -346,6 +346,10 @@ class UniversalHead(nn.Module):
     def forward(self, maps: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
         """Maps → (B, len(names), D, H, W) logits."""
         return dynamic_head(self.pre(maps["final"]), self.generate(maps["bottleneck"], names))
+
+
+def _groups(channels: int) -> int:
+    return next(n for n in range(NORM_GROUPS, 0, -1) if channels % n == 0)
 
 
 class ConvHead(nn.Module):

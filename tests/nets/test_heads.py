@@ -62,6 +62,15 @@ def test_parameter_counts_are_the_papers() -> None:
     assert trained - shared == 472_217
 
 
+@pytest.mark.parametrize(
+    ("channels", "groups"), [(48, 16), (16, 16), (12, 12), (24, 12), (17, 1), (8, 8)]
+)
+def test_any_width_of_a_backbone_can_be_normalized(channels: int, groups: int) -> None:
+    head = UniversalHead(channels, 2 * channels)  # Swin UNETR 24 has 24, Swin UNETR 48 has 48
+    (norm,) = (m for m in head.pre if isinstance(m, nn.GroupNorm))
+    assert norm.num_groups == groups
+
+
 @pytest.mark.parametrize("count", [1, 5, 33])
 @pytest.mark.parametrize("block", [256 * 8, 1 << 18])
 def test_it_equals_the_plain_form_with_gradients(
