@@ -17,6 +17,7 @@ from clbench.cli.options import (
     existing,
     parse_expect_hu,
     parse_splits,
+    refuse_beside,
 )
 from clbench.errors import SettingError
 
@@ -68,11 +69,12 @@ def doctor(
 
 @data_app.command()
 def check(
+    ctx: typer.Context,
     path: Annotated[str, typer.Argument(help="A folder, or SOURCE=PATH,… as after --data.")],
     bench: options.Bench = "tumor_ext",
     layout: Annotated[
         str | None,
-        typer.Option(help="Without a benchmark: list the label values or masks of a layout."),
+        typer.Option(help="In place of --bench: list the label values or masks of a layout."),
     ] = None,
     split: Annotated[
         list[str] | None,
@@ -88,6 +90,8 @@ def check(
     from clbench.spec import registry
 
     if layout is not None:
+        acts = "a benchmark, without --layout"
+        refuse_beside(ctx, ("bench", "split", "set_"), f"--layout {layout}", acts=acts)
         report = check_layout(Path(path).expanduser(), layout)
     else:
         course = registry.benchmark(bench)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clbench.cli import options
-from clbench.cli.options import RESULTS, app, one_of, parse_seeds, parse_splits, show
+from clbench.cli.options import (
+    RESULTS,
+    app,
+    one_of,
+    parse_seeds,
+    parse_splits,
+    refuse_beside,
+    show,
+)
 from clbench.errors import SettingError, TrainingError
 
 if TYPE_CHECKING:
@@ -35,10 +43,24 @@ Profiles = Annotated[list[str] | None, typer.Option("--profile", help="As in clb
 Settings = Annotated[list[str] | None, typer.Option("--set", help="As in clbench run.")]
 Data = Annotated[str | None, typer.Option(help="As in clbench run; of every course.")]
 SLURM: dict[str, Any] = {"rich_help_panel": "On SLURM"}
+ACTS_ON = {
+    "address": ("ray",),
+    "gpus": ("slurm", "ray"),
+    **dict.fromkeys(("minutes", "memory_gb", "partition", "account", "sbatch"), ("slurm",)),
+    "device": ("local",),
+}
+"""Option of `clbench grid` → where it acts, for those that do not act everywhere."""
+INSTEAD = {
+    "gpus": "leave it out: a grid on this machine uses every GPU, --jobs N of them, or with "
+    "--device cpu none",
+    "device": "leave it out: with --gpus 1 runs compute on a GPU, without on the CPU",
+}
+"""Option → what to say in its place where it does not act."""
 
 
 @app.command()
 def grid(
+    ctx: typer.Context,
     study: Study = None,
     bench: Courses = None,
     strategy: Strategies = None,
@@ -51,13 +73,15 @@ def grid(
     cache: options.Cache = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs at a time; default one per GPU, or as the cores allow."),
+        typer.Option(
+            min=1, help="Runs at a time; default one per GPU, or as cores or cluster allow."
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each run.")] = 1,
     on: Annotated[str, typer.Option(help="local, slurm (submits jobs), or ray.")] = "local",
     address: Annotated[
         str | None,
-        typer.Option(help="Head of a Ray cluster, or auto; default one of this machine alone."),
+        typer.Option(help="--on ray: its head, or auto; default a cluster of this machine alone."),
     ] = None,
     minutes: Annotated[int, typer.Option(min=1, help="Time limit of a job.", **SLURM)] = 1440,
     memory_gb: Annotated[int, typer.Option(min=1, help="Memory of a job.", **SLURM)] = 16,
@@ -69,25 +93,21 @@ def grid(
     sbatch: Annotated[
         list[str] | None, typer.Option(help="Further options of sbatch: qos=long.", **SLURM)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto or cpu; --on local alone.")] = "auto",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what is done and what is left; start nothing.")
     ] = False,
 ) -> None:
     """Make every run of a study that is not finished; the same command goes on."""
     from clbench import reproducibility
-    from clbench.grid.local import slots, work_off
-    from clbench.grid.slurm import Cluster, submit
+    from clbench.grid import ray_cluster, slurm
 
     here = one_of("--device", device, {"auto": reproducibility.gpus(), "cpu": 0})
-    on = one_of("--on", on, {name: name for name in ("local", "slurm", "ray")})
-    planned = _plan(_study(study, bench, strategy, seeds, profile, set_, data, split, out), cache)
-    show(_table(planned))
-    if dry_run:
-        return
-    more = [] if cache is None else ["--cache", str(cache)]
+    one_of("--on", on, dict.fromkeys(("local", "slurm", "ray")))
+    _refuse_elsewhere(ctx, on)
+    cluster: slurm.Cluster | ray_cluster.RayCluster | None = None
     if on == "slurm":
-        cluster = Cluster(
+        cluster = slurm.Cluster(
             minutes=minutes,
             threads=threads,
             memory_gb=memory_gb,
@@ -95,24 +115,25 @@ def grid(
             partition=partition,
             account=account,
             at_once=jobs,
-            more=dict(_option(word) for word in sbatch or ()),
+            more=_sbatch(sbatch or ()),
         )
-        submitted = submit(planned, cluster, more=more)
+    elif on == "ray":
+        cluster = ray_cluster.RayCluster(address=address, threads=threads, gpus=gpus, at_once=jobs)
+    planned = _plan(_study(study, bench, strategy, seeds, profile, set_, data, split, out), cache)
+    show(_table(planned))
+    if dry_run:
+        return
+    more = [] if cache is None else ["--cache", str(cache)]
+    if isinstance(cluster, slurm.Cluster):
+        submitted = slurm.submit(planned, cluster, more=more)
         typer.echo(f"{len(submitted)} jobs submitted; `clbench status` shows how far they are")
         return
-    if on == "ray":
-        from clbench.grid import ray_cluster
-
-        asked = ray_cluster.RayCluster(address=address, threads=threads, gpus=gpus, at_once=jobs)
+    if cluster is not None:
         failed = ray_cluster.work_off(
-            planned, asked, more=more, watch=lambda event: _say(event, planned)
+            planned, cluster, more=more, watch=lambda event: _say(event, planned)
         )
     else:
-        places = slots(jobs, threads, gpus=here, cpus=reproducibility.cores())
-        left = sum(not job.is_finished() for job in planned)
-        if left:
-            typer.echo(f"{left} runs to make, {len(places)} at a time, {threads} thread(s) each")
-        failed = work_off(planned, places, more=more, watch=lambda event: _say(event, planned))
+        failed = _work_off_here(planned, jobs, threads, gpus=here, more=more)
     show(_table(planned))
     if failed:
         raise TrainingError(
@@ -121,6 +142,37 @@ def grid(
             got="\n".join(_failure(job) for job in failed),
             next_step="mend the cause and run the same command again: it goes on with these alone",
         )
+
+
+def _refuse_elsewhere(ctx: typer.Context, on: str) -> None:
+    """Refuse options that act in another place than where the runs are to be made."""
+    for option, places in ACTS_ON.items():
+        if on not in places:
+            acts = " or ".join(f"--on {place}" for place in places)
+            todo = INSTEAD.get(option, f"add {acts}, or leave it out")
+            refuse_beside(ctx, [option], f"--on {on}", acts=acts, next_step=todo)
+
+
+def _work_off_here(
+    planned: list[Job], jobs: int | None, threads: int, *, gpus: int, more: list[str]
+) -> list[Job]:
+    """Make the runs on this machine; return those that failed.
+
+    Args:
+        planned: of the study.
+        jobs: at a time; None: one per GPU, or as the cores allow.
+        threads: of each.
+        gpus: of this machine.
+        more: further words of `clbench run` for each.
+    """
+    from clbench import reproducibility
+    from clbench.grid.local import slots, work_off
+
+    places = slots(jobs, threads, gpus=gpus, cpus=reproducibility.cores())
+    left = sum(not job.is_finished() for job in planned)
+    if left:
+        typer.echo(f"{left} runs to make, {len(places)} at a time, {threads} thread(s) each")
+    return work_off(planned, places, more=more, watch=lambda event: _say(event, planned))
 
 
 @app.command()
@@ -427,11 +479,23 @@ def _say(event: Mapping[str, Any], jobs: list[Job]) -> None:
     typer.echo(f"{word}: {job.cell.name} ({finished} of {len(jobs)} finished)")
 
 
-def _option(word: str) -> tuple[str, str]:
-    """`qos=long` → ("qos", "long")."""
-    name, equals, value = word.partition("=")
-    if not equals or not name:
-        raise SettingError(
-            "--sbatch needs NAME=VALUE", expected="an option of sbatch, as qos=long", got=word
-        )
-    return name.lstrip("-"), value
+def _sbatch(words: Iterable[str]) -> dict[str, str]:
+    """`qos=long` → {"qos": "long"}."""
+    options: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.lstrip("-").replace("_", "-")
+        if not (name and equals and value):
+            raise SettingError(
+                "--sbatch needs NAME=VALUE", expected="an option of sbatch, as qos=long", got=word
+            )
+        if name in options:
+            raise SettingError(
+                "an option of sbatch is given twice",
+                where=f"--sbatch {word}",
+                expected=f"{name} once",
+                got=f"{options[name]} and {value}",
+                next_step="keep one of the two",
+            )
+        options[name] = value
+    return options

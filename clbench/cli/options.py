@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 import clbench
 from clbench.errors import SettingError, StoreError, unknown_name
@@ -16,7 +18,112 @@ if TYPE_CHECKING:
     from clbench.spec.splits import Split
 
 
-app = typer.Typer(
+class Command(TyperCommand):
+    """A command that refuses a word which it would not use: an empty one, or an option's second.
+
+    Of an option that takes one value, the parser keeps the last one and drops those before it.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command line.
+
+        Raises:
+            SettingError: one of them would be passed over.
+        """
+        if not ctx.resilient_parsing:
+            _refuse_empty(ctx, args)
+            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            for option, times in Counter(given).items():
+                if times > 1 and not (option.multiple or getattr(option, "is_flag", False)):
+                    _refuse_repeated(ctx, option, args)
+        return super().parse_args(ctx, args)
+
+
+class Commands(typer.Typer):
+    """Commands, each a `Command`."""
+
+    def command(self, name: str | None = None, **more: Any) -> Callable[..., Any]:
+        """Register a function as a command; see `typer.Typer.command`."""
+        return super().command(name, **{"cls": Command, **more})
+
+
+def _refuse_empty(ctx: Any, words: Sequence[str]) -> None:
+    for i, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if word and not (option.startswith("--") and equals and not value):
+            continue
+        before = words[i - 1] if i and words[i - 1].startswith("--") else ""
+        raise SettingError(
+            "an empty word is given",
+            where=f"`{ctx.command_path}`",
+            expected="a value" if word or before else "a word",
+            got=f"{option or before} ''".strip(),
+            next_step="a variable of the shell that is not set leaves an empty word: set it, or "
+            + (f"leave {option or before} out" if word or before else "leave the word out"),
+        )
+
+
+def _refuse_repeated(ctx: Any, option: Any, words: Sequence[str]) -> None:
+    values = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in option.opts:
+            values.append(value if equals else after)
+    name = option.opts[0]
+    raise SettingError(
+        f"{name} is given {len(values)} times, and takes one value",
+        where=f"`{ctx.command_path}`",
+        expected=f"{name} once: {option.help}",
+        got=", ".join(values),
+        next_step=f"keep one {name}; the others would be dropped",
+    )
+
+
+def typed(ctx: typer.Context, names: Iterable[str]) -> list[tuple[str, str]]:
+    """Those of the options that stand on the command line, each with what was typed for it.
+
+    Args:
+        ctx: of the command.
+        names: of parameters of the command's function.
+    """
+    options = {option.name: option.opts[0] for option in ctx.command.params}
+    given = []
+    for name in names:
+        value = ctx.params.get(name)
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            said = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            flag = isinstance(value, bool)
+            given.append((options[name], options[name] if flag else f"{options[name]} {said}"))
+    return given
+
+
+def refuse_beside(
+    ctx: typer.Context, names: Iterable[str], mode: str, *, acts: str, next_step: str = ""
+) -> None:
+    """Refuse options that would be passed over in this mode of a command.
+
+    Args:
+        ctx: of the command.
+        names: of parameters of the command's function.
+        mode: what makes them idle, such as `--on local`.
+        acts: with what they act.
+        next_step: ends the error; empty: leave the option out.
+
+    Raises:
+        SettingError: one of them was typed.
+    """
+    for option, said in typed(ctx, names):
+        raise SettingError(
+            f"{option} does nothing with {mode}",
+            where=f"`{ctx.command_path}`",
+            expected=f"{option} with {acts}" if acts else f"no {option}",
+            got=f"{said} with {mode}",
+            next_step=next_step or f"leave {option} out",
+        )
+
+
+app = Commands(
     name="clbench",
     help="Continual-learning benchmarks for 3-D medical segmentation.",
     no_args_is_help=True,
@@ -41,14 +148,14 @@ def main_options(
     """Continual-learning benchmarks for 3-D medical segmentation."""
 
 
-data_app = typer.Typer(help="Look at data folders.", no_args_is_help=True)
+data_app = Commands(help="Look at data folders.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-check_app = typer.Typer(
+check_app = Commands(
     help="Is a strategy or a benchmark honest? Rule by rule; status 1 where one fails.",
     no_args_is_help=True,
 )
 app.add_typer(check_app, name="check")
-phantom_app = typer.Typer(
+phantom_app = Commands(
     help="Look at runs on the phantom, where the truth of every organ is known.",
     no_args_is_help=True,
 )

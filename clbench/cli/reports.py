@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from clbench.cli import options
-from clbench.cli.options import RESULTS, app, one_of
-from clbench.errors import ClbenchError, SettingError
+from clbench.cli.options import RESULTS, app, one_of, refuse_beside
+from clbench.errors import ClbenchError, unknown_name
 
 
 @contextmanager
@@ -32,6 +32,7 @@ def rare_collections() -> Iterator[None]:
 @app.command()
 @rare_collections()
 def figure(
+    ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="Which one, or all; see `clbench figure list`.")],
     bench: options.Bench = "tumor_ext",
     results: options.Results = RESULTS,
@@ -53,17 +54,18 @@ def figure(
     from clbench.spec import registry
 
     if name == "list":
+        refuse_beside(ctx, {*ctx.params} - {"name"}, "the list of figures", acts="a figure")
         for known, (_, caption) in FIGURES.items():
             typer.echo(f"  {known:<20} {caption}")
         return
-    if external and name not in ELSEWHERE:
-        raise SettingError(
-            f"the figure {name} is of a course's own test cases",
-            where="--external",
-            expected=" or ".join(ELSEWHERE),
-            got=external,
-            next_step="leave --external out",
-        )
+    if name not in (*FIGURES, "all"):
+        raise unknown_name("figure", name, FIGURES)
+    if name not in ELSEWHERE:
+        acts = f"the figure {' or '.join(ELSEWHERE)}"
+        refuse_beside(ctx, ["external"], f"the figure {name}", acts=acts)
+    if name not in ("strip", "all"):
+        of_strip = ("step", "data", "cache")
+        refuse_beside(ctx, of_strip, f"the figure {name}", acts="the figure strip")
     study = Analysis(
         results=results, bench=registry.name_of(bench), reference=ref, scoring=scoring, on=external
     )

@@ -19,11 +19,12 @@ from clbench.cli.options import (
     parse_order,
     parse_seeds,
     parse_splits,
+    refuse_beside,
     show,
     show_all,
 )
 from clbench.errors import SettingError
-from clbench.training.launch import launch, place
+from clbench.training.launch import Place, launch, place
 
 if TYPE_CHECKING:
     from clbench.run.plan import Plan, RunSettings
@@ -96,6 +97,8 @@ def run(
     numbers = [seed or 0] if seeds is None else parse_seeds(seeds)
     here = place()
     count = _processes(gpus, processes, device)
+    if here is not None:
+        _refuse_other_place(here, gpus, processes, device)
     if here is None and count > 1:
         raise typer.Exit(launch(sys.argv[1:], count))
     if here is not None and here.rank > 0:  # the first one speaks for all
@@ -158,6 +161,14 @@ def _processes(gpus: int | None, processes: int | None, device: str) -> int:
         SettingError: they contradict each other, or there are fewer GPUs.
     """
     if gpus is None:
+        if processes is not None and device not in ("auto", "cpu"):
+            raise SettingError(
+                "--processes compute on the CPU",
+                where="`clbench run`",
+                expected="--processes without --device, or --gpus",
+                got=f"--processes {processes} and --device {device}",
+                next_step=f"--gpus {processes} is one run on so many GPUs; or leave --device out",
+            )
         return processes or 1
     if processes is not None or device != "auto":
         other = "--processes" if processes is not None else f"--device {device}"
@@ -179,6 +190,32 @@ def _processes(gpus: int | None, processes: int | None, device: str) -> int:
     return gpus
 
 
+def _refuse_other_place(here: Place, gpus: int | None, processes: int | None, device: str) -> None:
+    """Refuse options that say another place than the launcher, such as torchrun, has given.
+
+    Args:
+        here: which process this is.
+        gpus: as typed.
+        processes: as typed.
+        device: as typed.
+
+    Raises:
+        SettingError: another number of processes, or one GPU for all of them.
+    """
+    asked = gpus or processes
+    if asked not in (None, here.size) or (device.startswith("cuda:") and here.size > 1):
+        said = f"--device {device}"
+        if asked is not None:
+            said = f"--gpus {gpus}" if gpus is not None else f"--processes {processes}"
+        raise SettingError(
+            "the processes of this run are started already, each with its device",
+            where="`clbench run`, under torchrun",
+            expected=f"{here.size} processes, each on a GPU of its own where there are any",
+            got=said,
+            next_step="leave it out: --nproc-per-node of torchrun says how many",
+        )
+
+
 def _with_tuned(path: Path, seeds: list[int]) -> Callable[[RunSettings], Plan]:
     """What plans a run with the settings that a file holds for its strategy."""
     from clbench.tuning.tuned_file import plan_tuned, read_tuned, refuse_used_seeds
@@ -196,8 +233,16 @@ def _folders(bench: str) -> str:
     return ",".join(f"{s.name}=PATH" for s in registry.benchmark(bench).sources)
 
 
+OF_PREDICTIONS = (
+    *("bench", "step", "name", "seed", "labels", "allow_missing"),
+    *("profile", "split", "set_", "out"),
+)
+"""Options of `clbench score` that describe predictions of another tool."""
+
+
 @app.command()
 def score(
+    ctx: typer.Context,
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="[RUN]...", help="Folders of finished runs.")
     ] = None,
@@ -218,20 +263,26 @@ def score(
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="JSON of label values (nnU-Net's dataset.json). Default: dataset.json in the "
-            "folder, else the benchmark's values of each source."
+            help="With --predictions: JSON of label values. Default: dataset.json (nnU-Net) in "
+            "the folder, else the benchmark's values of each source."
         ),
     ] = None,
     allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Leave holes for cases without prediction.")
+        bool,
+        typer.Option("--allow-missing", help="With --predictions: holes for cases without one."),
     ] = False,
     profile: Annotated[
         str | None, typer.Option(help="With --predictions: whose phantom; as in clbench run.")
     ] = None,
     data: options.Data = None,
-    split: options.Splits = None,
-    set_: options.ExpectHu = None,
-    out: options.Out = RESULTS,
+    split: Annotated[
+        list[str] | None, typer.Option(help="With --predictions: as in clbench run.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="With --predictions: data.expect_hu=false, not in HU."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="With --predictions: where the run goes.")] = RESULTS,
     cache: options.Cache = None,
 ) -> None:
     """More metrics for finished runs, or a run folder from predictions made by any tool."""
@@ -249,6 +300,8 @@ def score(
             "`clbench score --bench BENCH --step 1 --predictions DIR --name METHOD`",
             got="both" if runs else "neither",
         )
+    if runs:
+        refuse_beside(ctx, OF_PREDICTIONS, "a run, which records it", acts="--predictions")
     folders = []
     for folder in runs or ():
         with Progress() as progress:

@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from clbench.cli import options
-from clbench.cli.options import RESULTS, app, one_of, parse_seeds, show, show_all
+from clbench.cli.options import (
+    RESULTS,
+    app,
+    one_of,
+    parse_seeds,
+    refuse_beside,
+    show,
+    show_all,
+)
 from clbench.errors import SettingError
 
 OWN_BENCH = {
@@ -22,6 +30,7 @@ OWN_BENCH = {
 
 @app.command()
 def table(
+    ctx: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
@@ -55,6 +64,8 @@ def table(
     from clbench.spec import registry
 
     takes = one_of("table", name, TABLES)[2].split()
+    if name == "calibration":
+        refuse_beside(ctx, ("bench", "results"), "the table calibration", acts="a table of runs")
     given = {
         "source": source,
         "scoring": scoring,
@@ -78,6 +89,9 @@ def table(
     bench = own if bench is None else registry.name_of(bench)
     source = source or ("both" if bench == own or name == "6" else "measured")
     one_of("--source", source, {"printed": 1, "measured": 1, "both": 1})
+    if source == "printed":
+        of_runs = ("results", "scoring", "seeds", "ref")
+        refuse_beside(ctx, of_runs, "--source printed", acts="--source measured or both")
     made = make_table(
         name,
         Analysis(results=results, bench=bench, reference=ref, scoring=scoring, on=external),
@@ -91,9 +105,12 @@ def table(
 
 @app.command()
 def cost(
+    ctx: typer.Context,
     runs: Annotated[
         list[Path] | None,
-        typer.Argument(help="Finished runs: write their cost.csv anew. Without: count a method."),
+        typer.Argument(
+            help="Finished runs: write their cost.csv anew, without options. Or count a method."
+        ),
     ] = None,
     bench: Annotated[str | None, typer.Option(help="Benchmark, or path of a TOML file.")] = None,
     strategy: Annotated[str | None, typer.Option(help="Strategy.")] = None,
@@ -108,10 +125,8 @@ def cost(
     if runs:
         from clbench.run.cost_table import recount
 
-        if bench or strategy:
-            raise SettingError(
-                "`clbench cost` takes runs, or a benchmark and a strategy", got="both"
-            )
+        of_method = ("bench", "strategy", "profile", "set_", "structures", "format_")
+        refuse_beside(ctx, of_method, "a run, whose cost.csv is written", acts="a method to count")
         for folder in runs:
             typer.echo(recount(folder))
         return

@@ -12,6 +12,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from clbench.errors import SettingError
@@ -24,6 +25,20 @@ SIGNAL_S = 120
 """Seconds before its end that a job is told; half of its time where that is less."""
 MOST_TIMEOUTS = 10_000
 """A run may be longer than any number of time limits; submitit's own default is 3."""
+
+
+OWN_OPTIONS = {
+    "time": "--minutes",
+    "cpus-per-task": "--threads",
+    "mem": "--memory-gb",
+    "mem-per-cpu": "--memory-gb",
+    "gpus": "--gpus",
+    "partition": "--partition",
+    "account": "--account",
+}
+"""Option of sbatch → the option of `clbench grid` that sets it."""
+OWN_WORDS = ("array", "dependency", "signal", "job-name", "output", "error", "open-mode", "requeue")
+"""Options of sbatch that are set so that runs wait for one another, are saved and go on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +69,37 @@ class Cluster:
                 where="--gpus",
                 expected="0 or 1",
                 got=self.gpus,
+            )
+        for name, value in self.more.items():
+            self._refuse_replaced(name, value)
+
+    def _refuse_replaced(self, name: str, value: str) -> None:
+        """Refuse an option of sbatch that would take the place of what is set already.
+
+        Raises:
+            SettingError: it would.
+        """
+        wrong = partial(SettingError, where=f"--sbatch {name}={value}")
+        if name in OWN_WORDS:
+            raise wrong(
+                f"clbench sets {name} of a job itself",
+                expected="another option of sbatch, as qos=long",
+                next_step="leave it out; jobs are queued again, and wait for one another, without",
+            )
+        if (own := OWN_OPTIONS.get(name)) is not None:
+            raise wrong(
+                f"{own} sets {name} of a job",
+                expected=own,
+                next_step=f"use {own} in its place",
+            )
+        if name == "gres" and ("gpu" in value) != bool(self.gpus):
+            raise wrong(
+                "gres and --gpus say two things",
+                expected=f"gres=gpu:1,{value}" if self.gpus else "--gpus 1 beside it",
+                got=f"--gpus {self.gpus}",
+                next_step="name the GPU in gres as well: it takes the place of what --gpus asks for"
+                if self.gpus
+                else "add --gpus 1: without it runs compute on the CPU",
             )
 
 

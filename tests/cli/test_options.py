@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from clbench import reproducibility
+from clbench.cli import runs
 from clbench.cli.options import app, parse_seeds, parse_splits
 from clbench.errors import SettingError, StoreError, UnknownName
 from clbench.store import run_folder
+from clbench.training.launch import Place
 
 
 def run_cli(*words: str) -> subprocess.CompletedProcess[str]:
@@ -78,6 +81,77 @@ def test_a_wrong_choice_lists_the_right_ones(words: list[str]) -> None:
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, SettingError)
     assert done.exception.expected or "SOURCE=FILE" in done.exception.what
+
+
+ONE = "--bench tumor_ext --strategy lwf"
+SLURM = f"grid {ONE} --on slurm"
+
+
+@pytest.mark.parametrize(
+    ("words", "dropped"),
+    [
+        (f"run {ONE} --bench body_ext", "--bench is given 2 times"),
+        ("table 10 --format=md --format csv", "--format is given 2 times"),
+        ("data check . --set data.expect_hu=true --bench a --bench b", "--bench is given 2 times"),
+        (f"run {ONE} --cache=", "--cache ''"),
+        (f"run {ONE} --processes 2 --device cuda", "--processes 2 and --device cuda"),
+        (f"grid {ONE} --address auto", "add --on ray"),
+        (f"grid {ONE} --minutes 1440", "add --on slurm"),
+        (f"grid {ONE} --gpus 1", "uses every GPU"),
+        (f"grid {ONE} --on ray --partition gpu", "--partition does nothing with --on ray"),
+        (f"{SLURM} --address auto", "add --on ray"),
+        (f"{SLURM} --device cpu", "with --gpus 1"),
+        (f"{SLURM} --sbatch qos=a --sbatch qos=b", "given twice"),
+        (f"{SLURM} --sbatch time=3", "use --minutes"),
+        (f"{SLURM} --sbatch dependency=3", "clbench sets dependency"),
+        (f"{SLURM} --sbatch gres=gpu:a100:1", "add --gpus 1"),
+        (f"{SLURM} --gpus 1 --sbatch gres=tmp:3", "gres=gpu:1,tmp:3"),
+        ("score RUN --bench tumor_ext", "--bench with --predictions"),
+        ("score RUN --seed 0", "--seed with --predictions"),
+        ("score RUN --set data.expect_hu=false", "--set with --predictions"),
+        ("score RUN --allow-missing", "--allow-missing with --predictions"),
+        ("cost RUN --format csv", "--format with a method"),
+        ("cost RUN --bench tumor_ext", "--bench with a method"),
+        ("table calibration --bench body_ext", "--bench with a table of runs"),
+        ("table 10 --source printed --seeds 0-2", "--seeds with --source measured or both"),
+        ("figure list --ref lwf", "--ref with a figure"),
+        ("figure plane --data ct", "--data with the figure strip"),
+        ("figure all --external clinic", "--external with the figure heatmap or forgetting"),
+        ("data check . --layout nnunet --split btcv=a.toml", "--split with a benchmark"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(words: str, dropped: str) -> None:
+    done = CliRunner().invoke(app, words.split())
+    assert isinstance(done.exception, SettingError)
+    assert dropped in str(done.exception)
+    assert done.exception.next_step
+
+
+@pytest.mark.parametrize("words", [["verify", ""], ["verify", "RUN", "--data", ""]])
+def test_an_empty_word_is_refused(words: list[str]) -> None:
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, SettingError)
+    assert "an empty word is given" in str(done.exception)
+
+
+def test_an_option_of_many_values_and_a_flag_may_be_repeated() -> None:
+    words = ["data", "check", "nowhere", "--set", "a", "--set", "b", "--split", "c", "--split", "d"]
+    assert "takes one value" not in str(CliRunner().invoke(app, words).exception)
+    done = CliRunner().invoke(app, ["table", "10", "--source", "printed", "--percent", "--percent"])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("more", [["--gpus", "3"], ["--processes", "3"], ["--device", "cuda:1"]])
+def test_torchrun_says_how_many_processes_there_are(
+    more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproducibility, "gpus", lambda: 4)
+    place = Place(rank=0, local=0, size=2, url="env://")
+    monkeypatch.setattr(runs, "place", lambda: place)
+    done = CliRunner().invoke(app, ["run", *ONE.split(), *more])
+    assert isinstance(done.exception, SettingError)
+    assert "2 processes" in str(done.exception)
+    assert " ".join(more) in str(done.exception)
 
 
 @pytest.mark.parametrize(
