@@ -358,7 +358,9 @@ def _study(
             "profiles": tuple(profile or ()),
             "out": "" if out is None else str(out),
         }
-        return part_of(read_study(path), {key: value for key, value in lists.items() if value})
+        whole = read_study(path)
+        _refuse_without_data(whole, bench or (), path)
+        return part_of(whole, {key: value for key, value in lists.items() if value})
     if not (bench and strategy):
         raise SettingError(
             "a study is a file, or --bench and --strategy",
@@ -378,6 +380,28 @@ def _study(
         splits=dict.fromkeys(courses, tuple(split)) if split else {},
         out=str(RESULTS if out is None else out),
     )
+
+
+def _refuse_without_data(study: StudyFile, courses: Iterable[str], path: Path) -> None:
+    """Refuse courses of which a file that names data says nothing: they would get the phantom.
+
+    Args:
+        study: what the file says.
+        courses: as typed.
+        path: of the file.
+
+    Raises:
+        SettingError: one of them is not in the file.
+    """
+    strange = [course for course in courses if course not in study.courses]
+    if strange and (study.data or study.splits or study.tuned):
+        raise SettingError(
+            "--bench names a course of which the study's data, splits and tuned say nothing",
+            where=path,
+            expected=", ".join(study.courses),
+            got=", ".join(strange),
+            next_step="add the course to the file, or leave the file out",
+        )
 
 
 def _plan(study: StudyFile, cache: Path | None) -> list[Job]:

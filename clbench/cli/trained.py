@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from clbench.cli import options
-from clbench.cli.options import RESULTS, app, show_all
+from clbench.cli.options import RESULTS, app, refuse_beside, show_all
 from clbench.errors import DataError
 
 
 @app.command()
 def predict(
+    ctx: typer.Context,
     run: options.RunFolder,
     input_: Annotated[
         Path,
@@ -57,6 +58,9 @@ def predict(
     from clbench.deployment.trained import load_trained
 
     cases = find_inputs(input_, out=out, uid=series)
+    if all(case.series is None for case in cases):
+        of_dicom = ("series", "dicom_seg")
+        refuse_beside(ctx, of_dicom, f"{input_}, which is NIfTI", acts="a DICOM series")
     trained = load_trained(run, step=step, device=device)
     form = output_form(
         format_, trained.structures, probabilities=probabilities, dicom_seg=dicom_seg

@@ -629,6 +629,14 @@ def named_folders(text: str, names: Sequence[str]) -> dict[str, Path] | None:
                 expected=",".join(f"{n}=PATH" for n in names),
                 got=part,
             )
+        if name in folders:
+            raise DataError(
+                f"--data names {name} twice",
+                where=f"--data {text}",
+                expected="each source once",
+                got=f"{folders[name]} and {path}",
+                next_step="keep one of the two; --data takes one folder a source",
+            )
         folders[name] = Path(path).expanduser()
     return folders
 

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from clbench.errors import SpecError
-from clbench.spec.names import ordered_name
+from clbench.spec.names import ordered_name, split_order
 from clbench.spec.toml import read_toml
 from clbench.spec.validation import Names, checked, from_toml
 
@@ -73,6 +73,18 @@ class StudyFile:
     """Course → settings file of `clbench tune`, which holds every strategy; absent: not tuned."""
     out: str = "results"
     """Where run folders go."""
+
+    def __post_init__(self) -> None:
+        """Check that the steps of a course are given one order."""
+        ordered = [course for course in self.courses if split_order(course)[1]]
+        if self.orders and ordered:
+            raise SpecError(
+                "two orders of the steps are given",
+                where="courses and orders of a study",
+                expected="courses as listed beside `orders`, or their order in their names alone",
+                got=", ".join(ordered),
+                next_step=f"name the course {split_order(ordered[0])[0]}, or take `orders` out",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

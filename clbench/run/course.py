@@ -20,6 +20,7 @@ from torch import nn
 
 from clbench import reproducibility, signals
 from clbench.errors import StoreError
+from clbench.evaluation.cost.allocator import freed_memory
 from clbench.run.cost_table import write_costs
 from clbench.run.examine import Examined, examine_step
 from clbench.run.models import loaded
@@ -89,6 +90,7 @@ def run_plan(
     if settings.deterministic:
         reproducibility.deterministic()
     divide(plan.profile.train, plan.ranks)  # refused now, and not when training begins
+    freed_memory()  # so is what its switch cannot hold
     amp = plan.profile.train.amp
     reproducibility.refuse_fp16_on_cpu(amp, plan.device)
     watch({"event": "plan", "plan": plan})

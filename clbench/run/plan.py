@@ -38,7 +38,14 @@ from clbench.run.identity import (
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.names import need_name
-from clbench.spec.settings import Profile, apply_overrides, change, load_profile, split_overrides
+from clbench.spec.settings import (
+    Profile,
+    apply_overrides,
+    change,
+    load_profile,
+    refuse_idle,
+    split_overrides,
+)
 from clbench.spec.splits import Split
 from clbench.store import run_folder
 from clbench.store.record import Identity
@@ -366,6 +373,7 @@ def resolve(
         benchmark = registry.benchmark(settings.bench)
     if profile is None:
         profile = resolve_profile(settings.profile, overrides, data=settings.data)
+        refuse_idle(overrides, profile, data=settings.data)
     called = settings.strategy.replace(":", ".")  # `module:Class`, as a folder may be called
     need_name(called.lstrip("+"), "--strategy")  # a composition without a head says so itself
     if strategy is None:

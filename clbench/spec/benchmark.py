@@ -114,6 +114,13 @@ class Source:
                 expected="either [source.labels] or [source.masks]",
                 got="both" if self.masks else "neither",
             )
+        if self.masks and self.ignored:
+            raise wrong(
+                "`ignored` lists label values, and the source has masks",
+                expected="no `ignored`: a mask that [source.masks] does not name is not read",
+                got=list(self.ignored),
+                next_step="take it out",
+            )
         for name in (*self.labels.values(), *self.masks.values()):
             structure(name, where)
         for name in (*self.masks, *(c for p in self.partial for c in p.cases)):

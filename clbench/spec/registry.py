@@ -130,7 +130,15 @@ def in_order(bench: str, order: Sequence[int]) -> str:
     Raises:
         SpecError: no permutation of the steps.
     """
-    base, _ = split_order(bench)
+    base, named = split_order(bench)
+    if named and list(named) != list(order):
+        raise SpecError(
+            "two orders of the steps are given",
+            where=f"{bench}, --order {','.join(map(str, order))}",
+            expected="one of them",
+            got=f"{'-'.join(map(str, named))} in the name of the course",
+            next_step=f"name the course {base}, or leave --order out",
+        )
     benchmark(base).in_order(order)
     return ordered_name(base, order)
 

@@ -333,6 +333,53 @@ def split_overrides(settings: list[str]) -> dict[str, dict[str, str]]:
     return overrides
 
 
+def refuse_idle(
+    overrides: Mapping[str, Mapping[str, str]], profile: Profile, *, data: str | None
+) -> None:
+    """Refuse changes that would be passed over beside the other settings.
+
+    Args:
+        overrides: group → name → value, as `split_overrides` gives them.
+        profile: with these changes.
+        data: the data named on the command line; None: the phantom.
+
+    Raises:
+        SettingError: a setting that nothing reads.
+    """
+    own, text = profile.data, profile.text
+    without_prompt = text.encoding in ("onehot", "random") or (
+        text.encoding == "clip" and text.path not in (None, "open_clip")
+    )
+    read_with = {
+        "data.posneg": (own.sampling == "posneg", "--set data.sampling=posneg"),
+        "data.class_ratio": (own.sampling == "class_ratio", "--set data.sampling=class_ratio"),
+        "data.shift_range": (own.shift_intensity > 0, "--set data.shift_intensity=0.2"),
+        "text.prompt": (not without_prompt, "--set text.encoding=minilm"),
+        **{f"phantom.{f.name}": (data is None, "") for f in fields(PhantomSettings)},
+    }
+    for group, values in overrides.items():
+        for name, value in values.items():
+            is_read, beside = read_with.get(f"{group}.{name}", (True, ""))
+            if not is_read:
+                raise SettingError(
+                    f"nothing reads {group}.{name} here",
+                    where=f"--set {group}.{name}={value}",
+                    expected=beside or "the phantom: a run without --data",
+                    got=f"--data {data}" if group == "phantom" else _read_in_place(profile, group),
+                    next_step=f"add {beside}, or leave {group}.{name} out"
+                    if beside
+                    else f"leave {group}.{name} out: real data have their own size",
+                )
+
+
+def _read_in_place(profile: Profile, group: str) -> str:
+    """What decides that another setting of the group is not read."""
+    own, text = profile.data, profile.text
+    if group == "text":
+        return f"text.encoding={text.encoding}, text.path={text.path or 'none'}"
+    return f"data.sampling={own.sampling}, data.shift_intensity={own.shift_intensity:g}"
+
+
 def apply_overrides(profile: Profile, overrides: Mapping[str, Mapping[str, str]]) -> Profile:
     """The profile with the overrides of every group but `strategy`."""
     groups = {

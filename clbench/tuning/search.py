@@ -197,6 +197,14 @@ def read_space(assignments: Sequence[str], kind: type[Strategy]) -> dict[str, Ra
                 got=assignment,
                 next_step=f"add what it may be, such as --space {assignment}=0.1..10",
             )
+        if name in space:
+            raise SettingError(
+                "a range is given twice",
+                where=where,
+                expected=f"{name} once",
+                got=f"{space[name]} and {text}",
+                next_step="keep one of the two",
+            )
         if name not in (known := known_settings(kind)):
             raise unknown_setting(name, known, where)
         space[name] = _range(text, where) if "|" not in text else Choice(tuple(text.split("|")))

@@ -159,8 +159,19 @@ class _Study:
         plain = resolve(self.base)
         self.strategy_name, kind = plain.strategy_name, type(plain.strategy)
         self.steps = self.rule.last_step(plain.benchmark)
-        joined = {**space_of(kind), **read_space(settings.space, kind)}
+        asked = read_space(settings.space, kind)
+        joined = {**space_of(kind), **asked}
         fixed = split_overrides(list(self.base.overrides))
+        for n in asked:
+            group, _, field_name = n.partition(".")
+            if field_name in fixed.get(group, {}):
+                raise SettingError(
+                    "a setting is fixed and searched at once",
+                    where=f"--space {n}",
+                    expected="one of --space and --set",
+                    got=f"--set {n}={fixed[group][field_name]}",
+                    next_step="leave one of the two out",
+                )
         self.space = {
             n: span
             for n, span in joined.items()

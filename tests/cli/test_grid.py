@@ -64,6 +64,13 @@ def test_options_beside_a_file_replace_its_lists(
         assert not (tmp_path / "elsewhere").exists()
 
 
+def test_a_course_of_which_a_file_with_data_says_nothing_is_refused(tmp_path: Path) -> None:
+    path = study(tmp_path, tmp_path / "out")
+    path.write_text(path.read_text() + '[data]\ntumor_ext = "/data"\n', encoding="utf-8")
+    done = RUNNER.invoke(app, ["grid", str(path), "--bench", "body_ext"])
+    assert "add the course to the file" in str(done.exception)
+
+
 def test_a_study_is_a_file_or_options() -> None:
     neither = RUNNER.invoke(app, ["grid"])
     assert "a study is a file, or --bench and --strategy" in str(neither.exception)

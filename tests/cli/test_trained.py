@@ -99,3 +99,14 @@ def test_what_weights_know_already_cannot_be_taught_by_an_earlier_step(home: Pat
         call("extend", trained, "--learn", "liver", "--data", home / "cysts")
     assert "--step" not in str(err.value)
     assert "another name" in str(err.value)
+
+
+@pytest.mark.parametrize("more", [["--series", "1.2.3"], ["--dicom-seg"]])
+def test_options_of_dicom_are_refused_where_the_input_is_nifti(
+    more: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "ct.nii.gz").touch()
+    words = ["predict", str(tmp_path / "run"), str(tmp_path), "--out", str(tmp_path / "o"), *more]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, SettingError)
+    assert f"{more[0]} with a DICOM series" in str(done.exception)

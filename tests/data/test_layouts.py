@@ -291,6 +291,7 @@ def test_data_by_name_or_by_one_folder(tmp_path: Path) -> None:
         ("btcv={0}/BTCV", "no data folder for lits"),
         ("btcv={0}/BTCV,lids={0}/lits", "does not have"),
         ("btcv={0}/BTCV,lits", "SOURCE=PATH"),
+        ("btcv={0}/BTCV,lits={0}/lits,btcv={0}/lits", "names btcv twice"),
         ("btcv={0}/BTCV,lits={0}/absent", "does not exist"),
         ("{0}/absent", "does not exist"),
         ("{0}/BTCV", "no data folder for btcv, lits"),

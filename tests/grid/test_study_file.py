@@ -73,6 +73,13 @@ def test_absent_lists_are_the_defaults_and_doubles_count_once() -> None:
     assert (only.profile, only.settings, only.overrides, only.seed) == (None, "", (), 1)
 
 
+def test_a_course_in_an_order_takes_no_orders_beside_it() -> None:
+    ordered = {"courses": ("body_ext.order3-1-2",), "strategies": ("lwf",)}
+    assert len(list(cells(StudyFile(**ordered)))) == 1
+    with pytest.raises(SpecError, match="two orders of the steps"):
+        StudyFile(**ordered, orders=((1, 2, 3),))
+
+
 def test_orders_multiply_the_courses_and_keep_their_data(tmp_path: Path) -> None:
     text = """
         courses = ["tumor_ext", "own/course.toml"]

@@ -88,6 +88,13 @@ def test_unknown_structure_and_source_get_did_you_mean() -> None:
     assert "did you mean 'lits'" in str(err2.value)
 
 
+def test_label_values_beside_masks_are_refused() -> None:
+    masks = {"name": "ward", "title": "", "layout": "totalsegmentator", "masks": {"liver": "liver"}}
+    assert Source(**masks).structures == ("liver",)
+    with pytest.raises(SpecError, match="and the source has masks"):
+        Source(**masks, ignored=(3,))
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -251,7 +258,10 @@ def test_an_order_is_a_permutation_of_the_listed_steps() -> None:
     assert bench.listed == (1, 2, 3)
     assert registry.benchmark("body_ext.order1-2-3") == bench
     assert registry.in_order("body_ext", [1, 2, 3]) == "body_ext"
-    assert registry.in_order("body_ext.order2-1-3", [3, 1, 2]) == "body_ext.order3-1-2"
+    assert registry.in_order("body_ext.order3-1-2", [3, 1, 2]) == "body_ext.order3-1-2"
+    with pytest.raises(SpecError, match="two orders of the steps") as err:
+        registry.in_order("body_ext.order2-1-3", [3, 1, 2])
+    assert err.value.next_step == "name the course body_ext, or leave --order out"
     for bad in ([3, 1], [1, 1, 2], [0, 1, 2], [1, 2, 3, 4]):
         with pytest.raises(SpecError, match="no permutation") as err:
             registry.in_order("body_ext", bad)

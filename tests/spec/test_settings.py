@@ -16,6 +16,7 @@ from clbench.spec.settings import (
     change,
     load_profile,
     profile_names,
+    refuse_idle,
     split_overrides,
 )
 
@@ -83,6 +84,32 @@ def test_a_wrong_setting_says_what_is_right(word: str, says: str) -> None:
 def test_a_setting_given_twice_is_refused() -> None:
     with pytest.raises(SettingError, match="twice"):
         split_overrides(["train.lr=1e-3", "train.epochs=2", "train.lr=1e-4"])
+
+
+@pytest.mark.parametrize(
+    ("words", "data", "beside"),
+    [
+        ("data.class_ratio=1,1,9", None, "data.sampling=class_ratio"),
+        ("data.sampling=class_ratio data.posneg=1,1", None, "data.sampling=posneg"),
+        ("data.shift_intensity=0 data.shift_range=0.3", None, "data.shift_intensity=0.2"),
+        ("text.encoding=onehot text.prompt=v1", None, "text.encoding=minilm"),
+        ("text.encoding=clip text.path=a.pth text.prompt=v1", None, "text.encoding=minilm"),
+        ("phantom.test=8", "lits=/data", "leave phantom.test out"),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_refused(words: str, data: str | None, beside: str) -> None:
+    def refuse(said: list[str], data: str | None) -> None:
+        changes = split_overrides(said)
+        refuse_idle(changes, apply_overrides(load_profile("paper"), changes), data=data)
+
+    with pytest.raises(SettingError, match="nothing reads") as err:
+        refuse(words.split(), data)
+    assert beside in str(err.value)
+    if data is not None:
+        refuse(words.split(), None)
+        return
+    advised = [w for w in words.split() if w.partition("=")[0] != beside.partition("=")[0]]
+    refuse([w for w in advised if not w.startswith("text.path")] + [beside], None)
 
 
 def test_a_wrong_setting_keeps_its_whole_range_its_value_and_a_guess() -> None:

@@ -92,6 +92,11 @@ def test_wrong_ranges_are_refused(word: str, message: str) -> None:
         read_space([word], Lwf)
 
 
+def test_a_range_given_twice_is_refused() -> None:
+    with pytest.raises(SettingError, match="given twice"):
+        read_space(["train.lr=1e-4..1e-2:log", "train.lr=1e-5..1e-3:log"], Lwf)
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [

@@ -80,7 +80,7 @@ def chosen(benchmark: Benchmark, replaced: Mapping[str, Split]) -> list[Split | 
     that several steps use deals each of them its own block.
 
     Raises:
-        SettingError: a name that is neither a source nor a step.
+        SettingError: a name that is neither a source nor a step, or whose split nothing would use.
         SpecError: no training cases for a step, or training cases for an external test set.
     """
     known = {*(s.name for s in benchmark.sources), *(s.name for s in benchmark.steps)}
@@ -90,6 +90,7 @@ def chosen(benchmark: Benchmark, replaced: Mapping[str, Split]) -> list[Split | 
                 f"--split names neither a source nor a step of the benchmark: {name!r}",
                 expected=", ".join(sorted(known)),
             )
+    _refuse_unused(benchmark, replaced)
     named: list[Split | None] = []
     for i, step in enumerate(benchmark.steps):
         if step.given is not None:
@@ -111,6 +112,38 @@ def chosen(benchmark: Benchmark, replaced: Mapping[str, Split]) -> list[Split | 
             external.need_no_training(split)
         named.append(split)
     return named
+
+
+def _refuse_unused(benchmark: Benchmark, replaced: Mapping[str, Split]) -> None:
+    """Refuse a split that no step would take, and a block of one that deals blocks itself.
+
+    Raises:
+        SettingError: every step of the source has a split of its own, or no step reads it; or
+            `part` in a rule that is given for a source.
+    """
+    steps = {step.name for step in benchmark.steps}
+    used = steps | {external.source for external in benchmark.external_tests}
+    used |= {step.source for step in benchmark.steps if step.name not in replaced}
+    for name, split in replaced.items():
+        if name not in used:
+            theirs = [s.name for s in benchmark.steps if s.source == name]
+            raise SettingError(
+                "a split is given that nothing would use",
+                where=f"--split {name}=…",
+                expected="the split of a source, or of each of its steps",
+                got=f"splits of their own for {', '.join(theirs)}"
+                if theirs
+                else f"no step or external test set reads {name}",
+                next_step=f"leave --split {name}=… out",
+            )
+        if name not in steps and split.draw is not None and split.draw.part != 1:
+            raise SettingError(
+                "a split drawn for a source deals each of its steps a block of its own",
+                where=f"--split {name}=…, draw.part",
+                expected="no `part`, or a split per step",
+                got=split.draw.part,
+                next_step="name the step: --split STEP=FILE.toml, or take `part` out of the file",
+            )
 
 
 def settle(

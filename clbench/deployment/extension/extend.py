@@ -32,7 +32,13 @@ from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark, Source, Step
 from clbench.spec.names import LONGEST, need_name
-from clbench.spec.settings import Profile, apply_overrides, load_profile, split_overrides
+from clbench.spec.settings import (
+    Profile,
+    apply_overrides,
+    load_profile,
+    refuse_idle,
+    split_overrides,
+)
 from clbench.spec.splits import NOT_AT_HAND, Split
 from clbench.spec.taxonomy import STRUCTURES, Structure
 from clbench.spec.toml import benchmark_text
@@ -285,7 +291,9 @@ def _plan(
 ) -> Plan:
     """The run that teaches the new step, its data opened and checked."""
     data = {own.source.name: own.folder, **({} if old is None else {old.source.name: old.folder})}
-    profile = apply_overrides(learned.profile, split_overrides(list(settings.overrides)))
+    changes = split_overrides(list(settings.overrides))
+    profile = apply_overrides(learned.profile, changes)
+    refuse_idle(changes, profile, data=str(settings.data))
     profile = _with_vectors(profile, course)
     others = tuple(w for w in settings.overrides if not w.startswith("strategy."))
     plan = resolve(

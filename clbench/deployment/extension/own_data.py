@@ -109,8 +109,9 @@ def new_structures(
     for label in labels:
         try:
             names.append(canonical(label))
-            if names[-1] in DECLARED:
-                declared.append(DECLARED[names[-1]])
+            if (known := DECLARED.get(names[-1])) is not None:
+                _refuse_otherwise(known, kind, inside)
+                declared.append(known)
         except UnknownName:
             guess = KINDS.get(label.rpartition("_")[2], "organ")
             declared.append(
@@ -133,6 +134,22 @@ def new_structures(
         raise SettingError("a structure is named twice", where="--learn", got=", ".join(twice))
     declare(declared, "--learn")
     return tuple(names), tuple(declared)
+
+
+def _refuse_otherwise(known: Structure, kind: str | None, inside: str | None) -> None:
+    """Refuse what is said of a structure that a course has declared already, and otherwise."""
+    for option, said, is_ in (
+        ("--kind", kind, known.kind),
+        ("--inside", None if inside is None else canonical(inside), known.parent),
+    ):
+        if said not in (None, is_):
+            raise SettingError(
+                f"{known.name} is declared already, and otherwise",
+                where=option,
+                expected=is_ or "nothing: no structure contains it",
+                got=said,
+                next_step="leave the option out, or give the structure a name of its own",
+            )
 
 
 def read_own_data(
@@ -237,6 +254,14 @@ def _source(
     first = next(iter(files.values()))
     title = f"own CTs in {folder.absolute().name}"
     if not isinstance(first.label, Path):
+        if labels is not None:
+            raise SettingError(
+                "the folder holds a mask per structure, and no label values",
+                where=f"--labels {labels}",
+                expected="masks called by their structures",
+                got=f"the layout {layout}",
+                next_step="leave --labels out; rename masks where no structure is called so",
+            )
         stems = sorted(
             {s for f in files.values() if isinstance(f.label, tuple) for s, _ in f.label}
         )

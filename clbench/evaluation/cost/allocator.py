@@ -20,6 +20,8 @@ import resource
 import sys
 from pathlib import Path
 
+from clbench.errors import SettingError
+
 SWITCH = "CLBENCH_KEEP_MEMORY"
 """Environment variable; `0`: do as glibc does by itself."""
 GROWTH = 2.0
@@ -49,8 +51,20 @@ def in_use() -> str:
 
 
 def why_not() -> str | None:
-    """Why freed memory is never kept in this process; None: it may be."""
-    if os.environ.get(SWITCH) == "0":
+    """Why freed memory is never kept in this process; None: it may be.
+
+    Raises:
+        SettingError: the switch holds what it does not know.
+    """
+    if (switch := os.environ.get(SWITCH, "")) not in ("", "0", "1"):
+        raise SettingError(
+            "an environment variable holds what nothing reads",
+            where=SWITCH,
+            expected="0: freed memory is never kept; 1 or unset: where there is room",
+            got=switch,
+            next_step=f"export {SWITCH}=0, or unset it",
+        )
+    if switch == "0":
         return f"{SWITCH}=0"
     if not (allocator := in_use()).startswith("glibc"):
         return f"{allocator}, not glibc"

@@ -119,8 +119,17 @@ def build(plan: Path, out: Path, results: Path | None = None) -> Iterator[Output
 
     listed = read_plan(plan)
     shared = listed.study
-    for name in [*(t.file for t in listed.table), *(f.file for f in listed.figure)]:
+    named = [*(t.file for t in listed.table), *(f.file for f in listed.figure)]
+    for name in named:
         need_name(name, f"{plan}, file")
+    if twice := sorted({name for name in named if named.count(name) > 1}):
+        raise SettingError(
+            "two tables or figures have one name",
+            where=f"{plan}, file",
+            expected="a name each: the second would replace the first",
+            got=", ".join(twice),
+            next_step="rename one of the two",
+        )
     if results is None:
         need_inner(shared.results, f"{plan}, results")
     folder = results or Path(shared.results)

@@ -26,6 +26,7 @@ WORDS = ["tune", "--bench", "tumor_ext", "--strategy", "lwf", "--strategy", "mib
         (["--budget", "9", "--unit", "hours"], "unknown value"),
         (["--budget", "9", "--rule", "test"], "unknown value"),
         (["--budget", "9", "--search", "grid"], "unknown value"),
+        (["--budget", "9", "--space", "train.lr=1e-4..1e-2", "--set", "train.lr=1e-3"], "at once"),
     ],
 )
 def test_wrong_words_are_refused(words: list[str], message: str) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clbench.data.checks.course_splits import (
+    chosen,
     content_problems,
     course_problems,
     file_names,
@@ -18,7 +19,7 @@ from clbench.data.checks.course_splits import (
     settle,
 )
 from clbench.data.layouts import CaseFiles
-from clbench.errors import SpecError
+from clbench.errors import SettingError, SpecError
 from clbench.spec import registry
 from clbench.spec.benchmark import Partial
 from clbench.spec.splits import PARTS, Draw, Split
@@ -65,6 +66,21 @@ def test_one_image_under_two_names_is_refused_in_all_parts(
         else f"the same case is in {earlier} and in {later}"
     )
     assert not list(content_problems(course, lambda s, c: f"{s}/{c}"))
+
+
+def test_a_split_that_nothing_would_use_is_refused() -> None:
+    split = Split(name="s", train=("1",), test=("2",))
+    assert chosen(BENCH, {ORGANS.name: split}) == [split, None]
+    with pytest.raises(SettingError, match="nothing would use") as err:
+        chosen(BENCH, {ORGANS.source: split, ORGANS.name: split})
+    assert f"splits of their own for {ORGANS.name}" in str(err.value)
+    idle = replace(BENCH.source("btcv"), name="ward")
+    with pytest.raises(SettingError, match="nothing would use"):
+        chosen(replace(BENCH, sources=(*BENCH.sources, idle)), {"ward": split})
+    drawn = Split(name="s", draw=Draw(seed=1, train=2, test=1, part=2))
+    assert chosen(BENCH, {ORGANS.name: drawn}) == [drawn, None]
+    with pytest.raises(SettingError, match="a block of its own"):
+        chosen(BENCH, {ORGANS.source: drawn})
 
 
 def test_one_name_in_two_steps_is_one_case() -> None:

@@ -84,6 +84,8 @@ def test_masks_per_structure_are_named_by_their_files(tmp_path: Path, lay_out) -
     got = read(tmp_path / "d")
     assert got.source.layout == "totalsegmentator"
     assert got.source.masks == {"liver": "liver", "liver_tumor": "liver_tumor"}
+    with pytest.raises(SettingError, match="no label values"):
+        read(tmp_path / "d", labels=tmp_path / "l.json")
     assert got.notes == ("not used, no structure is called so: table",)
 
 
@@ -117,6 +119,9 @@ def test_new_structures_are_declared_with_what_their_name_says() -> None:
     names, declared = new_structures(["Spleen", "odd_vein", "odd_thing"])
     assert names == ("spleen", "odd_vein", "odd_thing")
     assert [(s.name, s.kind) for s in declared] == [("odd_vein", "vessel"), ("odd_thing", "organ")]
+    assert new_structures(["odd_vein"], kind="vessel")[1] == declared[:1]  # said once more
+    with pytest.raises(SettingError, match="declared already, and otherwise"):
+        new_structures(["odd_vein"], kind="cyst")
     with pytest.raises(SettingError, match="named twice"):
         new_structures(["spleen", "spleen"])
     with pytest.raises(SpecError, match="snake case"):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from clbench.errors import SettingError
 from clbench.evaluation.cost import allocator
 
 GIB = 2**30
@@ -57,6 +58,9 @@ def test_a_user_turns_it_off_or_sets_glibc_up(monkeypatch: pytest.MonkeyPatch) -
     assert allocator.why_not() is None
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
     assert allocator.why_not() == "set up by MALLOC_TRIM_THRESHOLD_"
+    monkeypatch.setenv(allocator.SWITCH, "off")
+    with pytest.raises(SettingError, match="nothing reads"):
+        allocator.why_not()
     monkeypatch.setenv(allocator.SWITCH, "0")
     assert "not kept (CLBENCH_KEEP_MEMORY=0)" in allocator.described()
     monkeypatch.undo()

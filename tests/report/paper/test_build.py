@@ -80,6 +80,11 @@ def test_the_command_names_files_and_holes(tmp_path: Path) -> None:
             "[study]\nresults='r'\nseeds=0\nref='u'\nscoring='strict'",
             "seeds must be a list, each a whole",
         ),
+        (
+            "[study]\nresults='r'\nseeds=[0]\nref='u'\nscoring='strict'\n"
+            + "[[figure]]\nfile='a'\nname='plane'\nbench='tumor_ext'\n" * 2,
+            "two tables or figures have one name",
+        ),
         ("[study]\nresults='r'", "an incomplete study: seeds, ref, scoring missing"),
     ],
 )
