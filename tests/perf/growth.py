@@ -3,7 +3,8 @@
     python tests/perf/growth.py            # results/calibration/growth.csv and growth.png
 
 Processor seconds (the least of some rounds) and the growth of peak resident memory, each point in
-a forked process of its own, on one thread. Each row is compared with the first of its kind; `work`
+a forked process of its own, on one thread; freed memory goes back to the system, for how much would
+be kept depends on what the machine has left, not on the work alone. Each row is compared with the first of its kind; `work`
 is how much more there is to do. Whatever grows faster than its work is a fault, or is explained.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import multiprocessing
+import os
 import resource
 import sys
 import time
@@ -25,6 +27,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 
+from clbench.evaluation.cost.allocator import SWITCH
 from clbench.evaluation.cost.meter import forget_peak
 from clbench.nets.backbones import new_backbone
 from clbench.spec.settings import BackboneSettings, DataSettings, TrainSettings
@@ -125,6 +128,7 @@ def peak() -> float:
 def measure(kind: str, value: int, pipe: Any) -> None:
     """One point, in a process of its own."""
     torch.set_num_threads(1)
+    os.environ[SWITCH] = "0"
     work, teach = of_point(kind, value)
     forget_peak()
     before = peak()
