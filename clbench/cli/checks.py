@@ -110,7 +110,10 @@ def prepare_(
     data: options.Data = None,
     profile: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
     split: options.Splits = None,
-    set_: options.Overrides = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="As in clbench run; groups data and phantom act here."),
+    ] = None,
     cache: options.Cache = None,
     jobs: Annotated[
         int | None,
@@ -161,7 +164,9 @@ def split_(
         list[str] | None, typer.Option(help="A structure every case must hold; with --bench.")
     ] = None,
     without: Annotated[list[str] | None, typer.Option(help="A case id to leave out.")] = None,
-    cache: options.Cache = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="With --needs: where what was read of labels is kept.")
+    ] = None,
 ) -> None:
     """Draw a split from the cases at hand, patient by patient, and write it as a split file."""
     from clbench.data.checks.draw_split import DrawSettings, draw_split, write_split

@@ -257,7 +257,7 @@ def parse_splits(assignments: list[str]) -> dict[str, Split]:
     from clbench.spec.splits import FORMAT
     from clbench.spec.toml import load_split
 
-    splits = {}
+    splits: dict[str, Split] = {}
     for assignment in assignments:
         source, equals, target = assignment.partition("=")
         if not equals:
@@ -284,7 +284,13 @@ def parse_splits(assignments: list[str]) -> dict[str, Split]:
                 raise unknown_name("split", target, shipped, f"--split {assignment}")
             path = Path(str(home / f"{target}.toml"))
         if source in splits:
-            raise SettingError("two splits are given for one", where=f"--split {assignment}")
+            raise SettingError(
+                "two splits are given for one",
+                where=f"--split {assignment}",
+                expected=f"one split of {source}",
+                got=f"{splits[source].name} and {target}",
+                next_step="keep one of the two; steps of one source may be named one by one",
+            )
         splits[source] = load_split(path)
     return splits
 

@@ -90,7 +90,7 @@ def table(
     source = source or ("both" if bench == own or name == "6" else "measured")
     one_of("--source", source, {"printed": 1, "measured": 1, "both": 1})
     if source == "printed":
-        of_runs = ("results", "scoring", "seeds", "ref")
+        of_runs = ["results", "scoring", "seeds", "ref", *(["bench"] if name == "6" else [])]
         refuse_beside(ctx, of_runs, "--source printed", acts="--source measured or both")
     made = make_table(
         name,

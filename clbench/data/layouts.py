@@ -29,7 +29,7 @@ from clbench.data.find_files import (
     stored_file,
     walk,
 )
-from clbench.errors import DataError, unknown_name
+from clbench.errors import DataError, SpecError, unknown_name
 from clbench.spec.benchmark import Source
 from clbench.spec.names import RANGE
 
@@ -402,8 +402,21 @@ def find_cases(folder: Path, source: Source) -> dict[str, CaseFiles]:
 
     Raises:
         DataError: see `Layout.find`.
+        SpecError: the layout has masks and the source says what label values mean, or the other
+            way round.
     """
     cases = cases_in(folder, source.layout, f"source {source.name!r}")
+    has_masks = any(isinstance(files.label, tuple) for files in cases.values())
+    if has_masks != bool(source.masks):
+        table = "[source.masks]" if has_masks else "[source.labels]"
+        raise SpecError(
+            f"the layout {source.layout!r} has "
+            + ("a mask per structure" if has_masks else "a map of label values"),
+            where=f"source {source.name!r}",
+            expected=table,
+            got="[source.masks]" if source.masks else "[source.labels] or [source.sides]",
+            next_step=f"write {table} in its place, or another layout of `clbench list layouts`",
+        )
     return {case: files.named(source) for case, files in cases.items()}
 
 

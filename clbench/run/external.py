@@ -238,6 +238,14 @@ def _maps(
                 )
         else:
             maps[source] = LabelMap(structures={}, origin="a mask per structure")
+    if settings.labels and all(p.is_dir() for p in paths.values()):
+        raise SettingError(
+            "the predictions are a mask per structure, and hold no label values",
+            where=f"--labels {settings.labels}",
+            expected="masks called by their structures",
+            got=folder,
+            next_step="leave --labels out",
+        )
     return maps
 
 

@@ -110,6 +110,7 @@ def declare(structures: Sequence[Structure], where: object = None) -> None:
                 expected="a small letter first, then small letters, digits and _",
                 got=repr(new.name),
             )
+        _refuse_second_meaning(new, added, where)
         for tie in (new.parent, new.mirror):
             if tie is not None and tie not in added:
                 structure(tie, f"{where}, structure {new.name!r}")
@@ -127,6 +128,33 @@ def declare(structures: Sequence[Structure], where: object = None) -> None:
             seen.add(parent)
             parent = added[parent].parent
     DECLARED.update(added)
+
+
+def _refuse_second_meaning(new: Structure, added: Mapping[str, Structure], where: object) -> None:
+    """Refuse a name or alias of a declared structure that stands for another one already.
+
+    Args:
+        new: the structure.
+        added: name → structure of all that are declared with it.
+        where: the file, for the error.
+
+    Raises:
+        SpecError: it does.
+    """
+    declared = [s for s in {**DECLARED, **added}.values() if s.name != new.name]
+    others = {alias: s.name for s in declared for alias in (s.name, *s.aliases)}
+    for alias in (new.name, *new.aliases):
+        other = _BY_ALIAS.get(alias) or others.get(alias)
+        if other is not None:
+            raise SpecError(
+                f"{alias!r} stands for {other!r} already",
+                where=f"{where}, structure {new.name!r}",
+                expected="a name and aliases that no other structure has",
+                got=alias,
+                next_step=f"use {other!r} without declaring it, or choose another name"
+                if alias == new.name
+                else "take it out of `aliases`",
+            )
 
 
 def declare_recorded(structures: Iterable[Mapping[str, Any]]) -> None:

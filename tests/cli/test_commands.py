@@ -91,6 +91,27 @@ def parse(command: str) -> None:
         )
 
 
+OTHERS = {"--nproc-per-node", "--num-gpus", "--head", "--me", "--dirty", "--always"}
+"""Options of torchrun, Ray, SLURM and git."""
+
+
+def options_of(command: Any) -> set[str]:
+    """All options of a command and of those below it."""
+    own = {word for option in command.params for word in option.opts}
+    return own.union(*map(options_of, getattr(command, "commands", {}).values()))
+
+
+def test_every_option_that_a_message_names_is_there() -> None:
+    named = {
+        (place, word)
+        for place, node in strings()
+        for word in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text_of(node))
+    }
+    assert len(named) > 100
+    known = options_of(GROUP) | OTHERS
+    assert [(place, word) for place, word in named if word not in known] == []
+
+
 def test_commands_are_found_in_the_source() -> None:
     assert len(MENTIONS) > 15
 

@@ -114,6 +114,7 @@ SLURM = f"grid {ONE} --on slurm"
         ("cost RUN --bench tumor_ext", "--bench with a method"),
         ("table calibration --bench body_ext", "--bench with a table of runs"),
         ("table 10 --source printed --seeds 0-2", "--seeds with --source measured or both"),
+        ("table 6 --source printed --bench body_ext", "--bench with --source measured or both"),
         ("figure list --ref lwf", "--ref with a figure"),
         ("figure plane --data ct", "--data with the figure strip"),
         ("figure all --external clinic", "--external with the figure heatmap or forgetting"),

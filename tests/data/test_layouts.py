@@ -561,3 +561,12 @@ def test_label_names_of_the_list_are_known(labels: object, tmp_path: Path) -> No
     assert (names["1"], names["2"]) == ("liver", "spleen")
     write_list(tmp_path, "[1, 2")
     assert label_names(tmp_path) == {}
+
+
+def test_masks_and_label_values_are_told_apart_by_the_layout(tmp_path: Path) -> None:
+    touch(tmp_path, "volume-1.nii", "segmentation-1.nii")
+    masks = Source(name="ward", title="", layout="lits", masks={"liver": "liver"})
+    with pytest.raises(SpecError, match="map of label values") as err:
+        find_cases(tmp_path, masks)
+    assert "write [source.labels]" in str(err.value)
+    assert find_cases(tmp_path, Source(name="ward", title="", layout="lits", labels={1: "liver"}))

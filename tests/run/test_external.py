@@ -103,6 +103,12 @@ def numbers(rows: list[Score]) -> dict[tuple[object, ...], tuple[str, object, ob
     }  # fmt: skip
 
 
+def written_labels(folder: Path) -> Path:
+    path = folder / "values.json"
+    path.write_text('{"labels": {"background": 0, "liver": 1}}', encoding="utf-8")
+    return path
+
+
 def test_strict_scores_equal_native_scoring_bit_for_bit(
     smoke_run: Path, exported: Path, ask: Callable[..., OutsideSettings], tmp_path: Path
 ) -> None:
@@ -119,6 +125,10 @@ def test_strict_scores_equal_native_scoring_bit_for_bit(
     assert theirs == ours
     assert len({key[0] for key in theirs}) == 2
     before = (folder / "scores.csv").read_bytes()
+    with pytest.raises(SettingError, match="hold no label values"):
+        score_predictions(
+            ask(step=1, predictions=exported / "step1", labels=written_labels(tmp_path))
+        )
     score_predictions(ask(step=1, predictions=exported / "step1", metrics=case_module.DEFAULT))
     assert (folder / "scores.csv").read_bytes() == before
 

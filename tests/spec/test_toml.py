@@ -213,6 +213,9 @@ def test_structures_of_ones_own(write: Callable[[str], Path]) -> None:
         ('mirror = "right_ureter"', 'mirror = "left_kidney"', "does not point back"),
         ('"right_ureter"\nkind', '"spleen_cyst"\nkind', "declared twice"),
         ('kind = "cyst"', 'knd = "cyst"', "did you mean 'kind'"),
+        ('kind = "cyst"', 'kind = "cyst"\naliases = ["Spleen"]', "'Spleen' stands for 'spleen'"),
+        ('kind = "cyst"', 'kind = "cyst"\naliases = ["left_ureter"]', "take it out of `aliases`"),
+        ('"spleen_cyst"', '"small_bowel"', "use 'small_intestine' without declaring it"),
     ],
 )
 def test_a_declaration_is_checked(

@@ -10,8 +10,15 @@ from pathlib import Path
 
 from clbench.data.cache import VolumeCache, default_root
 from clbench.data.checks.course_splits import file_names
-from clbench.data.layouts import CaseFiles, find_cases, find_layout, named_folders, resolve_data
-from clbench.errors import ClbenchError, DataError, SettingError
+from clbench.data.layouts import (
+    CaseFiles,
+    find_cases,
+    find_layout,
+    named_folders,
+    natural,
+    resolve_data,
+)
+from clbench.errors import ClbenchError, DataError, SettingError, did_you_mean
 from clbench.spec import registry
 from clbench.spec.benchmark import Source
 from clbench.spec.splits import PARTS, Draw, Split
@@ -72,7 +79,8 @@ def draw_split(settings: DrawSettings) -> DrawnSplit:
     """Draw by the rule of `Draw`: a seed and the names of the patients decide alone.
 
     Raises:
-        SettingError: neither benchmark nor layout, or needs without a benchmark.
+        SettingError: neither benchmark nor layout, needs without a benchmark, or a case to be left
+            out that is not there.
         SpecError: too few patients.
         DataError: no cases.
     """
@@ -113,6 +121,16 @@ def draw_split(settings: DrawSettings) -> DrawnSplit:
         files = find_layout(name, "--layout").find(Path(settings.path).expanduser())
     names = file_names(files)
     without = {case if case in files else names.get(case, case) for case in settings.without}
+    if unknown := sorted(without - set(files)):
+        raise SettingError(
+            "a case to be left out is not there",
+            where="--without",
+            expected="ids of cases, or names of their files: "
+            + ", ".join(sorted(files, key=natural)[:10])
+            + ", …" * (len(files) > 10),
+            got=", ".join(unknown),
+            next_step=did_you_mean(unknown[0], [*files, *names]),
+        )
     patients = {patient(case) for case in files if case not in without and fits(case)}
     rule = Draw(
         **_sizes(settings, len(patients)),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from clbench.errors import ClbenchError, SettingError
 from clbench.spec import registry
@@ -36,8 +36,8 @@ class StudyItem:
     """Seeds every strategy must have."""
     ref: str
     """Reference strategy of verdicts and figures."""
-    scoring: str
-    """Which scores: strict or paper."""
+    scoring: Literal["strict", "paper"]
+    """Which scores."""
 
 
 @checked(SettingError)
@@ -46,12 +46,12 @@ class TableItem:
 
     file: str
     """Name without ending."""
-    number: int
+    number: Literal[10, 11]
     """Number in the paper."""
     bench: str
     """Benchmark."""
-    source: str
-    """printed, measured or both."""
+    source: Literal["printed", "measured", "both"]
+    """Which numbers."""
 
 
 @checked(SettingError)

@@ -69,6 +69,7 @@ def test_a_seed_and_a_layout_and_what_a_case_must_hold(folder: Path, tmp_path: P
         ({"layout": "lits", "bench": "tumor_ext"}, SettingError, "both"),
         ({"layout": "lits", "needs": ("liver",)}, SettingError, "name the benchmark"),
         ({"bench": "tumor_ext", "needs": ("colon",)}, SettingError, "liver_tumor"),
+        ({"layout": "lits", "without": ("volme-1",)}, SettingError, "did you mean 'volume-1'"),
         ({"layout": "lits", "train": 9, "test": 9}, SpecError, "too few patients"),
     ],
 )

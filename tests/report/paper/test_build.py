@@ -19,6 +19,7 @@ from clbench.report.paper.build import build, read_plan
 from clbench.report.paper.printed import BENCH
 
 PLAN = ROOT / "paper_figs" / "paper.toml"
+STUDY = "[study]\nresults='r'\nseeds=[0]\nref='u'\nscoring='strict'\n"
 
 
 def test_the_plan_of_the_paper_names_what_exists() -> None:
@@ -81,8 +82,15 @@ def test_the_command_names_files_and_holes(tmp_path: Path) -> None:
             "seeds must be a list, each a whole",
         ),
         (
-            "[study]\nresults='r'\nseeds=[0]\nref='u'\nscoring='strict'\n"
-            + "[[figure]]\nfile='a'\nname='plane'\nbench='tumor_ext'\n" * 2,
+            "[study]\nresults='r'\nseeds=[0]\nref='u'\nscoring='lenient'",
+            "scoring must be one of strict, paper",
+        ),
+        (
+            STUDY + "[[table]]\nfile='a'\nnumber=10\nbench='tumor_ext'\nsource='printd'",
+            "source must be one of printed, measured, both",
+        ),
+        (
+            STUDY + "[[figure]]\nfile='a'\nname='plane'\nbench='tumor_ext'\n" * 2,
             "two tables or figures have one name",
         ),
         ("[study]\nresults='r'", "an incomplete study: seeds, ref, scoring missing"),
