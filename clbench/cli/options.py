@@ -213,6 +213,27 @@ Splits = Annotated[list[str] | None, typer.Option("--split", help="As in clbench
 Cache = Annotated[Path | None, typer.Option(help="As in clbench run.")]
 
 
+def course_name(bench: str, results: Path) -> str:
+    """The name under which results of a course lie, of which there may be none yet.
+
+    Args:
+        bench: as typed.
+        results: folder of results; a course in it need not be installed here.
+
+    Raises:
+        UnknownName: neither a course nor in the results.
+        SpecError: the course's file is not there, or is none.
+    """
+    from clbench.spec import registry
+    from clbench.spec.names import split_order
+
+    name = registry.name_of(bench)
+    known = registry.entries("benchmark")
+    if split_order(name)[0] not in known and bench == name and not (results / name).is_dir():
+        raise unknown_name("benchmark", name, known, "--bench")
+    return name
+
+
 def parse_order(text: str) -> list[int]:
     """`3,1,2` → [3, 1, 2]."""
     parts = [part.strip() for part in text.split(",")]

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from clbench.cli import options
-from clbench.cli.options import RESULTS, app, one_of, refuse_beside
+from clbench.cli.options import RESULTS, app, course_name, one_of, refuse_beside
 from clbench.errors import ClbenchError, unknown_name
 
 
@@ -51,7 +51,6 @@ def figure(
     """Figures of a benchmark's runs, each as PDF (vectors) and PNG (300 dpi)."""
     from clbench.report.figures import ELSEWHERE, FIGURES, StripOptions, save
     from clbench.report.significance.analysis import Analysis
-    from clbench.spec import registry
 
     if name == "list":
         refuse_beside(ctx, {*ctx.params} - {"name"}, "the list of figures", acts="a figure")
@@ -67,7 +66,11 @@ def figure(
         of_strip = ("step", "data", "cache")
         refuse_beside(ctx, of_strip, f"the figure {name}", acts="the figure strip")
     study = Analysis(
-        results=results, bench=registry.name_of(bench), reference=ref, scoring=scoring, on=external
+        results=results,
+        bench=course_name(bench, results),
+        reference=ref,
+        scoring=scoring,
+        on=external,
     )
     strip = StripOptions(step=step, data=data, cache=cache)
     failed: list[ClbenchError] = []
@@ -124,11 +127,10 @@ def report(
     from clbench.report.page.page import make_report
     from clbench.report.significance.analysis import Analysis
     from clbench.report.study import Protocol
-    from clbench.spec import registry
 
     study = Analysis(
         results=results,
-        bench=registry.name_of(bench),
+        bench=course_name(bench, results),
         reference=ref,
         scoring=scoring,
         protocol=Protocol(margin=margin, alpha=alpha, correction=chosen),

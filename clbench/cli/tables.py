@@ -13,11 +13,14 @@ from clbench.cli import options
 from clbench.cli.options import (
     RESULTS,
     app,
+    course_name,
+    existing,
     one_of,
     parse_seeds,
     refuse_beside,
     show,
     show_all,
+    typed,
 )
 from clbench.errors import SettingError
 
@@ -42,12 +45,20 @@ def table(
     bench: Annotated[
         str | None, typer.Option(help="Benchmark; default the table's own (summary: tumor_ext).")
     ] = None,
-    results: options.Results = RESULTS,
+    results: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of results; not looked at for calibration and printed numbers.",
+            callback=existing,
+        ),
+    ] = RESULTS,
     scoring: options.Scoring = "strict",
     seeds: Annotated[
         str | None, typer.Option(help="Seeds every strategy must have, or its row is a hole.")
     ] = None,
-    ref: Annotated[str, typer.Option(help="Reference of the verdicts.")] = "universal",
+    ref: Annotated[
+        str, typer.Option(help="Reference of the verdicts; where it is named, it stands first.")
+    ] = "universal",
     metric: Annotated[str, typer.Option(help="continual: dice, nsd, …")] = "dice",
     percent: Annotated[
         bool, typer.Option("--percent", help="10, 11, summary, learning, continual: 81.7 for 0.817")
@@ -61,11 +72,10 @@ def table(
     from clbench.report.significance.analysis import Analysis
     from clbench.report.tables import TABLES, make_table
     from clbench.report.tables.render import PERCENT, SHARE
-    from clbench.spec import registry
 
     takes = one_of("table", name, TABLES)[2].split()
     if name == "calibration":
-        refuse_beside(ctx, ("bench", "results"), "the table calibration", acts="a table of runs")
+        refuse_beside(ctx, ["bench"], "the table calibration", acts="a table of runs")
     given = {
         "source": source,
         "scoring": scoring,
@@ -86,21 +96,46 @@ def table(
                 next_step=f"leave --{option} out",
             )
     own = OWN_BENCH.get(name, "tumor_ext")
-    bench = own if bench is None else registry.name_of(bench)
+    bench = own if bench is None else course_name(bench, results)
     source = source or ("both" if bench == own or name == "6" else "measured")
     one_of("--source", source, {"printed": 1, "measured": 1, "both": 1})
     if source == "printed":
-        of_runs = ["results", "scoring", "seeds", "ref", *(["bench"] if name == "6" else [])]
+        of_runs = ["scoring", "seeds", "ref", *(["bench"] if name == "6" else [])]
         refuse_beside(ctx, of_runs, "--source printed", acts="--source measured or both")
+    if "metric" in takes:
+        _refuse_no_row(metric)
+    study = Analysis(results=results, bench=bench, reference=ref, scoring=scoring, on=external)
+    ref_is_typed = bool(typed(ctx, ["ref"]))
+    if ref_is_typed and (scores := study.scores()) is not None:
+        study.reference_first(scores)  # refuses one that has no run
     made = make_table(
         name,
-        Analysis(results=results, bench=bench, reference=ref, scoring=scoring, on=external),
+        study,
         source=source,
         seeds=None if seeds is None else parse_seeds(seeds),
         metric=metric,
         scale=PERCENT if percent else SHARE,
+        reference_first=ref_is_typed,
     )
     show(made, format_)
+
+
+def _refuse_no_row(metric: str) -> None:
+    """Refuse a metric that no row of `scores.csv` can have: the table would be holes alone.
+
+    Raises:
+        SettingError: it is none.
+    """
+    from clbench.evaluation.metrics.case import row_names, word_of
+
+    if metric != "nsd" and metric not in (rows := row_names(word_of(metric), "liver_tumor")):
+        raise SettingError(
+            f"no row of scores.csv is called {metric!r}",
+            where="--metric",
+            expected=", ".join(rows),
+            got=metric,
+            next_step=f"--metric {rows[0]}",
+        )
 
 
 @app.command()

@@ -115,6 +115,7 @@ SLURM = f"grid {ONE} --on slurm"
         ("table calibration --bench body_ext", "--bench with a table of runs"),
         ("table 10 --source printed --seeds 0-2", "--seeds with --source measured or both"),
         ("table 6 --source printed --bench body_ext", "--bench with --source measured or both"),
+        ("table continual --metric lesion", "lesion_"),
         ("figure list --ref lwf", "--ref with a figure"),
         ("figure plane --data ct", "--data with the figure strip"),
         ("figure all --external clinic", "--external with the figure heatmap or forgetting"),
@@ -133,6 +134,15 @@ def test_an_empty_word_is_refused(words: list[str]) -> None:
     done = CliRunner().invoke(app, words)
     assert isinstance(done.exception, SettingError)
     assert "an empty word is given" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    "words", ["table summary --bench tumor_ex", "report --ref lwf --bench tumor_ex"]
+)
+def test_a_course_that_is_nowhere_is_a_typing_error(words: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [*words.split(), "--results", str(tmp_path)])
+    assert isinstance(done.exception, UnknownName)
+    assert "did you mean 'tumor_ext'?" in str(done.exception)
 
 
 def test_an_option_of_many_values_and_a_flag_may_be_repeated() -> None:

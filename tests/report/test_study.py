@@ -15,9 +15,11 @@ from synthetic_runs import Method, make_runs
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
-from clbench.errors import SettingError
+from clbench.errors import SettingError, UnknownName
 from clbench.report.significance import analysis
-from clbench.report.study import Protocol
+from clbench.report.study import Protocol, Study
+from clbench.report.tables.continual import continual_table
+from clbench.report.tables.summary import summary
 from clbench.store import run_folder
 
 METHODS = {
@@ -205,6 +207,16 @@ def test_a_table_reads_every_file_once(
 def test_every_table_of_strategies_takes_a_reference(results: Path, name: str) -> None:
     words = ["table", name, "--bench", "tumor_ext", "--ref", "mib", "--results", str(results)]
     assert CliRunner().invoke(app, words).exit_code == 0
+
+
+def test_a_reference_that_is_named_stands_first_and_must_have_a_run(results: Path) -> None:
+    study = Study(results=results, bench="tumor_ext", reference="mib")
+    assert summary(study).rows[0][0] != "mib"
+    assert summary(study, reference_first=True).rows[0][0] == "mib"
+    assert continual_table(study, reference_first=True).columns[1] == "mib"
+    for name in ("10", "summary"):
+        words = ["table", name, "--bench", "tumor_ext", "--ref", "mibb", "--results", str(results)]
+        assert isinstance(CliRunner().invoke(app, words).exception, UnknownName)
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def make_table(name: str, study: Analysis, **options: Any) -> Table:
     Args:
         name: one of `TABLES`.
         study: the runs.
-        options: `source`, `seeds`, `metric` and `scale`; those the table does not take are passed
-            over.
+        options: `source`, `seeds`, `metric`, `scale` and `reference_first`; those the table does
+            not take are passed over.
     """
     module, function, _ = TABLES[name]
     make = getattr(import_module(f"clbench.report.{module}"), function)

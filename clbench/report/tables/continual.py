@@ -37,18 +37,24 @@ UNTRACED = Quantity(
 )
 
 
-def continual_table(study: Study, *, metric: str = "dice", scale: Scale = SHARE) -> Table:
+def continual_table(
+    study: Study, *, metric: str = "dice", scale: Scale = SHARE, reference_first: bool = False
+) -> Table:
     """All measures of all strategies of a benchmark, one row each.
 
     Args:
         study: the runs.
         metric: which score R is made of; the larger the better (`dice`, `nsd`, …).
         scale: how the numbers are written.
+        reference_first: the study's reference stands left of the others; else by name.
 
     Raises:
         StoreError: no finished runs, or runs that do not belong in one table.
+        UnknownName: no finished run of the reference that is to stand first.
     """
     scores = study.need_scores(metric=metric)
+    if reference_first:
+        scores = study.reference_first(scores)
     joint, labels = _joint(scores), [s.label for s in scores.strategies]
     by_label = {
         s.label: [_measures(scores, s, i, joint) for i in range(len(s.runs))]

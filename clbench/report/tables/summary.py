@@ -99,10 +99,18 @@ def _structures(dice: Scores, ceiling: continual.Matrix) -> Table:
     )  # fmt: skip
 
 
-def summary(study: Study, scale: Scale = SHARE) -> Table:
-    """One row per strategy: what it knew, what it lost, what it learned."""
+def summary(study: Study, scale: Scale = SHARE, *, reference_first: bool = False) -> Table:
+    """One row per strategy: what it knew, what it lost, what it learned.
+
+    Args:
+        study: the runs.
+        scale: how the numbers are written.
+        reference_first: the study's reference stands above the others; else by name.
+    """
     over_seeds = scale.over_seeds
     scores = study.need_scores()
+    if reference_first:
+        scores = study.reference_first(scores)
     last, at = scores.last, scores.learned_at
     first = [c for c, s in at.items() if s == 1]
     study.need(
