@@ -128,6 +128,14 @@ def prepare_(
     from clbench.run.plan import RunSettings, resolve
     from clbench.run.prepare import prepare, processes, unprepared
 
+    for word in set_ or ():
+        if word.startswith("strategy."):
+            raise SettingError(
+                "no setting of a strategy reaches the volumes",
+                where=f"--set {word}",
+                expected="settings of data and phantom",
+                next_step="leave it out: every strategy uses the same volumes",
+            )
     catalog = resolve(
         RunSettings(
             bench=bench,

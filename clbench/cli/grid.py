@@ -126,7 +126,8 @@ def grid(
     more = [] if cache is None else ["--cache", str(cache)]
     if isinstance(cluster, slurm.Cluster):
         submitted = slurm.submit(planned, cluster, more=more)
-        typer.echo(f"{len(submitted)} jobs submitted; `clbench status` shows how far they are")
+        told = "`clbench status` of the same study shows how far they are"
+        typer.echo(f"{len(submitted)} jobs submitted; {told}")
         return
     if cluster is not None:
         failed = ray_cluster.work_off(

@@ -136,11 +136,11 @@ def extend(
         ),
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="How the data is laid out; default as its names say.")
+        str | None, typer.Option(help="How --data is laid out; default as its names say.")
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option(help="JSON of label values; default dataset.json beside the data."),
+        typer.Option(help="JSON of label values of --data; default dataset.json beside it."),
     ] = None,
     patient: Annotated[
         str, typer.Option(help="Regular expression with one group: the patient in a case id.")

@@ -176,12 +176,12 @@ class PhantomSettings:
     """The embedded phantom's size: cases per source and voxel size."""
 
     train: Count = 16
-    """Training cases per source."""
+    """Training cases per source, of steps whose cases no split lists."""
     validation: NotNegativeInt = 4
-    """Validation cases per source."""
+    """Validation cases per source, of the same steps."""
     test: Count | None = None
-    """Test cases per source; None: as many as the paper, those that the course lists for the
-    phantom, else 20 per step."""
+    """Test cases per source, of the same steps; None: as many as the paper, those that the course
+    lists for the phantom, else 20 per step."""
     spacing_mm: Positive = 5.0
     """Slice thickness of the coarser source; the tool derives the rest."""
     version: Annotated[int, Field(ge=2, le=3)] = 3

@@ -116,6 +116,7 @@ SLURM = f"grid {ONE} --on slurm"
         ("table 10 --source printed --seeds 0-2", "--seeds with --source measured or both"),
         ("table 6 --source printed --bench body_ext", "--bench with --source measured or both"),
         ("table continual --metric lesion", "lesion_"),
+        ("data prepare --set strategy.weight=3", "every strategy uses the same volumes"),
         ("figure list --ref lwf", "--ref with a figure"),
         ("figure plane --data ct", "--data with the figure strip"),
         ("figure all --external clinic", "--external with the figure heatmap or forgetting"),
