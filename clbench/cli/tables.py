@@ -160,7 +160,14 @@ def cost(
     if runs:
         from clbench.run.cost_table import recount
 
-        of_method = ("bench", "strategy", "profile", "set_", "structures", "format_")
+        if bench or strategy:
+            raise SettingError(
+                "`clbench cost` takes runs, or a benchmark and a strategy",
+                expected="`clbench cost RUN`, or `clbench cost --bench BENCH --strategy STRATEGY`",
+                got="both",
+                next_step="leave out the runs, whose cost.csv is written anew, or the options",
+            )
+        of_method = ("profile", "set_", "structures", "format_")
         refuse_beside(ctx, of_method, "a run, whose cost.csv is written", acts="a method to count")
         for folder in runs:
             typer.echo(recount(folder))

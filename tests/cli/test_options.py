@@ -111,7 +111,6 @@ SLURM = f"grid {ONE} --on slurm"
         ("score RUN --set data.expect_hu=false", "--set with --predictions"),
         ("score RUN --allow-missing", "--allow-missing with --predictions"),
         ("cost RUN --format csv", "--format with a method"),
-        ("cost RUN --bench tumor_ext", "--bench with a method"),
         ("table calibration --bench body_ext", "--bench with a table of runs"),
         ("table 10 --source printed --seeds 0-2", "--seeds with --source measured or both"),
         ("table 6 --source printed --bench body_ext", "--bench with --source measured or both"),
