@@ -218,6 +218,23 @@ class Preprocessing:
     """Training patch and sliding window, in voxels."""
 
 
+def _need_list(split: Split, where: str) -> None:
+    """Refuse a rule for the phantom, whose cases are made for the split: nothing is drawn there.
+
+    Raises:
+        SpecError: a rule.
+    """
+    if split.draw is not None:
+        raise SpecError(
+            "cases of the phantom are listed, not drawn",
+            where=where,
+            expected="case ids under `train`, `validation` and `test`",
+            got="draw",
+            next_step='list them, as train = ["1..16"], or leave phantom_split out: the settings '
+            "phantom.train, phantom.validation and phantom.test say how many there are",
+        )
+
+
 @checked(SpecError)
 class Step:
     """One lesson: which structures are learned, from which source."""
@@ -251,6 +268,7 @@ class Step:
         if self.given is None and split.origin != NOT_AT_HAND:
             split.need_training()
         if self.phantom_split is not None:
+            _need_list(self.phantom_split, f"step {self.name!r}, phantom_split")
             self.phantom_split.need_training()
         none = split.origin == NOT_AT_HAND and not (split.train or split.validation or split.draw)
         if (self.given is not None) != none:
@@ -280,6 +298,8 @@ class ExternalTest:
         for split in (self.split, self.phantom_split):
             if split is not None:
                 self.need_no_training(split)
+        if self.phantom_split is not None:
+            _need_list(self.phantom_split, f"external source {self.source!r}, phantom_split")
 
     def need_no_training(self, split: Split) -> None:
         """Refuse a split that would open an external source in teaching.

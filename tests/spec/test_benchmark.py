@@ -88,6 +88,15 @@ def test_unknown_structure_and_source_get_did_you_mean() -> None:
     assert "did you mean 'lits'" in str(err2.value)
 
 
+def test_cases_of_the_phantom_are_listed_and_not_drawn() -> None:
+    drawn = Split(name="p", draw=Draw(seed=1, train=1, test=1))
+    with pytest.raises(SpecError, match="listed, not drawn"):
+        replace(small().steps[0], phantom_split=drawn)
+    test = Split(name="p", draw=Draw(seed=1, test=1))
+    with pytest.raises(SpecError, match="listed, not drawn"):
+        ExternalTest(source="a", split=test, phantom_split=test)
+
+
 def test_label_values_beside_masks_are_refused() -> None:
     masks = {"name": "ward", "title": "", "layout": "totalsegmentator", "masks": {"liver": "liver"}}
     assert Source(**masks).structures == ("liver",)
