@@ -83,7 +83,7 @@ def test_a_wrong_choice_lists_the_right_ones(words: list[str]) -> None:
     assert done.exception.expected or "SOURCE=FILE" in done.exception.what
 
 
-ONE = "--bench tumor_ext --strategy lwf"
+ONE = "--bench tumor_ext --strategy nowhere:Method"  # where nothing refuses, it cannot be loaded
 SLURM = f"grid {ONE} --on slurm"
 
 

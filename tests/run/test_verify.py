@@ -234,7 +234,7 @@ def test_data_that_is_not_there_leaves_the_scores_unchecked(run: Path, tmp_path:
         verify_run(run, data=str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("name", ["reference", "ablation", "settling"])
+@pytest.mark.parametrize("name", ["reference", "one_seed", "ablation", "settling"])
 def test_the_runs_behind_the_readme_are_whole(name: str) -> None:
     folders = run_folder.find_runs(RESULTS / name)
     assert folders
@@ -243,8 +243,15 @@ def test_the_runs_behind_the_readme_are_whole(name: str) -> None:
         assert "keeps no predictions" in said
 
 
-def test_decoder_growth_forgot_exactly_nothing() -> None:
-    folders = list(RESULTS.glob("reference/*/decoder_growth/*"))
+@pytest.mark.parametrize(
+    "runs",
+    [
+        "reference/*/decoder_growth",
+        *(f"one_seed/*/{name}" for name in ("frozen", "lora", "independent")),
+    ],
+)
+def test_methods_that_keep_old_masks_forgot_exactly_nothing(runs: str) -> None:
+    folders = list(RESULTS.glob(f"{runs}/*"))
     assert {f.parents[1].name for f in folders} == {"tumor_ext", "body_ext"}
     for folder in folders:
         first: dict[tuple[str, ...], float] = {}
