@@ -172,7 +172,7 @@ def _each_share(work: Callable[[list[slice]], Done], logits: Tensor) -> list[Don
     product, and on a busy machine for a thread that is not running. So a thread takes whole blocks.
 
     Args:
-        work: takes blocks of voxels; called with `torch.no_grad`.
+        work: takes blocks of voxels; called without gradients being recorded.
         logits: (C, voxels), or their gradient; tells how many blocks there are, and where.
 
     Returns:
@@ -186,8 +186,11 @@ def _each_share(work: Callable[[list[slice]], Done], logits: Tensor) -> list[Don
     size = -(-len(blocks) // threads)
     shares = [blocks[a : a + size] for a in range(0, len(blocks), size)]
 
+    # the mode belongs to a thread, too, and tensors made in inference may be filled in it alone
+    without_gradient = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
+
     def quietly(share: list[slice]) -> Done:
-        with torch.no_grad():
+        with without_gradient():
             return work(share)
 
     return list(_threads(threads, os.getpid()).map(quietly, shares))

@@ -373,7 +373,7 @@ def resolve(
         benchmark = registry.benchmark(settings.bench)
     if profile is None:
         profile = resolve_profile(settings.profile, overrides, data=settings.data)
-        refuse_idle(overrides, profile, data=settings.data)
+        refuse_idle(overrides, profile)
     called = settings.strategy.replace(":", ".")  # `module:Class`, as a folder may be called
     need_name(called.lstrip("+"), "--strategy")  # a composition without a head says so itself
     if strategy is None:

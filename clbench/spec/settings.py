@@ -333,15 +333,14 @@ def split_overrides(settings: list[str]) -> dict[str, dict[str, str]]:
     return overrides
 
 
-def refuse_idle(
-    overrides: Mapping[str, Mapping[str, str]], profile: Profile, *, data: str | None
-) -> None:
+def refuse_idle(overrides: Mapping[str, Mapping[str, str]], profile: Profile) -> None:
     """Refuse changes that would be passed over beside the other settings.
+
+    Those of the phantom are not refused beside real data: studies share settings among courses.
 
     Args:
         overrides: group → name → value, as `split_overrides` gives them.
         profile: with these changes.
-        data: the data named on the command line; None: the phantom.
 
     Raises:
         SettingError: a setting that nothing reads.
@@ -355,7 +354,6 @@ def refuse_idle(
         "data.class_ratio": (own.sampling == "class_ratio", "--set data.sampling=class_ratio"),
         "data.shift_range": (own.shift_intensity > 0, "--set data.shift_intensity=0.2"),
         "text.prompt": (not without_prompt, "--set text.encoding=minilm"),
-        **{f"phantom.{f.name}": (data is None, "") for f in fields(PhantomSettings)},
     }
     for group, values in overrides.items():
         for name, value in values.items():
@@ -364,11 +362,9 @@ def refuse_idle(
                 raise SettingError(
                     f"nothing reads {group}.{name} here",
                     where=f"--set {group}.{name}={value}",
-                    expected=beside or "the phantom: a run without --data",
-                    got=f"--data {data}" if group == "phantom" else _read_in_place(profile, group),
-                    next_step=f"add {beside}, or leave {group}.{name} out"
-                    if beside
-                    else f"leave {group}.{name} out: real data have their own size",
+                    expected=beside,
+                    got=_read_in_place(profile, group),
+                    next_step=f"add {beside}, or leave {group}.{name} out",
                 )
 
 

@@ -117,6 +117,8 @@ def test_threads_share_the_blocks_and_find_the_same(monkeypatch: pytest.MonkeyPa
             (out * weight).sum().backward()
             assert torch.get_num_threads() == threads, "the caller's own setting stays"
             got.append((out, f.grad, p.grad))
+            with torch.inference_mode():
+                assert torch.equal(dynamic_head(features, params), out)
     finally:
         torch.set_num_threads(before)
     assert len(used) > 1

@@ -293,7 +293,7 @@ def _plan(
     data = {own.source.name: own.folder, **({} if old is None else {old.source.name: old.folder})}
     changes = split_overrides(list(settings.overrides))
     profile = apply_overrides(learned.profile, changes)
-    refuse_idle(changes, profile, data=str(settings.data))
+    refuse_idle(changes, profile)
     profile = _with_vectors(profile, course)
     others = tuple(w for w in settings.overrides if not w.startswith("strategy."))
     plan = resolve(
