@@ -34,6 +34,7 @@ BLOCK_VALUES = 1 << 17
 """Hidden values of one block of voxels: 512 kB, so that a block stays in a core's cache."""
 BLOCK_VALUES_CUDA = 1 << 26
 """On a GPU: 256 MB, so that few kernels are started."""
+Done = TypeVar("Done")
 
 
 class HeadParameters(NamedTuple):
@@ -160,9 +161,6 @@ def _blocks(voxels: int, count: int, device: torch.device) -> list[slice]:
     values = BLOCK_VALUES_CUDA if device.type == "cuda" else BLOCK_VALUES
     size = max(256, values // (WIDTH * count))
     return [slice(a, min(a + size, voxels)) for a in range(0, voxels, size)]
-
-
-Done = TypeVar("Done")
 
 
 def _each_share(work: Callable[[list[slice]], Done], logits: Tensor) -> list[Done]:
@@ -456,13 +454,10 @@ class Segmenter(nn.Module):
         return Output(logits=self.head(maps, self.structures), features=maps)
 
 
-# --------------------------------------------------------------------------------------------------
-# The first Universal Model's head: one controller for all structures, told apart by text alone.
-# Growing adds a fixed text vector and no parameter, so old logits stay as they are.
-
-
 class SharedHead(UniversalHead):
-    """One linear controller over [image vector, projected text vector].
+    """The first Universal Model's: one linear controller over [image vector, projected text].
+
+    Growing adds a fixed text vector and no parameter, so old logits stay as they are.
 
     Args:
         final_channels: channels of `final`.
