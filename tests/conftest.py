@@ -7,6 +7,7 @@ import inspect
 import os
 import random
 import socket
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from locations import SHARED
+from locations import GOLDEN_FILES, SHARED
 from torch import nn
 
 from clbench.nets import backbones
@@ -163,6 +164,19 @@ def smoke_run(cache_root: Path, smoke_out: Path) -> Path:
             cache=cache_root,
         )
     )
+
+
+@pytest.fixture(scope="session")
+def phantom_2_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Excerpts of runs on version 2 of the phantom: records as they were written then.
+
+    `reference` holds fourteen strategies on both courses; an independent implementation of the
+    tests said of `tumor_ext` what is better, worse and equivalent. `ablation` holds single settings.
+    """
+    folder = tmp_path_factory.mktemp("phantom_2_runs")
+    with tarfile.open(GOLDEN_FILES / "phantom_2_runs.tar.xz") as packed:
+        packed.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.fixture(scope="session")

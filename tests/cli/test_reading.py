@@ -6,12 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from locations import ROOT
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
-
-REFERENCE = ROOT / "results" / "reference"
 
 
 def stamps(folder: Path) -> dict[Path, int]:
@@ -20,9 +17,9 @@ def stamps(folder: Path) -> dict[Path, int]:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def results(tmp_path_factory: pytest.TempPathFactory, phantom_2_runs: Path) -> Path:
     to = tmp_path_factory.mktemp("results") / "results"
-    shutil.copytree(REFERENCE / "tumor_ext", to / "tumor_ext")
+    shutil.copytree(phantom_2_runs / "reference" / "tumor_ext", to / "tumor_ext")
     return to
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from locations import ROOT
 from scipy import stats as scipy_stats
 from sentence_audit import audit, audit_own
 from synthetic_runs import ORGANS, THREE_STEPS, Method, make_runs
@@ -208,11 +207,11 @@ SHIPPED = {
     "kept": {"better": 8, "equivalent": 5},
     "new": {"better": 3, "undecided": 10},
 }
-"""Words over the runs in `results/reference`, from an independent implementation."""
+"""Words over fourteen strategies on version 2 of the phantom, from an independent implementation."""
 
 
-def test_the_reference_runs_are_decided() -> None:
-    found = run(ROOT / "results" / "reference", protocol=Protocol())
+def test_fourteen_strategies_are_decided(phantom_2_runs: Path) -> None:
+    found = run(phantom_2_runs / "reference", protocol=Protocol())
     for endpoint, words in SHIPPED.items():
         of_endpoint = [c for c in found.comparisons if c.endpoint.name == endpoint]
         assert Counter(result(c).verdict.word for c in of_endpoint) == words

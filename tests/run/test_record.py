@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from locations import ROOT
 
 from clbench.errors import StoreError
 from clbench.report.figures import StripOptions
@@ -84,10 +83,10 @@ def test_other_data_are_refused(smoke_run: Path) -> None:
     ],
 )
 def test_the_strategy_of_an_older_version_has_the_options_it_had(
-    run: str, options: dict[str, object]
+    run: str, options: dict[str, object], phantom_2_runs: Path
 ) -> None:
     """Recorded at version 1, when the output layer learned no faster than the rest after step 1."""
-    record = RunRecord.read(ROOT / "results" / "ablation" / "tumor_ext" / run)
+    record = RunRecord.read(phantom_2_runs / "ablation" / "tumor_ext" / run)
     assert record.strategy_options["version"] == 1
     strategy = strategy_of(record)
     assert {name: getattr(strategy, name) for name in options} == options

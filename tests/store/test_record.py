@@ -18,9 +18,13 @@ from clbench.store.record import RunRecord, refuse_mixture
 RUNS = run_folder.find_runs(ROOT / "results" / "reference")
 
 
-def test_every_reference_run_is_written_back_to_the_byte(tmp_path: Path) -> None:
+def test_every_recorded_run_is_written_back_to_the_byte(
+    tmp_path: Path, phantom_2_runs: Path
+) -> None:
+    earlier = [run for part in phantom_2_runs.iterdir() for run in run_folder.find_runs(part)]
     assert RUNS
-    for run in RUNS:
+    assert len(earlier) > 40
+    for run in (*earlier, *RUNS):
         RunRecord.read(run).write(tmp_path)
         assert (tmp_path / "run.json").read_bytes() == (run / "run.json").read_bytes()
 
@@ -66,8 +70,8 @@ def test_an_unknown_key_is_written_back_and_a_missing_one_is_named() -> None:
     assert "place/run.json" in str(err.value)
 
 
-def test_the_run_id_of_every_recorded_identity_is_that_of_its_folder() -> None:
-    for run in run_folder.find_runs(ROOT / "results" / "reference"):
+def test_the_run_id_of_every_recorded_identity_is_that_of_its_folder(phantom_2_runs: Path) -> None:
+    for run in (*run_folder.find_runs(phantom_2_runs / "reference"), *RUNS):
         record = RunRecord.read(run)
         assert record.identity.run_id == record.run_id == run.name
 
