@@ -67,6 +67,11 @@ class Protocol:
         return {"max-t": "max-T", "holm": "Holm"}[self.correction]
 
     @property
+    def ranked_by(self) -> str:
+        """The test of all pairs over the patients of one eval set, in words."""
+        return {"max-t": "sign flips, max-T", "holm": "Wilcoxon, Holm"}[self.correction]
+
+    @property
     def level(self) -> float:
         """Confidence of every interval."""
         return 1 - self.alpha

@@ -25,13 +25,26 @@ from clbench.errors import ClbenchError, SettingError, StoreError, UnknownName
 from clbench.report.page.provenance import provenance
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import Comparison
-from clbench.report.significance.endpoints import ENDPOINTS, FINAL, KEPT, NEW, table
+from clbench.report.significance.endpoints import (
+    ENDPOINTS,
+    FINAL,
+    KEPT,
+    NEW,
+    table,
+)
+from clbench.report.significance.exploratory import patient_macro
 from clbench.report.significance.forgetting import Own
 from clbench.report.significance.sentences import own_sentence, sentence
-from clbench.report.significance.tables import all_tables, confirmatory_table, own_table
+from clbench.report.significance.tables import (
+    all_tables,
+    confirmatory_table,
+    own_table,
+    ranking_table,
+)
 from clbench.report.study import Protocol, Study
 from clbench.report.tables.render import render
 from clbench.statistics.max_t import FamilyComparison, compare_family
+from clbench.statistics.ranking import max_t_pairs, wilcoxon_holm
 from clbench.store import run_folder
 
 QUICK = Protocol(draws=2000)
@@ -252,6 +265,18 @@ def test_one_name_with_other_scores_is_no_shared_first_step(tmp_path: Path) -> N
     notes = Study(results=tmp_path, bench="tumor_ext").need_scores().notes()
     (note,) = [n for n in notes if n.startswith("not shared: a and b")]
     assert "score differently" in note
+
+
+def test_bars_are_those_of_the_protocol(results: Path) -> None:
+    for correction, test in (("max-t", max_t_pairs), ("holm", wilcoxon_holm)):
+        found = run(results, protocol=replace(QUICK, correction=correction))
+        own = {m.label: patient_macro(found.dice, m, FINAL, (0, 1, 2))["btcv"]
+               for m in found.dice.strategies}  # fmt: skip
+        expected, shown = test(own), found.rankings[0].pairs
+        assert shown is not None
+        assert shown.p_adjusted.tolist() == expected.p_adjusted.tolist()
+        told = f"({found.protocol.ranked_by}, m = 6)"
+        assert any(told in note for note in ranking_table(found).notes)
 
 
 def test_rankings_and_stability(four: Analysis) -> None:

@@ -1,4 +1,4 @@
-"""Friedman and Wilcoxon-Holm bars: Demšar's example, the printed Table 10, and scipy."""
+"""Friedman and the bars of all pairs: Demšar's example, the printed Table 10, and scipy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from clbench.statistics.ranking import (
     block_ranks,
     cliques,
     friedman,
+    max_t_pairs,
     rank_reversals,
+    tie_groups,
     wilcoxon_holm,
 )
 
@@ -108,6 +110,38 @@ def test_wilcoxon_holm_separates_what_differs() -> None:
     nothing = wilcoxon_holm({"a": [math.nan], "b": [1]})
     assert nothing.m == 0
     assert np.isnan(nothing.average_ranks).all()
+
+
+def test_many_strategies_are_told_apart_by_few_blocks() -> None:
+    """All of 12 blocks say the same, which Holm over 378 pairs cannot hear: 378 · 2 / 2^12 > 0.05."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(0.7, 0.1, 12)
+    scores = {f"m{k}": base + rng.normal(0, 0.01, 12) for k in range(27)}
+    scores["far"] = base - 0.6
+    scores["m3"] = np.append(scores["m3"][:-1], np.nan)
+    whole = {name: values[:-1] for name, values in scores.items()}
+    assert wilcoxon_holm(scores).cliques[0] == wilcoxon_holm(scores).names
+    found = max_t_pairs(scores)
+    assert (found.names[-1], found.m) == ("far", 378)
+    assert all("far" not in bar for bar in found.cliques)
+    # the same family as that of the tie groups, in the order of the average ranks
+    ties = tie_groups([{"": values[None, :, None]} for values in whole.values()])
+    p = {(tuple(whole)[i], tuple(whole)[j]): ties.p[a, b]
+         for a, i in enumerate(ties.order) for b, j in enumerate(ties.order)}  # fmt: skip
+    assert all(
+        found.p_adjusted[i, j] == p[a, b]
+        for i, a in enumerate(found.names)
+        for j, b in enumerate(found.names)
+    )
+    assert found.average_ranks.tolist() == wilcoxon_holm(scores).average_ranks.tolist()
+
+
+def test_blocks_that_nobody_shares_rank_nobody() -> None:
+    nothing = max_t_pairs({"a": [math.nan, 1.0], "b": [1.0, math.nan]})
+    assert (nothing.m, nothing.p_adjusted.tolist()[0][0]) == (0, 1.0)
+    assert np.isnan(nothing.average_ranks).all()
+    few = max_t_pairs({"a": [0.9] * 5, "b": [0.1, 0.2, 0.1, 0.2, 0.1]})
+    assert (few.m, few.cliques) == (0, (("a", "b"),))  # five blocks cannot reach 0.05
 
 
 @given(st.integers(2, 7), st.integers(0, 10_000))

@@ -35,7 +35,7 @@ LINE_IN = 0.17
 def critical_difference(study: Analysis) -> Figure:
     """Average ranks over the patients of each eval set.
 
-    Bars join what Wilcoxon-Holm cannot tell apart.
+    Bars join what the test of all pairs cannot tell apart.
 
     Source: Demšar 2006 for the form; Benavoli et al. 2016 for pairwise tests instead of Nemenyi's.
     """
@@ -57,7 +57,7 @@ def critical_difference(study: Analysis) -> Figure:
         ax.set_title(head)
     caption = (
         "Blocks are patients (mean of their structures, seeds averaged). Bars: no pair within "
-        f"differs (Wilcoxon, Holm, alpha {study.protocol.alpha:g})."
+        f"differs ({study.protocol.ranked_by}, alpha {study.protocol.alpha:g})."
     )
     if shown[0].left_out:
         caption += "\nLeft out: " + "; ".join(shown[0].left_out) + "."

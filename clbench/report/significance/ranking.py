@@ -18,7 +18,14 @@ from clbench.report.significance.exploratory import patient_macro
 from clbench.report.study import Protocol
 from clbench.statistics.bootstrap import Stability, ranking_stability
 from clbench.statistics.ranking import Comparison as Ranking
-from clbench.statistics.ranking import Friedman, Ties, friedman, tie_groups, wilcoxon_holm
+from clbench.statistics.ranking import (
+    Friedman,
+    Ties,
+    friedman,
+    max_t_pairs,
+    tie_groups,
+    wilcoxon_holm,
+)
 from clbench.types import Floats
 
 
@@ -35,7 +42,8 @@ class SetRanking:
     friedman: Friedman | None
     """Omnibus test; None for fewer than 3 strategies or 2 patients."""
     pairs: Ranking | None
-    """Average ranks and Wilcoxon-Holm bars; None for fewer than 2 strategies or no patient."""
+    """Average ranks, and bars of the test of all pairs; None for fewer than 2 strategies or no
+    patient."""
     left_out: tuple[str, ...] = ()
     """Strategies that do not, and why."""
 
@@ -64,7 +72,7 @@ def rankable(
 
 
 def rankings(scores: Scores, protocol: Protocol) -> list[SetRanking]:
-    """Friedman and Wilcoxon-Holm over the patients of each eval set."""
+    """Friedman and the test of all pairs over the patients of each eval set."""
     methods, seeds, left_out = rankable(scores)
     if methods and not seeds:
         left_out = (*left_out[:-1], f"{left_out[-1]}: nothing is ranked")
@@ -80,13 +88,17 @@ def rankings(scores: Scores, protocol: Protocol) -> list[SetRanking]:
                 names=tuple(own),
                 n=n,
                 friedman=friedman(whole) if len(own) >= 3 and n >= 2 else None,
-                pairs=wilcoxon_holm(own, alpha=protocol.alpha)
-                if len(own) >= 2 and n >= 1
-                else None,
+                pairs=_all_pairs(own, protocol) if len(own) >= 2 and n >= 1 else None,
                 left_out=left_out,
             )
         )
     return rows
+
+
+def _all_pairs(own: Mapping[str, Floats], protocol: Protocol) -> Ranking:
+    if protocol.correction == "holm":
+        return wilcoxon_holm(own, alpha=protocol.alpha)
+    return max_t_pairs(own, alpha=protocol.alpha, draws=protocol.draws, seed=protocol.seed)
 
 
 def stable(scores: Scores, protocol: Protocol) -> Stable:

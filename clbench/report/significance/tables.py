@@ -312,7 +312,7 @@ def ranking_table(a: Analysis) -> Table:
         bars = [" = ".join(c) for c in r.pairs.cliques]
         notes.append(
             f"{r.eval_set}: no difference shown between {'; '.join(bars) or 'no neighbors'} "
-            f"(Wilcoxon, Holm, m = {r.pairs.m})."
+            f"({a.protocol.ranked_by}, m = {r.pairs.m})."
         )
         for name, rank in zip(r.pairs.names, r.pairs.average_ranks, strict=True):
             rows.append((r.eval_set, name, f"{rank:.2f}", EMPTY, EMPTY))
