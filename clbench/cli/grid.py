@@ -407,8 +407,10 @@ def _refuse_without_data(study: StudyFile, courses: Iterable[str], path: Path) -
 
 def _plan(study: StudyFile, cache: Path | None) -> list[Job]:
     from clbench.grid.jobs import plan_jobs
-    from clbench.grid.study_file import cells
+    from clbench.grid.study_file import cells, refuse_other_orders
     from clbench.run.plan import RunSettings, resolve
+
+    refuse_other_orders(study)
 
     def plan(cell: Cell) -> Plan:
         settings = RunSettings(
@@ -427,7 +429,7 @@ def _plan(study: StudyFile, cache: Path | None) -> list[Job]:
             return resolve(settings).open()
         from clbench.tuning.tuned_file import plan_tuned
 
-        return plan_tuned(settings, Path(cell.tuned))
+        return plan_tuned(settings, Path(cell.tuned).expanduser())
 
     return plan_jobs(cells(study), plan)
 
@@ -446,9 +448,10 @@ def _table(jobs: list[Job]) -> Table:
         rows.setdefault(key, Counter())[state] += 1
     rest = estimate(jobs, now)
     steps: dict[Path, bool] = {}
-    for job in jobs:
-        for number, at in enumerate(job.step_folders, 1):
-            steps[at] = steps.get(at, False) or job.taught(number)
+    for job, state in zip(jobs, now, strict=True):
+        for number, at in enumerate(job.step_folders, 1):  # an excerpt keeps no checkpoint
+            done = state is State.FINISHED or job.taught(number)
+            steps[at] = steps.get(at, False) or done
     of_runs = sum(len(job.step_folders) for job in jobs)
     taught = f"steps: {sum(steps.values())} of {len(steps)} taught"
     notes = [f"{taught}; these runs have {of_runs} in all, and share those that are alike"]
@@ -456,8 +459,8 @@ def _table(jobs: list[Job]) -> Table:
         notes.append(f"work left, one run after the other: {_duration(rest.seconds)}")
     if rest.unmeasured and not math.isnan(rest.seconds):
         notes.append(
-            f"{rest.unmeasured} runs of strategies without a finished run are taken to last as "
-            "long as the others"
+            f"{rest.unmeasured} runs without a finished one of their strategy and settings are "
+            "taken to last as long as the others"
         )
     notes += [_failure(job) for job, state in zip(jobs, now, strict=True) if state is State.FAILED]
     return Table(
@@ -480,7 +483,9 @@ def _duration(seconds: float) -> str:
 
 def _failure(job: Job) -> str:
     """Why a run failed: its status, its last lines, its log."""
-    failure = job.failed() or {}
+    from clbench.grid.slurm import left_queue
+
+    failure = job.failed() or left_queue(job)
     status, killer = failure.get("status"), failure.get("signal")
     how = f"signal {killer}" if killer else f"status {status}"
     last = "".join(f"\n    {line}" for line in failure.get("last_lines", ()))

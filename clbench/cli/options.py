@@ -290,7 +290,7 @@ def parse_splits(assignments: list[str]) -> dict[str, Split]:
                 next_step=FORMAT,
             )
         if target.endswith(".toml"):
-            path = Path(target)
+            path = Path(target).expanduser()
         else:
             home = resources.files("clbench.benchmarks.splits")
             shipped = [p.name[:-5] for p in home.iterdir() if p.name.endswith(".toml")]

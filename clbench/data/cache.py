@@ -26,7 +26,7 @@ from clbench.data.nifti import content
 from clbench.data.volume import CENTERS_KEPT, Volume, preprocess
 from clbench.errors import DataError, StoreError
 from clbench.spec.benchmark import Preprocessing, Source
-from clbench.spec.taxonomy import ancestors
+from clbench.spec.taxonomy import STRUCTURES, ancestors
 from clbench.store import files as store_files
 from clbench.store.arrays import mapped, read_npz
 from clbench.types import triple
@@ -176,6 +176,10 @@ class VolumeCache:
         ]
         if source.rescale is not None:
             parts.append([source.rescale.slope, source.rescale.intercept])
+        # a voxel is one of what contains its structure, too; clbench's own never move house
+        containing = [[n, *ancestors(n)] for n in source.structures if n not in STRUCTURES]
+        if inside := sorted(names for names in containing if len(names) > 1):
+            parts.append({"inside": inside})
         return parts
 
     # -------------------------------------------------------------------------------- entries

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clbench.data.catalog import Catalog
 from clbench.run.course import run_plan
 from clbench.run.plan import Plan, RunSettings, resolve
+from clbench.spec.benchmark import Step
 from clbench.spec.splits import Split
 from clbench.statistics.sample_size import detectable_difference
 from clbench.store.record import RunRecord
@@ -208,16 +210,40 @@ def _shortened(plan: Plan, home: Path) -> RunSettings:
     else:
         for step, split in zip(plan.benchmark.steps, plan.catalog.splits, strict=True):
             splits[step.name] = dataclasses.replace(
-                split, train=split.train[:CASES], validation=split.validation[:1],
+                split,
+                train=_with_all(step, split.train, plan.catalog),
+                validation=split.validation[:1],
                 test=split.test[:1],
-            )  # fmt: skip
+            )
         externals = zip(plan.benchmark.external_tests, plan.catalog.external_splits, strict=True)
         for external, split in externals:
             splits[external.source] = dataclasses.replace(split, test=split.test[:1])
+    set_here = {word.partition("=")[0] for word in few}
+    kept = [word for word in settings.overrides if word.partition("=")[0].strip() not in set_here]
     return dataclasses.replace(
         settings, out=home / "results", cache=home / "cache", splits=splits, fresh=False,
-        overrides=(*settings.overrides, *few), keep_predictions=True, checkpoint_s=math.inf,
+        overrides=(*kept, *few), keep_predictions=True, checkpoint_s=math.inf,
     )  # fmt: skip
+
+
+def _with_all(step: Step, cases: Sequence[str], catalog: Catalog) -> tuple[str, ...]:
+    """The first training cases of a step, and those it takes to show all that it teaches.
+
+    Args:
+        step: of the course.
+        cases: its training cases.
+        catalog: where they are; labels are read until each structure was found.
+    """
+    source = catalog.benchmark.reads(step.source)
+    taken, lacking = list[str](), set(step.learns)
+    for case in cases:
+        held = catalog.cache.holds(catalog.files[source.name][case], source)
+        if len(taken) < CASES or lacking & held:
+            taken.append(case)
+            lacking -= held
+        if len(taken) >= CASES and not lacking:
+            break
+    return tuple(taken)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

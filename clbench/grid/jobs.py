@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from clbench.errors import SettingError
+from clbench.errors import SettingError, StoreError
 from clbench.grid.study_file import Cell
 from clbench.store import files
 from clbench.store.record import RunRecord
@@ -85,8 +85,13 @@ class Job:
         return shlex.join(["clbench", "run", *self.cell.arguments()])
 
     def record(self) -> RunRecord | None:
-        """`run.json`; None: it is not there yet."""
-        return RunRecord.read(self.folder) if (self.folder / "run.json").exists() else None
+        """`run.json`; None: not there, or not to be read, of which the run says more."""
+        if not (self.folder / "run.json").exists():
+            return None
+        try:
+            return RunRecord.read(self.folder)
+        except StoreError:
+            return None
 
     def is_finished(self) -> bool:
         """Whether all steps are taught and examined, and the record says how it was tuned."""
@@ -94,6 +99,10 @@ class Job:
         if record is None or record.status != "finished":
             return False
         return self.cell.tuned is None or record.tuned is not None
+
+    def is_elsewhere(self) -> bool:
+        """Whether another process finished it or works on it: one that found that out ends so."""
+        return self.is_finished() or self.is_running()
 
     def is_running(self) -> bool:
         """Whether a process works on it, here or on another machine that shares its files."""
@@ -116,10 +125,14 @@ class Job:
             status: exit status, or a word where it is not known.
             signal: the signal that ended it, if one did.
         """
-        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-        last_lines = text.splitlines()[-TAIL_LINES:]
-        failure = {"status": status, "signal": signal, "last_lines": last_lines}
+        failure = {"status": status, "signal": signal, "last_lines": last_lines(log)}
         files.write_json(self.failure, {**failure, "command": self.command()})
+
+
+def last_lines(log: Path) -> list[str]:
+    """The end of a log; none where it is not there."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    return text.splitlines()[-TAIL_LINES:]
 
 
 def plan_jobs(cells: Iterable[Cell], plan: Callable[[Cell], Plan]) -> list[Job]:
@@ -182,24 +195,25 @@ class Estimate:
     seconds: float
     """Of work, one run after the other; nan where nothing comparable was measured."""
     unmeasured: int
-    """Runs whose strategy was not measured; they are taken to last as long as the others."""
+    """Runs whose strategy was not measured with their settings; others stand for them."""
 
 
 def estimate(jobs: Sequence[Job], states: Sequence[State]) -> Estimate:
-    """Work that is left, by the mean of finished runs of the same course, profile and strategy.
+    """Work that is left, by the mean of finished runs alike in all but the seed.
 
     A step is taught once for all that share it, and examined by each. A run that has begun counts
-    with the steps it lacks.
+    with the steps it lacks. Where no run of a strategy, or none with its settings, is finished,
+    those of other strategies with these settings are taken, and else any of the course.
 
     Args:
         jobs: of the study.
         states: of each.
     """
-    own: dict[tuple[str, str, str, int], list[tuple[float, float]]] = {}
+    own: dict[_Alike, list[tuple[float, float]]] = {}
     for job, state in zip(jobs, states, strict=True):
         record = job.record() if state is State.FINISHED else None
         for step, seconds in _step_seconds(record).items():
-            own.setdefault((job.bench, job.profile, job.cell.strategy, step), []).append(seconds)
+            own.setdefault(_Alike.of(job, step), []).append(seconds)
     left, unmeasured = 0.0, 0
     counted: set[Path] = set()
     for job, state in zip(jobs, states, strict=True):
@@ -212,17 +226,42 @@ def estimate(jobs: Sequence[Job], states: Sequence[State]) -> Estimate:
             at = job.step_folders[step - 1]
             taught = at in counted or job.taught(step)
             counted.add(at)
-            key = (job.bench, job.profile, job.cell.strategy, step)
-            values = own.get(key) or [
-                v
-                for (bench, profile, _, number), measured in own.items()
-                if (bench, profile, number) == (job.bench, job.profile, step)
-                for v in measured
-            ]
+            key = _Alike.of(job, step)
+            near = {other: nearness for other in own if (nearness := key.nearness(other))}
+            nearest = max(near.values(), default=0)
+            values = [v for other in near if near[other] == nearest for v in own[other]]
             known &= key in own
             left += fmean(e if taught else t + e for t, e in values) if values else float("nan")
         unmeasured += not known
     return Estimate(seconds=left, unmeasured=unmeasured)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Alike:
+    """What decides how long a step takes."""
+
+    bench: str
+    profile: str
+    strategy: str
+    overrides: tuple[str, ...]
+    step: int
+
+    @classmethod
+    def of(cls, job: Job, step: int) -> _Alike:
+        cell = job.cell
+        return cls(
+            bench=job.bench,
+            profile=job.profile,
+            strategy=cell.strategy,
+            overrides=cell.overrides,
+            step=step,
+        )
+
+    def nearness(self, other: _Alike) -> int:
+        """3: alike; 2: but for the strategy; 1: but for strategy and settings; 0: incomparable."""
+        if (self.bench, self.profile, self.step) != (other.bench, other.profile, other.step):
+            return 0
+        return 1 if self.overrides != other.overrides else 2 + (self.strategy == other.strategy)
 
 
 def _step_seconds(record: RunRecord | None) -> dict[int, tuple[float, float]]:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
@@ -22,6 +23,8 @@ from clbench.store import files
 
 COMMAND = (sys.executable, "-m", "clbench", "run")
 """What makes one run."""
+MOST_STOPS = 10
+"""A run that is stopped by somebody else more often than that has failed."""
 POLL_S = 0.5
 """Seconds between two looks at the processes."""
 PR_SET_PDEATHSIG = 1
@@ -90,7 +93,8 @@ def work_off(
     """Make every run that is not finished; return those that failed.
 
     A run waits while another one is to teach the next step that both share. A run that another
-    process makes is left to it. Asked to stop, all runs are, at their next saved place.
+    process makes is left to it. One that was stopped by itself, as by a machine short of memory,
+    goes on. Asked to stop, all runs are, at their next saved place.
 
     Args:
         jobs: of the study.
@@ -105,6 +109,7 @@ def work_off(
     started: list[_Started] = []
     free = list(places)
     failed: list[Job] = []
+    stops: Counter[str] = Counter()
     with signals.listening():
         try:
             while todo or started:
@@ -121,9 +126,7 @@ def work_off(
                 for one in [s for s in started if s.process.poll() is not None]:
                     started.remove(one)
                     free.append(one.slot)
-                    if _ended(one):
-                        failed.append(one.job)
-                    watch({"event": "ended", "job": one.job})
+                    watch({"event": _took_end(one, todo, failed, stops), "job": one.job})
                 if signals.asked():
                     break
                 time.sleep(POLL_S)
@@ -176,11 +179,39 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _ended(one: _Started) -> bool:
-    """Note what became of a process; returns whether its run failed."""
+def _took_end(one: _Started, todo: list[Job], failed: list[Job], stops: Counter[str]) -> str:
+    """Note what became of a process; returns the event.
+
+    Args:
+        one: it has ended.
+        todo: grows by a run that is to go on.
+        failed: grows by one that failed.
+        stops: how often each run was stopped; grows.
+    """
+    job, name = one.job, one.job.cell.name
+    if one.process.returncode == signals.STATUS and not signals.asked():
+        stops[name] += 1
+        if stops[name] <= MOST_STOPS:
+            todo.append(job)
+            return "ended"
+    if _ended(one, stopped=stops[name] > MOST_STOPS):
+        if job.is_elsewhere():  # another grid was faster by less than a start takes
+            job.failure.unlink(missing_ok=True)
+            return "elsewhere"
+        failed.append(job)
+    return "ended"
+
+
+def _ended(one: _Started, *, stopped: bool = False) -> bool:
+    """Note what became of a process; returns whether its run failed.
+
+    Args:
+        one: it has ended.
+        stopped: to have been stopped counts as failed.
+    """
     one.log.close()
     status = one.process.returncode
-    if status in (0, signals.STATUS):
+    if status == 0 or (status == signals.STATUS and not stopped):
         return False
     name = signal.Signals(-status).name if status < 0 else None
     one.job.note_failure(one.job.log, status=status, signal=name)

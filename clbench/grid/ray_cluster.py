@@ -173,6 +173,9 @@ class _Tasks:
         else:
             if status not in (0, signals.STATUS):
                 killer = signal.Signals(-status).name if status < 0 else None
+                if job.is_elsewhere():  # another grid was faster by less than a start takes
+                    self.watch({"event": "elsewhere", "job": job})
+                    return
                 job.note_failure(job.log, status=status, signal=killer)
                 self.failed.append(job)
             elif not job.is_finished() and not signals.asked():  # its node told it to stop

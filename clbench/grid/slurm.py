@@ -9,14 +9,16 @@ Whether a run is finished is read from its folder, and whether its job is still 
 
 from __future__ import annotations
 
+import getpass
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from clbench.errors import SettingError
-from clbench.grid.jobs import Job, State
+from clbench.grid.jobs import Job, State, last_lines
 from clbench.grid.local import COMMAND
 from clbench.grid.slurm_job import RunInJob
 from clbench.store import files
@@ -114,7 +116,7 @@ def submit(jobs: Sequence[Job], cluster: Cluster, *, more: Sequence[str] = ()) -
     Raises:
         SettingError: submitit or SLURM is not there, or the cluster refuses the request.
     """
-    waiting = queue()
+    waiting = queue(owners(jobs))
     todo = [
         job
         for job in jobs
@@ -122,6 +124,7 @@ def submit(jobs: Sequence[Job], cluster: Cluster, *, more: Sequence[str] = ()) -
     ]
     after = leaders(todo, [job for job in jobs if job_id(job) in waiting])
     submitted: list[Job] = []
+    arrays = [number for job in jobs if (number := job_id(job)) is not None and number in waiting]
     while len(submitted) < len(todo):
         ready: dict[str | None, list[Job]] = {}
         for job in todo:
@@ -131,9 +134,13 @@ def submit(jobs: Sequence[Job], cluster: Cluster, *, more: Sequence[str] = ()) -
                 ready.setdefault(number, []).append(job)
         for first, array in ready.items():
             # after its end, however it ends: if it failed, one of these teaches the step
-            then = None if first is None else f"afterany:{first}"
+            before = [] if first is None else [first]
+            if cluster.at_once is not None:  # the limit of an array is its own
+                before += sorted({number.partition("_")[0] for number in arrays})
+            then = f"afterany:{':'.join(before)}" if before else None
             _submit(array, cluster, more, dependency=then)
             submitted += array
+            arrays += filter(None, map(job_id, array))
     return todo
 
 
@@ -213,7 +220,8 @@ def _submit(
     for job, submitted in zip(jobs, queued, strict=True):
         job.failure.unlink(missing_ok=True)
         log = Path(submitted.paths.stdout)
-        files.write_json(job.ticket, {"job": str(submitted.job_id), "log": str(log)})
+        ticket = {"job": str(submitted.job_id), "log": str(log), "user": _user()}
+        files.write_json(job.ticket, ticket)
 
 
 def job_id(job: Job) -> str | None:
@@ -221,13 +229,32 @@ def job_id(job: Job) -> str | None:
     return str(files.read_json(job.ticket)["job"]) if job.ticket.exists() else None
 
 
-def queue() -> dict[str, str]:
+def owners(jobs: Sequence[Job]) -> frozenset[str]:
+    """Who else than this user submitted jobs of a study."""
+    tickets = [files.read_json(job.ticket) for job in jobs if job.ticket.exists()]
+    return frozenset(filter(None, (ticket.get("user") for ticket in tickets))) - {_user()}
+
+
+def _user() -> str | None:
+    """This user's name; None: the machine does not know it."""
+    try:
+        return getpass.getuser()
+    except (ImportError, KeyError, OSError):
+        return None
+
+
+def queue(others: Iterable[str] = ()) -> dict[str, str]:
     """Number of each job of this user that waits or runs → its state in SLURM's words.
+
+    Args:
+        others: users whose jobs are asked for, too.
 
     Raises:
         SettingError: SLURM is not here, or does not answer.
     """
-    command = ["squeue", "--me", "-h", "-r", "-o", "%i %T"]
+    everyone = ",".join(sorted(filter(None, {*others, _user()})))
+    whose = f"--user={everyone}" if others else "--me"
+    command = ["squeue", whose, "-h", "-r", "-o", "%i %T"]
     try:
         answer = subprocess.run(  # noqa: S603  # words are no shell's
             command, capture_output=True, text=True, check=True, timeout=60
@@ -246,7 +273,7 @@ def queue() -> dict[str, str]:
 
 
 def with_queue(jobs: Sequence[Job], states: Sequence[State]) -> list[State]:
-    """States of jobs with what the cluster's queue says; failures are written down.
+    """States of jobs with what the cluster's queue says; nothing is written.
 
     Args:
         jobs: of the study.
@@ -254,21 +281,30 @@ def with_queue(jobs: Sequence[Job], states: Sequence[State]) -> list[State]:
 
     Returns:
         `QUEUED` for runs whose job waits, or has just begun; `FAILED` for those whose job has left
-        the queue before they were finished. Where SLURM does not answer, the states as they were.
+        the queue before they were finished (`left_queue` has its last words). Where SLURM does not
+        answer, the states as they were.
     """
     told = list(states)
     waiting: Mapping[str, str] | None = None
     for i, (job, state) in enumerate(zip(jobs, states, strict=True)):
-        if state not in (State.TO_DO, State.WAITING) or not job.ticket.exists():
+        asked = (State.TO_DO, State.WAITING, State.FAILED)
+        if state not in asked or not job.ticket.exists():
             continue
         if waiting is None:
             try:
-                waiting = queue()
+                waiting = queue(owners(jobs))
             except SettingError:  # looked at from a machine that is no part of the cluster
                 return told
         if job_id(job) in waiting:
             told[i] = State.QUEUED
         elif not job.is_finished():  # it may have ended since
-            job.note_failure(Path(files.read_json(job.ticket)["log"]), status="unknown")
             told[i] = State.FAILED
     return told
+
+
+def left_queue(job: Job) -> dict[str, Any]:
+    """Last words of a run whose job has left the queue; empty: it never had a job."""
+    if not job.ticket.exists():
+        return {}
+    log = Path(files.read_json(job.ticket)["log"])
+    return {"status": "unknown", "signal": None, "last_lines": last_lines(log)}

@@ -26,6 +26,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from clbench.errors import SpecError
+from clbench.spec import registry
 from clbench.spec.names import ordered_name, split_order
 from clbench.spec.toml import read_toml
 from clbench.spec.validation import Names, checked, from_toml
@@ -162,6 +163,16 @@ def part_of(study: StudyFile, lists: Mapping[str, Any]) -> StudyFile:
     return replace(study, **lists, **tables)
 
 
+def refuse_other_orders(study: StudyFile) -> None:
+    """Refuse orders that are none of all steps of a course: 1 alone would be taken as "as listed".
+
+    Raises:
+        SpecError: names the course and its steps.
+    """
+    for course, order in itertools.product(study.courses, study.orders):
+        registry.benchmark(course).in_order(order)
+
+
 def cells(study: StudyFile) -> Iterator[Cell]:
     """Every run of a study: courses outermost, then orders, seeds innermost."""
     product = itertools.product(
@@ -183,5 +194,5 @@ def cells(study: StudyFile) -> Iterator[Cell]:
             data=study.data.get(course),
             splits=study.splits.get(course, ()),
             tuned=study.tuned.get(course),
-            out=Path(study.out),
+            out=Path(study.out).expanduser(),
         )

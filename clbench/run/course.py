@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from clbench import reproducibility, signals
-from clbench.errors import StoreError
+from clbench.errors import SettingError, StoreError
 from clbench.evaluation.cost.allocator import freed_memory
 from clbench.run.cost_table import write_costs
 from clbench.run.examine import Examined, examine_step
@@ -101,14 +101,17 @@ def run_plan(
     if plan.strategy.declaration.resumes == "step":
         watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
                "step: stopped there, it starts that step anew"})  # fmt: skip
-    record = plan.ranks.by_first(lambda: _recorded(plan))
-    if record is not None and record.status == "finished" and not settings.fresh:
+    record = None if settings.fresh else plan.ranks.by_first(lambda: _recorded(plan))
+    if record is not None and (said := _traced_otherwise(plan, record)) is not None:
+        if record.status != "finished":
+            raise said
+        watch({"event": "note", "what": f"{said.what}: {said.next_step}"})
+    if record is not None and record.status == "finished":
         watch({"event": "already finished", "folder": plan.folder})
         return plan.folder
     with signals.listening(), _held(plan, plan.folder, wait=False):
         if settings.fresh:
             plan.ranks.by_first(lambda: empty_run(plan.folder))
-            record = None
         count = None
         if record is not None and settings.threads is None:
             count = record.threads  # equal bits need as many
@@ -128,6 +131,27 @@ def _recorded(plan: Plan) -> RunRecord | None:
         record.reseal(plan.folder)
         record.write(plan.folder)
     return record
+
+
+def _traced_otherwise(plan: Plan, record: RunRecord) -> SettingError | None:
+    """What to say where a run is asked for a trace that it was not begun with.
+
+    The trace is no part of the run's id, for no score depends on it; but it is written while a step
+    is taught, so steps with and without one are not shared, nor gone on with.
+    """
+    if record.with_defaults is None:
+        return None
+    then = record.with_defaults["profile"]["examine"].get("trace_every", 0)
+    now = plan.profile.examine.trace_every
+    if then == now:
+        return None
+    return SettingError(
+        "the run was begun with another examine.trace_every",
+        where=plan.folder,
+        expected=f"{then}, as in run.json",
+        got=now,
+        next_step=f"--set examine.trace_every={then}, or --fresh to teach all anew",
+    )
 
 
 @contextmanager
@@ -314,13 +338,19 @@ class Course:
                 """Whether the step is to be taught; makes its folder ready for that."""
                 old = run_folder.checkpoint_path(plan.folder, number, self.record.shared_step1)
                 trusted = self.record.steps_done or "code" not in plan.steps[0]
-                if number == 1 and trusted and old.exists() and not path.exists():
+                begun = path.exists() or (path.parent / "resume").exists()
+                if number == 1 and trusted and old.exists() and not begun:
                     adopt_step(old, path)
-                if plan.settings.fresh or path.exists():
+                taken = not plan.settings.fresh and continues(path, before)
+                if taken or plan.settings.fresh:
                     for left in ("resume", "pseudo"):  # by a process killed after its last use
                         shutil.rmtree(path.parent / left, ignore_errors=True)
-                if not plan.settings.fresh and continues(path, before):
+                if taken:
                     return False
+                # one that was taught from another model stays with the runs that took it; left
+                # here, it would stand for the step whenever this attempt at it is stopped
+                for former in (path, path.with_suffix(".json")):
+                    former.unlink(missing_ok=True)
                 store_files.write_json(path.parent / "identity.json", plan.steps[number - 1])
                 return True
 

@@ -22,6 +22,7 @@ from clbench.nets.text_encodings import Vectors
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.settings import Profile
+from clbench.spec.taxonomy import STRUCTURES, structure
 from clbench.store.files import sha256
 from clbench.store.record import Identity
 from clbench.store.run_folder import run_id
@@ -160,6 +161,10 @@ def step_identities(
                 vectors.array[[place[name] for name in step.learns]].tobytes()
             ).hexdigest(),
         }
+        # sampling and decoders treat these apart, and a course may declare them otherwise tomorrow
+        declared = [name for name in content["shown"] if name not in STRUCTURES]
+        if lesions := [name for name in declared if structure(name).kind in ("tumor", "cyst")]:
+            content["lesions"] = lesions
         if code := foreign_code(teacher, profile):
             content["code"] = code
         if number > 1 and profile.examine.trace_every:  # the trace is written while it is taught

@@ -22,6 +22,7 @@ from clbench.data.layouts import CaseFiles, find_cases
 from clbench.data.volume import Volume
 from clbench.errors import DataError, StoreError
 from clbench.spec.benchmark import Preprocessing, Rescale, Source
+from clbench.spec.taxonomy import DECLARED, Structure
 
 SOURCE = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
 PRE = Preprocessing(spacing_mm=(2.0, 2.0, 2.0))
@@ -143,6 +144,27 @@ def test_an_offset_of_a_source_does_not_change_the_image_hash(
     cache = VolumeCache(tmp_path / "c")
     assert cache.image_hash(same, other) == cache.image_hash(files, SOURCE)
     assert cache.image_hash(same, SOURCE) != cache.image_hash(files, SOURCE)
+
+
+def test_a_declared_structure_that_moves_into_another_one_is_another_volume(
+    files: CaseFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A voxel is one of what contains its structure, too."""
+    label = np.zeros((12, 12, 12), np.uint8)
+    label[4:8, 4:8, 4:8] = 1
+    label[5:7, 5:7, 5:7] = 2
+    nib.save(nib.Nifti1Image(label, np.diag([2.0, 2.0, 2.0, 1.0])), files.label)
+    cache, inside, digests = VolumeCache(tmp_path / "c"), [], []
+    for parent in (None, "spleen", None):
+        cyst = Structure(name="spleen_cyst", prompt="cyst", kind="cyst", parent=parent)
+        monkeypatch.setitem(DECLARED, "spleen_cyst", cyst)
+        source = replace(SOURCE, labels={1: "spleen", 2: "spleen_cyst"})
+        volume = cache.get(files, source, PRE)
+        bits = int(volume.bits[tuple(s // 2 for s in volume.bits.shape)])
+        inside.append([name for i, name in enumerate(volume.names) if bits >> i & 1])
+        digests.append(cache.volume_digest(files, source, PRE))
+    assert inside == [["spleen_cyst"], ["spleen", "spleen_cyst"], ["spleen_cyst"]]
+    assert digests[0] == digests[2] != digests[1]
 
 
 def test_a_hash_is_remembered_until_the_file_changes(

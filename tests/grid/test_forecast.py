@@ -8,14 +8,23 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
-from clbench.grid.forecast import Forecast, forecast, smallest_difference
-from clbench.run.plan import RunSettings
+from clbench.grid.forecast import (
+    EPOCHS,
+    Forecast,
+    _shortened,
+    _with_all,
+    forecast,
+    smallest_difference,
+)
+from clbench.run.plan import RunSettings, resolve
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +78,34 @@ def test_finished_runs_of_these_settings_say_how_wrong_it_is(
     assert len(ahead.measured_s) == 1
     assert ahead.error == pytest.approx(ahead.total_s / ahead.measured_s[0] - 1)
     assert math.isnan(replace(ahead, measured_s=()).error)
+
+
+def test_the_length_of_the_trial_is_its_own(settings: RunSettings, tmp_path: Path) -> None:
+    words = ("train.epochs=30", "train.iterations=7", "phantom.test=1", "phantom.train=4")
+    asked = replace(settings, overrides=words, out=tmp_path)
+    trial = _shortened(resolve(asked), tmp_path)
+    names = [word.partition("=")[0] for word in trial.overrides]
+    assert len(names) == len(set(names))
+    assert resolve(trial).profile.train.epochs == EPOCHS
+
+
+def test_the_trial_shows_every_structure_that_a_step_teaches() -> None:
+    """The first cases may lack one, and a label without it is refused."""
+    held = {
+        "a": {"liver"},
+        "b": {"liver"},
+        "c": {"liver"},
+        "d": {"liver", "liver_tumor"},
+        "e": {"x"},
+    }
+    catalog: Any = SimpleNamespace(
+        benchmark=SimpleNamespace(reads=lambda name: SimpleNamespace(name=name)),
+        files={"lits": {case: case for case in held}},
+        cache=SimpleNamespace(holds=lambda files, source: frozenset(held[files])),
+    )
+    step: Any = SimpleNamespace(source="lits", learns=("liver", "liver_tumor"))
+    assert _with_all(step, tuple("abcde"), catalog) == ("a", "b", "d")
+    assert _with_all(step, tuple("abc"), catalog) == ("a", "b")  # the run itself would refuse it
 
 
 def test_the_smallest_difference_has_the_power_it_says() -> None:

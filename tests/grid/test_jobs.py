@@ -77,6 +77,25 @@ def test_what_is_left_is_estimated_from_what_was_measured(
     assert rest.unmeasured == 0
 
 
+def test_runs_of_other_settings_are_no_measure(make_job: MakeJob, finished_record: Path) -> None:
+    """Epochs among them: a thousand take longer than one."""
+
+    def job(strategy: str, seed: int, *words: str) -> Job:
+        one = make_job(f"{strategy}{''.join(words)}", seed)
+        return replace(one, cell=replace(one.cell, strategy=strategy, overrides=words))
+
+    short, long = ("train.epochs=1",), ("train.epochs=1000",)
+    jobs = [job("lwf", 0, *short), job("lwf", 1, *short), job("lwf", 2, *long)]
+    finish(jobs[0], finished_record, seconds=(10, 10))
+    rest = estimate(jobs, states(jobs))
+    assert (rest.seconds, rest.unmeasured) == (pytest.approx(40), 1)
+    # another strategy with the same settings is nearer than the same one with others
+    jobs = [*jobs, job("mib", 3, *long)]
+    finish(jobs[-1], finished_record, seconds=(1000, 3000))
+    rest = estimate(jobs, states(jobs))
+    assert (rest.seconds, rest.unmeasured) == (pytest.approx(20 + 4000), 1)
+
+
 def test_a_job_says_its_command(make_job: MakeJob) -> None:
     job = make_job("lwf", 3)
     assert job.command().startswith("clbench run --bench tumor_ext --strategy lwf --seed 3 --out ")

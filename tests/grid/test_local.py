@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from clbench import signals
 from clbench.errors import SettingError
 from clbench.grid import local
-from clbench.grid.jobs import Job, State, states
+from clbench.grid.jobs import Job, State, estimate, states
 from clbench.grid.local import Slot, next_job, slots, work_off
 from clbench.store import files
 
@@ -79,6 +80,50 @@ def test_a_run_of_another_process_is_left_to_it(make_job: MakeJob, finished_reco
         work_off(jobs, [CPU], more=["--cache", str(finished_record)], watch=watch)
     assert seen == [("elsewhere", "lwf"), ("started", "mib"), ("ended", "mib")]
     assert states(jobs) == [State.TO_DO, State.FINISHED]
+
+
+def test_a_run_that_another_grid_has_just_begun_is_left_to_it_too(
+    make_job: MakeJob, finished_record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is taken after this grid has looked, and before its own process begins."""
+    job, looks, seen = make_job("lwf", 0), list[bool](), list[str]()
+    real = Job.is_running
+
+    def is_running(one: Job) -> bool:
+        looks.append(real(one))
+        return looks[-1] and len(looks) > 1
+
+    monkeypatch.setattr(Job, "is_running", is_running)
+    job.folder.mkdir(parents=True)
+    with files.locked(job.folder / ".lock"):
+        more = ["--cache", str(finished_record)]
+        assert work_off([job], [CPU], more=more, watch=lambda e: seen.append(e["event"])) == []
+    assert looks[0] is True
+    assert seen == ["started", "elsewhere"]
+    assert job.failed() is None
+
+
+def test_a_run_that_was_stopped_by_itself_goes_on(
+    make_job: MakeJob, finished_record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["--cache", str(finished_record)]
+    assert work_off([job := make_job("stopped", 0)], [CPU], more=more) == []
+    assert states([job]) == [State.FINISHED]
+    monkeypatch.setattr(local, "MOST_STOPS", 1)
+    assert work_off([other := make_job("stopped", 1)], [CPU], more=more) == [other]
+    assert (other.failed() or {})["status"] == signals.STATUS
+
+
+def test_a_record_that_cannot_be_read_is_the_matter_of_its_own_run(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    jobs = [make_job("lwf", 0), make_job("mib", 1)]
+    jobs[0].folder.mkdir(parents=True)
+    (jobs[0].folder / "run.json").write_text("", encoding="utf-8")
+    assert states(jobs) == [State.TO_DO, State.TO_DO]
+    assert math.isnan(estimate(jobs, states(jobs)).seconds)
+    work_off(jobs, [CPU], more=["--cache", str(finished_record)])
+    assert states(jobs)[1] is State.FINISHED
 
 
 def test_a_first_step_taught_by_another_process_is_waited_for(make_job: MakeJob) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,15 @@ from slurm_cluster import cluster, need_slurm, wait_until
 from clbench.errors import SettingError
 from clbench.grid import slurm
 from clbench.grid.jobs import Job, State, states
-from clbench.grid.slurm import Cluster, job_id, leaders, queue, submit, with_queue
+from clbench.grid.slurm import (
+    Cluster,
+    job_id,
+    leaders,
+    left_queue,
+    queue,
+    submit,
+    with_queue,
+)
 from clbench.grid.slurm_job import RunInJob
 from clbench.store.files import write_json
 
@@ -46,14 +56,19 @@ def begins_again(number: int, ready: Path) -> bool:
     """Whether a job that was queued again runs; not after the two minutes SLURM lets it wait.
 
     SLURM sets them once the job's last process is gone, which may come after the job is pending:
-    so they are taken away each time this is asked.
+    so they are taken away whenever they are there. Not more often: the scheduler looks again at a
+    job some time after each change, and would never come to it.
 
     Args:
         number: of the job.
         ready: file that the job makes.
     """
-    words = ["scontrol", "update", f"JobId={number}", "StartTime=now"]
-    subprocess.run(words, check=False, capture_output=True)  # a job that runs refuses it
+    words = ["scontrol", "--oneliner", "show", "job", str(number)]
+    told = subprocess.run(words, check=False, capture_output=True, text=True).stdout
+    found = re.search(r"EligibleTime=(\S+)", told)
+    if found and found[1] > datetime.now().isoformat(timespec="seconds"):  # both local times
+        words = ["scontrol", "update", f"JobId={number}", "StartTime=now"]
+        subprocess.run(words, check=False, capture_output=True)  # a job that runs refuses it
     return ready.exists()
 
 
@@ -93,7 +108,8 @@ def test_told_of_its_end_a_run_saves_and_its_job_is_queued_again(
     subprocess.run(["scancel", str(number)], check=True)
     wait_until(lambda: str(number) not in queue())
     assert now([job]) == [State.FAILED]
-    assert job.failed() is not None
+    assert job.failed() is None  # who looks writes nothing
+    assert left_queue(job)["status"] == "unknown"
 
 
 @pytest.mark.usefixtures("here")
@@ -105,8 +121,7 @@ def test_a_killed_job_is_named_and_submitted_again(
     submit(jobs, SMALL, more=more)
     wait_until(lambda: not queue() and jobs[1].is_finished())
     assert now(jobs) == [State.FAILED, State.FINISHED]
-    failure = jobs[0].failed()
-    assert failure is not None
+    failure = left_queue(jobs[0])
     assert any("status -9" in line for line in failure["last_lines"])
     first = job_id(jobs[0])
     assert submit(jobs, SMALL, more=more) == [jobs[0]]
@@ -160,3 +175,54 @@ def test_a_run_in_a_job_hands_on_its_failure() -> None:
     RunInJob(["true"], 1)()
     with pytest.raises(RuntimeError, match="status 3"):
         RunInJob(["sh", "-c", f"exit $(( $OMP_NUM_THREADS + {os.EX_OK} ))"], 3)()
+
+
+def ticket(job: Job, number: str, **more: str) -> None:
+    job.ticket.parent.mkdir(parents=True, exist_ok=True)
+    write_json(job.ticket, {"job": number, "log": str(job.log), **more})
+
+
+def test_jobs_of_another_user_are_asked_for_by_name(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, asked = make_job("lwf", 0), list[list[str]]()
+
+    def squeue(command: list[str], **more: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        lines = "4711_0 PENDING\n" if "--user=anna,me" in command else ""
+        return subprocess.CompletedProcess(command, 0, stdout=lines)
+
+    monkeypatch.setattr(subprocess, "run", squeue)
+    monkeypatch.setattr(slurm, "_user", lambda: "me")
+    ticket(job, "4711_0", user="me")
+    assert now([job]) == [State.FAILED]
+    assert "--me" in asked[0]
+    ticket(job, "4711_0", user="anna")
+    assert now([job]) == [State.QUEUED]
+    job.note_failure(job.log, status=1)  # of an attempt before this job
+    assert now([job]) == [State.QUEUED]
+
+
+def test_a_limit_of_runs_at_a_time_holds_over_all_arrays(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrays wait for those before them: each would otherwise have the limit for itself."""
+    jobs = [make_job(name, seed) for name in ("lwf", "mib", "plop") for seed in (0, 1)]
+    sent: list[tuple[int, str | None]] = []
+
+    def take(array: list[Job], *_: object, dependency: str | None) -> None:
+        sent.append((len(array), dependency))
+        for k, job in enumerate(array):
+            ticket(job, f"{100 + len(sent)}_{k}")
+
+    monkeypatch.setattr(slurm, "queue", lambda others=(): {})
+    monkeypatch.setattr(slurm, "_submit", take)
+    submit(jobs, SMALL)
+    at_will = list(sent)
+    assert [count for count, _ in at_will] == [2, 2, 2]
+    assert at_will[1:] == [(2, "afterany:101_0"), (2, "afterany:101_1")]
+    sent.clear()
+    for job in jobs:
+        job.ticket.unlink()
+    submit(jobs, replace(SMALL, at_once=1))
+    assert [of for _, of in sent] == [None, "afterany:101_0:101", "afterany:101_1:101:102"]

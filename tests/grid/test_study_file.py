@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clbench.errors import SpecError
-from clbench.grid.study_file import StudyFile, cells, part_of, read_study
+from clbench.grid.study_file import StudyFile, cells, part_of, read_study, refuse_other_orders
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -78,6 +78,19 @@ def test_a_course_in_an_order_takes_no_orders_beside_it() -> None:
     assert len(list(cells(StudyFile(**ordered)))) == 1
     with pytest.raises(SpecError, match="two orders of the steps"):
         StudyFile(**ordered, orders=((1, 2, 3),))
+
+
+@pytest.mark.parametrize("order", [(1,), (), (1, 2, 3, 4), (1, 1)])
+def test_an_order_that_is_none_of_the_course_is_refused(order: tuple[int, ...]) -> None:
+    study = StudyFile(courses=("tumor_ext",), strategies=("lwf",), orders=(order,))
+    with pytest.raises(SpecError, match="no permutation"):
+        refuse_other_orders(study)
+
+
+def test_the_home_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (cell,) = cells(StudyFile(courses=("tumor_ext",), strategies=("lwf",), out="~/runs"))
+    assert cell.out == tmp_path / "runs"
 
 
 def test_orders_multiply_the_courses_and_keep_their_data(tmp_path: Path) -> None:

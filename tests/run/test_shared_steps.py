@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
-from clbench.run.course import run_plan
+from clbench import signals
+from clbench.errors import SettingError, StoreError
+from clbench.run import identity
+from clbench.run.course import Course, Watch, run_plan
 from clbench.run.plan import Plan, RunSettings, resolve
+from clbench.spec import taxonomy
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.splits import Split
 from clbench.store import checkpoint, files, run_folder
@@ -226,3 +230,116 @@ def test_fresh_teaches_all_anew_and_leaves_other_runs_alone(
     assert taught == [1, 2]
     assert files.sha256(base / "step1.pt") == before
     assert not (copy.out / "kit" / "finetune" / base.name / "step1.pt").samefile(base / "step1.pt")
+
+
+def stopping(step: int, updates: int, seen: list[tuple[int, int, int]]) -> Watch:
+    """Notes every update, and asks to stop after so many of a step."""
+
+    def watch(event: Mapping[str, Any]) -> None:
+        if event["event"] == "update":
+            seen.append((event["step"], event["epoch"], event["iteration"]))
+            if [s for s, _, _ in seen].count(step) == updates:
+                signals.ask("SIGTERM")
+
+    return watch
+
+
+def test_a_stopped_step_goes_on_though_another_model_taught_it_before(
+    runs: Runs, base: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    copy = Runs(tmp_path, cache_root)
+    shutil.copytree(runs.out / "_shared", tmp_path / "_shared")
+    plan = copy.plan(course(), "phantom.test=2")
+    note = plan.step_folder(2) / "step2.json"
+    content = files.read_json(note)
+    files.write_json(note, {**content, "origin": {**content["origin"], "before": "0" * 16}})
+    seen: list[tuple[int, int, int]] = []
+    with pytest.raises(signals.Stopped):
+        run_plan(plan, stopping(2, 1, seen))
+    folder = run_plan(copy.plan(course(), "phantom.test=2"), stopping(2, 0, seen))
+    assert len(seen) == len(set(seen)) == 2  # none was made twice
+    assert same(*(checkpoint.load(f / "step2.pt")["model"] for f in (folder, base)))
+
+
+def test_fresh_that_was_stopped_goes_on_and_does_not_take_the_step_it_threw_away(
+    runs: Runs, base: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    copy = Runs(tmp_path / "out", cache_root)
+    shutil.copytree(runs.out, copy.out)
+    seen: list[tuple[int, int, int]] = []
+    with pytest.raises(signals.Stopped, match="without --fresh; it goes on there"):
+        run_plan(copy.plan(course(), fresh=True), stopping(1, 1, seen))
+    taken: list[Path] = []
+
+    def watch(event: Mapping[str, Any]) -> None:
+        stopping(1, 0, seen)(event)
+        if event["event"] == "shared":
+            taken.append(event["path"])
+
+    plan = copy.plan(course())
+    run_plan(plan, watch)
+    assert len(seen) == len(set(seen)) == 2
+    assert taken == [plan.step_folder(2) / "step2.pt"]  # it goes on from the same bits
+
+
+@pytest.mark.parametrize("text", ["", '{"schema": 2}', '{"schema": 1, "status": "finished"}'])
+def test_fresh_replaces_a_record_that_cannot_be_read(
+    text: str, runs: Runs, base: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    copy = Runs(tmp_path / "out", cache_root)
+    plan = copy.plan(course(), fresh=True)
+    plan.folder.mkdir(parents=True)
+    (plan.folder / "run.json").write_text(text, encoding="utf-8")
+    begun: list[object] = []
+
+    class Begun(Course):
+        def go(self) -> None:
+            begun.append(self.record.status)
+
+    with pytest.raises(StoreError) as refused:
+        run_plan(copy.plan(course()), course=Begun)
+    assert "--fresh" in str(refused.value)
+    run_plan(plan, course=Begun)
+    assert begun == ["unfinished"]
+    assert not (plan.folder / "run.json").exists()
+
+
+def test_a_declared_lesion_is_part_of_what_a_step_depends_on(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling by class treats tumors and cysts apart; clbench's own structures stay what they are."""
+    plan = runs.plan(course())
+    known = plan.lesson(1).learns[0]
+    assert not any("lesions" in step for step in plan.steps)
+    own = {name: one for name, one in taxonomy.STRUCTURES.items() if name != known}
+    monkeypatch.setattr(identity, "STRUCTURES", own)
+    found = []
+    for kind in ("organ", "cyst", "tumor"):
+        facts = replace(taxonomy.structure(known), kind=kind)  # type: ignore[arg-type]
+        monkeypatch.setattr(identity, "structure", lambda name, facts=facts: facts)
+        found.append(runs.plan(course()).steps[0])
+    assert [step.get("lesions") for step in found] == [None, [known], [known]]
+    assert all({**step, "lesions": []} == {**found[0], "lesions": []} for step in found)
+
+
+def test_a_trace_is_not_begun_half_way(
+    runs: Runs, base: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    """The run's id does not hold it, the steps' ids do."""
+    notes: list[str] = []
+
+    def watch(event: Mapping[str, Any]) -> None:
+        if event["event"] == "note":
+            notes.append(event["what"])
+
+    run_plan(runs.plan(course(), "examine.trace_every=1"), watch)
+    (note,) = notes
+    assert "begun with another examine.trace_every" in note
+    assert "--set examine.trace_every=0, or --fresh" in note
+    copy = Runs(tmp_path / "out", cache_root)
+    with pytest.raises(signals.Stopped):
+        run_plan(copy.plan(course()), stopping(1, 1, []))
+    with pytest.raises(SettingError, match=r"another examine\.trace_every"):
+        run_plan(copy.plan(course(), "examine.trace_every=1"))
+    folder = run_plan(copy.plan(course(), "examine.trace_every=0"))
+    assert (folder / "scores.csv").read_bytes() == (base / "scores.csv").read_bytes()
