@@ -4,7 +4,9 @@ A block reads `<!-- $ clbench table summary … -->`, the output, `<!-- end -->`
 page is typed by hand, and a test can tell a stale one. Where the command is `clbench figure`, the
 output is a link to the picture it has written. `$ tests/pages.py fuzz`, `torture`, `ratios` and
 `growth` are what `tests/perf/fuzz_readers.py`, `make torture`, the scripts of `tests/perf/` with
-`--record` and `tests/perf/growth.py` wrote to `results/calibration/`. Commands run in the current folder, and their paths are relative to it.
+`--record` and `tests/perf/growth.py` wrote to `results/calibration/`; `lowest` is what
+`tests/perf/lowest.py` wrote to `results/settling/`. Commands run in the current folder, and their
+paths are relative to it.
 """
 
 from __future__ import annotations
@@ -67,9 +69,9 @@ def printed(arguments: Sequence[str]) -> str:
     return f"![{FIGURES[arguments[1]][1]}]({png})"
 
 
-def rows_of(name: str) -> list[dict[str, str]]:
-    """A file of counts in `results/calibration/`."""
-    with (ROOT / "results" / "calibration" / name).open(newline="", encoding="utf-8") as file:
+def rows_of(name: str, folder: str = "calibration") -> list[dict[str, str]]:
+    """A file of counts in `results/calibration/` or another folder of results."""
+    with (ROOT / "results" / folder / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -147,12 +149,42 @@ def growth_table() -> Table:
     )
 
 
+def lowest_table() -> Table:
+    """Per prior: how often a structure of step 1 stayed unlearned."""
+    rows = rows_of("lowest.csv", "settling")
+    of: dict[float, list[dict[str, str]]] = {}
+    for r in rows:
+        of.setdefault(float(r["prior"]), []).append(r)
+    columns = ("prior", "seeds", "with a structure below 0.10", "lowest", "mean")
+    table = []
+    for prior, runs in sorted(of.items(), reverse=True):
+        least = min(runs, key=lambda r: float(r["lowest"]))
+        seeds = [int(r["seed"]) for r in runs]
+        means = [float(r["mean"]) for r in runs]
+        table.append(
+            (
+                f"{prior:g}",
+                f"{min(seeds)} to {max(seeds)}, {len(seeds)} runs",
+                str(sum(float(r["lowest"]) < 0.10 for r in runs)),
+                f"{float(least['lowest']):.3f} ({least['structure']}, seed {least['seed']})",
+                f"{sum(means) / len(means):.3f}",
+            )
+        )
+    return Table(
+        title="tumor_ext v1 on the PHANTOM, not patients: step 1 of finetune, by its start",
+        columns=columns,
+        rows=tuple(table),
+        notes=("Dice (strict scoring) of the four validation cases, means over structures.",),
+    )
+
+
 GROWTH_RATIOS = ("work_ratio", "time_ratio", "memory_ratio")
 COUNTS: Mapping[str, Callable[[], Table]] = {
     "fuzz": fuzz_table,
     "torture": torture_table,
     "ratios": ratios_table,
     "growth": growth_table,
+    "lowest": lowest_table,
 }
 
 if __name__ == "__main__":
