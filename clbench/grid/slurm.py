@@ -253,8 +253,8 @@ def queue(others: Iterable[str] = ()) -> dict[str, str]:
         SettingError: SLURM is not here, or does not answer.
     """
     everyone = ",".join(sorted(filter(None, {*others, _user()})))
-    whose = f"--user={everyone}" if others else "--me"
-    command = ["squeue", whose, "-h", "-r", "-o", "%i %T"]
+    whose = ["-u", everyone] if others else ["--me"]
+    command = ["squeue", *whose, "-h", "-r", "-o", "%i %T"]
     try:
         answer = subprocess.run(  # noqa: S603  # words are no shell's
             command, capture_output=True, text=True, check=True, timeout=60

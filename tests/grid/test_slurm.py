@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -56,8 +56,8 @@ def begins_again(number: int, ready: Path) -> bool:
     """Whether a job that was queued again runs; not after the two minutes SLURM lets it wait.
 
     SLURM sets them once the job's last process is gone, which may come after the job is pending:
-    so they are taken away whenever they are there. Not more often: the scheduler looks again at a
-    job some time after each change, and would never come to it.
+    so they are taken away when they are there. Some seconds are left: a job that began in the
+    second of its end would be refused ("job credential revoked"), which is what the wait is for.
 
     Args:
         number: of the job.
@@ -66,8 +66,9 @@ def begins_again(number: int, ready: Path) -> bool:
     words = ["scontrol", "--oneliner", "show", "job", str(number)]
     told = subprocess.run(words, check=False, capture_output=True, text=True).stdout
     found = re.search(r"EligibleTime=(\S+)", told)
-    if found and found[1] > datetime.now().isoformat(timespec="seconds"):  # both local times
-        words = ["scontrol", "update", f"JobId={number}", "StartTime=now"]
+    soon = datetime.now() + timedelta(seconds=10)  # local time, as SLURM's
+    if found and found[1] > soon.isoformat(timespec="seconds"):
+        words = ["scontrol", "update", f"JobId={number}", "StartTime=now+3"]
         subprocess.run(words, check=False, capture_output=True)  # a job that runs refuses it
     return ready.exists()
 
@@ -189,7 +190,7 @@ def test_jobs_of_another_user_are_asked_for_by_name(
 
     def squeue(command: list[str], **more: object) -> subprocess.CompletedProcess[str]:
         asked.append(command)
-        lines = "4711_0 PENDING\n" if "--user=anna,me" in command else ""
+        lines = "4711_0 PENDING\n" if "anna,me" in command else ""
         return subprocess.CompletedProcess(command, 0, stdout=lines)
 
     monkeypatch.setattr(subprocess, "run", squeue)
