@@ -170,8 +170,9 @@ def smoke_run(cache_root: Path, smoke_out: Path) -> Path:
 def phantom_2_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Excerpts of runs on version 2 of the phantom: records as they were written then.
 
-    `reference` holds fourteen strategies on both courses; an independent implementation of the
-    tests said of `tumor_ext` what is better, worse and equivalent. `ablation` holds single settings.
+    `reference` holds fourteen strategies on `tumor_ext`, of which an independent implementation of
+    the tests said what is better, worse and equivalent, and one run on `body_ext`; `ablation` two
+    runs of single settings.
     """
     folder = tmp_path_factory.mktemp("phantom_2_runs")
     with tarfile.open(GOLDEN_FILES / "phantom_2_runs.tar.xz") as packed:

@@ -91,6 +91,13 @@ def ids(plan: Plan) -> list[str]:
     return [plan.step_folder(i + 1).name for i in range(len(plan.benchmark.steps))]
 
 
+def taught_elsewhere(plan: Plan) -> None:
+    """Let the shared step 2 have started from other bits, as on another machine."""
+    note = plan.step_folder(2) / "step2.json"
+    content = files.read_json(note)
+    files.write_json(note, {**content, "origin": {**content["origin"], "before": "0" * 16}})
+
+
 def changed_split(benchmark: Benchmark, step: int, **parts: tuple[str, ...]) -> Benchmark:
     """The course with a phantom split of its own in a step."""
     own = {"train": ("5", "6"), "validation": ("7",), "test": ("8",), **parts}
@@ -196,10 +203,7 @@ def test_a_shared_step_that_was_deleted_is_taught_again_from_what_the_run_has(
     folder, taught = copy.run(plan)
     assert taught == [2]
     assert same(*(checkpoint.load(f / "step2.pt")["model"] for f in (folder, base)))
-    # as another machine might have taught it
-    note = plan.step_folder(2) / "step2.json"
-    content = files.read_json(note)
-    files.write_json(note, {**content, "origin": {**content["origin"], "before": "0" * 16}})
+    taught_elsewhere(plan)
     _, taught = copy.run(copy.plan(course(), "phantom.test=3"))
     assert taught == [2]
 
@@ -250,9 +254,7 @@ def test_a_stopped_step_goes_on_though_another_model_taught_it_before(
     copy = Runs(tmp_path, cache_root)
     shutil.copytree(runs.out / "_shared", tmp_path / "_shared")
     plan = copy.plan(course(), "phantom.test=2")
-    note = plan.step_folder(2) / "step2.json"
-    content = files.read_json(note)
-    files.write_json(note, {**content, "origin": {**content["origin"], "before": "0" * 16}})
+    taught_elsewhere(plan)
     seen: list[tuple[int, int, int]] = []
     with pytest.raises(signals.Stopped):
         run_plan(plan, stopping(2, 1, seen))
