@@ -7,11 +7,13 @@ is ranked above a method that the test of all pairs cannot tell apart.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,6 +30,9 @@ from clbench.store import files, run_folder
 from clbench.store.record import refuse_mixture
 from clbench.types import Floats
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 RECOMPUTED, AS_SUBMITTED = "recomputed", "as submitted"
 """Whether the scores were computed again from stored predictions and the data."""
 
@@ -40,8 +45,8 @@ class Submission:
     """Name of the folder."""
     runs: tuple[Run, ...]
     """In order of path."""
-    recomputed: frozenset[str]
-    """Ids of the runs whose scores were computed again."""
+    recomputed: frozenset[Path]
+    """Folders of the runs whose scores were computed again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +169,7 @@ def read_submission(
     for run in finished:
         verified = verify_run(run.folder, data=data, cache=cache)
         if verified.predictions:
-            recomputed.add(run.record.run_id)
+            recomputed.add(run.folder)
     return Submission(name=folder.name, runs=finished, recomputed=frozenset(recomputed))
 
 
@@ -194,6 +199,8 @@ def league_of(
             refused.append(Refusal(name=submission.name, error=err))
         else:
             accepted.append(submission)
+    accepted, copies, only_copies = _shown_once(accepted)
+    refused += only_copies
     if not accepted:
         raise StoreError(
             "no submission takes part",
@@ -224,7 +231,7 @@ def league_of(
         phantom=not record.patients,
         entries=(*ranked, *(e for k, e in enumerate(entries) if k not in whole)),
         refused=tuple(refused),
-        notes=tuple(_notes(scores[0], protocol, ties)),
+        notes=(*_notes(scores[0], protocol, ties), *copies),
     )
 
 
@@ -266,20 +273,110 @@ def _belongs(submission: Submission, accepted: Sequence[Submission]) -> None:
             next_step="rename one of the folders",
         )
     refuse_mixture([run.record for s in (*accepted, submission) for run in s.runs])
-    known = {
-        files.sha256(run.folder / "scores.csv"): (other, run)
-        for other in accepted
-        for run in other.runs
-    }
+    first = (accepted[0] if accepted else submission).runs[0].record.course
     for run in submission.runs:
-        if same := known.get(files.sha256(run.folder / "scores.csv")):
-            raise StoreError(
-                "a run is a copy of another submission's",
-                where=run.folder,
+        for part in ("steps", "groups", "test", "patient_of"):
+            if getattr(run.record.course, part) != getattr(first, part):
+                raise StoreError(
+                    "two runs of one league have not the same course",
+                    where=f"{run.folder / 'run.json'}, course.{part}",
+                    expected=getattr(first, part),
+                    got=getattr(run.record.course, part),
+                    next_step="take the record from a copy",
+                )
+    frame = read_frame(submission.runs)
+    scores_of(frame, submission.runs, scoring="strict")  # refuses a seed that is there twice
+    if accepted:
+        _same_truth(read_frame(accepted[0].runs), frame, accepted[0], submission)
+
+
+def _same_truth(
+    known: pd.DataFrame, frame: pd.DataFrame, first: Submission, submission: Submission
+) -> None:
+    """Refuse scores of other masks than those that the first submission was scored with.
+
+    Args:
+        known: rows of the first submission.
+        frame: rows of the one that is looked at.
+        first: the first submission.
+        submission: the one that is looked at.
+
+    Raises:
+        StoreError: a structure of a test case has another number of voxels.
+    """
+    key = ["eval_set", "case", "structure", "scoring"]
+
+    def voxels(of: pd.DataFrame) -> pd.DataFrame:
+        return of[of["metric"] == "dice"].dropna(subset=["gt_vox"])
+
+    both = voxels(frame).merge(voxels(known)[[*key, "gt_vox"]].drop_duplicates(), "left", key)
+    other = both[both["gt_vox_y"].notna() & (both["gt_vox_x"] != both["gt_vox_y"])]
+    if len(other):
+        row = other.iloc[0]
+        raise StoreError(
+            "a case was scored with another mask than the same case of another submission",
+            where=f"{submission.runs[int(row['run'])].folder / 'scores.csv'}, step {row['step']}, "
+            f"{row['eval_set']}/{row['case']}, {row['structure']}, {row['scoring']}",
+            expected=f"gt_vox {row['gt_vox_y']:.0f}, as in {first.name}",
+            got=f"{row['gt_vox_x']:.0f}",
+            next_step="see whether cases were exchanged, or whose data differs",
+        )
+
+
+def _shown_once(
+    accepted: Sequence[Submission],
+) -> tuple[list[Submission], list[str], list[Refusal]]:
+    """Leave out runs whose scores are those of another run, whatever they are called.
+
+    Equal runs on one machine give equal scores, so an equal run is no fraud; but it is no further
+    evidence either. The one that was computed again is kept, else the first.
+
+    Returns:
+        Submissions with what is left of each, a note for each run that is not shown, and the
+        submissions of which nothing is left.
+    """
+    equal: dict[str, list[tuple[Submission, Run]]] = {}
+    for submission in accepted:
+        for run in submission.runs:
+            equal.setdefault(_content(run), []).append((submission, run))
+    shown: dict[tuple[str, Path], tuple[Submission, Run]] = {}
+    for same in equal.values():
+        again = (each for each in same if each[1].folder in each[0].recomputed)
+        kept = next(again, same[0])
+        shown |= {(of.name, run.folder): kept for of, run in same}
+    left, notes, gone = [], [], []
+    for submission in accepted:
+        own, said = [], []
+        for run in submission.runs:
+            other, instead = shown[submission.name, run.folder]
+            if other is submission and instead is run:
+                own.append(run)
+            else:
+                said.append(f"{_named(submission, run)} has the scores of {_named(other, instead)}")
+        if own:
+            left.append(replace(submission, runs=tuple(own)))
+            notes += [f"shown once: {line}." for line in said]
+        else:
+            error = StoreError(
+                "every run is a copy of another submission's",
+                where=submission.name,
                 expected="scores of one's own",
-                got=f"those of {same[0].name}: {same[1].record.strategy}/{same[1].record.run_id}",
-                next_step="leave the copy out",
+                got="; ".join(said),
+                next_step="leave the copies out",
             )
+            gone.append(Refusal(name=submission.name, error=error))
+    return left, notes, gone
+
+
+def _named(submission: Submission, run: Run) -> str:
+    return f"{submission.name}: {run.record.strategy}, seed {run.record.seed}"
+
+
+def _content(run: Run) -> str:
+    """A checksum of a run's scores without the names of strategy and seed."""
+    rows = run_folder.read_scores(run.folder / "scores.csv")
+    text = repr([replace(row, strategy="", seed=0) for row in rows])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _averaged(scores: Scores, method: StrategyScores) -> dict[str, Floats]:
@@ -297,13 +394,14 @@ def _entry(
         mean = interval(scores, method, endpoint, protocol.level)
         why = hole(scores, method, endpoint) if math.isnan(mean.estimate) else ""
         cells[endpoint.name] = Cell(value=mean.estimate, low=mean.low, high=mean.high, why=why)
-    again = all(run.record.run_id in submission.recomputed for run in method.runs)
+    again = all(run.folder in submission.recomputed for run in method.runs)
+    past = past_card(method.records[0])
     return Entry(
         submission=submission.name,
         label=method.label,
         checked=RECOMPUTED if again else AS_SUBMITTED,
         seeds=len(method.seeds),
-        past=past_card(method.records[0]),
+        past=past if again else past.replace("enforced", "says its own record"),
         cells=cells,
         hole=hole(scores, method, FINAL),
     )
@@ -316,11 +414,13 @@ def _notes(scores: Scores, protocol: Protocol, ties: Ties) -> Iterable[str]:
         f"Dice, {scores.scoring} scoring, means over structures; {patients} test cases; "
         f"[{protocol.percent} interval over patients and seeds]."
     )
-    yield (
-        f"group: methods with a letter in common are not told apart by the test of all {ties.m} "
-        f"pairs ({protocol.adjusted_by}, {ties.patients} patients, seeds averaged); rank: the "
-        "ranks it leaves open. Among equals nobody is first. It holds for these training runs."
-    )
+    if ties.m:
+        yield (
+            "group: methods with a letter in common are not told apart by the test of all "
+            f"{ties.m} pairs ({protocol.adjusted_by}, {ties.patients} patients, seeds averaged); "
+            "rank: the ranks it leaves open. Among equals nobody is first. It holds for these "
+            "training runs."
+        )
     yield (
         f"{RECOMPUTED}: every score was computed again from stored predictions and the data; "
         f"{AS_SUBMITTED}: the files agree with themselves, and no more can be known."

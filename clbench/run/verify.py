@@ -80,6 +80,7 @@ def verify_run(folder: Path, *, data: str | None = None, cache: Path | None = No
     else:
         report.unchecked.append("checksums: the run recorded none")
     record = RunRecord.from_json(content, folder / "run.json")
+    _identity(folder, record)
     # damage in the scores is named by row and column, where it can be found there
     if first := next((e for e in changed if e.where != folder / "scores.csv"), None):
         raise first
@@ -98,6 +99,28 @@ def verify_run(folder: Path, *, data: str | None = None, cache: Path | None = No
         report.checked.append(FILE)
     report.unchecked.append("means and forgetting: none is stored, tables compute them from rows")
     return report
+
+
+def _identity(folder: Path, record: RunRecord) -> None:
+    """The run's id must be that of its identity, and its cases those of the splits in there."""
+    steps, course = record.course.steps, record.course
+    sides: list[tuple[str, object, object]]
+    sides = [("run_id", record.identity.run_id, record.run_id)]
+    for number, (step, split) in enumerate(zip(steps, record.identity.splits, strict=False)):
+        for part, cases in (("train", course.train), ("test", course.test)):
+            named = split.get(part, ()) if isinstance(split, Mapping) else ()
+            expected = [f"{step.source}/{case}" for case in named]
+            if named:
+                sides.append((f"course.{part}, step {number + 1}", expected, [*cases[number]]))
+    for what, wanted, got in sides:
+        if got != wanted:
+            raise StoreError(
+                "a run's record does not belong to its identity",
+                where=f"{folder / 'run.json'}, {what}",
+                expected=wanted,
+                got=got,
+                next_step="take the record from a copy, or run again with --fresh",
+            )
 
 
 # ----------------------------------------------------------------------------------- scores alone

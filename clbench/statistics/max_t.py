@@ -93,6 +93,15 @@ class FamilyComparison:
         """Adjusted p of "the two differ by the margin or more"."""
         return float(np.max([self.p_low, self.p_high]))  # nan stays nan
 
+    @property
+    def beyond_detectable(self) -> bool:
+        """Undecided at a difference that `detectable` holds to be shown: no approximation here.
+
+        It looks at the spread, and the sign patterns of few patients are coarser.
+        """
+        undecided = self.verdict.word in ("undecided", "not testable")
+        return undecided and abs(self.mean.estimate) >= self.detectable
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
@@ -157,7 +166,11 @@ def compare_family(
         both questions (ICH E9, 5.5).
     """
     cells = [cells_of(t, patients_of(tables)) for t in tables]
-    comparisons = [FamilyComparison(mean=estimate_of(c), ahead=_ahead(c)) for c in cells]
+    means = [estimate_of(c) for c in cells]
+    comparisons = [
+        FamilyComparison(mean=mean, ahead=_ahead(c, mean.estimate))
+        for c, mean in zip(cells, means, strict=True)
+    ]
     members = [k for k, c in enumerate(cells) if c.n >= smallest_sample(alpha)]
     rows = (
         np.any([cells[k].valid.any(axis=1) for k in members], axis=0)
@@ -385,13 +398,13 @@ def patients_of(tables: Sequence[Table]) -> dict[str, int]:
     return sizes
 
 
-def _ahead(cells: Cells) -> tuple[int, int, float, float]:
-    """How many patients go the way of the mean, and by how little and much."""
+def _ahead(cells: Cells, estimate: float) -> tuple[int, int, float, float]:
+    """How many patients go the way of the estimate, and by how little and much."""
     have = cells.valid.any(axis=1)
     if not have.any():
         return 0, 0, math.nan, math.nan
     own = cells.values[have].sum(axis=1) / cells.valid[have].sum(axis=1)
-    own = own if own.mean() >= 0 else -own
+    own = -own if estimate < 0 else own
     same = own[own > 0]
     if same.size == 0:
         return 0, own.size, math.nan, math.nan

@@ -58,10 +58,18 @@ def check_record(folder: Path, record: Mapping[str, Any]) -> bool:
     """Whether the record carries a seal; it must then be unbroken.
 
     Raises:
-        StoreError: the record was changed after it was sealed.
+        StoreError: the record was changed after it was sealed, or its seal was taken off.
     """
     if _SEAL not in record:
-        return False
+        if "files" not in record:
+            return False
+        raise StoreError(
+            "a run's record lists checksums of its files, but has none of its own",
+            where=folder / "run.json",
+            expected=f"{_SEAL}, entered when the run was finished",
+            got="no such key",
+            next_step="take the record from a copy, or run again with --fresh",
+        )
     if (got := record_sha256(record)) != record[_SEAL]:
         raise StoreError(
             "a run's record was changed after the run was finished",

@@ -83,10 +83,77 @@ def test_copies_and_names_that_are_taken_are_refused(tmp_path: Path) -> None:
     own = submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))})
     league = compared(own, replace(own, name="ben"), own)
     assert [str(r.error).splitlines()[0] for r in league.refused] == [
-        "a run is a copy of another submission's",
         "two submissions have one name",
+        "every run is a copy of another submission's",
     ]
     assert len(league.entries) == 1
+
+
+def renamed(folder: Path, strategy: str, seed: int) -> Run:
+    """Give a run's scores another strategy and seed, as somebody would who passes them off."""
+    record = run_folder.read_record(folder)
+    old = record["strategy"]
+    record["strategy"], record["identity"]["seed"] = strategy, seed
+    run_folder.write_record(folder, record)
+    path = folder / "scores.csv"
+    rows = [replace(r, strategy=strategy, seed=seed) for r in run_folder.read_scores(path)]
+    assert old in path.read_text()
+    path.write_bytes(run_folder.scores_bytes(rows))
+    return Run.read(folder)
+
+
+def test_a_run_of_others_is_shown_once_whatever_it_is_called(tmp_path: Path) -> None:
+    """Its own runs stay: an equal run may as well be a repetition, which gives equal bits."""
+    anna = submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))})
+    ben = submitted(tmp_path / "ben", {"universal": Method(seeds=(0,)), "lwf": Method(seeds=(1,))})
+    of = {run.record.strategy: run for run in ben.runs}
+    ben = replace(ben, runs=(of["lwf"], renamed(of["universal"].folder, "my_method", 3)))
+    league = compared(anna, ben)
+    assert {(e.submission, e.label) for e in league.entries} == {
+        ("anna", "universal"),
+        ("ben", "lwf"),
+    }
+    assert not league.refused
+    said = "shown once: ben: my_method, seed 3 has the scores of anna: universal, seed 0."
+    assert said in league.notes
+    computed_again = replace(ben, recomputed=frozenset({ben.runs[1].folder}))
+    league = compared(anna, computed_again)
+    assert {(e.submission, e.label) for e in league.entries} == {
+        ("ben", "my_method"),
+        ("ben", "lwf"),
+    }
+    assert [r.name for r in league.refused] == ["anna"]
+
+
+def test_a_seed_that_is_there_twice_refuses_its_submission_alone(tmp_path: Path) -> None:
+    anna = submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))})
+    ben = submitted(tmp_path / "ben", {"lwf": Method(seeds=(1, 2))})
+    renamed(ben.runs[1].folder, "lwf", 1)
+    ben = replace(ben, runs=(ben.runs[0], Run.read(ben.runs[1].folder)))
+    league = compared(anna, ben)
+    assert [e.submission for e in league.entries] == ["anna"]
+    (refusal,) = league.refused
+    assert "the same seed" in str(refusal.error)
+
+
+def test_scores_of_another_case_are_seen_by_its_mask(tmp_path: Path) -> None:
+    anna = submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))})
+    ben = submitted(tmp_path / "ben", {"lwf": Method(seeds=(1,))})
+    path = ben.runs[0].folder / "scores.csv"
+    rows = run_folder.read_scores(path)
+    other = [replace(r, gt_vox=(r.gt_vox or 0) + 1) if r.case == "204" else r for r in rows]
+    path.write_bytes(run_folder.scores_bytes(other))
+    league = compared(anna, ben)
+    assert [e.submission for e in league.entries] == ["anna"]
+    (refusal,) = league.refused
+    assert "another mask" in str(refusal.error)
+    assert "lits/204" in str(refusal.error)
+
+
+def test_of_one_method_no_pairs_are_spoken(tmp_path: Path) -> None:
+    league = compared(submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))}))
+    assert not any("pairs" in note for note in league.notes)
+    assert "says its own record" in league.entries[0].past
 
 
 def test_without_any_submission_there_is_no_league() -> None:
@@ -176,6 +243,28 @@ def test_a_tampered_run_is_refused_even_if_it_is_sealed_anew(
         read_submission(folder, "tumor_ext")
     assert "expected" in str(err.value)
     assert difference in str(err.value)
+
+
+def test_a_run_with_the_id_of_another_is_refused(folder: Path) -> None:
+    """Else one without predictions would count as computed again."""
+    (run,) = run_folder.find_runs(folder)
+    record = run_folder.read_record(run)
+    record["identity"]["seed"] += 1
+    run_folder.write_record(run, record)
+    sealed_anew(folder)
+    with pytest.raises(StoreError, match="does not belong to its identity"):
+        read_submission(folder, "tumor_ext")
+
+
+def test_a_record_whose_course_lost_a_case_is_refused(folder: Path) -> None:
+    (run,) = run_folder.find_runs(folder)
+    record = run_folder.read_record(run)
+    record["course"]["test"][1].pop()
+    run_folder.write_record(run, record)
+    sealed_anew(folder)
+    with pytest.raises(StoreError, match="does not belong to its identity") as err:
+        read_submission(folder, "tumor_ext")
+    assert "course.test, step 2" in str(err.value)
 
 
 def test_the_command_names_the_refused_and_ends_with_1(folder: Path, tmp_path: Path) -> None:

@@ -89,6 +89,61 @@ def test_an_excluded_end_has_a_round_bracket() -> None:
     assert Cell(value=0.86, low=0.849, high=0.872).text == "0.860 [0.849, 0.872]"
 
 
+def test_an_end_that_excludes_0_or_the_margin_is_not_printed_as_it() -> None:
+    cell = Cell(value=0.8, difference=0.009, low=0.0004, high=0.0199999, word="better", margin=0.02)
+    assert cell.text == "0.800 ▲ +0.009 [+0.0004, +0.0199999]"
+    assert Cell(value=0.8, difference=-0.01, low=-0.02, high=0.0, margin=0.02).text == (
+        "0.800 −0.010 [−0.020, +0.000]"
+    )
+
+
+def test_a_hole_of_the_reference_hides_no_number_and_no_rank_of_others(tmp_path: Path) -> None:
+    methods = {
+        "universal": Method(drop=((2, "btcv/103"),)),
+        "mib": Method(),
+        "finetune": Method(kept=-0.4),
+    }
+    make_runs(tmp_path, methods)
+    matrix = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK))
+    rows = {row.label: row for row in matrix.rows}
+    assert math.isnan(rows["universal"].cells["final"].value)
+    assert rows["mib"].cells["final"].value > rows["finetune"].cells["final"].value > 0.1
+    assert rows["mib"].cells["final"].word == "hole"
+    assert matrix.summary[0] == (
+        "mib is better than the one other that could be ranked after the last step (1 pair tested "
+        "together, for these training runs; not ranked: universal)."
+    )
+
+
+def test_what_holds_for_these_runs_alone_has_a_star_and_other_seeds_a_note(tmp_path: Path) -> None:
+    methods = {
+        "universal": Method(),
+        "finetune": Method(kept=-0.4),
+        "lwf": Method(kept=-0.4, seeds=(0,)),
+    }
+    make_runs(tmp_path, methods)
+    matrix = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK))
+    cells = {row.label: row.cells["final"] for row in matrix.rows}
+    assert (cells["finetune"].symbol, cells["lwf"].symbol) == ("▼", "▼*")
+    assert any(note.startswith("* for these training runs alone") for note in matrix.notes)
+    assert any("do not have the same seeds" in note for note in matrix.notes)
+
+
+def test_the_leader_is_named_before_those_not_told_from_it(tmp_path: Path) -> None:
+    methods = {
+        "universal": Method(),
+        "joint": Method(new=0.004, own_step1=True),
+        "finetune": Method(kept=-0.4),
+    }
+    make_runs(tmp_path, methods)
+    study = Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK)
+    first, second = study.tied.labels[:2]
+    assert matrix_of(study).summary[0] == (
+        f"After the last step {first} has the largest mean, and is not told apart from {second} "
+        "(rank 1–2) (3 pairs tested together, for these training runs)."
+    )
+
+
 def test_a_course_of_one_step_has_no_column_of_forgetting(tmp_path: Path) -> None:
     from synthetic_runs import THREE_STEPS
 
@@ -164,7 +219,9 @@ def test_a_browser_sorts_the_matrix_and_opens_the_fold_of_a_link(
     const names = () => [...table.tBodies[0].rows].map(r => r.cells[0].firstChild.textContent.trim());
     seen.first = names();
     table.tHead.rows[0].cells[3].querySelector('button').click(); seen.up = names();
-    seen.values = [...table.tBodies[0].rows].map(r => r.cells[3].querySelector('.value').textContent);
+    const shown = k => [...table.tBodies[0].rows].map(r => r.cells[k].querySelector('.value').textContent);
+    seen.values = shown(3);
+    table.tHead.rows[0].cells[4].querySelector('button').click(); seen.kept = shown(4);
     seen.closed = [...document.querySelectorAll('details')].every(d => !d.open);
     location.hash = '#table-confirmatory'; unfold();
     seen.open = document.querySelector('#tables details').open;
@@ -185,8 +242,10 @@ def test_a_browser_sorts_the_matrix_and_opens_the_fold_of_a_link(
     assert match is not None
     seen = json.loads(unescape(match[1]))
     assert seen["first"][-1] == "lwf_ct"
-    numbers = [float(v) for v in seen["values"] if v != "–"]
-    assert numbers == sorted(numbers)
+    for column in ("values", "kept"):  # a cell without a number stands last, and disturbs no order
+        numbers = [float(v.replace("−", "-")) for v in seen[column] if v != "–"]
+        assert numbers == sorted(numbers)
+        assert seen[column][-1] == "–"
     assert seen["up"] != seen["first"]
     assert (seen["closed"], seen["open"], seen["paper"], seen["wide"]) == (True,) * 4
 

@@ -205,6 +205,13 @@ def test_a_file_that_was_added_and_a_record_that_was_edited(run: Path) -> None:
     assert "record was changed" in refused(run)
 
 
+def test_a_record_whose_own_checksum_was_taken_off(run: Path) -> None:
+    record = run_folder.read_record(run)
+    del record["record_sha256"]
+    run_folder.write_record(run, record)
+    assert "has none of its own" in refused(run)
+
+
 def test_a_cost_that_the_record_does_not_hold(run: Path) -> None:
     unseal(run)
     record = run_folder.read_record(run)

@@ -35,11 +35,12 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
     seeds = {m.label: len(m.seeds) for m in e.strategies}
     gits = {r.git for r in records}
     devices = {r.device for r in records}
-    holes = [c.hole for c in a.comparisons if c.hole]
+    holes = e.holes()
     return [
         ("Unit of analysis, and n?", f"patient; {n}"),
         ("Are training and test patients disjoint?",
-         "yes, by the recorded splits" if not leaks else f"**no**: {', '.join(leaks)}"),
+         f"**no**: {', '.join(leaks)}" if leaks
+         else "yes, by the names of the cases in the recorded splits"),
         ("Past images opened, per strategy?",
          "; ".join(f"{m.label}: {', '.join(dict.fromkeys(map(past_card, m.records)))}"
                    for m in e.strategies)),
@@ -59,7 +60,7 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
         ("Boundary metric beside overlap?", _metrics(a)),
         ("Empty masks?", _EMPTY_MASKS),
         ("Tumor-free cases?", "scored by status; specificity needs the detection table"),
-        ("Missing scores?", f"{len(holes)} comparison(s) are holes" if holes else "none"),
+        ("Missing scores?", "; ".join(holes) or "none"),
         ("Baselines tuned equally, without test data?",
          tuned_equally({m.label: m.records for m in e.strategies})
          or MISSING + " (no run was made with `--tuned`)"),

@@ -97,7 +97,8 @@ def _patients(a: Analysis) -> Iterator[str]:
         detectable = [
             c.result.detectable
             for c in a.comparisons
-            if c.endpoint is endpoint and c.result and not math.isnan(c.result.detectable)
+            if c.endpoint is endpoint and c.result and not c.result.beyond_detectable
+            if not math.isnan(c.result.detectable)
         ]
         if detectable:
             ends = dict.fromkeys(f"{find(detectable):.3f}" for find in (min, max))

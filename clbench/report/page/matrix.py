@@ -18,10 +18,12 @@ from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import HOLE, Comparison, Tested
 from clbench.report.significance.endpoints import ENDPOINTS, FINAL, Endpoint, Which, interval
+from clbench.report.significance.sentences import end_text
 from clbench.report.study import Protocol
 from clbench.report.tables.costs import read_costs
 from clbench.report.tables.render import EMPTY, Table, long_table, number
-from clbench.statistics.max_t import FamilyComparison
+from clbench.statistics.max_t import SEEDS_TO_GENERALIZE, FamilyComparison
+from clbench.statistics.ranking import Ties
 
 SYMBOLS: Mapping[str, str] = {
     "better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "?", "not testable": "∅",
@@ -32,6 +34,10 @@ OWN = "own forgetting"
 COST = "training, min"
 HEADS: Mapping[Which, str] = {"final": "final", "kept": "kept", "new": "learned"}
 """Endpoint → header."""
+LISTED = 6
+"""So many strategies are named in a sentence."""
+RUNS_ALONE = "*"
+"""Beside the sign of a verdict that holds for these training runs alone."""
 _MIRRORED = {"better": "worse", "worse": "better"}
 
 
@@ -57,11 +63,13 @@ class Cell:
     """`for these training runs`, or nothing."""
     why: str = ""
     """Why there is no number."""
+    margin: float = 0.0
+    """Of equivalence; ends of intervals are written so that they stay apart from it."""
 
     @property
     def symbol(self) -> str:
-        """The verdict as one sign."""
-        return SYMBOLS.get(self.word, "")
+        """The verdict as one sign, with `*` where it holds for these training runs alone."""
+        return SYMBOLS.get(self.word, "") + RUNS_ALONE * bool(self.scope)
 
     @property
     def value_text(self) -> str:
@@ -71,11 +79,11 @@ class Cell:
     @property
     def interval_text(self) -> str:
         """`−0.035 [−0.060, −0.011]`; `[−0.008, 0)` where the end itself is excluded."""
-        form = ".3f" if math.isnan(self.difference) else "+.3f"
-        parts = [] if math.isnan(self.difference) else [f"{self.difference:{form}}"]
+        signed = not math.isnan(self.difference)
+        parts = [f"{self.difference:+.3f}"] * signed
         if not math.isnan(self.low):
             low, high = (
-                f"{end:g}" if is_open else f"{end:{form}}"
+                f"{end:g}" if is_open else end_text(end, self.margin, signed=signed)
                 for end, is_open in zip((self.low, self.high), self.open_ends, strict=True)
             )
             left, right = "[("[self.open_ends[0]], "])"[self.open_ends[1]]
@@ -203,11 +211,19 @@ def matrix_of(a: Analysis) -> Matrix:
     for m in dice.strategies:
         reference = m is dice.reference
         cells: dict[str, Cell] = {
-            e.name: _reference_cell(a, e) if reference else _cell(compared[e.name, m.label])
+            e.name: _reference_cell(a, e)
+            if reference
+            else _cell(compared[e.name, m.label], protocol)
+            for e in endpoints
+        }
+        cells = {  # a hole of the reference hides no number of the others
+            e.name: replace(cells[e.name], value=interval(dice, m, e, protocol.level).estimate)
+            if cells[e.name].word == HOLE
+            else cells[e.name]
             for e in endpoints
         }
         if own:
-            cells[OWN] = _own_cell(own[m.label])
+            cells[OWN] = _own_cell(own[m.label], protocol)
         cells |= _external_cells(a, m.label)
         ratio = costs[m.label].value / base if base > 0 and not reference else math.nan
         rows.append(
@@ -233,13 +249,14 @@ def matrix_of(a: Analysis) -> Matrix:
     )
 
 
-def _cell(c: Comparison) -> Cell:
+def _cell(c: Comparison, protocol: Protocol) -> Cell:
     """A comparison seen from the other strategy: its value, minus the reference's."""
     r = c.result
     if r is None:
         return Cell(word=HOLE, why=c.hole)
     return Cell(
         value=c.mean_b,
+        margin=protocol.margin,
         difference=0.0 - r.mean.estimate,
         low=0.0 - r.high,
         high=0.0 - r.low,
@@ -260,17 +277,20 @@ def _external_cells(a: Analysis, label: str) -> dict[str, Cell]:
     for name, other in a.external.items():
         compared = {c.b: c for c in other.at_the_end}
         reference = label == other.dice.reference.label
-        cells[_on(name)] = _reference_cell(other, FINAL) if reference else _cell(compared[label])
+        cells[_on(name)] = (
+            _reference_cell(other, FINAL) if reference else _cell(compared[label], a.protocol)
+        )
     return cells
 
 
-def _own_cell(o: Tested) -> Cell:
+def _own_cell(o: Tested, protocol: Protocol) -> Cell:
     """A strategy's change of its old structures."""
     r: FamilyComparison | None = o.result
     if r is None:
         return Cell(word=HOLE, why=o.hole)
     return Cell(
         value=r.mean.estimate,
+        margin=protocol.margin,
         low=r.low,
         high=r.high,
         open_ends=(r.low_open, r.high_open),
@@ -311,19 +331,7 @@ def _summary(a: Analysis, rows: Sequence[Row]) -> Iterable[str]:
     reference = a.dice.reference.label
     ties = a.tied.ties
     if ties is not None and len(ties.order) > 1:
-        best = [a.tied.labels[place] for place in ties.groups[0]]
-        if not ties.m:
-            yield "With so few patients no strategy can be told from another one."
-        elif len(best) == 1:
-            yield (
-                f"{best[0]} is better than every other strategy after the last step "
-                f"({ties.m} pairs tested together)."
-            )
-        else:
-            yield (
-                f"After the last step the best strategies are not told apart: {', '.join(best)} "
-                f"({ties.m} pairs tested together)."
-            )
+        yield _leaders(a, ties)
     verdicts = Counter(r.cells["final"].word for r in rows if not r.reference)
     if verdicts:
         sides = {"worse": "worse", "equivalent": "equivalent", "better": "better",
@@ -354,6 +362,31 @@ def _summary(a: Analysis, rows: Sequence[Row]) -> Iterable[str]:
                 f"another order than internally (Kendall's tau {one.reversals.kendall_tau:+.2f}); "
                 f"shown to be reversed: {len(shown)}{f' ({few})' if few else ''}."
             )
+
+
+def _leaders(a: Analysis, ties: Ties) -> str:
+    """The strategy with the largest mean after the last step, and who is not told from it."""
+    if not ties.m:
+        return "With so few patients no strategy can be told from another one."
+    first, *others = (
+        a.tied.labels[place] for place in sorted(ties.groups[0], key=ties.order.index)
+    )
+    left_out = [m.label for m in a.dice.strategies if m.label not in a.tied.labels]
+    pairs = f"{ties.m} pair{'s' if ties.m > 1 else ''} tested together, for these training runs"
+    last = f"; not ranked: {', '.join(left_out)}" if left_out else ""
+    if not others:
+        n = len(a.tied.labels) - 1
+        than = "every other strategy"
+        if left_out:
+            than = f"the {f'{n} others' if n > 1 else 'one other'} that could be ranked"
+        return f"{first} is better than {than} after the last step ({pairs}{last})."
+    named = ", ".join(
+        f"{label} (rank {ranks_text(a.tied.ranks(label))})" for label in others[:LISTED]
+    ) + (f" and {len(others) - LISTED} more" if len(others) > LISTED else "")
+    return (
+        f"After the last step {first} has the largest mean, and is not told apart from {named} "
+        f"({pairs}{last})."
+    )
 
 
 def _named(labels: Sequence[str]) -> str:
@@ -402,9 +435,18 @@ def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str
             f"{ties.m} pairs ({protocol.adjusted_by}, {ties.patients} patients, the seeds that all "
             f"have: {seeds}); rank: the ranks it leaves open."
         )
-    runs = {m.label: len(m.seeds) for m in a.dice.strategies}
-    if min(runs.values()) < 3:
-        yield "with fewer than three seeds everything holds for these training runs only."
+    if any(c.scope for r in rows for c in r.cells.values()):
+        yield (
+            f"{RUNS_ALONE} for these training runs alone: there are fewer than "
+            f"{SEEDS_TO_GENERALIZE} of them, or an interval over new ones does not agree."
+        )
+    if not a.dice.same_seeds:
+        seeds = ", ".join(map(str, a.tied.seeds)) or "none"
+        yield (
+            "strategies do not have the same seeds: a difference rests on those that it and "
+            f"{reference} both have, groups and order on those that all have ({seeds}), so one row "
+            "cannot be subtracted from another."
+        )
     devices = {r.device for m in a.dice.strategies for r in m.records}
     if len(devices) > 1:
         named = ", ".join(sorted(devices))

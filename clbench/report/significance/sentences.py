@@ -29,12 +29,34 @@ def p_text(p: float, *, sign: bool = True) -> str:
     return f"= {text}" if sign else text
 
 
-def span_text(result: FamilyComparison) -> str:
+def end_text(value: float, margin: float, *, signed: bool = True) -> str:
+    """An end of an interval: three decimals, or as many as keep it apart from 0 and the margins.
+
+    Args:
+        value: the end.
+        margin: of equivalence.
+        signed: write a plus, too.
+
+    Example:
+        >>> from clbench.report.significance.sentences import end_text
+        >>> end_text(-0.0112, 0.02), end_text(0.00031, 0.02), end_text(-0.0199996, 0.02)
+        ('-0.011', '+0.0003', '-0.0199996')
+    """
+    sign = "+" if signed else ""
+    for digits in range(3, 9):
+        text = f"{value:{sign}.{digits}f}"
+        if float(text) == value or float(text) not in (0.0, margin, -margin):
+            return text
+    return f"{value:{sign}.3f}"
+
+
+def span_text(result: FamilyComparison, margin: float) -> str:
     """The simultaneous interval: `-0.011 to +0.028`, `above 0 to +0.028`; empty = none."""
     if math.isnan(result.low):
         return ""
-    low = f"above {result.low:g}" if result.low_open else f"{result.low:+.3f}"
-    high = f"below {result.high:g}" if result.high_open else f"{result.high:+.3f}"
+    low, high = (end_text(end, margin) for end in (result.low, result.high))
+    low = f"above {result.low:g}" if result.low_open else low
+    high = f"below {result.high:g}" if result.high_open else high
     return f"{low} to {high}"
 
 
@@ -129,7 +151,7 @@ def _numbers(
         protocol: confidence of the interval.
         change: a strategy's own change.
     """
-    span, (low, high) = span_text(r), r.new_runs
+    span, (low, high) = span_text(r, protocol.margin), r.new_runs
     interval = f"{protocol.percent} interval {span}" if span else "no interval"
     n = " and ".join(f"{k} {name}" for name, k in t.patients.items())
     parts = [

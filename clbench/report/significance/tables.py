@@ -46,9 +46,11 @@ def confirmatory_table(a: Analysis) -> Table:
         r, w = c.result, c.seed_wins
         rows.append(
             (
-                c.endpoint.title, c.b, number(c.mean_a), number(c.mean_b), *_shown(r, own=False),
+                c.endpoint.title, c.b, number(c.mean_a), number(c.mean_b),
+                *_shown(r, a.protocol, own=False),
                 EMPTY if w is None else f"{w.estimate:.2f} ({w.low:.2f} to {w.high:.2f})",
-                number(math.nan if r is None else r.detectable), _needed(r, own=False),
+                number(math.nan if r is None or r.beyond_detectable else r.detectable),
+                _needed(r, own=False),
                 " + ".join(f"{k} {name}" for name, k in c.patients.items()) or EMPTY,
                 str(len(c.seeds)), _verdict(r),
             )
@@ -120,12 +122,12 @@ def family_note(protocol: Protocol, sizes: set[tuple[int, int]], what: str) -> s
     )
 
 
-def _shown(r: FamilyComparison | None, *, own: bool) -> tuple[str, ...]:
+def _shown(r: FamilyComparison | None, protocol: Protocol, *, own: bool) -> tuple[str, ...]:
     """Difference, interval, over new runs, p of a difference, p of equivalence (or of a loss)."""
     if r is None:
         return (EMPTY,) * 5
     return (
-        signed(r.mean.estimate), span_text(r) or EMPTY, span(*r.new_runs),
+        signed(r.mean.estimate), span_text(r, protocol.margin) or EMPTY, span(*r.new_runs),
         *_p(r.p, r.p_low if own else r.p_equivalent),
     )  # fmt: skip
 
@@ -181,7 +183,7 @@ def own_table(a: Analysis) -> Table:
         r = o.result
         rows.append(
             (
-                o.method, *_shown(r, own=True), _needed(r, own=True),
+                o.method, *_shown(r, a.protocol, own=True), _needed(r, own=True),
                 " + ".join(f"{k} {name}" for name, k in o.patients.items()) or EMPTY,
                 str(len(o.seeds)) if o.seeds else EMPTY, _verdict(r),
             )
