@@ -59,8 +59,12 @@ def ask(name: str) -> None:
 def listening() -> Iterator[None]:
     """In this block the signals ask; outside they do what they did before.
 
-    Only the main thread can listen; in another one the block changes nothing.
+    Only the main thread can listen; in another one the block changes nothing, and neither does a
+    block within another: what was asked before it stays asked.
     """
+    if signal.getsignal(SIGNALS[0]) is _hear:
+        yield
+        return
     _asked.clear()
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -87,9 +91,12 @@ def _hear(number: int, frame: FrameType | None) -> None:
 
 
 def leave_to_parent(worker: int) -> None:
-    """In a loader process: a signal to the whole group is the main process's to answer.
+    """In a process of a run: a signal to the whole group is the main process's to answer.
 
-    A worker that died of it would take the update at hand with it. It ends with its parent.
+    A worker that died of it would take the work at hand with it. It ends with its parent.
+
+    Args:
+        worker: its number, as a loader tells it; not looked at.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

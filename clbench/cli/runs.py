@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clbench import signals
 from clbench.cli import options
 from clbench.cli.options import (
     RESULTS,
@@ -147,7 +148,8 @@ def run(
                 progress.watch(event)  # called within this turn of the loop
                 also(event)
 
-            folder = run_plan(plan.open(), watch)
+            with signals.listening():  # looking at all cases may take long, too
+                folder = run_plan(plan.open(), watch)
         for which in scorings:
             for table in run_report(folder, scoring=which):
                 show(table)

@@ -30,7 +30,12 @@ EPOCHS, UPDATES, WARM_UP = 2, 4, 2
 allocate memory."""
 CASES = 2
 """Training cases of a trial's steps."""
-STAGES = {"opened": "prepare", "pseudo": "pseudo labels", "exam": "examine"}
+STAGES = {
+    "prepared": "prepare",
+    "opened": "prepare",
+    "pseudo": "pseudo labels",
+    "exam": "examine",
+}
 """Event of one case → what is done with it."""
 
 
@@ -121,7 +126,7 @@ def forecast(settings: RunSettings) -> Forecast:
         peaks = ("peak_rss_bytes", "examine_peak_rss_bytes")
     return Forecast(
         steps=tuple(
-            _step(plan, number, watch.of_step(number), tests)
+            _step(plan, trial, number, watch, tests)
             for number in range(1, len(whole.splits) + 1)
         ),
         peak_bytes=int(
@@ -281,16 +286,17 @@ def _bytes(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def _step(plan: Plan, number: int, seen: _Measured, tests: int) -> StepForecast:
+def _step(plan: Plan, trial: Plan, number: int, watch: _Watch, tests: int) -> StepForecast:
     """A step of the whole run.
 
     Args:
         plan: of the whole run.
+        trial: of the trial.
         number: of the step.
-        seen: what the trial measured of it.
+        watch: what the trial measured; what was prepared ahead of all steps is that of step 0.
         tests: test cases of the course.
     """
-    split, train = plan.catalog.splits[number - 1], plan.profile.train
+    split, train, seen = plan.catalog.splits[number - 1], plan.profile.train, watch.of_step(number)
     one = train.iterations or math.ceil(len(split.train) / train.crops)
     updates, train_s = 0, 0.0
     for phase, seconds in seen.phases.items():
@@ -300,7 +306,9 @@ def _step(plan: Plan, number: int, seen: _Measured, tests: int) -> StepForecast:
         count = epochs * max(1, round(one * per_epoch / UPDATES))
         updates += count
         train_s += count * statistics.median(seconds[WARM_UP:] or seconds)
-    scale = len(split.train) / max(1, min(CASES, len(split.train)))
+    scale = len(split.train) / max(1, len(trial.catalog.splits[number - 1].train))
+    per_case = {stage: _per_case(seen.stages.get(stage, ())) for stage in STAGES.values()}
+    per_case["prepare"] += _per_case(watch.of_step(0).stages.get("prepare", ()))
     counts = {"prepare": seen.counts.get("prepare", 0) * scale,
               "pseudo labels": seen.counts.get("pseudo labels", 0) * scale,
               "examine": tests}  # fmt: skip
@@ -310,10 +318,7 @@ def _step(plan: Plan, number: int, seen: _Measured, tests: int) -> StepForecast:
         tests=tests,
         seconds={
             "train": train_s,
-            **{
-                stage: counts[stage] * _per_case(seen.stages.get(stage, ()))
-                for stage in STAGES.values()
-            },
+            **{stage: counts[stage] * seconds for stage, seconds in per_case.items()},
         },
     )
 

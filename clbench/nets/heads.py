@@ -232,8 +232,9 @@ def dynamic_head(features: Tensor, params: Tensor) -> Tensor:
     """
     if features.dtype in (torch.float16, torch.bfloat16):
         features = features.float()
-    # a CPU's autocast would round each block, which costs more than it saves
-    with torch.autocast("cpu", enabled=False):
+    # autocast would round each block: on a CPU that costs more than it saves, on a GPU the logits
+    kind = features.device.type  # or `meta`, where operations are only counted
+    with torch.autocast(kind if torch.amp.is_autocast_available(kind) else "cpu", enabled=False):
         flat: Tensor = _Dynamic.apply(  # type: ignore[no-untyped-call]  # torch
             features.flatten(2), params.to(features.dtype)
         )

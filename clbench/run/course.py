@@ -113,7 +113,8 @@ def run_plan(
         if settings.fresh:
             plan.ranks.by_first(lambda: empty_run(plan.folder))
         count = None
-        if record is not None and settings.threads is None:
+        same = record is not None and (record.host or {}).get("processes", 1) == plan.ranks.size
+        if record is not None and same and settings.threads is None:
             count = record.threads  # equal bits need as many
         plan.ranks.by_first(lambda: prepare(plan.catalog, watch=watch))
         with reproducibility.threads(count):

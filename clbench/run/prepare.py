@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -25,6 +24,7 @@ from clbench.data.catalog import Catalog, reading
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import grid, spacing_of
 from clbench.errors import StoreError
+from clbench.evaluation.cost.allocator import left_in_group
 from clbench.spec.benchmark import Preprocessing, Source
 
 PEAK_BYTES_PER_VOXEL = 16
@@ -90,7 +90,8 @@ def processes(cases: Sequence[Case], pre: Preprocessing) -> int:
         DataError: a header cannot be used.
     """
     largest = max((voxels(case, pre) for case in cases), default=1)
-    fit = psutil.virtual_memory().available // (largest * PEAK_BYTES_PER_VOXEL)
+    free = min(psutil.virtual_memory().available, left_in_group())
+    fit = free // (largest * PEAK_BYTES_PER_VOXEL)
     return int(max(1, min(reproducibility.cores(), fit, len(cases))))
 
 
@@ -127,6 +128,7 @@ def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda eve
             watch({"event": "prepared", "done": done, "of": len(left), "case": case})
             signals.check(f"preprocessing, case {case}")
     except BrokenProcessPool as err:
+        signals.check("preprocessing")  # of which a process that had hardly begun dies
         raise StoreError(
             "a process that preprocessed a case was killed, as happens where memory runs out",
             where=catalog.cache.root,
@@ -141,10 +143,10 @@ def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda eve
 def _prepare_case(
     root: Path, case: Case, pre: Preprocessing, parent: int
 ) -> tuple[str, Exception | None]:
-    """One case; a process of its own leaves Ctrl-C to the one that waits for it."""
+    """One case; a process of its own leaves signals to the one that waits for it."""
     number, source, files = case
     if os.getpid() != parent:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signals.leave_to_parent(number)
     try:
         with reading(number, files.case):
             VolumeCache(root).get(files, source, pre)

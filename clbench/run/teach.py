@@ -114,6 +114,7 @@ def start_model(
     Raises:
         DataError: the labels of a structure the step learns say the same everywhere.
     """
+    own = _open(plan.catalog, [(lesson.number, c) for c in lesson.cases], watch)
     lesson = replace(lesson, voxels=plan.catalog.voxels(lesson.number))
     if lesson.number == 1 or strategy.declaration.starts_from == "scratch":
         model = blank(plan, strategy, lesson)
@@ -124,7 +125,6 @@ def start_model(
             strategy.grow(model, plan.kit, lesson)
     _refuse_nothing_to_train(strategy, model, lesson, start.memory)
     model.to(plan.device)
-    own = _open(plan.catalog, [(lesson.number, c) for c in lesson.cases], watch)
     refuse_constant_labels(lesson, list(own.values()))
     return StepState(
         strategy=strategy, lesson=lesson, model=model, memory=start.memory, teacher=start.teacher
@@ -295,7 +295,7 @@ def train_step(
             see(event)
     teacher = copy.deepcopy(state.teacher) if strategy.takes_teacher(lesson) else None
     patch = plan.catalog.preprocessing.patch_vox
-    with enough_memory(f"teaching step {lesson.number}", profile, patch):
+    with enough_memory(f"teaching step {lesson.number}", profile, patch, processes=plan.ranks.size):
         teach(
             StepTraining(
                 strategy=strategy,
@@ -345,8 +345,10 @@ def teach_step(
     plan.ranks.gather(None)  # all have read what the first one is about to change
     before = checkpointer.found or {}
     hosts = list(before.get("hosts", ()))
-    same_threads = hosts and plan.settings.threads is None
-    with reproducibility.threads(hosts[-1]["threads"] if same_threads else None):
+    # equal bits need as many threads, and as many processes, or they cannot be had
+    same = hosts and hosts[-1].get("processes", 1) == plan.ranks.size
+    kept = same and plan.settings.threads is None
+    with reproducibility.threads(hosts[-1]["threads"] if kept else None):
         begun = time.monotonic()
         past_data.refuse_undeclared(strategy, lesson, start.memory)
         opened = plan.catalog.ledger.setdefault(lesson.number, {})

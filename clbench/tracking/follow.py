@@ -112,6 +112,10 @@ class Follower:
         if event["step"] != self.step:
             self.step, self.step_began, self.began = event["step"], self.at, {}
         if event["event"] == "update":
+            if event["epoch"] == event["iteration"] == 0 and event["phase"] in self.began:
+                # the phase is taught anew, from its first update on, and so is what follows it
+                self.at = self.began[event["phase"]]
+                self.began = {name: at for name, at in self.began.items() if at < self.at}
             self.began.setdefault(event["phase"], self.at)
             self.at += 1
         self.tracker.log(values, self.at)

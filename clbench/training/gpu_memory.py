@@ -26,7 +26,12 @@ def noted(where: str) -> Iterator[None]:
 
 @contextmanager
 def enough_memory(
-    doing: str, profile: Profile, patch_vox: Sequence[int], *, teaching: bool = True
+    doing: str,
+    profile: Profile,
+    patch_vox: Sequence[int],
+    *,
+    teaching: bool = True,
+    processes: int = 1,
 ) -> Iterator[None]:
     """Turn a GPU that is out of memory into an error that names a smaller setting.
 
@@ -35,6 +40,7 @@ def enough_memory(
         profile: the settings in force.
         patch_vox: (D, H, W) of crops and windows, in voxels.
         teaching: whether batch and precision matter, or windows.
+        processes: that share an update's crops.
 
     Raises:
         SettingError: out of memory inside.
@@ -46,6 +52,7 @@ def enough_memory(
             raise
         patch = "x".join(map(str, patch_vox))
         where = "; ".join([doing, *getattr(err, "__notes__", ())])
+        advice = smaller_setting(profile, patch_vox, teaching=teaching, processes=processes)
         traceback.clear_frames(err.__traceback__)  # they hold what the update had allocated
         raise SettingError(
             "the GPU is out of memory",
@@ -55,12 +62,13 @@ def enough_memory(
             f"examine.windows = {profile.examine.windows or 'as many as fit'}, "
             f"backbone.size = {profile.backbone.size}",
             got=first_line(err),
-            next_step=f"{smaller_setting(profile, patch_vox, teaching=teaching)}, or free the GPU "
-            "of other processes",
+            next_step=f"{advice}, or free the GPU of other processes",
         ) from err
 
 
-def smaller_setting(profile: Profile, patch_vox: Sequence[int], *, teaching: bool = True) -> str:
+def smaller_setting(
+    profile: Profile, patch_vox: Sequence[int], *, teaching: bool = True, processes: int = 1
+) -> str:
     """The first smaller setting to try.
 
     Windows or batch are halved, for what a forward pass holds grows in proportion to them (and as
@@ -72,10 +80,13 @@ def smaller_setting(profile: Profile, patch_vox: Sequence[int], *, teaching: boo
         profile: the settings that did not fit.
         patch_vox: (D, H, W) of crops and windows, in voxels.
         teaching: halve the batch; else the windows at a time.
+        processes: that share an update's crops, of which each holds a part at once.
     """
-    if teaching and profile.train.batch > 1:
-        half = profile.train.batch // 2
-        crops = profile.train.crops
+    crops = profile.train.crops
+    share = max(1, crops // processes)
+    at_once = max(n for n in range(1, share + 1) if share % n == 0 and n <= profile.train.batch)
+    if teaching and at_once > 1:
+        half = at_once // 2
         if crops % half == 0:  # the same update, in less memory
             return f"try --set train.batch={half} --set train.accumulate={crops // half}"
         return f"try --set train.batch={half}"

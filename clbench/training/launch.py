@@ -25,8 +25,8 @@ RENDEZVOUS = "CLBENCH_RENDEZVOUS"
 """Environment of a process started here: URL of the file by which they meet."""
 GRACE_S = 60
 """How long the others may take to end once one has failed; then they are killed."""
-ASKED = (STATUS, -signal.SIGTERM)
-"""How a process ends that was asked to: the second before it listens."""
+ASKED = (STATUS, *(-number for number in SIGNALS))
+"""How a process ends that was asked to: by the signal itself before it listens."""
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal a process gets when the one that started it has died."""
 
@@ -77,7 +77,10 @@ def launch(words: Sequence[str], count: int) -> int:
     with tempfile.TemporaryDirectory(prefix="clbench_") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         said = [stack.enter_context((folder / f"{r}.err").open("wb")) for r in range(count)]
-        threads = str(max(1, (os.cpu_count() or 1) // count))
+        # those that this process may use, as `clbench.reproducibility.cores` says with torch
+        affinity = getattr(os, "sched_getaffinity", None)
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        threads = str(max(1, cores // count))
         children = [
             subprocess.Popen(  # noqa: S603  # this very command
                 command,

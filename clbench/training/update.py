@@ -161,7 +161,7 @@ class UpdateWork:
         of = ranks.size if alike else self.division.shards
         counts = _Counts(ranks, device=batch.label.device)
         if len(shards) > 1:
-            counts = self._counted_ahead(shards)
+            counts = self._counted_ahead(shards, reseed)
         added: dict[str, Tensor] = {}
         for shard, crops in shards:
             reseed("shard", shard.number)
@@ -173,6 +173,7 @@ class UpdateWork:
                 share = term.detach().double().reshape(()) / of
                 added[name] = added[name] + share if name in added else share
         reseed("hooks", 0)  # the same in all processes
+        counts.end()
         add_gradients(self.trained, ranks)
 
         mine = [crops for _, crops in shards] if ranks.first or not alike else []
@@ -209,8 +210,14 @@ class UpdateWork:
             cut.append((shard, crops_of(batch, own)))
         return cut
 
-    def _counted_ahead(self, shards: Sequence[tuple[Shard, Batch]]) -> _Counts:
-        """All counts of the update, asked for by losses of a model that answers zeros."""
+    def _counted_ahead(
+        self, shards: Sequence[tuple[Shard, Batch]], reseed: Callable[[str, int], None]
+    ) -> _Counts:
+        """All counts of the update, asked for by losses of a model that answers zeros.
+
+        Each shard is counted in the random state in which it is computed afterwards: a loss may
+        draw what it counts, as long as the forward pass before it draws nothing.
+        """
         context = self.session.context
         memory, ahead = dict(context.memory), list[list[Tensor]]()
 
@@ -221,6 +228,7 @@ class UpdateWork:
         with torch.no_grad(), answering_zeros(context.model, self._shapes), self.autocast():
             for shard, crops in shards:
                 ahead.append([])
+                reseed("shard", shard.number)
                 with computing(replace(shard, total=note)):
                     self.session.count(crops)
         context.memory.clear()
@@ -243,13 +251,21 @@ class _Counts:
 
     def __init__(self, ranks: Ranks, *, device: torch.device, ahead: Tensor | None = None) -> None:
         self.ranks, self.ahead, self.asked = ranks, ahead, dict[int, int]()
-        self.totals = None if ahead is None else ranks.add(ahead.sum(0))
+        self.totals: Tensor | None = None
+        if ahead is not None:
+            n = ahead.shape[1]
+            sums = ranks.add(torch.tensor([n, n * n], dtype=torch.float64, device=device)).tolist()
+            if sums[0] ** 2 != ranks.size * sums[1]:  # equal only where all processes have n
+                raise _other_counts([n, round(sums[0]) - n])
+            self.totals = ranks.add(ahead.sum(0))
         self.misses = torch.zeros(1, dtype=torch.float64, device=device)
 
     def total(self, place: int, count: Tensor) -> Tensor:
         """A count of the shard at a place of this process → its sum over all shards."""
         if self.ahead is None or self.totals is None:
-            return self.ranks.add(count.double().clone())
+            # beside the count a 1, so that a process that asks for none is noticed; see `end`
+            own = count.double().reshape(())
+            return self.ranks.add(torch.stack([own, torch.ones_like(own)]))[0]
         number = self.asked.get(place, 0)
         self.asked[place] = number + 1
         if number >= self.ahead.shape[1]:
@@ -257,13 +273,25 @@ class _Counts:
         self.misses += count.double().reshape(()) != self.ahead[place, number]
         return self.totals[number]
 
+    def end(self) -> None:
+        """Refuse, before gradients are added up, that other processes ask for further counts.
+
+        Raises:
+            TrainingError: they do: their counts, and this, are added up to more than nothing.
+        """
+        if self.ahead is None and self.ranks.size > 1:
+            rest = torch.zeros(2, dtype=torch.float64, device=self.misses.device)
+            if self.ranks.add(rest)[1] > 0:
+                raise _other_counts(())
+
 
 def _other_counts(numbers: Sequence[int]) -> TrainingError:
     return TrainingError(
         "the losses of an update's parts divide by counts of different number",
         expected="as many calls of `denominator`, in the same order, whatever a part shows",
-        got=", ".join(map(str, numbers)),
-        next_step="call it also where nothing is known, or --set train.accumulate=1",
+        got=", ".join(map(str, numbers)) or "fewer calls in this process than in another",
+        next_step="call it also where nothing is known, or take one process and "
+        "--set train.accumulate=1",
     )
 
 

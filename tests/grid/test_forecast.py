@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +17,14 @@ from scipy import stats
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
+from clbench.data.cache import VolumeCache
+from clbench.data.volume import Volume
 from clbench.grid.forecast import (
+    CASES,
     EPOCHS,
     Forecast,
     _shortened,
+    _Watch,
     _with_all,
     forecast,
     smallest_difference,
@@ -40,8 +45,27 @@ def settings(
 
 
 @pytest.fixture(scope="module")
-def ahead(settings: RunSettings) -> Forecast:
-    return forecast(settings)
+def order() -> list[str]:
+    """What the trial does with its cases, in order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def ahead(settings: RunSettings, order: list[str]) -> Forecast:
+    write, see = VolumeCache._write, _Watch.see
+
+    def written(cache: VolumeCache, entry: Path, volume: Volume) -> None:
+        order.append("made")
+        write(cache, entry, volume)
+
+    def seen(watch: _Watch, event: Mapping[str, Any]) -> None:
+        order.append(event["event"])
+        see(watch, event)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VolumeCache, "_write", written)
+        patch.setattr(_Watch, "see", seen)
+        return forecast(settings)
 
 
 def test_updates_and_cases_are_those_of_the_run(ahead: Forecast, smoke_run: Path) -> None:
@@ -60,6 +84,14 @@ def test_sizes_are_near_what_the_run_left(ahead: Forecast, smoke_run: Path) -> N
     assert ahead.running_bytes > ahead.run_bytes
     assert ahead.cache_bytes > 0
     assert ahead.peak_bytes > 1e8
+
+
+def test_a_case_is_made_in_the_time_before_the_event_that_it_is_opened(
+    ahead: Forecast, order: list[str]
+) -> None:
+    """Made before the first such event, all of them would seem to take no time."""
+    of_cases = [what for what in order if what in ("made", "opened")]
+    assert of_cases[: 2 * CASES] == ["made", "opened"] * CASES
 
 
 def test_every_part_of_the_time_was_measured(ahead: Forecast) -> None:

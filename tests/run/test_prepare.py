@@ -93,18 +93,42 @@ def test_a_case_that_cannot_be_used_is_named_and_the_others_are_ready(
     assert [files.case for *_, files in unprepared(course)] == ["1"]
 
 
-def killed(*case: object) -> None:
-    """A process as the system ends it where memory runs out."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_process_that_is_killed_is_an_error_with_a_way_out(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def killed(*case: object) -> None:  # within the test: processes cannot import its module
+        os.kill(os.getpid(), signal.SIGKILL)
+
     monkeypatch.setattr(prepare_module, "_prepare_case", killed)
     with pytest.raises(StoreError, match="memory runs out") as err:
         prepare(catalog(data, tmp_path / "c"), 2)
     assert "clbench data prepare --jobs 1" in str(err.value)
+    assert "SIGKILL" in str(err.value.__cause__)
+
+
+def test_a_process_that_a_signal_to_all_has_killed_is_a_stop(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(root: Path, case: object, pre: object, parent: int) -> None:
+        os.kill(parent, signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(prepare_module, "_prepare_case", ended)
+    with signals.listening(), pytest.raises(signals.Stopped, match="SIGUSR1"):
+        prepare(catalog(data, tmp_path / "c"), 2)
+
+
+def test_a_process_that_prepares_ignores_signals_to_all(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (case, *_) = unprepared(course := catalog(data, tmp_path / "c"))
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    try:
+        prepare_module._prepare_case(course.cache.root, case, course.preprocessing, parent=0)
+        assert {signal.getsignal(number) for number in signals.SIGNALS} == {signal.SIG_IGN}
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_asked_to_stop_it_keeps_what_is_ready(data: Path, tmp_path: Path) -> None:

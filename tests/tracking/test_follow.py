@@ -83,6 +83,20 @@ def test_updates_made_once_more_are_sent_to_their_places(smoke_run: Path) -> Non
     assert [at for at, _ in tracker.values] == [1, 2, 3, 3]
 
 
+def test_a_step_that_starts_anew_is_sent_to_its_old_places(smoke_run: Path) -> None:
+    """Killed before its first saved place, or by a strategy that cannot go on within a step."""
+    events = updates(smoke_run)
+    first = [e for e in events if e["step"] == 1]
+    second = [e for e in events if e["step"] == 2]
+    tracker = Recorded()
+    follower = Follower(tracker, print)
+    for event in [*first, *second[:2], *second]:
+        follower.watch(event)
+    n = len(first)
+    sent = [at for at, _ in tracker.values]
+    assert sent == [*range(1, n + 3), *range(n + 1, n + 1 + len(second))]
+
+
 def test_a_tracker_that_fails_is_left_and_the_run_goes_on(smoke_run: Path) -> None:
     said: list[str] = []
     follower = Follower(Broken(), said.append)

@@ -35,6 +35,8 @@ def test_a_process_knows_its_place_by_torchrun_or_by_clbench() -> None:
         ("raise SystemExit(3)", 1, 3),
         ("import os; os.kill(os.getpid(), 9)", 1, -signal.SIGKILL),
         (f"raise SystemExit({STATUS})", None, STATUS),
+        # sent to a process that does not listen yet
+        ("import os; os.kill(os.getpid(), 10)", None, -signal.SIGUSR1),
         ("", None, 0),
     ],
 )

@@ -143,6 +143,67 @@ def test_counts_of_the_answer_are_noticed_where_they_were_taken_ahead() -> None:
     assert "forward" not in vars(model)
 
 
+class NotAlways(Session):
+    """Asks for no count where its own crops hold nothing."""
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        loss = self.context.model(batch.image).logits.square().sum()
+        return {"loss": loss / denominator(batch.label.sum()) if batch.label.any() else loss}
+
+
+def one_layer_work(session_type: type[Session], passes: int, ranks: Ranks) -> UpdateWork:
+    model = OneLayer(1, 1, 1)
+    session = session_type.__new__(session_type)
+    session.context = type("Context", (), {"model": model, "memory": Memory()})()
+    return UpdateWork(
+        session=session, division=Division(crops=2 * passes, passes=passes, ranks=ranks),
+        whole=False, trained=list(model.parameters()), autocast=torch.enable_grad,
+        scaled=lambda loss: loss,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_counts_that_one_process_does_not_ask_for_are_named(tmp_path: Path, passes: int) -> None:
+    def work(rank: int) -> None:
+        here = Place(rank=rank, local=rank, size=2, url=f"file://{tmp_path}/meeting")
+        of = one_layer_work(NotAlways, passes, join(here, torch.device("cpu")))
+        batch = Batch(
+            image=torch.rand(passes, 1, 2, 2, 2),
+            label=torch.full((passes, 1, 2, 2, 2), rank, dtype=torch.uint8),
+            pseudo=None, structures=("liver",), new=(True,), cases=("1/a",) * passes,
+        )  # fmt: skip
+        # the one that asks is told, at the latest, that the other has ended
+        told = "different number" if rank == 0 or passes == 2 else "different number|has ended"
+        with pytest.raises(TrainingError, match=told):
+            of.gradients(batch, lambda terms: terms["loss"], lambda *place: None)
+
+    in_two_processes(work)
+
+
+class Drawn(Session):
+    """Counts what it has drawn."""
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        chosen = torch.rand(batch.label.shape) < 0.5
+        logits = self.context.model(batch.image).logits
+        return {"loss": logits[chosen].square().sum() / denominator(chosen.sum())}
+
+
+def test_a_loss_that_draws_what_it_counts_draws_the_same_ahead() -> None:
+    work = one_layer_work(Drawn, 2, Ranks())
+    batch = Batch(
+        image=torch.rand(2, 1, 4, 4, 4), label=torch.zeros(2, 1, 4, 4, 4, dtype=torch.uint8),
+        pseudo=None, structures=("liver",), new=(True,), cases=("1/a", "1/b"),
+    )  # fmt: skip
+
+    def reseed(name: str, number: int) -> None:
+        torch.manual_seed(number)
+
+    of_update = work.gradients(batch, lambda terms: terms["loss"], reseed)
+    assert of_update.misses is not None
+    assert float(of_update.misses) == 0
+
+
 def test_validation_cases_are_divided_and_decide_alike(tmp_path: Path, cache_root: Path) -> None:
     """The mean over two processes' cases has the bits of one process's; both enter every case."""
     harness = StrategyHarness(Finetune(), name="finetune", folder=tmp_path, cache=cache_root)

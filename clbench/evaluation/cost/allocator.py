@@ -135,10 +135,10 @@ def _room() -> tuple[int, int]:
     for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
-    return pages * resource.getpagesize(), min(free, _left_in_group())
+    return pages * resource.getpagesize(), min(free, left_in_group())
 
 
-def _left_in_group() -> int:
+def left_in_group() -> int:
     """Bytes left of the limit that a container or a SLURM job has (cgroup v2)."""
     try:
         name = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().rpartition("::")[2]
