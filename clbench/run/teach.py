@@ -458,7 +458,8 @@ def _validate(plan: Plan, state: StepState) -> Validate | None:
 
     def dice_of(server: VolumePredictor, case: str) -> dict[str, list[float]]:
         volume = catalog.open(lesson.number, case, "validation")
-        return structure_dice(server, [volume], lesson.taught)
+        with windows_fit(plan, f"validating in step {lesson.number}, case {case}"):
+            return structure_dice(server, [volume], lesson.taught)
 
     def validate(served: nn.Module) -> float:
         server = predictor(plan, state.strategy, served, lesson.structures, state.memory)
