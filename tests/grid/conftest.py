@@ -16,7 +16,6 @@ from clbench.grid.study_file import Cell
 SCRIPT = """
 import shutil, signal, sys
 from pathlib import Path
-from clbench.store import files
 word = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 home = Path(word["--out"]) / "tumor_ext"
 name, seed = word["--strategy"], word["--seed"]
@@ -26,6 +25,9 @@ own = home / "_shared" / f"{name}-{seed}"
 print(name, seed, word["--threads"], flush=True)
 for place in (folder, shared):
     place.mkdir(parents=True, exist_ok=True)
+if not (shared / "step1.pt").exists():  # whoever is to wait for it must not be started yet
+    print(name, seed, file=(home / "untaught.txt").open("a"), flush=True)
+from clbench.store import files  # takes long enough for others to look, too
 with files.locked(folder / ".lock"):
     trace = (home / "trace.txt").open("a")
     with files.locked(shared / ".lock"):  # an error where two teach one step
@@ -36,7 +38,7 @@ with files.locked(folder / ".lock"):
             (shared / "step1.pt").touch()
     if name == "endless":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-        (home / "endless.txt").touch()
+        (home / f"endless{seed}.txt").touch()
         signal.pause()
     if name == "stopped":  # twice
         count = home / f"stopped{seed}.txt"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,6 +31,7 @@ from clbench.grid.forecast import (
     smallest_difference,
 )
 from clbench.run.plan import RunSettings, resolve
+from clbench.store import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,16 @@ def settings(
 ) -> RunSettings:
     """Those of the finished run."""
     out = tmp_path_factory.mktemp("one")  # other tests may make runs beside the shared one
-    shutil.copytree(smoke_run, out / smoke_run.relative_to(smoke_run.parents[2]))
+    own = out / smoke_run.relative_to(smoke_run.parents[2])
+    shutil.copytree(smoke_run, own)
+    for name, change in {
+        "another": lambda r: r["identity"]["profile"]["train"].update(lr=0.5),
+        "unfinished": lambda r: r.update(status="running"),
+    }.items():
+        record = run_folder.read_record(own)
+        change(record)
+        (own.parent / name).mkdir()
+        run_folder.write_record(own.parent / name, record)
     return RunSettings(
         bench="tumor_ext", strategy="universal", profile="smoke", out=out, cache=cache_root
     )
@@ -51,7 +62,9 @@ def order() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def ahead(settings: RunSettings, order: list[str]) -> Forecast:
+def ahead(
+    settings: RunSettings, order: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Forecast:
     write, see = VolumeCache._write, _Watch.see
 
     def written(cache: VolumeCache, entry: Path, volume: Volume) -> None:
@@ -62,10 +75,16 @@ def ahead(settings: RunSettings, order: list[str]) -> Forecast:
         order.append(event["event"])
         see(watch, event)
 
+    home = tmp_path_factory.mktemp("trial")
+    before = sorted(settings.out.rglob("*"))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(home))
         patch.setattr(VolumeCache, "_write", written)
         patch.setattr(_Watch, "see", seen)
-        return forecast(settings)
+        found = forecast(settings)
+    assert not list(home.iterdir())  # the trial leaves nothing behind
+    assert sorted(settings.out.rglob("*")) == before
+    return found
 
 
 def test_updates_and_cases_are_those_of_the_run(ahead: Forecast, smoke_run: Path) -> None:
@@ -148,7 +167,7 @@ def test_the_smallest_difference_has_the_power_it_says() -> None:
         assert power == pytest.approx(0.8, abs=0.03)  # the shifted t stands for the noncentral one
 
 
-def test_the_command_leaves_nothing_behind(
+def test_the_command_says_how_sure_it_is_and_makes_no_folder(
     settings: RunSettings, ahead: Forecast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clbench.grid.forecast.forecast", lambda settings: ahead)

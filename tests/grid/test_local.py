@@ -40,6 +40,8 @@ def test_all_runs_end_and_a_shared_step_is_taught_once(
     assert work_off(jobs, [CPU] * 3, more=more) == []
     assert set(states(jobs)) == {State.FINISHED}
     assert len(trace(jobs[0])) == 3  # seed 0, seed 1, and the own one of both `own` runs
+    untaught = jobs[0].folder.parent.parent / "untaught.txt"
+    assert len(untaught.read_text(encoding="utf-8").splitlines()) == 3  # the others waited
     assert jobs[0].log.read_text(encoding="utf-8") == "lwf 0 3\n"
     assert not list(jobs[0].log.parent.glob("*.json"))
     before = jobs[0].log.stat().st_mtime_ns
@@ -153,23 +155,24 @@ def test_a_run_waits_for_every_step_that_another_one_is_to_teach(make_job: MakeJ
 def test_asked_to_stop_all_runs_are_asked_and_nothing_is_orphaned(
     make_job: MakeJob, finished_record: Path
 ) -> None:
-    jobs = [make_job("endless", 0), make_job("lwf", 1)]
-    ready = jobs[0].folder.parent.parent / "endless.txt"
+    jobs = [make_job("endless", 0), make_job("endless", 1), make_job("lwf", 2)]
+    home = jobs[0].folder.parent.parent
     started: list[Job] = []
 
     def watch(event: Mapping[str, Any]) -> None:
         if event["event"] == "started":
             started.append(event["job"])
             waiting = threading.Event()
-            while not ready.exists():
+            while not (home / f"endless{event['job'].cell.seed}.txt").exists():
                 waiting.wait(0.01)
-            os.kill(os.getpid(), signal.SIGTERM)
+            if len(started) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(signals.Stopped, match="SIGTERM"):
-        work_off(jobs, [CPU], more=["--cache", str(finished_record)], watch=watch)
-    assert started == [jobs[0]]
-    assert states(jobs) == [State.TO_DO, State.TO_DO]
-    assert jobs[0].failed() is None
+        work_off(jobs, [CPU] * 2, more=["--cache", str(finished_record)], watch=watch)
+    assert started == jobs[:2]
+    assert states(jobs) == [State.TO_DO] * 3
+    assert [job.failed() for job in jobs] == [None] * 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells processes of their parent's end")
@@ -185,7 +188,7 @@ def test_runs_end_when_the_grid_is_killed(make_job: MakeJob, tmp_path: Path) -> 
     )
     grid = subprocess.Popen([sys.executable, "-c", script, *local.COMMAND])
     waiting = threading.Event()
-    while not (job.folder.parent.parent / "endless.txt").exists():
+    while not (job.folder.parent.parent / "endless0.txt").exists():
         waiting.wait(0.05)
     assert job.is_running()
     grid.kill()

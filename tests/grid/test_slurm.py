@@ -94,7 +94,7 @@ def test_told_of_its_end_a_run_saves_and_its_job_is_queued_again(
 ) -> None:
     job = make_job("endless", 0)
     submit([job], SMALL, more=["--cache", str(finished_record)])
-    ready = job.folder.parent.parent / "endless.txt"
+    ready = job.folder.parent.parent / "endless0.txt"
     wait_until(ready.exists)
     number = job_id(job)
     assert now([job]) == [State.RUNNING]

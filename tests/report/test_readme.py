@@ -62,7 +62,8 @@ def test_its_numbers_and_pictures_are_made_by_the_tool(
         now, then = imread(drawn), imread(kept)
         assert now.shape == then.shape, "run `make readme`"
         # rounding in another build of the font library moves the edge of a letter, not a line
-        assert float(np.mean(np.abs(now - then))) < 0.002, "run `make readme`"
+        # (5e-6 was seen); a row of names that is erased makes 8e-4
+        assert float(np.mean(np.abs(now - then))) < 2e-4, "run `make readme`"
 
 
 def test_pages_hold_the_blocks_they_are_for() -> None:

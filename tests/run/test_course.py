@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from clbench.run.course import run_course, run_plan
 from clbench.run.plan import RunSettings, resolve
 from clbench.run.record import new_record
 from clbench.spec import registry
-from clbench.store import run_folder
+from clbench.store import checkpoint, run_folder
 from clbench.strategies.finetune import Finetune
 from clbench.strategy.contract import Lesson, Memory
 
@@ -43,7 +44,9 @@ def test_a_run_leaves_the_whole_record(smoke_run: Path) -> None:
     assert record["cost"]["2"]["train"]["parameters"] > record["cost"]["1"]["train"]["parameters"]
     assert {"torch", "python", "clbench"} <= set(record["versions"])
     assert len(list((smoke_run / "predictions" / "step2").glob("*.npz"))) == 4
-    assert not (smoke_run / "pseudo").exists()  # needed for training only
+    left = {p.name for p in (smoke_run.parents[2] / "_shared").glob("*/*")}
+    assert "step2.pt" in left or "events.jsonl" in left
+    assert not left & {"pseudo", "resume"}  # needed for training only
 
 
 def test_every_learned_structure_is_scored_on_every_test_case(smoke_run: Path) -> None:
@@ -81,9 +84,16 @@ def test_equal_settings_give_equal_bytes(smoke_run: Path, cache_root: Path, tmp_
 def test_seed_and_settings_lead_elsewhere(
     smoke_run: Path, cache_root: Path, tmp_path: Path
 ) -> None:
-    other = run_course(settings(tmp_path, cache_root, seed=1))
-    assert other.name != smoke_run.name
-    assert (other / "scores.csv").read_bytes() != (smoke_run / "scores.csv").read_bytes()
+    names, weights = {smoke_run.name}, [checkpoint.load(smoke_run / "step2.pt")["model"]]
+    for more in ({"seed": 1}, {"overrides": ("train.lr=0.002",)}):
+        other = run_course(settings(tmp_path, cache_root, **more))
+        names.add(other.name)
+        weights.append(checkpoint.load(other / "step2.pt")["model"])
+    assert len(names) == 3
+    for a, b in itertools.combinations(weights, 2):
+        kernels = [k for k, value in a.items() if value.ndim == 5 and len(value) > 1]
+        assert len(kernels) > 5
+        assert not any(torch.equal(a[k], b[k]) for k in kernels)
 
 
 def test_a_finished_run_is_not_repeated_unless_fresh(

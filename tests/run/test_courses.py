@@ -111,7 +111,7 @@ def test_jhh_and_its_stand_in_never_share_a_table(smoke_out: Path, cache_root: P
         records.append(RunRecord.read(run_course(settings)))
     with pytest.raises(StoreError, match="one table") as err:
         refuse_mixture(records)
-    assert "bench" in str(err.value)
+    assert "bench" in str(err.value.got)
 
 
 def small(bench: Any, cache_root: Path) -> Catalog:

@@ -51,8 +51,9 @@ def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path: Path) -> None:
 
 def test_damaged_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "step1.pt"
-    with pytest.raises(StoreError, match="missing"):
+    with pytest.raises(StoreError) as err:
         checkpoint.load(path)
+    assert "missing" in err.value.what  # the path has the word, too
     checkpoint.save(path, CONTENT)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(StoreError) as err:

@@ -87,8 +87,9 @@ def test_every_altered_byte_of_the_tensors_is_found(tmp_path: Path) -> None:
     header = int.from_bytes(whole[:8], "little") + 8
     for at in range(header, len(whole), 17):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-        with pytest.raises(StoreError, match="altered"):
+        with pytest.raises(StoreError) as err:
             read_tensors(path)
+        assert "altered" in err.value.what  # the path has the word, too
 
 
 def test_files_of_others_are_refused(tmp_path: Path) -> None:
