@@ -170,8 +170,9 @@ def test_memory_and_cores_bound_the_processes(
 
 
 @pytest.mark.usefixtures("smoke_run")
-def test_the_command_prepares_what_runs_left(cache_root: Path) -> None:
-    words = ["data", "prepare", "--profile", "smoke", "--cache", str(cache_root), "--jobs", "1"]
+def test_the_command_prepares_what_is_not_ready(cache_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "phantom").symlink_to(cache_root / "phantom")  # images, and no volume of them
+    words = ["data", "prepare", "--profile", "smoke", "--cache", str(tmp_path), "--jobs", "1"]
     for count in (r"[1-9]\d*", "0"):
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, done.output

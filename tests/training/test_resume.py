@@ -212,7 +212,7 @@ def test_cases_examined_on_another_processor_are_not_asked_for_equal_bits(course
 
 def test_preprocessing_stops_between_two_cases(course: Course) -> None:
     asked = at({"event": "step"}, lambda: signals.ask("SIGTERM"))
-    with pytest.raises(signals.Stopped, match="preprocessing for step 1, case"):
+    with pytest.raises(signals.Stopped, match="step 1, opening case"):
         course.run("finetune", "early", asked)
 
 
