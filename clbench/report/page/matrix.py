@@ -210,18 +210,14 @@ def matrix_of(a: Analysis) -> Matrix:
     rows = []
     for m in dice.strategies:
         reference = m is dice.reference
-        cells: dict[str, Cell] = {
-            e.name: _reference_cell(a, e)
-            if reference
-            else _cell(compared[e.name, m.label], protocol)
-            for e in endpoints
-        }
-        cells = {  # a hole of the reference hides no number of the others
-            e.name: replace(cells[e.name], value=interval(dice, m, e, protocol.level).estimate)
-            if cells[e.name].word == HOLE
-            else cells[e.name]
-            for e in endpoints
-        }
+        cells: dict[str, Cell] = {}
+        for e in endpoints:
+            cell = (
+                _reference_cell(a, e) if reference else _cell(compared[e.name, m.label], protocol)
+            )
+            if cell.word == HOLE:  # a hole of the reference hides no number of the others
+                cell = replace(cell, value=interval(dice, m, e, protocol.level).estimate)
+            cells[e.name] = cell
         if own:
             cells[OWN] = _own_cell(own[m.label], protocol)
         cells |= _external_cells(a, m.label)
