@@ -27,6 +27,7 @@ _NUMBERS = re.compile(
 _BEYOND = re.compile(r"over new training runs (?P<low>[+-]\d\.\d+) to (?P<high>[+-]\d\.\d+)")
 _NEEDED = re.compile(r"(?:about (?P<n>\d+)|more than 1,000) patients \((?P<now>\d+) now\)")
 _LIMITED = "or these training runs"
+_LIMITED_DETAIL = ", and for these training runs by "
 
 
 def _wrong_in(text: str) -> Callable[[str, object, object], ClbenchError]:
@@ -81,6 +82,10 @@ def _audit(text: str, row: Mapping[str, str], protocol: Protocol, *, own: bool) 
         if NO_NUMBER not in text or found:
             raise wrong("a number where there is a hole", NO_NUMBER, text)
         return
+    if row["verdict"] == "shared":
+        if "one checkpoint" not in text or found or float(row["difference"]) != 0:
+            raise wrong("a comparison of one checkpoint", "one checkpoint", text)
+        return
     expected = _follows(row, protocol, own=own)
     claimed = _claimed(text, protocol, own=own)
     if claimed != expected:
@@ -99,7 +104,7 @@ def _audit(text: str, row: Mapping[str, str], protocol: Protocol, *, own: bool) 
     p_low, p_high = float(row["p_low"]), float(row["p_high"])
     second = p_low if own else max(p_low, p_high)
     for name, p in (("p", float(row["p"])), ("q", second)):
-        if not _same_p(found[name], p):
+        if not _same_p(found[name], p, protocol.alpha):
             raise wrong(name, p, found[name])
     if own and found["margin"] != f"{protocol.margin:g}":
         raise wrong("the margin", protocol.margin, found["margin"])
@@ -128,11 +133,13 @@ def _compare_end(
         raise wrong(name, row[name], text)
 
 
-def _same_p(text: str, p: float) -> bool:
+def _same_p(text: str, p: float, alpha: float) -> bool:
+    """The same number, on the same side of the level."""
     sign, number = text.split()
     if sign == "<":
-        return p < float(number)
-    return abs(float(number) - p) <= max(0.000501, 0.0501 * p)
+        return p < float(number) <= alpha
+    near = abs(float(number) - p) <= max(0.000501, 0.0501 * p)
+    return near and (float(number) <= alpha) == (p <= alpha)
 
 
 def _audit_interval(
@@ -177,8 +184,14 @@ def _audit_scope(
         "equivalent": -margin < low and high < margin, "keeps": low > -margin,
     }.get(word, False)  # fmt: skip
     settled = len(row["seeds"].split()) >= 3 and carries
-    if settled == (_LIMITED in text):
+    if settled == (_LIMITED in text.replace(_LIMITED_DETAIL, "")):
         raise wrong("the scope", "no limit" if settled else "for these training runs", text)
+    near, far = (low, high) if word == "better" else (-high, -low)
+    detail = claim.split(", ")[1:]
+    beyond = near > margin if detail == ["more"] else far < margin
+    limited = settled and detail in (["more"], ["less"]) and not beyond
+    if limited != (_LIMITED_DETAIL in text):
+        raise wrong("the scope of its size", "a limit" if limited else "none", text)
 
 
 def _audit_needed(
@@ -248,5 +261,6 @@ def _claimed(text: str, protocol: Protocol, *, own: bool) -> str:
         "more": f" by more than {margin}", "less": f", by less than {margin}",
         "not worse": f", not worse by {margin}", "not better": f", not better by {margin}",
     }  # fmt: skip
+    head = head.replace(_LIMITED_DETAIL, ", by ")
     said = [name for name, mark in details.items() if mark in head]
     return ", ".join([words[0], *said])

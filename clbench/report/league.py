@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,12 +217,13 @@ def league_of(
     ties = ties_of([_averaged(*methods[k][1:]) for k in whole], protocol)
     entries = [_entry(*each, protocol) for each in methods]
     ranked = [
-        replace(entries[whole[k]], groups=ties.letters(place), ranks=ties.ranks[place])
+        replace(
+            entries[whole[k]],
+            groups=ties.letters(place),
+            ranks=ties.ranks[place],
+            apart=place > 0 and not ties.together(place - 1, place),
+        )
         for place, k in enumerate(ties.order)
-    ]
-    ranked[1:] = [
-        replace(entry, apart=not set(above.groups) & set(entry.groups))
-        for above, entry in pairwise(ranked)
     ]
     record = accepted[0].runs[0].record
     return League(

@@ -325,9 +325,10 @@ class Scores:
         """One line for everything that is missing: seeds, test cases, unfinished runs."""
         lines = [line for s in self.strategies for line in self._missing(s)]
         if self.patient_of:
+            patients = {(case.partition("/")[0], p) for case, p in self.patient_of.items()}
             lines.append(
                 f"a patient counts once: {len(self.patient_of)} test cases are scans of "
-                f"{len(set(self.patient_of.values()))} patients, averaged first"
+                f"{len(patients)} patients, averaged first"
             )
         lines += _not_shared(self.strategies)
         if not self.same_seeds:

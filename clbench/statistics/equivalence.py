@@ -45,7 +45,7 @@ class Posterior:
 
 
 def tost(differences: ArrayLike, *, low: float, high: float) -> Equivalence:
-    """Two one-sided paired t-tests of low < mean difference < high; p is nan for n < 2.
+    """Two one-sided paired t-tests of low < mean difference < high; p is nan without spread.
 
     Args:
         differences: (n,) A minus B.

@@ -37,6 +37,7 @@ from clbench.statistics.verdicts import (
     THESE_RUNS,
     Kind,
     Verdict,
+    detail_holds_beyond_runs,
     holds_beyond_runs,
     smallest_sample,
     verdict_of,
@@ -296,14 +297,18 @@ class _Tests:
         """Say whether the verdict holds for new training runs too."""
         level = self._level(t.mean.df, limit, len(self.comparisons))
         reach = math.nan if t.mean.single else half_width_over_runs(t.mean, level)
+        new = {"low": t.mean.estimate - reach, "high": t.mean.estimate + reach}
         settled = t.mean.n_seeds >= SEEDS_TO_GENERALIZE and holds_beyond_runs(
-            t.verdict,
-            low=t.mean.estimate - reach,
-            high=t.mean.estimate + reach,
-            margin=self.margin,
+            t.verdict, **new, margin=self.margin
         )
         scope = "" if settled or t.verdict.word == "not testable" else THESE_RUNS
-        scoped = replace(t, level=level, over_runs=reach, verdict=replace(t.verdict, scope=scope))
+        limited = (
+            settled
+            and bool(t.verdict.detail)
+            and not detail_holds_beyond_runs(t.verdict, **new, margin=self.margin)
+        )
+        verdict = replace(t.verdict, scope=scope, detail_scope=THESE_RUNS if limited else "")
+        scoped = replace(t, level=level, over_runs=reach, verdict=verdict)
         if t.mean.n_seeds > 1 and not t.mean.single:
             alone = half_width(t.mean, self.alpha)
             ends = (t.mean.estimate - alone, t.mean.estimate + alone)
@@ -325,10 +330,10 @@ class _Tests:
             if t.verdict.word in ("undecided", "not testable") and t.mean.variance
             and not t.mean.single and not math.isnan(t.low)
         ]  # fmt: skip
-        limit = self._critical(left, self.alpha)
+        together = self._critical(left, self.alpha) if self.correction == "max-t" else math.nan
         for k in left:
             t = self.comparisons[k]
-            level = self._level(t.mean.df, limit, len(left))
+            level = self._level(t.mean.df, together, len(left))
             self.comparisons[k] = replace(
                 t,
                 level_left=level,

@@ -50,7 +50,8 @@ class Comparison:
     average_ranks: Floats
     """(strategies,) in the order of `names`."""
     p_adjusted: Floats
-    """(strategies, strategies) symmetric, 1 on the diagonal; nan = not tested."""
+    """(strategies, strategies) symmetric, 1 on the diagonal. Where there are too few blocks for any
+    test, `max_t_pairs` has 1; nan = `wilcoxon_holm` has no p."""
     cliques: tuple[tuple[str, ...], ...]
     """Bars: longest runs of neighbors in which no pair differs at alpha."""
     m: int
@@ -109,14 +110,33 @@ def friedman(scores: ArrayLike) -> Friedman:
         )
     from scipy import special
 
+    w = kendall_w(ranks)
+    chi2 = n * (k - 1) * w
+    return Friedman(chi2=chi2, p=float(special.chdtrc(k - 1, chi2)), kendall_w=w)
+
+
+def kendall_w(ranks: Floats) -> float:
+    """How far blocks rank alike: Kendall's W, corrected for ties; 0 where nobody is ranked.
+
+    Args:
+        ranks: (blocks, strategies) midranks; two strategies or more.
+
+    Example:
+        >>> from clbench.statistics.ranking import block_ranks, kendall_w
+        >>> kendall_w(block_ranks([[0.8, 0.8, 0.5], [0.7, 0.7, 0.4]]))
+        1.0
+
+    Source: Kendall & Babington Smith 1939; Siegel & Castellan 1988, 9.3 (ties).
+    """
+    n, k = ranks.shape
+    if bool((ranks == ranks[:, :1]).all()):
+        return 0.0
     average = ranks.mean(axis=0)
-    plain = 12 * n / (k * (k + 1)) * float(((average - (k + 1) / 2) ** 2).sum())
-    level = bool((ranks == ranks[:, :1]).all())
+    plain = 12 / (k * (k**2 - 1)) * float(((average - (k + 1) / 2) ** 2).sum())
     ties = sum(
         float((t**3 - t).sum()) for t in (np.unique(r, return_counts=True)[1] for r in ranks)
     )
-    chi2 = 0.0 if level else plain / (1 - ties / (n * k * (k**2 - 1)))
-    return Friedman(chi2=chi2, p=float(special.chdtrc(k - 1, chi2)), kendall_w=chi2 / (n * (k - 1)))
+    return float(plain / (1 - ties / (n * k * (k**2 - 1))))
 
 
 def wilcoxon_holm(scores: Mapping[str, ArrayLike], *, alpha: float = 0.05) -> Comparison:
@@ -260,6 +280,10 @@ class Ties:
         """The groups of the strategy at a place: `a`, `bc`; `a1` after `z`."""
         return "".join(_letter(k) for k, group in enumerate(self.groups) if place in group)
 
+    def together(self, one: int, other: int) -> bool:
+        """Whether the strategies at two places share a group: they are not told apart."""
+        return any(one in group and other in group for group in self.groups)
+
 
 def tie_groups(
     tables: Sequence[Table],
@@ -273,7 +297,8 @@ def tie_groups(
 
     Args:
         tables: per strategy data set → (seeds, patients, classes), see
-            `clbench.statistics.class_macro`; the same cells in all of them, larger is better.
+            `clbench.statistics.class_macro`; larger is better. A pair is compared on the cells
+            that both have.
         alpha: level of the family of all pairs.
         correction: `max-t` or `holm`.
         draws: sign patterns above 20 patients, the observed one included.
@@ -302,10 +327,10 @@ def tie_groups(
         cells_of(d, sizes) for d in _differences(tables, [(order[i], order[j]) for i, j in pairs])
     ]
     p: Floats = np.ones((len(order), len(order)))
-    n = cells[0].n if cells else 0
+    scored = np.any([c.valid.any(axis=1) for c in cells], axis=0) if cells else np.zeros(0)
+    n = int(scored.sum())
     m = len(pairs) if n >= smallest_sample(alpha) else 0
     if m:
-        scored = cells[0].valid.any(axis=1)
         cells = [replace(c, values=c.values[scored], valid=c.valid[scored]) for c in cells]
         _, alone, stepped = family_p_values(cells, 0.0, SignPatterns(n, draws=draws, seed=seed))
         for (i, j), value in zip(

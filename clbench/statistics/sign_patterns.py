@@ -150,7 +150,10 @@ class FlippedMeans:
             variance = np.einsum("kgp,kgp->kp", parts[:, 0], parts[:, 1])
             variance += self.uncentred[:, None]
             variance[variance <= NO_SPREAD * self.uncentred[:, None]] = 0.0
-            yield theta**2, variance
+            squared = theta**2
+            # what rounding leaves of a mean of 0 would, beside a spread of 0, count as a difference
+            squared[squared <= NO_SPREAD**2 * self.uncentred[:, None]] = 0.0
+            yield squared, variance
 
 
 def ratio(squared_mean: Floats, variance: Floats) -> Floats:

@@ -32,6 +32,9 @@ class Verdict:
     """`by more than the margin`, `by less than the margin`, or what an undecided one rules out."""
     scope: str = ""
     """`for these training runs` where the runs do not support more; else empty."""
+    detail_scope: str = ""
+    """The same of the detail, where it has another scope than the word: `better` may hold for new
+    training runs, and by how much for these alone."""
 
     def __str__(self) -> str:
         """Word and detail: `better, by less than the margin`."""
@@ -126,3 +129,24 @@ def holds_beyond_runs(verdict: Verdict, *, low: float, high: float, margin: floa
         "better": low > 0, "gains": low > 0, "worse": high < 0, "forgets": high < 0,
         "equivalent": low > -margin and high < margin, "keeps": low > -margin,
     }.get(verdict.word, False)  # fmt: skip
+
+
+def detail_holds_beyond_runs(verdict: Verdict, *, low: float, high: float, margin: float) -> bool:
+    """Whether an interval over new training runs is on the detail's side of the margin.
+
+    Args:
+        verdict: the word and its detail.
+        low: lower end over patients and new runs; nan = none.
+        high: upper end.
+        margin: half-width of "equivalent".
+
+    Example:
+        >>> from clbench.statistics.verdicts import MORE, Verdict, detail_holds_beyond_runs
+        >>> detail_holds_beyond_runs(
+        ...     Verdict(word="better", detail=MORE), low=0.01, high=0.2, margin=0.02
+        ... )
+        False
+    """
+    ahead = verdict.word in ("better", "gains")
+    near, far = (low, high) if ahead else (-high, -low)
+    return near > margin if verdict.detail == MORE else far < margin

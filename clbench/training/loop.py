@@ -373,6 +373,8 @@ class _PhaseSetup:
     """Computes the gradients; by its session, the strategy's hooks or those around them."""
     batches: Iterator[Batch]
     """One per update that is still to do."""
+    saves: bool
+    """A stopped step goes on within this phase; else it starts anew."""
     epochs: int
     updates: int
     """Per epoch."""
@@ -465,6 +467,7 @@ def _open_phase(
             scaled=scaler.scale,
         ),
         batches=session.batches(batches_on_device(loader, step.lesson, step.device)),
+        saves=strategy.declaration.resumes != "step",
         epochs=epochs,
         updates=updates,
         done=done,
@@ -636,7 +639,7 @@ def _save(step: StepTraining, setup: _PhaseSetup, updates: int, where: str) -> N
     Raises:
         Stopped: it was asked for.
     """
-    if step.strategy.declaration.resumes == "step":
+    if not setup.saves:
         step.ranks.check(f"{where}; this step starts anew")
     elif step.checkpointer is not None and step.checkpointer.due():
         # the optimizer's state is gathered only now: doing so costs as much as a small update

@@ -10,20 +10,27 @@ import math
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_runs import Method, make_runs
+from sentence_audit import audit
+from synthetic_runs import STEPS, Method, make_runs
 
-from clbench.report.page.matrix import OWN, Cell, matrix_of
+from clbench.report.page.matrix import OWN, Cell, _leaders, matrix_of
 from clbench.report.page.page import write_report
 from clbench.report.significance.analysis import Analysis
+from clbench.report.significance.ranking import Tied
+from clbench.report.significance.sentences import sentence
+from clbench.report.significance.tables import confirmatory_table
 from clbench.report.study import Protocol
 from clbench.report.tables.render import render
 from clbench.statistics.max_t import compare_family
-from clbench.statistics.ranking import groups_of, tie_groups
+from clbench.statistics.ranking import Ties, groups_of, tie_groups
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 QUICK = Protocol(draws=2000)
@@ -129,28 +136,61 @@ def test_what_holds_for_these_runs_alone_has_a_star_and_other_seeds_a_note(tmp_p
     assert any("do not have the same seeds" in note for note in matrix.notes)
 
 
-def test_the_leader_is_named_before_those_not_told_from_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", ["universal", "joint"])
+def test_the_leader_is_named_before_those_not_told_from_it(first: str, tmp_path: Path) -> None:
+    ahead = {first: 0.012}
     methods = {
-        "universal": Method(),
-        "joint": Method(new=0.004, own_step1=True),
+        "universal": Method(new=ahead.get("universal", 0.0)),
+        "joint": Method(new=ahead.get("joint", 0.0), own_step1=True),
         "finetune": Method(kept=-0.4),
     }
     make_runs(tmp_path, methods)
     study = Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK)
-    first, second = study.tied.labels[:2]
-    assert matrix_of(study).summary[0] == (
+    (second,) = {"universal", "joint"} - {first}
+    matrix = matrix_of(study)
+    assert matrix.summary[0] == (
         f"After the last step {first} has the largest mean, and is not told apart from {second} "
         "(rank 1–2) (3 pairs tested together, for these training runs)."
     )
+    assert [row.label for row in matrix.rows] == [first, second, "finetune"]
+
+
+def ties(groups: Sequence[tuple[int, ...]], k: int) -> Tied:
+    labels = tuple(f"s{i}" for i in range(k))
+    made = Ties(
+        order=tuple(range(k)), means=(0.5,) * k, p=np.ones((k, k)), groups=tuple(groups),
+        ranks=((1, k),) * k, patients=8, m=k,
+    )  # fmt: skip
+    return Tied(ties=made, labels=labels)
+
+
+def test_all_that_share_any_group_with_the_leader_are_named() -> None:
+    tied = ties([(0, 1), (0, 2)], 3)
+    strategies = [SimpleNamespace(label=label) for label in tied.labels]
+    study: Any = SimpleNamespace(tied=tied, dice=SimpleNamespace(strategies=strategies))
+    assert "not told apart from s1 (rank 1–3), s2 (rank 1–3) (" in _leaders(study, 3)
+
+
+def test_a_line_divides_neighbors_without_a_common_group_beyond_z_too() -> None:
+    tied = ties([(k,) for k in range(30)], 30)
+    assert (tied.groups("s26"), tied.groups("s27")) == ("a1", "b1")
+    assert not tied.together("s26", "s27")
+    assert ties([(0, 1), (1, 2)], 3).together("s1", "s2")
 
 
 def test_a_course_of_one_step_has_no_column_of_forgetting(tmp_path: Path) -> None:
-    from synthetic_runs import THREE_STEPS
-
-    make_runs(tmp_path, {"universal": Method(seeds=(0,)), "mib": Method(seeds=(0,))},
-              bench="body_ext", steps=THREE_STEPS)  # fmt: skip
-    study = Analysis(results=tmp_path, bench="body_ext", protocol=QUICK)
-    assert list(matrix_of(study).heads) == ["final", "kept", "new", OWN]
+    methods = {"universal": Method(), "mib": Method(), "lwf": Method(step1=-0.3)}
+    make_runs(tmp_path, methods, steps=STEPS[:1])
+    study = Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK)
+    matrix = matrix_of(study)
+    assert list(matrix.heads) == ["final"]
+    # mib has the checkpoint of universal, so there is nothing to test
+    words = {row.label: row.cells["final"].word for row in matrix.rows}
+    assert words == {"universal": "", "mib": "shared", "lwf": "worse"}
+    shared, other = (c for c in study.comparisons)
+    assert (shared.m, other.m, shared.result is not None) == (1, 1, True)
+    row, _ = csv.DictReader(io.StringIO(render(confirmatory_table(study), "csv")))
+    audit(sentence(shared, QUICK), row, QUICK)
 
 
 def test_all_pairs_are_tested_as_one_family_would_be() -> None:

@@ -342,6 +342,10 @@ def test_scans_of_one_patient_are_one_patient(tmp_path: Path) -> None:
     assert (result(kept).p * 2**7).is_integer()  # 2**15 would count each scan as a patient
     facts = dict(provenance(run(tmp_path, reference="a")))
     assert "btcv: 8 patients (16 scans, averaged by patient)" in facts["test patients"]
+    # patients of two hospitals may bear one number
+    numbered = {f"{source}/1_{scan}": "1" for source in ("btcv", "lits") for scan in (0, 1)}
+    notes = "\n".join(replace(scores, patient_of=numbered).notes())
+    assert "4 test cases are scans of 2 patients" in notes
 
 
 def test_older_records_take_the_patients_from_the_others(tmp_path: Path) -> None:
@@ -418,6 +422,21 @@ def test_only_common_seeds_are_paired(tmp_path: Path) -> None:
     assert joint.m == 1
     assert joint.result is None
     assert a.stable.stability is None
+
+
+def test_cases_missed_are_those_of_the_common_seeds(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(), "finetune": Method(seeds=(0,))})
+    a = run(tmp_path)
+    (row,) = [r for r in a.classes if r.structure == "liver_tumor"]
+    assert (row.n_seeds, row.missed) == (1, (1, 1))  # one patient is missed by all
+
+
+@pytest.mark.parametrize("estimate", [0.0, 0.01])
+def test_nobody_is_ahead_of_an_equal(four: Analysis, estimate: float) -> None:
+    values = np.array([0.375, -0.125, -0.125, -0.125])[:, None] + estimate
+    (r,) = compare_family([{"btcv": values}]).comparisons
+    text = sentence(replace(of(four, "final", "finetune"), result=r), QUICK)
+    assert ("is ahead" in text) == (estimate > 0)
 
 
 # ----------------------------------------------------------------------------- bad inputs

@@ -1,4 +1,4 @@
-"""Equivalence: the t-based test, its permutation twin, and the Bayesian signed-rank test."""
+"""Equivalence: the t-based test and the Bayesian signed-rank test."""
 
 from __future__ import annotations
 

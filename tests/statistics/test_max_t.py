@@ -321,6 +321,55 @@ def test_scope_falls_only_where_three_runs_carry_the_word() -> None:
     assert scopes == ["", THESE_RUNS, THESE_RUNS]
 
 
+@pytest.mark.parametrize(
+    ("runs", "scopes"),
+    [
+        ((0.0, 0.001, -0.001), ("", "")),
+        ((0.0, 0.05, -0.05), ("", THESE_RUNS)),  # above 0 over new runs, not above the margin
+        ((0.0, 0.3, -0.29), (THESE_RUNS, "")),
+    ],
+)
+def test_how_much_better_has_a_scope_of_its_own(
+    runs: tuple[float, ...], scopes: tuple[str, str]
+) -> None:
+    table = {"a": np.stack([eight(0.3)["a"] + x for x in runs])}
+    (found,) = compare_family([table], margin=0.2).comparisons
+    assert str(found.verdict) == "better, by more than the margin"
+    assert (found.verdict.scope, found.verdict.detail_scope) == scopes
+    (mirrored,) = compare_family([{"a": -table["a"]}], margin=0.2, kind="change").comparisons
+    assert mirrored.verdict.word == "forgets"
+    assert (mirrored.verdict.scope, mirrored.verdict.detail_scope) == scopes
+
+
+def test_how_much_less_has_a_scope_of_its_own() -> None:
+    base = eight(0.3)["a"]
+    found = [
+        compare_family([{"a": np.stack([base + x for x in runs])}], margin=0.4).comparisons[0]
+        for runs in ((0.0, 0.001, -0.001), (0.0, 0.05, -0.05))
+    ]
+    assert [str(c.verdict) for c in found] == ["better, by less than the margin"] * 2
+    assert [(c.verdict.scope, c.verdict.detail_scope) for c in found] == [
+        ("", ""),
+        ("", THESE_RUNS),
+    ]
+
+
+def test_plans_of_holm_s_correction_share_out_the_level() -> None:
+    tables = [eight(0.012, seed, spread=0.03) for seed in range(5)]
+    family = compare_family(tables, correction="holm")
+    left = [c for c in family.comparisons if not math.isnan(c.level_left)]
+    assert len(left) > 1
+    assert [c.level_left for c in left] == [0.05 / len(left)] * len(left)
+
+
+def test_rounding_of_a_mean_of_zero_is_no_difference() -> None:
+    # two sets of one value each: flipped against each other their means cancel up to rounding
+    for n in range(5, 9):
+        whole = {"a": np.full((n, 1), 0.9), "b": np.full((1, 1), 0.9)}
+        (found,) = compare_family([whole]).comparisons
+        assert found.p == 2.0**-n
+
+
 def test_an_undecided_comparison_says_how_many_patients_would_decide() -> None:
     (found,) = compare_family([eight(0.012, spread=0.03)]).comparisons
     assert found.verdict.word == "undecided"

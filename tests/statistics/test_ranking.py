@@ -15,6 +15,7 @@ from locations import GOLDEN_FILES
 from scipy import stats as scipy_stats
 
 from clbench.errors import DataError
+from clbench.statistics.max_t import compare_family
 from clbench.statistics.ranking import (
     block_ranks,
     cliques,
@@ -159,6 +160,20 @@ def test_cliques_are_all_the_longest_runs_without_a_difference(k: int, seed: int
         (i, j) for i, j in free if not any(a <= i and j <= b and (a, b) != (i, j) for a, b in free)
     }
     assert set(cliques(p)) == longest
+
+
+def test_strategies_with_holes_of_their_own_are_compared_on_what_they_share() -> None:
+    rng = np.random.default_rng(5)
+    base = rng.normal(0.8, 0.05, (9, 2))
+    strategies = [base + shift + rng.normal(0, 0.01, (9, 2)) for shift in (0.1, 0.04, 0.0)]
+    strategies[0][:3, 0] = np.nan
+    strategies[1][0] = np.nan
+    ties = tie_groups([{"btcv": s} for s in strategies])
+    assert (ties.order, ties.patients, ties.m) == ((0, 1, 2), 9, 3)
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    family = compare_family([{"btcv": strategies[i] - strategies[j]} for i, j in pairs])
+    assert [ties.p[i, j] for i, j in pairs] == [c.p for c in family.comparisons]
+    assert ties.ranks == ((1, 1), (2, 2), (3, 3))
 
 
 def test_a_reversal_needs_both_claims() -> None:

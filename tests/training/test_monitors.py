@@ -150,6 +150,8 @@ def test_positive_voxels_are_counted_without_the_unknown() -> None:
     label[1, 0, 0] = 1
     label[:, 1] = 255
     assert count_positives(label).tolist() == [12, 0, 0]
+    empty = torch.zeros((0, 2, 2, 2, 2), dtype=torch.uint8)
+    assert count_positives(empty).tolist() == [0, 0]
 
 
 def test_a_structure_that_no_crop_shows_is_warned_of() -> None:

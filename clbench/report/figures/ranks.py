@@ -15,6 +15,7 @@ from clbench.report.figures.wrapping import more_lines_in, wrapped
 from clbench.report.scores import Scores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.ranking import SetRanking
+from clbench.report.significance.sentences import p_text
 
 WIDTH_IN = 5.2
 """Of the diagram of average ranks."""
@@ -46,7 +47,8 @@ def critical_difference(study: Analysis) -> Figure:
     rows = (k + 1) // 2
     bars = max(len(r.pairs.cliques) for r in shown if r.pairs)
     names = {n: wrapped(n, NAME_IN, style.TICK_PT) for r in shown for n in r.names}
-    titles = [wrapped(_title(r), WIDTH_IN - 0.3, style.TITLE_PT) for r in shown]
+    alpha = study.protocol.alpha
+    titles = [wrapped(_title(r, alpha), WIDTH_IN - 0.3, style.TITLE_PT) for r in shown]
     line = 1 + more_lines_in(names.values(), style.TICK_PT) / LINE_IN
     more_in = more_lines_in(titles, style.TITLE_PT)
     height = 0.62 + LINE_IN * line * rows + 0.09 * bars + more_in
@@ -67,9 +69,11 @@ def critical_difference(study: Analysis) -> Figure:
     return figure
 
 
-def _title(ranking: SetRanking) -> str:
+def _title(ranking: SetRanking, alpha: float) -> str:
     test = ranking.friedman
-    chance = "" if test is None else f"; Friedman p {_p(test.p)}, Kendall W {test.kendall_w:.2f}"
+    chance = ""
+    if test is not None:
+        chance = f"; Friedman p {p_text(test.p, alpha)}, Kendall W {test.kendall_w:.2f}"
     return f"{ranking.eval_set}: {ranking.n} patients as blocks{chance}"
 
 
@@ -117,10 +121,6 @@ def _diagram(ax: Axes, ranking: SetRanking, wrapped_names: Mapping[str, str], li
     ax.set_xlim(1 - reach - 0.42 * k, k + reach + 0.42 * k)
     ax.set_ylim(-top - step * half + 0.3, 1.15)
     ax.set_axis_off()
-
-
-def _p(p: float) -> str:
-    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}" if p < 0.1 else f"= {p:.3f}"
 
 
 def _needed(what: str, e: Scores) -> tuple[str, str]:

@@ -40,17 +40,29 @@ def rates() -> pd.DataFrame:
         return pd.read_csv(file)
 
 
-def rate(question: str, *, seeds: int, seed_sd: float) -> float:
-    """One rate; nan if it was not measured.
+def rates_of(question: str, *, seeds: int, seed_sd: float) -> dict[str, float]:
+    """One question's rates; nothing if it was not measured.
 
     Args:
         question: what was counted in the simulations, as `calibration.csv` names it.
         seeds: training runs of each strategy in the simulation.
         seed_sd: standard deviation between training runs in the simulation, in Dice.
+
+    Returns:
+        Patients per eval set, such as `8 + 8` → share of the studies.
+
+    Example:
+        >>> from clbench.report.page.calibration import COVERED, rates_of
+        >>> list(rates_of(COVERED, seeds=1, seed_sd=0.02))
+        ['8 + 8', '12 + 20']
     """
-    measured = rates().set_index(["question", "seeds", "seed_sd"])["rate"]
-    same = measured[measured.index == (question, seeds, seed_sd)]
-    return float(same.iloc[0]) if len(same) else math.nan
+    all_of = rates()
+    same = all_of[
+        (all_of["question"] == question)
+        & (all_of["seeds"] == seeds)
+        & (all_of["seed_sd"] == seed_sd)
+    ]
+    return dict(zip(same["patients"].map(str), same["rate"].map(float), strict=True))
 
 
 def calibration_table() -> Table:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from clbench.report.page.calibration import CLAIM, COVERED, SETTLED, SIMULATED_ALPHA, rate, rates
+from clbench.report.page.calibration import (
+    CLAIM,
+    COVERED,
+    SETTLED,
+    SIMULATED_ALPHA,
+    rates,
+    rates_of,
+)
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import ENDPOINTS, FINAL
 from clbench.report.tuning import tuned_equally
@@ -72,18 +79,18 @@ def _seeds(a: Analysis) -> Iterator[str]:
         f"{said}."
     )
     for seeds in counts:
-        settled = rate(SETTLED, seeds=seeds, seed_sd=0.02)
-        if not math.isnan(settled) and seeds >= SEEDS_TO_GENERALIZE:
+        settled = rates_of(SETTLED, seeds=seeds, seed_sd=0.02)
+        if settled and seeds >= SEEDS_TO_GENERALIZE:
             yield (
                 "The words without `for these training runs` were earned by chance in "
-                f"{settled:.1%} of these simulated studies at 0.02."
+                f"{_by_patients(settled)} of these simulated studies at 0.02."
             )
-    alone = rate(COVERED, seeds=1, seed_sd=0.02)
-    if not math.isnan(alone) and 1 in counts:
+    alone = rates_of(COVERED, seeds=1, seed_sd=0.02)
+    if alone and 1 in counts:
         yield (
             "How sure a mean of one training run is: its interval is over patients, and held the "
-            f"truth of new runs in {alone:.1%} of simulated studies whose runs differ (sd "
-            "0.02 Dice)."
+            f"truth of new runs in {_by_patients(alone)} of simulated studies whose runs differ "
+            "(sd 0.02 Dice)."
         )
     if a.protocol.alpha != SIMULATED_ALPHA:
         yield (
@@ -165,6 +172,11 @@ def _tests(a: Analysis) -> Iterator[str]:
         "Boundaries, volumes or detection: this report tests Dice. The other metrics of a run are "
         "in its `scores.csv`."
     )
+
+
+def _by_patients(shares: Mapping[str, float]) -> str:
+    """Shares of simulated studies, each with its patients."""
+    return _list([f"{share:.1%} ({patients} patients)" for patients, share in shares.items()])
 
 
 def _list(values: list[int] | list[str]) -> str:

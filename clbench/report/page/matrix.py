@@ -23,7 +23,6 @@ from clbench.report.study import Protocol
 from clbench.report.tables.costs import read_costs
 from clbench.report.tables.render import EMPTY, Table, long_table, number
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE, FamilyComparison
-from clbench.statistics.ranking import Ties
 
 SYMBOLS: Mapping[str, str] = {
     "better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "?", "not testable": "∅",
@@ -232,7 +231,8 @@ def matrix_of(a: Analysis) -> Matrix:
     place = {label: k for k, label in enumerate(a.tied.labels)}
     rows.sort(key=lambda row: place.get(row.label, len(place)))
     rows[1:] = [
-        replace(row, apart=not set(above.groups) & set(row.groups)) for above, row in pairwise(rows)
+        replace(row, apart=not a.tied.together(above.label, row.label))
+        for above, row in pairwise(rows)
     ]
     return Matrix(
         title=f"{dice.title()}: what each strategy ends with, keeps, learns and costs",
@@ -327,7 +327,7 @@ def _summary(a: Analysis, rows: Sequence[Row]) -> Iterable[str]:
     reference = a.dice.reference.label
     ties = a.tied.ties
     if ties is not None and len(ties.order) > 1:
-        yield _leaders(a, ties)
+        yield _leaders(a, ties.m)
     verdicts = Counter(r.cells["final"].word for r in rows if not r.reference)
     if verdicts:
         sides = {"worse": "worse", "equivalent": "equivalent", "better": "better",
@@ -360,15 +360,19 @@ def _summary(a: Analysis, rows: Sequence[Row]) -> Iterable[str]:
             )
 
 
-def _leaders(a: Analysis, ties: Ties) -> str:
-    """The strategy with the largest mean after the last step, and who is not told from it."""
-    if not ties.m:
+def _leaders(a: Analysis, m: int) -> str:
+    """The strategy with the largest mean after the last step, and who is not told from it.
+
+    Args:
+        a: the analysis; at least two strategies can be ranked.
+        m: pairs that are tested together; 0 = too few patients.
+    """
+    if not m:
         return "With so few patients no strategy can be told from another one."
-    first, *others = (
-        a.tied.labels[place] for place in sorted(ties.groups[0], key=ties.order.index)
-    )
+    first, *rest = a.tied.labels
+    others = [label for label in rest if a.tied.together(first, label)]
     left_out = [m.label for m in a.dice.strategies if m.label not in a.tied.labels]
-    pairs = f"{ties.m} pair{'s' if ties.m > 1 else ''} tested together, for these training runs"
+    pairs = f"{m} pair{'s' if m > 1 else ''} tested together, for these training runs"
     last = f"; not ranked: {', '.join(left_out)}" if left_out else ""
     if not others:
         n = len(a.tied.labels) - 1

@@ -28,7 +28,13 @@ from clbench.report.study import Protocol
 from clbench.statistics.bootstrap import seed_means
 from clbench.statistics.class_macro import macro_mean, strata
 from clbench.statistics.intervals import Interval, probability_of_improvement
-from clbench.statistics.macro_estimate import ONE_DECIDES, ONE_PATIENT, ONE_RUN
+from clbench.statistics.macro_estimate import (
+    ONE_DECIDES,
+    ONE_PATIENT,
+    ONE_RUN,
+    cells_of,
+    estimate_of,
+)
 from clbench.statistics.max_t import Family, FamilyComparison, compare_family
 from clbench.statistics.verdicts import Kind, Verdict
 from clbench.types import Floats
@@ -140,9 +146,15 @@ def family_of(
 
 
 def _judge(scores: Scores, endpoint: Endpoint, protocol: Protocol) -> list[Comparison]:
-    """The family of one endpoint."""
+    """The family of one endpoint; two strategies with one checkpoint are not tested."""
     rows = [_described(scores, endpoint, other, protocol) for other in scores.others]
     whole = [k for k, row in enumerate(rows) if not row.hole]
+    if scores.last == 1:
+        alike = [k for k in whole if rows[k].first_shared]
+        whole = [k for k in whole if k not in alike]
+        for k in alike:
+            same = _difference(scores, endpoint, k, rows[k].seeds, with_empty=False)
+            rows[k] = replace(rows[k], result=_one_checkpoint(same))
     tables, with_empty = (
         [_difference(scores, endpoint, k, rows[k].seeds, with_empty=empty) for k in whole]
         for empty in (False, True)
@@ -172,6 +184,18 @@ def _judge(scores: Scores, endpoint: Endpoint, protocol: Protocol) -> list[Compa
             ),
         )
     return rows
+
+
+def _one_checkpoint(same: Mapping[str, Floats]) -> FamilyComparison:
+    """The result of a strategy beside another one whose model it shares.
+
+    Args:
+        same: differences, all 0: eval set → (seeds, patients, structures).
+    """
+    mean = estimate_of(cells_of(same))
+    return FamilyComparison(
+        mean=mean, ahead=(0, mean.n, math.nan, math.nan), verdict=Verdict(word="shared")
+    )
 
 
 def statistical_cautions(result: FamilyComparison) -> tuple[str, ...]:

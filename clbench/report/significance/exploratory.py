@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clbench.report.scores import Key, Scores, StrategyScores, mean_over_have
+from clbench.report.scores import Cells, Key, Scores, StrategyScores, mean_over_have
 from clbench.report.significance.confirmatory import common_seeds
 from clbench.report.significance.endpoints import FINAL, Endpoint, hole, shared_first, table
 from clbench.report.study import Protocol
@@ -152,9 +152,8 @@ def _class_test(
             return replace(row, hole=f"{method.label}: {method.cells[key].hole}")
     if not seeds:
         return replace(row, hole=f"{ref.label} and {other.label} have no seed in common")
-    a, b = (
-        m.cells[key].values[[m.seeds.index(s) for s in seeds]].mean(axis=0) for m in (ref, other)
-    )
+    shared = [(m.cells[key], [m.seeds.index(s) for s in seeds]) for m in (ref, other)]
+    a, b = (cells.values[rows].mean(axis=0) for cells, rows in shared)
     d = a - b
     if np.isnan(d).all():
         return replace(row, hole="no case contains it") if home else None
@@ -163,7 +162,7 @@ def _class_test(
         n=int((~np.isnan(d)).sum()),
         mean_a=float(np.nanmean(a)),
         mean_b=float(np.nanmean(b)),
-        missed=(int(ref.cells[key].missed.sum()), int(other.cells[key].missed.sum())),
+        missed=(_missed(*shared[0]), _missed(*shared[1])),
     )
     if step == 1 and shared_first(ref, other, seeds):
         return replace(row, shared=True)
@@ -173,6 +172,11 @@ def _class_test(
         test=wilcoxon(d),
         rank_biserial=rank_biserial(d),
     )
+
+
+def _missed(cells: Cells, rows: Sequence[int]) -> int:
+    """Cases times seeds in which a structure was missed completely, in some seeds."""
+    return int(cells.missed[rows].sum())
 
 
 def _class_verdict(row: ClassTest, p: float, protocol: Protocol) -> Verdict | None:

@@ -135,6 +135,12 @@ class Tied:
             return ""
         return self.ties.letters(self.labels.index(label))
 
+    def together(self, one: str, other: str) -> bool:
+        """Whether two strategies share a group; never where one takes no part."""
+        if self.ties is None or not {one, other} <= set(self.labels):
+            return False
+        return self.ties.together(self.labels.index(one), self.labels.index(other))
+
     def ranks(self, label: str) -> tuple[int, int] | None:
         """Best and worst rank that the tests leave open; None = it takes no part."""
         if self.ties is None or label not in self.labels:

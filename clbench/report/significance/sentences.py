@@ -19,13 +19,25 @@ _WHEN = {
 }
 
 
-def p_text(p: float, *, sign: bool = True) -> str:
-    """`= 0.012`, `< 0.0001`; without the equals sign for cells."""
+def p_text(p: float, alpha: float, *, sign: bool = True) -> str:
+    """`= 0.012`, `< 0.0001`, with as many digits as keep it on its side of the level.
+
+    Args:
+        p: the p-value; nan has no text.
+        alpha: level of the test.
+        sign: with an equals sign; cells have none.
+
+    Example:
+        >>> from clbench.report.significance.sentences import p_text
+        >>> p_text(0.0123, 0.05), p_text(0.0503, 0.05), p_text(0.04996, 0.05)
+        ('= 0.012', '= 0.0503', '= 0.04996')
+    """
     if math.isnan(p):
         return ""
-    if p < 1e-4:
+    if p < 1e-4 <= alpha:
         return "< 0.0001"
-    text = f"{p:.2g}" if p < 0.1 else f"{p:.3f}"
+    texts = (f"{p:.{digits}g}" if p < 0.1 else f"{p:.{digits + 1}f}" for digits in range(2, 12))
+    text = next((t for t in texts if (float(t) <= alpha) == (p <= alpha)), f"{p:.12g}")
     return f"= {text}" if sign else text
 
 
@@ -45,7 +57,10 @@ def end_text(value: float, margin: float, *, signed: bool = True) -> str:
     sign = "+" if signed else ""
     for digits in range(3, 9):
         text = f"{value:{sign}.{digits}f}"
-        if float(text) == value or float(text) not in (0.0, margin, -margin):
+        if all(
+            (float(text) < mark) == (value < mark) and (float(text) > mark) == (value > mark)
+            for mark in (0.0, margin, -margin)
+        ):
             return text
     return f"{value:{sign}.3f}"
 
@@ -100,17 +115,24 @@ def sentence(c: Comparison, protocol: Protocol) -> str:
     margin = f"{protocol.margin:g} Dice"
     v = r.verdict
     scope = f", {v.scope}" if v.scope else ""
+    if v.word == "shared":
+        return f"{c.a} and {c.b} {when}: one checkpoint of both, nothing is compared."
     if v.word == "not testable":
         return f"{c.a} against {c.b} {when}: {_not_testable(c, r, protocol)}."
     if v.word in ("better", "worse"):
         by = {MORE: f" by more than {margin}", LESS: f", by less than {margin},"}
-        claim = f"{c.a} is {v.word} than {c.b}{by.get(v.detail, '')} {when}{scope}"
+        claim = f"{c.a} is {v.word} than {c.b}"
+        if v.detail_scope:
+            claim += f" {when}, and {v.detail_scope}{by[v.detail].strip(',')}"
+        else:
+            claim += f"{by.get(v.detail, '')} {when}{scope}"
     elif v.word == "equivalent":
         claim = f"{c.a} and {c.b} are equivalent {when}{scope}; they differ by less than {margin}"
     else:
         rest = {NOT_WORSE: f", not worse by {margin}", NOT_BETTER: f", not better by {margin}"}
         claim = f"{c.a} against {c.b} {when} is undecided{scope}{rest.get(v.detail, '')}"
-    p = f"adjusted p {p_text(r.p)} of a difference, p {p_text(r.p_equivalent)} of equivalence"
+    p = f"adjusted p {p_text(r.p, protocol.alpha)} of a difference, "
+    p += f"p {p_text(r.p_equivalent, protocol.alpha)} of equivalence"
     return f"{claim}: {c.mean_a:.3f} and {c.mean_b:.3f}; {_numbers(c, r, p, protocol)}."
 
 
@@ -131,11 +153,11 @@ def own_sentence(o: Own, protocol: Protocol) -> str:
         "undecided": "is undecided; neither a change nor that it keeps its old structures was "
         "shown",
     }[v.word]
-    if v.detail == MORE:
-        claim += f", by more than {margin}"
-    elif v.detail:
-        claim += f", by less than {margin}"
-    p = f"adjusted p {p_text(r.p)} of a change, p {p_text(r.p_low)} against a loss of {margin}"
+    if v.detail:
+        limited = f", and {v.detail_scope}" if v.detail_scope else ","
+        claim += f"{limited} by {'more' if v.detail == MORE else 'less'} than {margin}"
+    p = f"adjusted p {p_text(r.p, protocol.alpha)} of a change, "
+    p += f"p {p_text(r.p_low, protocol.alpha)} against a loss of {margin}"
     return f"{scope}{o.method} {claim}: {_numbers(o, r, f'{p} or more', protocol, change=True)}."
 
 
@@ -158,7 +180,11 @@ def _numbers(
         f"{'change' if change else 'difference'} {r.mean.estimate:+.3f} ({interval})",
         f"{p} (m = {t.m})",
         f"{n} patients, {len(t.seeds)} seed{'s' if len(t.seeds) > 1 else ''}",
-        "" if math.isnan(low) else f"over new training runs {low:+.3f} to {high:+.3f}",
+        ""
+        if math.isnan(low)
+        else "over new training runs {} to {}".format(
+            *(end_text(end, protocol.margin) for end in (low, high))
+        ),
         needed_text(r, change=change) if r.verdict.word == "undecided" else "",
     ]
     return "; ".join(part for part in parts if part)
@@ -177,7 +203,7 @@ def _too_few(r: FamilyComparison, protocol: Protocol) -> str:
 def _not_testable(c: Comparison, r: FamilyComparison, protocol: Protocol) -> str:
     ahead, n, low, high = r.ahead
     text = _too_few(r, protocol)
-    if not ahead:
+    if not ahead or r.mean.estimate == 0:  # then nobody is ahead in the mean
         return text
     first = c.a if r.mean.estimate > 0 else c.b
     return f"{text}; {first} is ahead in {ahead} of {n}, by {low:.3f} to {high:.3f}"

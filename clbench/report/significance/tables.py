@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import HOLE
 from clbench.report.significance.exploratory import ROPE
-from clbench.report.significance.sentences import p_text, soonest, span_text
+from clbench.report.significance.sentences import end_text, p_text, soonest, span_text
 from clbench.report.study import Protocol
 from clbench.report.tables.render import EMPTY, Table, long_table, number
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE, FamilyComparison
@@ -28,14 +28,16 @@ def signed(value: float, digits: int = 3) -> str:
     return EMPTY if math.isnan(value) else f"{value:+.{digits}f}"
 
 
-def _p(*values: float) -> tuple[str, ...]:
+def _p(alpha: float, *values: float) -> tuple[str, ...]:
     """P-values as text."""
-    return tuple(p_text(p, sign=False) or EMPTY for p in values)
+    return tuple(p_text(p, alpha, sign=False) or EMPTY for p in values)
 
 
-def span(low: float, high: float) -> str:
-    """An interval as text."""
-    return EMPTY if math.isnan(low) or math.isnan(high) else f"{low:+.3f} to {high:+.3f}"
+def span(low: float, high: float, margin: float) -> str:
+    """An interval as text, each end on its side of 0 and the margins."""
+    if math.isnan(low) or math.isnan(high):
+        return EMPTY
+    return f"{end_text(low, margin)} to {end_text(high, margin)}"
 
 
 def confirmatory_table(a: Analysis) -> Table:
@@ -94,7 +96,7 @@ def confirmatory_table(a: Analysis) -> Table:
         long=_long("endpoint a b hole mean_a mean_b difference " + _EXACT + " m wins wins_low "
             "wins_high "
             "with_empty with_empty_p n patients classes seeds first_shared verdict "
-            "detail scope cautions",
+            "detail scope detail_scope cautions",
             long,
         ),
     )  # fmt: skip
@@ -127,8 +129,9 @@ def _shown(r: FamilyComparison | None, protocol: Protocol, *, own: bool) -> tupl
     if r is None:
         return (EMPTY,) * 5
     return (
-        signed(r.mean.estimate), span_text(r, protocol.margin) or EMPTY, span(*r.new_runs),
-        *_p(r.p, r.p_low if own else r.p_equivalent),
+        signed(r.mean.estimate), span_text(r, protocol.margin) or EMPTY,
+        span(*r.new_runs, protocol.margin),
+        *_p(protocol.alpha, r.p, r.p_low if own else r.p_equivalent),
     )  # fmt: skip
 
 
@@ -143,7 +146,9 @@ def _needed(r: FamilyComparison | None, *, own: bool) -> str:
 def _verdict(r: FamilyComparison | None) -> str:
     if r is None:
         return HOLE
-    return ", ".join(x for x in (str(r.verdict), r.verdict.scope) if x)
+    v = r.verdict
+    detail = " ".join(x for x in (v.detail, v.detail_scope) if x)
+    return ", ".join(x for x in (v.word, detail, v.scope) if x)
 
 
 _EXACT = (
@@ -167,8 +172,11 @@ def _exact(r: FamilyComparison | None) -> tuple[object, ...]:
     )  # fmt: skip
 
 
-def _words(r: FamilyComparison | None) -> tuple[str, str, str]:
-    return (HOLE, "", "") if r is None else (r.verdict.word, r.verdict.detail, r.verdict.scope)
+def _words(r: FamilyComparison | None) -> tuple[str, ...]:
+    if r is None:
+        return HOLE, "", "", ""
+    v = r.verdict
+    return v.word, v.detail, v.scope, v.detail_scope
 
 
 def _denominators(a: Analysis) -> str:
@@ -204,7 +212,7 @@ def own_table(a: Analysis) -> Table:
             ("A large p of a change is no proof of keeping; that needs the second p. Patients to "
              "decide: for a change (d) or that it keeps (k)."),
         ),
-        long=_long("method hole change " + _EXACT + " m n seeds verdict detail scope "
+        long=_long("method hole change " + _EXACT + " m n seeds verdict detail scope detail_scope "
                    "cautions", long),
     )  # fmt: skip
 
@@ -212,6 +220,7 @@ def own_table(a: Analysis) -> Table:
 def class_table(a: Analysis) -> Table:
     """Exploratory: structure by step by pair."""
     rows, long = [], []
+    alpha, equal = a.protocol.alpha, a.protocol.margin
     for r in a.classes:
         h, t = r.pseudomedian, r.test
         word = HOLE if r.hole else "" if r.verdict is None else r.verdict.word
@@ -221,7 +230,8 @@ def class_table(a: Analysis) -> Table:
         rows.append(
             (
                 str(r.step), name, r.b, number(r.mean_a), number(r.mean_b), signed(h.estimate),
-                span(h.low, h.high), signed(r.rank_biserial, 2), *_p(t.p, r.p_bh, r.p_holm),
+                span(h.low, h.high, equal), signed(r.rank_biserial, 2),
+                *_p(alpha, t.p, r.p_bh, r.p_holm),
                 str(r.n) if r.n else EMPTY, str(t.n_nonzero) if t.n else EMPTY,
                 f"{r.missed[0]} / {r.missed[1]}", word,
             )
@@ -259,6 +269,7 @@ def class_table(a: Analysis) -> Table:
 def set_table(a: Analysis) -> Table:
     """Exploratory: three tests of one difference, per eval set."""
     rows, long = [], []
+    alpha, equal = a.protocol.alpha, a.protocol.margin
     for r in a.sets:
         p = [t.p for t in r.tests]
         mean, h, b = r.mean, r.pseudomedian, r.posterior
@@ -266,8 +277,8 @@ def set_table(a: Analysis) -> Table:
         posterior = (b.p_a, b.p_rope, b.p_b) if b else ()
         rows.append(
             (
-                r.eval_set, r.b, signed(mean.estimate), span(mean.low, mean.high),
-                signed(h.estimate), signed(r.dz, 2), *_p(*p, margin[0]),
+                r.eval_set, r.b, signed(mean.estimate), span(mean.low, mean.high, equal),
+                signed(h.estimate), signed(r.dz, 2), *_p(alpha, *p, margin[0]),
                 " / ".join(f"{x:.2f}" for x in posterior) or EMPTY,
                 number(r.detectable), str(r.n) if r.n else EMPTY, r.hole or r.disagreement or EMPTY,
             )
@@ -300,13 +311,14 @@ def set_table(a: Analysis) -> Table:
 def ranking_table(a: Analysis) -> Table:
     """Average ranks, bars and stability of the ranking."""
     rows, notes = [], []
+    alpha = a.protocol.alpha
     long: list[tuple[object, ...]] = []
     for r in a.rankings:
         f = r.friedman
         if f is not None:
             notes.append(
-                f"{r.eval_set}: Friedman chi2 {f.chi2:.2f} (tie-corrected), p {p_text(f.p)}, "
-                f"Kendall W {f.kendall_w:.2f}, n = {r.n}."
+                f"{r.eval_set}: Friedman chi2 {f.chi2:.2f} (tie-corrected), "
+                f"p {p_text(f.p, alpha)}, Kendall W {f.kendall_w:.2f}, n = {r.n}."
             )
         if r.pairs is None:
             notes.append(f"{r.eval_set}: nothing to rank.")

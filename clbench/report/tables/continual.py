@@ -192,6 +192,8 @@ class Estimate:
     """Upper end."""
     sd: float = math.nan
     """Standard deviation over seeds."""
+    seeds: int = 0
+    """Training runs it rests on: with another strategy taken off, those that both have."""
     why: str = ""
     """Why there is none."""
     warnings: tuple[str, ...] = ()
@@ -269,6 +271,7 @@ def _estimate(
         low=i.low,
         high=i.high,
         sd=continual.spread(list(seed_means(table))),
+        seeds=len(seeds),
         warnings=i.flags,
     )
 
@@ -285,7 +288,12 @@ def _forgetting(e: Scores, method: StrategyScores, protocol: Protocol) -> Estima
     per_seed = [continual.mean(continual.forgetting(r, old, e.last).values()) for r in method.r]
     value = continual.mean(per_seed)
     if not math.isnan(value):
-        return Estimate(value=value, sd=continual.spread(per_seed), warnings=(NO_INTERVAL,))
+        return Estimate(
+            value=value,
+            sd=continual.spread(per_seed),
+            seeds=len(per_seed),
+            warnings=(NO_INTERVAL,),
+        )
     why = method.hole((c, t) for c, s in old.items() for t in range(s, e.last + 1))
     return Estimate(why=why or "there is no such structure")
 
@@ -328,7 +336,7 @@ def learning_table(study: Study, scale: Scale = SHARE) -> Table:
             )
         )  # fmt: skip
         for name, x in by_name.items():
-            long.append((m.label, name, x.value, x.low, x.high, x.sd, len(m.seeds), x.why,
+            long.append((m.label, name, x.value, x.low, x.high, x.sd, x.seeds, x.why,
                          "; ".join(x.warnings)))  # fmt: skip
             warned += [(warning, m.label, name) for warning in x.warnings]
         if reasons := {f"{k}: {x.why}" for k, x in by_name.items() if math.isnan(x.value)}:

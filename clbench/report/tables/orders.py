@@ -15,7 +15,7 @@ from clbench.report.scores import Scores, StrategyScores
 from clbench.report.study import Study
 from clbench.report.tables.render import SHARE, Scale, Table, long_table
 from clbench.spec.names import ordered_name, split_order
-from clbench.statistics.paired_tests import midranks
+from clbench.statistics.ranking import block_ranks, kendall_w
 
 MEASURES = {
     "all": "all, after the last step",
@@ -169,9 +169,7 @@ def _agreement(means: Sequence[Sequence[float]]) -> Sequence[str]:
     k = len(means)
     if k < 2:
         return ()
-    ranks = np.column_stack([midranks(-column) for column in np.array(means).T])
-    n = ranks.shape[1]
-    w = 12 * float(np.sum((ranks.sum(axis=1) - n * (k + 1) / 2) ** 2)) / (n**2 * (k**3 - k))
+    w = kendall_w(block_ranks(np.array(means).T))
     said = (
         f"ranks of {k} strategies over the orders, by all: Kendall's W {w:.2f} (1: every order "
         "ranks them alike)."

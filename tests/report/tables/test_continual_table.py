@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 from dataclasses import replace
@@ -17,7 +19,7 @@ from clbench.evaluation.metrics import continual
 from clbench.evaluation.metrics.continual import NAMES
 from clbench.evaluation.metrics.stability_gap import TraceRow, write_trace
 from clbench.report.study import Study
-from clbench.report.tables.continual import continual_table
+from clbench.report.tables.continual import continual_table, learning_table
 from clbench.report.tables.render import EMPTY, PERCENT, SHARE, Table, render
 from clbench.store import run_folder
 
@@ -146,3 +148,17 @@ def test_percent_is_the_same_number_in_every_table(tmp_path: Path) -> None:
     assert (SHARE.number(0.8174), PERCENT.number(0.8174)) == ("0.817", "81.7")
     assert (SHARE.signed(-0.0125), PERCENT.signed(-0.0125)) == ("−0.013", "−1.2")
     assert PERCENT.number(math.nan) == SHARE.over_seeds([math.nan]) == EMPTY
+
+
+# ------------------------------------------------------------------------------ kept and learned
+
+
+def test_a_difference_from_joint_rests_on_the_seeds_of_both(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(), "joint": Method(seeds=(0,))}, patients=FEW)
+    table = learning_table(Study(results=tmp_path, bench="tumor_ext"))
+    rows = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    seeds = {r["measure"]: r["seeds"] for r in rows if r["strategy"] == "universal"}
+    assert {name: seeds[name] for name in ("Old", "BWT", "Forgetting")} == {
+        "Old": "3", "BWT": "3", "Forgetting": "3",
+    }  # fmt: skip
+    assert (seeds["Intransigence"], seeds["Δ joint"]) == ("1", "1")
