@@ -239,6 +239,10 @@ def plan(
         splits=parse_splits(split or []), out=out, overrides=tuple(set_ or ()), device=device,
         threads=threads,
     )  # fmt: skip
+    if not 0 < alpha < 1:
+        raise SettingError(
+            "a level must lie between 0 and 1", where="--alpha", expected="such as 0.05", got=alpha
+        )
     planned = resolve(settings)
     if slow := slow_bf16(planned.profile.train.amp, planned.device):
         typer.echo(slow, err=True)

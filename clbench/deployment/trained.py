@@ -107,8 +107,9 @@ def checkpoint_path(folder: Path, record: RunRecord, step: int) -> Path:
         where=path,
         expected=f"step{step}.pt",
         got=", ".join(there) or "no checkpoint (a published copy of a run holds none)",
-        next_step="repeat the run's command, or name another step with --step; a run made before "
-        "0.2 has step 1 in the folder _shared beside it, which must be copied along",
+        next_step="repeat the run's command (with --fresh, if it says that the run is finished), "
+        "or name another step with --step; a run made before 0.2 has step 1 in the folder _shared "
+        "beside it, which must be copied along",
     )
 
 

@@ -17,12 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from clbench.data.catalog import Catalog
+from clbench.evaluation.trace import trace_cases
 from clbench.run.course import run_plan
 from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.spec.benchmark import Step
 from clbench.spec.splits import Split
 from clbench.statistics.sample_size import detectable_difference
+from clbench.store import checkpoint
 from clbench.store.record import RunRecord
 
 EPOCHS, UPDATES, WARM_UP = 2, 4, 2
@@ -37,6 +41,8 @@ STAGES = {
     "exam": "examine",
 }
 """Event of one case → what is done with it."""
+VALIDATE = "validate"
+"""The stage of what is measured on validation cases while a step is taught."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +56,7 @@ class StepForecast:
     tests: int
     """Test cases that are examined after it."""
     seconds: Mapping[str, float]
-    """`train`, and the stages of `STAGES` → seconds."""
+    """`train`, `VALIDATE` and the stages of `STAGES` → seconds."""
 
     @property
     def total_s(self) -> float:
@@ -111,7 +117,12 @@ def forecast(settings: RunSettings) -> Forecast:
         trial = resolve(_shortened(plan, home))
         folder = run_plan(trial.open(), watch.see)
         record = RunRecord.read(folder)
-        sizes = _sizes(trial, record, home / "cache", folder)
+        kept, kept_in_trial = _stored_cases(plan), _stored_cases(trial)
+        held = [
+            kept[step].held / kept_in_trial[step].held if kept_in_trial[step].held else 1.0
+            for step in range(1, len(whole.splits) + 1)
+        ]
+        sizes = _sizes(trial, record, home / "cache", folder, held)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     tests = len(whole.test_cases)
@@ -126,7 +137,7 @@ def forecast(settings: RunSettings) -> Forecast:
         peaks = ("peak_rss_bytes", "examine_peak_rss_bytes")
     return Forecast(
         steps=tuple(
-            _step(plan, trial, number, watch, tests)
+            _step(plan, trial, number, watch, tests, (kept[number], kept_in_trial[number]))
             for number in range(1, len(whole.splits) + 1)
         ),
         peak_bytes=int(
@@ -172,6 +183,8 @@ class _Measured:
     """Stage → seconds of each case."""
     counts: dict[str, int] = field(default_factory=dict)
     """Stage → cases."""
+    validations: dict[str, tuple[int, list[float]]] = field(default_factory=dict)
+    """Phase → its last epochs that are validated, and seconds of each validation."""
 
 
 class _Watch:
@@ -198,6 +211,9 @@ class _Watch:
             step.phases.setdefault(phase, []).append(seconds)
             _, per_epoch = step.lengths.get(phase, (0, 0))
             step.lengths[phase] = (event["of"], max(per_epoch, event["iteration"] + 1))
+        elif kind == "validation":
+            _, all_s = step.validations.setdefault(event["phase"], (event["last_epochs"], []))
+            all_s.append(seconds)
         elif kind in STAGES:
             step.stages.setdefault(STAGES[kind], []).append(seconds)
             step.counts[STAGES[kind]] = event["of"]
@@ -259,11 +275,51 @@ class _Sizes:
     """Prepared volume of a case."""
     prediction: float
     """Stored prediction of a case after a step."""
-    checkpoints: tuple[int, ...]
+    checkpoints: tuple[float, ...]
     """Of each step."""
 
 
-def _sizes(trial: Plan, record: RunRecord, cache: Path, folder: Path) -> _Sizes:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Stored:
+    """Earlier cases that a strategy stores, in one step."""
+
+    prepared: int = 0
+    """Stored, and so prepared, when the step begins."""
+    held: int = 0
+    """All that it has while the step is taught."""
+
+
+def _stored_cases(plan: Plan) -> dict[int, _Stored]:
+    """1-based step → the earlier cases that a strategy stores, as it says itself.
+
+    Asked without any training: a strategy whose choice leans on what training left in memory cannot
+    be asked, and is taken to store nothing.
+    """
+    memory: dict[str, Any] = {}
+    stored = {number: _Stored() for number in range(1, len(plan.benchmark.steps) + 1)}
+    for number in list(stored)[1:]:
+        lesson = plan.lesson(number)
+        try:
+            prepared = plan.strategy.store_cases(lesson, plan.kit, memory)
+            held = plan.strategy.extra_cases(lesson, memory) if memory else {}
+        except Exception:  # a plugin's own, for want of what training leaves
+            break
+        stored[number] = _Stored(prepared=len(prepared), held=len(held))
+    return stored
+
+
+def _sizes(
+    trial: Plan, record: RunRecord, cache: Path, folder: Path, held: Sequence[float]
+) -> _Sizes:
+    """What the trial left on the disk.
+
+    Args:
+        trial: its plan.
+        record: its record.
+        cache: its cache.
+        folder: its run.
+        held: per step, how many times as many stored cases the whole run has in its memory.
+    """
     opened = {
         (number, case)
         for number, by_purpose in record.ledger.items()
@@ -278,15 +334,34 @@ def _sizes(trial: Plan, record: RunRecord, cache: Path, folder: Path) -> _Sizes:
     return _Sizes(
         volume=prepared / max(1, len({case for _, case in opened})),
         prediction=statistics.fmean(stored) if stored else 0.0,
-        checkpoints=tuple(p.stat().st_size if p.is_file() else 0 for p in paths),
+        checkpoints=tuple(
+            _checkpoint_bytes(p, times) if p.is_file() else 0.0
+            for p, times in zip(paths, held, strict=True)
+        ),
     )
+
+
+def _checkpoint_bytes(path: Path, times: float) -> float:
+    """Size of a checkpoint with so many times the strategy's memory."""
+    size = float(path.stat().st_size)
+    if times == 1:
+        return size
+    tensors = [v for v in checkpoint.load(path)["memory"].values() if isinstance(v, torch.Tensor)]
+    return size + (times - 1) * sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _bytes(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
-def _step(plan: Plan, trial: Plan, number: int, watch: _Watch, tests: int) -> StepForecast:
+def _step(
+    plan: Plan,
+    trial: Plan,
+    number: int,
+    watch: _Watch,
+    tests: int,
+    stored: tuple[_Stored, _Stored],
+) -> StepForecast:
     """A step of the whole run.
 
     Args:
@@ -295,10 +370,11 @@ def _step(plan: Plan, trial: Plan, number: int, watch: _Watch, tests: int) -> St
         number: of the step.
         watch: what the trial measured; what was prepared ahead of all steps is that of step 0.
         tests: test cases of the course.
+        stored: cases that the strategy stores, in the whole run and in the trial.
     """
     split, train, seen = plan.catalog.splits[number - 1], plan.profile.train, watch.of_step(number)
     one = train.iterations or math.ceil(len(split.train) / train.crops)
-    updates, train_s = 0, 0.0
+    updates, train_s, validate_s = 0, 0.0, 0.0
     for phase, seconds in seen.phases.items():
         of, per_epoch = seen.lengths[phase]
         own = of // per_epoch  # a phase may have epochs of its own
@@ -306,18 +382,29 @@ def _step(plan: Plan, trial: Plan, number: int, watch: _Watch, tests: int) -> St
         count = epochs * max(1, round(one * per_epoch / UPDATES))
         updates += count
         train_s += count * statistics.median(seconds[WARM_UP:] or seconds)
+        if phase in seen.validations:
+            last_epochs, spent = seen.validations[phase]
+            validate_s += min(last_epochs, epochs) * statistics.median(spent[1:] or spent)
+    validate_s *= len(split.validation) / max(1, len(trial.catalog.splits[number - 1].validation))
     scale = len(split.train) / max(1, len(trial.catalog.splits[number - 1].train))
     per_case = {stage: _per_case(seen.stages.get(stage, ())) for stage in STAGES.values()}
     per_case["prepare"] += _per_case(watch.of_step(0).stages.get("prepare", ()))
+    whole, tried = stored
+    own = seen.counts.get("pseudo labels", 0) - tried.prepared
     counts = {"prepare": seen.counts.get("prepare", 0) * scale,
-              "pseudo labels": seen.counts.get("pseudo labels", 0) * scale,
+              "pseudo labels": own * scale + whole.prepared,
               "examine": tests}  # fmt: skip
+    every = plan.profile.examine.trace_every
+    if every and number > 1:  # before the first update, after every so many, and after the last
+        looks = 2 + updates // every - (plan.strategy.declaration.starts_from == "scratch")
+        validate_s += looks * len(trace_cases(plan.catalog, number)) * per_case["examine"]
     return StepForecast(
         updates=updates,
         cases=len(split.train),
         tests=tests,
         seconds={
             "train": train_s,
+            VALIDATE: validate_s,
             **{stage: counts[stage] * seconds for stage, seconds in per_case.items()},
         },
     )

@@ -32,7 +32,7 @@ from clbench.store import checkpoint, run_folder
 from clbench.store import files as store_files
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import Score
-from clbench.store.shared_steps import adopt_step, continues, run_name, take_step
+from clbench.store.shared_steps import adopt_step, continues, run_name, take_back, take_step
 from clbench.strategy.contract import Lesson, Memory, Strategy
 from clbench.training import past_data
 from clbench.training.monitors import warnings_of
@@ -107,6 +107,7 @@ def run_plan(
             raise said
         watch({"event": "note", "what": f"{said.what}: {said.next_step}"})
     if record is not None and record.status == "finished":
+        plan.ranks.by_first(lambda: _whole(plan, record, watch))
         watch({"event": "already finished", "folder": plan.folder})
         return plan.folder
     with signals.listening(), _held(plan, plan.folder, wait=False):
@@ -132,6 +133,35 @@ def _recorded(plan: Plan) -> RunRecord | None:
         record.reseal(plan.folder)
         record.write(plan.folder)
     return record
+
+
+def _whole(plan: Plan, record: RunRecord, watch: Watch) -> None:
+    """See whether a finished run still has its files; checkpoints come back where runs share them.
+
+    Raises:
+        StoreError: it has no scores.
+    """
+    folder = plan.folder
+    if not (folder / "scores.csv").is_file():
+        raise StoreError(
+            "the run is finished, but its scores are missing",
+            where=folder / "scores.csv",
+            next_step="take the file back from a copy, or repeat the command with --fresh, which "
+            "teaches and examines all anew",
+        )
+    if record.excerpt:
+        return
+    lost = []
+    for number in range(1, record.steps_done + 1):
+        if run_folder.checkpoint_path(folder, number, record.shared_step1).is_file():
+            continue
+        name = f"step{number}.pt"
+        if not take_back(plan.step_folder(number) / name, folder):
+            lost.append(name)
+    if lost:
+        there = "is not there" if len(lost) == 1 else "are not there"
+        watch({"event": "note", "what": f"{', '.join(lost)} {there} any more; scores need no "
+               "checkpoint, and --fresh teaches all anew"})  # fmt: skip
 
 
 def _traced_otherwise(plan: Plan, record: RunRecord) -> SettingError | None:

@@ -140,7 +140,8 @@ def load(path: Path) -> dict[str, Any]:
             tensors and primitives.
     """
     wrong = partial(StoreError, where=path)
-    anew = "delete the file and run again; the step is then taught anew"
+    anew = "delete the file and repeat the run's command, which teaches the step anew (with "
+    anew += "--fresh, if it says that the run is finished)"
     try:
         content: dict[str, Any] = unpack(path)
     except FileNotFoundError:

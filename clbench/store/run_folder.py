@@ -125,7 +125,7 @@ def read_scores(path: Path) -> list[Score]:
     Raises:
         StoreError: missing, other columns, or a value that is none; names the line.
     """
-    again = "finish the run by repeating its command"
+    again = "repeat the run's command; with --fresh, if it says that the run is finished"
     allowed = {"scoring": SCORINGS, "status": STATUSES}
     return read_rows(path, Score, what="the scores", next_step=again, allowed=allowed)
 

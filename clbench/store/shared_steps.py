@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clbench.store import files, run_folder
+from clbench.errors import StoreError
+from clbench.store import checkpoint, files, run_folder
 
 TRACE = "trace.csv"
 
@@ -51,6 +52,32 @@ def continues(path: Path, before: str | None) -> bool:
         return False
     origin = files.read_json(path.with_suffix(".json")).get("origin")
     return origin is not None and origin["before"] == before
+
+
+def take_back(path: Path, folder: Path) -> bool:
+    """Let a run have the checkpoint of a step again, where the one that runs share is still it.
+
+    Args:
+        path: the shared checkpoint.
+        folder: of the run, which has the note beside its own one.
+
+    Returns:
+        Whether the run has it now.
+
+    Raises:
+        StoreError: the disk is full, or the folder cannot be written.
+    """
+    notes = [file.with_suffix(".json") for file in (path, folder / path.name)]
+    if not all(file.is_file() for file in (path, *notes)):
+        return False
+    if notes[0].read_bytes() != notes[1].read_bytes():  # it was taught anew meanwhile
+        return False
+    try:
+        checkpoint.load(path)
+    except StoreError:
+        return False
+    files.link_or_copy(path, folder / path.name)
+    return True
 
 
 def take_step(path: Path, folder: Path) -> None:

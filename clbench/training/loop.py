@@ -622,6 +622,7 @@ def _validate(step: StepTraining, phase: Phase, epoch: int, where: str) -> float
             "phase": phase.name,
             "epoch": epoch,
             "dice": dice,
+            "last_epochs": phase.validations,
         }
     )
     return dice

@@ -14,24 +14,30 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from scipy import stats
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
 from clbench.data.cache import VolumeCache
 from clbench.data.volume import Volume
+from clbench.errors import SettingError
 from clbench.grid.forecast import (
     CASES,
     EPOCHS,
     Forecast,
+    _checkpoint_bytes,
     _shortened,
+    _step,
+    _Stored,
+    _stored_cases,
     _Watch,
     _with_all,
     forecast,
     smallest_difference,
 )
 from clbench.run.plan import RunSettings, resolve
-from clbench.store import run_folder
+from clbench.store import checkpoint, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +163,66 @@ def test_the_trial_shows_every_structure_that_a_step_teaches() -> None:
     step: Any = SimpleNamespace(source="lits", learns=("liver", "liver_tumor"))
     assert _with_all(step, tuple("abcde"), catalog) == ("a", "b", "d")
     assert _with_all(step, tuple("abc"), catalog) == ("a", "b")  # the run itself would refuse it
+
+
+def test_validations_and_traces_are_of_the_whole_course(settings: RunSettings) -> None:
+    """A trial has two epochs of few updates: it validates less often, and traces hardly ever."""
+    words = ("train.epochs=40", "train.iterations=5", "phantom.validation=3")
+    asked = replace(settings, strategy="decoder_growth", overrides=words)
+    plan, trial = resolve(asked), resolve(_shortened(resolve(asked), settings.out))
+    watch = _Watch()
+    seen = watch.of_step(2)
+    seen.phases, seen.lengths = {"train": [9.0, 9.0, *[1.0] * 6]}, {"train": (8, 4)}
+    seen.validations = {"train": (10, [5.0, 2.0])}
+    seen.stages = {"examine": [7.0, 4.0]}
+    found = _step(plan, trial, 2, watch, 12, (_Stored(), _Stored()))
+    assert (found.updates, found.seconds["train"]) == (200, 200.0)
+    assert found.seconds["validate"] == 10 * 2.0 * 3  # the trial has one validation case
+    traced = resolve(replace(asked, overrides=(*words, "examine.trace_every=50")))
+    looks = 1 + 4 + 1  # before the first update, after every 50, and at the end
+    more = _step(traced, trial, 2, watch, 12, (_Stored(), _Stored())).seconds["validate"]
+    assert more == found.seconds["validate"] + looks * 6 * 4.0  # three cases of each step
+    seen.validations = {"train": (80, [5.0, 2.0])}  # of more epochs than the phase has
+    longer = _step(plan, trial, 2, watch, 12, (_Stored(), _Stored()))
+    assert longer.seconds["validate"] == 40 * 2.0 * 3
+
+
+def test_stored_cases_are_those_that_the_strategy_stores(settings: RunSettings) -> None:
+    words = ("strategy.mem_size=5", "phantom.train=8")
+    asked = replace(settings, strategy="der", overrides=words)
+    plan, trial = resolve(asked), resolve(_shortened(resolve(asked), settings.out))
+    whole, tried = _stored_cases(plan), _stored_cases(trial)
+    assert whole == {1: _Stored(), 2: _Stored(prepared=5, held=5)}
+    assert tried[2] == _Stored(prepared=CASES, held=CASES)
+    watch = _Watch()
+    seen = watch.of_step(2)
+    seen.stages, seen.counts = {"pseudo labels": [3.0, 2.0]}, {"pseudo labels": CASES}
+    found = _step(plan, trial, 2, watch, 12, (whole[2], tried[2]))
+    assert found.seconds["pseudo labels"] == 5 * 2.0  # not as many as there are training cases
+
+
+def test_a_checkpoint_with_more_stored_cases_is_larger(tmp_path: Path) -> None:
+    paths = []
+    for cases in (1, 4):
+        logits = {
+            f"logits/1/{k}": torch.zeros(20, 30, 30, dtype=torch.float16) for k in range(cases)
+        }
+        content = {"model": {"w": torch.zeros(50_000)}, "memory": {**logits, "stored": [1]}}
+        paths.append(tmp_path / f"{cases}.pt")
+        checkpoint.save(paths[-1], content)
+    assert _checkpoint_bytes(paths[0], 4.0) == pytest.approx(paths[1].stat().st_size, rel=0.02)
+    assert _checkpoint_bytes(paths[0], 1.0) == paths[0].stat().st_size
+
+
+@pytest.mark.parametrize("alpha", ["0", "-1", "nan", "1"])
+def test_a_level_that_is_none_is_refused_before_the_trial(
+    alpha: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clbench.grid.forecast.forecast", lambda settings: pytest.fail("a trial"))
+    words = ["plan", "--bench", "tumor_ext", "--strategy", "universal", "--alpha", alpha]
+    done = CliRunner().invoke(app, [*words, "--out", str(tmp_path)])
+    assert isinstance(done.exception, SettingError), done.exception
+    assert done.exception.where == "--alpha"
 
 
 def test_the_smallest_difference_has_the_power_it_says() -> None:

@@ -110,6 +110,42 @@ def test_a_finished_run_is_not_repeated_unless_fresh(
     assert events[-1] == "finished"
 
 
+def test_a_finished_run_takes_back_the_checkpoints_that_runs_share(
+    cache_root: Path, smoke_out: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "results"
+    shutil.copytree(smoke_out, copy)
+    events: list[dict[str, Any]] = []
+
+    def again() -> Path:
+        events.clear()
+        folder = run_course(settings(copy, cache_root), events.append)
+        assert [e["event"] for e in events if e["event"] != "note"] == ["plan", "already finished"]
+        return folder
+
+    folder = again()
+    whole = (folder / "step2.pt").read_bytes()
+    (folder / "step2.pt").unlink()
+    again()
+    assert (folder / "step2.pt").read_bytes() == whole
+    assert not any(e["event"] == "note" for e in events)
+
+    (folder / "step2.pt").unlink()
+    for shared in (copy / "_shared").glob("*/step2.pt"):
+        shared.write_bytes(shared.read_bytes()[:-100])
+    again()
+    assert not (folder / "step2.pt").exists()
+    (note,) = [e["what"] for e in events if e["event"] == "note"]
+    assert note.startswith("step2.pt is not there any more")
+    assert "--fresh" in note
+
+    (folder / "scores.csv").unlink()
+    with pytest.raises(StoreError, match="its scores are missing") as caught:
+        run_course(settings(copy, cache_root))
+    assert "--fresh" in str(caught.value)
+    assert (run_course(settings(copy, cache_root, fresh=True)) / "scores.csv").exists()
+
+
 def test_a_run_stopped_between_steps_goes_on_at_the_next(
     smoke_run: Path, cache_root: Path, tmp_path: Path
 ) -> None:
