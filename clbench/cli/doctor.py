@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -29,6 +30,10 @@ from clbench.store import files, run_folder
 
 NEED_BYTES = 1 << 30
 """Free space below which a run is not started: checkpoints and predictions of a small course."""
+UNTOUCHED_S = 3600
+"""What was being written and has not been touched for so long belongs to no process any more."""
+MOST_NAMED = 5
+"""So many leftovers are named at a time."""
 PROBE_S = 120
 """Seconds a plugin may take to import."""
 
@@ -299,11 +304,25 @@ def _cache(named: Path | None) -> _Said:
         "ok",
         f"{root}: {len(entries)} prepared volume(s), {_size(size)}; {len(phantoms)} phantom(s)",
     )
-    if parts := [p for p in root.rglob("*") if p.name.endswith((".part", ".partial"))]:
-        yield (
-            "note",
-            f"{len(parts)} item(s) of a killed process: rm -r {shlex.quote(str(parts[0]))}",
-        )
+    if parts := sorted(p for p in root.rglob("*") if _is_left_over(p)):
+        yield "note", f"{len(parts)} item(s) of a killed process: {_removal(parts)}"
+
+
+def _is_left_over(part: Path) -> bool:
+    """Whether a process that was killed was writing here: for an hour nobody has been at it."""
+    if not part.name.endswith((".part", ".partial")):
+        return False
+    try:
+        touched = max(p.stat().st_mtime for p in (part, *part.rglob("*")))
+    except FileNotFoundError:  # it was put in its place meanwhile
+        return False
+    return time.time() - touched > UNTOUCHED_S
+
+
+def _removal(parts: Sequence[Path]) -> str:
+    """A command that removes them, some at a time."""
+    more = f" (and {len(parts) - MOST_NAMED} more)" if len(parts) > MOST_NAMED else ""
+    return shlex.join(["rm", "-r", *map(str, parts[:MOST_NAMED])]) + more
 
 
 def _runs(results: Path) -> _Said:
@@ -344,6 +363,9 @@ def _disk(results: Path, cache: Path | None) -> _Said:
         ("cache", "--cache", cache or default_root()),
     ):
         place = folder.absolute()
+        if place.is_symlink() and not place.exists():
+            yield "STOP", f"{folder} is a link to {place.readlink()}, which is not there"
+            continue
         while not place.exists():
             place = place.parent
         free = shutil.disk_usage(place).free

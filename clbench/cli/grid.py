@@ -492,8 +492,11 @@ def _failure(job: Job) -> str:
     failure = job.failed() or left_queue(job)
     status, killer = failure.get("status"), failure.get("signal")
     how = f"signal {killer}" if killer else f"status {status}"
-    last = "".join(f"\n    {line}" for line in failure.get("last_lines", ()))
-    return f"{job.cell.name} failed with {how}; {job.log} ends with:{last}"
+    lines, log = failure.get("last_lines", ()), failure.get("log", job.log)
+    if not lines:
+        return f"{job.cell.name} failed with {how}; nothing is left in {log}"
+    last = "".join(f"\n    {line}" for line in lines)
+    return f"{job.cell.name} failed with {how}; {log} ends with:{last}"
 
 
 def _say(event: Mapping[str, Any], jobs: list[Job]) -> None:

@@ -30,6 +30,7 @@ class Command(TyperCommand):
         Raises:
             SettingError: one of them would be passed over.
         """
+        args = [_at_home(word) for word in args]
         if not ctx.resilient_parsing:
             _refuse_empty(ctx, args)
             _, _, given = self.make_parser(ctx).parse_args(args=list(args))
@@ -45,6 +46,13 @@ class Commands(typer.Typer):
     def command(self, name: str | None = None, **more: Any) -> Callable[..., Any]:
         """Register a function as a command; see `typer.Typer.command`."""
         return super().command(name, **{"cls": Command, **more})
+
+
+def _at_home(word: str) -> str:
+    """A word with the home folder in the place of `~`, which bash leaves in `--out=~/runs`."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    home = value == "~" or value.startswith("~/")
+    return f"{option}{equals}{Path(value).expanduser() if home else value}"
 
 
 def _refuse_empty(ctx: Any, words: Sequence[str]) -> None:

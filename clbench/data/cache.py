@@ -41,7 +41,7 @@ _NEXT_STEP = "free some disk space, or name another folder with --cache or CLBEN
 def default_root() -> Path:
     """Where the cache lies: `CLBENCH_CACHE`, or the user's cache folder."""
     named = os.environ.get("CLBENCH_CACHE")
-    return Path(named) if named else user_cache_path("clbench")
+    return Path(named).expanduser() if named else user_cache_path("clbench")
 
 
 class VolumeCache:
@@ -54,6 +54,8 @@ class VolumeCache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._known: dict[tuple[str, str, int, int], str] = {}
+        self.written = 0
+        """Entries that were written by this object."""
 
     # ------------------------------------------------------------------------------- identity
 
@@ -251,6 +253,7 @@ class VolumeCache:
 
         store_files.remove_parts(entry)
         store_files.atomic_folder(entry, fill, what=_WHAT, next_step=_NEXT_STEP)
+        self.written += 1
 
     def _open(
         self, entry: Path, files: CaseFiles, source: Source, pre: Preprocessing

@@ -36,8 +36,8 @@ COLUMNS = "step structure case dice"
 NOTES = (
     (
         "Dice (strict) of the model after the step before. own test cases: of the source that "
-        "taught the structure, as recorded. pseudo labels: on the training cases of the step, "
-        "whose old structures nobody annotated; the phantom knows them."
+        "taught the structure, as recorded. pseudo labels: on the training cases of the step, for "
+        "all old structures; the phantom knows those too that nobody annotated there."
     ),
     (
         "Where the method makes no pseudo labels, the old model's prediction stands for them. A "

@@ -188,6 +188,7 @@ def _took_end(one: _Started, todo: list[Job], failed: list[Job], stops: Counter[
         failed: grows by one that failed.
         stops: how often each run was stopped; grows.
     """
+    one.log.close()
     job, name = one.job, one.job.cell.name
     if one.process.returncode == signals.STATUS and not signals.asked():
         stops[name] += 1
@@ -209,7 +210,7 @@ def _ended(one: _Started, *, stopped: bool = False) -> bool:
         one: it has ended.
         stopped: to have been stopped counts as failed.
     """
-    one.log.close()
+    one.log.close()  # if it is not yet
     status = one.process.returncode
     if status == 0 or (status == signals.STATUS and not stopped):
         return False

@@ -35,12 +35,21 @@ OWN_OPTIONS = {
     "mem": "--memory-gb",
     "mem-per-cpu": "--memory-gb",
     "gpus": "--gpus",
+    "gpus-per-node": "--gpus",
+    "gpus-per-task": "--gpus",
+    "gpus-per-socket": "--gpus",
     "partition": "--partition",
     "account": "--account",
 }
 """Option of sbatch → the option of `clbench grid` that sets it."""
-OWN_WORDS = ("array", "dependency", "signal", "job-name", "output", "error", "open-mode", "requeue")
-"""Options of sbatch that are set so that runs wait for one another, are saved and go on."""
+OWN_WORDS = (
+    "array", "dependency", "signal", "job-name", "output", "error", "open-mode", "requeue", "chdir",
+    "nodes", "ntasks", "ntasks-per-node",
+)  # fmt: skip
+"""Options of sbatch that are set so that runs wait for one another, are saved and go on, each by
+one process, in the folder that relative paths are meant from."""
+_ENDED_WELL = "completed successfully"
+"""What submitit says at the end of a job whose command did."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +95,8 @@ class Cluster:
             raise wrong(
                 f"clbench sets {name} of a job itself",
                 expected="another option of sbatch, as qos=long",
-                next_step="leave it out; jobs are queued again, and wait for one another, without",
+                next_step="leave it out; a job is one process where the command was typed, is "
+                "queued again and waits for others without",
             )
         if (own := OWN_OPTIONS.get(name)) is not None:
             raise wrong(
@@ -281,8 +291,8 @@ def with_queue(jobs: Sequence[Job], states: Sequence[State]) -> list[State]:
 
     Returns:
         `QUEUED` for runs whose job waits, or has just begun; `FAILED` for those whose job has left
-        the queue before they were finished (`left_queue` has its last words). Where SLURM does not
-        answer, the states as they were.
+        the queue before they were finished (`left_queue` has its last words), but for runs that
+        were finished and removed since. Where SLURM does not answer, the states as they were.
     """
     told = list(states)
     waiting: Mapping[str, str] | None = None
@@ -297,9 +307,16 @@ def with_queue(jobs: Sequence[Job], states: Sequence[State]) -> list[State]:
                 return told
         if job_id(job) in waiting:
             told[i] = State.QUEUED
-        elif not job.is_finished():  # it may have ended since
+        elif not job.is_finished() and not _was_removed(job):  # it may have ended since
             told[i] = State.FAILED
     return told
+
+
+def _was_removed(job: Job) -> bool:
+    """Whether a run's job ended well, and there is nothing of the run any more."""
+    if (job.folder / "run.json").exists():
+        return False
+    return any(_ENDED_WELL in line for line in left_queue(job)["last_lines"])
 
 
 def left_queue(job: Job) -> dict[str, Any]:
@@ -307,4 +324,4 @@ def left_queue(job: Job) -> dict[str, Any]:
     if not job.ticket.exists():
         return {}
     log = Path(files.read_json(job.ticket)["log"])
-    return {"status": "unknown", "signal": None, "last_lines": last_lines(log)}
+    return {"status": "unknown", "signal": None, "log": str(log), "last_lines": last_lines(log)}

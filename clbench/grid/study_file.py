@@ -28,10 +28,11 @@ from pydantic import Field
 from clbench.errors import SpecError
 from clbench.spec import registry
 from clbench.spec.names import ordered_name, split_order
+from clbench.spec.settings import LARGEST_SEED
 from clbench.spec.toml import read_toml
 from clbench.spec.validation import Names, checked, from_toml
 
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Some = Annotated[tuple[str, ...], Field(min_length=1, description="a list of at least one name")]
 
 
@@ -45,7 +46,7 @@ class StudyFile:
     """Names, or `module:Class`."""
     seeds: Annotated[
         tuple[Seed, ...],
-        Field(min_length=1, description="a list of at least one whole number of at least 0"),
+        Field(min_length=1, description=f"a list of whole numbers from 0 to {LARGEST_SEED}"),
     ] = (0,)
     """Training runs of each strategy."""
     orders: Annotated[
@@ -72,7 +73,7 @@ class StudyFile:
         Mapping[str, str], Field(description='a table such as tumor_ext = "tuned.toml"')
     ] = field(default_factory=dict)
     """Course → settings file of `clbench tune`, which holds every strategy; absent: not tuned."""
-    out: str = "results"
+    out: Annotated[str, Field(min_length=1, description="a folder")] = "results"
     """Where run folders go."""
 
     def __post_init__(self) -> None:

@@ -39,6 +39,7 @@ from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark
 from clbench.spec.names import need_name
 from clbench.spec.settings import (
+    LARGEST_SEED,
     Profile,
     apply_overrides,
     change,
@@ -91,6 +92,13 @@ class RunSettings:
     """On CUDA, operators that repeat to the bit, where there are any."""
 
     def __post_init__(self) -> None:
+        if self.seed > LARGEST_SEED:
+            raise SettingError(
+                "a setting is out of range",
+                where="--seed",
+                expected=f"at most {LARGEST_SEED}",
+                got=self.seed,
+            )
         least = {"seed": 0, "workers": 0, "threads": 1}
         for name, low in least.items():
             value = getattr(self, name)

@@ -105,7 +105,7 @@ def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda eve
         watch: is told of every case that is ready.
 
     Returns:
-        How many cases were prepared here.
+        How many cases were prepared here, and not by another process meanwhile.
 
     Raises:
         DataError: a case cannot be used; the others are in the cache all the same.
@@ -118,12 +118,14 @@ def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda eve
         jobs = processes(left, pre) if worth else 0
     if not left or not jobs:
         return 0
-    ready: Iterator[tuple[str, Exception | None]] = joblib.Parallel(
+    ready: Iterator[tuple[str, int, Exception | None]] = joblib.Parallel(
         n_jobs=min(jobs, len(left)), return_as="generator_unordered", pre_dispatch="n_jobs"
     )(joblib.delayed(_prepare_case)(catalog.cache.root, case, pre, os.getpid()) for case in left)
     failed: list[Exception] = []
+    written = 0
     try:
-        for done, (case, error) in enumerate(ready, 1):
+        for done, (case, count, error) in enumerate(ready, 1):
+            written += count
             failed += [error] if error else []
             watch({"event": "prepared", "done": done, "of": len(left), "case": case})
             signals.check(f"preprocessing, case {case}")
@@ -137,19 +139,24 @@ def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda eve
         ) from err
     if failed:
         raise min(failed, key=str)  # whichever process was first, the same one is named
-    return len(left)
+    return written
 
 
 def _prepare_case(
     root: Path, case: Case, pre: Preprocessing, parent: int
-) -> tuple[str, Exception | None]:
-    """One case; a process of its own leaves signals to the one that waits for it."""
+) -> tuple[str, int, Exception | None]:
+    """Prepare a case, in a process of its own or not.
+
+    Returns:
+        The case, entries written, and what went wrong.
+    """
     number, source, files = case
-    if os.getpid() != parent:
+    if os.getpid() != parent:  # signals are left to the process that waits
         signals.leave_to_parent(number)
+    cache = VolumeCache(root)
     try:
         with reading(number, files.case):
-            VolumeCache(root).get(files, source, pre)
+            cache.get(files, source, pre)
     except Exception as err:  # raised where all are waited for
-        return files.case, err
-    return files.case, None
+        return files.case, cache.written, err
+    return files.case, cache.written, None

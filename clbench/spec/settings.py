@@ -44,6 +44,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 NotNegativeInt = Annotated[int, Field(ge=0)]
+LARGEST_SEED = 2**63 - 1
+"""Tables hold seeds as 64-bit integers."""
 Weights = Field(description="weights of at least 0, not all 0")
 
 

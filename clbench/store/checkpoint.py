@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -104,7 +105,8 @@ def save(path: Path, content: dict[str, Any], *, previous: Path | None = None) -
         try:
             torch.save(whole, file)
         except RuntimeError as err:  # how torch reports a full disk
-            raise OSError(str(err)) from err
+            free = shutil.disk_usage(path.parent).free
+            raise OSError(f"{first_line(err)}; {free / 1e6:.1f} MB free") from err
 
     files.atomic_write(
         path,

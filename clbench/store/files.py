@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -24,6 +25,8 @@ NEXT_STEP = (
     "goes on where it stopped"
 )
 """What to do when a file of a run could not be written."""
+MEND_LINK = "make what the link leads to, or take the link away"
+"""What to do about a symbolic link in the place of a folder."""
 OTHER_OUT = "choose another folder with --out, or change its permissions"
 """What to do when results have no place."""
 COPY_RUN = "copy the whole folder of the run to where you may write, and name the copy"
@@ -48,11 +51,11 @@ def make_folder(folder: Path, *, next_step: str = OTHER_OUT) -> None:
         probe.touch()
         probe.unlink()
     except OSError as err:
+        got = err.strerror or str(err)
+        if folder.is_symlink() and not folder.exists():
+            got, next_step = f"a link to {folder.readlink()}, which is not there", MEND_LINK
         raise StoreError(
-            "the results folder cannot be written",
-            where=folder,
-            got=err.strerror or str(err),
-            next_step=next_step,
+            "the results folder cannot be written", where=folder, got=got, next_step=next_step
         ) from err
 
 
@@ -130,9 +133,26 @@ def is_locked(path: Path) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
-    except (OSError, NotImplementedError):  # a place that can only be read: nobody works there
-        return False
+    except (OSError, NotImplementedError):  # a place, or a lock of others, that can only be read
+        return not isinstance(lock, SoftFileLock) and _seen_locked(path)
     lock.release()
+    return False
+
+
+def _seen_locked(path: Path) -> bool:
+    """Whether a lock is held that this process may read, but not take."""
+    try:
+        opened = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(opened)
     return False
 
 

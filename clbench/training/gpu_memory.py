@@ -88,7 +88,8 @@ def smaller_setting(
     if teaching and at_once > 1:
         half = at_once // 2
         if crops % half == 0:  # the same update, in less memory
-            return f"try --set train.batch={half} --set train.accumulate={crops // half}"
+            plain = "--set train.compile=false " if profile.train.compile else ""
+            return f"try {plain}--set train.batch={half} --set train.accumulate={crops // half}"
         return f"try --set train.batch={half}"
     if not teaching and (windows := profile.examine.windows or 1) > 1:
         return f"try --set examine.windows={windows // 2}"

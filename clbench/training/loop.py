@@ -42,7 +42,6 @@ from clbench.training.monitors import check_gradient
 from clbench.training.ranks import Ranks
 from clbench.training.resume import StepCheckpointer, TrainingPosition, TrainingState, Watch
 from clbench.training.update import (
-    Division,
     Gradients,
     UpdateWork,
     divide,
@@ -213,7 +212,7 @@ def teach(step: StepTraining) -> None:
             reseed(step.seed, lesson.number, phase.name, "enter")
             strategy.enter_phase(phase, model, memory)
         setup = _open_phase(step, phase, tuple(history), at)
-        with compiled(model, setup.work.division, on=step.train.compile):
+        with compiled(model, on=step.train.compile):
             _teach_phase(step, setup)
         history.append(PhaseResult(phase=phase, validation=tuple(setup.measured)))
         at = None
@@ -273,7 +272,7 @@ def freeze(model: nn.Module, trained: Sequence[nn.Parameter]) -> None:
 
 
 @contextmanager
-def compiled(model: nn.Module, division: Division, *, on: bool) -> Iterator[None]:
+def compiled(model: nn.Module, *, on: bool) -> Iterator[None]:
     """In this block the model's forward pass is what torch.compile makes of it.
 
     A network grows between phases and keeps its shape within one, so each phase compiles anew. Its
@@ -281,22 +280,14 @@ def compiled(model: nn.Module, division: Division, *, on: bool) -> Iterator[None
 
     Args:
         model: of the phase.
-        division: of an update's crops.
         on: whether to; else nothing happens.
 
     Raises:
-        SettingError: updates have several passes, or torch cannot compile the network here.
+        SettingError: torch cannot compile the network here.
     """
     if not on:
         yield
         return
-    if division.passes > 1:  # counts of all passes come ahead, from a model that answers zeros
-        raise SettingError(
-            "a compiled network cannot be taught by accumulated batches",
-            where="train.compile, train.accumulate",
-            got=f"{division.passes} passes per update",
-            next_step="--set train.compile=false, or --set train.accumulate=1 with a larger batch",
-        )
     from torch._dynamo.exc import TorchDynamoException  # costs seconds to import
 
     model.compile(dynamic=False)

@@ -59,7 +59,8 @@ def divide(train: TrainSettings, ranks: Ranks) -> Division:
         ranks: the processes.
 
     Raises:
-        SettingError: the processes cannot have equally many.
+        SettingError: the processes cannot have equally many, or a compiled network would have
+            several passes.
     """
     share, rest = divmod(train.crops, ranks.size)
     if rest:
@@ -72,6 +73,13 @@ def divide(train: TrainSettings, ranks: Ranks) -> Division:
             f"{ranks.size}: another run, with an id of its own)",
         )
     passes = next(n for n in range(1, share + 1) if share % n == 0 and share // n <= train.batch)
+    if train.compile and passes > 1:  # counts of all passes come ahead, from a model of zeros
+        raise SettingError(
+            "a compiled network cannot be taught by accumulated batches",
+            where="train.compile, train.accumulate",
+            got=f"{passes} passes per update",
+            next_step="--set train.compile=false, or --set train.accumulate=1 with a larger batch",
+        )
     return Division(crops=train.crops, passes=passes, ranks=ranks)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -133,13 +134,20 @@ def test_unfinished_and_damaged_runs_and_leftovers_are_told(healthy: None, tmp_p
         folder = tmp_path / "r" / "tumor_ext" / "universal" / name
         folder.mkdir(parents=True)
         (folder / "run.json").write_text(text)
-    (tmp_path / "c" / "volumes" / "x.12.part").mkdir(parents=True)
+    volumes = tmp_path / "c" / "volumes"
+    for name in ("x.12.part", "y.13.part", "now.14.part"):
+        (volumes / name).mkdir(parents=True)
+        (volumes / name / "image.npy").touch()
+    for name in ("x.12.part", "y.13.part"):
+        for path in (volumes / name / "image.npy", volumes / name):
+            os.utime(path, (0, 0))
     found = look(tmp_path)
     (stop,) = stops(found)
     assert "damaged run" in stop
     notes = [f.text for f in found if f.level == "note"]
     assert any("1 of 2 steps" in n and "clbench run --seed 3" in n for n in notes)
-    assert any("x.12.part" in n for n in notes)
+    (left,) = [n for n in notes if ".part" in n]  # what is being written is left alone
+    assert left == f"2 item(s) of a killed process: rm -r {volumes}/x.12.part {volumes}/y.13.part"
     assert any(f.text.endswith("3 run(s), 1 finished") for f in found)
 
 
@@ -154,6 +162,9 @@ def test_a_full_disk_and_a_folder_in_the_way(
     assert "1.0 MiB free; a run needs 1.0 GiB" in full[0]
     blocked = stops(look(tmp_path, results=tmp_path / "file" / "r"))
     assert any("cannot be written: name another with --out" in s for s in blocked)
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    (linked,) = stops(look(tmp_path, results=tmp_path / "link"))[:1]
+    assert linked.endswith(f"is a link to {tmp_path / 'absent'}, which is not there")
 
 
 def test_the_command_that_goes_on_is_quoted_and_does_not_begin_anew() -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from clbench import reproducibility
 from clbench.cli import runs
 from clbench.cli.options import app, parse_seeds, parse_splits
+from clbench.data.cache import default_root
 from clbench.errors import SettingError, StoreError, UnknownName
 from clbench.store import run_folder
 from clbench.training.launch import Place
@@ -37,6 +38,26 @@ def test_seeds(text: str, seeds: list[int]) -> None:
 def test_wrong_seeds(text: str) -> None:
     with pytest.raises(SettingError, match="seed"):
         parse_seeds(text)
+
+
+def test_the_home_folder_stands_where_a_shell_leaves_its_sign(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "runs").mkdir()
+    for words in (["--results=~/runs"], ["--results", "~/runs"]):
+        done = CliRunner().invoke(app, ["table", "summary", "--bench", "tumor_ext", *words])
+        assert isinstance(done.exception, StoreError), done.exception
+        assert str(done.exception.where).startswith(str(tmp_path / "runs"))
+    monkeypatch.setenv("CLBENCH_CACHE", "~/cache")
+    assert default_root() == tmp_path / "cache"
+
+
+def test_a_seed_that_no_table_can_hold_is_refused() -> None:
+    words = ["run", "--bench", "tumor_ext", "--strategy", "finetune", "--seed", str(2**63)]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, SettingError), done.exception
+    assert (done.exception.where, done.exception.got) == ("--seed", 2**63)
 
 
 def test_list_names_every_part_with_one_line() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from slurm_cluster import cluster, need_slurm, wait_until
 
+from clbench.cli.grid import _failure
 from clbench.errors import SettingError
 from clbench.grid import slurm
 from clbench.grid.jobs import Job, State, states
@@ -202,6 +203,37 @@ def test_jobs_of_another_user_are_asked_for_by_name(
     assert now([job]) == [State.QUEUED]
     job.note_failure(job.log, status=1)  # of an attempt before this job
     assert now([job]) == [State.QUEUED]
+
+
+def test_a_run_that_left_the_queue_is_told_by_the_log_of_its_job(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job, log = make_job("lwf", 0), tmp_path / "55_0_log.out"
+    monkeypatch.setattr(slurm, "queue", lambda others=(): {})
+    write_json(job.ticket, {"job": "55_0", "log": str(log)})
+    assert now([job]) == [State.FAILED]
+    assert _failure(job).endswith(f"nothing is left in {log}")
+    log.write_text("out of memory\n", encoding="utf-8")
+    assert now([job]) == [State.FAILED]
+    assert _failure(job).endswith(f"{log} ends with:\n    out of memory")
+    # it was finished, and somebody removed its folder
+    log.write_text("submitit INFO - Job completed successfully\n", encoding="utf-8")
+    assert now([job]) == [State.TO_DO]
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("chdir=/scratch", "clbench sets chdir"),
+        ("ntasks=2", "clbench sets ntasks"),
+        ("nodes=2", "clbench sets nodes"),
+        ("gpus-per-node=1", "--gpus sets gpus-per-node"),
+    ],
+)
+def test_options_that_would_break_runs_are_refused(option: str, said: str) -> None:
+    name, _, value = option.partition("=")
+    with pytest.raises(SettingError, match=said):
+        Cluster(more={name: value})
 
 
 def test_a_limit_of_runs_at_a_time_holds_over_all_arrays(

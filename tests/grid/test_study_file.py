@@ -115,8 +115,13 @@ def test_orders_multiply_the_courses_and_keep_their_data(tmp_path: Path) -> None
     [
         ('courses = ["tumor_ext"]', "strategies missing"),
         ('courses = []\nstrategies = ["lwf"]', "courses must be a list of at least one name"),
-        ('courses = ["a"]\nstrategies = ["lwf"]\nseeds = []', "at least one whole number"),
+        (
+            'courses = ["a"]\nstrategies = ["lwf"]\nseeds = []',
+            "seeds must be a list of whole numbers",
+        ),
         ('courses = ["a"]\nstrategies = ["lwf"]\nseeds = [-1]', "seeds must be"),
+        ('courses = ["a"]\nstrategies = ["lwf"]\nseeds = [9223372036854775808]', "seeds must be"),
+        ('courses = ["a"]\nstrategies = ["lwf"]\nout = ""', "out must be"),
         ('courses = ["a"]\nstrategy = ["lwf"]', "unknown field 'strategy'"),
         ('courses = ["a"]\nstrategies = ["lwf"]\n[data]\nb = "x"', "data of a course"),
         ("courses = [", "not a valid TOML file"),

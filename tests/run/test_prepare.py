@@ -82,6 +82,15 @@ def test_several_processes_make_the_entries_that_one_makes(data: Path, tmp_path:
     assert prepare(two, 2) == 0
 
 
+def test_what_another_process_prepared_is_not_counted(data: Path, tmp_path: Path) -> None:
+    here, there = catalog(data, tmp_path / "c"), catalog(data, tmp_path / "c")
+    left = unprepared(here)
+    assert prepare(there, 1) == COUNT
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clbench.run.prepare.unprepared", lambda catalog: left)  # as seen before
+        assert prepare(here, 1) == 0
+
+
 def test_a_case_that_cannot_be_used_is_named_and_the_others_are_ready(
     data: Path, tmp_path: Path
 ) -> None:

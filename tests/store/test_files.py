@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 from filelock import FileLock
@@ -21,7 +21,9 @@ from clbench.errors import StoreError
 from clbench.store.files import (
     atomic_folder,
     atomic_write,
+    is_locked,
     locked,
+    make_folder,
     remove_parts,
     sha256,
     sweep,
@@ -276,6 +278,34 @@ def test_one_process_holds_a_lock_and_another_waits_or_is_told(tmp_path: Path) -
     with locked(path), pytest.raises(Enough), locked(path, waiting=waiting):
         pass
     assert waited == [1]
+
+
+def test_a_lock_that_may_only_be_read_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a colleague sees it, who may read the folder."""
+    path, opened = tmp_path / ".lock", os.open
+
+    def no_writing(name: Any, flags: int, *more: Any, **words: Any) -> int:
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(name, flags, *more, **words)
+
+    with locked(path):
+        monkeypatch.setattr(os, "open", no_writing)
+        assert is_locked(path)
+        monkeypatch.undo()
+    path.touch()
+    monkeypatch.setattr(os, "open", no_writing)
+    assert not is_locked(path)
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    with pytest.raises(StoreError, match="cannot be written") as err:
+        make_folder(tmp_path / "link")
+    assert "absent, which is not there" in str(err.value)
+    assert "take the link away" in str(err.value)
 
 
 def test_a_lock_that_cannot_be_made_is_an_error_with_a_next_step(

@@ -30,6 +30,8 @@ def test_smaller_settings_come_in_a_stated_order() -> None:
     assert (train.batch, train.amp) == (2, "off")
     half = "try --set train.batch=1 --set train.accumulate=2"  # the same crops per update
     assert smaller_setting(profile, PATCH) == half
+    compiled = replace(profile, train=replace(train, compile=True))  # refuses accumulated batches
+    assert smaller_setting(compiled, PATCH) == half.replace("try", "try --set train.compile=false")
     # of two processes each holds one crop of the two: halving the batch would change nothing
     assert smaller_setting(profile, PATCH, processes=2) == "try --set train.amp=bf16"
     four = replace(profile, train=replace(train, batch=4))

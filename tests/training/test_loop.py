@@ -53,7 +53,7 @@ from clbench.training.loop import (
 )
 from clbench.training.ranks import Ranks
 from clbench.training.resume import TrainingState
-from clbench.training.update import Division
+from clbench.training.update import divide
 
 GOLDEN = json.loads((GOLDEN_FILES / "lr_schedule.json").read_text())
 OWN = [(1, str(i)) for i in range(5)]
@@ -600,16 +600,16 @@ def test_where_a_network_cannot_be_compiled_the_error_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = nn.Linear(1, 1)
-    twice = Division(crops=2, passes=2, ranks=Ranks())
-    with pytest.raises(SettingError, match="accumulated"), compiled(model, twice, on=True):
-        pass
+    twice = replace(TRAIN, batch=1, accumulate=2, compile=True)
+    with pytest.raises(SettingError, match="accumulated"):
+        divide(twice, Ranks())
     monkeypatch.setattr(nn.Module, "compile", lambda model, **_: None)
     with (
         pytest.raises(SettingError, match="cannot compile") as err,
-        compiled(model, replace(twice, passes=1), on=True),
+        compiled(model, on=True),
     ):
         raise TorchDynamoException("no compiler here\nmore")
     assert "TorchDynamoException: no compiler here" in str(err.value)
     assert "--set train.compile=false" in str(err.value)
-    with pytest.raises(RuntimeError, match="other"), compiled(model, twice, on=False):
+    with pytest.raises(RuntimeError, match="other"), compiled(model, on=False):
         raise RuntimeError("other")
