@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from clbench.data.catalog import Catalog
 from clbench.evaluation.trace import trace_cases
 from clbench.run.course import run_plan
@@ -346,8 +344,8 @@ def _checkpoint_bytes(path: Path, times: float) -> float:
     size = float(path.stat().st_size)
     if times == 1:
         return size
-    tensors = [v for v in checkpoint.load(path)["memory"].values() if isinstance(v, torch.Tensor)]
-    return size + (times - 1) * sum(t.numel() * t.element_size() for t in tensors)
+    memory = checkpoint.load(path)["memory"]
+    return size + (times - 1) * sum(getattr(v, "nbytes", 0) for v in memory.values())
 
 
 def _bytes(folder: Path) -> int:

@@ -34,7 +34,13 @@ def _p(alpha: float, *values: float) -> tuple[str, ...]:
 
 
 def span(low: float, high: float, margin: float) -> str:
-    """An interval as text, each end on its side of 0 and the margins."""
+    """An interval as text, each end on its side of 0 and the margins.
+
+    Args:
+        low: lower end; nan = none.
+        high: upper end.
+        margin: of equivalence.
+    """
     if math.isnan(low) or math.isnan(high):
         return EMPTY
     return f"{end_text(low, margin)} to {end_text(high, margin)}"
