@@ -111,16 +111,8 @@ def dice(
     Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4 (which writes a sum over classes;
     the code, and this, take the mean).
     """
-    mask = _mask(logits, target, known, "clbench.strategy.losses.dice")
-    pairs = mask.sum(_SPACE) > 0
-    axes = (3, 4) if slicewise else _SPACE
-    p = torch.sigmoid(logits.float()) * mask
-    t = target * mask
-    loss = 1 - 2 * (p * t).sum(axes) / (p.sum(axes) + t.sum(axes) + 1)
-    if slicewise:
-        slices = (mask.sum(axes) > 0).to(loss.dtype)
-        loss = (loss * slices).sum(2) / slices.sum(2).clamp(min=1)
-    return (loss * pairs).sum() / denominator(pairs.sum())
+    known = _everywhere(logits, target, known, "clbench.strategy.losses.dice")
+    return _dice(logits, target, known, slicewise=slicewise)[0]
 
 
 def bce(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
@@ -146,13 +138,8 @@ def bce(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
 
     Source: as `dice`.
     """
-    mask = _mask(logits, target, known, "clbench.strategy.losses.bce")
-    voxels = mask.sum(_SPACE)
-    pairs = voxels > 0
-    loss = functional.binary_cross_entropy_with_logits(
-        logits.float(), target, weight=mask, reduction="none"
-    )
-    return (loss.sum(_SPACE) / voxels.clamp(min=1)).sum() / denominator(pairs.sum())
+    known = _everywhere(logits, target, known, "clbench.strategy.losses.bce")
+    return _bce(logits, target, known, known.to(torch.float32).sum(_SPACE))
 
 
 def dice_bce(
@@ -177,10 +164,9 @@ def dice_bce(
         >>> {name: round(float(loss), 4) for name, loss in terms.items()}
         {'dice': 0.4286, 'bce': 0.6931}
     """
-    return {
-        "dice": dice(logits, target, known, slicewise=slicewise),
-        "bce": bce(logits, target, known),
-    }
+    known = _everywhere(logits, target, known, "clbench.strategy.losses.dice_bce")
+    overlap, voxels = _dice(logits, target, known, slicewise=slicewise)
+    return {"dice": overlap, "bce": _bce(logits, target, known, voxels)}
 
 
 def squared_dice(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
@@ -208,11 +194,11 @@ def squared_dice(logits: Tensor, target: Tensor, known: Tensor | None = None) ->
 
     Source: MONAI's DiceCELoss, with the settings of VISTA3D's continual-training recipe.
     """
-    mask = _mask(logits, target, known, "clbench.strategy.losses.squared_dice")
-    pairs = mask.sum(_SPACE) > 0
-    p = torch.sigmoid(logits.float()) * mask
-    t = target * mask
-    ratio = (2 * (p * t).sum(_SPACE) + 1e-4) / (
+    known = _everywhere(logits, target, known, "clbench.strategy.losses.squared_dice")
+    pairs = known.to(torch.float32).sum(_SPACE) > 0
+    p = torch.where(known, torch.sigmoid(logits.float()), 0.0)
+    t = torch.where(known, target, 0.0)
+    ratio = (2 * (p * target).sum(_SPACE) + 1e-4) / (
         p.square().sum(_SPACE) + t.square().sum(_SPACE) + 0.01
     )
     return ((1 - ratio) * pairs).sum() / denominator(pairs.sum())
@@ -221,8 +207,37 @@ def squared_dice(logits: Tensor, target: Tensor, known: Tensor | None = None) ->
 _SPACE = (2, 3, 4)
 
 
-def _mask(logits: Tensor, target: Tensor, known: Tensor | None, where: str) -> Tensor:
-    """1 where the target counts, 0 elsewhere, of its type; refuses logits of another shape."""
+def _dice(
+    logits: Tensor, target: Tensor, known: Tensor, *, slicewise: bool
+) -> tuple[Tensor, Tensor]:
+    """`dice`, and the (B, K) known voxels of each pair.
+
+    Of the maps as large as the logits, the backward pass keeps the sigmoid, the target and the bool
+    mask: `where` needs no mask of floats, and no masked target stays.
+    """
+    axes = (3, 4) if slicewise else _SPACE
+    mask = known.to(target.dtype)
+    voxels, size = mask.sum(axes), (target * mask).sum(axes)
+    del mask
+    p = torch.where(known, torch.sigmoid(logits.float()), 0.0)
+    loss = 1 - 2 * (p * target).sum(axes) / (p.sum(axes) + size + 1)
+    if slicewise:
+        slices = (voxels > 0).to(loss.dtype)
+        voxels = voxels.sum(2)
+        loss = (loss * slices).sum(2) / slices.sum(2).clamp(min=1)
+    pairs = voxels > 0
+    return (loss * pairs).sum() / denominator(pairs.sum()), voxels
+
+
+def _bce(logits: Tensor, target: Tensor, known: Tensor, voxels: Tensor) -> Tensor:
+    """`bce`, with the (B, K) known voxels of each pair."""
+    loss = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+    loss = torch.where(known, loss, 0.0).sum(_SPACE) / voxels.clamp(min=1)
+    return loss.sum() / denominator((voxels > 0).sum())
+
+
+def _everywhere(logits: Tensor, target: Tensor, known: Tensor | None, where: str) -> Tensor:
+    """Where the target counts; refuses logits of another shape."""
     if logits.shape != target.shape:
         raise TrainingError(
             "a loss was given logits and targets of different shapes",
@@ -231,4 +246,4 @@ def _mask(logits: Tensor, target: Tensor, known: Tensor | None, where: str) -> T
             got=tuple(logits.shape),
             next_step="give one logit channel per structure of the batch",
         )
-    return torch.ones_like(target) if known is None else known.to(target.dtype)
+    return torch.ones_like(target, dtype=torch.bool) if known is None else known
