@@ -5,7 +5,8 @@ page is typed by hand, and a test can tell a stale one. Where the command is `cl
 output is a link to the picture it has written. `$ tests/pages.py fuzz`, `torture`, `ratios` and
 `growth` are what `tests/perf/fuzz_readers.py`, `make torture`, the scripts of `tests/perf/` with
 `--record` and `tests/perf/growth.py` wrote to `results/calibration/`; `lowest` is what
-`tests/perf/lowest.py` wrote to `results/settling/`. Commands run in the current folder, and their
+`tests/perf/lowest.py` wrote to `results/settling/`; `precision` compares `results/bf16` with
+`results/reference`. Commands run in the current folder, and their
 paths are relative to it.
 """
 
@@ -178,6 +179,49 @@ def lowest_table() -> Table:
     )
 
 
+def precision_table() -> Table:
+    """Training in mixed precision beside training without, by the reference runs of `universal`."""
+    sys.path.insert(0, str(ROOT / "tests" / "perf"))
+    from precision import SCORING, compare, dice_of
+
+    folders = {amp: ROOT / "results" / name for amp, name in PRECISION.items()}
+    found = compare([*folders.values()], *PRECISION_OF, margin=PRECISION_MARGIN)
+    rows = []
+    for (amp, folder), mean in zip(folders.items(), found["means"], strict=True):
+        scores = dice_of(folder, *PRECISION_OF)
+        last = scores[scores.step == scores.step.max()]
+        seeds = last.groupby("seed").value.mean()
+        first = scores[scores.step == 1].groupby(["seed", "structure"]).value.mean()
+        seed, structure = first.idxmin()
+        rows.append(
+            (
+                amp, str(len(seeds)), f"{mean:.4f}", f"{seeds.std():.4f}",
+                f"{first.min():.3f} ({structure}, seed {seed})",
+            )
+        )  # fmt: skip
+    alike = "equivalent" if found["equivalent"] else "not shown to be equivalent"
+    return Table(
+        title=f"{' on the PHANTOM, not patients: '.join(PRECISION_OF)}, quick, by train.amp",
+        columns=(
+            "train.amp", "runs", "Dice after the last step", "sd over seeds",
+            "lowest structure after step 1",
+        ),
+        rows=tuple(rows),
+        notes=(
+            (
+                f"Difference {found['difference']:+.4f} over {found['cases']} test cases, "
+                f"{alike} within {found['margin']:g}: p = {found['p']:.2g} (two one-sided paired "
+                f"t-tests over cases, {SCORING} scoring, for these training runs)."
+            ),
+        ),
+    )  # fmt: skip
+
+
+PRECISION = {"off": "reference", "bf16": "bf16"}
+"""`train.amp` → folder of results."""
+PRECISION_OF = ("tumor_ext", "universal")
+PRECISION_MARGIN = 0.01
+"""Dice; declared before looking."""
 GROWTH_RATIOS = ("work_ratio", "time_ratio", "memory_ratio")
 COUNTS: Mapping[str, Callable[[], Table]] = {
     "fuzz": fuzz_table,
@@ -185,6 +229,7 @@ COUNTS: Mapping[str, Callable[[], Table]] = {
     "ratios": ratios_table,
     "growth": growth_table,
     "lowest": lowest_table,
+    "precision": precision_table,
 }
 
 if __name__ == "__main__":

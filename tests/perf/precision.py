@@ -14,44 +14,75 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from clbench.statistics.equivalence import tost
 
+SCORING = "strict"
 
-def case_scores(folder: Path) -> pd.Series:
-    """(strategy, test set, case) → mean Dice after the last step, of all runs in the folder."""
-    scores = pd.concat([pd.read_csv(path) for path in sorted(folder.glob("*/*/*/scores.csv"))])
-    scores = scores[(scores.metric == "dice") & (scores.step == scores.step.max())]
-    scores = scores[scores.scoring == scores.scoring.min()].dropna(subset="value")
-    by_case: pd.Series = scores.groupby(["bench", "strategy", "eval_set", "case"]).value.mean()
+
+def dice_of(folder: Path, bench: str, strategy: str) -> pd.DataFrame:
+    """Dice of all runs of a strategy on a course, one row per seed, step, case and structure."""
+    paths = sorted(folder.glob(f"{bench}/{strategy}/*/scores.csv"))
+    if not paths:
+        sys.exit(f"there is no run of {strategy} on {bench} in {folder}")
+    scores = pd.concat([pd.read_csv(path) for path in paths])
+    scores = scores[(scores.metric == "dice") & (scores.scoring == SCORING)]
+    return scores.dropna(subset="value")
+
+
+def case_scores(scores: pd.DataFrame) -> pd.Series:
+    """(test set, case) → mean Dice after the last step, over structures and seeds."""
+    last = scores[scores.step == scores.step.max()]
+    by_case: pd.Series = last.groupby(["eval_set", "case"]).value.mean()
     return by_case
+
+
+def compare(
+    folders: Sequence[Path], bench: str, strategy: str, *, margin: float, alpha: float = 0.05
+) -> dict[str, Any]:
+    """Whether the runs of two folders score alike.
+
+    Args:
+        folders: the two.
+        bench: the course.
+        strategy: whose runs.
+        margin: of equivalence, in Dice.
+        alpha: level of the test.
+    """
+    first, second = (case_scores(dice_of(folder, bench, strategy)) for folder in folders)
+    both = pd.concat([first, second], axis=1, join="inner", keys=["first", "second"])
+    if len(both) < max(len(first), len(second)):
+        sys.exit("the folders hold other cases: make the same runs in both")
+    differences = (both["second"] - both["first"]).to_numpy(np.float64)
+    test = tost(differences, low=-margin, high=margin)
+    alike = np.ptp(differences) == 0 and abs(differences[0]) < margin  # no spread: no test
+    return {
+        "cases": len(differences),
+        "means": [round(float(both[name].mean()), 5) for name in ("first", "second")],
+        "difference": round(float(differences.mean()), 5),
+        "margin": margin,
+        "p": None if np.isnan(test.p) else round(test.p, 5),
+        "equivalent": bool(alike or test.p <= alpha),
+    }
 
 
 def main() -> int:
     words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     words.add_argument("folders", nargs=2, type=Path, metavar="RESULTS")
+    words.add_argument("--bench", default="tumor_ext")
+    words.add_argument("--strategy", default="universal")
     words.add_argument("--margin", type=float, required=True)
     words.add_argument("--alpha", type=float, default=0.05)
     asked = words.parse_args()
-    first, second = (case_scores(folder) for folder in asked.folders)
-    both = pd.concat([first, second], axis=1, join="inner", keys=["first", "second"])
-    if len(both) < max(len(first), len(second)):
-        sys.exit("the folders hold other courses, strategies or cases: make the same runs in both")
-    differences = (both["second"] - both["first"]).to_numpy(np.float64)
-    test = tost(differences, low=-asked.margin, high=asked.margin)
-    alike = np.ptp(differences) == 0 and abs(differences[0]) < asked.margin  # no spread: no test
-    answer = {
-        "cases": len(differences),
-        "means": [round(float(both[name].mean()), 5) for name in ("first", "second")],
-        "difference": round(float(differences.mean()), 5),
-        "margin": asked.margin,
-        "p": None if np.isnan(test.p) else round(test.p, 5),
-        "equivalent": bool(alike or test.p <= asked.alpha),
-    }
+    answer = compare(
+        asked.folders, asked.bench, asked.strategy, margin=asked.margin, alpha=asked.alpha
+    )
     print(json.dumps(answer))
     return 0
 

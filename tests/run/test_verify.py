@@ -241,7 +241,7 @@ def test_data_that_is_not_there_leaves_the_scores_unchecked(run: Path, tmp_path:
         verify_run(run, data=str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("name", ["reference", "one_seed", "ablation", "settling"])
+@pytest.mark.parametrize("name", ["reference", "one_seed", "ablation", "settling", "bf16"])
 def test_the_runs_behind_the_readme_are_whole(name: str) -> None:
     folders = run_folder.find_runs(RESULTS / name)
     assert folders
