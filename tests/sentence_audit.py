@@ -25,6 +25,9 @@ _NUMBERS = re.compile(
     r"(?P<seeds>\d+) seeds?"
 )
 _BEYOND = re.compile(r"over new training runs (?P<low>[+-]\d\.\d+) to (?P<high>[+-]\d\.\d+)")
+_FAMILY = re.compile(
+    r" alone, (?P<low>[+-]\d\.\d+) to (?P<high>[+-]\d\.\d+) at the level of this family"
+)
 _NEEDED = re.compile(r"(?:about (?P<n>\d+)|more than 1,000) patients \((?P<now>\d+) now\)")
 _LIMITED = "or these training runs"
 _LIMITED_DETAIL = ", and for these training runs by "
@@ -178,6 +181,9 @@ def _audit_scope(
     if printed and max(abs(float(printed["low"]) - low), abs(float(printed["high"]) - high)) > 6e-4:
         raise wrong("the interval over new runs", (low, high), printed[0])
     low, high = float(row["scope_low"]), float(row["scope_high"])
+    decides = _FAMILY.search(text)
+    if decides and max(abs(float(decides["low"]) - low), abs(float(decides["high"]) - high)) > 6e-4:
+        raise wrong("the interval over new runs that decides", (low, high), decides[0])
     word, margin = claim.split(",")[0], protocol.margin
     carries = {
         "better": low > 0, "gains": low > 0, "worse": high < 0, "forgets": high < 0,
@@ -189,6 +195,9 @@ def _audit_scope(
     near, far = (low, high) if word == "better" else (-high, -low)
     detail = claim.split(", ")[1:]
     beyond = near > margin if detail == ["more"] else far < margin
+    said = _LIMITED in text and word != "undecided" and len(row["seeds"].split()) >= 3
+    if said != (decides is not None):
+        raise wrong("the interval that limits the claim to these runs", (low, high), text)
     limited = settled and detail in (["more"], ["less"]) and not beyond
     if limited != (_LIMITED_DETAIL in text):
         raise wrong("the scope of its size", "a limit" if limited else "none", text)

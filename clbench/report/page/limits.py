@@ -141,13 +141,15 @@ def _course(a: Analysis) -> Iterator[str]:
             f"({_list(sorted(sets))}); no patient has all structures. Its test flips signs patient "
             "by patient."
         )
-    for c in a.comparisons:
-        if c.endpoint is FINAL and not c.hole and not c.first_shared and a.dice.last > 1:
-            yield (
-                f"What part of the final difference between {c.a} and {c.b} is continual learning: "
-                "they do not start from one first step. The endpoint `kept` is the contrast that "
-                "takes the start out, patient by patient."
-            )
+    apart = [
+        c.b for c in a.comparisons if c.endpoint is FINAL and not c.hole and not c.first_shared
+    ]
+    if apart and a.dice.last > 1:
+        yield (
+            f"What part of the final difference between {a.dice.reference.label} and "
+            f"{_list(apart)} is continual learning: they do not start from one first step. The "
+            "endpoint `kept` is the contrast that takes the start out, patient by patient."
+        )
     names = {m.strategy for m in a.dice.strategies}
     for name, what in (("joint", "joint reference"), ("finetune", "lower bound")):
         if name not in names:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypedDict
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
@@ -22,19 +23,25 @@ from clbench.report.significance.sentences import end_text
 from clbench.report.study import Protocol
 from clbench.report.tables.costs import read_costs
 from clbench.report.tables.render import EMPTY, Table, long_table, number
+from clbench.statistics.class_macro import macro_mean
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE, FamilyComparison
+from clbench.statistics.verdicts import LESS, Verdict
 
 SYMBOLS: Mapping[str, str] = {
     "better": "▲", "worse": "▼", "equivalent": "≈", "undecided": "?", "not testable": "∅",
     "shared": "=", "hole": "○", "forgets": "▼", "gains": "▲", "keeps": "≈",
 }  # fmt: skip
 """One sign per word, so that no meaning hangs on a color."""
+SMALL: Mapping[str, str] = {"better": "△", "worse": "▽", "forgets": "▽"}
+"""The sign where the difference is shown to be smaller than the margin."""
 OWN = "own forgetting"
 COST = "training, min"
 HEADS: Mapping[Which, str] = {"final": "final", "kept": "kept", "new": "learned"}
 """Endpoint → header."""
 LISTED = 6
 """So many strategies are named in a sentence."""
+FEW = 4
+"""As many with one word are named beside their number."""
 RUNS_ALONE = "*"
 """Beside the sign of a verdict that holds for these training runs alone."""
 _MIRRORED = {"better": "worse", "worse": "better"}
@@ -58,8 +65,10 @@ class Cell:
     """Whether each end is a mark (0 or a margin) that is excluded itself."""
     word: str = ""
     """The verdict seen from the strategy; empty = there is no test."""
+    small: bool = False
+    """A difference or change that is shown, and shown to be smaller than the margin."""
     scope: str = ""
-    """`for these training runs`, or nothing."""
+    """`for these training runs`, of the word or of how small it is; or nothing."""
     why: str = ""
     """Why there is no number."""
     margin: float = 0.0
@@ -68,7 +77,8 @@ class Cell:
     @property
     def symbol(self) -> str:
         """The verdict as one sign, with `*` where it holds for these training runs alone."""
-        return SYMBOLS.get(self.word, "") + RUNS_ALONE * bool(self.scope)
+        sign = SMALL[self.word] if self.small else SYMBOLS.get(self.word, "")
+        return sign + RUNS_ALONE * (bool(self.scope) and self.word != "undecided")
 
     @property
     def value_text(self) -> str:
@@ -93,6 +103,13 @@ class Cell:
     def text(self) -> str:
         """All of it in one line."""
         return " ".join(t for t in (self.value_text, self.symbol, self.interval_text) if t)
+
+
+class Extent(TypedDict):
+    """The fields of a cell that say how far its word reaches."""
+
+    small: bool
+    scope: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,12 +196,12 @@ class Matrix:
                     (
                         row.label, row.groups, best, worst, row.reference, row.seeds, name,
                         cell.value, cell.sd, cell.difference, cell.low, cell.high, *cell.open_ends,
-                        cell.word, cell.scope, cell.why,
+                        cell.word, cell.small, cell.scope, cell.why,
                     )
                 )  # fmt: skip
         return long_table(
             "strategy groups rank_best rank_worst reference seeds measure value sd difference low "
-            "high low_open high_open verdict scope why",
+            "high low_open high_open verdict small scope why",
             lines,
         )
 
@@ -258,8 +275,14 @@ def _cell(c: Comparison, protocol: Protocol) -> Cell:
         high=0.0 - r.low,
         open_ends=(r.high_open, r.low_open),
         word=_MIRRORED.get(r.verdict.word, r.verdict.word),
-        scope=r.verdict.scope,
+        **_extent(r.verdict),
     )
+
+
+def _extent(v: Verdict) -> Extent:
+    """Whether it is shown to be small, and for which runs the sign holds."""
+    small = v.word in SMALL and v.detail in (LESS, LESS.removeprefix("by "))
+    return {"small": small, "scope": v.scope or (v.detail_scope if small else "")}
 
 
 def _on(name: str) -> str:
@@ -291,7 +314,7 @@ def _own_cell(o: Tested, protocol: Protocol) -> Cell:
         high=r.high,
         open_ends=(r.low_open, r.high_open),
         word=r.verdict.word,
-        scope=r.verdict.scope,
+        **_extent(r.verdict),
     )
 
 
@@ -333,7 +356,12 @@ def _summary(a: Analysis, rows: Sequence[Row]) -> Iterable[str]:
         sides = {"worse": "worse", "equivalent": "equivalent", "better": "better",
                  "undecided": "undecided", "not testable": "not testable", "shared": "the same",
                  HOLE: "without a number"}  # fmt: skip
-        counts = ", ".join(f"{verdicts[w]} {text}" for w, text in sides.items() if verdicts[w])
+        others = [r.cells["final"] for r in rows if not r.reference]
+        counts = ", ".join(
+            f"{verdicts[w]} {text}{_beside(others, w, a.protocol)}"
+            for w, text in sides.items()
+            if verdicts[w]
+        )
         of = f"{verdicts.total()} other strateg{'y' if verdicts.total() == 1 else 'ies'}"
         yield f"Against {reference}, of {of} after the last step: {counts}."
     if a.own:
@@ -344,7 +372,8 @@ def _summary(a: Analysis, rows: Sequence[Row]) -> Iterable[str]:
                 "undecided": "undecided", "not testable": "not testable",
                 HOLE: "without a number"}  # fmt: skip
         parts = [
-            f"{len(named[word])} {text}{_named(named[word])}"
+            f"{len(named[word])} {text}"
+            + _beside([row.cells[OWN] for row in rows], word, a.protocol, named[word])
             for word, text in said.items()
             if word in named
         ]
@@ -374,6 +403,7 @@ def _leaders(a: Analysis, m: int) -> str:
     left_out = [m.label for m in a.dice.strategies if m.label not in a.tied.labels]
     pairs = f"{m} pair{'s' if m > 1 else ''} tested together, for these training runs"
     last = f"; not ranked: {', '.join(left_out)}" if left_out else ""
+    last += _own_start(a, first)
     if not others:
         n = len(a.tied.labels) - 1
         than = "every other strategy"
@@ -389,19 +419,49 @@ def _leaders(a: Analysis, m: int) -> str:
     )
 
 
-def _named(labels: Sequence[str]) -> str:
-    """The few names, or nothing where there are many."""
-    return f" ({', '.join(labels)})" if len(labels) <= 4 else ""
+def _own_start(a: Analysis, label: str) -> str:
+    """What a strategy and the reference had after step 1, where each has one of its own."""
+    compared = {c.b: c for c in a.comparisons if c.endpoint is FINAL}
+    reference = a.dice.reference
+    if label == reference.label or a.dice.last == 1:
+        return ""
+    if compared[label].hole or compared[label].first_shared:
+        return ""
+    learned = {c: 1 for c, step in a.dice.learned_at.items() if step == 1}
+    (other,) = (m for m in a.dice.strategies if m.label == label)
+    own, its = (macro_mean(m.table(learned, m.seeds)) for m in (other, reference))
+    return f"; after step 1 it had {own:.3f}, {reference.label} {its:.3f}"
+
+
+def _beside(cells: Sequence[Cell], word: str, protocol: Protocol, names: Sequence[str] = ()) -> str:
+    """Of the cells with a word: who they are, where few, and how many are shown to be small."""
+    count = sum(cell.small for cell in cells if cell.word == word)
+    said = [", ".join(names)] if 0 < len(names) <= FEW else []
+    said += [f"{count} by less than {protocol.margin:g}"] if count else []
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def _patients(a: Analysis) -> str:
+    """Test cases of each eval set, and how many of them count in the last endpoint."""
+    said = []
+    tested = [c.patients for c in a.comparisons if c.endpoint is FINAL and not c.hole]
+    for source, listed in a.dice.patients.items():
+        counted = max((patients.get(source, 0) for patients in tested), default=len(listed))
+        text = f"{len(listed)} {source}"
+        if counted < len(listed):
+            text += f", of which {counted} hold a structure that counts there"
+        said.append(text)
+    return "; ".join(said)
 
 
 def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str]:
     """What a reader must know to read the matrix."""
     reference = a.dice.reference.label
-    patients = " + ".join(f"{len(p)} {s}" for s, p in a.dice.patients.items())
+    own = f"; {OWN}: the same change, tested by itself" if a.own else ""
     yield (
         f"final: Dice of all structures after the last step; kept: change of the old structures; "
-        f"learned: new structures right after their own step. {a.dice.scoring} scoring, means over "
-        f"structures, {patients} test cases."
+        f"learned: new structures right after their own step{own}. {a.dice.scoring} scoring, means "
+        f"over structures, test cases: {_patients(a)}."
     )
     for name, other in a.external.items():
         yield (
@@ -414,6 +474,7 @@ def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str
         "the value over patients and seeds. A round bracket: the end itself is excluded."
     )
     used = dict.fromkeys(c.word for r in rows for c in r.cells.values() if c.word)
+    less = f"by less than {protocol.margin:g}"
     meaning = {
         "better": "better", "worse": "worse",
         "equivalent": f"equivalent (within {protocol.margin:g})", "undecided": "undecided",
@@ -425,6 +486,11 @@ def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str
     for word in meaning:
         if word in used:
             by_sign.setdefault(SYMBOLS[word], []).append(meaning[word])
+    small = {c.word for r in rows for c in r.cells.values() if c.small}
+    for sign in dict.fromkeys(SMALL.values()):
+        words = [meaning[word] for word in SMALL if word in small and SMALL[word] == sign]
+        if words:
+            by_sign[sign] = [f"{' or '.join(words)} {less}"]
     if by_sign:
         yield "; ".join(f"{sign} {' or '.join(texts)}" for sign, texts in by_sign.items()) + "."
     ties = a.tied.ties
@@ -433,12 +499,14 @@ def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str
         yield (
             "group: strategies with a letter in common are not told apart by the test of all "
             f"{ties.m} pairs ({protocol.adjusted_by}, {ties.patients} patients, the seeds that all "
-            f"have: {seeds}); rank: the ranks it leaves open."
+            f"have: {seeds}); rank: the ranks it leaves open. Signs come from the comparisons with "
+            f"{reference} alone, which are fewer: one that shares its letter may be told from it."
         )
     if any(c.scope for r in rows for c in r.cells.values()):
         yield (
             f"{RUNS_ALONE} for these training runs alone: there are fewer than "
-            f"{SEEDS_TO_GENERALIZE} of them, or an interval over new ones does not agree."
+            f"{SEEDS_TO_GENERALIZE} of them, or the interval over new ones, at the family's level, "
+            "does not agree."
         )
     if not a.dice.same_seeds:
         seeds = ", ".join(map(str, a.tied.seeds)) or "none"

@@ -7,7 +7,7 @@ import math
 from clbench.report.significance.confirmatory import Comparison, Tested
 from clbench.report.significance.forgetting import Own
 from clbench.report.study import Protocol
-from clbench.statistics.max_t import FamilyComparison
+from clbench.statistics.max_t import SEEDS_TO_GENERALIZE, FamilyComparison
 from clbench.statistics.sample_size import MOST, PatientsNeeded
 from clbench.statistics.verdicts import LESS, MORE, NOT_BETTER, NOT_WORSE, smallest_sample
 
@@ -173,21 +173,31 @@ def _numbers(
         protocol: confidence of the interval.
         change: a strategy's own change.
     """
-    span, (low, high) = span_text(r, protocol.margin), r.new_runs
+    span = span_text(r, protocol.margin)
     interval = f"{protocol.percent} interval {span}" if span else "no interval"
     n = " and ".join(f"{k} {name}" for name, k in t.patients.items())
     parts = [
         f"{'change' if change else 'difference'} {r.mean.estimate:+.3f} ({interval})",
         f"{p} (m = {t.m})",
         f"{n} patients, {len(t.seeds)} seed{'s' if len(t.seeds) > 1 else ''}",
-        ""
-        if math.isnan(low)
-        else "over new training runs {} to {}".format(
-            *(end_text(end, protocol.margin) for end in (low, high))
-        ),
+        _over_new_runs(r, protocol),
         needed_text(r, change=change) if r.verdict.word == "undecided" else "",
     ]
     return "; ".join(part for part in parts if part)
+
+
+def _over_new_runs(r: FamilyComparison, protocol: Protocol) -> str:
+    """The interval over new runs, and the one that decided where a claim is limited to these."""
+    if math.isnan(r.new_runs[0]):
+        return ""
+    low, high = (end_text(end, protocol.margin) for end in r.new_runs)
+    text = f"over new training runs {low} to {high}"
+    limited = r.verdict.word != "undecided" and (r.verdict.scope or r.verdict.detail_scope)
+    if limited and r.mean.n_seeds >= SEEDS_TO_GENERALIZE:
+        ends = (r.mean.estimate - r.over_runs, r.mean.estimate + r.over_runs)
+        low, high = (end_text(end, protocol.margin) for end in ends)
+        text += f" alone, {low} to {high} at the level of this family"
+    return text
 
 
 def _too_few(r: FamilyComparison, protocol: Protocol) -> str:
