@@ -5,8 +5,8 @@ page is typed by hand, and a test can tell a stale one. Where the command is `cl
 output is a link to the picture it has written. `$ tests/pages.py fuzz`, `torture`, `ratios` and
 `growth` are what `tests/perf/fuzz_readers.py`, `make torture`, the scripts of `tests/perf/` with
 `--record` and `tests/perf/growth.py` wrote to `results/calibration/`; `lowest` is what
-`tests/perf/lowest.py` wrote to `results/settling/`; `precision` compares `results/bf16` with
-`results/reference`. Commands run in the current folder, and their
+`tests/perf/lowest.py` wrote to `results/settling/`; `gap` is made from runs and
+pseudo labels there; `precision` compares `results/bf16` with `results/reference`. Commands run in the current folder, and their
 paths are relative to it.
 """
 
@@ -217,6 +217,49 @@ def precision_table() -> Table:
     )  # fmt: skip
 
 
+def gap_table() -> Table:
+    """What the model of step 1 loses on the second source, where settings were settled."""
+    from clbench.diagnosis.pseudo_label_quality import _on_own_cases
+    from clbench.store.record import RunRecord
+    from clbench.store.run_folder import find_runs
+
+    folder = ROOT / "results" / "settling"
+    rows = []
+    for run in find_runs(folder):
+        record = RunRecord.read(run)
+        if record.strategy != "finetune":
+            continue
+        own = dict(_on_own_cases(run, record, 1))
+        new: dict[str, list[float]] = {}
+        for row in rows_of(f"pseudo_labels_seed{record.seed}.csv", "settling"):
+            if row["dice"]:  # a few bodies have no gall bladder
+                new.setdefault(row["structure"], []).append(float(row["dice"]))
+        drops = {name: own[name] - sum(new[name]) / len(new[name]) for name in own}
+        most, least = max(drops, key=drops.__getitem__), min(drops, key=drops.__getitem__)
+        rest = [drop for name, drop in drops.items() if name != most]
+        rows.append(
+            (
+                str(record.seed), f"{sum(own.values()) / len(own):.3f}",
+                f"{sum(drops.values()) / len(drops):.3f}", f"{drops[most]:.3f} ({most})",
+                f"{sum(rest) / len(rest):.3f}", f"{drops[least]:.3f} ({least})",
+            )
+        )  # fmt: skip
+    return Table(
+        title="tumor_ext v1 on the PHANTOM, not patients: step 1 of finetune on the second source",
+        columns=(
+            "seed", "Dice on its own source", "mean drop", "largest drop", "mean of the others",
+            "smallest drop",
+        ),
+        rows=tuple(sorted(rows)),
+        notes=(
+            (
+                "Dice (strict scoring), means over the 13 structures; own: four validation cases; "
+                "second source: 16 training cases."
+            ),
+        ),
+    )  # fmt: skip
+
+
 PRECISION = {"off": "reference", "bf16": "bf16"}
 """`train.amp` → folder of results."""
 PRECISION_OF = ("tumor_ext", "universal")
@@ -230,6 +273,7 @@ COUNTS: Mapping[str, Callable[[], Table]] = {
     "growth": growth_table,
     "lowest": lowest_table,
     "precision": precision_table,
+    "gap": gap_table,
 }
 
 if __name__ == "__main__":

@@ -315,7 +315,8 @@ def train_step(
         )
     if tracer is not None:
         tracer.end()
-    for event in monitor.end(material.volumes.values()):
+    drawn = [material.volumes[key] for key, weight in material.weights.items() if weight > 0]
+    for event in monitor.end(drawn):
         see(event)
 
 

@@ -174,7 +174,8 @@ class StepMonitor:
         """Warnings once the step is taught: structures never shown, and penalties next to nothing.
 
         Args:
-            volumes: what the step's crops were cut from.
+            volumes: what the loop cuts crops from; not what a session alone draws, which is not
+                counted here.
         """
         held = set(self.lesson.taught)
         for volume in volumes:

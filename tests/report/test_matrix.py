@@ -123,7 +123,7 @@ def test_a_hole_of_the_reference_hides_no_number_and_no_rank_of_others(tmp_path:
     )
 
 
-def test_what_holds_for_these_runs_alone_has_a_star_and_other_seeds_a_note(tmp_path: Path) -> None:
+def test_what_holds_for_these_runs_alone_has_a_sign_and_other_seeds_a_note(tmp_path: Path) -> None:
     methods = {
         "universal": Method(),
         "finetune": Method(kept=-0.4),
@@ -132,8 +132,8 @@ def test_what_holds_for_these_runs_alone_has_a_star_and_other_seeds_a_note(tmp_p
     make_runs(tmp_path, methods)
     matrix = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK))
     cells = {row.label: row.cells["final"] for row in matrix.rows}
-    assert (cells["finetune"].symbol, cells["lwf"].symbol) == ("▼", "▼*")
-    assert any(note.startswith("* for these training runs alone") for note in matrix.notes)
+    assert (cells["finetune"].symbol, cells["lwf"].symbol) == ("▼", "▼‡")
+    assert any(note.startswith("‡ for these training runs alone") for note in matrix.notes)
     assert any("do not have the same seeds" in note for note in matrix.notes)
 
 
@@ -178,8 +178,8 @@ def test_what_is_shown_to_be_small_has_a_sign_and_a_count_of_its_own(tmp_path: P
 
 def test_the_undecided_have_no_star() -> None:
     assert Cell(word="undecided", scope=THESE_RUNS).symbol == "?"
-    assert Cell(word="better", scope=THESE_RUNS).symbol == "▲*"
-    assert Cell(word="better", small=True, scope=THESE_RUNS).symbol == "△*"
+    assert Cell(word="better", scope=THESE_RUNS).symbol == "▲‡"
+    assert Cell(word="better", small=True, scope=THESE_RUNS).symbol == "△‡"
 
 
 def test_test_cases_that_count_are_told_from_those_there_are(study: Analysis) -> None:

@@ -25,6 +25,7 @@ from clbench.errors import DataError, SettingError, TrainingError
 from clbench.run.course import run_plan
 from clbench.run.examine import same_scores, slack_of
 from clbench.run.plan import RunSettings, resolve
+from clbench.spec import registry
 from clbench.spec.benchmark import Preprocessing, Source
 from clbench.store import checkpoint, run_folder
 from clbench.store.run_folder import Score
@@ -304,6 +305,17 @@ def planned(out: Path, cache: Path, strategy: Any, *overrides: str) -> Any:
         overrides=("phantom.test=1", "train.epochs=1", *overrides),
     )  # fmt: skip
     return resolve(settings, strategy=strategy)
+
+
+def test_structures_of_stored_cases_are_no_matter_of_the_loop_s_crops(
+    cache_root: Path, tmp_path: Path
+) -> None:
+    """A session that draws stored cases itself shows what the loop's own crops never do."""
+    plan = planned(tmp_path, cache_root, registry.load("strategy", "der")(), "train.iterations=2")
+    record = run_folder.read_record(run_plan(plan))
+    assert record["ledger"]["2"]["train"] != []
+    said = [w["message"] for w in record["warnings"] if w["kind"] == "never sampled"]
+    assert not any("step 2" in message and "spleen" in message for message in said)
 
 
 def test_a_run_is_watched_from_end_to_end(

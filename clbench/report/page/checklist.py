@@ -10,6 +10,7 @@ from clbench.report.past_images import past_card
 from clbench.report.significance.analysis import Analysis
 from clbench.report.tuning import tuned_equally
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE
+from clbench.store.record import RunRecord
 
 MISSING = "**missing**"
 _EMPTY_MASKS = (
@@ -34,7 +35,7 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
     )
     seeds = {m.label: len(m.seeds) for m in e.strategies}
     gits = {r.git for r in records}
-    devices = {r.device for r in records}
+    devices = {_hardware(r) for r in records}
     holes = e.holes()
     return [
         ("Unit of analysis, and n?", f"patient; {n}"),
@@ -52,7 +53,8 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
         ("Effect sizes?", "Dice difference, rank-biserial, dz"),
         ("Equivalence rather than a large p?", f"yes: margin ±{p.margin:g} Dice, declared before"),
         ("Smallest detectable effect?", "yes, per comparison"),
-        ("Seeds?", "; ".join(f"{k} {v}" for k, v in seeds.items())
+        ("Seeds?", (f"{min(seeds.values())} of every strategy" if len({*seeds.values()}) == 1
+                    else "; ".join(f"{k} {v}" for k, v in seeds.items()))
          + ("" if min(seeds.values()) >= SEEDS_TO_GENERALIZE
             else f" (fewer than {SEEDS_TO_GENERALIZE}: verdicts limited to these runs)")),
         ("Reference trained on all data (joint training)?", "yes" if "joint" in names else MISSING),
@@ -72,6 +74,16 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
         ("Inter-rater variability?", MISSING),
         ("Patient characteristics, ethics?", "not applicable: phantom" if e.phantom else MISSING),
     ]  # fmt: skip
+
+
+def _hardware(record: RunRecord) -> str:
+    """Device, processor and threads that a run was made with."""
+    host = record.host or {}
+    return ", ".join(
+        [record.device]
+        + [str(host[fact]) for fact in ("cpu", "vectors") if fact in host]
+        + [f"{record.threads} thread(s)"]
+    )
 
 
 def _metrics(a: Analysis) -> str:

@@ -42,7 +42,7 @@ LISTED = 6
 """So many strategies are named in a sentence."""
 FEW = 4
 """As many with one word are named beside their number."""
-RUNS_ALONE = "*"
+RUNS_ALONE = "‡"
 """Beside the sign of a verdict that holds for these training runs alone."""
 _MIRRORED = {"better": "worse", "worse": "better"}
 
@@ -76,7 +76,7 @@ class Cell:
 
     @property
     def symbol(self) -> str:
-        """The verdict as one sign, with `*` where it holds for these training runs alone."""
+        """The verdict as one sign, with `‡` where it holds for these training runs alone."""
         sign = SMALL[self.word] if self.small else SYMBOLS.get(self.word, "")
         return sign + RUNS_ALONE * (bool(self.scope) and self.word != "undecided")
 

@@ -113,8 +113,14 @@ def _backbone_weights(records: Iterable[RunRecord]) -> Iterable[tuple[str, str]]
 def _warnings(methods: Iterable[StrategyScores]) -> str:
     """What the watches of the runs remarked, and how many runs were not watched."""
     records = [(m.label, r) for m in methods for r in m.records]
+    whose: dict[str, dict[str, list[int]]] = {}
+    for label, r in records:
+        for w in r.warnings or ():
+            whose.setdefault(w["message"], {}).setdefault(label, []).append(r.seed)
     said = [
-        f"{label}, seed {r.seed}: {w['message']}" for label, r in records for w in r.warnings or ()
+        "; ".join(f"{label}, seed {', '.join(map(str, seeds))}" for label, seeds in of.items())
+        + f": {message}"
+        for message, of in whose.items()
     ]
     if unwatched := sum(r.warnings is None for _, r in records):
         said.append(f"not recorded for {unwatched} of {len(records)} runs")
