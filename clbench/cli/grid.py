@@ -448,7 +448,8 @@ def _table(jobs: list[Job]) -> Table:
     rows: dict[tuple[str, ...], Counter[State]] = {}
     for job, state in zip(jobs, now, strict=True):
         cell = job.cell
-        key = (job.bench, job.profile, cell.settings or "default", cell.strategy)
+        settings = cell.settings or ", ".join(cell.overrides) or "default"
+        key = (job.bench, job.profile, settings, cell.strategy)
         rows.setdefault(key, Counter())[state] += 1
     rest = estimate(jobs, now)
     steps: dict[Path, bool] = {}

@@ -48,6 +48,15 @@ def test_status_and_a_dry_run_show_what_is_left_and_start_nothing(
     assert sorted(smoke_run.parent.iterdir()) == before
 
 
+def test_what_was_set_stands_in_the_table(tmp_path: Path, cache_root: Path) -> None:
+    words = ["--bench", "tumor_ext", "--strategy", "finetune", "--profile", "smoke"]
+    words += ["--set", "train.prior=0.02", "--out", str(tmp_path), "--cache", str(cache_root)]
+    result = RUNNER.invoke(app, ["grid", *words, "--dry-run"])
+    assert result.exit_code == 0, result.output
+    assert "train.prior=0.02" in result.output
+    assert "default" not in result.output
+
+
 def test_options_beside_a_file_replace_its_lists(
     smoke_run: Path, smoke_out: Path, cache_root: Path, tmp_path: Path
 ) -> None:
