@@ -36,26 +36,43 @@ def module_of(path: Path) -> str:
 
 
 CASES = [(module_of(path), function.name) for path in FILES for function in public_functions(path)]
+OTHERS = [
+    (module_of(path), function.name)
+    for path in sorted((ROOT / "clbench").rglob("*.py"))
+    if path not in FILES
+    for function in public_functions(path)
+    if ">>>" in (ast.get_docstring(function) or "")
+]
+"""Examples where none is demanded."""
 
 
 @pytest.mark.parametrize(("module", "name"), CASES)
 def test_the_example_of_each_public_function_prints_what_it_says(module: str, name: str) -> None:
     """Each example imports what it needs: it starts from an empty namespace, as a reader does."""
+    assert run_examples(module, name, {"__name__": "__main__"}), "no example that prints a number"
+
+
+@pytest.mark.parametrize(("module", "name"), OTHERS)
+def test_every_other_example_prints_what_it_says(module: str, name: str) -> None:
+    run_examples(module, name, {**vars(importlib.import_module(module)), "Path": Path})
+
+
+def run_examples(module: str, name: str, names: dict[str, object]) -> bool:
+    """Run the examples of a function's docstring; whether one of them prints anything."""
     function = getattr(importlib.import_module(module), name)
-    examples = PARSER.get_doctest(
-        function.__doc__ or "", {"__name__": "__main__"}, f"{module}.{name}", None, None
-    )
-    assert any(example.want for example in examples.examples), "no example that prints a number"
+    examples = PARSER.get_doctest(function.__doc__ or "", names, f"{module}.{name}", None, None)
+    prints = any(example.want for example in examples.examples)
     report: list[str] = []
-    runner = doctest.DocTestRunner(verbose=False)
-    results = runner.run(examples, out=report.append)
+    results = doctest.DocTestRunner(verbose=False).run(examples, out=report.append)
     assert results.failed == 0, "".join(report)
+    return prints
 
 
 def test_the_functions_are_found() -> None:
     assert {module.rpartition(".")[0] for module, _ in CASES} == {
         "clbench.statistics", "clbench.evaluation.metrics", "clbench.strategy",
     }  # fmt: skip
+    assert ("clbench.report.significance.sentences", "p_text") in OTHERS
 
 
 def test_a_wrong_number_is_noticed() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.data.catalog import Catalog
+from clbench.errors import StoreError
 from clbench.evaluation.trace import trace_cases
 from clbench.run.course import run_plan
 from clbench.run.plan import Plan, RunSettings, resolve
@@ -162,7 +163,7 @@ def smallest_difference(patients: int, *, alpha: float = 0.05, comparisons: int 
     Example:
         >>> from clbench.grid.forecast import smallest_difference
         >>> round(smallest_difference(16), 3), round(smallest_difference(16, comparisons=13), 3)
-        (0.749, 1.087)
+        (0.749, 1.07)
     """
     return detectable_difference(
         standard_error=1 / math.sqrt(patients), df=patients - 1, level=alpha / comparisons
@@ -419,7 +420,10 @@ def _measured(plan: Plan) -> list[float]:
     own = dataclasses.replace(plan.identity, seed=0).run_id
     durations = []
     for path in sorted(home.glob("*/run.json")):
-        record = RunRecord.read(path.parent)
+        try:
+            record = RunRecord.read(path.parent)
+        except StoreError:  # damaged, or of another clbench: it says nothing, and stops nobody
+            continue
         if record.status != "finished" or record.external:
             continue
         if dataclasses.replace(record.identity, seed=0).run_id != own:

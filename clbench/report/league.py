@@ -409,9 +409,9 @@ def _entry(
 
 def _notes(scores: Scores, protocol: Protocol, ties: Ties) -> Iterable[str]:
     """What a reader must know."""
-    patients = " + ".join(f"{len(p)} {s}" for s, p in scores.patients.items())
+    cases = " + ".join(f"{n} {s}" for s, n in scores.scans.items())
     yield (
-        f"Dice, {scores.scoring} scoring, means over structures; {patients} test cases; "
+        f"Dice, {scores.scoring} scoring, means over structures; {cases} test cases; "
         f"[{protocol.percent} interval over patients and seeds]."
     )
     if ties.m:

@@ -18,6 +18,7 @@ import torch
 from scipy import stats
 from typer.testing import CliRunner
 
+from clbench.cli.grid import _forecast_table, _hours, _smallest
 from clbench.cli.options import app
 from clbench.data.cache import VolumeCache
 from clbench.data.volume import Volume
@@ -26,8 +27,11 @@ from clbench.grid.forecast import (
     CASES,
     EPOCHS,
     Forecast,
+    StepForecast,
     _checkpoint_bytes,
+    _measured,
     _shortened,
+    _Sizes,
     _step,
     _Stored,
     _stored_cases,
@@ -127,6 +131,17 @@ def test_every_part_of_the_time_was_measured(ahead: Forecast) -> None:
         assert seconds["train"] > 0
         assert seconds["examine"] > 0
     assert ahead.total_s == pytest.approx(sum(sum(s.seconds.values()) for s in ahead.steps))
+
+
+def test_a_record_that_cannot_be_read_stops_no_forecast(
+    settings: RunSettings, smoke_run: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / smoke_run.relative_to(smoke_run.parents[2]).parent
+    shutil.copytree(smoke_run, home / "whole")
+    (home / "damaged").mkdir()
+    (home / "damaged" / "run.json").write_text("{")
+    plan = resolve(replace(settings, out=tmp_path))
+    assert len(_measured(plan)) == 1
 
 
 def test_finished_runs_of_these_settings_say_how_wrong_it_is(
@@ -244,3 +259,79 @@ def test_the_command_says_how_sure_it_is_and_makes_no_folder(
     assert "the forecast is" in done.output
     assert "4 test patients can show nothing at alpha 0.05: at least 6 are needed" in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_measured_seconds_are_all_of_a_run_of_any_seed(
+    ahead: Forecast, settings: RunSettings, smoke_run: Path
+) -> None:
+    record = json.loads((smoke_run / "run.json").read_text())
+    parts = [
+        (c["train"]["train_s"], c["train"]["prepare_s"], c["examine_s"])
+        for c in record["cost"].values()
+    ]
+    assert min(min(p[0], p[2]) for p in parts) > 0
+    assert list(ahead.measured_s) == [pytest.approx(sum(map(sum, parts)))]
+    assert _measured(resolve(replace(settings, seed=5))) == list(ahead.measured_s)
+
+
+def test_disk_is_of_all_cases_and_all_steps(
+    settings: RunSettings, smoke_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = _Sizes(volume=10.0, prediction=3.0, checkpoints=(100.0, 200.0))
+    monkeypatch.setattr("clbench.grid.forecast._sizes", lambda *given: sizes)
+    found = forecast(settings)
+    splits = resolve(settings).catalog.splits
+    tests = {case for split in splits for case in split.test}
+    assert found.cache_bytes == 10.0 * sum(len(split.cases) for split in splits)
+    assert found.run_bytes == 300.0 + 3.0 * found.steps[0].tests * 2
+    assert found.steps[0].tests >= len(tests)
+    record = json.loads((smoke_run / "run.json").read_text())
+    trained = max(c["train"]["trainable_parameters"] for c in record["cost"].values())
+    assert found.running_bytes == found.run_bytes + 200.0 + 8 * trained
+
+
+def test_cases_are_those_of_the_whole_course(settings: RunSettings) -> None:
+    asked = replace(settings, overrides=("phantom.train=8",))
+    plan, trial = resolve(asked), resolve(_shortened(resolve(asked), settings.out))
+    watch = _Watch()
+    watch.of_step(0).stages = {"prepare": [9.0, 1.0]}
+    seen = watch.of_step(2)
+    seen.stages = {"prepare": [5.0, 2.0], "pseudo labels": [8.0, 3.0], "examine": [7.0, 4.0]}
+    seen.counts = {"prepare": 4, "pseudo labels": 2, "examine": 2}
+    seconds = _step(plan, trial, 2, watch, 12, (_Stored(), _Stored())).seconds
+    assert seconds["prepare"] == 4 * (8 / CASES) * (2.0 + 1.0)
+    assert seconds["pseudo labels"] == 2 * (8 / CASES) * 3.0
+    assert seconds["examine"] == 12 * 4.0
+
+
+def test_a_step_from_scratch_is_not_traced_before_it(settings: RunSettings) -> None:
+    words = ("train.epochs=40", "train.iterations=5", "examine.trace_every=50")
+    looks = {}
+    for name in ("finetune", "joint"):
+        asked = replace(settings, strategy=name, overrides=words)
+        plan, trial = resolve(asked), resolve(_shortened(resolve(asked), settings.out))
+        watch = _Watch()
+        seen = watch.of_step(2)
+        seen.phases, seen.lengths = {"train": [1.0] * 8}, {"train": (8, 4)}
+        seen.stages = {"examine": [4.0, 4.0]}
+        seconds = _step(plan, trial, 2, watch, 12, (_Stored(), _Stored())).seconds["validate"]
+        looks[plan.strategy.declaration.starts_from == "scratch"] = seconds
+    assert looks[True] * 6 == looks[False] * 5  # 200 updates: five looks, and one before the first
+
+
+def test_the_table_of_a_forecast() -> None:
+    step = StepForecast(updates=1234, cases=4, tests=6, seconds={"train": 3600.0})
+    ahead = Forecast(
+        steps=(step, step), peak_bytes=10**9, device="cpu", cache_bytes=5e9, run_bytes=1e9,
+        running_bytes=2e9, trial_s=1.0,
+    )  # fmt: skip
+    table = _forecast_table(ahead, "tumor_ext", "universal", 3)
+    assert table.rows[0] == ("step 1", "4", "1,234", "6", "60.0 min", "60.0 min")
+    assert table.notes[0] == "one run: 2.0 h, 3 seeds one after the other 6.0 h; on cpu"
+    assert "1.00 GB per finished run, 2.00 GB while it runs" in table.notes[2]
+    assert [_hours(s) for s in (59, 60, 7200, 172_800)] == ["59 s", "1.0 min", "2.0 h", "2.0 d"]
+
+
+def test_the_smallest_difference_is_of_the_family_and_the_level() -> None:
+    assert "0.75 times the spread of 16" in _smallest(16, 0.05, 1)[0]
+    assert "13 comparisons): 1.07 times the spread of 16" in _smallest(16, 0.05, 13)[0]

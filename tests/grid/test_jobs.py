@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from clbench.cli.grid import _table
 from clbench.errors import SettingError
 from clbench.grid.jobs import Job, State, estimate, plan_jobs, states
 from clbench.grid.study_file import StudyFile, cells
+from clbench.store import files
 
 MakeJob = Callable[..., Job]
 
@@ -112,3 +114,57 @@ def test_a_finished_run_that_does_not_know_of_its_tuning_is_not_left(
     path = job.folder / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "tuned": {"rule": "transfer"}}))
     assert tuned.is_finished()
+
+
+def test_what_a_step_prepares_is_work_too(make_job: MakeJob, finished_record: Path) -> None:
+    jobs = [make_job("lwf", 0), make_job("lwf", 1)]
+    finish(jobs[0], finished_record, seconds=(10, 10))
+    path = jobs[0].folder / "run.json"
+    content = json.loads(path.read_text())
+    content["cost"]["2"]["train"]["prepare_s"] = 500.0
+    path.write_text(json.dumps(content))
+    assert estimate(jobs, states(jobs)).seconds == pytest.approx(10 + 10 + 500)
+
+
+def test_runs_of_another_profile_are_no_measure(make_job: MakeJob, finished_record: Path) -> None:
+    jobs = [make_job("lwf", 0), replace(make_job("lwf", 1), profile="paper")]
+    finish(jobs[0], finished_record, seconds=(10, 10))
+    assert math.isnan(estimate(jobs, states(jobs)).seconds)
+
+
+def test_a_failed_run_that_is_made_again_is_running(make_job: MakeJob) -> None:
+    job = make_job("lwf", 0)
+    job.folder.mkdir(parents=True)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.note_failure(job.log, status=1)
+    assert states([job]) == [State.FAILED]
+    with files.locked(job.folder / ".lock"):
+        assert states([job]) == [State.RUNNING]
+
+
+def test_a_run_waits_for_its_next_step_alone(make_job: MakeJob) -> None:
+    job = make_job("lwf", 0)
+    job.step_folders[1].mkdir(parents=True)
+    with files.locked(job.step_folders[1] / ".lock"):
+        assert states([job]) == [State.TO_DO]
+
+
+def test_a_failure_keeps_the_last_lines_in_order(make_job: MakeJob, tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_text("".join(f"line {k}\n" for k in range(30)), encoding="utf-8")
+    job = make_job("lwf", 0)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.note_failure(log, status=1)
+    assert (job.failed() or {})["last_lines"] == [f"line {k}" for k in range(18, 30)]
+
+
+def test_status_counts_the_steps_of_finished_runs_and_names_what_is_unmeasured(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    """An excerpt keeps no checkpoint."""
+    jobs = [make_job("lwf", 0), make_job("mib", 1)]
+    finish(jobs[0], finished_record, seconds=(10, 10))
+    notes = _table(jobs).notes
+    assert notes[0].startswith("steps: 2 of 4 taught; these runs have 4 in all")
+    assert "1 runs without a finished one of their strategy and settings" in "\n".join(notes)
+    assert "without a finished one" not in "\n".join(_table(jobs[:1]).notes)

@@ -213,3 +213,71 @@ def test_places_are_gpus_or_shares_of_the_cores(monkeypatch: pytest.MonkeyPatch)
     assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in slots(1, 1, gpus=2, cpus=2)] == ["0"]
     with pytest.raises(SettingError, match="more runs at a time than GPUs"):
         slots(3, 1, gpus=2, cpus=2)
+
+
+def test_a_run_has_the_device_and_the_environment_of_its_place(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two GPUs of a machine on which more are visible: one each, and a session of its own."""
+    code = (
+        "import os, sys; own = os.getsid(0) == os.getpid(); "
+        "print(os.environ['CUDA_VISIBLE_DEVICES'], own, *sys.argv[-4:]); sys.exit(3)"
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr(local, "COMMAND", (sys.executable, "-c", code))
+    jobs = [make_job("lwf", 0), make_job("mib", 1)]
+    work_off(jobs, slots(None, 2, gpus=2, cpus=2))
+    assert sorted(job.log.read_text(encoding="utf-8") for job in jobs) == [
+        f"{gpu} True --device cuda --threads 2\n" for gpu in (4, 7)
+    ]
+
+
+def test_a_run_that_is_started_again_adds_to_its_log_and_forgets_its_ticket(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    job = make_job("lwf", 0)
+    job.log.parent.mkdir(parents=True)
+    job.log.write_text("before\n", encoding="utf-8")
+    job.ticket.write_text("{}", encoding="utf-8")
+    work_off([job], [CPU], more=["--cache", str(finished_record)])
+    assert job.log.read_text(encoding="utf-8") == "before\nlwf 0 3\n"
+    assert not job.ticket.exists()
+
+
+def test_no_place_has_two_runs_at_a_time(
+    make_job: MakeJob, finished_record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy: list[Slot] = []
+    start, took_end = local._start, local._took_end
+
+    def started(job: Job, slot: Slot, more: Any) -> Any:
+        assert slot not in busy
+        busy.append(slot)
+        return start(job, slot, more)
+
+    def ended(one: Any, *rest: Any) -> str:
+        busy.remove(one.slot)
+        return took_end(one, *rest)
+
+    monkeypatch.setattr(local, "_start", started)
+    monkeypatch.setattr(local, "_took_end", ended)
+    places = [Slot(device="cpu", threads=k, environment={}) for k in (1, 2)]
+    jobs = [make_job("lwf", seed) for seed in range(6)]
+    assert work_off(jobs, places, more=["--cache", str(finished_record)]) == []
+
+
+def test_a_run_that_another_grid_has_just_finished_did_not_fail(
+    make_job: MakeJob, finished_record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is finished between this grid's look and the start of its own process, which is refused."""
+    job, seen = make_job("lwf", 0), list[str]()
+    code = (
+        "import shutil, sys; from pathlib import Path; word = dict(zip(sys.argv[1::2], sys.argv[2::2]))\n"
+        "home = Path(word['--out']) / 'tumor_ext' / 'lwf' / '0'; home.mkdir(parents=True)\n"
+        "shutil.copy(Path(word['--cache']) / 'run.json', home); sys.exit('busy')"
+    )
+    monkeypatch.setattr(local, "COMMAND", (sys.executable, "-c", code))
+    more = ["--cache", str(finished_record)]
+    assert work_off([job], [CPU], more=more, watch=lambda e: seen.append(e["event"])) == []
+    assert seen == ["started", "elsewhere"]
+    assert job.failed() is None

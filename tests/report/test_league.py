@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic_runs import Method, make_runs
 from typer.testing import CliRunner
@@ -21,11 +23,13 @@ from clbench.report.league import (
     League,
     Refusal,
     Submission,
+    _averaged,
     league_of,
     read_submission,
     write_league,
 )
-from clbench.report.scores import Run
+from clbench.report.scores import Run, read_frame, scores_of
+from clbench.report.significance.endpoints import FINAL, table
 from clbench.report.study import Protocol
 from clbench.store import checksums, run_folder
 
@@ -279,3 +283,105 @@ def test_the_command_names_the_refused_and_ends_with_1(folder: Path, tmp_path: P
     page = (tmp_path / "league" / "index.html").read_text(encoding="utf-8")
     assert "<h2>Refused</h2>" in page
     assert RECOMPUTED in page
+
+
+def test_a_method_of_which_one_run_was_not_computed_again_is_as_submitted(tmp_path: Path) -> None:
+    anna = submitted(tmp_path / "anna", {"universal": Method(seeds=(0, 1))})
+    one = replace(anna, recomputed=frozenset({anna.runs[0].folder}))
+    assert [e.checked for e in compared(one).entries] == [AS_SUBMITTED]
+    both = replace(anna, recomputed=frozenset(run.folder for run in anna.runs))
+    (entry,) = compared(both).entries
+    assert entry.checked == RECOMPUTED
+    assert "says its own record" not in entry.past
+
+
+def test_groups_and_ranks_are_those_of_the_entry_whatever_the_order_of_folders(
+    tmp_path: Path,
+) -> None:
+    league = compared(
+        submitted(tmp_path / "anna", {"finetune": Method(kept=-0.4)}),
+        submitted(tmp_path / "ben", {"lwf": Method(kept=-0.2), "mib": Method(kept=-0.2)}),
+        submitted(tmp_path / "cora", {"universal": Method()}),
+    )
+    found = [(e.label, e.groups, e.ranks, e.apart) for e in league.entries]
+    assert found[0] == ("universal", "a", (1, 1), False)
+    assert {label for label, *_ in found[1:3]} == {"lwf", "mib"}
+    assert [rest for _, *rest in found[1:3]] == [["b", (2, 3), True], ["b", (2, 3), False]]
+    assert found[3] == ("finetune", "c", (4, 4), True)
+
+
+def test_groups_rest_on_the_mean_over_seeds(tmp_path: Path) -> None:
+    runs = submitted(tmp_path / "anna", {"universal": Method(seeds=(0, 1))}).runs
+    scores = scores_of(read_frame(runs), runs, scoring="strict")
+    (method,) = scores.strategies
+    whole, got = table(scores, method, FINAL, (0, 1)), _averaged(scores, method)
+    for name, values in whole.items():
+        assert got[name].shape == (1, *values.shape[1:])
+        np.testing.assert_allclose(got[name][0], (values[0] + values[1]) / 2)
+
+
+def test_intervals_of_a_league_are_of_its_level(tmp_path: Path) -> None:
+    anna = submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))})
+    wide, plain = (
+        league_of([anna], scoring="strict", protocol=replace(QUICK, alpha=alpha)).entries[0]
+        for alpha in (0.01, 0.05)
+    )
+    assert wide.cells["final"].low < plain.cells["final"].low
+
+
+def test_a_league_scores_as_it_is_asked_to(tmp_path: Path) -> None:
+    anna = submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))})
+    path = anna.runs[0].folder / "scores.csv"
+    rows = [
+        replace(r, value=r.value / 2) if r.scoring == "paper" else r
+        for r in run_folder.read_scores(path)
+    ]
+    path.write_bytes(run_folder.scores_bytes(rows))
+    strict, paper = (
+        league_of([anna], scoring=scoring, protocol=QUICK).entries[0].cells["final"].value
+        for scoring in ("strict", "paper")
+    )
+    assert paper == pytest.approx(strict / 2)
+
+
+@pytest.mark.parametrize("part", ["groups", "patient_of"])
+def test_another_course_under_the_same_name_is_refused(tmp_path: Path, part: str) -> None:
+    anna = submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))})
+    ben = submitted(tmp_path / "ben", {"lwf": Method(seeds=(1,))})
+    path = ben.runs[0].folder / "run.json"
+    record = json.loads(path.read_text())
+    record["course"][part] = {"Mean": ["liver"]} if part == "groups" else {"btcv/100": "x"}
+    path.write_text(json.dumps(record))
+    league = compared(anna, replace(ben, runs=(Run.read(path.parent),)))
+    assert [e.submission for e in league.entries] == ["anna"]
+    (refusal,) = league.refused
+    assert f"course.{part}" in str(refusal.error)
+
+
+def test_the_csv_of_a_league_holds_ranks_and_ends(tmp_path: Path) -> None:
+    methods = {"universal": Method(), "mib": Method(own_step1=True), "finetune": Method(kept=-0.4)}
+    league = compared(submitted(tmp_path / "anna", methods))
+    _, path = write_league(league, tmp_path / "league")
+    rows = list(csv.DictReader(path.open(newline="", encoding="utf-8")))
+    final = {r["method"]: r for r in rows if r["measure"] == "final"}
+    for e in league.entries:
+        row, cell = final[e.label], e.cells["final"]
+        assert (int(row["rank_best"]), int(row["rank_worst"])) == e.ranks
+        assert (float(row["low"]), float(row["high"])) == (cell.low, cell.high)
+        assert cell.low < cell.value < cell.high
+    assert any(len(set(e.ranks or ())) == 2 for e in league.entries)
+    assert "8 btcv + 8 lits test cases" in league.notes[0]
+
+
+def test_each_scoring_has_masks_of_its_own(tmp_path: Path) -> None:
+    """The paper's is on the model's grid, with another number of voxels."""
+    anna = submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))})
+    ben = submitted(tmp_path / "ben", {"lwf": Method(seeds=(1,))})
+    for run in (*anna.runs, *ben.runs):
+        path = run.folder / "scores.csv"
+        rows = [
+            replace(r, gt_vox=r.gt_vox and r.gt_vox - 100) if r.scoring == "paper" else r
+            for r in run_folder.read_scores(path)
+        ]
+        path.write_bytes(run_folder.scores_bytes(rows))
+    assert not compared(anna, ben).refused

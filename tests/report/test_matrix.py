@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ import pytest
 from sentence_audit import audit
 from synthetic_runs import STEPS, Method, make_runs
 
-from clbench.report.page.matrix import OWN, Cell, _leaders, matrix_of
+from clbench.report.page.matrix import OWN, SYMBOLS, Cell, _cell, _leaders, _own_cell, matrix_of
 from clbench.report.page.page import write_report
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.ranking import Tied
@@ -340,3 +341,129 @@ def test_on_paper_two_pages_answer_and_an_appendix_follows(page: Path, tmp_path:
     assert "own forgetting" in first
     assert "Verdicts" in third
     assert "Each sentence is made from its test" in third  # the folds are open
+
+
+def test_an_excluded_end_changes_sides_with_the_difference(study: Analysis) -> None:
+    c = next(c for c in study.comparisons if c.result is not None)
+    assert c.result is not None
+    shown = replace(c.result, low=0.0, low_open=True, high=0.1, high_open=False)
+    cell = _cell(replace(c, result=shown), QUICK)
+    assert (cell.low, cell.high, cell.open_ends) == (-0.1, 0.0, (False, True))
+
+
+def test_own_ends_stay_apart_from_the_margin(study: Analysis) -> None:
+    o = next(o for o in study.own if o.result is not None)
+    assert o.result is not None
+    cell = _own_cell(replace(o, result=replace(o.result, low=-0.0199999)), QUICK)
+    assert "[−0.0199999" in cell.interval_text
+
+
+def test_own_forgetting_and_seeds_of_each_row(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(), "lwf": Method(kept=-0.4, seeds=(0,))})
+    matrix = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK))
+    rows = {row.label: row for row in matrix.rows}
+    assert rows["lwf"].cells[OWN].symbol == "▼‡"
+    assert {label: row.seeds for label, row in rows.items()} == {"universal": 3, "lwf": 1}
+
+
+def test_the_reference_s_change_may_lie_below_0(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"finetune": Method(kept=-0.4), "joint": Method()})
+    study = Analysis(results=tmp_path, bench="tumor_ext", reference="finetune", protocol=QUICK)
+    kept = matrix_of(study).rows[-1].cells["kept"]
+    assert kept.low < kept.value < kept.high < 0
+
+
+def test_minutes_are_of_the_whole_course_and_multiples_of_the_reference(tmp_path: Path) -> None:
+    def costs(train_s: float, prepare_s: float) -> dict[str, Any]:
+        later = {"train_s": train_s, "prepare_s": prepare_s}
+        return {"cost": {"1": {"train": {"train_s": 60.0}}, "2": {"train": later}}}
+
+    methods = {
+        "universal": Method(record=costs(60, 0)),
+        "joint": Method(record=costs(120, 60) | {"device": "cuda"}),
+    }
+    make_runs(tmp_path, methods)
+    matrix = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK))
+    assert {row.label: row.cost_text for row in matrix.rows} == {
+        "universal": "2.0 ±0.0", "joint": "4.0 ±0.0, 2.00×",
+    }  # fmt: skip
+    assert any("different devices are not comparable (cpu, cuda)" in n for n in matrix.notes)
+
+
+def test_the_summary_counts_what_the_cells_say(study: Analysis) -> None:
+    matrix = matrix_of(study)
+    assert matrix.summary[1:] == (
+        (
+            "Against universal, of 3 other strategies after the last step: 1 worse, 1 better, 1 "
+            "without a number."
+        ),
+        (
+            "Old structures, of 4 strategies: 1 shown to forget (finetune); 2 shown to keep (joint, "
+            "universal); 1 without a number (lwf_ct)."
+        ),
+    )
+    assert (SYMBOLS["forgets"], SYMBOLS["gains"]) == (SYMBOLS["worse"], SYMBOLS["better"])
+
+
+def test_the_note_on_keeping_has_the_margin(study: Analysis) -> None:
+    wide = replace(study, protocol=replace(QUICK, margin=0.05))
+    assert any("a loss of 0.05 is ruled out" in note for note in matrix_of(wide).notes)
+
+
+def test_the_note_counts_scans_as_test_cases(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(), "mib": Method()}, scans=2)
+    matrix = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK))
+    assert "24 btcv of 12 patients; 24 lits of 12 patients, of which 11 hold" in matrix.notes[0]
+
+
+def test_every_column_of_its_csv_is_that_of_the_cell(study: Analysis) -> None:
+    matrix = matrix_of(study)
+    lines = {
+        (r["strategy"], r["measure"]): r
+        for r in csv.DictReader(io.StringIO(render(matrix.table(), "csv")))
+    }
+    for row in matrix.rows:
+        for name, cell in row.cells.items():
+            line = lines[row.label, name]
+            ranks = tuple(int(line[k]) for k in ("rank_best", "rank_worst") if line[k])
+            assert ranks == (row.ranks or ())
+            for column in ("value", "difference", "low", "high"):
+                value = float(line[column] or "nan")
+                assert value == pytest.approx(getattr(cell, column), nan_ok=True), column
+            assert (line["low_open"], line["high_open"]) == tuple(map(str, cell.open_ends))
+
+
+def test_excluded_ends_stand_in_their_columns(study: Analysis) -> None:
+    matrix = matrix_of(study)
+    cell = replace(matrix.rows[0].cells["final"], open_ends=(False, True))
+    row = replace(matrix.rows[0], cells={"final": cell}, ranks=(1, 3))
+    first = next(csv.DictReader(io.StringIO(render(replace(matrix, rows=(row,))._long(), "csv"))))
+    assert (first["low_open"], first["high_open"]) == ("False", "True")
+    assert (first["rank_best"], first["rank_worst"]) == ("1", "3")
+
+
+def test_behind_a_hole_of_the_reference_stands_the_number_of_that_column(tmp_path: Path) -> None:
+    methods = {"universal": Method(drop=((2, "btcv/103"),)), "finetune": Method(kept=-0.4)}
+    make_runs(tmp_path, methods)
+    matrix = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK))
+    cell = {row.label: row for row in matrix.rows}["finetune"].cells["kept"]
+    assert cell.word == "hole"
+    assert cell.value == pytest.approx(-0.4, abs=0.03)
+
+
+@pytest.mark.parametrize("holed", ["universal", "finetune"])
+def test_a_case_missing_at_its_own_step_alone_is_a_hole_of_the_page_too(
+    holed: str, tmp_path: Path
+) -> None:
+    """`clbench report` and `clbench league` end with KeyError here."""
+    missing = {holed: ((1, "btcv/103"),)}
+    methods = {
+        "universal": Method(drop=missing.get("universal", ())),
+        "finetune": Method(kept=-0.4, drop=missing.get("finetune", ())),
+    }
+    make_runs(tmp_path, methods)
+    matrix = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK))
+    rows = {row.label: row for row in matrix.rows}
+    assert math.isnan(rows[holed].cells["kept"].value)
+    assert rows["finetune"].cells["kept"].word == "hole"
+    assert rows["finetune"].cells["final"].word == "worse"

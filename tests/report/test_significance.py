@@ -24,7 +24,7 @@ from synthetic_runs import ORGANS, THREE_STEPS, Method, make_runs
 from clbench.errors import ClbenchError, SettingError, StoreError, UnknownName
 from clbench.report.page.provenance import provenance
 from clbench.report.significance.analysis import Analysis
-from clbench.report.significance.confirmatory import Comparison
+from clbench.report.significance.confirmatory import Comparison, statistical_cautions
 from clbench.report.significance.endpoints import (
     ENDPOINTS,
     FINAL,
@@ -32,20 +32,25 @@ from clbench.report.significance.endpoints import (
     NEW,
     table,
 )
-from clbench.report.significance.exploratory import patient_macro
+from clbench.report.significance.exploratory import _disagreement, patient_macro
 from clbench.report.significance.forgetting import Own
-from clbench.report.significance.sentences import own_sentence, sentence
+from clbench.report.significance.sentences import own_sentence, p_text, sentence
 from clbench.report.significance.tables import (
     all_tables,
+    class_table,
     confirmatory_table,
     own_table,
     ranking_table,
+    set_table,
 )
 from clbench.report.study import Protocol, Study
-from clbench.report.tables.render import render
+from clbench.report.tables.render import EMPTY, number, render
 from clbench.statistics.corrections import holm
+from clbench.statistics.intervals import detectable_effect
+from clbench.statistics.macro_estimate import ONE_DECIDES
 from clbench.statistics.max_t import FamilyComparison, compare_family
-from clbench.statistics.ranking import max_t_pairs, wilcoxon_holm
+from clbench.statistics.ranking import max_t_pairs, tie_groups, wilcoxon_holm
+from clbench.statistics.verdicts import Verdict
 from clbench.store import run_folder
 
 QUICK = Protocol(draws=2000)
@@ -761,3 +766,227 @@ def test_a_structure_lost_in_resampling_is_no_structure_that_nobody_holds(tmp_pa
     assert all("on the model's grid: what the files hold is lost" in hole for hole in holes)
     strict = run(tmp_path, bench="body_ext", reference="a").classes
     assert not any(r.hole for r in strict if r.structure == "colon")
+
+
+ELSEWHERE = [
+    replace(QUICK, alpha=0.0004, margin=0.05),
+    replace(QUICK, alpha=0.0004, correction="holm"),
+    replace(QUICK, alpha=0.2, correction="holm", seed=5),
+]
+
+
+@pytest.mark.parametrize("protocol", ELSEWHERE, ids=str)
+def test_the_protocol_reaches_the_confirmatory_family(results: Path, protocol: Protocol) -> None:
+    found = run(results, protocol=protocol)
+    ref, *others = (table(found.dice, m, FINAL, (0, 1, 2)) for m in found.dice.strategies)
+    expected = compare_family(
+        [{name: ref[name] - b[name] for name in ref} for b in others],
+        alpha=protocol.alpha, margin=protocol.margin, correction=protocol.correction,
+        draws=protocol.draws, seed=protocol.seed,
+    )  # fmt: skip
+    final = [result(c) for c in found.comparisons if c.endpoint is FINAL]
+    for r, e in zip(final, expected.comparisons, strict=True):
+        assert (r.p, r.low, r.high) == pytest.approx((e.p, e.low, e.high), nan_ok=True)
+        assert r.verdict.word == e.verdict.word
+
+
+@pytest.mark.parametrize("protocol", ELSEWHERE, ids=str)
+def test_the_protocol_reaches_the_tie_groups(results: Path, protocol: Protocol) -> None:
+    found = run(results, protocol=protocol)
+    expected = tie_groups(
+        [table(found.dice, m, FINAL, (0, 1, 2)) for m in found.dice.strategies],
+        alpha=protocol.alpha, correction=protocol.correction, draws=protocol.draws,
+        seed=protocol.seed,
+    )  # fmt: skip
+    assert found.tied.ties is not None
+    assert found.tied.ties.p.tolist() == expected.p.tolist()
+    assert found.tied.ties.groups == expected.groups
+
+
+@pytest.mark.parametrize("correction", ["max-t", "holm"])
+def test_the_level_reaches_the_bars(results: Path, correction: Any) -> None:
+    found = run(results, protocol=replace(QUICK, alpha=0.0004, correction=correction))
+    pairs = found.rankings[0].pairs
+    assert pairs is not None
+    assert pairs.cliques == (pairs.names,)  # 12 patients cannot reach it
+
+
+def test_the_level_reaches_the_words_of_structures(results: Path) -> None:
+    words = {
+        alpha: {
+            r.verdict.word
+            for r in run(results, protocol=replace(QUICK, alpha=alpha)).classes
+            if r.verdict and (r.b, r.step, r.structure) == ("finetune", 2, "spleen")
+        }
+        for alpha in (0.05, 0.001, 0.0004)
+    }
+    assert words == {0.05: {"better"}, 0.001: {"undecided"}, 0.0004: {"not testable"}}
+
+
+def test_numbers_of_structures_have_the_sign_of_reference_minus_other(four: Analysis) -> None:
+    lost = [r for r in four.classes if (r.b, r.step) == ("finetune", 2) and r.structure in ORGANS]
+    assert len(lost) == 4
+    for r in lost:
+        assert r.mean_a > r.mean_b + 0.3
+        assert r.pseudomedian.estimate == pytest.approx(r.mean_a - r.mean_b, abs=0.05)
+        assert r.rank_biserial == 1.0
+        assert r.verdict is not None
+        assert r.verdict.word == "better"
+    tested = [r for r in four.classes if r.test.n]
+    assert [r.p_holm for r in tested] == pytest.approx(holm([r.test.p for r in tested]))
+
+
+def test_columns_of_structures(four: Analysis) -> None:
+    (row,) = [r for r in four.classes if (r.b, r.step, r.structure) == ("finetune", 2, "liver")]
+    printed = class_table(with_row(four, classes=[replace(row, missed=(1, 2))]))
+    cells = dict(zip(printed.columns, printed.rows[0], strict=True))
+    assert (cells["universal"], cells["other's"]) == (number(row.mean_a), number(row.mean_b))
+    assert cells["missed"] == "1 / 2"
+
+
+def test_eval_sets_are_tested_by_scipy_s_numbers(four: Analysis) -> None:
+    (row,) = [r for r in four.sets if (r.eval_set, r.b) == ("btcv", "lwf_ct")]
+    by_label = {m.label: m for m in four.dice.strategies}
+    a, b = (
+        patient_macro(four.dice, by_label[name], FINAL, (0, 1, 2))["btcv"]
+        for name in ("universal", "lwf_ct")
+    )
+    d = a - b
+    sd = d.std(ddof=1)
+    assert d.mean() > 0.03
+    assert (row.mean.estimate, row.dz) == pytest.approx((d.mean(), d.mean() / sd))
+    assert row.rank_biserial == 1.0
+    assert [t.p for t in row.tests] == pytest.approx([
+        scipy_stats.wilcoxon(np.round(d, 6), method="exact").pvalue,
+        scipy_stats.ttest_1samp(d, 0).pvalue,
+        scipy_stats.binomtest(int((d > 0).sum()), d.size).pvalue,
+    ])  # fmt: skip
+    assert row.detectable == pytest.approx(detectable_effect(d.size) * sd)
+    assert row.posterior is not None
+    assert row.posterior.p_a > 0.9
+
+
+def test_equivalence_of_eval_sets_is_tested_at_the_margin(four: Analysis) -> None:
+    (row,) = [r for r in four.sets if (r.eval_set, r.b) == ("btcv", "joint")]
+    a, b = (
+        patient_macro(four.dice, m, FINAL, (0, 1, 2))["btcv"]
+        for m in four.dice.strategies
+        if m.label in ("universal", "joint")
+    )
+    above = scipy_stats.ttest_1samp(a - b, -0.02, alternative="greater").pvalue
+    below = scipy_stats.ttest_1samp(a - b, 0.02, alternative="less").pvalue
+    assert row.tost is not None
+    found = (row.tost.p, row.tost.p_above_low, row.tost.p_below_high)
+    assert found == pytest.approx((max(above, below), above, below), rel=1e-6, abs=0)
+
+
+def test_columns_of_eval_sets(four: Analysis) -> None:
+    (row,) = [r for r in four.sets if (r.eval_set, r.b) == ("btcv", "lwf_ct")]
+    printed = set_table(with_row(four, sets=[row]))
+    cells = dict(zip(printed.columns, printed.rows[0], strict=True))
+    assert row.tost is not None
+    assert row.posterior is not None
+    for column, p in zip(
+        ("p Wilcoxon", "p t", "p sign", "p within ±0.02"),
+        (*(t.p for t in row.tests), row.tost.p),
+        strict=True,
+    ):
+        assert cells[column] == p_text(p, 0.05, sign=False), column
+    assert cells["P ahead / equal / behind"].startswith(f"{row.posterior.p_a:.2f} / ")
+
+
+def test_a_test_that_says_otherwise_is_named(four: Analysis) -> None:
+    tests = four.sets[0].tests
+    found = [replace(t, p=p) for t, p in zip(tests, (0.01, 0.2, 0.3), strict=True)]
+    assert _disagreement(found, 0.05) == "wilcoxon rejects, paired t and sign test not"
+
+
+def test_columns_of_the_confirmatory_table(four: Analysis) -> None:
+    printed = confirmatory_table(four)
+    for row, c in zip(printed.rows, four.comparisons, strict=True):
+        cells, r = dict(zip(printed.columns, row, strict=True)), result(c)
+        assert cells["p"] == p_text(r.p, 0.05, sign=False)
+        assert cells["p equivalent"] == p_text(r.p_equivalent, 0.05, sign=False)
+        assert cells["detectable"] == (EMPTY if r.beyond_detectable else number(r.detectable))
+    own = own_table(four)
+    for row, o in zip(own.rows, four.own, strict=True):
+        cells = dict(zip(own.columns, row, strict=True))
+        assert cells["p of a loss below 0.02"] == p_text(result(o).p_low, 0.05, sign=False)
+
+
+def test_what_was_found_beyond_detectable_has_no_such_number(four: Analysis) -> None:
+    """An undecided difference larger than what `detectable` holds to be shown."""
+    c = of(four, "final", "finetune")
+    for detectable, text in ((0.01, EMPTY), (0.9, "0.900")):
+        r = replace(result(c), verdict=Verdict(word="undecided"), detectable=detectable)
+        printed = confirmatory_table(with_row(four, comparisons=[replace(c, result=r)]))
+        cells = dict(zip(printed.columns, printed.rows[0], strict=True))
+        assert cells["detectable"] == text
+
+
+def test_the_csv_holds_what_was_planned(four: Analysis) -> None:
+    for row, c in zip(rows_of(confirmatory_table(four)), four.comparisons, strict=True):
+        r = result(c)
+        for column, value in (("level", r.level), ("level_left", r.level_left),
+                              ("detectable", r.detectable)):  # fmt: skip
+            assert float(row[column]) == pytest.approx(value, nan_ok=True), column
+
+
+def test_wins_over_seeds_are_those_of_the_reference(four: Analysis) -> None:
+    wins = of(four, "final", "finetune").seed_wins
+    assert wins is not None
+    assert wins.estimate == 1.0
+
+
+def test_empty_truths_scored_stand_beside(four: Analysis) -> None:
+    """Both leave the one empty case empty, which then counts as an equal twelfth patient."""
+    c = of(four, "new", "lwf_ct")
+    assert c.with_empty == pytest.approx(result(c).mean.estimate * 11 / 12)
+
+
+def test_the_one_ahead_is_named_where_it_is_the_other(four: Analysis) -> None:
+    values = -np.array([[0.1], [0.2], [-0.05], [0.3], [0.25]])
+    (r,) = compare_family([{"btcv": values}]).comparisons
+    text = sentence(replace(of(four, "final", "finetune"), result=r), QUICK)
+    assert "finetune is ahead in 4 of 5, by 0.100 to 0.300" in text
+
+
+def test_a_mean_that_one_patient_decides_is_said(four: Analysis) -> None:
+    r = result(of(four, "final", "finetune"))
+    for share, said in ((0.5, False), (0.51, True)):
+        told = statistical_cautions(replace(r, mean=replace(r.mean, largest_share=share)))
+        assert (ONE_DECIDES in told) is said
+
+
+def test_structures_that_count_per_endpoint(four: Analysis) -> None:
+    assert {c.endpoint.name: c.classes for c in four.comparisons} == {
+        "final": 5, "kept": 4, "new": 1,
+    }  # fmt: skip
+
+
+def test_patients_that_are_ranked_are_those_with_a_score(four: Analysis) -> None:
+    assert [(r.eval_set, r.n) for r in four.rankings] == [("btcv", 12), ("lits", 11)]
+
+
+def test_the_stability_of_a_ranking_as_printed(four: Analysis) -> None:
+    s = four.stable.stability
+    assert s is not None
+    assert s.n_seeds == 3
+    printed = {row[1]: row for row in ranking_table(four).rows if row[0] == "all, class macro"}
+    for k, name in enumerate(s.names):
+        shares = " ".join(f"{x:.2f}" for x in s.rank_share[k])
+        assert printed[name][2:] == (f"{s.full_ranks[k]:g}", f"{s.p_first[k]:.2f}", shares)
+
+
+def test_a_case_missing_at_its_own_step_is_a_hole_of_what_is_kept(tmp_path: Path) -> None:
+    make_runs(tmp_path, {**FOUR, "lwf_ct": replace(FOUR["lwf_ct"], drop=[(1, "btcv/103")])})
+    found = run(tmp_path)
+    why = "lwf_ct: spleen after step 1, seed 0: 1 of 12 test cases missing (btcv/103)"
+    assert of(found, "kept", "lwf_ct").hole == why
+    assert [o.hole for o in found.own] == ["", "", "", why]
+    assert of(found, "final", "lwf_ct").hole == ""
+
+
+def test_one_run_is_said_of_forgetting_too(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(seeds=(0,))})
+    assert any("one training run" in caution for caution in run(tmp_path).own[0].cautions)

@@ -111,7 +111,7 @@ def test_a_finished_run_is_not_repeated_unless_fresh(
 
 
 def test_a_finished_run_takes_back_the_checkpoints_that_runs_share(
-    cache_root: Path, smoke_out: Path, tmp_path: Path
+    smoke_run: Path, cache_root: Path, smoke_out: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "results"
     shutil.copytree(smoke_out, copy)

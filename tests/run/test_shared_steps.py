@@ -345,3 +345,62 @@ def test_a_trace_is_not_begun_half_way(
         run_plan(copy.plan(course(), "examine.trace_every=1"))
     folder = run_plan(copy.plan(course(), "examine.trace_every=0"))
     assert (folder / "scores.csv").read_bytes() == (base / "scores.csv").read_bytes()
+
+
+def identified(plan: Plan, **changed: Any) -> list[str]:
+    """Ids of the steps of a plan, as of another identity."""
+    steps = identity.step_identities(
+        replace(plan.identity, **changed), benchmark=plan.benchmark, catalog=plan.catalog,
+        profile=plan.profile, strategy=plan.strategy, vectors=plan.vectors,
+    )  # fmt: skip
+    return [run_folder.run_id(step) for step in steps]
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "backbone.size=24", "data.patch_vox=64,64,64",
+        "data.window_hu=-100,200", "data.sampling=class_ratio", "data.shift_intensity=0.5",
+    ],
+)  # fmt: skip
+def test_another_network_or_other_crops_share_no_step(runs: Runs, word: str) -> None:
+    here, there = ids(runs.plan(course())), ids(runs.plan(course(), word))
+    assert not set(here) & set(there)
+
+
+def test_other_weights_and_other_numerics_share_no_step(runs: Runs) -> None:
+    plan = runs.plan(course())
+    here = identified(plan)
+    assert here == ids(plan)
+    for changed in ({"weights": "0" * 64}, {"numerics": plan.identity.numerics + 1}):
+        assert not set(here) & set(identified(plan, **changed))
+
+
+def test_a_trace_of_cleaned_predictions_is_another_one(runs: Runs) -> None:
+    traced = ids(runs.plan(course(), "examine.trace_every=1"))
+    cleaned = ids(runs.plan(course(), "examine.trace_every=1", "examine.postprocess=true"))
+    assert (traced[0] == cleaned[0], traced[1] == cleaned[1]) == (True, False)
+
+
+def test_code_of_a_backbone_from_elsewhere_counts_and_of_a_plain_first_step_none(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mine(Finetune):
+        pass
+
+    here, mine = runs.plan(course()), runs.plan(course(), strategy=Mine())
+    assert ["code" in step for step in mine.steps] == ["code" in here.steps[0], True]
+    monkeypatch.setattr(identity.registry, "load", lambda kind, name: Mine)
+    (name,) = identity.foreign_code(Finetune(), here.profile)
+    assert name.endswith("Mine")
+
+
+def test_a_first_step_may_have_a_version_of_its_own() -> None:
+    class Later(Finetune):
+        version = 3
+        step1_version = 2
+
+        def first_step(self) -> Strategy:
+            return self
+
+    assert identity.first_step(Later())["version"] == 2

@@ -17,6 +17,7 @@ from scipy import stats as scipy_stats
 
 from clbench.errors import DataError
 from clbench.statistics.max_t import Family, FamilyComparison, compare_family
+from clbench.statistics.sample_size import detectable_difference
 from clbench.statistics.verdicts import LESS, MORE, NOT_BETTER, NOT_WORSE, THESE_RUNS
 
 CASES: list[dict[str, Any]] = json.loads((GOLDEN_FILES / "max_t.json").read_text(encoding="utf-8"))[
@@ -411,3 +412,48 @@ def test_families_over_different_patients_are_refused() -> None:
 def test_an_empty_family() -> None:
     family = compare_family([])
     assert (family.m, family.comparisons) == (0, ())
+
+
+def test_detectable_stands_for_the_level_of_its_family() -> None:
+    for c in compare_family([eight(0.01, k, spread=0.03) for k in range(4)]).comparisons:
+        assert c.level < 0.05
+        assert c.detectable == pytest.approx(detectable_difference(
+            standard_error=c.mean.standard_error, df=c.mean.df, level=c.level
+        ))  # fmt: skip
+
+
+def test_an_undecided_difference_above_detectable_says_so() -> None:
+    (found,) = compare_family([eight(0.012, spread=0.03)]).comparisons
+    assert found.verdict.word == "undecided"
+    size = abs(found.mean.estimate)
+    for detectable, beyond in ((size / 2, True), (2 * size, False)):
+        from dataclasses import replace
+
+        assert replace(found, detectable=detectable).beyond_detectable is beyond
+
+
+def test_patients_ahead_go_the_way_of_the_mean() -> None:
+    values = -np.array([[0.1, np.nan], [0.2, 0.4], [-0.05, -0.05], [0.5, 0.5], [0.25, 0.25]])
+    (found,) = compare_family([{"a": values}]).comparisons
+    assert found.ahead == (4, 5, pytest.approx(0.1), pytest.approx(0.5))
+    (back,) = compare_family([{"a": -values}]).comparisons
+    assert back.ahead == found.ahead
+
+
+def test_intervals_of_holm_s_correction_share_out_the_level() -> None:
+    tables = [eight(0.3, 0), eight(0.31, 1)]
+    for table, c in zip(tables, compare_family(tables, correction="holm").comparisons, strict=True):
+        (alone,) = compare_family([table], alpha=0.025).comparisons
+        assert (c.low, c.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_holm_with_few_sampled_patterns_is_not_testable() -> None:
+    rng = np.random.default_rng(0)
+    tables = [{"a": rng.normal(0.0, 0.03, (25, 2))} for _ in range(6)]
+    assert words(compare_family(tables, correction="holm", draws=100)) == ["not testable"] * 6
+
+
+def test_the_seed_draws_the_patterns() -> None:
+    table = {"a": np.random.default_rng(0).normal(0.003, 0.03, (25, 2))}
+    p = [compare_family([table], draws=2000, seed=seed).comparisons[0].p for seed in (0, 1)]
+    assert p[0] != p[1]

@@ -205,3 +205,66 @@ def test_one_pair_on_one_set_is_the_plain_sign_flip_test() -> None:
     t = np.abs(flipped.mean(1)) / flipped.std(1, ddof=1)
     p = np.mean(t >= t[0] - 1e-12)
     assert got.pairs[0].p_internal == pytest.approx(p, abs=1e-12)
+
+
+def three(seed: int, n: int = 9) -> list[Any]:
+    rng = np.random.default_rng(seed)
+    base = rng.normal(0.8, 0.05, (n, 2))
+    return [base + shift + rng.normal(0, 0.01, (n, 2)) for shift in (0.012, 0.004, 0.0)]
+
+
+def test_reversals_are_adjusted_over_all_pairs_on_both_sets() -> None:
+    inside, outside = three(0), three(1)
+    found = rank_reversals([{"in": t} for t in inside], [{"out": t} for t in outside])
+    pairs = list(itertools.combinations(range(3), 2))
+    family = compare_family(
+        [{name: side[i] - side[j]} for name, side in (("in", inside), ("out", outside))
+         for i, j in pairs]
+    )  # fmt: skip
+    p = [c.p for c in family.comparisons]
+    assert [pair.p_internal for pair in found.pairs] == p[:3]
+    assert [pair.p_external for pair in found.pairs] == p[3:]
+    assert p != [c.p_unadjusted for c in family.comparisons]
+
+
+def test_reversals_are_tested_where_the_level_can_be_reached() -> None:
+    inside, outside = three(0), three(1)
+    tables = [{"in": t} for t in inside], [{"out": t} for t in outside]
+    assert (rank_reversals(*tables).m, rank_reversals(*tables, alpha=0.001).m) == (6, 0)
+
+
+def test_tie_groups_by_holm() -> None:
+    strategies = three(2)
+    ties = tie_groups([{"a": s} for s in strategies], correction="holm")
+    order = ties.order
+    pairs = list(itertools.combinations(range(3), 2))
+    family = compare_family(
+        [{"a": strategies[order[i]] - strategies[order[j]]} for i, j in pairs], correction="holm"
+    )
+    assert [ties.p[i, j] for i, j in pairs] == [c.p for c in family.comparisons]
+    assert ties.p.tolist() != tie_groups([{"a": s} for s in strategies]).p.tolist()
+
+
+def test_tie_groups_are_of_their_level() -> None:
+    tables = [{"a": s} for s in (three(2)[0] + 0.2, three(2)[2])]
+    assert tie_groups(tables).m == 1
+    assert tie_groups(tables).groups == ((0,), (1,))
+    assert tie_groups(tables, alpha=0.004).groups == ((0,), (1,))  # p is 2 / 2^9 = 0.0039
+    assert tie_groups(tables, alpha=0.003).groups == ((0, 1),)
+    assert tie_groups(tables, alpha=0.003).m == 0
+
+
+def test_tie_groups_of_many_patients_are_of_their_level_and_seed() -> None:
+    tables = [{"a": s} for s in three(3, n=25)]
+    first, again, other = (tie_groups(tables, draws=500, seed=s) for s in (0, 0, 1))
+    assert first.p.tolist() == again.p.tolist() != other.p.tolist()
+    assert len(first.groups) > 1
+    assert len(tie_groups(tables, draws=500, alpha=0.001).groups) == 1  # no p is below 1 / 500
+
+
+def test_bars_are_of_their_level() -> None:
+    base = np.random.default_rng(0).normal(0.7, 0.1, 12)
+    scores = {"a": base, "b": base - 0.3 + np.random.default_rng(1).normal(0, 0.01, 12)}
+    for test in (wilcoxon_holm, max_t_pairs):
+        assert test(scores).cliques == ()
+        assert test(scores, alpha=0.0004).cliques == (("a", "b"),)

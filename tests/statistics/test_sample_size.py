@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from locations import GOLDEN_FILES
+from scipy import stats as scipy_stats
 
 from clbench.errors import SettingError
 from clbench.statistics.intervals import detectable_effect
@@ -52,3 +53,24 @@ def test_no_such_power() -> None:
         patients_needed(
             n=8, estimate=0.0, standard_error=0.1, df=7.0, level=0.05, margin=0.02, power=1.0
         )
+
+
+@pytest.mark.parametrize("n", [6, 8, 12])
+def test_the_degrees_of_freedom_grow_as_those_of_one_set_do(n: int) -> None:
+    sd, checked = 0.05, 0
+    for estimate in (0.02, 0.025, 0.03, 0.035, 0.04, 0.045):
+        found = patients_needed(
+            n=n, estimate=estimate, standard_error=sd / math.sqrt(n), df=n - 1, level=0.05,
+            margin=0.001,
+        ).difference  # fmt: skip
+        expected = next(
+            later
+            for later in range(n + 1, 1000)
+            if scipy_stats.t.sf(
+                scipy_stats.t.ppf(0.975, later - 1) - estimate / (sd / math.sqrt(later)), later - 1
+            )
+            >= 0.8
+        )
+        assert found == expected
+        checked += 1
+    assert checked == 6

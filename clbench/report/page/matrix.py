@@ -447,7 +447,9 @@ def _patients(a: Analysis) -> str:
     tested = [c.patients for c in a.comparisons if c.endpoint is FINAL and not c.hole]
     for source, listed in a.dice.patients.items():
         counted = max((patients.get(source, 0) for patients in tested), default=len(listed))
-        text = f"{len(listed)} {source}"
+        text = f"{a.dice.scans[source]} {source}"
+        if a.dice.scans[source] != len(listed):
+            text += f" of {len(listed)} patients"
         if counted < len(listed):
             text += f", of which {counted} hold a structure that counts there"
         said.append(text)

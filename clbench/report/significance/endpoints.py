@@ -70,7 +70,7 @@ def table(
     if not minus:
         return values
     less = method.table(minus, seeds, with_empty=with_empty)
-    return {name: values[name] - less[name] for name in values}
+    return {name: values[name] - less[name] for name in values} if less else {}
 
 
 def interval(scores: Scores, method: StrategyScores, endpoint: Endpoint, level: float) -> Interval:

@@ -70,8 +70,8 @@ def external_ranking(internal: Scores, external: Scores, protocol: Protocol) -> 
     for inside in internal.strategies:
         outside = there[inside.label]
         why = inside.hole(at.items()) or outside.hole(at.items())
-        if why or inside.absent:
-            left_out.append(f"{inside.label}: {why or 'seeds are missing'}")
+        if why:
+            left_out.append(f"{inside.label}: {why}")
         else:
             pairs.append((inside, outside))
     seeds = common_seeds([inside for inside, _ in pairs]) if pairs else ()

@@ -30,7 +30,7 @@ def p_text(p: float, alpha: float, *, sign: bool = True) -> str:
     Example:
         >>> from clbench.report.significance.sentences import p_text
         >>> p_text(0.0123, 0.05), p_text(0.0503, 0.05), p_text(0.04996, 0.05)
-        ('= 0.012', '= 0.0503', '= 0.04996')
+        ('= 0.012', '= 0.0503', '= 0.05')
     """
     if math.isnan(p):
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,3 +102,33 @@ def test_a_course_without_external_test_sets_says_so(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="annotates no structure of step 1"):
         summary(analysis(tmp_path).measured_on("ward"))
     assert set(ORGANS).isdisjoint(analysis(tmp_path).measured_on("ward").dice.learned_at)
+
+
+def test_the_reference_s_cell_is_of_the_external_test_set(study: Analysis) -> None:
+    ranking = study.external_rankings[0]
+    rows = {row.label: row for row in matrix_of(study).rows}
+    for label, there in zip(ranking.labels, ranking.external, strict=True):
+        assert rows[label].cells["final, clinic"].value == pytest.approx(there)
+
+
+def test_the_level_reaches_the_external_ranking(study: Analysis) -> None:
+    strict = replace(study, protocol=Protocol(draws=2000, alpha=0.001))
+    reversals = strict.external_rankings[0].reversals
+    assert reversals.m == 3  # eight external patients cannot reach it
+    assert study.external_rankings[0].reversals.m == 6
+    ranking = study.external_rankings[0]
+    assert (len(ranking.shown(0.05)), ranking.shown(1e-6)) == (1, ())
+
+
+def test_a_hole_on_the_external_test_set_leaves_a_strategy_out(tmp_path: Path) -> None:
+    make_runs(tmp_path, METHODS)
+    add_external(tmp_path, "clinic", ["spleen", "liver", "liver_tumor"], SHIFTS)
+    folder = next(f for f in run_folder.find_runs(tmp_path) if f.parent.name == "lwf")
+    rows = run_folder.read_scores(folder / "scores.csv")
+    kept = [r for r in rows if (r.eval_set, r.case) != ("clinic", "9003")]
+    run_folder.write_scores(folder / "scores.csv", kept)
+    ranking = analysis(tmp_path).external_rankings[0]
+    assert ranking.labels == ("universal", "joint")
+    (why,) = ranking.left_out
+    assert why.startswith("lwf: ")
+    assert "clinic/9003" in why
