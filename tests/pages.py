@@ -232,7 +232,7 @@ def gap_table() -> Table:
         own = dict(_on_own_cases(run, record, 1))
         new: dict[str, list[float]] = {}
         for row in rows_of(f"pseudo_labels_seed{record.seed}.csv", "settling"):
-            if row["dice"]:  # a few bodies have no gall bladder
+            if row["dice"]:
                 new.setdefault(row["structure"], []).append(float(row["dice"]))
         drops = {name: own[name] - sum(new[name]) / len(new[name]) for name in own}
         most, least = max(drops, key=drops.__getitem__), min(drops, key=drops.__getitem__)

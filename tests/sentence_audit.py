@@ -26,7 +26,7 @@ _NUMBERS = re.compile(
 )
 _BEYOND = re.compile(r"over new training runs (?P<low>[+-]\d\.\d+) to (?P<high>[+-]\d\.\d+)")
 _FAMILY = re.compile(
-    r" alone, (?P<low>[+-]\d\.\d+) to (?P<high>[+-]\d\.\d+) at the level of this family"
+    r"comparison alone, (?P<low>[+-]\d\.\d+) to (?P<high>[+-]\d\.\d+) at the level of its family"
 )
 _NEEDED = re.compile(r"(?:about (?P<n>\d+)|more than 1,000) patients \((?P<now>\d+) now\)")
 _LIMITED = "or these training runs"

@@ -305,7 +305,9 @@ def _cache(named: Path | None) -> _Said:
         f"{root}: {len(entries)} prepared volume(s), {_size(size)}; {len(phantoms)} phantom(s)",
     )
     if parts := sorted(p for p in root.rglob("*") if _is_left_over(p)):
-        yield "note", f"{len(parts)} item(s) of a killed process: {_removal(parts)}"
+        remove = shlex.join(["rm", "-r", *map(str, parts[:MOST_NAMED])])
+        first = f", the first {MOST_NAMED}" if len(parts) > MOST_NAMED else ""
+        yield "note", f"{len(parts)} item(s) of a killed process{first}: {remove}"
 
 
 def _is_left_over(part: Path) -> bool:
@@ -317,12 +319,6 @@ def _is_left_over(part: Path) -> bool:
     except FileNotFoundError:  # it was put in its place meanwhile
         return False
     return time.time() - touched > UNTOUCHED_S
-
-
-def _removal(parts: Sequence[Path]) -> str:
-    """A command that removes them, some at a time."""
-    more = f" (and {len(parts) - MOST_NAMED} more)" if len(parts) > MOST_NAMED else ""
-    return shlex.join(["rm", "-r", *map(str, parts[:MOST_NAMED])]) + more
 
 
 def _runs(results: Path) -> _Said:
@@ -363,8 +359,8 @@ def _disk(results: Path, cache: Path | None) -> _Said:
         ("cache", "--cache", cache or default_root()),
     ):
         place = folder.absolute()
-        if place.is_symlink() and not place.exists():
-            yield "STOP", f"{folder} is a link to {place.readlink()}, which is not there"
+        if (link := files.dead_link(place)) is not None:
+            yield "STOP", f"{link} is a link to {link.readlink()}, which is not there"
             continue
         while not place.exists():
             place = place.parent

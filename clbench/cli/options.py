@@ -51,8 +51,14 @@ class Commands(typer.Typer):
 def _at_home(word: str) -> str:
     """A word with the home folder in the place of `~`, which bash leaves in `--out=~/runs`."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    home = value == "~" or value.startswith("~/")
-    return f"{option}{equals}{Path(value).expanduser() if home else value}"
+    if value != "~" and not value.startswith("~/"):
+        return word
+    try:
+        return f"{option}{equals}{Path(value).expanduser()}"
+    except RuntimeError as err:
+        raise SettingError(
+            "it is not known where the home folder is", where=word, next_step="export HOME=…"
+        ) from err
 
 
 def _refuse_empty(ctx: Any, words: Sequence[str]) -> None:

@@ -107,7 +107,8 @@ def run_plan(
             raise said
         watch({"event": "note", "what": f"{said.what}: {said.next_step}"})
     if record is not None and record.status == "finished":
-        plan.ranks.by_first(lambda: _whole(plan, record, watch))
+        if course is None:  # others leave files of their own
+            plan.ranks.by_first(lambda: _whole(plan, record, watch))
         watch({"event": "already finished", "folder": plan.folder})
         return plan.folder
     with signals.listening(), _held(plan, plan.folder, wait=False):
@@ -156,8 +157,11 @@ def _whole(plan: Plan, record: RunRecord, watch: Watch) -> None:
         if run_folder.checkpoint_path(folder, number, record.shared_step1).is_file():
             continue
         name = f"step{number}.pt"
-        if not take_back(plan.step_folder(number) / name, folder):
-            lost.append(name)
+        try:
+            found = take_back(plan.step_folder(number) / name, folder)
+        except StoreError:  # a folder that may only be read, or no room: scores need none
+            found = False
+        lost += [] if found else [name]
     if lost:
         there = "is not there" if len(lost) == 1 else "are not there"
         watch({"event": "note", "what": f"{', '.join(lost)} {there} any more; scores need no "

@@ -100,7 +100,7 @@ def file_hash(path: str | None) -> str | None:
     """
     if path is None:
         return None
-    file = Path(path)
+    file = Path(path).expanduser()
     if not file.is_file():
         raise SettingError(
             "the file of backbone weights does not exist", where="backbone.weights", got=path

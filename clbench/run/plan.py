@@ -202,7 +202,7 @@ class Plan:
         if path is None:
             return None
         with torch.random.fork_rng(devices=[]):
-            return load_weights(self.new_backbone(), Path(path))
+            return load_weights(self.new_backbone(), Path(path).expanduser())
 
     @cached_property
     def kit(self) -> Kit:
@@ -213,7 +213,7 @@ class Plan:
         def backbone() -> nn.Module:
             network = self.new_backbone()
             if weights is not None:
-                load_weights(network, Path(weights))
+                load_weights(network, Path(weights).expanduser())
             return network
 
         return Kit(

@@ -274,7 +274,7 @@ class Ties:
     patients: int
     """Patients that are flipped."""
     m: int
-    """Pairs in the family; 0 = too few patients, and nobody is told apart."""
+    """Pairs in the family: those with enough patients; 0 = nobody is told apart."""
 
     def letters(self, place: int) -> str:
         """The groups of the strategy at a place: `a`, `bc`; `a1` after `z`."""
@@ -298,7 +298,7 @@ def tie_groups(
     Args:
         tables: per strategy data set → (seeds, patients, classes), see
             `clbench.statistics.class_macro`; larger is better. A pair is compared on the cells
-            that both have.
+            that both have, if these are of enough patients for any test.
         alpha: level of the family of all pairs.
         correction: `max-t` or `holm`.
         draws: sign patterns above 20 patients, the observed one included.
@@ -327,15 +327,19 @@ def tie_groups(
         cells_of(d, sizes) for d in _differences(tables, [(order[i], order[j]) for i, j in pairs])
     ]
     p: Floats = np.ones((len(order), len(order)))
-    scored = np.any([c.valid.any(axis=1) for c in cells], axis=0) if cells else np.zeros(0)
-    n = int(scored.sum())
-    m = len(pairs) if n >= smallest_sample(alpha) else 0
-    if m:
-        cells = [replace(c, values=c.values[scored], valid=c.valid[scored]) for c in cells]
-        _, alone, stepped = family_p_values(cells, 0.0, SignPatterns(n, draws=draws, seed=seed))
-        for (i, j), value in zip(
-            pairs, holm(alone) if correction == "holm" else stepped, strict=True
-        ):
+    tested = [k for k, c in enumerate(cells) if c.n >= smallest_sample(alpha)]
+    n = 0
+    if tested:
+        scored = np.any([cells[k].valid.any(axis=1) for k in tested], axis=0)
+        n = int(scored.sum())
+        cut = [
+            replace(cells[k], values=cells[k].values[scored], valid=cells[k].valid[scored])
+            for k in tested
+        ]
+        _, alone, stepped = family_p_values(cut, 0.0, SignPatterns(n, draws=draws, seed=seed))
+        adjusted = holm(alone) if correction == "holm" else stepped
+        for k, value in zip(tested, adjusted, strict=True):
+            i, j = pairs[k]
             p[i, j] = p[j, i] = value
     told_apart = p <= alpha
     better = np.triu(told_apart)
@@ -349,7 +353,7 @@ def tie_groups(
         groups=tuple(groups_of(told_apart)),
         ranks=tuple(ranks),
         patients=n,
-        m=m,
+        m=len(tested),
     )
 
 

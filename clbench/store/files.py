@@ -52,11 +52,16 @@ def make_folder(folder: Path, *, next_step: str = OTHER_OUT) -> None:
         probe.unlink()
     except OSError as err:
         got = err.strerror or str(err)
-        if folder.is_symlink() and not folder.exists():
-            got, next_step = f"a link to {folder.readlink()}, which is not there", MEND_LINK
+        if (link := dead_link(folder)) is not None:
+            got, next_step = f"{link} is a link to {link.readlink()}, which is not there", MEND_LINK
         raise StoreError(
             "the results folder cannot be written", where=folder, got=got, next_step=next_step
         ) from err
+
+
+def dead_link(path: Path) -> Path | None:
+    """The symbolic link on the way to a path that leads nowhere; None: there is none."""
+    return next((p for p in (path, *path.parents) if p.is_symlink() and not p.exists()), None)
 
 
 _NO_LOCKS = (errno.ENOLCK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)

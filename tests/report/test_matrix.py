@@ -175,9 +175,10 @@ def test_what_is_shown_to_be_small_has_a_sign_and_a_count_of_its_own(tmp_path: P
     assert "2 worse (1 by less than 0.02), 1 equivalent" in matrix.summary[1]
     assert "2 shown to forget (lwf, mib; 1 by less than 0.02)" in matrix.summary[2]
     assert any("▽ worse or forgets by less than 0.02" in note for note in matrix.notes)
+    assert render(matrix.table(), "tex").isascii()
 
 
-def test_the_undecided_have_no_star() -> None:
+def test_the_undecided_have_no_sign_of_scope() -> None:
     assert Cell(word="undecided", scope=THESE_RUNS).symbol == "?"
     assert Cell(word="better", scope=THESE_RUNS).symbol == "▲‡"
     assert Cell(word="better", small=True, scope=THESE_RUNS).symbol == "△‡"
@@ -209,6 +210,8 @@ def test_a_line_divides_neighbors_without_a_common_group_beyond_z_too() -> None:
     tied = ties([(k,) for k in range(30)], 30)
     assert (tied.groups("s26"), tied.groups("s27")) == ("a1", "b1")
     assert not tied.together("s26", "s27")
+    # letters alone would not tell: both hold a 1
+    assert set(tied.groups("s26")) & set(tied.groups("s27"))
     assert ties([(0, 1), (1, 2)], 3).together("s1", "s2")
 
 
@@ -431,6 +434,9 @@ def test_every_column_of_its_csv_is_that_of_the_cell(study: Analysis) -> None:
                 value = float(line[column] or "nan")
                 assert value == pytest.approx(getattr(cell, column), nan_ok=True), column
             assert (line["low_open"], line["high_open"]) == tuple(map(str, cell.open_ends))
+            words = (cell.word, str(cell.small), cell.scope, cell.why)
+            assert tuple(line[k] for k in ("verdict", "small", "scope", "why")) == words
+            assert (line["seeds"], line["groups"]) == (str(row.seeds), row.groups)
 
 
 def test_excluded_ends_stand_in_their_columns(study: Analysis) -> None:
@@ -467,3 +473,36 @@ def test_a_case_missing_at_its_own_step_alone_is_a_hole_of_the_page_too(
     assert math.isnan(rows[holed].cells["kept"].value)
     assert rows["finetune"].cells["kept"].word == "hole"
     assert rows["finetune"].cells["final"].word == "worse"
+
+
+@pytest.mark.parametrize("holed", ["universal", "joint"])
+def test_a_leader_whose_start_is_not_known_is_named_without_it(holed: str, tmp_path: Path) -> None:
+    missing = {holed: ((1, "btcv/103"),)}
+    methods = {
+        "universal": Method(drop=missing.get("universal", ())),
+        "joint": Method(new=0.1, own_step1=True, drop=missing.get("joint", ())),
+    }
+    make_runs(tmp_path, methods)
+    first = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK)).summary[0]
+    assert first.startswith("joint is better than")
+    assert "after step 1" not in first
+    assert "nan" not in first
+
+
+def test_notes_hold_for_the_matrix_above_them(tmp_path: Path) -> None:
+    """Two strategies: one pair, one comparison, all signs hollow, nothing limited to these runs."""
+    make_runs(tmp_path, {"universal": Method(noise=0.001), "lwf": Method(kept=-0.01, noise=0.001)})
+    matrix = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK))
+    signs = {c.symbol for row in matrix.rows for c in row.cells.values()}
+    notes = "\n".join(matrix.notes)
+    assert "▽" in "".join(signs)
+    assert ("▼ " in notes) == any("▼" in sign for sign in signs)
+    assert ("‡ for these" in notes) == any("‡" in sign for sign in signs)
+    assert "which are fewer" not in notes
+    assert "11 hold a structure" in notes
+
+
+def test_one_strategy_has_the_number_of_cases_that_count(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method()})
+    matrix = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK))
+    assert "12 lits, of which 11 hold" in matrix.notes[0]

@@ -176,6 +176,22 @@ def test_strategies_with_holes_of_their_own_are_compared_on_what_they_share() ->
     assert ties.ranks == ((1, 1), (2, 2), (3, 3))
 
 
+def test_a_strategy_with_few_cells_takes_no_power_from_the_others() -> None:
+    rng = np.random.default_rng(7)
+    base = rng.normal(0.8, 0.05, (10, 1))
+    better, worse = base + 0.05 + rng.normal(0, 0.01, (10, 1)), base
+    few = base.copy()
+    few[3:] = np.nan
+    alone = tie_groups([{"btcv": better}, {"btcv": worse}])
+    beside = tie_groups([{"btcv": better}, {"btcv": worse}, {"btcv": few}])
+    assert beside.m == 1
+    places = [beside.order.index(k) for k in (0, 1)]
+    assert beside.p[places[0], places[1]] == alone.p[0, 1]
+    apart = base.copy()
+    apart[:, 0] = np.nan
+    assert tie_groups([{"btcv": better}, {"btcv": apart}]).m == 0
+
+
 def test_a_reversal_needs_both_claims() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(0.7, 0.02, (2, 9, 1))

@@ -305,6 +305,9 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be written") as err:
         make_folder(tmp_path / "link")
     assert "absent, which is not there" in str(err.value)
+    with pytest.raises(StoreError) as deep:
+        make_folder(tmp_path / "link" / "tumor_ext" / "universal")
+    assert "absent, which is not there" in str(deep.value)
     assert "take the link away" in str(err.value)
 
 

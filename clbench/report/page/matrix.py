@@ -18,12 +18,19 @@ from clbench.evaluation.metrics import continual
 from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import HOLE, Comparison, Tested
-from clbench.report.significance.endpoints import ENDPOINTS, FINAL, Endpoint, Which, interval
+from clbench.report.significance.endpoints import (
+    ENDPOINTS,
+    FINAL,
+    Endpoint,
+    Which,
+    interval,
+    table,
+)
 from clbench.report.significance.sentences import end_text
 from clbench.report.study import Protocol
 from clbench.report.tables.costs import read_costs
 from clbench.report.tables.render import EMPTY, Table, long_table, number
-from clbench.statistics.class_macro import macro_mean
+from clbench.statistics.class_macro import macro_mean, strata
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE, FamilyComparison
 from clbench.statistics.verdicts import LESS, Verdict
 
@@ -430,6 +437,8 @@ def _own_start(a: Analysis, label: str) -> str:
     learned = {c: 1 for c, step in a.dice.learned_at.items() if step == 1}
     (other,) = (m for m in a.dice.strategies if m.label == label)
     own, its = (macro_mean(m.table(learned, m.seeds)) for m in (other, reference))
+    if math.isnan(own) or math.isnan(its):  # a hole of step 1 alone
+        return ""
     return f"; after step 1 it had {own:.3f}, {reference.label} {its:.3f}"
 
 
@@ -442,11 +451,12 @@ def _beside(cells: Sequence[Cell], word: str, protocol: Protocol, names: Sequenc
 
 
 def _patients(a: Analysis) -> str:
-    """Test cases of each eval set, and how many of them count in the last endpoint."""
+    """Test cases of each eval set, and how many patients count after the last step."""
     said = []
-    tested = [c.patients for c in a.comparisons if c.endpoint is FINAL and not c.hole]
+    tables = [table(a.dice, m, FINAL, m.seeds) for m in a.dice.strategies]
     for source, listed in a.dice.patients.items():
-        counted = max((patients.get(source, 0) for patients in tested), default=len(listed))
+        tested = [part.n for t in tables for part in strata(t) if part.name == source]
+        counted = max(tested, default=len(listed))
         text = f"{a.dice.scans[source]} {source}"
         if a.dice.scans[source] != len(listed):
             text += f" of {len(listed)} patients"
@@ -475,7 +485,8 @@ def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str
         f"interval of the test ({protocol.adjusted_by}); {reference}'s own row: the interval of "
         "the value over patients and seeds. A round bracket: the end itself is excluded."
     )
-    used = dict.fromkeys(c.word for r in rows for c in r.cells.values() if c.word)
+    shown = [c for r in rows for c in r.cells.values()]
+    used = dict.fromkeys(c.word for c in shown if c.word and not c.small)
     less = f"by less than {protocol.margin:g}"
     meaning = {
         "better": "better", "worse": "worse",
@@ -488,7 +499,7 @@ def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str
     for word in meaning:
         if word in used:
             by_sign.setdefault(SYMBOLS[word], []).append(meaning[word])
-    small = {c.word for r in rows for c in r.cells.values() if c.small}
+    small = {c.word for c in shown if c.small}
     for sign in dict.fromkeys(SMALL.values()):
         words = [meaning[word] for word in SMALL if word in small and SMALL[word] == sign]
         if words:
@@ -498,13 +509,18 @@ def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str
     ties = a.tied.ties
     if ties is not None and ties.m:
         seeds = ", ".join(map(str, a.tied.seeds))
+        fewer = (
+            f"Signs come from the comparisons with {reference} alone, which are fewer: one that "
+            "shares its letter may be told from it."
+        )
         yield (
             "group: strategies with a letter in common are not told apart by the test of all "
             f"{ties.m} pairs ({protocol.adjusted_by}, {ties.patients} patients, the seeds that all "
-            f"have: {seeds}); rank: the ranks it leaves open. Signs come from the comparisons with "
-            f"{reference} alone, which are fewer: one that shares its letter may be told from it."
+            f"have: {seeds}); rank: the ranks it leaves open."
+            + f" {fewer}"
+            * (ties.m > len(a.dice.others))
         )
-    if any(c.scope for r in rows for c in r.cells.values()):
+    if any(RUNS_ALONE in c.symbol for c in shown):
         yield (
             f"{RUNS_ALONE} for these training runs alone: there are fewer than "
             f"{SEEDS_TO_GENERALIZE} of them, or the interval over new ones, at the family's level, "

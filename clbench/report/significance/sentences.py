@@ -196,7 +196,7 @@ def _over_new_runs(r: FamilyComparison, protocol: Protocol) -> str:
     if limited and r.mean.n_seeds >= SEEDS_TO_GENERALIZE:
         ends = (r.mean.estimate - r.over_runs, r.mean.estimate + r.over_runs)
         low, high = (end_text(end, protocol.margin) for end in ends)
-        text += f" alone, {low} to {high} at the level of this family"
+        text += f" for this comparison alone, {low} to {high} at the level of its family"
     return text
 
 

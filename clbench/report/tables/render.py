@@ -231,6 +231,7 @@ _TEX = {
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}",
     "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "Δ": r"$\Delta$",
     "→": r"$\to$", "▲": r"$\uparrow$", "▼": r"$\downarrow$", "≈": r"$\approx$",
+    "△": r"$\triangle$", "▽": r"$\bigtriangledown$", "‡": r"$^{\ddagger}$",
     "∅": r"$\emptyset$", "○": r"$\circ$", "†": r"$^{\dagger}$", EMPTY: "--",
     **{c: f"$^{{{n}}}$" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
 }  # fmt: skip
