@@ -140,6 +140,17 @@ def test_core_knows_no_method() -> None:
     assert not wrong
 
 
+def test_the_truth_that_nobody_annotates_is_read_by_diagnosis_alone() -> None:
+    """The phantom knows all organs of every case; no training, strategy or run may ask it."""
+    allowed = ("clbench.diagnosis.", "clbench.data.phantom.")
+    asking = [
+        module
+        for module, path in modules().items()
+        if "with_all_organs" in path.read_text(encoding="utf-8") and not module.startswith(allowed)
+    ]
+    assert not asking
+
+
 @pytest.mark.parametrize("library", sorted(FOREIGN))
 def test_foreign_libraries_stay_in_their_folders(library: str) -> None:
     wrong = [

@@ -283,7 +283,14 @@ def measure(scale: float = 1.0, *, say: Callable[[str], object] = print) -> list
     ]
     jobs += [
         lambda p=p, m=m, c=c, k=k: false_claims(n(k), p, m, c)  # type: ignore[misc]
-        for p, m, k in (("8", 3, 2000), ("8", 13, 1000), ("8 + 8", 3, 1000), ("8 + 8", 13, 500))
+        for p, m, k in (
+            ("8", 3, 2000),
+            ("8", 13, 1000),
+            ("8 + 8", 3, 4000),
+            ("8 + 8", 13, 2000),
+            ("12 + 20", 3, 4000),
+            ("12 + 20", 13, 2000),
+        )
         for c in ("max-t", "holm")
         if c == "max-t" or p == "8"
     ]
@@ -293,7 +300,7 @@ def measure(scale: float = 1.0, *, say: Callable[[str], object] = print) -> list
     ]
     jobs += [
         lambda p=p, m=m, e=e: power(n(500), p, m, e)  # type: ignore[misc]
-        for p, e in (("8", 0.075), ("12", 0.055))
+        for p, e in (("8", 0.075), ("12", 0.055), ("12 + 20", 0.045))
         for m in (3, 13)
     ]
     jobs += [

@@ -330,6 +330,10 @@ def test_the_stored_rates_hold_what_is_promised() -> None:
     for sd in (0.01, 0.02):  # what a run moves by is no patient's doing
         assert claims[sd, 1] > claims[sd, 3] > 0.05
     assert all(r.rate <= 0.05 for r in rates().itertuples() if r.question == SETTLED)
+    winners = [r for r in rates().itertuples() if r.question.startswith("a single best among")]
+    assert {r.patients for r in winners} == {"8", "8 + 8", "12 + 20"}
+    for r in winners:  # leagues of ten equal methods
+        assert (r.comparisons, r.studies >= 2000, r.rate <= 0.05) == (45, True, True)
 
 
 def test_power_of_both_corrections_stands_side_by_side() -> None:

@@ -1,7 +1,7 @@
 """How figures look: sizes of a journal column, colors safe for the color-blind, equal bytes.
 
-A strategy is told by color, marker and line at once, so that a figure
-survives a gray print.
+A strategy is told by color, marker and line; no two of forty share marker and line, so that a
+figure survives a gray print.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,17 +76,14 @@ def pens(names: Sequence[str]) -> dict[str, Pen]:
     """A pen per strategy; the first is the reference: black, round, solid.
 
     Variants of one method share a color (`lwf`, `lwf_ct`); marker and line tell them apart, and
-    methods that come after the colors are used up.
+    methods that come after the colors are used up. Eight markers and five lines go round at once,
+    so that forty pairs of them pass before one comes again.
     """
     colors: dict[str, str] = {}
-    used: Counter[str] = Counter()
     drawn = {names[0]: Pen(color="#000000", marker="o", dash="-")}
-    for name in names[1:]:
-        color = colors.setdefault(family_of(name), _COLORS[len(colors) % len(_COLORS)])
-        count = used[color]
-        used[color] += 1
+    for count, name in enumerate(names[1:]):
         drawn[name] = Pen(
-            color=color,
+            color=colors.setdefault(family_of(name), _COLORS[len(colors) % len(_COLORS)]),
             marker=_MARKERS[count % len(_MARKERS)],
             dash=_DASHES[(count + 1) % len(_DASHES)],
         )

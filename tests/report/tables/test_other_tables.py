@@ -22,10 +22,11 @@ from clbench.evaluation.metrics import continual
 from clbench.report.paper.detection import distances, table6
 from clbench.report.scores import count_patients
 from clbench.report.study import Protocol, Study
-from clbench.report.tables.continual import learning_table, measures
+from clbench.report.tables.continual import NO_INTERVAL, learning_table, measures
 from clbench.report.tables.costs import MACS, cost_table
 from clbench.report.tables.render import EMPTY, FORMATS, Table, render
 from clbench.statistics.intervals import wilson
+from clbench.statistics.macro_estimate import ONE_RUN
 from clbench.store import run_folder
 
 SHARED = locations.SHARED / "paper"
@@ -80,7 +81,36 @@ def test_forgetting_takes_the_best_earlier_step(tmp_path: Path) -> None:
     assert found["Forgetting"].value == pytest.approx(continual.mean(by_hand))
     assert math.isnan(found["Forgetting"].low)  # no interval: a maximum of means
     assert found["Intransigence"].why == "no run of joint"
-    assert any("no run of joint" in n for n in learning_table(study).notes)
+    notes = learning_table(study).notes
+    assert any("no run of joint" in n for n in notes)
+    # there is a value, so nothing is missing; what it has not is an interval
+    assert not any("Forgetting" in n and ("hole" in n or "missing" in n) for n in notes)
+    assert any(NO_INTERVAL in n for n in notes)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ({"universal": (0,), "lwf": (0,)}, f"Old, New, All, BWT, Forgetting: {ONE_RUN}"),
+        (
+            {"universal": (0,), "lwf": (0, 1)},
+            f"universal, Old, New, All, BWT, Forgetting: {ONE_RUN}",
+        ),
+        ({"universal": (0, 1), "lwf": (0, 1)}, None),
+    ],
+)
+def test_what_to_know_of_intervals_stands_below_them(
+    seeds: dict[str, tuple[int, ...]], said: str | None, tmp_path: Path
+) -> None:
+    make_runs(tmp_path, {name: Method(seeds=s) for name, s in seeds.items()},
+              patients={"btcv": 6, "lits": 6})  # fmt: skip
+    table = learning_table(Study(results=tmp_path, bench="tumor_ext"))
+    warned = [n for n in table.notes if ONE_RUN in n]
+    assert warned == ([said] if said else [])
+    lines = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    for line in lines:
+        alone = len(seeds[line["strategy"]]) == 1 and line["value"] not in ("", "nan")
+        assert (ONE_RUN in line["warnings"]) == alone, line
 
 
 def test_a_hole_is_a_hole(tmp_path: Path) -> None:
