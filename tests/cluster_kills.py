@@ -13,6 +13,7 @@ whose node is killed. Prints what it did, and a line of JSON.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -26,7 +27,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from slurm_cluster import cluster
 
@@ -34,6 +37,7 @@ from clbench.grid.slurm import queue
 from clbench.store import run_folder
 
 STRATEGIES = ("universal", "finetune")
+RECORDED = ("runs", "finished", "equal_bits", "most_at_once", "left_processes")
 WAIT_S = 3000
 """Longest time a study may take."""
 
@@ -64,6 +68,19 @@ def makers(out: Path) -> dict[int, str]:
     return there
 
 
+def at_work(out: Path) -> dict[int, str]:
+    """Those of them that hold a lock below the folder: others begin, or end, and write nothing."""
+    there = {}
+    for process, run in makers(out).items():
+        try:
+            opened = [str(fd.readlink()) for fd in Path(f"/proc/{process}/fd").iterdir()]
+        except OSError:  # it has ended
+            continue
+        if any(name.startswith(str(out)) and name.endswith("/.lock") for name in opened):
+            there[process] = run
+    return there
+
+
 def parent(process: int) -> int:
     """The process that started it."""
     stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
@@ -71,7 +88,7 @@ def parent(process: int) -> int:
 
 
 class Watch(threading.Thread):
-    """Looks all the time how many processes make each run."""
+    """Looks all the time how many processes are at work on each run."""
 
     def __init__(self, out: Path) -> None:
         super().__init__(daemon=True)
@@ -80,7 +97,7 @@ class Watch(threading.Thread):
     def run(self) -> None:
         """Until the study has ended."""
         while not self.ended.wait(0.05):
-            for run, count in Counter(makers(self.out).values()).items():
+            for run, count in Counter(at_work(self.out).values()).items():
                 self.most[run] = max(self.most[run], count)
 
 
@@ -204,6 +221,31 @@ def check(out: Path, alone: Path) -> dict[str, object]:
     }
 
 
+def write(path: Path, on: str, measured: dict[str, Any]) -> None:
+    """Add a line to a table, with a head where it begins.
+
+    Args:
+        path: the CSV.
+        on: `ray` or `slurm`.
+        measured: what `main` prints.
+    """
+    line = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "on": on,
+        "disturbed": "; ".join(
+            f"{count} x {what}" for what, count in measured["disturbed"].items()
+        ),
+        "starts": sum(measured["starts"]),
+        **{name: measured[name] for name in RECORDED},
+    }
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, line, lineterminator="\n")
+        if new:
+            table.writeheader()
+        table.writerow(line)
+
+
 def main() -> None:
     """Disturb, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -214,6 +256,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0-1", help="of the study")
     parser.add_argument("--pause", type=float, default=20, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--record", type=Path, help="CSV to add what happened to")
     args = parser.parse_args()
     random.seed(args.seed)
     # told to stop, it still ends the cluster and what runs on it
@@ -236,6 +279,8 @@ def main() -> None:
         found = check(out, alone)
     measured = {**found, "disturbed": Counter(done), "most_at_once": max(watch.most.values())}
     print(json.dumps(measured))
+    if args.record is not None:
+        write(args.record, args.on, measured)
     ends_well = found["finished"] == found["runs"] and found["equal_bits"]
     sys.exit(
         0 if ends_well and not found["left_processes"] and max(watch.most.values()) == 1 else 1

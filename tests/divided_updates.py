@@ -49,8 +49,6 @@ NAMES = [
     "softmax+mbs+derpp",
 ]
 """Strategies of clbench, and options that bring losses of their own."""
-ACCUMULATED = ("lwf", "der", "replay", "agem", "softmax+mbs+derpp", "universal")
-"""Of them, those that are also taught by accumulated batches: one for each kind of session."""
 STEPS = (1, 2)
 
 
@@ -183,8 +181,7 @@ def process(rank: int, plan: Plan, folder: Path, names: Sequence[str]) -> None:
     for i, name in enumerate(names):
         place = folder / f"{i}"
         together[name] = taught(plan, name, place, ranks, shared[0], batch=2, accumulate=2)
-        if rank == 0 or name in ACCUMULATED:
-            by_itself[name] = taught(plan, name, place / f"{rank}", alone, shared[1], **sizes)
+        by_itself[name] = taught(plan, name, place / f"{rank}", alone, shared[1], **sizes)
     whole, accumulated = ranks.gather(by_itself)
     first, second = ranks.gather(together)
     if rank == 0:
@@ -192,7 +189,7 @@ def process(rank: int, plan: Plan, folder: Path, names: Sequence[str]) -> None:
             name: {
                 "two processes": apart(whole[name], first[name]),
                 "between processes": apart(first[name], second[name]),
-                "accumulated": apart(whole[name], accumulated.get(name, whole[name])),
+                "accumulated": apart(whole[name], accumulated[name]),
             }
             for name in names
         }

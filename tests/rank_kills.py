@@ -10,6 +10,7 @@ memory, scores, events and predictions to the bit. Processes are forked from thi
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import importlib
 import os
@@ -34,8 +35,6 @@ from clbench.training.ranks import join
 RANKS = 2
 PATIENCE_S = 500
 """A process that does not end within it hangs."""
-GRACE_S = 20
-"""Seconds in which the other one may end by itself, at the least."""
 
 
 def start(name: str, folder: Path, cache: Path) -> list[int]:
@@ -70,7 +69,9 @@ def ends(children: list[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
-def torment(name: str, folder: Path, cache: Path, kills: int, dice: random.Random) -> list[str]:
+def torment(
+    name: str, folder: Path, cache: Path, kills: int, dice: random.Random, grace_s: float
+) -> list[str]:
     """What went wrong with one strategy.
 
     Args:
@@ -79,6 +80,7 @@ def torment(name: str, folder: Path, cache: Path, kills: int, dice: random.Rando
         cache: where the phantom is kept.
         kills: how often a process is killed, at the most.
         dice: chooses rank and moment.
+        grace_s: seconds in which the other process may end by itself.
     """
     calm, torn, wrong = folder / "calm", folder / "torn", list[str]()
     began = time.monotonic()
@@ -93,7 +95,7 @@ def torment(name: str, folder: Path, cache: Path, kills: int, dice: random.Rando
         os.waitpid(children[rank], 0)
         left = children[1 - rank]
         signal.sigtimedwait([signal.SIGCHLD], 0)  # of the one just waited for
-        signal.sigtimedwait([signal.SIGCHLD], GRACE_S)
+        signal.sigtimedwait([signal.SIGCHLD], grace_s)
         os.kill(left, signal.SIGKILL)
         status = ends([left])[0]
         how = "was killed, too" if status < 0 else "ended by itself"
@@ -112,6 +114,8 @@ def main() -> int:
     words.add_argument("--kills", type=int, default=4, help="of each strategy's run")
     words.add_argument("--strategies", default="universal,replay,decoder_growth,der")
     words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--grace", type=float, default=20, help="seconds the other may end in")
+    words.add_argument("--record", type=Path, help="CSV to add the counts to")
     words.add_argument("--cache", type=Path, default=None)
     asked = words.parse_args()
     names, dice, wrong = asked.strategies.split(","), random.Random(asked.seed), list[str]()
@@ -124,7 +128,12 @@ def main() -> int:
         for name in names:
             place = Path(folder) / name
             place.mkdir()
-            wrong += torment(name, place, asked.cache or Path(folder) / "cache", asked.kills, dice)
+            cache = asked.cache or Path(folder) / "cache"
+            found = torment(name, place, cache, asked.kills, dice, asked.grace)
+            if asked.record is not None:
+                with asked.record.open("a", newline="", encoding="utf-8") as file:
+                    csv.writer(file, lineterminator="\n").writerow([name, asked.kills, len(found)])
+            wrong += found
             shutil.rmtree(place)
     print(f"{len(names)} runs, {asked.kills} kills each: {wrong or 'all as undisturbed'}")
     return 1 if wrong else 0

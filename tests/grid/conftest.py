@@ -14,7 +14,7 @@ from clbench.grid.jobs import Job
 from clbench.grid.study_file import Cell
 
 SCRIPT = """
-import shutil, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
 word = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 home = Path(word["--out"]) / "tumor_ext"
@@ -46,6 +46,11 @@ with files.locked(folder / ".lock"):
         count.write_text("x" * (times + 1))
         if times < 2:
             sys.exit(75)
+    if name == "held":  # the first time, until whoever started it is killed
+        told = home / f"held{seed}.txt"
+        if not told.exists():
+            told.write_text(str(os.getppid()))
+            signal.pause()
     if name == "killed":
         signal.raise_signal(signal.SIGKILL)
     own.mkdir(exist_ok=True)

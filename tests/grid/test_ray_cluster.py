@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import socket
 import subprocess
@@ -159,3 +160,60 @@ def test_runs_end_on_a_real_cluster(make_job: MakeJob, finished_record: Path) ->
     assert set(states(jobs)) == {State.FINISHED}
     trace = (jobs[0].folder.parent.parent / "trace.txt").read_text(encoding="utf-8")
     assert len(trace.splitlines()) == 1
+
+
+DISTURBED = """
+import json, os, pickle, signal, sys, threading, time
+from pathlib import Path
+os.environ["RAY_worker_niceness"] = "0"  # on a busy machine 15, as Ray has it, is for ever
+from ray.cluster_utils import Cluster
+from clbench.grid import ray_cluster
+command, jobs, more = pickle.loads(bytes.fromhex(sys.argv[1]))
+ray_cluster.COMMAND = command
+home = jobs[0].folder.parents[1]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+
+def held(seed):
+    told = home / f"held{seed}.txt"
+    while not (told.exists() and told.read_text()):
+        time.sleep(0.05)
+    return int(told.read_text())
+
+def parent(process):
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+def disturb():
+    one, other = held(0), held(1)
+    node = next(n for n in nodes if n.all_processes["raylet"][0].process.pid == parent(other))
+    os.kill(one, signal.SIGKILL)
+    cluster.remove_node(node, allow_graceful=False)
+
+threading.Thread(target=disturb, daemon=True).start()
+seen = []
+asked = ray_cluster.RayCluster(address=cluster.address)
+failed = ray_cluster.work_off(jobs, asked, more=more, watch=lambda e: seen.append(e["event"]))
+cluster.shutdown()
+print(json.dumps([seen, len(failed)]))
+"""
+
+
+def test_a_killed_worker_and_a_killed_node_cost_no_run(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    """A real cluster of a head and two nodes on this machine, whose parts are killed."""
+    pytest.importorskip("ray", reason="Ray is not installed here: pip install 'clbench[ray]'")
+    jobs = [make_job("held", 0), make_job("held", 1), make_job("lwf", 0)]
+    asked = pickle.dumps((local.COMMAND, jobs, ["--cache", str(finished_record)]))
+    done = subprocess.run(
+        [sys.executable, "-c", DISTURBED, asked.hex()], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen, failed = json.loads(done.stdout.splitlines()[-1])
+    assert failed == 0
+    assert set(states(jobs)) == {State.FINISHED}
+    assert seen.count("lost") == 2
+    assert seen.count("started") == 5
+    # a step that was taught before its run was lost is not taught again
+    trace = (jobs[0].folder.parents[1] / "trace.txt").read_text(encoding="utf-8").splitlines()
+    assert sorted(line.split()[-1] for line in trace) == ["0", "1"]

@@ -319,12 +319,9 @@ def test_the_stored_rates_hold_what_is_promised() -> None:
     assert all(0.935 <= r.rate <= 0.965 for r in covered), covered
     false = [r for r in rates().itertuples() if r.question == "any false difference, max-t"]
     assert {(r.patients, r.comparisons) for r in false} == {
-        (p, m) for p in ("8", "8 + 8") for m in (3, 13)
+        (p, m) for p in ("8", "8 + 8", "12 + 20") for m in (3, 13)
     }
-    # 3 to 6 %, as far as so many studies can tell it: two standard errors of the measured rate
-    for r in false:
-        assert r.rate - 2 * r.standard_error <= 0.06, r
-        assert r.rate + 2 * r.standard_error >= 0.03, r
+    assert all(0.03 <= r.rate <= 0.06 for r in false), false
     claims = {(r.seed_sd, r.seeds): r.rate for r in rates().itertuples() if r.question == CLAIM}
     assert all(0.03 <= claims[0.0, s] <= 0.07 for s in (1, 3, 5))
     for sd in (0.01, 0.02):  # what a run moves by is no patient's doing
@@ -343,7 +340,7 @@ def test_power_of_both_corrections_stands_side_by_side() -> None:
         if r.question.startswith("power")
     }
     pairs = {key[:3] for key in power}
-    assert len(power) == 2 * len(pairs) == 16
+    assert len(power) == 2 * len(pairs) == 24
     for key in pairs:
         assert power[*key, "max-t"] >= power[*key, "holm"] - 0.01
     assert power["power, one of the family", "8", 13, "holm"] == 0
