@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from clbench.cli import app
@@ -46,6 +50,32 @@ def test_status_and_a_dry_run_show_what_is_left_and_start_nothing(
         assert "steps: 2 of 4 taught" in result.output
         assert "work left, one run after the other: about 0:" in result.output
     assert sorted(smoke_run.parent.iterdir()) == before
+
+
+def test_status_looks_again_until_all_runs_are_finished(
+    smoke_run: Path, smoke_out: Path, cache_root: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The run that is missing is there when the status has been looked at for the third time."""
+    slept: list[float] = []
+    record = smoke_run / "run.json"
+    whole = record.read_text(encoding="utf-8")
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            (tmp_path / "copy" / smoke_run.relative_to(smoke_out) / "run.json").write_text(whole)
+
+    shutil.copytree(smoke_out, tmp_path / "copy")
+    unfinished = json.loads(whole) | {"status": "running"}
+    copied = tmp_path / "copy" / smoke_run.relative_to(smoke_out) / "run.json"
+    copied.write_text(json.dumps(unfinished))
+    monkeypatch.setattr(time, "sleep", sleep)
+    words = [str(study(tmp_path, tmp_path / "copy", "[0]")), "--cache", str(cache_root)]
+    result = RUNNER.invoke(app, ["status", *words, "--every", "7"])
+    assert result.exit_code == 0, result.output
+    assert slept == [7.0, 7.0]
+    assert "1 runs: 1 finished" in result.output
 
 
 def test_what_was_set_stands_in_the_table(tmp_path: Path, cache_root: Path) -> None:

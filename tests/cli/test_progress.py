@@ -77,7 +77,11 @@ def test_cases_opened_and_examined_are_counted() -> None:
     progress, clock, out = made(terminal=False)
     with progress:
         progress.watch(step(1))
-        for kind, name in (("opened", "open cases"), ("exam", "examine")):
+        for kind, name in (
+            ("prepared", "preprocess"),
+            ("opened", "open cases"),
+            ("exam", "examine"),
+        ):
             for done in (1, 2, 3):
                 progress.watch({"event": kind, "done": done, "of": 3, "case": "a"})
                 clock.now_s += LINE_S

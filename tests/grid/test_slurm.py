@@ -137,6 +137,8 @@ def test_what_the_cluster_cannot_give_is_an_error(make_job: MakeJob) -> None:
     with pytest.raises(SettingError, match="could not be submitted") as err:
         submit([job], Cluster(partition="gpu_long", memory_gb=1))
     assert "partition" in str(err.value.got)
+    with pytest.raises(SettingError, match="could not be submitted"):  # it has no GPU at all
+        submit([job], Cluster(gpus=1, memory_gb=1))
     assert job_id(job) is None
 
 

@@ -98,6 +98,16 @@ def taught_elsewhere(plan: Plan) -> None:
     files.write_json(note, {**content, "origin": {**content["origin"], "before": "0" * 16}})
 
 
+def test_another_order_of_later_steps_shares_those_before_it(runs: Runs) -> None:
+    whole = course(3)
+    first, second, third = whole.steps
+    here = ids(runs.plan(whole))
+    there = ids(runs.plan(replace(whole, steps=(first, third, second))))
+    assert here[0] == there[0]
+    assert not set(here[1:]) & set(there[1:])
+    assert here[:2] == ids(runs.plan(course(2)))
+
+
 def changed_split(benchmark: Benchmark, step: int, **parts: tuple[str, ...]) -> Benchmark:
     """The course with a phantom split of its own in a step."""
     own = {"train": ("5", "6"), "validation": ("7",), "test": ("8",), **parts}
