@@ -13,8 +13,10 @@ paths are relative to it.
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shlex
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -260,6 +262,73 @@ def gap_table() -> Table:
     )  # fmt: skip
 
 
+def plan_table() -> Table:
+    """Forecasts of `clbench plan` beside measured runs."""
+    rows = rows_of("plan.csv")
+    return Table(
+        title="tumor_ext on the PHANTOM, quick: time of a run, forecast and measured",
+        columns=("strategy", "forecast, s", "measured, s", "runs", "error", "trial, s", "load"),
+        rows=tuple(
+            (
+                r["strategy"], r["forecast_s"], r["measured_s"], r["runs"],
+                f"{float(r['error']):+.0%}", r["trial_s"], r["load"],
+            )
+            for r in rows
+        ),
+        notes=(
+            (
+                "One thread. Measured: seconds of the reference runs, two at a time; load: of the "
+                "machine during the trial."
+            ),
+        ),
+    )  # fmt: skip
+
+
+def kills_table() -> Table:
+    """Clusters whose parts were killed."""
+    return Table(
+        title="Studies worked off on clusters whose parts were killed",
+        columns=(
+            "date", "on", "what was done to it", "runs", "finished", "starts",
+            "scores as undisturbed", "most processes at work on a run", "left",
+        ),
+        rows=tuple(
+            (
+                r["date"], r["on"], r["disturbed"], r["runs"], r["finished"], r["starts"],
+                {"True": "to the bit", "False": "no"}[r["equal_bits"]], r["most_at_once"],
+                r["left_processes"],
+            )
+            for r in rows_of("cluster_kills.csv")
+        ),
+    )  # fmt: skip
+
+
+def examination_table() -> Table:
+    """Share of a reference run's time that is examination."""
+    rows = []
+    for bench in ("tumor_ext", "body_ext"):
+        shares = []
+        for path in sorted((ROOT / "results" / "reference" / bench).glob("*/*/run.json")):
+            cost = json.loads(path.read_text(encoding="utf-8"))["cost"].values()
+            examine = sum(step.get("examine_s", 0.0) for step in cost)
+            taught = [step.get("train", {}) for step in cost]
+            rest = sum(t.get("train_s", 0.0) + t.get("prepare_s", 0.0) for t in taught)
+            shares.append((examine / (examine + rest), path.parents[1].name))
+        least, most = min(shares), max(shares)
+        rows.append(
+            (
+                bench, str(len(shares)), f"{statistics.median(s for s, _ in shares):.1%}",
+                f"{least[0]:.1%} ({least[1]})", f"{most[0]:.1%} ({most[1]})",
+                f"{sum(s > 0.10 for s, _ in shares)}",
+            )
+        )  # fmt: skip
+    return Table(
+        title="Reference runs: share of training, preparing and examining that is examination",
+        columns=("course", "runs", "median", "least", "most", "runs above 10 %"),
+        rows=tuple(rows),
+    )
+
+
 PRECISION = {"off": "reference", "bf16": "bf16"}
 """`train.amp` → folder of results."""
 PRECISION_OF = ("tumor_ext", "universal")
@@ -274,6 +343,9 @@ COUNTS: Mapping[str, Callable[[], Table]] = {
     "lowest": lowest_table,
     "precision": precision_table,
     "gap": gap_table,
+    "plan": plan_table,
+    "kills": kills_table,
+    "examination": examination_table,
 }
 
 if __name__ == "__main__":

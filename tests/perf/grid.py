@@ -21,6 +21,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent))
+from ratios import Ratio, record
+
 CLBENCH = str(Path(sys.executable).with_name("clbench"))
 
 
@@ -39,6 +42,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--profile", default="quick")
+    parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     same = [
@@ -76,6 +80,11 @@ def main() -> None:
         measured["load"] = round(os.getloadavg()[2], 1)
         measured["equal_bits"] = alone.read_bytes() == twin.read_bytes()
     print(json.dumps(measured))
+    if args.record:
+        what = f"grid of {len(loop)} runs, two processes of one thread / one after another, "
+        what += f"{cores} threads: time"
+        script = f"tests/perf/grid.py --epochs {args.epochs}"
+        record([Ratio(script, what, measured["ratio"], "<= 0.60")], threads=1)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ from clbench.data.layouts import find_cases
 from clbench.run.prepare import PEAK_BYTES_PER_VOXEL, prepare, voxels
 from clbench.spec.benchmark import Preprocessing, Source
 
+sys.path.insert(0, str(Path(__file__).parent))
+from ratios import Ratio, record
+
 SOURCE = Source(name="a", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
 PRE = Preprocessing(spacing_mm=(1.5, 1.5, 1.5))
 
@@ -62,6 +65,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=8)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--one", type=Path, help="prepare one case of this folder, print the peak")
+    parser.add_argument("--record", action="store_true")
     args = parser.parse_args()
     if args.one is not None:
         with tempfile.TemporaryDirectory() as cache:
@@ -92,6 +96,10 @@ def main() -> None:
             f"{args.cases} cases: {seconds[1]:.1f} s with one process, {seconds[cores]:.1f} s with "
             f"{cores}: {seconds[1] / seconds[cores]:.2f} times as fast"
         )
+        if args.record:
+            what = f"preprocessing {args.cases} cases of {args.side}^3, one process / {cores}: time"
+            ratio = seconds[1] / seconds[cores]
+            record([Ratio("tests/perf/prepare.py", what, ratio, ">= 1.8")], threads=1)
 
 
 if __name__ == "__main__":

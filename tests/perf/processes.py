@@ -28,6 +28,9 @@ from clbench.training.launch import Place
 from clbench.training.ranks import join
 from clbench.training.update import add_gradients
 
+sys.path.insert(0, str(Path(__file__).parent))
+from ratios import Ratio, record
+
 
 class Summed(nn.Module):
     """The small network, and a number to differentiate."""
@@ -50,7 +53,7 @@ def measured(update: Callable[[], None], updates: int) -> float:
     return statistics.median(spent[2:])
 
 
-def process(rank: int, folder: Path, updates: int) -> None:
+def process(rank: int, folder: Path, updates: int, *, recorded: bool) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     here = Place(rank=rank, local=rank, size=2, url=(folder / "meeting").as_uri())
@@ -78,18 +81,23 @@ def process(rank: int, folder: Path, updates: int) -> None:
                   "DDP / alone": found["DDP"] / found["alone"],
                   "megabytes": sum(p.numel() for p in trained) * 4 / 2**20}  # fmt: skip
         print(json.dumps({name: round(value, 3) for name, value in found.items()}))
+        if recorded:
+            what = "two processes, adding up gradients / DistributedDataParallel: time of an update"
+            ratio = found["once"] / found["DDP"]
+            record([Ratio("tests/perf/processes.py", what, ratio)], threads=1)
 
 
 def main() -> int:
     words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     words.add_argument("--updates", type=int, default=10)
+    words.add_argument("--record", action="store_true")
     asked = words.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         children = []
         for rank in range(2):
             children.append(os.fork())
             if children[-1] == 0:
-                process(rank, Path(folder), asked.updates)
+                process(rank, Path(folder), asked.updates, recorded=asked.record)
                 sys.stdout.flush()
                 os._exit(0)
         return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)

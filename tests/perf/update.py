@@ -421,6 +421,11 @@ def main() -> int:
         print(json.dumps(shares), flush=True)
         what = "share of an update beside network, head, loss and optimizer, quick"
         ratios.append(Ratio(f"{SCRIPT} share", what, shares["outside"], "<= 0.05"))
+        ratios += [
+            Ratio(f"{SCRIPT} share", f"of it: {part}", value)
+            for part, value in shares["shares"].items()
+            if part not in WORK
+        ]
     if "loop" in asked.what:
         loops = overhead(edge=8, updates=200, rounds=5, at_least_ms=1.0)
         print(json.dumps(loops), flush=True)

@@ -241,7 +241,7 @@ def test_data_that_is_not_there_leaves_the_scores_unchecked(run: Path, tmp_path:
         verify_run(run, data=str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("name", ["reference", "one_seed", "ablation", "settling", "bf16"])
+@pytest.mark.parametrize("name", ["reference", "ablation", "settling", "bf16"])
 def test_the_runs_behind_the_readme_are_whole(name: str) -> None:
     folders = run_folder.find_runs(RESULTS / name)
     assert folders
@@ -252,7 +252,7 @@ def test_the_runs_behind_the_readme_are_whole(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["decoder_growth", "frozen", "lora", "independent"])
 def test_methods_that_keep_old_masks_forgot_exactly_nothing(name: str) -> None:
-    folders = [f for kept in ("reference", "one_seed") for f in RESULTS.glob(f"{kept}/*/{name}/*")]
+    folders = list(RESULTS.glob(f"reference/*/{name}/*"))
     assert {f.parents[1].name for f in folders} == {"tumor_ext", "body_ext"}
     for folder in folders:
         first: dict[tuple[str, ...], float] = {}
