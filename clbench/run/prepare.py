@@ -18,7 +18,7 @@ from typing import Any
 import joblib
 import psutil
 
-from clbench import reproducibility, signals
+from clbench import signals
 from clbench.data.cache import VolumeCache
 from clbench.data.catalog import Catalog, reading
 from clbench.data.layouts import CaseFiles
@@ -92,6 +92,8 @@ def processes(cases: Sequence[Case], pre: Preprocessing) -> int:
     largest = max((voxels(case, pre) for case in cases), default=1)
     free = min(psutil.virtual_memory().available, left_in_group())
     fit = free // (largest * PEAK_BYTES_PER_VOXEL)
+    from clbench import reproducibility  # imports torch, which processes that prepare do without
+
     return int(max(1, min(reproducibility.cores(), fit, len(cases))))
 
 
