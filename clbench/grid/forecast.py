@@ -291,8 +291,8 @@ class _Stored:
 def _stored_cases(plan: Plan) -> dict[int, _Stored]:
     """1-based step → the earlier cases that a strategy stores, as it says itself.
 
-    Asked without any training: a strategy whose choice leans on what training left in memory cannot
-    be asked, and is taken to store nothing.
+    Asked without any training: a strategy whose choice leans on an entry that training left in
+    memory lacks it here, and is taken to store nothing from that step on.
     """
     memory: dict[str, Any] = {}
     stored = {number: _Stored() for number in range(1, len(plan.benchmark.steps) + 1)}
@@ -301,7 +301,7 @@ def _stored_cases(plan: Plan) -> dict[int, _Stored]:
         try:
             prepared = plan.strategy.store_cases(lesson, plan.kit, memory)
             held = plan.strategy.extra_cases(lesson, memory) if memory else {}
-        except Exception:  # a plugin's own, for want of what training leaves
+        except KeyError:
             break
         stored[number] = _Stored(prepared=len(prepared), held=len(held))
     return stored

@@ -125,6 +125,7 @@ def work_off(
                     watch({"event": "started", "job": job})
                 for one in [s for s in started if s.process.poll() is not None]:
                     started.remove(one)
+                    one.log.close()
                     free.append(one.slot)
                     watch({"event": _took_end(one, todo, failed, stops), "job": one.job})
                 if signals.asked():
@@ -135,6 +136,7 @@ def work_off(
                 one.process.send_signal(signal.SIGTERM)
             for one in started:
                 one.process.wait()
+                one.log.close()
                 _ended(one)
         signals.check(f"{len(todo) + len(started)} runs left")
     return failed
@@ -188,7 +190,6 @@ def _took_end(one: _Started, todo: list[Job], failed: list[Job], stops: Counter[
         failed: grows by one that failed.
         stops: how often each run was stopped; grows.
     """
-    one.log.close()
     job, name = one.job, one.job.cell.name
     if one.process.returncode == signals.STATUS and not signals.asked():
         stops[name] += 1
@@ -210,7 +211,6 @@ def _ended(one: _Started, *, stopped: bool = False) -> bool:
         one: it has ended.
         stopped: to have been stopped counts as failed.
     """
-    one.log.close()  # if it is not yet
     status = one.process.returncode
     if status == 0 or (status == signals.STATUS and not stopped):
         return False

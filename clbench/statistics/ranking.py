@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from clbench.errors import DataError
 from clbench.statistics.class_macro import Table
 from clbench.statistics.corrections import holm
-from clbench.statistics.macro_estimate import cells_of, estimate_of
+from clbench.statistics.macro_estimate import Cells, cells_of, estimate_of
 from clbench.statistics.max_t import Correction, patients_of
 from clbench.statistics.paired_tests import DECIMALS, midranks, wilcoxon
 from clbench.statistics.sign_patterns import SignPatterns, family_p_values
@@ -327,20 +327,9 @@ def tie_groups(
         cells_of(d, sizes) for d in _differences(tables, [(order[i], order[j]) for i, j in pairs])
     ]
     p: Floats = np.ones((len(order), len(order)))
-    tested = [k for k, c in enumerate(cells) if c.n >= smallest_sample(alpha)]
-    n = 0
-    if tested:
-        scored = np.any([cells[k].valid.any(axis=1) for k in tested], axis=0)
-        n = int(scored.sum())
-        cut = [
-            replace(cells[k], values=cells[k].values[scored], valid=cells[k].valid[scored])
-            for k in tested
-        ]
-        _, alone, stepped = family_p_values(cut, 0.0, SignPatterns(n, draws=draws, seed=seed))
-        adjusted = holm(alone) if correction == "holm" else stepped
-        for k, value in zip(tested, adjusted, strict=True):
-            i, j = pairs[k]
-            p[i, j] = p[j, i] = value
+    adjusted, n = _adjusted(cells, alpha, correction, draws=draws, seed=seed)
+    for (i, j), value in zip(pairs, adjusted, strict=True):
+        p[i, j] = p[j, i] = 1.0 if math.isnan(value) else value
     told_apart = p <= alpha
     better = np.triu(told_apart)
     ranks = [
@@ -353,8 +342,35 @@ def tie_groups(
         groups=tuple(groups_of(told_apart)),
         ranks=tuple(ranks),
         patients=n,
-        m=len(tested),
+        m=int((~np.isnan(adjusted)).sum()),
     )
+
+
+def _adjusted(
+    cells: Sequence[Cells], alpha: float, correction: Correction, *, draws: int, seed: int
+) -> tuple[Floats, int]:
+    """Adjusted p of "no difference" of comparisons tested together, and the patients flipped.
+
+    Args:
+        cells: differences of each, over the same patients.
+        alpha: level; what has too few patients for it leaves the family, and has nan.
+        correction: `max-t` or `holm`.
+        draws: sign patterns above 20 patients, the observed one included.
+        seed: of these patterns.
+    """
+    p: Floats = np.full(len(cells), np.nan)
+    tested = [k for k, c in enumerate(cells) if c.n >= smallest_sample(alpha)]
+    if not tested:
+        return p, 0
+    scored = np.any([cells[k].valid.any(axis=1) for k in tested], axis=0)
+    cut = [
+        replace(cells[k], values=cells[k].values[scored], valid=cells[k].valid[scored])
+        for k in tested
+    ]
+    patterns = SignPatterns(int(scored.sum()), draws=draws, seed=seed)
+    _, alone, stepped = family_p_values(cut, 0.0, patterns)
+    p[tested] = holm(alone) if correction == "holm" else stepped
+    return p, patterns.n
 
 
 def _differences(
@@ -470,18 +486,7 @@ def rank_reversals(
         cells_of(d, sizes) for tables in (internal, external) for d in _differences(tables, pairs)
     ]
     means = [estimate_of(c).estimate for c in cells]
-    tested = [k for k, c in enumerate(cells) if c.n >= smallest_sample(alpha)]
-    p: Floats = np.full(len(cells), np.nan)
-    patients = 0
-    if tested:
-        scored = np.any([cells[k].valid.any(axis=1) for k in tested], axis=0)
-        patients = int(scored.sum())
-        chosen = [
-            replace(cells[k], values=cells[k].values[scored], valid=cells[k].valid[scored])
-            for k in tested
-        ]
-        patterns = SignPatterns(patients, draws=draws, seed=seed)
-        p[tested] = family_p_values(chosen, 0.0, patterns)[2]
+    p, patients = _adjusted(cells, alpha, "max-t", draws=draws, seed=seed)
     m = len(pairs)
     return RankReversals(
         pairs=tuple(
@@ -495,7 +500,7 @@ def rank_reversals(
             )
             for k, (i, j) in enumerate(pairs)
         ),
-        m=len(tested),
+        m=int((~np.isnan(p)).sum()),
         patients=patients,
     )
 
