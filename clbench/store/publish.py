@@ -1,20 +1,26 @@
 """Publishing runs: record and tables of finished runs without weights, to lie beside a paper.
 
 An excerpt says that it is one, and is sealed anew over what it keeps, so
-tables, figures and reports read it like the run itself.
+tables, figures and reports read it like the run itself. Where a lab keeps
+its folders is cut from the record.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from clbench.errors import StoreError
 from clbench.store import files, run_folder
-from clbench.store.checksums import check_files, check_record, seal
+from clbench.store.checksums import check_files, check_record
+from clbench.store.record import RunRecord
 
 KEPT = ".csv"
 """Files that come along, beside the copy of a course file: scores, cost, traces."""
-WORDS = "record and tables of a run, sealed anew over what is kept here"
+WORDS = "record and tables of a run, sealed anew over what is kept here; of paths the last part"
 
 
 def excerpt(results: Path, to: Path) -> list[Path]:
@@ -65,7 +71,57 @@ def excerpt(results: Path, to: Path) -> list[Path]:
             name = path.relative_to(folder)
             files.make_folder((there / name).parent)
             files.write_bytes(there / name, path.read_bytes())
-        record = {**finished[folder], "excerpt": WORDS}
-        seal(there, record)
-        run_folder.write_record(there, record)
+        whole = RunRecord.from_json(finished[folder], folder / "run.json")
+        copy = dataclasses.replace(without_folders(whole), excerpt=WORDS)
+        copy.seal(there)
+        copy.write(there)
     return [to / f.relative_to(results) for f in fresh]
+
+
+def without_folders(record: RunRecord) -> RunRecord:
+    """A record that does not say where folders lay on the machine of the run.
+
+    Of a path the last part stays. Not cut is the identity, for the run id is made from it.
+    """
+    settings = {name: _cut(value, _last_parts) for name, value in record.settings.items()}
+    if "cache" in settings:
+        settings["cache"] = None  # a relative one would be made anew wherever the copy is read
+    return dataclasses.replace(
+        record,
+        settings=settings,
+        command=_cut(record.command, _last_parts),
+        extends=_cut(record.extends, _last_parts),
+        predictions=_cut(record.predictions, _last_parts),
+        with_defaults=_cut(record.with_defaults, _without_absolute),
+        tuned=_cut(record.tuned, _without_absolute),
+        warnings=_cut(record.warnings, _without_absolute),
+    )
+
+
+def _cut(content: Any, cut: Callable[[str], str]) -> Any:
+    """JSON content with every text in it cut; keys stay."""
+    if isinstance(content, Mapping):
+        return {name: _cut(value, cut) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_cut(value, cut) for value in content]
+    return cut(content) if isinstance(content, str) else content
+
+
+def _last_parts(word: str) -> str:
+    """`a=/data/BTCV,b=/data/LiTS` → `a=BTCV,b=LiTS`; words that name no folder stay.
+
+    >>> _last_parts("btcv=/data/x/BTCV,lits=~/LiTS"), _last_parts("--out"), _last_parts("a:B")
+    ('btcv=BTCV,lits=LiTS', '--out', 'a:B')
+    """
+    return re.sub(r"[^,=]*[/\\](?=[^,=])", "", word)
+
+
+def _without_absolute(text: str) -> str:
+    """A sentence in which the last part of every absolute path stays; `a/b` may be a name.
+
+    >>> _without_absolute("no image in /data/x/BTCV, of org/model")
+    'no image in BTCV, of org/model'
+    """
+    return re.sub(
+        r"(?<![^\s=,:(`'\"])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\,;:`'\")]+)*[/\\](?=\w)", "", text
+    )

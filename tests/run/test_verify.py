@@ -278,6 +278,10 @@ def test_an_excerpt_holds_the_tables_says_so_and_verifies(run: Path, tmp_path: P
     assert (made / "scores.csv").read_bytes() == (run / "scores.csv").read_bytes()
     record = run_folder.read_record(made)
     assert "sealed anew" in record["excerpt"]
+    out = Path(run_folder.read_record(run)["settings"]["out"])
+    assert out.is_absolute()
+    assert record["settings"]["out"] == out.name
+    assert str(out.parent) not in (made / "run.json").read_text()
     assert set(record["files"]) == {p.name for p in made.glob("*.csv")}
     assert any("scores.csv" in line for line in verify_run(made).lines())
     tables = [summary(Study(results=r, bench="tumor_ext")) for r in (results, to)]

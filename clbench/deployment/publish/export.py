@@ -39,6 +39,7 @@ from clbench.run.record import benchmark_of
 from clbench.spec.names import need_name
 from clbench.store import checkpoint, files, run_folder
 from clbench.store.checksums import check_files, check_record
+from clbench.store.publish import without_folders
 from clbench.store.record import RunRecord
 
 SUFFIXES = (".safetensors", ".json", ".toml", ".md", ".csv")
@@ -99,7 +100,7 @@ def export_run(run: Path, to: Path, *, step: int | None = None) -> list[str]:
         for name, text in texts.items():
             (part / name).write_text(text, encoding="utf-8")
         said = f"model after step {trained.step}, record and tables of a run"
-        _write_record(part, _without_folders(record), said)
+        _write_record(part, without_folders(record), said)
 
     files.atomic_folder(
         to,
@@ -192,32 +193,6 @@ def _kept(run: Path) -> Iterator[Path]:
     yield from sorted(run.glob("*.csv"))
     yield from sorted(p for p in run.glob("course/**/*.toml") if p.is_file())
     yield from sorted(run.glob(VECTORS))  # of a run that was imported itself; written anew
-
-
-def _without_folders(record: RunRecord) -> RunRecord:
-    """The record without the folders of the machine, which are nobody's business."""
-    settings = dict(record.settings)
-    settings["out"], settings["cache"] = "results", None
-    for name in ("bench", "data"):
-        if isinstance(settings.get(name), str):
-            settings[name] = _last_parts(settings[name])
-    return dataclasses.replace(
-        record,
-        settings=settings,
-        command=[_last_parts(word) for word in record.command],
-        extends=None
-        if record.extends is None
-        else {k: _last_parts(v) if isinstance(v, str) else v for k, v in record.extends.items()},
-    )
-
-
-def _last_parts(word: str) -> str:
-    """`a=/data/BTCV,b=/data/LiTS` → `a=BTCV,b=LiTS`; words that name no folder stay.
-
-    >>> _last_parts("btcv=/data/x/BTCV,lits=~/LiTS"), _last_parts("--out"), _last_parts("a:B")
-    ('btcv=BTCV,lits=LiTS', '--out', 'a:B')
-    """
-    return re.sub(r"[^,=]*[/\\](?=[^,=])", "", word)
 
 
 def _write_record(part: Path, record: RunRecord, said: str) -> None:

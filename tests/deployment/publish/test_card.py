@@ -19,7 +19,6 @@ from clbench.deployment.publish.card import (
     model_card,
     monai_metadata,
 )
-from clbench.deployment.publish.export import _last_parts, _without_folders
 from clbench.spec import registry
 from clbench.store.record import RunRecord
 from clbench.store.run_folder import read_scores
@@ -168,26 +167,3 @@ def test_a_hole_is_a_dash(tmp_path: Path) -> None:
     assert "| – | – |" in row
     assert "–: no mean" in card
     assert monai_metadata(about)["eval_metrics"] == {}
-
-
-def test_a_record_names_no_folder_of_the_machine(tmp_path: Path) -> None:
-    record = described(tmp_path).record
-    record.settings |= {
-        "bench": "/home/me/mine.toml",
-        "data": "a=/home/me/a,b=/home/me/b",
-        "out": "/home/me/out",
-        "cache": "/home/me/cache",
-    }
-    record.command = ["clbench", "run", "--data", "a=/home/me/a"]
-    record.extends = {"run": "/home/me/out/tumor_ext/universal/0123456789ab", "step": 2}
-    copy = _without_folders(record)
-    assert "/home" not in json.dumps(copy.to_json(), default=str)
-    assert (copy.settings["bench"], copy.settings["data"]) == ("mine.toml", "a=a,b=b")
-    assert copy.extends == {"run": "0123456789ab", "step": 2}
-
-
-def test_folders_are_cut_from_what_was_typed() -> None:
-    assert _last_parts("btcv=/data/x/BTCV,lits=~/LiTS") == "btcv=BTCV,lits=LiTS"
-    assert _last_parts(r"C:\Users\me\course.toml") == "course.toml"
-    for word in ("--out", "module:Class", "train.lr=0.1", "clbench", "a,b"):
-        assert _last_parts(word) == word
