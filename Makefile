@@ -48,8 +48,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+PERF = update universal_head allocator metrics sliding_window predict_memory report processes prepare grid
+
 perf: $(STAMP)
-	for script in tests/perf/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	for name in $(PERF); do echo "== $$name"; $(BIN)/python tests/perf/$$name.py || exit 1; done
 
 torture: $(STAMP)
 	$(BIN)/python tests/torture.py --minutes $(or $(MINUTES),30) --out results/calibration/torture.csv

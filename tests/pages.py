@@ -126,16 +126,16 @@ def ratios_table() -> Table:
     newest = {(r["script"], r["what"], r["threads"]): r for r in rows_of("ratios.csv")}
     return Table(
         title="Ratios, newest measurement of each",
-        columns=("what", "ratio", "goal", "by", "threads", "load", "date"),
+        columns=("what", "ratio", "goal", "by", "CPU", "threads", "load", "date"),
         rows=tuple(
             (
                 *(r[column] for column in ("what", "ratio", "goal")),
                 f"`{r['script']}`",
-                *(r[column] for column in ("threads", "load", "date")),
+                *(r[column] for column in ("cpu", "threads", "load", "date")),
             )
             for r in newest.values()
         ),
-        notes=tuple(sorted({f"{r['cpu']}, torch {r['torch']}" for r in newest.values()})),
+        notes=tuple(sorted({f"torch {r['torch']}" for r in newest.values()})),
     )
 
 
@@ -184,7 +184,7 @@ def lowest_table() -> Table:
 def precision_table() -> Table:
     """Training in mixed precision beside training without, by the reference runs of `universal`."""
     sys.path.insert(0, str(ROOT / "tests" / "perf"))
-    from precision import SCORING, compare, dice_of
+    from precision import CASE, SCORING, compare, dice_of
 
     folders = {amp: ROOT / "results" / name for amp, name in PRECISION.items()}
     found = compare([*folders.values()], *PRECISION_OF, margin=PRECISION_MARGIN)
@@ -192,7 +192,7 @@ def precision_table() -> Table:
     for (amp, folder), mean in zip(folders.items(), found["means"], strict=True):
         scores = dice_of(folder, *PRECISION_OF)
         last = scores[scores.step == scores.step.max()]
-        seeds = last.groupby("seed").value.mean()
+        seeds = last.groupby(["seed", *CASE]).value.mean().groupby("seed").mean()
         first = scores[scores.step == 1].groupby(["seed", "structure"]).value.mean()
         seed, structure = first.idxmin()
         rows.append(
@@ -205,7 +205,7 @@ def precision_table() -> Table:
     return Table(
         title=f"{' on the PHANTOM, not patients: '.join(PRECISION_OF)}, quick, by train.amp",
         columns=(
-            "train.amp", "runs", "Dice after the last step", "sd over seeds",
+            "train.amp", "runs", "Dice after the last step, mean over cases", "sd over seeds",
             "lowest structure after step 1",
         ),
         rows=tuple(rows),

@@ -199,12 +199,12 @@ def split_(
 
 @check_app.command("strategy")
 def check_strategy(
-    name: Annotated[str, typer.Argument(help="Registered strategy.")],
+    name: Annotated[str, typer.Argument(help="Strategy by name, or MODULE:CLASS.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="strategy.name=value, any number of times.")
     ] = None,
 ) -> None:
-    """Try every rule of the contract on a strategy: a tiny course on the CPU, in seconds."""
+    """Try every rule of the contract on a strategy: a tiny course on the CPU, in about a minute."""
     from clbench.spec.settings import split_overrides
     from clbench.testing.strategy_check import check_strategy as check_it
 

@@ -1,6 +1,6 @@
 """How time and memory of training grow with classes, steps, cases and the volume: ratios, a picture.
 
-    python tests/perf/growth.py            # results/calibration/growth.csv and growth.png
+    python tests/perf/growth.py --record   # results/calibration/growth.csv and growth.png
 
 Processor seconds (the least of some rounds) and the growth of peak resident memory, each point in
 a forked process of its own, on one thread; freed memory goes back to the system, for how much would
@@ -185,6 +185,7 @@ def main() -> int:
     words = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     words.add_argument("--draw", action="store_true", help="draw again what was measured")
     words.add_argument("--kind", choices=tuple(POINTS), help="measure it alone, keep the rest")
+    words.add_argument("--record", action="store_true")
     asked = words.parse_args()
     kinds = [asked.kind] if asked.kind else list(POINTS)
     table = FOLDER / "growth.csv"
@@ -197,11 +198,15 @@ def main() -> int:
                 rows = [row for row in csv.DictReader(file) if row["kind"] != asked.kind]
         for row in points(kinds):
             print(row, flush=True)
+            if not asked.record:
+                continue
             rows.append(row)
             with table.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, list(row), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
+    if not (asked.record or asked.draw):
+        return 0
     with table.open(newline="", encoding="utf-8") as file:
         draw(list(csv.DictReader(file)), FOLDER / "growth.png")
     return 0

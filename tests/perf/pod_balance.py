@@ -33,7 +33,8 @@ from clbench.store.record import RunRecord
 from clbench.strategies.plop import THRESHOLDS, Plop
 from clbench.strategy import Batch, Phase
 from clbench.strategy.distillation import local_pod, logits_for_pod
-from clbench.training.batches import Crops, collate, to_batch
+from clbench.training.batches import Crops, collate
+from clbench.training.device_batches import to_batch
 
 BATCHES = 3
 PUBLISHED = 0.0005

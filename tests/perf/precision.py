@@ -24,6 +24,7 @@ import pandas as pd
 from clbench.statistics.equivalence import tost
 
 SCORING = "strict"
+CASE = ["eval_set", "case"]
 
 
 def dice_of(folder: Path, bench: str, strategy: str) -> pd.DataFrame:
@@ -39,7 +40,7 @@ def dice_of(folder: Path, bench: str, strategy: str) -> pd.DataFrame:
 def case_scores(scores: pd.DataFrame) -> pd.Series:
     """(test set, case) → mean Dice after the last step, over structures and seeds."""
     last = scores[scores.step == scores.step.max()]
-    by_case: pd.Series = last.groupby(["eval_set", "case"]).value.mean()
+    by_case: pd.Series = last.groupby(CASE).value.mean()
     return by_case
 
 
