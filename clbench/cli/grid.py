@@ -43,10 +43,11 @@ Profiles = Annotated[list[str] | None, typer.Option("--profile", help="As in clb
 Settings = Annotated[list[str] | None, typer.Option("--set", help="As in clbench run.")]
 Data = Annotated[str | None, typer.Option(help="As in clbench run; of every course.")]
 SLURM: dict[str, Any] = {"rich_help_panel": "On SLURM"}
+SLURM_ALONE = ("minutes", "memory_gb", "partition", "account", "warning_s", "sbatch")
 ACTS_ON = {
     "address": ("ray",),
     "gpus": ("slurm", "ray"),
-    **dict.fromkeys(("minutes", "memory_gb", "partition", "account", "sbatch"), ("slurm",)),
+    **dict.fromkeys(SLURM_ALONE, ("slurm",)),
     "device": ("local",),
 }
 """Option of `clbench grid` → where it acts, for those that do not act everywhere."""
@@ -90,6 +91,9 @@ def grid(
     ] = 0,
     partition: Annotated[str | None, typer.Option(help="Default the cluster's.", **SLURM)] = None,
     account: Annotated[str | None, typer.Option(help="Default the user's.", **SLURM)] = None,
+    warning_s: Annotated[
+        int, typer.Option(min=1, help="Seconds before its end that a job is told to save.", **SLURM)
+    ] = 120,
     sbatch: Annotated[
         list[str] | None, typer.Option(help="Further options of sbatch: qos=long.", **SLURM)
     ] = None,
@@ -114,6 +118,7 @@ def grid(
             gpus=gpus,
             partition=partition,
             account=account,
+            warning_s=warning_s,
             at_once=jobs,
             more=_sbatch(sbatch or ()),
         )
@@ -129,12 +134,13 @@ def grid(
         told = "`clbench status` of the same study shows how far they are"
         typer.echo(f"{len(submitted)} jobs submitted; {told}")
         return
+    mine = _left_by_slurm(planned)
     if cluster is not None:
         failed = ray_cluster.work_off(
-            planned, cluster, more=more, watch=lambda event: _say(event, planned)
+            mine, cluster, more=more, watch=lambda event: _say(event, planned)
         )
     else:
-        failed = _work_off_here(planned, jobs, threads, gpus=here, more=more)
+        failed = _work_off_here(mine, jobs, threads, gpus=here, more=more)
     show(_table(planned))
     if failed:
         raise TrainingError(
@@ -143,6 +149,16 @@ def grid(
             got="\n".join(_failure(job) for job in failed),
             next_step="mend the cause and run the same command again: it goes on with these alone",
         )
+
+
+def _left_by_slurm(planned: list[Job]) -> list[Job]:
+    """Runs that are not queued on a cluster: a second process would only stand in their way."""
+    from clbench.grid import slurm
+
+    queued = slurm.queued(planned)
+    if queued:
+        typer.echo(f"{len(queued)} runs have a job on the cluster and are left to it (`scancel`)")
+    return [job for job in planned if job not in queued]
 
 
 def _refuse_elsewhere(ctx: typer.Context, on: str) -> None:

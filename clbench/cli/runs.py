@@ -83,6 +83,9 @@ def run(
     order: Annotated[
         str | None, typer.Option(help="Teach the listed steps in another order: 3,1,2.")
     ] = None,
+    run_id: Annotated[
+        str | None, typer.Option(help="Refuse, if the settings make another run than this one.")
+    ] = None,
 ) -> None:
     """Run a strategy on a benchmark: train each step, examine, record, print the scores."""
     scorings = one_of(
@@ -149,11 +152,32 @@ def run(
                 also(event)
 
             with signals.listening():  # looking at all cases may take long, too
-                folder = run_plan(plan.open(), watch)
+                plan.open()
+                if run_id is not None:
+                    _refuse_other_run(plan, run_id)
+                folder = run_plan(plan, watch)
         for which in scorings:
             for table in run_report(folder, scoring=which):
                 show(table)
         typer.echo(f"Results: {folder}")
+
+
+def _refuse_other_run(plan: Plan, run_id: str) -> None:
+    """Refuse to make another run than the one that was planned when a job was handed out.
+
+    Raises:
+        SettingError: what the run depends on was changed since.
+    """
+    if plan.folder.name == run_id:
+        return
+    raise SettingError(
+        "the settings make another run than the one asked for",
+        where=f"--run-id, {plan.folder.parent}",
+        expected=run_id,
+        got=plan.folder.name,
+        next_step="a course, split, tuned or data file, or clbench itself was changed since the "
+        "run was planned: take it back, or repeat `clbench grid`, which plans the other run",
+    )
 
 
 def _processes(gpus: int | None, processes: int | None, device: str) -> int:

@@ -80,6 +80,10 @@ class Job:
             at for number, at in enumerate(self.step_folders, 1) if not self.taught(number)
         )
 
+    def arguments(self) -> tuple[str, ...]:
+        """Words of `clbench run` that make this run, and no other that a changed file asks for."""
+        return (*self.cell.arguments(), "--run-id", self.folder.name)
+
     def command(self) -> str:
         """The command that makes the run, to be pasted."""
         return shlex.join(["clbench", "run", *self.cell.arguments()])

@@ -163,7 +163,7 @@ def _start(job: Job, slot: Slot, more: Sequence[str]) -> _Started:
         told_before.unlink(missing_ok=True)
     log = job.log.open("ab")
     of_slot = ("--device", slot.device, "--threads", str(slot.threads))
-    arguments = [*job.cell.arguments(), *of_slot, *more]
+    arguments = [*job.arguments(), *of_slot, *more]
     process = subprocess.Popen(  # noqa: S603  # arguments are no shell's
         [*COMMAND, *arguments],
         stdin=subprocess.DEVNULL,

@@ -146,9 +146,10 @@ class _Tasks:
         for told_before in (job.failure, job.ticket):
             told_before.unlink(missing_ok=True)
         device = "cuda" if self.cluster.gpus else "cpu"
-        words = [*COMMAND[1:], *job.cell.arguments(), "--device", device]
+        words = [*COMMAND[1:], *job.arguments(), "--device", device]
         words += ["--threads", str(self.cluster.threads), *self.more]
-        task = self.task.remote(words, str(Path.cwd()), str(job.log), self.cluster.threads)
+        log = str(job.log.absolute())  # the worker is elsewhere until it starts the run
+        task = self.task.remote(words, str(Path.cwd()), log, self.cluster.threads)
         self.started[task] = job
         self.watch({"event": "started", "job": job})
         return True

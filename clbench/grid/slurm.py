@@ -23,8 +23,6 @@ from clbench.grid.local import COMMAND
 from clbench.grid.slurm_job import RunInJob
 from clbench.store import files
 
-SIGNAL_S = 120
-"""Seconds before its end that a job is told; half of its time where that is less."""
 MOST_TIMEOUTS = 10_000
 """A run may be longer than any number of time limits; submitit's own default is 3."""
 
@@ -68,6 +66,9 @@ class Cluster:
     """None: the cluster's default."""
     account: str | None = None
     """None: the user's default."""
+    warning_s: int = 120
+    """So long before its end a job is told to save; half of its time where that is less. The update
+    or the case at hand must end within it."""
     at_once: int | None = None
     """Jobs of an array that may run at a time; None: as many as the cluster lets."""
     more: Mapping[str, str] = field(default_factory=dict)
@@ -196,20 +197,22 @@ def _submit(
             time=cluster.minutes,
             cpus_per_task=cluster.threads,
             mem=f"{cluster.memory_gb}GB",
-            signal_delay_s=min(SIGNAL_S, 30 * cluster.minutes),
+            signal_delay_s=min(cluster.warning_s, 30 * cluster.minutes),
             stderr_to_stdout=True,
             array_parallelism=cluster.at_once or len(jobs),
             partition=cluster.partition,
             account=cluster.account,
             dependency=dependency,
             gres=f"gpu:{cluster.gpus}" if cluster.gpus else None,
-            additional_parameters=dict(cluster.more),
+            # a cluster may queue jobs again on demand alone, and `srun` may not know of the cores
+            additional_parameters={"requeue": True, **cluster.more},
+            srun_args=[f"--cpus-per-task={cluster.threads}"],
         )
         device = "cuda" if cluster.gpus else "cpu"
         calls = [
             RunInJob(
                 (
-                    *(*COMMAND, *job.cell.arguments(), *more),
+                    *(*COMMAND, *job.arguments(), *more),
                     *("--device", device, "--threads", str(cluster.threads)),
                 ),
                 cluster.threads,
@@ -232,6 +235,20 @@ def _submit(
         log = Path(submitted.paths.stdout)
         ticket = {"job": str(submitted.job_id), "log": str(log), "user": _user()}
         files.write_json(job.ticket, ticket)
+
+
+def queued(jobs: Sequence[Job]) -> list[Job]:
+    """Runs whose job still waits or runs on the cluster; none where SLURM does not answer.
+
+    Args:
+        jobs: of the study.
+    """
+    asked = [job for job in jobs if job.ticket.exists() and not job.is_finished()]
+    try:
+        waiting = queue(owners(asked)) if asked else {}
+    except SettingError:  # from a machine that is no part of the cluster nobody can tell
+        return []
+    return [job for job in asked if job_id(job) in waiting]
 
 
 def job_id(job: Job) -> str | None:
@@ -316,7 +333,7 @@ def _was_removed(job: Job) -> bool:
     """Whether a run's job ended well, and there is nothing of the run any more."""
     if (job.folder / "run.json").exists():
         return False
-    return any(_ENDED_WELL in line for line in left_queue(job)["last_lines"])
+    return any(_ENDED_WELL in line for line in left_queue(job).get("last_lines", ()))
 
 
 def left_queue(job: Job) -> dict[str, Any]:

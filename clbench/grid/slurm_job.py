@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from typing import Any
+
+SAVED = 75
+"""Exit status of a run that was told to stop and has saved (`clbench.signals.STATUS`)."""
 
 
 class RunInJob:
@@ -29,7 +33,11 @@ class RunInJob:
         """
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         self._process = subprocess.Popen(self.command, env=environment)  # noqa: S603  # no shell
-        if status := self._process.wait():
+        status = self._process.wait()
+        if status == SAVED and _runs_on():
+            # the cluster told every process, but submitit heeds its own signal alone
+            os.kill(os.getpid(), getattr(signal, f"SIG{_signal()}"))
+        if status:
             raise RuntimeError(f"the run ended with status {status}")
 
     def checkpoint(self) -> Any:
@@ -42,3 +50,27 @@ class RunInJob:
                 # this is called by a signal's handler, while `Popen.wait` holds its lock
                 os.waitpid(self._process.pid, 0)
         return DelayedSubmission(RunInJob(self.command, self.threads))
+
+
+def _signal() -> str:
+    """Name of the signal at which submitit asks for `checkpoint` and queues the job again."""
+    return os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2")
+
+
+def _runs_on() -> bool:
+    """Whether this process is in a job that nobody has cancelled: one that is to be preempted runs.
+
+    A job that its user cancelled gets the same signal, and must not come back.
+    """
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}") for name in ("JOB_ID", "TASK_ID"))
+    number = os.environ.get("SLURM_JOB_ID") if array is None else f"{array}_{task}"
+    if number is None:
+        return False
+    command = ["squeue", "-j", number, "-h", "-o", "%T"]
+    try:
+        told = subprocess.run(  # noqa: S603  # words are no shell's
+            command, capture_output=True, text=True, check=True, timeout=60
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return told.stdout.strip() == "RUNNING"

@@ -71,9 +71,11 @@ def recount(folder: Path) -> Path:
     files.make_folder(folder, next_step=files.COPY_RUN)
     benchmark, profile = benchmark_of(record), profile_of(record)
     models = grown(strategy_of(record), blank_kit(profile), lessons_of(benchmark))
-    patch_vox = profile.preprocessing(benchmark.preprocessing).patch_vox
-    _write(folder, record, _counted(models, patch_vox))
-    record.reseal(folder)
+    counted = _counted(models, profile.preprocessing(benchmark.preprocessing).patch_vox)
+    with files.locked(folder / ".lock", next_step=files.COPY_RUN):
+        record = RunRecord.read(folder)  # another process may have written it meanwhile
+        _write(folder, record, counted)
+        record.reseal(folder)
     return folder / "cost.csv"
 
 

@@ -129,7 +129,10 @@ def _recorded(plan: Plan) -> RunRecord | None:
     if not (plan.folder / "run.json").exists():
         return None
     record = RunRecord.read(plan.folder)
-    if plan.tuned is not None and record.tuned is None:
+    if plan.tuned is None or record.tuned is not None:
+        return record
+    with alone(plan.folder, wait=False):  # whoever works on it writes the record, too
+        record = RunRecord.read(plan.folder)
         record.tuned = plan.tuned  # an untuned run of the settings that tuning chose: the same run
         record.reseal(plan.folder)
         record.write(plan.folder)
@@ -243,6 +246,7 @@ class Course:
         self.memory: Memory = {}
         self.model: nn.Module | None = None
         self.teacher: nn.Module | None = None
+        self.took_a_step = False
         self.files = FileAccessMonitor(plan.catalog)
         done = self.record.steps_done
         if done:
@@ -330,10 +334,30 @@ class Course:
             path = run_folder.checkpoint_path(plan.folder, number, self.record.shared_step1)
             self._take_given(strategy, lesson, path)
         elif plan.ranks.by_first(path.exists):
+            plan.ranks.by_first(lambda: self._refuse_other_past(path))
             self.model, self.memory = loaded(plan, strategy, lesson, path)
         else:
             self._share(strategy, lesson)
+            self.took_a_step = True
         plan.ranks.by_first(lambda: self._take_record(number, path))
+
+    def _refuse_other_past(self, path: Path) -> None:
+        """Refuse a step of this run that was taught from another model than the one before it.
+
+        A run that lost the checkpoint of an earlier step has that step again, which another machine
+        may have taught to other bits.
+        """
+        if not self.took_a_step or self.model is None:
+            return
+        state = {"model": self.model.state_dict(), "memory": self.memory}
+        if not continues(path, checkpoint.state_digest(state)):
+            raise StoreError(
+                "a step was taught from another model than the step before it has now",
+                where=path,
+                expected="the checkpoint of the step before as it was, or all steps taught anew",
+                got="a step before that was taught again, to other weights",
+                next_step="put that checkpoint back, or repeat the command with --fresh",
+            )
 
     def _take_record(self, number: int, path: Path) -> None:
         """What a step took, and what its monitors remarked, into the record of the run."""
@@ -366,6 +390,8 @@ class Course:
             before = checkpoint.state_digest(state)
         if plan.ranks.first and store_files.is_locked(path.parent / ".lock"):
             said = f"waiting for another run to teach step {number}, which this one shares"
+            if (held := store_files.stand_in(path.parent / ".lock")) is not None:
+                said += f"; if none does any more, remove {held}"
             self.watch({"event": "note", "what": said})
         with _held(plan, path.parent, wait=True):
 

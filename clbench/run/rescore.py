@@ -59,6 +59,7 @@ def score_run(
     catalog = catalog_of(record, data=data, cache=cache)
     benchmark, last = catalog.benchmark, len(catalog.benchmark.steps)
     with alone(folder, wait=False, next_step=COPY_RUN):
+        record = RunRecord.read(folder)  # another process may have written it meanwhile
         rows = run_folder.read_scores(folder / "scores.csv")
         known = {
             (r.step, r.eval_set, r.case, r.structure): r

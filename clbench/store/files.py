@@ -68,6 +68,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 """What a file system without locks (NFS without its daemon, some FUSE mounts) answers."""
 
 
+HELD = ".held"
 LOOK_S = 0.2
 """Seconds for which a lock may be held by somebody who only looks whether it is (`is_locked`)."""
 
@@ -113,7 +114,7 @@ def locked(
         except (OSError, NotImplementedError) as err:
             number = errno.ENOTSUP if isinstance(err, NotImplementedError) else err.errno
             if number in _NO_LOCKS and not isinstance(lock, SoftFileLock):
-                lock = SoftFileLock(path.with_name(f"{path.name}.held"))
+                lock = SoftFileLock(path.with_name(f"{path.name}{HELD}"))
                 continue
             got = getattr(err, "strerror", None) or str(err)
             raise StoreError(what, where=path.parent, got=got, next_step=next_step) from err
@@ -130,22 +131,33 @@ def is_locked(path: Path) -> bool:
     Args:
         path: the lock file.
     """
-    held = path.with_name(f"{path.name}.held")
-    if not path.exists() and not held.exists():
-        return False
-    lock: BaseFileLock = SoftFileLock(held) if held.exists() else FileLock(path)
+    if (held := stand_in(path)) is None:
+        return _seen_locked(path)
+    lock = SoftFileLock(held)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOOK_S)  # by then another one that only looks is done
     except Timeout:
         return True
-    except (OSError, NotImplementedError):  # a place, or a lock of others, that can only be read
-        return not isinstance(lock, SoftFileLock) and _seen_locked(path)
+    except (OSError, NotImplementedError):  # a place that can only be read
+        return False
     lock.release()
     return False
 
 
+def stand_in(path: Path) -> Path | None:
+    """The file that stands for a held lock where the file system has no locks; None: there is none.
+
+    One that was killed on another machine leaves it, and nobody can tell.
+
+    Args:
+        path: the lock file.
+    """
+    held = path.with_name(f"{path.name}{HELD}")
+    return held if held.exists() else None
+
+
 def _seen_locked(path: Path) -> bool:
-    """Whether a lock is held that this process may read, but not take."""
+    """Whether a process holds a lock; the look is shared, so that two that look see no holder."""
     try:
         opened = os.open(path, os.O_RDONLY)
     except OSError:

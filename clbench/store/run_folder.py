@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,20 +244,22 @@ def _line(event: Mapping[str, Any]) -> str:
     return json.dumps(event, default=str, allow_nan=True) + "\n"
 
 
-def take_events(path: Path, log: Path, step: int) -> None:
+def take_events(path: Path, log: Path, step: int, later: Collection[int] = ()) -> None:
     """Let a run's log hold its earlier steps, then the log of a step that was taught elsewhere.
 
     Args:
         path: the run's log; made where it is not there.
         log: of the step alone.
         step: its 1-based number.
+        later: steps after it that the run has already; what is logged of them stays.
 
     Raises:
         StoreError: the disk is full.
     """
-    earlier = read_events(path) if path.exists() else []
-    lines = [_line(e) for e in earlier if int(e["step"]) < step]
-    write_bytes(path, "".join(lines).encode() + log.read_bytes())
+    there = read_events(path) if path.exists() else []
+    before = "".join(_line(e) for e in there if int(e["step"]) < step)
+    after = "".join(_line(e) for e in there if int(e["step"]) in later)
+    write_bytes(path, before.encode() + log.read_bytes() + after.encode())
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from clbench.errors import StoreError
 from clbench.store import checkpoint, files, run_folder
 
 TRACE = "trace.csv"
+EVENTS = "events.jsonl"
 
 
 def run_name(folder: Path) -> str:
@@ -32,7 +33,7 @@ def adopt_step(old: Path, path: Path) -> None:
     origin = {"identity": path.parent.name, "run": None, "before": None}
     note = {**files.read_json(old.with_suffix(".json")), "origin": origin}
     files.write_json(path.with_suffix(".json"), note)
-    files.link_or_copy(old.with_name("events.jsonl"), path.with_name("events.jsonl"))
+    files.link_or_copy(old.with_name(EVENTS), path.with_name(EVENTS))
     files.link_or_copy(old, path)
 
 
@@ -48,8 +49,8 @@ def continues(path: Path, before: str | None) -> bool:
     Raises:
         StoreError: the note beside the checkpoint is damaged.
     """
-    if not path.exists():
-        return False
+    if not (path.exists() and path.with_name(EVENTS).exists()):
+        return False  # or its folder was removed while it was taught
     origin = files.read_json(path.with_suffix(".json")).get("origin")
     return origin is not None and origin["before"] == before
 
@@ -91,15 +92,33 @@ def take_step(path: Path, folder: Path) -> None:
         folder: of the run, which holds the steps before.
 
     Raises:
-        StoreError: the disk is full, or the folder cannot be written.
+        StoreError: the disk is full, the folder cannot be written, or the step's log is gone.
     """
     number = int(path.stem.removeprefix("step"))
-    run_folder.take_events(folder / "events.jsonl", path.with_name("events.jsonl"), number)
+    log = path.with_name(EVENTS)
+    if not log.exists():
+        raise StoreError(
+            "the log of a step that was just taught is gone",
+            where=log,
+            expected="a folder that nobody removes while runs are made",
+            got="no such file",
+            next_step="repeat the run's command: the step is taught anew, those before it are kept",
+        )
+    later = {n for n in _steps(folder) if n > number}
+    run_folder.take_events(folder / EVENTS, log, number, later)
     if (trace := path.with_name(TRACE)).exists():
         head, *lines = trace.read_bytes().splitlines(keepends=True)
         own = folder / TRACE
         before = own.read_bytes().splitlines(keepends=True)[1:] if own.exists() else []
-        earlier = [line for line in before if int(line.partition(b",")[0]) < number]
-        files.write_bytes(own, b"".join([head, *earlier, *lines]))
+        of_step = [(int(line.partition(b",")[0]), line) for line in before]
+        earlier = [line for step, line in of_step if step < number]
+        after = [line for step, line in of_step if step in later]
+        files.write_bytes(own, b"".join([head, *earlier, *lines, *after]))
     for file in (path.with_suffix(".json"), path):
         files.link_or_copy(file, folder / file.name)
+
+
+def _steps(folder: Path) -> set[int]:
+    """Numbers of the steps whose checkpoints a run has."""
+    names = (path.stem.removeprefix("step") for path in folder.glob("step*.pt"))
+    return {int(name) for name in names if name.isdecimal()}

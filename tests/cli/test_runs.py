@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -83,3 +85,16 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(
     assert "cuda:0, cuda:1" in str(err.value)
     with pytest.raises(SettingError, match="unknown device"):
         pick_device("gpu")
+
+
+def test_another_run_than_the_one_planned_is_refused(cache_root: Path, tmp_path: Path) -> None:
+    """What a job of a grid is told: a course or clbench itself may change while it waits."""
+    words = [
+        *("run", "--bench", "tumor_ext", "--strategy", "finetune", "--profile", "smoke"),
+        *("--out", str(tmp_path / "out"), "--cache", str(cache_root), "--run-id", "0123456789ab"),
+    ]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, SettingError)
+    assert done.exception.expected == "0123456789ab"
+    assert "clbench grid" in str(done.exception.next_step)
+    assert not (tmp_path / "out").exists()

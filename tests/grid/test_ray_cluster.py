@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,6 +113,34 @@ def test_a_lost_run_is_handed_out_again_and_not_for_ever(
     connect(FakeRay(-9))
     assert work_off([bad], RayCluster()) == [bad]
     assert (bad.failed() or {})["signal"] == "SIGKILL"
+
+
+def test_a_worker_gets_paths_that_hold_in_every_folder(
+    make_job: MakeJob,
+    connect: Callable[[FakeRay], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """It was started where `ray start` was typed, and not in the folder of the study."""
+    monkeypatch.chdir(tmp_path)
+    job = make_job("lwf", 0)
+    job = replace(job, cell=replace(job.cell, out=Path("results")))
+    handed: list[tuple[Any, ...]] = []
+
+    class Told(FakeRay):
+        def remote(self, **options: Any) -> Any:
+            def take(*words: Any) -> str:
+                handed.append(words)
+                return "task"
+
+            return lambda function: SimpleNamespace(remote=take)
+
+    connect(Told(0, 1))
+    work_off([job], RayCluster())
+    words, folder, log, _ = handed[0]
+    assert Path(log) == tmp_path / job.log
+    assert folder == str(tmp_path)
+    assert words[words.index("--run-id") + 1] == job.folder.name
 
 
 def test_what_no_node_can_hold_and_a_head_that_is_gone(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,9 +15,10 @@ from pathlib import Path
 import pytest
 from slurm_cluster import cluster, need_slurm, wait_until
 
-from clbench.cli.grid import _failure
+from clbench import signals
+from clbench.cli.grid import _failure, _left_by_slurm
 from clbench.errors import SettingError
-from clbench.grid import slurm
+from clbench.grid import slurm, slurm_job
 from clbench.grid.jobs import Job, State, states
 from clbench.grid.slurm import (
     Cluster,
@@ -24,6 +26,7 @@ from clbench.grid.slurm import (
     leaders,
     left_queue,
     queue,
+    queued,
     submit,
     with_queue,
 )
@@ -115,6 +118,30 @@ def test_told_of_its_end_a_run_saves_and_its_job_is_queued_again(
 
 
 @pytest.mark.usefixtures("here")
+def test_a_run_told_by_the_cluster_itself_is_queued_again_but_not_when_it_is_cancelled(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    """A job that is preempted with some seconds of grace gets SIGTERM, which submitit passes over."""
+    job = make_job("endless", 0)
+    submit([job], SMALL, more=["--cache", str(finished_record)])
+    ready, number = job.folder.parent.parent / "endless0.txt", str(job_id(job))
+    wait_until(ready.exists)
+    ready.unlink()
+    (script,) = (job.log.parent / "slurm").glob("*submission.sh")
+    asked = script.read_text(encoding="utf-8")
+    assert "#SBATCH --requeue" in asked.splitlines()  # a cluster may do so on demand alone
+    (start,) = [line for line in asked.splitlines() if line.startswith("srun ")]
+    assert "--cpus-per-task=1" in start
+    subprocess.run(["scancel", "--signal=TERM", number], check=True)
+    wait_until(lambda: queue().get(number) in ("PENDING", "CONFIGURING"))
+    assert job.failed() is None
+    wait_until(lambda: begins_again(int(number), ready))
+    subprocess.run(["scancel", number], check=True)
+    wait_until(lambda: number not in queue())
+    assert now([job]) == [State.FAILED]
+
+
+@pytest.mark.usefixtures("here")
 def test_a_killed_job_is_named_and_submitted_again(
     make_job: MakeJob, finished_record: Path
 ) -> None:
@@ -179,6 +206,48 @@ def test_a_run_in_a_job_hands_on_its_failure() -> None:
     RunInJob(["true"], 1)()
     with pytest.raises(RuntimeError, match="status 3"):
         RunInJob(["sh", "-c", f"exit $(( $OMP_NUM_THREADS + {os.EX_OK} ))"], 3)()
+
+
+def test_the_status_of_a_saved_run_is_the_one_clbench_ends_with() -> None:
+    assert slurm_job.SAVED == signals.STATUS
+
+
+@pytest.mark.parametrize(
+    ("state", "again"), [("RUNNING", True), ("COMPLETING", False), ("", False)]
+)
+def test_a_saved_run_goes_on_where_nobody_cancelled_its_job(
+    state: str, again: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f'#!/bin/sh\n[ "$2" = 7_3 ] && echo "{state}"\n', encoding="utf-8")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    asked: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: asked.append(number))
+    try:
+        with pytest.raises(RuntimeError, match="status 75"):
+            RunInJob(["sh", "-c", "exit 75"], 1)()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert asked == [signal.SIGUSR2] * again
+
+
+def test_runs_queued_on_the_cluster_are_left_to_it(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [make_job(name, 0) for name in ("lwf", "mib", "plop")]
+    assert queued(jobs) == []
+    ticket(jobs[0], "7_0")
+    ticket(jobs[1], "7_1")
+    monkeypatch.setattr(slurm, "queue", lambda others=(): {"7_1": "PENDING"})
+    assert queued(jobs) == [jobs[1]]
+    assert _left_by_slurm(jobs) == [jobs[0], jobs[2]]
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", "")
+    assert queued(jobs) == []
 
 
 def ticket(job: Job, number: str, **more: str) -> None:

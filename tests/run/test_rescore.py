@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from clbench.evaluation.metrics import case as case_module
 from clbench.evaluation.predictions import read_prediction, write_prediction
 from clbench.evaluation.scoring import to_native
 from clbench.report.tables.rescored import score_report
+from clbench.run import cost_table, rescore
 from clbench.run.cost_table import recount
 from clbench.run.record import catalog_of
 from clbench.run.rescore import score_run
@@ -154,6 +156,28 @@ def test_the_command(copy: Path) -> None:
         done = CliRunner().invoke(app, words)
         assert done.exit_code != 0
         assert says in str(done.exception), words
+
+
+@pytest.mark.parametrize(("module", "work"), [(rescore, "catalog_of"), (cost_table, "profile_of")])
+def test_what_another_process_wrote_meanwhile_stays(
+    copy: Path, module: ModuleType, work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both read the record, take some time, then write it."""
+    before = getattr(module, work)
+
+    def meanwhile(record: RunRecord, **more: Any) -> Any:
+        other = RunRecord.read(copy)
+        other.metrics["other"] = {"version": 1}
+        other.reseal(copy)
+        other.write(copy)
+        return before(record, **more)
+
+    monkeypatch.setattr(module, work, meanwhile)
+    if module is rescore:
+        score_run(copy, metrics=("volume_error_ml",))
+    else:
+        recount(copy)
+    assert "other" in RunRecord.read(copy).metrics
 
 
 def test_a_missing_prediction_is_named_and_nothing_changes(copy: Path) -> None:

@@ -218,6 +218,32 @@ def test_a_shared_step_that_was_deleted_is_taught_again_from_what_the_run_has(
     assert taught == [2]
 
 
+def test_a_step_that_the_run_has_goes_with_the_one_before_it(
+    runs: Runs, base: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    """A run that lost step 1 has it again; taught to other bits, it is none that step 2 follows."""
+    copy = Runs(tmp_path, cache_root)
+    plan = copy.plan(course())
+    shutil.copytree(base, plan.folder)
+    shutil.copytree(runs.plan(course()).step_folder(1), plan.step_folder(1))
+    record = RunRecord.read(plan.folder)
+    record.status = "unfinished"
+    record.write(plan.folder)
+    (plan.folder / "step1.pt").unlink()
+    folder, taught = copy.run(copy.plan(course()))
+    assert taught == []
+    assert (folder / "events.jsonl").read_bytes() == (base / "events.jsonl").read_bytes()
+    record.write(folder)
+    (folder / "step1.pt").unlink()
+    state = checkpoint.load(base / "step1.pt")
+    name, weight = next((n, w) for n, w in state["model"].items() if w.is_floating_point())
+    state["model"][name] = weight + 1
+    checkpoint.save(plan.step_folder(1) / "step1.pt", state)
+    with pytest.raises(StoreError, match="another model than the step before") as err:
+        copy.run(copy.plan(course()))
+    assert "--fresh" in str(err.value.next_step)
+
+
 def test_a_first_step_taught_before_0_2_is_shared_too(
     runs: Runs, base: Path, cache_root: Path, tmp_path: Path
 ) -> None:

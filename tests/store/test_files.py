@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, SoftFileLock
 
 from clbench.errors import StoreError
 from clbench.store.files import (
@@ -26,6 +26,7 @@ from clbench.store.files import (
     make_folder,
     remove_parts,
     sha256,
+    stand_in,
     sweep,
     write_bytes,
 )
@@ -297,6 +298,24 @@ def test_a_lock_that_may_only_be_read_is_seen(
         monkeypatch.undo()
     path.touch()
     monkeypatch.setattr(os, "open", no_writing)
+    assert not is_locked(path)
+
+
+def test_two_that_look_at_a_lock_see_no_holder(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    path.touch()
+    looking = os.open(path, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    assert not is_locked(path)
+    os.close(looking)
+
+
+def test_a_file_in_the_place_of_a_lock_is_named(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    assert stand_in(path) is None
+    with SoftFileLock(path.with_name(".lock.held")):
+        assert stand_in(path) == tmp_path / ".lock.held"
+        assert is_locked(path)
     assert not is_locked(path)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from clbench.errors import StoreError
 from clbench.store import checkpoint, files, shared_steps
-from clbench.store.shared_steps import take_back, take_step
+from clbench.store.shared_steps import continues, take_back, take_step
 
 
 def shared(home: Path, number: int) -> Path:
@@ -45,6 +45,32 @@ def test_a_taken_step_replaces_what_the_run_had_of_it_and_of_later_ones(
     assert [(e["step"], e["of"]) for e in events] == [(1, "own"), (2, "own"), (3, "shared")]
     assert (folder / "step3.pt").samefile(path)
     assert (folder / "step3.json").samefile(path.with_suffix(".json"))
+
+
+def test_a_step_taken_again_leaves_what_is_told_of_later_ones_that_the_run_has(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "step3.pt").touch()
+    take_step(shared(tmp_path / "shared", 2), folder)
+    assert (folder / "trace.csv").read_text() == "step,update\n2,0\n2,1\n3,0\n"
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [(e["step"], e["of"]) for e in events] == [(1, "own"), (2, "shared"), (3, "own")]
+
+
+def test_a_step_whose_folder_was_removed_while_it_was_taught_is_not_taken(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = shared(tmp_path / "shared", 2)
+    files.write_json(path.with_suffix(".json"), {"origin": {"before": "abc"}})
+    assert continues(path, "abc")
+    (path.parent / "events.jsonl").unlink()
+    assert not continues(path, "abc")
+    before = (folder / "events.jsonl").read_bytes()
+    with pytest.raises(StoreError, match="log of a step") as err:
+        take_step(path, folder)
+    assert "taught anew" in str(err.value.next_step)
+    assert (folder / "events.jsonl").read_bytes() == before
+    assert not (folder / "step2.pt").exists()
 
 
 def test_the_checkpoint_comes_last(
