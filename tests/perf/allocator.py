@@ -5,6 +5,7 @@
 Each side trains the same network in a process of its own, some updates in turns; the fewest
 processor seconds of an update count, with its page faults, and the peak of resident memory.
 `--also jemalloc=PATH` adds a library loaded by LD_PRELOAD; `huge` is torch's THP_MEM_ALLOC_ENABLE.
+All sides hold their memory at once: where that is too much, leave some out by `--without`.
 Prints one JSON object; `--record` adds the ratios to `results/calibration/ratios.csv`.
 """
 
@@ -69,6 +70,7 @@ def main() -> int:
     words.add_argument("--threads", type=int, default=1)
     words.add_argument("--updates", type=int, default=4)
     words.add_argument("--also", action="append", default=[], metavar="NAME=LIBRARY")
+    words.add_argument("--without", action="append", default=[], metavar="SIDE")
     words.add_argument("--record", action="store_true")
     words.add_argument("--side", action="store_true", help=argparse.SUPPRESS)
     asked = words.parse_args()
@@ -78,6 +80,8 @@ def main() -> int:
     sides = SIDES | {
         name: {"LD_PRELOAD": path} for name, _, path in (w.partition("=") for w in asked.also)
     }
+    for name in asked.without:
+        del sides[name]
     own = [f"--{name}={getattr(asked, name)}" for name in ("backbone", "size", "edge", "threads")]
     processes = {
         name: subprocess.Popen(
