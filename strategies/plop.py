@@ -5,8 +5,9 @@ logits (`logit_factor`); maps as the backbone names them, encoder to `final`, af
 activation; logits at full resolution; a structure that the step teaches again counts as learned in
 the penalty's growing weight, and its annotation is the label; entropy thresholds from whole
 training volumes; a voxel whose labels exclude every old structure needs no pseudo label, and a
-pseudo label that contradicts the annotation is dropped; Dice is added as in step 1 (`dice=false`
-takes it out). `plop_ct` is what the paper's tables call PLOP.
+pseudo label that contradicts the annotation is dropped; what the old model calls background may be
+a new structure that the case does not annotate; Dice is added as in step 1 (`dice=false` takes it
+out). `plop_ct` is what the paper's tables call PLOP.
 """
 
 from __future__ import annotations
@@ -112,8 +113,10 @@ class Plop(SoftmaxFinetune):
 
     def prepare(self, step: Lesson, per_case: Mapping[str, CaseTensors], memory: Memory) -> None:
         """One threshold per old channel: its median over all training cases."""
-        if per_case:
-            total = torch.stack([c["entropy"] for c in per_case.values()]).sum(dim=0)
+        # of stored cases there may be other tensors, and no entropies
+        counts = [made["entropy"] for made in per_case.values() if "entropy" in made]
+        if counts:
+            total = torch.stack(counts).sum(dim=0)
             median, legacy = distillation.median_thresholds, distillation.legacy_thresholds
             rule = legacy if self.legacy_median else median
             memory[THRESHOLDS] = rule(total, floor=self.floor)

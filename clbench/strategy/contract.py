@@ -282,7 +282,7 @@ class Declaration:
     """The model a step starts with: the previous step's, grown, or a new one."""
     unlabelled: Literal["ignore", "background"] = "ignore"
     """How the losses treat voxels of old structures that are neither annotated nor predicted: left
-    out, or background."""
+    out, or background. Those that the step teaches again are always left out."""
     keeps_old_logits: bool = True
     """Growing a model changes no logit of a structure learned before."""
     penalties: tuple[str, ...] = ()

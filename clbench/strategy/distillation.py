@@ -298,14 +298,16 @@ def gated_ce(
 ) -> Tensor:
     """Cross-entropy in which sure answers of the old model stand in for missing labels.
 
-    A voxel that may be background or something unknown takes the old model's channel where that is
-    sure and allowed; elsewhere it is left out. Each case counts with the share ν of such voxels
-    that were accepted.
+    A voxel that may be background or an old structure by its labels takes the old model's channel
+    where that is sure and allowed; elsewhere it is left out. Where the old model says background,
+    new structures that a case does not annotate stay allowed beside it: the old model, which never
+    knew them, calls them background. Each case counts with the share ν of such voxels that were
+    accepted.
 
     Args:
         logits: (B, C, …).
         allowed: (B, C, …) bool, see `clbench.strategy.partial_labels.allowed_channels`.
-        old: (B, C_old, …) logits.
+        old: (B, C_old, …) logits of the old model; its channels are the first of C.
         thresholds: (C_old,), see `entropy_gate`.
         scale: see `entropy_gate`.
         adaptive: weigh each case by ν; without open voxels it counts fully.
@@ -325,13 +327,16 @@ def gated_ce(
         >>> float(unsure)  # left out
         0.0
 
-    Source: Douillard et al., CVPR 2021, section 3.3 (pseudo labels by entropy).
+    Source: Douillard et al., CVPR 2021, section 3.3 (pseudo labels by entropy). Differs: theirs
+    annotates every new structure in every case.
     """
+    count = old.shape[1]
     says = ~allowed.all(dim=1)
-    open_ = says & allowed[:, 0] & (allowed.sum(dim=1) > 1)
+    open_ = says & allowed[:, 0] & allowed[:, 1:count].any(dim=1)
     winner, sure = entropy_gate(old, thresholds, scale=scale)
     accepted = open_ & sure & allowed.gather(1, winner.unsqueeze(1))[:, 0]
     chosen = functional.one_hot(winner, logits.shape[1]).movedim(-1, 1).bool()
+    chosen[:, count:] = allowed[:, count:] & (winner == 0).unsqueeze(1)
     closed = torch.where(accepted.unsqueeze(1), chosen, allowed)
     taught = says & (accepted | ~open_)
     loss = torch.where(taught, marginal_ce(logits, closed), 0.0).flatten(1).sum(dim=1)

@@ -6,6 +6,7 @@ annotator looked at is neither background nor organ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -27,13 +28,15 @@ def targets(
     """What each voxel should be, and where that is known.
 
     Annotation comes first, then pseudo labels, then `unlabelled`. Padding (255 in every structure)
-    stays unknown, and so does a structure of this very step that a case does not annotate.
+    stays unknown, and so does a structure that this very step teaches, new or again, where a case
+    has neither of it.
 
     Args:
         batch: the crops.
         annotated_old: what teaches an old structure that is both annotated and predicted; one that
             the step teaches again is taught by its annotation.
-        unlabelled: old structures with neither: left out of the loss, or background.
+        unlabelled: old structures with neither, of those that the step does not teach again: left
+            out of the loss, or background.
 
     Returns:
         target: (B, K, D, H, W) float32 in [0, 1]; 0 where unknown.
@@ -58,11 +61,8 @@ def targets(
     known = batch.label != UNKNOWN
     inside = known.any(dim=1, keepdim=True)
     target = torch.where(known, batch.label, torch.zeros_like(batch.label)).float()
-    old = torch.zeros(len(batch.structures), dtype=torch.bool, device=target.device)
-    old[batch.old_index] = True
-    old = old.view(1, -1, 1, 1, 1)
     if batch.pseudo is not None:
-        predicted = (batch.pseudo != UNKNOWN) & old
+        predicted = (batch.pseudo != UNKNOWN) & _channels(batch, batch.old_index)
         inside = inside | predicted.any(dim=1, keepdim=True)
         if annotated_old == "annotation":
             predicted &= ~known
@@ -72,8 +72,15 @@ def targets(
         target = torch.where(predicted, batch.pseudo.float() / PSEUDO_SCALE, target)
         known = known | predicted
     if unlabelled == "background":
-        known = known | (old & inside)
+        known = known | (_channels(batch, batch.untaught_index) & inside)
     return target, known
+
+
+def _channels(batch: Batch, index: Sequence[int]) -> Tensor:
+    """(1, K, 1, 1, 1) bool: true in these channels."""
+    chosen = torch.zeros(len(batch.structures), dtype=torch.bool, device=batch.label.device)
+    chosen[list(index)] = True
+    return chosen.view(1, -1, 1, 1, 1)
 
 
 def dice(

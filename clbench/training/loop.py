@@ -38,7 +38,7 @@ from clbench.strategy.contract import (
 from clbench.training.batches import Crops, Material, collate, draw_from
 from clbench.training.device_batches import batches_on_device, loader_workers
 from clbench.training.gpu_memory import noted
-from clbench.training.monitors import check_gradient
+from clbench.training.monitors import check_gradient, unfinished_warmup
 from clbench.training.ranks import Ranks
 from clbench.training.resume import StepCheckpointer, TrainingPosition, TrainingState, Watch
 from clbench.training.update import (
@@ -209,6 +209,10 @@ def teach(step: StepTraining) -> None:
         phase := at.phase if at else strategy.next_phase(lesson, memory, tuple(history))
     ) is not None:
         if at is None:
+            short = partial(unfinished_warmup, lesson, train=step.train)
+            said = short(phase)
+            if said is not None and not any(short(before.phase) for before in history):
+                step.watch(said)  # once a step
             reseed(step.seed, lesson.number, phase.name, "enter")
             strategy.enter_phase(phase, model, memory)
         setup = _open_phase(step, phase, tuple(history), at)
@@ -388,8 +392,18 @@ def _open_phase(
         phase: which of its phases.
         history: the phases before it.
         at: where a stopped attempt goes on, or None.
+
+    Raises:
+        TrainingError: it must be validated, and there are no validation cases.
     """
     strategy, model, train = step.strategy, step.state.model, step.train
+    if phase.validations and step.validate is None:  # said before it costs a phase of training
+        raise TrainingError(
+            "the strategy asks for validation, but this step has no validation cases",
+            where=f"step {step.lesson.number}, phase {phase.name}",
+            expected="cases under `validation` in the split of every step",
+            next_step=f"name some with --split {step.lesson.source}=FILE.toml",
+        )
     groups = at.groups if at else strategy.groups(model, step.lesson, step.state.memory)
     trained = [p for g in groups for p in g.parameters]
     freeze(model, trained)
@@ -506,7 +520,7 @@ def _teach_phase(step: StepTraining, setup: _PhaseSetup) -> None:
 
         step.watch(_update_event(step, setup, number, rate, of_update.cases, numbers))
         if iteration + 1 == setup.updates and epoch + phase.validations >= setup.epochs:
-            setup.measured.append(_validate(step, phase, epoch, place))
+            setup.measured.append(_validate(step, phase, epoch))
         _save(step, setup, number + 1, place)
 
 
@@ -595,17 +609,10 @@ def _update_event(
     }
 
 
-def _validate(step: StepTraining, phase: Phase, epoch: int, where: str) -> float:
+def _validate(step: StepTraining, phase: Phase, epoch: int) -> float:
     """Mean Dice of the model that would be served now, on the step's validation cases."""
-    served = step.strategy.serve(step.state.model, step.state.memory)
-    if step.validate is None:
-        raise TrainingError(
-            "the strategy asks for validation, but this step has no validation cases",
-            where=where,
-            expected="cases under `validation` in the split of every step",
-            next_step=f"name some with --split {step.lesson.source}=FILE.toml",
-        )
-    dice = step.validate(served)
+    assert step.validate is not None  # noqa: S101  # looked at when the phase was opened
+    dice = step.validate(step.strategy.serve(step.state.model, step.state.memory))
     step.watch(
         {
             "event": "validation",

@@ -1,4 +1,4 @@
-"""Training monitors: gradient norms, structures never sampled, constant labels.
+"""Training monitors: gradient norms, warm-up, structures never sampled, constant labels.
 
 Nothing here changes a number of a run. A monitor stops it with an error, or
 warns; a warning is an event of `events.jsonl`, stands in `run.json`, and is shown at the end. The
@@ -20,7 +20,8 @@ from torch import Tensor
 
 from clbench.data.volume import Volume
 from clbench.errors import DataError, DivergedError
-from clbench.strategy.contract import Lesson
+from clbench.spec.settings import TrainSettings
+from clbench.strategy.contract import Lesson, Phase
 
 Event = dict[str, Any]
 WINDOW = 50
@@ -75,6 +76,30 @@ def count_positives(label: Tensor) -> Tensor:
     # a channel at a time stays in the cache; numpy counts several times as fast as torch
     counts = [[np.count_nonzero(channel == 1) for channel in crop] for crop in label.numpy()]
     return torch.tensor(counts).sum(0)
+
+
+def unfinished_warmup(lesson: Lesson, phase: Phase, train: TrainSettings) -> Event | None:
+    """A warning where a phase ends before its learning rate has reached its peak; else None.
+
+    Short trials do this on purpose, so it is no error.
+
+    Args:
+        lesson: the step.
+        phase: one of its phases.
+        train: the schedule.
+    """
+    epochs = train.epochs if phase.epochs is None else phase.epochs
+    peak = train.warmup - 1  # the epoch, from 1, in which `learning_rate` is there
+    if phase.constant or epochs >= peak:
+        return None
+    return warning(
+        lesson.number,
+        "unfinished warm-up",
+        f"step {lesson.number}, phase {phase.name}: the warm-up of {train.warmup} epochs is cut "
+        f"off after {epochs}, so the learning rate never reaches its peak, but {epochs / peak:.0%} "
+        f"of it at the most; for the peak, shorten the warm-up (--set train.warmup={epochs} or "
+        "less), or train longer (--set train.epochs=…)",
+    )
 
 
 class StepMonitor:

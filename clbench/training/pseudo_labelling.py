@@ -87,7 +87,7 @@ def prepare(
                     where=place / case,
                     expected=f"by the model after step {lesson.number - 1}, {mark}",
                     got=finished["model"],
-                    next_step=f"delete {folder} and run the same command again",
+                    next_step=f"delete {place} and run the same command again",
                 )
             rest[f"{step}/{case}" if past else case] = finished["made"]
             if finished["map"] is not None:

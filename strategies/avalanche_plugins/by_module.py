@@ -18,7 +18,7 @@ from typing import Any
 
 from clbench.avalanche.lazy_import import make_torchvision_importable
 from clbench.avalanche.supported import PluginStrategy, find_plugin
-from clbench.errors import AvalancheError, UnknownName
+from clbench.errors import AvalancheError, SettingError, UnknownName, did_you_mean
 from clbench.spec.settings import change
 from clbench.strategies.finetune import Finetune
 from clbench.strategy import Declaration, Strategy
@@ -60,6 +60,7 @@ def plugged(spec: str, kind: type[Any], overrides: Mapping[str, Any]) -> Strateg
 
     Raises:
         AvalancheError: a required argument is not given.
+        SettingError: an override that is no argument, or a `past` that there is not.
     """
     given = dict(overrides)
     required: dict[str, Any] = {}
@@ -89,11 +90,16 @@ def plugged(spec: str, kind: type[Any], overrides: Mapping[str, Any]) -> Strateg
     def arguments(self: PluginStrategy) -> dict[str, Any]:
         return {n: getattr(self, n) for n in names}
 
-    bases = (
-        (Stored, Finetune)
-        if given.pop("past", "weights") == "cases"
-        else (PluginStrategy, Finetune)
-    )
+    past = given.pop("past", "weights")
+    if past not in tuple(PASTS):
+        raise SettingError(
+            "a plugin works on the old weights, or stores cases",
+            where="strategy.past",
+            expected=f"one of {', '.join(PASTS)}",
+            got=past,
+            next_step=did_you_mean(str(past), PASTS),
+        )
+    bases = (PASTS[past], Finetune)
     known = {f.name for base in bases for f in fields(base)}
     if clash := known & set(names):
         raise AvalancheError(
@@ -116,6 +122,10 @@ class Stored(PluginStrategy):
     def declares(self) -> Declaration:
         """The cases that the plugin stores."""
         return replace(super().declares(), past="cases")
+
+
+PASTS: Mapping[str, type[Any]] = {"weights": PluginStrategy, "cases": Stored}
+"""What a plugin may declare as `past`, and what makes a strategy of it."""
 
 
 def _literal(text: Any) -> Any:

@@ -206,10 +206,12 @@ class StoredLogits:
         self, step: Lesson, per_case: Mapping[str, Mapping[str, Tensor]], memory: Memory
     ) -> None:
         """Put the logits into memory, where they stay as long as their case."""
-        cast(Strategy, super()).prepare(step, per_case, memory)
-        for key in stored(memory):
-            if named(key) in per_case:
-                memory[LOGITS + named(key)] = per_case[named(key)]["logits"]
+        made = [name for name in map(named, stored(memory)) if name in per_case]
+        # the method this stands before knows nothing of stored cases
+        own = {case: tensors for case, tensors in per_case.items() if case not in made}
+        cast(Strategy, super()).prepare(step, own, memory)
+        for name in made:
+            memory[LOGITS + name] = per_case[name]["logits"]
 
     def extra_cases(self, step: Lesson, memory: Memory) -> Mapping[tuple[int, str], float]:
         """The stored cases: opened, and drawn by the session alone."""

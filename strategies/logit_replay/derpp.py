@@ -1,7 +1,8 @@
 """DER++: DER, and the annotation of stored cases is trained on as well.
 
 A second, independent draw of stored crops gives the loss of the plain method on their own labels:
-what a case annotated in its step is known, later structures are left out.
+what a case annotated in its step is known, whatever options say of the annotation of new cases, and
+later structures are left out.
 
 Source: Buzzega et al., NeurIPS 2020, and the authors' code (mammoth). Differs: as `der`; partial
 labels. `alpha` and `beta` are the smallest buffer's of their CIFAR-10 runs; not tuned here.
@@ -10,7 +11,7 @@ labels. `alpha` and `beta` are the smallest buffer's of their CIFAR-10 runs; not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,14 @@ from torch import Tensor
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.logit_replay.der import StoredLogits
 from clbench.strategy import Batch, Declaration, Output, Range, SearchSpace
+
+AS_STORED: Mapping[str, Any] = {
+    "unlabelled": "ignore",
+    "annotated_old": "annotation",
+    "legacy_unannotated_background": False,
+}
+"""Options by which the labels of a stored case count as they are: to the step that draws it, all
+its structures are old, and those learned since have no annotation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,8 @@ class StoredLogitsAndLabels(StoredLogits):
     def stored_labels_loss(self, batch: Batch, new: Output, logits: Sequence[Tensor]) -> Tensor:
         """`beta` times the method's own loss on the labels, structures learned later left out.
 
+        Options that take labels away or fill them in are for the cases of the step (`AS_STORED`).
+
         Args:
             batch: crops of stored cases.
             new: what the model says to them.
@@ -54,7 +65,8 @@ class StoredLogitsAndLabels(StoredLogits):
         partial labels.
         """
         method: Any = self
-        terms = replace(method, unlabelled="ignore").losses(batch, new, None, {})
+        options = {f.name: AS_STORED[f.name] for f in fields(method) if f.name in AS_STORED}
+        terms = replace(method, **options).losses(batch, new, None, {})
         return self.beta * torch.stack(list(terms.values())).sum()
 
 

@@ -36,15 +36,19 @@ class IltCt(LwfCt):
     old_classifier_lr: float = 100.0
     """The same of old rows, as in the authors' ILT, with a fresh classifier or without."""
     legacy_shifted_dice: bool = False
-    """Softmax head: the Dice of a new structure takes the target of the next id of the paper's
-    Table 2, as the authors' index is off by one (`y[:, 1:]` of labels that hold no background). The
-    next structure's label or pseudo label where there is one; otherwise 255, which their files
-    hold for what nobody annotated and their Dice takes for a number: such a structure, like the
-    liver tumor, is pulled towards the whole patch. What their files know of later steps is not had.
-    """
+    """Softmax head: the Dice of a structure that the step teaches takes the target of the next id
+    of the paper's Table 2, as the authors' index is off by one (`y[:, 1:]` of labels that hold no
+    background). The next structure's label or pseudo label where there is one; otherwise 255, which
+    their files hold for what nobody annotated and their Dice takes for a number: such a structure,
+    like the liver tumor, is pulled towards the whole patch. What their files know of later steps is
+    not had."""
     legacy_fresh_classifier: bool = False
     """Start every step with a fresh output layer: the authors' loader drops every weight with "out"
     in its name."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_without_softmax("legacy_shifted_dice")
 
     def declares(self) -> Declaration:
         """The bottleneck's distance; for sigmoid heads old logits, too."""
@@ -99,10 +103,10 @@ class IltCt(LwfCt):
         return terms
 
     def _shifted(self, batch: Batch, new: Output) -> Tensor:
-        """The Dice of each new structure against the target of the next template id."""
+        """The Dice of each structure the step teaches against the target of the next id."""
         target, known = targets(batch)
         target = torch.where(known, target, float(UNKNOWN))
-        k, ids = batch.new_index, [structure(name).template_id for name in batch.structures]
+        k, ids = batch.taught_index, [structure(name).template_id for name in batch.structures]
         shifted = torch.full_like(target[:, k], float(UNKNOWN))
         for place, own in enumerate(ids[i] for i in k):
             if own is not None and own + 1 in ids:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.data.postprocess import DEFAULT_RULES, clean, known
+from clbench.errors import SettingError
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
 from clbench.strategy import (
@@ -64,6 +65,25 @@ class LwfCt(SoftmaxFinetune):
     def __post_init__(self) -> None:
         super().__post_init__()
         known(self.rules, "strategy.rules")
+        self.refuse_without_softmax("legacy_unannotated_background")
+
+    def refuse_without_softmax(self, option: str) -> None:
+        """Refuse a switch of the softmax head that is on beside the head of sigmoids.
+
+        Args:
+            option: its name.
+
+        Raises:
+            SettingError: it is.
+        """
+        if self.head == "sigmoid" and getattr(self, option):
+            raise SettingError(
+                "this option is of the softmax head alone",
+                where=f"strategy.{option}",
+                expected="strategy.head=softmax",
+                got="strategy.head=sigmoid",
+                next_step=f"--set strategy.head=softmax, or leave strategy.{option} out",
+            )
 
     def declares(self) -> Declaration:
         """The old model's predictions stand in for missing annotation."""
@@ -112,10 +132,11 @@ class LwfCt(SoftmaxFinetune):
         Source: paper, section 5.3 ("pseudo labeling (LwF)"), with the Dice of eq. 3 and 4; the
         authors' CT code, LwF. Differs: see the head of this file.
         """
-        if not any(batch.new) or all(batch.new):
+        if not batch.old_index:
             return self.first_step().losses(batch, new, old, memory)
         parts = {"new": batch.new_index, "old": batch.old_index}
-        return self.supervised(self.seen(batch), new, parts)
+        # a step that only teaches again has no new structures
+        return self.supervised(self.seen(batch), new, {n: k for n, k in parts.items() if k})
 
     def supervised(
         self, batch: Batch, new: Output, parts: Mapping[str, Sequence[int]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,15 @@ from torch.nn import functional
 
 from clbench.errors import SettingError
 from clbench.nets.output import Output
+from clbench.strategies.composition.compose import composed
 from clbench.strategies.finetune import Finetune
-from clbench.strategies.logit_replay.der import LOGITS, Der, reservoir_place, stored
+from clbench.strategies.logit_replay.der import (
+    LOGITS,
+    Der,
+    StoredLogits,
+    reservoir_place,
+    stored,
+)
 from clbench.strategies.logit_replay.derpp import Derpp
 from clbench.strategy.contract import Batch, Kit, Lesson, Memory, Strategy
 from clbench.strategy.distillation import stored_logits_mse
@@ -97,6 +104,21 @@ def test_the_port_to_sigmoids_and_partial_labels() -> None:
     assert list(both) == ["der", "replay"]
     total = sum(of(batch, new, logits).item() for of in both.values())
     assert total == pytest.approx(case["derpp_loss_alpha_0_1_beta_0_5"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options", [{"annotated_old": "pseudo"}, {"legacy_unannotated_background": "true"}]
+)
+@pytest.mark.parametrize("name", ["softmax+derpp", "softmax+plop+derpp"])
+def test_stored_labels_count_as_they_were_stored(name: str, options: dict[str, str]) -> None:
+    """To the step that draws them all their structures are old, and its own are not annotated."""
+    batch, new, logits = replayed_crop()
+    assert bool((batch.label[:, 2] == 255).all())
+    background = torch.zeros_like(new.logits[:, :1])
+    softmax = replace(new, logits=torch.cat([background, new.logits], dim=1))
+    made: list[Any] = [composed(name, o) for o in (options, {})]
+    found, wanted = (m.replayed()["replay"](batch, softmax, logits).item() for m in made)
+    assert found == wanted > 0
 
 
 def test_structures_learned_later_get_no_gradient() -> None:
@@ -180,6 +202,27 @@ def test_a_memory_of_no_case_is_refused(setting: dict[str, int]) -> None:
         Der(**setting)  # type: ignore[arg-type]  # numbers
 
 
+def test_the_method_below_is_told_of_its_own_cases_alone() -> None:
+    told: list[list[str]] = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Counts(Finetune):
+        def prepare(self, step: Lesson, per_case: Any, memory: Memory) -> None:
+            told.append(list(per_case))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Both(StoredLogits, Counts):
+        pass
+
+    memory: Memory = {}
+    (key,) = Both(mem_size=1).store_cases(lesson(2), kit(0), memory)
+    logits = torch.zeros(1)
+    made = {"a": {"entropy": torch.ones(1)}, f"1/{key[1]}": {"logits": logits}}
+    Both(mem_size=1).prepare(lesson(2), made, memory)
+    assert told == [["a"]]
+    assert memory[f"{LOGITS}1/{key[1]}"] is logits
+
+
 def harness(strategy: Strategy, tmp_path: Path, cache_root: Path) -> StrategyHarness:
     return StrategyHarness(strategy, name="der", folder=tmp_path, cache=cache_root)
 
@@ -208,3 +251,12 @@ def test_a_step_stores_whole_cases_and_replays_crops_of_them(
     assert one.terms(state, batch).keys() == terms
     one.strategy = state.strategy = Derpp(alpha=0.0, beta=0.0)
     assert same(one.terms(state, batch), wanted)
+
+
+@pytest.mark.parametrize("part", ["der", "derpp"])
+def test_plop_is_taught_beside_stored_cases(part: str, tmp_path: Path, cache_root: Path) -> None:
+    """Both prepare cases before a step: one its new ones, one those it stores."""
+    one = harness(composed(f"softmax+plop+{part}", {}), tmp_path, cache_root)
+    terms = one.terms(state := one.start(2), one.crops(state))
+    assert {"pod", "der"} <= terms.keys()
+    assert {key.partition("/")[0] for key in state.memory} >= {"plop_thresholds", "der_logits"}

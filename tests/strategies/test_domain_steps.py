@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from clbench.nets.output import Output
 from clbench.run.plan import load_strategy
 from clbench.run.teach import StepState
 from clbench.strategy import UNKNOWN, Batch
-from clbench.strategy.losses import targets
+from clbench.strategy.losses import dice, targets
 from clbench.testing import harness as kit
 from clbench.testing.fixtures import reproducible
 
@@ -110,3 +112,81 @@ def test_pseudo_labels_do_not_take_the_place_of_what_a_step_teaches_again(name: 
     else:
         method = load_strategy(name, {"annotated_old": "pseudo"})
         assert method.seen(batch).label.flatten().tolist() == [UNKNOWN, UNKNOWN, 0, 1]
+
+
+def only_again(label: list[list[int]], pseudo: list[list[int]] | None) -> Batch:
+    """Voxels of one case of a step that only teaches the liver again; each list is a structure."""
+
+    def shaped(rows: list[list[int]]) -> Tensor:
+        return torch.tensor(rows, dtype=torch.uint8)[None, :, None, None]
+
+    return Batch(
+        image=torch.zeros(1, 1, 1, 1, len(label[0])),
+        label=shaped(label),
+        pseudo=None if pseudo is None else shaped(pseudo),
+        structures=("spleen", "liver"),
+        new=(False, False),
+        again=("liver",),
+        cases=("2/a",),
+    )
+
+
+@pytest.mark.parametrize(("head", "channels"), [("softmax", 3), ("sigmoid", 2)])
+def test_the_authors_lwf_obeys_its_options_where_nothing_is_new(head: str, channels: int) -> None:
+    """A step without new structures is no first step: what options say of old ones holds."""
+    pseudo = [[254, 0, 0], [0, 0, 254]]
+    shown, hidden = (
+        only_again([spleen, [0, 1, 0]], pseudo) for spleen in ([0, 0, 1], [255, 255, 255])
+    )
+    new = Output(logits=torch.linspace(-1, 2, 3 * channels).view(1, channels, 1, 1, 3))
+
+    def losses(word: str, batch: Batch) -> dict[str, float]:
+        made = load_strategy("lwf_ct", {"head": head, "annotated_old": word})
+        return {n: v.item() for n, v in made.losses(batch, new, None, {}).items()}
+
+    assert losses("pseudo", shown) == losses("annotation", hidden) != losses("annotation", shown)
+    assert all("new" not in name for name in losses("pseudo", shown))
+
+
+def test_the_shifted_dice_is_of_every_structure_that_is_taught() -> None:
+    """The pancreas (id 11) is taught again beside the stomach (7); aorta (8) and adrenal (12)."""
+    names = ("aorta", "right_adrenal_gland", "pancreas", "stomach")
+    label = torch.tensor([[1, 0], [0, 1], [0, 1], [1, 0]], dtype=torch.uint8)
+    batch = Batch(
+        image=torch.zeros(1, 1, 1, 1, 2),
+        label=label[None, :, None, None],
+        pseudo=None,
+        structures=names,
+        new=(False, False, False, True),
+        again=("pancreas",),
+        cases=("2/a",),
+    )
+    logits = torch.linspace(-1, 2, 10).view(1, 5, 1, 1, 2)
+    out = Output(logits=logits, features={"bottleneck": torch.zeros(1, 1, 1, 1, 1)})
+    made = load_strategy("ilt_ct", {"legacy_shifted_dice": "true"})
+    found = made.losses(batch, out, out, {})["dice_new"]
+    following = batch.label[:, [names.index("right_adrenal_gland"), names.index("aorta")]]
+    assert found.item() == pytest.approx(dice(logits[:, 3:], following.float()).item())
+
+
+@pytest.mark.parametrize("name", ["finetune", "softmax_finetune", "lwf", "ilt"])
+def test_what_is_taught_again_is_no_background_where_a_case_does_not_annotate_it(name: str) -> None:
+    made = load_strategy(name, {})
+    assert made.unlabelled == "background"
+    old = Output(logits=torch.zeros(1, 3, 1, 1, 2), features={})
+
+    def pushed_down(batch: Batch) -> list[bool]:
+        """Spleen and liver."""
+        first = 0 if name == "finetune" else 1
+        logits = torch.zeros(1, first + 2, 1, 1, 2).requires_grad_()
+        features = {"bottleneck": torch.zeros(1, 1, 1, 1, 1)}
+        terms = made.losses(batch, Output(logits=logits, features=features),
+                            replace(old, features=features), {})  # fmt: skip
+        own = [v for n, v in terms.items() if n not in made.declaration.penalties]
+        (grad,) = torch.autograd.grad(torch.stack(own).sum(), logits)
+        return [bool((grad[0, first + k] > 0).any()) for k in range(2)]
+
+    assert pushed_down(only_again([[255, 255], [0, 0]], None)) == [True, True]
+    neither = only_again([[0, 0], [255, 255]], None)
+    assert pushed_down(neither) == [True, False]
+    assert pushed_down(replace(neither, again=())) == [True, True]

@@ -206,6 +206,26 @@ def test_the_gate_of_plop_by_its_options(legacy: bool, adaptive: bool) -> None:
         assert found.item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", [Plop, Mib, Mbs])
+def test_a_new_structure_that_a_case_does_not_annotate_is_not_pushed_down(kind: Any) -> None:
+    """The old model never knew it, and calls it background."""
+    label = torch.tensor([255, 255, 0, 255], dtype=torch.uint8).view(1, 4, 1, 1, 1)
+    batch = Batch(
+        image=torch.zeros(1, 1, 1, 1, 1), label=label, pseudo=None, structures=FOUR, new=TWO_OLD,
+        cases=("1",),
+    )  # fmt: skip
+    logits = torch.tensor([0.0, 0.0, 0.0, 0.0, 5.0]).view(1, 5, 1, 1, 1).requires_grad_()
+    old = torch.tensor([10.0, 0.0, 0.0]).view(1, 3, 1, 1, 1)
+    features = {"final": torch.zeros(1, 1, 1, 1, 1)}
+    memory: Memory = {THRESHOLDS: torch.full((3,), 0.5)}
+    ce = kind().losses(
+        batch, Output(logits=logits, features=features), Output(logits=old, features=features),
+        memory,
+    )["ce"]  # fmt: skip
+    (grad,) = torch.autograd.grad(ce, logits)
+    assert grad[0, 4] < 0 < grad[0, 3]
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_the_thresholds_of_plop_by_its_options(legacy: bool) -> None:
     logits = torch.randn(3, 4, 4, 4, generator=torch.manual_seed(1))
@@ -233,6 +253,12 @@ def test_the_thresholds_of_plop_by_its_options(legacy: bool) -> None:
     found = cast(Tensor, memory[THRESHOLDS]).tolist()
     assert found == pytest.approx(want, abs=1e-3 if legacy else 0.05)  # a median lies between two
     assert min(found) >= 0.125
+    again: Memory = {}
+    stored = {"1/a": {"logits": torch.zeros(3, 4, 4, 4)}}  # as a strategy that stores cases adds
+    made.prepare(lesson, {"1": case, **stored, "2": case}, again)
+    assert torch.equal(cast(Tensor, again[THRESHOLDS]), cast(Tensor, memory[THRESHOLDS]))
+    made.prepare(lesson, stored, again := {})
+    assert not again
 
 
 @pytest.mark.parametrize("made", [SoftmaxFinetune, Lwf, Ilt, Mib, LwfCt, IltCt, PlopCt, Plop])
@@ -372,3 +398,19 @@ def test_exclusive_decoders_and_softmax_tumors_outside_the_liver() -> None:
     found = {e: LwfCt(legacy_exclusive=e).decode(tumor, names)[0, 0].item() > 0.5
              for e in (False, True)}  # fmt: skip
     assert found == {False: True, True: False}  # a tumor in the liver is liver, or is not
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        *((kind, "legacy_unannotated_background") for kind in (LwfCt, IltCt, PlopCt)),
+        (IltCt, "legacy_shifted_dice"),
+    ],
+)
+def test_switches_of_the_softmax_head_are_refused_beside_sigmoids(kind: Any, option: str) -> None:
+    kind(**{option: True})
+    kind(head="sigmoid")
+    with pytest.raises(SettingError, match="softmax head") as err:
+        kind(head="sigmoid", **{option: True})
+    assert err.value.fields()["where"] == f"strategy.{option}"
+    assert "head=sigmoid" in str(err.value.got)

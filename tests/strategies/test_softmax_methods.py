@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +13,14 @@ from typing import Any, cast
 import pytest
 import torch
 from locations import GOLDEN_FILES
+from networks import map_shapes
 from rounding import assert_same_to_rounding, assert_untouched, weights_of
 from torch import Tensor
 
 from clbench.errors import UnknownName
-from clbench.nets.backbones import small_unet
+from clbench.nets.backbones import Backbone, small_unet, swin_unetr
 from clbench.nets.output import Output
+from clbench.nets.resenc_unet import resenc_unet_6
 from clbench.run.course import run_course
 from clbench.run.plan import RunSettings
 from clbench.spec import registry
@@ -25,10 +28,10 @@ from clbench.store import checkpoint, run_folder
 from clbench.strategies.ilt import Ilt
 from clbench.strategies.paper_baselines.ilt_ct import IltCt
 from clbench.strategies.paper_baselines.lwf_ct import LwfCt
-from clbench.strategies.paper_baselines.plop_ct import LEFT_OUT
+from clbench.strategies.paper_baselines.plop_ct import PlopCt
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
 from clbench.strategies.universal import Universal
-from clbench.strategy.contract import Batch, Kit, Lesson, Strategy
+from clbench.strategy.contract import Batch, Kit, Lesson, Session, Strategy
 from clbench.strategy.partial_labels import allowed_channels, decode_channels, marginal_ce, mean_ce
 
 GOLDEN: dict[str, Any] = json.loads((GOLDEN_FILES / "distillation.json").read_text())
@@ -183,13 +186,45 @@ def test_the_shifted_dice_is_taught_by_the_next_template_id() -> None:
     assert shifted.item() == pytest.approx(want, abs=1e-3)
 
 
+def maps_compared(made: PlopCt, backbone: Backbone, names: Iterable[str]) -> list[str]:
+    """Those of the named maps whose distance is a part of the loss."""
+    features = {name: torch.zeros(1, 1, 1, 1, 1) for name in names}
+    batch = voxels([[0, 0, 1]], pseudo=[[0, 0, 255]])
+
+    class Answers(torch.nn.Module):
+        """Says the same to every crop, with this backbone below."""
+
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.backbone, self.channels = backbone, channels
+
+        def forward(self, image: Tensor) -> Output:
+            moved = {n: m.clone().requires_grad_() for n, m in features.items()}
+            for m in moved.values():
+                m.data += self.channels  # the two models differ in every map
+            said.append(moved)
+            return Output(logits=torch.zeros(1, self.channels, 1, 1, 1), features=moved)
+
+    said: list[dict[str, Tensor]] = []
+    context: Any = SimpleNamespace(
+        strategy=made, model=Answers(4), teacher=Answers(3), lesson=lesson(2), memory={}
+    )
+    session = made.session(context) or Session(context)
+    session.terms(batch)["pod"].backward()
+    return [name for name, of in said[0].items() if of.grad is not None]
+
+
 def test_pod_takes_the_nine_maps_of_the_authors() -> None:
-    from networks import map_shapes
-
-    from clbench.nets.backbones import swin_unetr
-
-    names = [n for n in map_shapes(swin_unetr(12), (64, 64, 64)) if n not in LEFT_OUT]
+    swin = swin_unetr(12)
+    names = maps_compared(PlopCt(), swin, map_shapes(swin, (64, 64, 64)))
     assert names == ["enc0", "enc1", "enc2", "enc3", "bottleneck", "dec3", "dec2", "dec1", "dec0"]
+
+
+def test_pod_takes_every_stage_of_a_network_without_raw_hidden_states() -> None:
+    network = resenc_unet_6(8)
+    names = list(map_shapes(network, (64, 64, 64)))
+    assert names[4:7] == ["enc4", "bottleneck", "dec3"]
+    assert maps_compared(PlopCt(), network, names) == names[:-1]  # `final` alone is left out
 
 
 # ------------------------------------------------------------------------- every method at once

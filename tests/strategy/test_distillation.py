@@ -195,3 +195,38 @@ def test_no_gradient_reaches_the_old_model(loss: Any) -> None:
     assert new.grad is not None
     assert new.grad.abs().sum() > 0
     assert old.grad is None
+
+
+def gated(
+    logits: list[float], allowed: list[bool], old: list[float], **more: Any
+) -> tuple[float, list[float]]:
+    """`gated_ce` of one voxel, and its gradient in the logits."""
+    free = torch.tensor(logits).view(1, -1, 1).requires_grad_()
+    loss = gated_ce(
+        free, torch.tensor(allowed).view(1, -1, 1), torch.tensor(old).view(1, -1, 1),
+        torch.full((len(old),), 0.5), **more,
+    )  # fmt: skip
+    (grad,) = torch.autograd.grad(loss, free)
+    return loss.item(), grad.flatten().tolist()
+
+
+def test_the_old_models_background_may_be_a_new_structure_that_nobody_annotated() -> None:
+    """Channels: background, liver (old), spleen and pancreas (new); the case shows no spleen."""
+    allowed, logits = [True, True, False, True], [0.0, 0.0, 0.0, 5.0]
+    every = 3 + math.exp(5)
+    loss, grad = gated(logits, allowed, [10.0, 0.0])  # sure of background, which it calls pancreas
+    assert loss == near(-math.log((1 + math.exp(5)) / every))
+    assert grad[3] < 0 < grad[1]
+    loss, grad = gated(logits, allowed, [0.0, 10.0])  # sure of the liver, which it knows
+    assert loss == near(-math.log(1 / every))
+    assert grad[3] > 0
+    assert gated(logits, allowed, [0.0, 0.0])[0] == 0  # not sure
+
+
+def test_where_no_old_structure_can_be_the_old_model_is_not_asked() -> None:
+    """Background or an unannotated new structure: the label says so, however sure the old model."""
+    allowed, logits = [True, False, False, True], [0.0, 0.0, 0.0, 1.0]
+    want = -math.log((1 + math.e) / (3 + math.e))
+    for old in ([10.0, 0.0], [0.0, 10.0], [0.0, 0.0]):
+        for adaptive in (False, True):
+            assert gated(logits, allowed, old, adaptive=adaptive)[0] == near(want)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,6 +127,24 @@ def test_targets(
     t, k = targets(batch(label, pseudo, new), **options)
     assert k.flatten().tolist() == known
     assert t.flatten().tolist() == pytest.approx(target)
+
+
+@pytest.mark.parametrize(
+    ("label", "pseudo", "target", "known"),
+    [
+        # a is taught again beside b; c is an old structure
+        ([255, 1, 255], None, [0, 1, 0], [False, True, True]),
+        ([1, 255, 255], None, [1, 0, 0], [True, False, True]),
+        ([255, 1, 255], [254, 255, 255], [1, 1, 0], [True, True, True]),  # its prediction stands in
+    ],
+)
+def test_what_is_taught_again_is_never_background(
+    label: list[int], pseudo: list[int] | None, target: list[float], known: list[bool]
+) -> None:
+    crops = replace(batch(label, pseudo, (False, True, False)), again=("a",))
+    t, k = targets(crops, unlabelled="background")
+    assert k.flatten().tolist() == known
+    assert t.flatten().tolist() == target
 
 
 def test_different_shapes_are_refused() -> None:

@@ -42,6 +42,7 @@ from clbench.training import update
 from clbench.training.batches import Material, collate, draw_cases
 from clbench.training.loop import (
     StepTraining,
+    adamw,
     add_terms,
     compiled,
     freeze,
@@ -52,7 +53,7 @@ from clbench.training.loop import (
     to_host,
 )
 from clbench.training.ranks import Ranks
-from clbench.training.resume import TrainingState
+from clbench.training.resume import TrainingPosition, TrainingState
 from clbench.training.update import divide
 
 GOLDEN = json.loads((GOLDEN_FILES / "lr_schedule.json").read_text())
@@ -462,20 +463,29 @@ def phased(
     material: Material,
     strategy: Strategy,
     validate: Callable[[nn.Module], float] | None,
+    *,
+    train: TrainSettings = TRAIN,
+    state: TrainingState | None = None,
+    watch: Callable[[Mapping[str, object]], None] = lambda event: None,
 ) -> tuple[Toy, list[Mapping[str, object]]]:
     torch.manual_seed(0)
     model, events = Toy(), []
+
+    def see(event: Mapping[str, object]) -> None:
+        events.append(event)
+        watch(event)
+
     teach(
         StepTraining(
             strategy=strategy,
-            state=TrainingState(model=model, memory={}),
+            state=state or TrainingState(model=model, memory={}),
             teacher=None,
             lesson=lesson,
             material=material,
-            train=TRAIN,
+            train=train,
             seed=7,
             device=torch.device("cpu"),
-            watch=events.append,
+            watch=see,
             validate=validate,
         )
     )
@@ -523,9 +533,41 @@ def test_validation_changes_no_bit(lesson_and_material: tuple[Lesson, Material])
 
 
 def test_validation_without_cases_is_refused(lesson_and_material: tuple[Lesson, Material]) -> None:
+    seen: list[object] = []
     with pytest.raises(TrainingError, match="no validation cases") as err:
-        phased(*lesson_and_material, Phased(), None)
+        phased(*lesson_and_material, Phased(), None, watch=seen.append)
+    assert "step 1, phase train" in str(err.value)
     assert "--split x=" in str(err.value)
+    assert not seen  # before the first update, not after the last
+
+
+def test_a_warmup_that_outlasts_the_training_is_said_once(
+    lesson_and_material: tuple[Lesson, Material],
+) -> None:
+    """Before the first update, and once more neither in later phases nor after a stop."""
+    long = replace(TRAIN, warmup=15)
+    _, events = phased(*lesson_and_material, Plain(), None, train=long)
+    assert [e["event"] for e in events].index("warning") == 0
+    (said,) = [e for e in events if e["event"] == "warning"]
+    for part in ("step 1", "phase train", "warm-up of 15", "after 3", "21%", "train.warmup=3"):
+        assert part in str(said["message"])
+    updates = [e for e in events if e["event"] == "update"]
+    assert max(float(str(e["lr"])) for e in updates) == pytest.approx(0.1 * 3 / 14)
+    groups = Plain().groups(model := Toy(), lesson_and_material[0], {})
+    stopped = TrainingPosition(
+        phase=Phase(),
+        history=(),
+        updates=5,
+        measured=(),
+        groups=groups,
+        optimizer=adamw(rates(model, groups, 1.0), long, torch.device("cpu")).state_dict(),
+        scaler={},
+    )
+    state = TrainingState(model=model, memory={}, position=stopped)
+    _, rest = phased(*lesson_and_material, Plain(), None, train=long, state=state)
+    assert {e["event"] for e in rest} == {"update"}
+    _, ordinary = phased(*lesson_and_material, Plain(), None)
+    assert {e["event"] for e in ordinary} == {"update"}
 
 
 def test_finish_draws_the_same_own_crops_again(

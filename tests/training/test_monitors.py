@@ -27,10 +27,12 @@ from clbench.run.examine import same_scores, slack_of
 from clbench.run.plan import RunSettings, resolve
 from clbench.spec import registry
 from clbench.spec.benchmark import Preprocessing, Source
+from clbench.spec.settings import TrainSettings
 from clbench.store import checkpoint, run_folder
 from clbench.store.run_folder import Score
 from clbench.strategies.finetune import Finetune
-from clbench.strategy.contract import Lesson
+from clbench.strategy.contract import Lesson, Phase
+from clbench.training.loop import learning_rate
 from clbench.training.monitors import (
     StepMonitor,
     check_gradient,
@@ -39,6 +41,7 @@ from clbench.training.monitors import (
     lost_in_some_cases,
     refuse_constant_labels,
     refuse_lost_validation,
+    unfinished_warmup,
 )
 
 LESSON = Lesson(number=2, learns=("tumor",), structures=("liver", "spleen", "tumor"), source="lits")
@@ -84,6 +87,20 @@ def test_ordinary_norms_and_skips_of_the_loss_scaler_say_nothing() -> None:
             for _ in range(17):
                 said += watch.see(update(float("inf")))
     assert said == []
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 15])
+@pytest.mark.parametrize("warmup", [0, 1, 2, 3, 4, 15, 17])
+def test_a_warmup_is_unfinished_where_no_epoch_has_the_peak(epochs: int, warmup: int) -> None:
+    train = TrainSettings(epochs=epochs, warmup=warmup)
+    most = max(learning_rate(e, epochs=epochs, warmup=warmup, base=1.0) for e in range(epochs))
+    said = unfinished_warmup(LESSON, Phase(), train)
+    # without any warm-up the cosine begins just below its peak
+    assert (said is None) == (most == 1 or warmup == 0)
+    if said is not None:
+        assert f"{most:.0%}" in said["message"]
+    assert unfinished_warmup(LESSON, Phase(constant=True), train) is None
+    assert unfinished_warmup(LESSON, Phase(epochs=100), train) is None
 
 
 def test_a_spike_warns_once_a_phase_and_an_explosion_stops() -> None:
