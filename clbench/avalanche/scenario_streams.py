@@ -109,6 +109,15 @@ class Scenario(_CLScenario):  # type: ignore[misc]  # Avalanche has no types
     """
 
     def __init__(self, plan: Plan) -> None:
+        for step in plan.benchmark.steps:
+            if not step.learns:
+                raise SettingError(
+                    "a step that only teaches again has no class for Avalanche",
+                    where=f"{plan.benchmark.name}, step {step.name!r}",
+                    expected="a course whose every step learns a structure",
+                    got=f"again = {', '.join(step.again)}",
+                    next_step="teach this course with `clbench run`",
+                )
         self.plan = plan
         benchmark, splits = plan.benchmark, plan.catalog.splits
         numbers = range(1, len(benchmark.steps) + 1)

@@ -33,6 +33,8 @@ from clbench.store.arrays import MAX_VOXELS
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
+"""Class of a DICOMDIR: the list of what lies on a disk."""
 INSTALL = 'pip install "clbench[dicom]"'
 """What installs the libraries that read DICOM."""
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -236,6 +238,9 @@ def read_series(where: Path, files: Sequence[DicomFile], *, uid: str | None = No
                 "convert it to NIfTI with dcm2niix",
             )
         what = str(header.get("Modality", "no modality"))
+        if (told := _no_image(header)) is not None:
+            others[told] = others.get(told, 0) + 1
+            continue
         if kind not in pydicom().uid.UID_dictionary:
             raise _unreadable(file, ValueError(f"its SOP class is {kind or 'not said'}"))
         if kind != CT_IMAGE:
@@ -294,7 +299,26 @@ def _read(file: DicomFile, **options: Any) -> Iterator[Dataset]:
 def _header(file: DicomFile) -> Dataset:
     with _read(file, stop_before_pixels=True, specific_tags=list(_TAGS)) as header:
         header.walk(lambda _, element: element.value)  # parsed now, where errors are caught
+        getattr(header.file_meta, "MediaStorageSOPClassUID", None)
         return header
+
+
+def _no_image(header: Dataset) -> str | None:
+    """What a file is that a disk or a vendor added, by its class; None: a slice, or damaged.
+
+    It is believed where its preamble and its data set agree: a slice of which one was damaged would
+    leave a gap.
+    """
+    told = str(getattr(header.file_meta, "MediaStorageSOPClassUID", ""))
+    said = str(header.get("SOPClassUID", ""))
+    if told == MEDIA_DIRECTORY and not said:
+        return "DICOMDIR"
+    uid = pydicom().uid.UID(said)
+    return (
+        f"private object {said}"
+        if said and told == said and uid.is_valid and uid.is_private
+        else None
+    )
 
 
 def _numbers(file: DicomFile, header: Dataset, name: str, count: int) -> NDArray[np.float64]:

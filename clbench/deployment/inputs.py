@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from clbench.data.find_files import composed, nifti_stem, walk
 from clbench.deployment.dicom import (
@@ -87,7 +88,8 @@ def find_inputs(path: Path, *, out: Path, uid: str | None = None) -> list[InputC
             )
             _add(cases, case)
         elif file.suffix.lower() == ".zip":
-            _add_archive(cases, file, file.relative_to(base).with_suffix(""), uid)
+            own = file.relative_to(base).with_suffix("")
+            _add_archive(cases, file, own, uid, alone=file == path)
         elif file.is_file() and file.stat().st_size:  # no link to nowhere
             slices.setdefault(file.parent, []).append(DicomFile(path=file))
     for folder, items in slices.items():
@@ -105,15 +107,43 @@ def find_inputs(path: Path, *, out: Path, uid: str | None = None) -> list[InputC
     return [cases[name] for name in sorted(cases)]
 
 
-def _add_archive(cases: dict[str, InputCase], path: Path, name: Path, uid: str | None) -> None:
-    """Add the series of an archive, one per folder in it."""
+def _add_archive(
+    cases: dict[str, InputCase], path: Path, name: Path, uid: str | None, *, alone: bool
+) -> None:
+    """Add the series of an archive, one per folder in it.
+
+    Raises:
+        DataError: it is damaged, and nothing else was asked for.
+    """
     folders: dict[str, list[DicomFile]] = {}
-    for item in zip_members(path):
+    try:
+        members = zip_members(path)
+    except DataError as err:
+        if alone:
+            raise
+        _add(cases, _refused(name, path, err))
+        return
+    for item in members:
         folders.setdefault((item.member or "").rpartition("/")[0], []).append(item)
     for folder, items in folders.items():
         # one folder around everything adds nothing to the archive's name
         own = name if len(folders) == 1 else name / folder
         _add_series(cases, own.as_posix(), path, items, uid)
+
+
+def _refused(name: Path, path: Path, error: DataError) -> InputCase:
+    """A case that cannot be predicted, which is said when it is its turn.
+
+    Args:
+        name: of the case.
+        path: what cannot be read.
+        error: why.
+    """
+
+    def refuse() -> NoReturn:
+        raise error
+
+    return InputCase(name=composed(name.as_posix()), path=path, checksum=refuse, read=refuse)
 
 
 def _add_series(
@@ -128,7 +158,13 @@ def _add_series(
     What is wrong with it is said when it is its turn to be read, so that it keeps no other case
     from being predicted.
     """
-    chosen = [item for item in items if is_dicom(item)]
+    chosen = []
+    for item in items:
+        try:
+            if is_dicom(item):
+                chosen.append(item)
+        except DataError:
+            chosen.append(item)  # reading it with the series says the same
     if not chosen:
         return
     series = partial(read_series, where, chosen, uid=uid)

@@ -83,6 +83,8 @@ def _of_step(
     """The structures that the first of `steps` taught, after each of the others."""
     taught, *later = steps
     names = catalog.benchmark.steps[taught - 1].learns
+    if not names:  # it only teaches again what an earlier step taught, which is looked at there
+        return
     home = catalog.source(taught).name
     everywhere = not catalog.splits[taught - 1].test  # the model of this step was given
     cases = [one for one in exam_cases(catalog) if everywhere or one[1] == home]

@@ -142,7 +142,7 @@ def remove_steps(home: Path, step_folder: Callable[[int], Path], last: int) -> N
 def validation_dice(
     plan: Plan, lesson: Lesson, served: nn.Module, memory: Memory, watch: Watch
 ) -> dict[str, float]:
-    """Structure → mean Dice over the validation cases of the step that taught it.
+    """Structure → mean Dice over the validation cases of the steps that taught it, first or again.
 
     Args:
         plan: of the trial.
@@ -164,12 +164,12 @@ def validation_dice(
     ]
     values: dict[str, list[float]] = {}
     for done, (number, case) in enumerate(todo, 1):
-        own = plan.benchmark.steps[number - 1].learns
+        step = plan.benchmark.steps[number - 1]
         with windows_fit(plan, f"scoring validation case {case}"):
             of_case = structure_dice(
                 server,
                 [catalog.open(number, case, "tuning")],
-                own,
+                (*step.learns, *step.again),
                 postprocess=plan.profile.examine.postprocess,
             )
         for name, dice in of_case.items():
@@ -216,9 +216,15 @@ def run_trial(plan: TrialPlan, number: int, settings: Mapping[str, Any], watch: 
         ClbenchError: anything the user can act on.
         Stopped: by a signal; the same command goes on.
     """
-    begun, failure = time.monotonic(), None
+    begun, failure = [time.monotonic()], None
+
+    def timed(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            begun.append(time.monotonic())
+        watch(event)
+
     try:
-        run_plan(plan.open(), watch, course=_TrialCourse)
+        run_plan(plan.open(), timed, course=_TrialCourse)
     except DivergedError as err:
         failure = err.brief
         shutil.rmtree(plan.step_folder(1) / "resume", ignore_errors=True)
@@ -231,7 +237,8 @@ def run_trial(plan: TrialPlan, number: int, settings: Mapping[str, Any], watch: 
         score=None if failure else float(np.mean(list(dice.values()))),
         dice=dice,
         updates=_updates(plan, diverged=failure is not None),
-        seconds=time.monotonic() - begun if failure else _seconds(record) + taken["seconds"],
+        # of one that diverged the step that did is in no record
+        seconds=_seconds(record) + (time.monotonic() - begun[-1] if failure else taken["seconds"]),
         first_step=plan.step_folder(1).name,
         opened=_opened(record, plan.catalog),
         failure=failure,

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from clbench.errors import SettingError, StoreError, unknown_name
 from clbench.run.plan import Plan, RunSettings, resolve, resolve_profile
+from clbench.spec.names import split_order
 from clbench.spec.settings import split_overrides
 from clbench.spec.toml import inline, read_toml
 from clbench.spec.validation import Names, checked, from_toml
@@ -258,6 +259,8 @@ def _refuse_other_use(tuned: TunedFile, chosen: ChosenSettings, plan: Plan, path
     """
     rule, identity = RULES[tuned.rule], plan.identity
     same = tuned.bench == identity.bench and tuned.course == identity.course
+    if not rule.same_course:  # in another order it is the same course, which was seen whole
+        same = split_order(tuned.bench)[0] == split_order(identity.bench)[0]
     if same != rule.same_course:
         raise SettingError(
             "settings of this rule are for another course"

@@ -204,6 +204,9 @@ def test_what_a_scenario_cannot_take_is_said(cache_root: Path) -> None:
     made = bridge.scenario(tiny_course(), profile="smoke", overrides=SLOW, cache=cache_root)
     with pytest.raises(SettingError, match="no such head"):
         bridge.model(made, head="softmax")
+    with pytest.raises(SettingError, match="only teaches again") as err:
+        bridge.scenario("domain_ext", profile="smoke", cache=cache_root)
+    assert "clbench run" in str(err.value.next_step)
 
 
 # ----------------------------------------------------------------------------- network and criterion

@@ -17,6 +17,7 @@ from hypothesis import Phase, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from pydicom.dataset import Dataset  # noqa: E402
 from pydicom.uid import (  # noqa: E402
+    UID,
     JPEG2000Lossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
@@ -142,6 +143,47 @@ def test_what_is_no_slice_is_left_out_and_said(tmp_path: Path) -> None:
     scan = read(write(tmp_path / "ct", [*series(), *others]))
     np.testing.assert_array_equal(scan.stored, expected())
     assert scan.notes == ("left out: 1 of RTSTRUCT", "left out: 1 of localizer")
+
+
+def test_what_media_and_vendors_add_is_left_out_and_said(tmp_path: Path) -> None:
+    """A DICOMDIR names no class, a private object one that no table has."""
+    folder = write(tmp_path / "ct", series())
+    (listing,) = series(body(1), number=3)
+    listing.file_meta.MediaStorageSOPClassUID = UID("1.2.840.10008.1.3.10")
+    del listing.SOPClassUID, listing.PixelData
+    listing.save_as(folder / "DICOMDIR", enforce_file_format=True)
+
+    def private(data: Dataset) -> None:
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = UID("1.3.12.2.1107.5.9.1")
+
+    write(folder / "csa", changed(series(body(1), number=4), None, private), ending="")
+    (csa,) = (folder / "csa").iterdir()
+    csa.rename(folder / "csa.dcm")
+    scan = read(folder)
+    np.testing.assert_array_equal(scan.stored, expected())
+    assert scan.notes == (
+        "left out: 1 of DICOMDIR",
+        "left out: 1 of private object 1.3.12.2.1107.5.9.1",
+    )
+
+    damaged = write(tmp_path / "other", series())
+    victim = max(damaged.iterdir())
+    before, uid, after = victim.read_bytes().rpartition(b"1.2.840.10008.5.1.4.1.1.2")
+    assert before.count(uid) == 1  # of the preamble, which stays as it was
+    victim.write_bytes(before + b"1.3.840.10008.5.1.4.1.1.2" + after)
+    with pytest.raises(DataError, match="cannot be read"):
+        read(damaged)
+
+
+def test_a_damaged_archive_keeps_nothing_else_from_being_predicted(tmp_path: Path) -> None:
+    write(tmp_path / "cts" / "p1", series())
+    (tmp_path / "cts" / "bad.zip").write_bytes(b"PK no archive")
+    bad, good = find_inputs(tmp_path / "cts", out=tmp_path / "o")
+    assert (bad.name, good.name) == ("bad", "p1")
+    np.testing.assert_array_equal(good.read().stored, expected())
+    for ask in (bad.checksum, bad.read):
+        with pytest.raises(DataError, match="archive cannot be read"):
+            ask()
 
 
 def test_slope_and_intercept_may_differ_from_slice_to_slice(tmp_path: Path) -> None:

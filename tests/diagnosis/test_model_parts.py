@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from clbench.diagnosis import probe
 from clbench.diagnosis.explain import explain_run
+from clbench.diagnosis.model_parts import ModelParts, _of_step
 from clbench.errors import StoreError
 from clbench.evaluation.explained import (
     HEAD_BODY_FILE,
@@ -61,6 +64,19 @@ def test_parts_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert past_card(record) == card
     verify_run(run)
     assert lost_dice_tables(record, found.rows, found.model_rows)[-1].title.endswith("head or body")
+
+
+def test_a_step_that_only_teaches_again_has_no_structures_of_its_own() -> None:
+    """They are looked at as those of the step that taught them first."""
+    steps = [SimpleNamespace(learns=("liver",)), SimpleNamespace(learns=(), again=("liver",))]
+    catalog: Any = SimpleNamespace(benchmark=SimpleNamespace(steps=steps))
+
+    def never(*_: object) -> Any:
+        raise AssertionError("nothing is loaded")
+
+    parts = ModelParts()
+    _of_step(parts, catalog, never, never, range(2, 4), never)
+    assert parts.rows == []
 
 
 def test_without_checkpoints_voxels_alone_are_explained(smoke_run: Path, tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,9 @@ from clbench.run import teach
 from clbench.run.course import run_plan
 from clbench.run.plan import RunSettings
 from clbench.run.record import new_record
+from clbench.spec import registry
 from clbench.store.record import RunRecord, refuse_mixture
+from clbench.tuning import trial as trial_module
 from clbench.tuning.outcome import FILE
 from clbench.tuning.study import TunedStrategy, TuneSettings, output_folder, tune
 from clbench.tuning.trial import Trial, plan_trial, run_trial
@@ -137,6 +141,56 @@ def test_training_that_diverges_is_a_trial_without_score(
         _ = alone.best
 
 
+def test_a_trial_that_diverges_takes_what_its_steps_took_shared_or_not(
+    asked: TuneSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = teach.teach
+
+    def diverge(step: Any) -> None:
+        if step.lesson.number == 2:
+            raise DivergedError("the loss term 'dice' is not finite")
+        taught(step)
+
+    monkeypatch.setattr(teach, "teach", diverge)
+    base = run_settings(asked, seed=6, out=tmp_path)
+    for name in ("one", "two"):  # the second takes the first step of the other
+        trial = run_trial(plan_trial(base, tmp_path / name, 2), 1, {}, lambda event: None)
+        assert trial.score is None
+        cost = RunRecord.read(tmp_path / name).cost["1"]["train"]
+        assert trial.seconds > cost["prepare_s"] + cost["train_s"] > 0
+
+
+def test_cases_that_show_a_structure_again_count_in_its_score(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a course whose later steps only teach again would be tuned by forgetting alone."""
+    asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def dice(server: object, volumes: list[str], names: tuple[str, ...], **_: Any) -> Any:
+        asked.append((volumes[0], names))
+        return {name: [0.5] for name in names}
+
+    monkeypatch.setattr(trial_module, "structure_dice", dice)
+    monkeypatch.setattr(trial_module, "predictor", lambda *_: None)
+    monkeypatch.setattr(trial_module, "windows_fit", lambda *_: contextlib.nullcontext())
+    steps = [
+        SimpleNamespace(learns=("liver", "spleen"), again=()),
+        SimpleNamespace(learns=("cyst",), again=("liver",)),
+        SimpleNamespace(learns=(), again=("spleen",)),
+    ]
+    splits = [SimpleNamespace(validation=(name,)) for name in "abc"]
+    catalog = SimpleNamespace(splits=splits, open=lambda number, case, purpose: case)
+    profile = SimpleNamespace(examine=SimpleNamespace(postprocess=False))
+    plan: Any = SimpleNamespace(
+        catalog=catalog, benchmark=SimpleNamespace(steps=steps), profile=profile, strategy=None
+    )
+    lesson: Any = SimpleNamespace(number=3, structures=())
+    served: Any = None
+    found = trial_module.validation_dice(plan, lesson, served, {}, lambda event: None)
+    assert asked == [("a", ("liver", "spleen")), ("b", ("cyst", "liver")), ("c", ("spleen",))]
+    assert set(found) == {"liver", "spleen", "cyst"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -222,7 +276,10 @@ def test_a_settings_file_is_refused_where_its_rule_does_not_reach(
     refused(text, "tuned strategy", strategy="lwf")
     refused(text, "tuned on another course", bench="body_ext")
     refused(text, "tuned on other data", overrides=(*FEW, "phantom.train=2"))
-    refused(text.replace('"first_step"', '"transfer"'), "for another course")
+    transfer = text.replace('"first_step"', '"transfer"')
+    refused(transfer, "for another course")
+    refused(transfer, "for another course", bench=registry.in_order("tumor_ext", (2, 1)))
+    refused(text, "tuned on another course", bench=registry.in_order("tumor_ext", (2, 1)))
     refused(text.replace('rule = "first_step"', 'rule = "first"'), "another version")
     refused(text.replace("schema = 1\n", ""), "schema")
     both = text.replace("settings = [", 'settings = ["train.iterations=2", ').replace(", ]", "]")

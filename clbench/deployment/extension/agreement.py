@@ -45,7 +45,9 @@ class Agreement:
     """Of both."""
 
 
-def write_agreement(folder: Path, catalog: Catalog, *, before: int, watch: Watch) -> None:
+def write_agreement(
+    folder: Path, catalog: Catalog, *, before: int, device: str, watch: Watch
+) -> None:
     """Compare the models after two steps on every case of the new data, and seal the result.
 
     Test cases have stored predictions; the others are predicted now.
@@ -54,6 +56,7 @@ def write_agreement(folder: Path, catalog: Catalog, *, before: int, watch: Watch
         folder: the finished run; nothing is done where the result is there.
         catalog: its data.
         before: 1-based step of the old model; the new one is that of the last step.
+        device: where both compute, as in `load_trained`.
         watch: hears of every case.
 
     Raises:
@@ -64,7 +67,8 @@ def write_agreement(folder: Path, catalog: Catalog, *, before: int, watch: Watch
         return
     record = RunRecord.read(folder)
     last = len(record.course.steps)
-    models = [load_trained(folder, step=step) for step in (before, last)]
+    models = [load_trained(folder, step=step, device=device) for step in (before, last)]
+    catalog.step = last  # whose cases are looked at; a finished run left it where it began
     split = catalog.splits[last - 1]
     rows: list[Agreement] = []
     cases = [(case, part) for part in PARTS for case in getattr(split, part)]

@@ -127,7 +127,13 @@ def extend(settings: ExtendSettings, watch: Watch = lambda event: None) -> Path:
         watch({"event": "note", "what": note})
     _install(plan, learned, course, fresh=settings.fresh)
     run_plan(plan, watch)
-    write_agreement(plan.folder, plan.catalog, before=len(learned.steps), watch=watch)
+    write_agreement(
+        plan.folder,
+        plan.catalog,
+        before=len(learned.steps),
+        device=str(plan.device),
+        watch=watch,
+    )
     return plan.folder
 
 

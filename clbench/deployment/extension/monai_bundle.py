@@ -69,6 +69,13 @@ def _labels(formats: Mapping[str, Any], where: Path) -> tuple[str, ...]:
     return tuple(ordered[1:])
 
 
+OTHER_INTENSITIES = (
+    "NormalizeIntensityd", "ScaleIntensityd", "ScaleIntensityRangePercentilesd",
+    "ClipIntensityPercentilesd", "HistogramNormalized",
+)  # fmt: skip
+"""Transforms after which a network sees other numbers than a window in HU, scaled to [0, 1]."""
+
+
 def _transforms(path: Path) -> tuple[dict[str, tuple[float, ...]], tuple[str, ...]]:
     """Spacing and window as far as they stand there as numbers, and a note where they do not."""
     data: dict[str, tuple[float, ...]] = {}
@@ -80,6 +87,18 @@ def _transforms(path: Path) -> tuple[dict[str, tuple[float, ...]], tuple[str, ..
             ends = [item.get("a_min"), item.get("a_max")]
             if kind == "ScaleIntensityRanged" and (window := _numbers(ends, 2)):
                 data.setdefault("window_hu", window)
+            target = [item.get("b_min"), item.get("b_max")]
+            if kind in OTHER_INTENSITIES or (
+                kind == "ScaleIntensityRanged" and _numbers(target, 2) not in (None, (0, 1))
+            ):
+                raise SettingError(
+                    "the bundle's network was taught on intensities that clbench does not make",
+                    where=path,
+                    expected="ScaleIntensityRanged from a window in HU to 0 and 1 alone",
+                    got=kind if kind in OTHER_INTENSITIES else f"b_min, b_max = {target}",
+                    next_step="name the file of weights alone, if it was taught as clbench does: "
+                    "data.window_hu to [0, 1]",
+                )
     absent = [f"data.{n}" for n in ("spacing_mm", "window_hu") if n not in data]
     if not absent:
         return data, ()

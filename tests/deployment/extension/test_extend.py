@@ -177,6 +177,19 @@ def test_the_same_call_again_trains_nothing(frozen: Path, settings: Make) -> Non
     assert (frozen / "run.json").read_bytes() == before
 
 
+def test_stopped_while_models_are_compared_the_same_call_goes_on(
+    frozen: Path, settings: Make
+) -> None:
+    """The run is finished by then, so nothing is taught, and the comparison is made anew."""
+    before = (frozen / FILE).read_bytes()
+    (frozen / FILE).unlink()
+    events: list[str] = []
+    assert extend(settings(), lambda event: events.append(event["event"])) == frozen
+    assert "update" not in events
+    assert (frozen / FILE).read_bytes() == before
+    assert "checkpoint of step 1" in verify_run(frozen).checked
+
+
 def test_no_space_left_loses_nothing(
     settings: Make, smoke_run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -92,6 +92,46 @@ def test_a_bundle_says_channels_spacing_and_window_and_no_expression_is_evaluate
     )
 
 
+@pytest.mark.parametrize(
+    ("transform", "got"),
+    [
+        ({"_target_": "NormalizeIntensityd", "nonzero": True}, "NormalizeIntensityd"),
+        ({"_target_": "ScaleIntensityd", "minv": -1.0, "maxv": 1.0}, "ScaleIntensityd"),
+        (
+            {
+                "_target_": "ScaleIntensityRanged",
+                "a_min": -57,
+                "a_max": 164,
+                "b_min": -1.0,
+                "b_max": 1,
+            },
+            "b_min, b_max = [-1.0, 1]",
+        ),
+    ],
+)
+def test_a_bundle_whose_network_saw_other_intensities_is_refused(
+    transform: dict[str, Any], got: str, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    saved(bundle / "models" / "model.pt", basic_unet().state_dict())
+    (bundle / "configs").mkdir()
+    (bundle / "configs" / "metadata.json").write_text("{}")
+    inference = bundle / "configs" / "inference.json"
+    inference.write_text(json.dumps({"preprocessing": {"transforms": [transform]}}))
+    with pytest.raises(SettingError, match="intensities that clbench does not make") as err:
+        read(bundle, NAMES)
+    assert err.value.got == got
+    plain = {
+        "_target_": "ScaleIntensityRanged",
+        "a_min": -57,
+        "a_max": 164,
+        "b_min": 0.0,
+        "b_max": 1,
+    }
+    inference.write_text(json.dumps({"preprocessing": {"transforms": [plain]}}))
+    assert read(bundle, NAMES).profile.data.window_hu == (-57, 164)
+
+
 def test_safetensors_are_read_and_unknown_structures_declared(tmp_path: Path) -> None:
     save_file(basic_unet().state_dict(), tmp_path / "w.safetensors")
     learned = read(tmp_path / "w.safetensors", ("Spleen", "Odd Cyst"))

@@ -111,6 +111,19 @@ def test_an_earlier_step_can_be_published(smoke_run: Path, tmp_path: Path) -> No
     assert not (tmp_path / "other").exists()
 
 
+def test_the_card_of_an_extended_model_names_no_folder(smoke_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "results" / "tumor_ext" / "universal" / smoke_run.name
+    shutil.copytree(smoke_run, run)
+    record = RunRecord.read(run)
+    record.extends = {"weights": "/home/alice/hospital_x/model.pt", "sha256": "ab"}
+    record.reseal(run)
+    record.write(run)
+    export_run(run, tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    assert "weights model.pt" in card
+    assert "alice" not in card
+
+
 def test_a_course_of_ones_own_and_its_memory_come_along(tmp_path: Path, cache_root: Path) -> None:
     """A course named by its file, with a strategy that remembers thresholds."""
     from clbench.run.course import run_course
