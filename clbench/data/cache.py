@@ -8,6 +8,7 @@ whole, or was altered, is made again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -53,6 +54,7 @@ class VolumeCache:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        store_files.allow_many_files()  # an opened case keeps two
         self._known: dict[tuple[str, str, int, int], str] = {}
         self.written = 0
         """Entries that were written by this object."""
@@ -284,7 +286,16 @@ class VolumeCache:
                 where=where,
                 counts={int(k): int(v) for k, v in meta["counts"].items()},
             )
-        except (StoreError, OSError, ValueError, KeyError, TypeError, EOFError):
+        except (StoreError, OSError, ValueError, KeyError, TypeError, EOFError) as err:
+            cause = err.__cause__ if isinstance(err, StoreError) else err
+            if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
+                raise StoreError(
+                    "too many files are open",
+                    where=entry,
+                    expected="room for two files per case of the course",
+                    got=cause.strerror,
+                    next_step="raise the limit before the command: `ulimit -n 16384`; it goes on",
+                ) from err
             return None
 
 

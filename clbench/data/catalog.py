@@ -28,12 +28,13 @@ from clbench.data.checks.course_splits import (
     course_problems,
     phantom_split,
     settle,
+    unmatched,
 )
 from clbench.data.external_masks import same_meaning
 from clbench.data.layouts import find_cases, find_layout, passed_over_lines, resolve_data
 from clbench.data.phantom.generate import fingerprint, make_phantom
 from clbench.data.volume import Volume
-from clbench.errors import ClbenchError, SettingError, TrainingError
+from clbench.errors import ClbenchError, DataError, SettingError, TrainingError
 from clbench.spec.benchmark import Benchmark, Preprocessing, Source
 from clbench.spec.settings import PhantomSettings
 from clbench.spec.splits import Split
@@ -89,7 +90,9 @@ class Catalog:
     notes: tuple[CaseNote, ...] = ()
     """What is odd about cases of the splits."""
     passed_over: tuple[str, ...] = ()
-    """What lies in the folders and is no part of a case, counted by kind."""
+    """What lies in the folders and is no part of a case, counted by kind; ids that name no case."""
+    content: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """(source, case) → checksum of its files when the run began; empty for the phantom."""
     past: str = "nothing"
     """What the strategy declares to need of earlier steps."""
     step: int = 1
@@ -156,6 +159,7 @@ class Catalog:
         name = self.source(step).name
         if purpose != "test" or self.tuning_steps:
             self._guard(step, name, case, purpose)
+        self._refuse_changed(name, case)
         self.enter(step, case, purpose)
         whole, view = (0, name, case), (step, name, case)
         if whole not in self._open:
@@ -168,6 +172,24 @@ class Catalog:
         if view not in self._open:
             self._open[view] = self._open[whole].showing(self.benchmark.shown(step))
         return self._open[view]
+
+    def _refuse_changed(self, name: str, case: str) -> None:
+        """Refuse a case whose files are others than when the run began: its scores would be mixed.
+
+        Raises:
+            DataError: they are.
+        """
+        then, files = self.content.get((name, case)), self.files[name].get(case)
+        if then is None or files is None or then == (now := self.cache.content_hash(files)):
+            return
+        raise DataError(
+            "a file of the data was changed since the run began",
+            where=f"{name} case {case}: " + ", ".join(map(str, files.files)),
+            expected=f"content {then[:16]}",
+            got=now[:16],
+            next_step="put it back as it was and repeat the command, which goes on; with the new "
+            "file it is another run",
+        )
 
     def volume_digest(self, step: int, case: str) -> str:
         """Names the preprocessed voxels of a case, see `VolumeCache.volume_digest`.
@@ -301,8 +323,15 @@ def build_catalog(
     _raise_first(problems)
     _raise_first(course_problems(course, benchmark, files, patients=data is not None))
     passed_over: list[str] = []
+    hashes: dict[tuple[str, str], str] = {}
     if data is not None:
-        mark = _data_fingerprint(course, benchmark, files, cache)
+        hashes = {
+            (name, case): cache.content_hash(files[name][case])
+            for name, of_source in cases_of(course).items()
+            for case in of_source
+        }
+        mark = _data_fingerprint(course, benchmark, files, cache, hashes)
+        passed_over += unmatched(course, files, [split for _, split in asked])
         for name, folder in folders.items():
             passed_over += passed_over_lines(folder, benchmark.reads(name), files[name])
     notes = [] if expect_hu is None else _notes(course, benchmark, files, cache)
@@ -321,6 +350,7 @@ def build_catalog(
         cache=cache,
         notes=tuple(notes),
         passed_over=tuple(passed_over),
+        content=hashes,
     )
 
 
@@ -335,18 +365,24 @@ def _refuse_drawn(splits: Sequence[Split | None]) -> None:
 
 
 def _data_fingerprint(
-    course: Course, benchmark: Benchmark, files: Files, cache: VolumeCache
+    course: Course,
+    benchmark: Benchmark,
+    files: Files,
+    cache: VolumeCache,
+    hashes: Mapping[tuple[str, str], str],
 ) -> str:
     """A mark of the content of every file of the splits.
+
+    Args:
+        course: the steps with their splits.
+        benchmark: the course they belong to.
+        files: source → case → files.
+        cache: knows images it has seen.
+        hashes: (source, case) → content of its files.
 
     Raises:
         DataError: one image under two names.
     """
-    hashes = {
-        (name, case): cache.content_hash(files[name][case])
-        for name, cases in cases_of(course).items()
-        for case in cases
-    }
 
     def image_hash(name: str, case: str) -> str:
         return cache.image_hash(files[name][case], benchmark.reads(name))

@@ -22,6 +22,7 @@ from clbench.data.checks.course_splits import (
     content_problems,
     course_problems,
     settle,
+    unmatched,
 )
 from clbench.data.external_masks import same_meaning
 from clbench.data.find_files import entries
@@ -195,6 +196,9 @@ def check_course(
         every = {name: list(files) for name, files in report.files.items()}
         problems += source_problems(report.notes, every | cases_of(course))
     report.problems += [str(err) for err in problems]
+    drawn = {id(step): split for step, split in asked}
+    rules = [drawn[id(step)] for step, _ in course]
+    report.remarks += unmatched(course, report.files, rules)
     for step, split in course:
         count = ", ".join(f"{len(getattr(split, part))} {part}" for part in PARTS)
         report.remarks.append(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.data.labels import UNKNOWN
+from clbench.data.nifti import spacing_of
 from clbench.data.pseudo_labels import PseudoMap
 from clbench.data.volume import Volume
 from clbench.spec.settings import DataSettings
@@ -168,7 +169,10 @@ def draw_place(
             pad.append((0, 0))
     turns = 0
     if rng.random() < data.rotate90:
-        turns = int(rng.integers(1, 4)) if patch_vox[0] == patch_vox[1] else 2
+        # a quarter turn exchanges the axes: their voxels must be as long, too
+        wide, deep = spacing_of(volume.affine)[:2]
+        square = patch_vox[0] == patch_vox[1] and bool(np.isclose(wide, deep))
+        turns = int(rng.integers(1, 4)) if square else 2
     shift = 0.0
     if rng.random() < data.shift_intensity:
         shift = float(rng.uniform(-data.shift_range, data.shift_range))

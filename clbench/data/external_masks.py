@@ -155,13 +155,13 @@ def same_meaning(folder: Path, source: Source) -> None:
     Names in it that no structure has are passed over, and so is a list without labels.
 
     Args:
-        folder: the data of the source.
+        folder: the data of the source, or its list.
         source: what the course says of its label values.
 
     Raises:
         DataError: names the values.
     """
-    file = folder / LISTS[0]
+    file = folder if folder.name == LISTS[0] else folder / LISTS[0]
     try:
         listed = label_map(file).structures
     except DataError:  # absent, or a list of files alone

@@ -126,7 +126,8 @@ class Source:
         for name in (*self.masks, *(c for p in self.partial for c in p.cases)):
             need_case(name, where)
         for value, pair in self.sides.items():
-            if structure(pair[0], where).mirror != pair[1]:
+            backwards = pair[0].startswith("right") or pair[1].startswith("left")
+            if structure(pair[0], where).mirror != pair[1] or backwards:
                 raise wrong(
                     "sides needs the left and the right structure of a pair",
                     expected=f'{value} = ["left_…", "right_…"]',

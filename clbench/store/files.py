@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import resource
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -68,6 +69,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 """What a file system without locks (NFS without its daemon, some FUSE mounts) answers."""
 
 
+MOST_FILES = 1 << 16
+"""Files that a process may have open at a time, where the system lets it."""
 HELD = ".held"
 LOOK_S = 0.2
 """Seconds for which a lock may be held by somebody who only looks whether it is (`is_locked`)."""
@@ -374,6 +377,15 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 # ----------------------------------------------------------------------------------------- reading
+
+
+def allow_many_files() -> None:
+    """Let this process have as many files open as the system allows it, at most `MOST_FILES`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with contextlib.suppress(OSError, ValueError):  # then the limit stays as it is
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def sha256(path: Path) -> str:

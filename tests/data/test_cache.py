@@ -57,6 +57,23 @@ def entries(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if (p / "meta.json").exists())
 
 
+def test_too_many_open_files_are_no_missing_entry(
+    files: CaseFiles, made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be prepared again, and could not be written either."""
+    cache = VolumeCache(tmp_path / "cache")
+    cache.get(files, SOURCE, PRE)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(cache_module, "mapped", full)
+    with pytest.raises(StoreError, match="too many files are open") as err:
+        cache.get(files, SOURCE, PRE)
+    assert "ulimit -n" in str(err.value.next_step)
+    assert made == ["0"]
+
+
 def test_a_second_look_reads_the_entry(files: CaseFiles, made: list[str], tmp_path: Path) -> None:
     first = VolumeCache(tmp_path / "c").get(files, SOURCE, PRE)
     again = VolumeCache(tmp_path / "c").get(files, SOURCE, PRE)

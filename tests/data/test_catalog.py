@@ -94,6 +94,22 @@ def test_the_fingerprint_follows_the_files(data: Path, tmp_path: Path) -> None:
     assert catalog(data, tmp_path).fingerprint != before
 
 
+def test_a_file_that_changes_while_a_run_goes_on_is_found(data: Path, tmp_path: Path) -> None:
+    """Else strict scores would be of one truth, and scores on the model's grid of another."""
+    made = catalog(data, tmp_path)
+    case = made.splits[0].test[0]
+    files = made.files["btcv"][case]
+    assert isinstance(files.label, Path)
+    made.open(1, case, "test")
+    before = files.label.read_bytes()
+    nib.save(nib.Nifti1Image(np.ones((20, 20, 20), np.uint8), np.diag([3, 3, 3, 1])), files.label)
+    with pytest.raises(DataError, match="changed since the run began") as err:
+        made.open(1, case, "test")
+    assert str(files.label) in str(err.value)
+    files.label.write_bytes(before)
+    made.open(1, case, "test")
+
+
 def test_a_test_case_is_never_opened_for_training(data: Path, tmp_path: Path) -> None:
     found = catalog(data, tmp_path)
     with pytest.raises(TrainingError, match="a test case"):

@@ -178,6 +178,16 @@ def test_a_patch_that_is_not_square_turns_by_half_only() -> None:
         np.testing.assert_array_equal(image[0], np.rot90(v.windowed((slice(None),) * 3), 2))
 
 
+def test_voxels_that_are_not_square_turn_by_half_only() -> None:
+    """A quarter turn would show a body stretched by what the spacings differ."""
+    v = replace(volume((20, 20, 16)), affine=np.diag([0.8, 1.6, 3.0, 1.0]))
+    for seed in range(20):
+        image, _, _ = crop(
+            v, ["liver"], patch_vox=(20, 20, 16), data=replace(PLAIN, rotate90=1.0), seed=seed
+        )
+        np.testing.assert_array_equal(image[0], np.rot90(v.windowed((slice(None),) * 3), 2))
+
+
 def test_the_shift_is_one_number_within_its_range() -> None:
     v = volume()
     shifts = []

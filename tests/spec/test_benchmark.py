@@ -148,6 +148,7 @@ def test_partial_cases_annotate_what_has_a_value() -> None:
         ({"masks": {"liver": "liver"}}, "both"),
         ({"sides": {5: ("left_kidney", "spleen")}}, "left and the right"),
         ({"sides": {3: ("left_kidney", "right_kidney")}}, "listed twice"),
+        ({"sides": {5: ("right_kidney", "left_kidney")}}, "left and the right"),
         ({"ignored": (0,)}, "start at 1"),
     ],
 )

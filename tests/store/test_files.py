@@ -301,6 +301,24 @@ def test_a_lock_that_may_only_be_read_is_seen(
     assert not is_locked(path)
 
 
+def test_a_process_may_open_as_many_files_as_the_system_lets_it() -> None:
+    """In a process of its own: the limit stays."""
+    script = (
+        "import resource as r\n"
+        "from clbench.store.files import MOST_FILES, allow_many_files\n"
+        "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]\n"
+        "r.setrlimit(r.RLIMIT_NOFILE, (64, hard))\n"
+        "allow_many_files()\n"
+        "most = MOST_FILES if hard == r.RLIM_INFINITY else min(hard, MOST_FILES)\n"
+        "assert r.getrlimit(r.RLIMIT_NOFILE) == (most, hard)\n"
+        "r.setrlimit(r.RLIMIT_NOFILE, (64, 64))\n"
+        "allow_many_files()\n"
+        "assert r.getrlimit(r.RLIMIT_NOFILE) == (64, 64)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_that_look_at_a_lock_see_no_holder(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     path.touch()

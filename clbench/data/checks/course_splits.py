@@ -222,34 +222,36 @@ def resolve(
 
 def _with_case_ids(split: Split, files: Mapping[str, CaseFiles]) -> Split:
     """A split in which an id that is no case, but the name of a case's file, is that case's id."""
-    without = split.draw.without if split.draw is not None else ()
-    if all(case in files for case in (*split.cases, *without)):
+    rule = split.draw
+    without, among = ((), ()) if rule is None else (rule.without, rule.among)
+    if all(case in files for case in (*split.cases, *without, *among)):
         return split
     names = file_names(files)
 
     def ids(cases: Iterable[str]) -> tuple[str, ...]:
         return tuple(c if c in files else names.get(c, c) for c in cases)
 
-    if split.draw is not None:
-        among = ids(split.draw.among)
-        return replace(split, draw=replace(split.draw, without=ids(without), among=among))
+    if rule is not None:
+        return replace(split, draw=replace(rule, without=ids(without), among=ids(among)))
     return replace(
         split, train=ids(split.train), validation=ids(split.validation), test=ids(split.test)
     )
 
 
 def file_names(files: Mapping[str, CaseFiles]) -> dict[str, str]:
-    """What else a user may call a case: the name of its image or label file → case id.
+    """What else a user may call a case: the name of its image or label file or of its folder → id.
 
-    With and without ending, and a number as the file writes it (`img0001`, `img0001.nii.gz` and
+    With and without ending, and a number as the name writes it (`img0001`, `img0001.nii.gz` and
     `0001` for case 1). A name that several cases share, such as `ct`, is none.
     """
     cases: dict[str, set[str]] = {}
     for case, place in files.items():
         for path in place.files if isinstance(place.label, Path) else (place.image,):
             stem = nifti_stem(path) or path.name
-            numbers = [n for n in re.findall(r"\d+", stem) if str(int(n)) == case]
-            for name in (stem, path.name, *numbers):
+            folder = path.parent.name
+            found = (n for name in (stem, folder) for n in re.findall(r"\d+", name))
+            numbers = [n for n in found if str(int(n)) == case]
+            for name in {stem, path.name, folder, *numbers} - {case}:
                 cases.setdefault(name, set()).add(case)
     return {name: next(iter(ids)) for name, ids in cases.items() if len(ids) == 1}
 
@@ -320,7 +322,7 @@ def course_problems(
     for name in files:
         yield from _partial(benchmark.source(name), files[name])
     yield from _not_annotated(course, benchmark, files)
-    yield from _same_patient(course, benchmark, patients=patients)
+    yield from _same_patient(course, benchmark, _same_folders(files) if patients else None)
 
 
 def _partial(source: Source, files: Mapping[str, CaseFiles]) -> Iterable[DataError]:
@@ -355,26 +357,68 @@ def _not_annotated(course: Course, benchmark: Benchmark, files: Files) -> Iterab
             )
 
 
+def unmatched(course: Course, files: Files, drawn: Sequence[Split]) -> list[str]:
+    """A line for every list of a rule that names what is no case at hand, and hence does nothing.
+
+    Args:
+        course: the steps with their splits.
+        files: source → case → files.
+        drawn: the splits as they were asked for, in the same order: with their rules.
+    """
+    lines: dict[str, None] = {}
+    for (step, _), split in zip(course, drawn, strict=True):
+        if split.draw is None:
+            continue
+        have = files[step.source]
+        rule = _with_case_ids(split, have).draw
+        for word in ("without", "among"):
+            if strange := [c for c in getattr(rule, word) if c not in have]:
+                said = f"`{word}` of split {split.name!r}: no case of {step.source} is "
+                lines[said + _some(strange, 5)] = None
+    return list(lines)
+
+
+def _same_folders(files: Files) -> dict[str, str]:
+    """Source → the first of the sources that read the same files, itself included."""
+    first: dict[Path, str] = {}
+    groups: dict[str, str] = {}
+    for name, cases in files.items():
+        images = [place.image.resolve() for place in cases.values()]
+        groups[name] = next((groups[first[i]] for i in images if i in first), name)
+        for image in images:
+            first.setdefault(image, name)
+    return groups
+
+
 def _same_patient(
-    course: Course, benchmark: Benchmark, *, patients: bool
+    course: Course, benchmark: Benchmark, folders: Mapping[str, str] | None
 ) -> Iterable[ClbenchError]:
-    """A patient of a source who stands in two parts, of one step or of two."""
+    """A patient who stands in two parts, of one step or of two.
+
+    Args:
+        course: the steps with their splits.
+        benchmark: the course they belong to.
+        folders: see `_same_folders`; None: cases are no scans of patients.
+    """
     seen: dict[tuple[str, str], tuple[str, str]] = {}
     for part, step, case in _by_part(course):
         source = benchmark.source(step.source)
         try:
-            key = (source.name, source.patient_of(case) if patients else case)
+            patient = case if folders is None else source.patient_of(case)
+            key = ((folders or {}).get(source.name, source.name), patient)
         except ClbenchError as err:  # an id that does not say whose it is
             yield err
             continue
-        other, where = seen.setdefault(key, (part, f"{case} of step {step.name!r}"))
+        told = f"{case} of step {step.name!r}"
+        other, where = seen.setdefault(key, (part, told))
         if other != part:
             yield DataError(
                 f"the same patient is in {other} and in {part}",
                 where=f"{source.name} case {case}, {part} of step {step.name!r}",
                 expected="each patient in one part, in whatever step",
                 got=f"patient {key[1]} is {USED[other]} as case {where}",
-                next_step="remove one of the two from its split",
+                next_step="remove one of the two from its split; rules of one source draw apart "
+                "where they have one seed, one size and one `needs`",
             )
 
 

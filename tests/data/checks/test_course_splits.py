@@ -17,11 +17,12 @@ from clbench.data.checks.course_splits import (
     missing,
     resolve,
     settle,
+    unmatched,
 )
 from clbench.data.layouts import CaseFiles
 from clbench.errors import SettingError, SpecError
 from clbench.spec import registry
-from clbench.spec.benchmark import Partial
+from clbench.spec.benchmark import ExternalTest, Partial
 from clbench.spec.splits import PARTS, Draw, Split
 
 BENCH = registry.benchmark("tumor_ext")
@@ -105,6 +106,54 @@ def test_names_of_files_stand_for_ids() -> None:
     rule = Split(name="s", draw=Draw(seed=0, train=1, test=1, without=("img0061",)))
     with pytest.raises(SpecError, match="too few patients"):
         resolve(rule, BENCH.sources[0], have, None)
+
+
+def test_the_folder_of_a_case_stands_for_it() -> None:
+    """As people write cases of KiTS."""
+    have = of("3", "12", image="case_{:05d}/imaging.nii.gz")
+    have = {c: replace(f, label=f.image.with_name("segmentation.nii.gz")) for c, f in have.items()}
+    names = {"case_00003": "3", "00003": "3", "case_00012": "12", "00012": "12"}
+    assert file_names(have) == names
+    for word in ("case_00003", "00003", "3"):
+        rule = Split(name="s", draw=Draw(seed=0, train=1, test=1, without=(word,)))
+        with pytest.raises(SpecError, match="too few patients"):
+            resolve(rule, BENCH.sources[0], have, None)
+    among = Split(name="s", draw=Draw(seed=0, train=1, test=1, among=("case_00003", "00012")))
+    assert sorted(resolve(among, BENCH.sources[0], have, None).cases) == ["12", "3"]
+
+
+def test_ids_that_name_no_case_are_told() -> None:
+    rule = Draw(seed=0, train=1, test=1, without=("img0007", "s01..s03"), among=("7", "61"))
+    drawn = [Split(name="mine", draw=rule), Split(name="own", train=("61",), test=("7",))]
+    course = [(ORGANS, drawn[1]), (ORGANS, drawn[1])]
+    assert unmatched(course, {"btcv": of("61", "7")}, drawn) == [
+        "`without` of split 'mine': no case of btcv is s01..s03"
+    ]
+
+
+def test_a_patient_of_one_folder_under_two_names_is_one_patient() -> None:
+    """What the page advises for other cases of a folder: two sources."""
+    ward = replace(BENCH.sources[0], name="ward", patient=r"(ward\d+)_.*")
+    late = replace(ward, name="late")
+    step, tests = replace(ORGANS, source="ward"), Split(name="b", test=("ward007_2",))
+    outside = ExternalTest(source="late", split=tests)
+    bench = replace(
+        BENCH, sources=(ward, late), steps=(step,), external_tests=(outside,), groups={}
+    )
+    files = {
+        c: CaseFiles(case=c, image=Path(f"{c}.nii.gz"), label=Path(f"l{c}.nii.gz"))
+        for c in ("ward007_1", "ward007_2", "ward008_1")
+    }
+    split = Split(name="a", train=("ward007_1",), test=("ward008_1",))
+    course = [(step, split), (outside, tests)]
+
+    def said(elsewhere: dict[str, CaseFiles]) -> list[str]:
+        found = course_problems(course, bench, {"ward": files, "late": elsewhere}, patients=True)
+        return [str(problem) for problem in found]
+
+    (problem,) = said(files)
+    assert "patient ward007 is trained on as case ward007_1" in problem
+    assert said({c: replace(f, image=Path("other") / f.image) for c, f in files.items()}) == []
 
 
 def test_a_name_that_several_cases_share_stands_for_none() -> None:
