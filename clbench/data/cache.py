@@ -293,8 +293,9 @@ class VolumeCache:
                     "too many files are open",
                     where=entry,
                     expected="room for two files per case of the course",
-                    got=cause.strerror,
-                    next_step="raise the limit before the command: `ulimit -n 16384`; it goes on",
+                    got=f"{cause.strerror}, at most {store_files.most_files()} in a process",
+                    next_step="have the limit raised (`ulimit -Hn` shows it; limits.conf, "
+                    "LimitNOFILE, `docker run --ulimit nofile=…`) and repeat the command",
                 ) from err
             return None
 

@@ -161,7 +161,7 @@ def same_meaning(folder: Path, source: Source) -> None:
     Raises:
         DataError: names the values.
     """
-    file = folder if folder.name == LISTS[0] else folder / LISTS[0]
+    file = folder if folder.is_file() else folder / LISTS[0]
     try:
         listed = label_map(file).structures
     except DataError:  # absent, or a list of files alone

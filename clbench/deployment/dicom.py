@@ -13,7 +13,6 @@ import io
 import math
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,8 +32,6 @@ from clbench.store.arrays import MAX_VOXELS
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-"""Class of a DICOMDIR: the list of what lies on a disk."""
 INSTALL = 'pip install "clbench[dicom]"'
 """What installs the libraries that read DICOM."""
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
@@ -121,7 +118,9 @@ class DicomFile:
                     next_step="unpack the archive and name the folder of the series",
                 )
             return io.BytesIO(archive.read(self.member))
-        except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as err:
+        except DataError:
+            raise
+        except Exception as err:  # a damaged archive may raise anything
             raise _unreadable(self, err) from err
 
 
@@ -142,13 +141,15 @@ def _unreadable(file: DicomFile, err: BaseException) -> DataError:
 
 
 def is_dicom(file: DicomFile) -> bool:
-    """Whether a file is DICOM: by its preamble, or its ending .dcm.
+    """Whether a file is DICOM: by its preamble, or its ending .dcm; a DICOMDIR lists others.
 
     A file that ends in .dcm and holds something else is taken for a damaged slice, and refused when
     it is read: a volume without it would have a gap, or end early.
     """
     if file.name.lower().endswith(".dcm"):
         return True
+    if file.name.upper() == "DICOMDIR":
+        return False
     with file.open() as stream:
         return stream.read(132)[128:] == b"DICM"
 
@@ -162,7 +163,7 @@ def zip_members(path: Path) -> list[DicomFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(i.filename for i in archive.infolist() if not i.is_dir())
-    except (OSError, zipfile.BadZipFile) as err:
+    except Exception as err:  # a damaged one may raise anything
         raise DataError(
             "the archive cannot be read",
             where=path,
@@ -304,15 +305,13 @@ def _header(file: DicomFile) -> Dataset:
 
 
 def _no_image(header: Dataset) -> str | None:
-    """What a file is that a disk or a vendor added, by its class; None: a slice, or damaged.
+    """What a file is that a vendor added, by its class; None: a slice, or damaged.
 
     It is believed where its preamble and its data set agree: a slice of which one was damaged would
     leave a gap.
     """
     told = str(getattr(header.file_meta, "MediaStorageSOPClassUID", ""))
     said = str(header.get("SOPClassUID", ""))
-    if told == MEDIA_DIRECTORY and not said:
-        return "DICOMDIR"
     uid = pydicom().uid.UID(said)
     return (
         f"private object {said}"

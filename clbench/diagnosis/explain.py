@@ -101,6 +101,7 @@ def explain_run(
         alone(folder, wait=False, next_step=COPY_RUN),
         reproducibility.threads(record.threads),
     ):
+        record = _explainable(folder)  # another process may have written it meanwhile
         predictions = Predictions(folder, record, device)
         recorded = _recorded(folder)
         rows: list[LostDiceRow] = []

@@ -379,6 +379,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 # ----------------------------------------------------------------------------------------- reading
 
 
+def most_files() -> int:
+    """How many files this process may have open at a time."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
 def allow_many_files() -> None:
     """Let this process have as many files open as the system allows it, at most `MOST_FILES`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

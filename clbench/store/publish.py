@@ -81,29 +81,52 @@ def excerpt(results: Path, to: Path) -> list[Path]:
 def without_folders(record: RunRecord) -> RunRecord:
     """A record that does not say where folders lay on the machine of the run.
 
-    Of a path the last part stays. Not cut is the identity, for the run id is made from it.
+    Of a path the last part stays, of one below a folder of data what lies in that. Not cut is the identity, for the run id is made from it.
     """
-    settings = {name: _cut(value, _last_parts) for name, value in record.settings.items()}
+    folders = _folders(record.settings)
+
+    def cut(text: str) -> str:
+        for folder in folders:  # a name with spaces, say, whose end no pattern would find
+            text = text.replace(folder, "")
+        return _without_absolute(text)
+
+    settings = {
+        name: _each(value, cut if name == "overrides" else _last_parts)
+        for name, value in record.settings.items()
+    }
     if "cache" in settings:
         settings["cache"] = None  # a relative one would be made anew wherever the copy is read
+    before = ["", *record.command]
     return dataclasses.replace(
         record,
         settings=settings,
-        command=_cut(record.command, _last_parts),
-        extends=_cut(record.extends, _last_parts),
-        predictions=_cut(record.predictions, _last_parts),
-        with_defaults=_cut(record.with_defaults, _without_absolute),
-        tuned=_cut(record.tuned, _without_absolute),
-        warnings=_cut(record.warnings, _without_absolute),
+        command=[
+            (cut if option == "--set" else _last_parts)(word)
+            for option, word in zip(before, record.command, strict=False)
+        ],
+        extends=_each(record.extends, _last_parts),
+        predictions=_each(record.predictions, _last_parts),
+        with_defaults=_each(record.with_defaults, cut),
+        tuned=_each(record.tuned, cut),
+        warnings=_each(record.warnings, cut),
     )
 
 
-def _cut(content: Any, cut: Callable[[str], str]) -> Any:
+def _folders(settings: Mapping[str, Any]) -> list[str]:
+    """Folders that hold what the settings name, each with the slash behind it; longest first."""
+    words = [settings.get(name) for name in ("out", "cache", "bench", "data")]
+    parts = [part for word in words if isinstance(word, str) for part in word.split(",")]
+    paths = [part.partition("=")[2] or part for part in parts]
+    above = {folder for path in paths for folder in Path(path).parents if Path(path).is_absolute()}
+    return sorted((f"{folder}/" for folder in above if folder != folder.parent), key=len)[::-1]
+
+
+def _each(content: Any, cut: Callable[[str], str]) -> Any:
     """JSON content with every text in it cut; keys stay."""
     if isinstance(content, Mapping):
-        return {name: _cut(value, cut) for name, value in content.items()}
+        return {name: _each(value, cut) for name, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_cut(value, cut) for value in content]
+        return [_each(value, cut) for value in content]
     return cut(content) if isinstance(content, str) else content
 
 
@@ -116,12 +139,18 @@ def _last_parts(word: str) -> str:
     return re.sub(r"[^,=]*[/\\](?=[^,=])", "", word)
 
 
+_SEGMENT = r"[^\s/\\,;:`'\")\]]+"
+_ABSOLUTE = re.compile(
+    rf"(?<![^\s=,:(\[`'\"])(?:~[\w.-]*|[A-Za-z]:)?(?:[/\\]{_SEGMENT})*[/\\](?=[\w.])"
+    rf"|(?<![^\s=,(\[`'\"])(?:file:)?[/\\]{{2,3}}(?:{_SEGMENT}[/\\])+(?=[\w.])"
+)
+"""An absolute path, or one of a share or an address of a file, up to its last part; no URL."""
+
+
 def _without_absolute(text: str) -> str:
     """A sentence in which the last part of every absolute path stays; `a/b` may be a name.
 
     >>> _without_absolute("no image in /data/x/BTCV, of org/model")
     'no image in BTCV, of org/model'
     """
-    return re.sub(
-        r"(?<![^\s=,:(`'\"])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\,;:`'\")]+)*[/\\](?=\w)", "", text
-    )
+    return _ABSOLUTE.sub("", text)

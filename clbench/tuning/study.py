@@ -225,6 +225,7 @@ class _Study:
             "steps": self.steps,
             "space": {name: str(span) for name, span in self.space.items()},
             "search": self.settings.search,
+            **({"score": 2} if any(step.again for step in plan.benchmark.steps) else {}),
         }
 
     def go(self, watch: Watch) -> TunedStrategy:

@@ -259,7 +259,8 @@ def _refuse_other_use(tuned: TunedFile, chosen: ChosenSettings, plan: Plan, path
     """
     rule, identity = RULES[tuned.rule], plan.identity
     same = tuned.bench == identity.bench and tuned.course == identity.course
-    if not rule.same_course:  # in another order it is the same course, which was seen whole
+    if not rule.same_course and tuned.bench != identity.bench:
+        # in another order it is the same course, which was seen whole
         same = split_order(tuned.bench)[0] == split_order(identity.bench)[0]
     if same != rule.same_course:
         raise SettingError(

@@ -70,7 +70,7 @@ def test_too_many_open_files_are_no_missing_entry(
     monkeypatch.setattr(cache_module, "mapped", full)
     with pytest.raises(StoreError, match="too many files are open") as err:
         cache.get(files, SOURCE, PRE)
-    assert "ulimit -n" in str(err.value.next_step)
+    assert "ulimit -Hn" in str(err.value.next_step)
     assert made == ["0"]
 
 

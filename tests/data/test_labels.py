@@ -209,7 +209,8 @@ def test_a_list_beside_the_data_that_says_otherwise_is_refused(tmp_path: Path) -
             same_meaning(tmp_path, LITS)
             continue
         with pytest.raises(DataError, match="mean something else"):
-            same_meaning(tmp_path / "dataset.json", LITS)  # named itself after --data
+            same_meaning((tmp_path / "dataset.json").rename(tmp_path / "fold0.json"), LITS)
+        (tmp_path / "fold0.json").rename(tmp_path / "dataset.json")
         with pytest.raises(DataError, match="mean something else") as err:
             same_meaning(tmp_path, LITS)
         assert "2 liver_tumor" in str(err.value.expected)

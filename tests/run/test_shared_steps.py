@@ -239,9 +239,10 @@ def test_a_step_that_the_run_has_goes_with_the_one_before_it(
     name, weight = next((n, w) for n, w in state["model"].items() if w.is_floating_point())
     state["model"][name] = weight + 1
     checkpoint.save(plan.step_folder(1) / "step1.pt", state)
-    with pytest.raises(StoreError, match="another model than the step before") as err:
-        copy.run(copy.plan(course()))
-    assert "--fresh" in str(err.value.next_step)
+    for _ in range(2):  # the second time it has the step that was taught again
+        with pytest.raises(StoreError, match="another model than the step before") as err:
+            copy.run(copy.plan(course()))
+        assert "--fresh" in str(err.value.next_step)
 
 
 def test_a_first_step_taught_before_0_2_is_shared_too(

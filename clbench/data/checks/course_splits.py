@@ -322,7 +322,7 @@ def course_problems(
     for name in files:
         yield from _partial(benchmark.source(name), files[name])
     yield from _not_annotated(course, benchmark, files)
-    yield from _same_patient(course, benchmark, _same_folders(files) if patients else None)
+    yield from _same_patient(course, benchmark, _people(benchmark, files) if patients else None)
 
 
 def _partial(source: Source, files: Mapping[str, CaseFiles]) -> Iterable[DataError]:
@@ -378,34 +378,52 @@ def unmatched(course: Course, files: Files, drawn: Sequence[Split]) -> list[str]
     return list(lines)
 
 
-def _same_folders(files: Files) -> dict[str, str]:
-    """Source → the first of the sources that read the same files, itself included."""
-    first: dict[Path, str] = {}
-    groups: dict[str, str] = {}
+def _people(benchmark: Benchmark, files: Files) -> dict[tuple[str, str], tuple[str, str]]:
+    """(source, patient) → the first of those who are one person: their sources share an image.
+
+    Two sources may read one folder, for other cases or with other rules of whose case it is.
+
+    Args:
+        benchmark: the course.
+        files: source → case → files.
+    """
+    person: dict[tuple[str, str], tuple[str, str]] = {}
+    of_image: dict[Path, tuple[str, str]] = {}
+
+    def first(key: tuple[str, str]) -> tuple[str, str]:
+        while person.setdefault(key, key) != key:
+            key = person[key]
+        return key
+
     for name, cases in files.items():
-        images = [place.image.resolve() for place in cases.values()]
-        groups[name] = next((groups[first[i]] for i in images if i in first), name)
-        for image in images:
-            first.setdefault(image, name)
-    return groups
+        source = benchmark.source(name)
+        for case, place in cases.items():
+            try:
+                key = first((name, source.patient_of(case)))
+            except ClbenchError:  # said where the case is used
+                continue
+            person[key] = first(of_image.setdefault(place.image.resolve(), key))
+    return {key: first(key) for key in list(person)}
 
 
 def _same_patient(
-    course: Course, benchmark: Benchmark, folders: Mapping[str, str] | None
+    course: Course,
+    benchmark: Benchmark,
+    people: Mapping[tuple[str, str], tuple[str, str]] | None,
 ) -> Iterable[ClbenchError]:
     """A patient who stands in two parts, of one step or of two.
 
     Args:
         course: the steps with their splits.
         benchmark: the course they belong to.
-        folders: see `_same_folders`; None: cases are no scans of patients.
+        people: see `_people`; None: cases are no scans of patients.
     """
     seen: dict[tuple[str, str], tuple[str, str]] = {}
     for part, step, case in _by_part(course):
         source = benchmark.source(step.source)
         try:
-            patient = case if folders is None else source.patient_of(case)
-            key = ((folders or {}).get(source.name, source.name), patient)
+            own = (source.name, case if people is None else source.patient_of(case))
+            key = own if people is None else people.get(own, own)
         except ClbenchError as err:  # an id that does not say whose it is
             yield err
             continue

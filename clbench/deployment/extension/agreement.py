@@ -78,8 +78,9 @@ def write_agreement(
             rows += compared(old, new, models[0].structures, case=case, part=part)
             watch({"event": "predicted", "done": done, "of": len(cases), "case": case})
             signals.check(f"comparing old and new model, case {case}")
-    files.write_bytes(folder / FILE, rows_bytes(COLUMNS, rows))
-    record.reseal(folder)
+    with files.locked(folder / ".lock"):
+        files.write_bytes(folder / FILE, rows_bytes(COLUMNS, rows))
+        RunRecord.read(folder).reseal(folder)  # another process may have written it meanwhile
 
 
 def _bits(

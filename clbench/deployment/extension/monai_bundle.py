@@ -81,6 +81,8 @@ def _transforms(path: Path) -> tuple[dict[str, tuple[float, ...]], tuple[str, ..
     data: dict[str, tuple[float, ...]] = {}
     if path.is_file():
         for item in _tables(read_settings(path)):
+            if not _acts_on_the_image(item):
+                continue
             kind = str(item.get("_target_", "")).rpartition(".")[2]
             if kind == "Spacingd" and (spacing := _numbers(item.get("pixdim"), 3)):
                 data.setdefault("spacing_mm", spacing)
@@ -108,6 +110,14 @@ def _transforms(path: Path) -> tuple[dict[str, tuple[float, ...]], tuple[str, ..
             "evaluated): those of the profile hold, or what --set says"
         ),
     )
+
+
+def _acts_on_the_image(transform: Mapping[str, Any]) -> bool:
+    """Whether a transform may change the image: by its keys, where they stand there as words."""
+    keys = transform.get("keys", "image")
+    words = keys if isinstance(keys, list) else [keys]
+    named = any(word == "image" or str(word).startswith(("@", "$")) for word in words)
+    return named and transform.get("_disabled_") is not True
 
 
 def _tables(value: Any) -> Iterator[Mapping[str, Any]]:

@@ -22,7 +22,7 @@ from clbench.data.checks.course_splits import (
 from clbench.data.layouts import CaseFiles
 from clbench.errors import SettingError, SpecError
 from clbench.spec import registry
-from clbench.spec.benchmark import ExternalTest, Partial
+from clbench.spec.benchmark import Benchmark, ExternalTest, Partial
 from clbench.spec.splits import PARTS, Draw, Split
 
 BENCH = registry.benchmark("tumor_ext")
@@ -147,13 +147,19 @@ def test_a_patient_of_one_folder_under_two_names_is_one_patient() -> None:
     split = Split(name="a", train=("ward007_1",), test=("ward008_1",))
     course = [(step, split), (outside, tests)]
 
-    def said(elsewhere: dict[str, CaseFiles]) -> list[str]:
-        found = course_problems(course, bench, {"ward": files, "late": elsewhere}, patients=True)
+    def said(elsewhere: dict[str, CaseFiles], of: Benchmark = bench) -> list[str]:
+        found = course_problems(course, of, {"ward": files, "late": elsewhere}, patients=True)
         return [str(problem) for problem in found]
 
     (problem,) = said(files)
     assert "patient ward007 is trained on as case ward007_1" in problem
-    assert said({c: replace(f, image=Path("other") / f.image) for c, f in files.items()}) == []
+    # whoever forgets `patient` in the second source has the same patients all the same
+    by_case = replace(bench, sources=(ward, replace(late, patient=BENCH.sources[0].patient)))
+    assert len(said(files, by_case)) == 1
+    apart = {c: replace(f, image=Path("other") / f.image) for c, f in files.items()}
+    assert said(apart) == []
+    # one image that both folders hold makes no other patients one
+    assert said({**apart, "ward008_1": files["ward008_1"]}) == []
 
 
 def test_a_name_that_several_cases_share_stands_for_none() -> None:

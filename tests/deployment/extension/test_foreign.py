@@ -128,7 +128,10 @@ def test_a_bundle_whose_network_saw_other_intensities_is_refused(
         "b_min": 0.0,
         "b_max": 1,
     }
-    inference.write_text(json.dumps({"preprocessing": {"transforms": [plain]}}))
+    off = {**transform, "_disabled_": True}
+    of_masks = {"transforms": [{**transform, "keys": "pred"}]}
+    whole = {"preprocessing": {"transforms": [off, plain]}, "postprocessing": of_masks}
+    inference.write_text(json.dumps(whole))
     assert read(bundle, NAMES).profile.data.window_hu == (-57, 164)
 
 
