@@ -295,7 +295,7 @@ class VolumeCache:
                     expected="room for two files per case of the course",
                     got=f"{cause.strerror}, at most {store_files.most_files()} in a process",
                     next_step="have the limit raised (`ulimit -Hn` shows it; limits.conf, "
-                    "LimitNOFILE, `docker run --ulimit nofile=…`) and repeat the command",
+                    "LimitNOFILE of systemd, `nofile` of docker) and repeat the command",
                 ) from err
             return None
 

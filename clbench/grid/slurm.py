@@ -206,7 +206,7 @@ def _submit(
             gres=f"gpu:{cluster.gpus}" if cluster.gpus else None,
             # a cluster may queue jobs again on demand alone, and `srun` may not know of the cores
             additional_parameters={"requeue": True, **cluster.more},
-            srun_args=[f"--cpus-per-task={cluster.threads}"],
+            srun_args=["-c", str(cluster.threads)],
         )
         device = "cuda" if cluster.gpus else "cpu"
         calls = [
