@@ -302,6 +302,9 @@ def _forecast_table(ahead: Forecast, bench: str, strategy: str, seeds: int) -> T
             f"{len(ahead.measured_s)} finished run(s) of these settings took {_hours(mean)}: the "
             f"forecast is {ahead.error:+.0%} of that"
         )
+    if ahead.measured_bytes:
+        size = _size(sum(ahead.measured_bytes) / len(ahead.measured_bytes))
+        notes.append(f"they took {size} of memory: the trial is {ahead.memory_error:+.0%} of that")
     return Table(
         title=f"{bench}, {strategy}: what a run will take",
         columns=("", "cases", "updates", "test cases", *stages, "total"),

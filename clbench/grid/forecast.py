@@ -81,6 +81,8 @@ class Forecast:
     """What it holds while it runs: the same, and the optimizer's state beside the weights."""
     measured_s: tuple[float, ...] = ()
     """Seconds of finished runs of the same settings, other seeds included."""
+    measured_bytes: tuple[int, ...] = ()
+    """Largest memory of each of them, counted as `peak_bytes`."""
     trial_s: float
     """Seconds that the trial took."""
 
@@ -96,6 +98,13 @@ class Forecast:
             return math.nan
         return self.total_s / statistics.fmean(self.measured_s) - 1
 
+    @property
+    def memory_error(self) -> float:
+        """Memory of the trial divided by the mean of measured runs, minus 1; nan: see `error`."""
+        if not self.measured_bytes:
+            return math.nan
+        return self.peak_bytes / statistics.fmean(self.measured_bytes) - 1
+
 
 def forecast(settings: RunSettings) -> Forecast:
     """Try the run for a few updates per phase, and carry on what was measured.
@@ -108,7 +117,7 @@ def forecast(settings: RunSettings) -> Forecast:
     """
     plan = resolve(settings)
     whole = plan.catalog
-    measured = tuple(_measured(plan))
+    measured = _measured(plan)
     began = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix="clbench-trial-"))
     try:
@@ -131,23 +140,18 @@ def forecast(settings: RunSettings) -> Forecast:
     )
     checkpoints = sum(sizes.checkpoints)
     run_bytes = checkpoints + sizes.prediction * tests * len(whole.splits)
-    peaks = ("peak_cuda_bytes", "examine_peak_cuda_bytes")
-    if plan.device.type == "cpu":
-        peaks = ("peak_rss_bytes", "examine_peak_rss_bytes")
     return Forecast(
         steps=tuple(
             _step(plan, trial, number, watch, tests, (kept[number], kept_in_trial[number]))
             for number in range(1, len(whole.splits) + 1)
         ),
-        peak_bytes=int(
-            max({**cost, **cost.get("train", {})}.get(p, 0)
-                for cost in record.cost.values() for p in peaks)
-        ),
+        peak_bytes=_peak(plan, record),
         device=record.device,
         cache_bytes=sizes.volume * cases,
         run_bytes=run_bytes,
         running_bytes=run_bytes + max(sizes.checkpoints) + 8 * trained,  # two moments, float32
-        measured_s=measured,
+        measured_s=tuple(seconds for seconds, _ in measured),
+        measured_bytes=tuple(peak for _, peak in measured if peak),
         trial_s=time.monotonic() - began,
     )  # fmt: skip
 
@@ -414,11 +418,25 @@ def _per_case(seconds: Sequence[float]) -> float:
     return statistics.median(seconds[1:] or seconds) if seconds else 0.0
 
 
-def _measured(plan: Plan) -> list[float]:
-    """Seconds of finished runs of these settings, of any seed."""
+def _peak(plan: Plan, record: RunRecord) -> int:
+    """Largest memory in any phase of a run; 0 where it was not measured on such a device.
+
+    Args:
+        plan: says whether memory of a GPU or of the process counts.
+        record: of the run.
+    """
+    peaks = ("peak_cuda_bytes", "examine_peak_cuda_bytes")
+    if plan.device.type == "cpu":
+        peaks = ("peak_rss_bytes", "examine_peak_rss_bytes")
+    of_step = [{**cost, **cost.get("train", {})} for cost in record.cost.values()]
+    return int(max((cost.get(peak, 0) for cost in of_step for peak in peaks), default=0))
+
+
+def _measured(plan: Plan) -> list[tuple[float, int]]:
+    """Seconds and largest memory of finished runs of these settings, of any seed."""
     home = plan.settings.out / plan.benchmark.name / plan.strategy_name
     own = dataclasses.replace(plan.identity, seed=0).run_id
-    durations = []
+    found = []
     for path in sorted(home.glob("*/run.json")):
         try:
             record = RunRecord.read(path.parent)
@@ -433,5 +451,5 @@ def _measured(plan: Plan) -> list[float]:
             teach = cost.get("train", {})
             seconds += teach.get("train_s", 0.0) + teach.get("prepare_s", 0.0)
             seconds += cost.get("examine_s", 0.0)
-        durations.append(seconds)
-    return durations
+        found.append((seconds, _peak(plan, record)))
+    return found

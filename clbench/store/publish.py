@@ -81,7 +81,8 @@ def excerpt(results: Path, to: Path) -> list[Path]:
 def without_folders(record: RunRecord) -> RunRecord:
     """A record that does not say where folders lay on the machine of the run.
 
-    Of a path the last part stays, of one below a folder of data what lies in that. Not cut is the identity, for the run id is made from it.
+    Of a path the last part stays, of one below a folder of data what lies in that. Not cut is the
+    identity, for the run id is made from it.
     """
     folders = _folders(record.settings)
 

@@ -271,7 +271,15 @@ def test_measured_seconds_are_all_of_a_run_of_any_seed(
     ]
     assert min(min(p[0], p[2]) for p in parts) > 0
     assert list(ahead.measured_s) == [pytest.approx(sum(map(sum, parts)))]
-    assert _measured(resolve(replace(settings, seed=5))) == list(ahead.measured_s)
+    both = list(zip(ahead.measured_s, ahead.measured_bytes, strict=True))
+    assert _measured(resolve(replace(settings, seed=5))) == both
+    of_step = [{**cost, **cost["train"]} for cost in record["cost"].values()]
+    peaks = [
+        cost[name] for cost in of_step for name in ("peak_rss_bytes", "examine_peak_rss_bytes")
+    ]
+    assert ahead.measured_bytes == (max(peaks),)
+    assert ahead.memory_error == pytest.approx(ahead.peak_bytes / max(peaks) - 1)
+    assert math.isnan(replace(ahead, measured_bytes=()).memory_error)
 
 
 def test_disk_is_of_all_cases_and_all_steps(
