@@ -59,7 +59,7 @@ def table(
     ref: Annotated[
         str, typer.Option(help="Reference of the verdicts; where it is named, it stands first.")
     ] = "universal",
-    metric: Annotated[str, typer.Option(help="continual: dice, nsd, …")] = "dice",
+    metric: Annotated[str, typer.Option(help="continual: dice, nsd, hd95_mm, …")] = "dice",
     percent: Annotated[
         bool, typer.Option("--percent", help="10, 11, summary, learning, continual: 81.7 for 0.817")
     ] = False,

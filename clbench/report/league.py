@@ -20,7 +20,7 @@ from clbench.errors import ClbenchError, SettingError, StoreError
 from clbench.report.page.matrix import HEADS, Cell, ranks_text
 from clbench.report.past_images import past_card
 from clbench.report.scores import Run, Scores, StrategyScores, read_frame, scores_of, title_of
-from clbench.report.significance.endpoints import ENDPOINTS, FINAL, Which, hole, interval, table
+from clbench.report.significance.endpoints import FINAL, Which, asked, hole, interval, table
 from clbench.report.significance.ranking import ties_of
 from clbench.report.study import Protocol
 from clbench.report.tables.render import EMPTY, Table, long_table
@@ -198,7 +198,7 @@ def league_of(
             refused.append(Refusal(name=submission.name, error=err))
         else:
             accepted.append(submission)
-    accepted, copies, only_copies = _shown_once(accepted)
+    accepted, copies, only_copies = _shown_once(accepted, scoring)
     refused += only_copies
     if not accepted:
         raise StoreError(
@@ -324,12 +324,16 @@ def _same_truth(
 
 
 def _shown_once(
-    accepted: Sequence[Submission],
+    accepted: Sequence[Submission], scoring: str
 ) -> tuple[list[Submission], list[str], list[Refusal]]:
     """Leave out runs whose scores are those of another run, whatever they are called.
 
     Equal runs on one machine give equal scores, so an equal run is no fraud; but it is no further
     evidence either. The one that was computed again is kept, else the first.
+
+    Args:
+        accepted: the submissions.
+        scoring: what is ranked.
 
     Returns:
         Submissions with what is left of each, a note for each run that is not shown, and the
@@ -338,7 +342,7 @@ def _shown_once(
     equal: dict[str, list[tuple[Submission, Run]]] = {}
     for submission in accepted:
         for run in submission.runs:
-            equal.setdefault(_content(run), []).append((submission, run))
+            equal.setdefault(_content(run, scoring), []).append((submission, run))
     shown: dict[tuple[str, Path], tuple[Submission, Run]] = {}
     for same in equal.values():
         again = (each for each in same if each[1].folder in each[0].recomputed)
@@ -372,10 +376,22 @@ def _named(submission: Submission, run: Run) -> str:
     return f"{submission.name}: {run.record.strategy}, seed {run.record.seed}"
 
 
-def _content(run: Run) -> str:
-    """A checksum of a run's scores without the names of strategy and seed."""
-    rows = run_folder.read_scores(run.folder / "scores.csv")
-    text = repr([replace(row, strategy="", seed=0) for row in rows])
+def _content(run: Run, scoring: str) -> str:
+    """A checksum of the scores that rank a run; of a run without any, one of its own.
+
+    Rows of other metrics, scorings and test sets can be left out or added without a run ranking
+    otherwise, so they tell no copy from its original; nor do the names of strategy and seed.
+    """
+    steps = run.record.course.steps
+    ranked = [
+        (row.step, row.eval_set, row.case, row.structure, row.value, row.status)
+        for row in run_folder.read_scores(run.folder / "scores.csv")
+        if row.metric == "dice"
+        and row.scoring == scoring
+        and row.status != "not_annotated"
+        and row.eval_set == steps[row.learned_at - 1].source
+    ]
+    text = repr(sorted(ranked, key=repr)) if ranked else str(run.folder)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -390,18 +406,19 @@ def _entry(
 ) -> Entry:
     """A method without its group."""
     cells = {}
-    for endpoint in ENDPOINTS[: 3 if scores.last > 1 else 1]:
+    for endpoint in asked(scores):
         mean = interval(scores, method, endpoint, protocol.level)
         why = hole(scores, method, endpoint) if math.isnan(mean.estimate) else ""
         cells[endpoint.name] = Cell(value=mean.estimate, low=mean.low, high=mean.high, why=why)
     again = all(run.folder in submission.recomputed for run in method.runs)
-    past = past_card(method.records[0])
+    cards = dict.fromkeys(past_card(record) for record in method.records)
     return Entry(
         submission=submission.name,
         label=method.label,
         checked=RECOMPUTED if again else AS_SUBMITTED,
         seeds=len(method.seeds),
-        past=past if again else past.replace("enforced", "says its own record"),
+        # Scores can be computed again; which images training opened is in the record alone.
+        past="; ".join(cards).replace("enforced", "says its own record"),
         cells=cells,
         hole=hole(scores, method, FINAL),
     )
@@ -409,7 +426,7 @@ def _entry(
 
 def _notes(scores: Scores, protocol: Protocol, ties: Ties) -> Iterable[str]:
     """What a reader must know."""
-    cases = " + ".join(f"{n} {s}" for s, n in scores.scans.items())
+    cases = " + ".join(f"{scores.scans[s]} {s}" for s in scores.homes)
     yield (
         f"Dice, {scores.scoring} scoring, means over structures; {cases} test cases; "
         f"[{protocol.percent} interval over patients and seeds]."

@@ -11,8 +11,9 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ PHANTOM = "PHANTOM, not patients"
 """In the title of every table and figure made from phantom runs."""
 Key = tuple[int, str, str]
 """(1-based step, eval set, structure)."""
+NO_SCORE_OF_A_MISS = ("assd_mm", "asd_bsp")
+"""Metrics that are n/a where a structure was missed: such a case is counted, and is no hole."""
 STATUS = {word: code for code, word in enumerate(run_folder.STATUSES)}
 """Status of a row → its number in arrays."""
 
@@ -85,7 +88,8 @@ class Cells:
     reasons: tuple[str, ...]
     """Per seed: why there is no mean; empty = there is one."""
     hole: str = ""
-    """The first of them, with structure, step and seed; empty = every seed has a mean."""
+    """The first of them, with structure, step and seed, or the seeds that were asked for and have
+    no run; empty = every seed has a mean."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +209,8 @@ class Scores:
     on: str = ""
     """External test set or domain that everything is measured on; empty: the course's own test
     cases."""
+    never_finished: Mapping[str, int] = field(default_factory=dict)
+    """Strategy without a row, since no run of it or of these settings is finished → its runs."""
     strategies: tuple[StrategyScores, ...]
     """By label; in `clbench.report.study.Study.dice` the reference first."""
 
@@ -298,8 +304,14 @@ class Scores:
 
     def holes(self) -> list[str]:
         """One line for every strategy and reason for which a mean is missing."""
+        missing = (line for s in self.strategies for line in self._missing(s))
+        return [*filter(lambda line: line.startswith("hole:"), missing), *self.without_row()]
+
+    def without_row(self) -> list[str]:
+        """One line for every strategy of which no run is finished."""
         return [
-            line for s in self.strategies for line in self._missing(s) if line.startswith("hole:")
+            f"hole: {name} has no finished run ({count} unfinished)"
+            for name, count in self.never_finished.items()
         ]
 
     def _missing(self, s: StrategyScores) -> list[str]:
@@ -321,9 +333,30 @@ class Scores:
             lines.append(f"left out: {s.unfinished} unfinished run(s) of {s.label}")
         return lines
 
+    def misses(self) -> list[str]:
+        """One line for every strategy whose means leave out cases with a missed structure."""
+        if self.metric not in NO_SCORE_OF_A_MISS:
+            return []
+        lines = []
+        for s in self.strategies:
+            at_end = [
+                cells
+                for (step, eval_set, name), cells in s.cells.items()
+                if step == self.last and eval_set == s.home[name]
+            ]
+            missed = sum(int(cells.missed.sum()) for cells in at_end)
+            cases = sum(int(cells.cases.sum()) for cells in at_end)
+            if missed:
+                lines.append(
+                    f"left out: {s.label} missed the structure in {missed} of {missed + cases} "
+                    f"cases after the last step, which have no {self.metric}"
+                )
+        return lines
+
     def notes(self) -> list[str]:
         """One line for everything that is missing: seeds, test cases, unfinished runs."""
         lines = [line for s in self.strategies for line in self._missing(s)]
+        lines += [*self.without_row(), *self.misses()]
         if self.patient_of:
             patients = {(case.partition("/")[0], p) for case, p in self.patient_of.items()}
             lines.append(
@@ -545,7 +578,7 @@ def scores_of(
     scoring: str,
     metric: str = "dice",
     seeds: Sequence[int] | None = None,
-    unfinished: Mapping[str, int] = {},
+    unfinished: Sequence[Run] = (),
     on: str = "",
 ) -> Scores:
     """One metric of some runs, grouped by everything but the seed.
@@ -557,7 +590,7 @@ def scores_of(
         metric: which score.
         seeds: the seeds every strategy must have, at least one run has; None takes those there
             are. A strategy that lacks one is a hole as a whole.
-        unfinished: strategy → runs left out because they are not finished.
+        unfinished: runs of the benchmark that are left out because they are not finished.
         on: external test set on which every structure that it annotates is measured, or domain on
             which every structure is that its step teaches, in place of the test cases of the source
             that taught it first; empty: these.
@@ -585,14 +618,21 @@ def scores_of(
             cases,
             patients[name],
             set(native.loc[native["eval_set"] == name, "structure"]),
+            metric in NO_SCORE_OF_A_MISS,
         )
         for name, cases in sorted(tests.items())
     }
     first = _first_steps(rows_of(frame, scoring=scoring, metric="dice"), runs)
+    begun = Counter(
+        (run.record.strategy, settings_of(run.record))
+        for run in unfinished
+        if seeds is None or run.record.seed in seeds
+    )
     strategies = []
-    for label, members in _labelled(chosen).items():
+    for label, members in labelled(chosen).items():
         own = tuple(chosen[i] for i in members)
         having = tuple(run.record.seed for run in own)
+        absent = tuple(s for s in seeds or () if s not in having)
         if len(set(having)) < len(having):
             raise StoreError(
                 "two runs of one strategy have the same seed and settings",
@@ -605,11 +645,11 @@ def scores_of(
                 label=label,
                 strategy=own[0].record.strategy,
                 runs=own,
-                cells=_cells(readers, members, having, learned_at, sources),
+                cells=_cells(readers, members, having, learned_at, sources, absent),
                 home=home,
                 first_steps=tuple(first[i] for i in members),
-                unfinished=unfinished.get(own[0].record.strategy, 0),
-                absent=tuple(s for s in seeds or () if s not in having),
+                unfinished=begun.pop((own[0].record.strategy, settings_of(own[0].record)), 0),
+                absent=absent,
             )
         )
     return Scores(
@@ -623,8 +663,24 @@ def scores_of(
         patient_of=patient_of,
         metrics=frozenset(frame["metric"].unique()),
         on=on,
+        never_finished=_never_finished(begun, {run.record.strategy for run in chosen.values()}),
         strategies=tuple(sorted(strategies, key=lambda s: s.label)),
     )
+
+
+def _never_finished(
+    begun: Mapping[tuple[str, str], int], finished: Container[str]
+) -> dict[str, int]:
+    """Name in notes → unfinished runs of what has no finished one.
+
+    Args:
+        begun: strategy and its settings → unfinished runs.
+        finished: strategies with finished runs, of other settings.
+    """
+    counts: Counter[str] = Counter()
+    for (name, _), count in sorted(begun.items()):
+        counts[f"{name} with other settings" if name in finished else name] += count
+    return dict(counts)
 
 
 def _measured_on(
@@ -673,6 +729,7 @@ def _cells(
     seeds: Sequence[int],
     learned_at: Mapping[str, int],
     sources: Sequence[str],
+    absent: Sequence[int],
 ) -> dict[Key, Cells]:
     """Scores of one strategy: what there is, and what should be there.
 
@@ -682,8 +739,10 @@ def _cells(
         seeds: of these.
         learned_at: structure → 1-based step.
         sources: source of each step.
+        absent: seeds that were asked for and have no run: then everything is a hole.
     """
     by_key = {}
+    all_lack = f"no finished run of seed {_list(absent)}" if absent else ""
     for step in range(1, len(sources) + 1):
         for eval_set, read in readers.items():
             for place, c in sorted(enumerate(learned_at), key=lambda x: x[1]):
@@ -695,7 +754,7 @@ def _cells(
                         for seed, reason in zip(seeds, cells.reasons, strict=True)
                         if reason
                     )
-                    by_key[step, eval_set, c] = replace(cells, hole=next(holes, ""))
+                    by_key[step, eval_set, c] = replace(cells, hole=next(holes, all_lack))
     return by_key
 
 
@@ -717,6 +776,7 @@ def _reader(
     tests: Sequence[str],
     patients: Sequence[str],
     in_files: Container[str],
+    misses_drop_out: bool,
 ) -> Callable[[Any, bool], tuple[Cells, bool]]:
     """Rows of one metric on one eval set; cases and structures of no test are left out.
 
@@ -728,6 +788,7 @@ def _reader(
         tests: test cases, in order.
         patients: who is behind each test case.
         in_files: structures that the files of a test case hold, on their own grids.
+        misses_drop_out: a case whose structure was missed has no number, and lacks none.
 
     Returns:
         A function of (runs, step, structure), each a position, and of whether every test case
@@ -751,10 +812,17 @@ def _reader(
     values, values_with_empty = (
         by_patient(x[..., None], patients)[..., 0] for x in (plain, with_empty)
     )
-    lacking = ~scored | (held & np.isnan(value))
+    missed = status == STATUS["fn_only"]
+    due_value = held & ~missed if misses_drop_out else held
+    lacking = ~scored | (due_value & np.isnan(value))
 
     def reason(
-        scored: NDArray[np.bool_], lacking: NDArray[np.bool_], cases: int, due: bool, name: str
+        scored: NDArray[np.bool_],
+        lacking: NDArray[np.bool_],
+        cases: int,
+        missed: int,
+        due: bool,
+        name: str,
     ) -> str:
         """Why there is no mean of one run; empty = there is one."""
         if not scored.any():
@@ -765,6 +833,8 @@ def _reader(
             return f"{n} of {len(tests)} test cases missing ({eval_set}/{case}{more})"
         if cases or not due:
             return ""
+        if missed:
+            return f"missed in every test case of {eval_set} that holds it: there is no distance"
         if name in in_files:  # the grid of the paper's scoring is the model's
             return (
                 f"no test case of {eval_set} holds it on the model's grid: what the files hold is "
@@ -774,15 +844,17 @@ def _reader(
 
     def read(at: Any, due: bool) -> tuple[Cells, bool]:
         cases = (~np.isnan(plain[at])).sum(axis=-1)
-        of_runs = zip(scored[at], lacking[at], cases, strict=True)
+        misses = missed[at].sum(axis=-1)
+        of_runs = zip(scored[at], lacking[at], cases, misses, strict=True)
         cells = Cells(
             values=values[at],
             with_empty=values_with_empty[at],
             annotated=(scored[at] & (status[at] != STATUS["not_annotated"])).any(axis=-1),
             cases=cases,
-            missed=(status[at] == STATUS["fn_only"]).sum(axis=-1),
+            missed=misses,
             reasons=tuple(
-                reason(own, lack, int(n), due, structures[at[2]]) for own, lack, n in of_runs
+                reason(own, lack, int(n), int(k), due, structures[at[2]])
+                for own, lack, n, k in of_runs
             ),
         )
         return cells, bool(scored[at].any())
@@ -808,26 +880,33 @@ def _first_steps(dice: pd.DataFrame, runs: Sequence[Run]) -> list[FirstStep]:
     ]
 
 
-def _labelled(runs: Mapping[int, Run]) -> dict[str, list[int]]:
+def labelled(runs: Mapping[int, Run]) -> dict[str, list[int]]:
     """Label → positions of its runs, by seed; one label for what differs in the seed alone."""
     variants: dict[tuple[str, str], list[int]] = {}
     for i, run in runs.items():
-        own = run.record.identity
-        rest = json.dumps(
-            [own.strategy, own.vectors, own.weights, *_tuned(run.record)], sort_keys=True
-        )
-        variants.setdefault((run.record.strategy, rest), []).append(i)
-    labels = {}
-    for (name, _), members in variants.items():
+        variants.setdefault((run.record.strategy, settings_of(run.record)), []).append(i)
+    wanted: dict[str, list[tuple[str, list[int]]]] = {}
+    for (name, rest), members in variants.items():
         members.sort(key=lambda i: runs[i].record.seed)
         same = [runs[m[0]].record for (other, _), m in variants.items() if other == name]
         label = name
-        if len(same) > 1:  # say what tells the variants of a strategy apart
-            label += f" ({_difference(runs[members[0]].record, same)})"
+        if said := _difference(runs[members[0]].record, same):  # what tells its variants apart
+            label += f" ({said})"
         if (tuned := runs[members[0]].record.tuned) is not None and not tuned["realistic"]:
             label += f" [{tuned['rule']}, unrealistic]"
-        labels[label] = members
-    return labels
+        # A setting that no label names must not let one variant take the place of another.
+        wanted.setdefault(label, []).append((f"{name} {rest}", members))
+    return {
+        label if len(same) == 1 else f"{label} #{hashlib.sha256(rest.encode()).hexdigest()[:8]}": m
+        for label, same in wanted.items()
+        for rest, m in same
+    }
+
+
+def settings_of(record: RunRecord) -> str:
+    """Everything that tells variants of one strategy apart: equal for runs of one row."""
+    own = record.identity
+    return json.dumps([own.strategy, own.vectors, own.weights, *_tuned(record)], sort_keys=True)
 
 
 def _tuned(record: RunRecord) -> list[str]:
@@ -841,6 +920,25 @@ def _tuned(record: RunRecord) -> list[str]:
     return [f"tuned by {tuned['rule']}", *of_profile]
 
 
+def _text_vectors(one: RunRecord, others: Sequence[RunRecord]) -> list[str]:
+    """The encoding of a variant; its prompt or checksum too, where others have it as well."""
+    mine = one.identity.vectors
+    parts = [str(one.text_encoding.get("encoding"))]
+    alike = [
+        o
+        for o in others
+        if o.identity.vectors != mine and o.text_encoding.get("encoding") == parts[0]
+    ]
+    if not alike:
+        return parts
+    prompt = one.text_encoding.get("prompt")
+    if any(o.text_encoding.get("prompt") != prompt for o in alike):
+        parts.append(f"prompt {prompt!r}" if prompt else "no prompt")
+    if any(o.text_encoding.get("prompt") == prompt for o in alike):
+        parts.append(f"vectors {str(mine)[:8]}")
+    return parts
+
+
 def _difference(one: RunRecord, others: Sequence[RunRecord]) -> str:
     """The settings of one variant in which some other differs."""
     names = {key for o in others for key in o.identity.strategy} - {"class"}
@@ -851,7 +949,7 @@ def _difference(one: RunRecord, others: Sequence[RunRecord]) -> str:
         if any(o.strategy_options.get(key) != options.get(key) for o in others)
     ]
     if any(o.identity.vectors != one.identity.vectors for o in others):
-        parts.append(str(one.text_encoding.get("encoding")))
+        parts += _text_vectors(one, others)
     if any(o.identity.weights != one.identity.weights for o in others):
         parts.append(f"weights {str(one.identity.weights)[:8]}")
     if any(_tuned(o) != _tuned(one) for o in others):

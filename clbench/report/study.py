@@ -8,7 +8,6 @@ and each `scores.csv` is read once, and a level or a margin holds everywhere.
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, get_args
 from clbench.errors import SettingError, StoreError, unknown_name
 from clbench.report.scores import Run, Scores, StrategyScores, read_frame, scores_of
 from clbench.spec import registry
+from clbench.statistics.intervals import percent
 from clbench.statistics.max_t import Correction
 from clbench.store import run_folder
 from clbench.store.record import refuse_mixture
@@ -79,7 +79,7 @@ class Protocol:
     @property
     def percent(self) -> str:
         """The confidence in words: `95 %`."""
-        return f"{100 * self.level:.6g} %"
+        return percent(self.level)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +102,19 @@ class Study:
     on: str = ""
     """External test set or domain on which everything is measured; empty: the course's own test
     cases."""
+    seeds: tuple[int, ...] | None = None
+    """The seeds every strategy must have; None takes those there are."""
 
     def measured_on(self, name: str) -> Self:
         """The same study, measured on an external test set or a domain; no file is read again."""
-        other = replace(self, on=name)
+        return self._with(on=name)
+
+    def with_seeds(self, seeds: Sequence[int]) -> Self:
+        """The same study of runs with these seeds alone; no file is read again."""
+        return self._with(seeds=tuple(seeds))
+
+    def _with(self, **changed: Any) -> Self:
+        other = replace(self, **changed)
         for read in ("runs", "finished", "frame"):
             if read in self.__dict__:
                 other.__dict__[read] = self.__dict__[read]
@@ -142,26 +151,26 @@ class Study:
         Args:
             metric: which score.
             scoring: `strict` or `paper`; None: the study's.
-            seeds: the seeds every strategy must have; None takes those there are. A strategy that
-                lacks one is a hole as a whole.
+            seeds: the seeds every strategy must have; None: the study's. A strategy that lacks one
+                is a hole as a whole.
 
         Raises:
             StoreError: they do not belong in one table, or a file is damaged.
         """
+        seeds = self.seeds if seeds is None else seeds
         key = (metric, scoring or self.scoring, None if seeds is None else tuple(seeds))
         chosen = [r for r in self.finished if seeds is None or r.record.seed in seeds]
         if not chosen:
             return None
         refuse_mixture([run.record for run in chosen])
         if key not in self._scores:
-            left_out = [r.record.strategy for r in self.runs if r.record.status != "finished"]
             self._scores[key] = scores_of(
                 self.frame,
                 self.finished,
                 scoring=key[1],
                 metric=metric,
                 seeds=seeds,
-                unfinished=Counter(left_out),
+                unfinished=[r for r in self.runs if r.record.status != "finished"],
                 on=self.on,
             )
         return self._scores[key]

@@ -36,6 +36,17 @@ class Interval:
     """What a reader must know, in words."""
 
 
+def percent(level: float) -> str:
+    """A confidence in words, not rounded to another one.
+
+    Example:
+        >>> from clbench.statistics.intervals import percent
+        >>> percent(0.95), percent(0.975), percent(0.999)
+        ('95 %', '97.5 %', '99.9 %')
+    """
+    return f"{100 * level:.6g} %"
+
+
 def hodges_lehmann(differences: ArrayLike, *, level: float = 0.95) -> Interval:
     """Hodges-Lehmann pseudomedian with the exact interval that belongs to the Wilcoxon test.
 
@@ -56,7 +67,7 @@ def hodges_lehmann(differences: ArrayLike, *, level: float = 0.95) -> Interval:
         >>> round(interval.estimate, 4), interval.low, interval.high, interval.coverage
         (0.35, 0.1, 0.6, 0.96875)
         >>> hodges_lehmann([0.1, 0.2, 0.3]).flags
-        ('no 95% interval exists at n = 3 (at most 75.00%)',)
+        ('no 95 % interval exists at n = 3 (at most 75 %)',)
 
     Source: Hodges & Lehmann 1963; equals R's `wilcox.test(conf.int=TRUE, exact=TRUE)`.
     """
@@ -76,7 +87,7 @@ def hodges_lehmann(differences: ArrayLike, *, level: float = 0.95) -> Interval:
         coverage = level
     if k == 0:
         best = max(0.0, 1 - 2.0 ** (1 - n))
-        flag = f"no {level:.0%} interval exists at n = {n} (at most {best:.2%})"
+        flag = f"no {percent(level)} interval exists at n = {n} (at most {percent(best)})"
         return Interval(estimate=estimate, n=n, coverage=best, flags=(flag,))
     return Interval(
         estimate=estimate, low=float(walsh[k - 1]), high=float(walsh[-k]), n=n, coverage=coverage

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,27 @@ def test_three_steps_and_one_seed(tmp_path: Path) -> None:
         svg = draw(name, study)
         assert b"PHANTOM" not in svg
     assert b"(1 seed)" in draw("heatmap", study)
+
+
+def test_captions_name_seeds_only_where_there_are_several(tmp_path: Path) -> None:
+    def said(name: str, methods: dict[str, Method]) -> str:
+        out = tmp_path / "_".join(f"{k}{len(m.seeds)}" for k, m in methods.items())
+        if not out.exists():
+            for folder in make_runs(out, methods, patients={"btcv": 4, "lits": 4}):
+                lines = ["step,forward_macs,parameters", "1,1e9,1e6", "2,2e9,2e6", ""]
+                (folder / "cost.csv").write_text("\n".join(lines))
+        svg = draw(name, Analysis(results=out, bench="tumor_ext")).decode()
+        return " ".join(re.findall(r"<!-- (.*?) -->", svg))
+
+    one, three = Method(seeds=(0,)), Method()
+    for name in ("plane", "forgetting", "cost"):
+        assert "95 % over patients and seeds (t)" in said(name, {"universal": three, "lwf": three})
+        assert "over patients, of one training run each (t)" in said(
+            name, {"universal": one, "lwf": one}
+        )
+        assert "over patients and seeds; of lwf, one seed, over patients (t)" in said(
+            name, {"universal": three, "lwf": one}
+        )
 
 
 def test_the_heatmap_holds_the_numbers_of_the_tables(study: Analysis) -> None:
@@ -537,7 +559,7 @@ def test_long_names_are_neither_cut_nor_run_into_each_other(
     if name == "external":
         names = ("universal", "finetune", "joint")
         add_external(tmp_path, "clinic", ["spleen", "liver"], dict.fromkeys(names, -0.05))
-    monkeypatch.setattr(scores_room, "_labelled", _long_labels)
+    monkeypatch.setattr(scores_room, "labelled", _long_labels)
     study = Analysis(results=tmp_path, bench="tumor_ext")
     assert sorted(m.label for m in study.dice.strategies) == sorted(LONG.values())
     shown = [replace(s, case=f"{s.case}_a_case_id_of_a_registry_with_site_and_date")

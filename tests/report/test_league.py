@@ -129,6 +129,39 @@ def test_a_run_of_others_is_shown_once_whatever_it_is_called(tmp_path: Path) -> 
     assert [r.name for r in league.refused] == ["anna"]
 
 
+@pytest.mark.parametrize("way", ["dropped", "added", "paper"])
+def test_a_copy_is_known_by_the_scores_that_rank(tmp_path: Path, way: str) -> None:
+    """Rows that rank nothing tell no copy from its original."""
+    anna = submitted(tmp_path / "anna", {"lwf": Method(seeds=(0,))})
+    rows = run_folder.read_scores(anna.runs[0].folder / "scores.csv")
+    more = [replace(r, metric="nsd_2mm") for r in rows]
+    if way == "dropped":
+        run_folder.write_scores(anna.runs[0].folder / "scores.csv", [*rows, *more])
+    ben = submitted(
+        tmp_path / "ben", {"lwf": Method(seeds=(0,)), "mib": Method(kept=-0.1, seeds=(1,))}
+    )
+    changed = {
+        "dropped": rows,
+        "added": [*rows, *more],
+        "paper": [r for r in rows if r.scoring == "strict"],
+    }[way]
+    run_folder.write_scores(ben.runs[0].folder / "scores.csv", changed)
+    renamed(ben.runs[0].folder, "my_method", 3)
+    ben = replace(ben, runs=tuple(Run.read(run.folder) for run in ben.runs))
+    league = compared(anna, ben)
+    assert [(e.submission, e.label) for e in league.entries] == [("anna", "lwf"), ("ben", "mib")]
+    assert any("ben: my_method, seed 3 has the scores of anna: lwf" in n for n in league.notes)
+
+
+def test_runs_without_rows_of_the_scoring_are_no_copies_of_each_other(tmp_path: Path) -> None:
+    both = [
+        submitted(tmp_path / name, {"lwf": Method(seeds=(0,))}, scorings=("strict",), data=data)
+        for name, data in (("anna", 0), ("ben", 1))
+    ]
+    league = league_of(both, scoring="paper", protocol=QUICK)
+    assert [e.submission for e in league.entries] == ["anna", "ben"]
+
+
 def test_a_seed_that_is_there_twice_refuses_its_submission_alone(tmp_path: Path) -> None:
     anna = submitted(tmp_path / "anna", {"universal": Method(seeds=(0,))})
     ben = submitted(tmp_path / "ben", {"lwf": Method(seeds=(1, 2))})
@@ -292,7 +325,19 @@ def test_a_method_of_which_one_run_was_not_computed_again_is_as_submitted(tmp_pa
     both = replace(anna, recomputed=frozenset(run.folder for run in anna.runs))
     (entry,) = compared(both).entries
     assert entry.checked == RECOMPUTED
-    assert "says its own record" not in entry.past
+    # the scores were computed again, which images were opened was not
+    assert entry.past == "none (says its own record)"
+
+
+def test_what_any_run_opened_stands_beside_the_method(tmp_path: Path) -> None:
+    anna = submitted(tmp_path / "anna", {"replay": Method(seeds=(0, 1))})
+    record = run_folder.read_record(anna.runs[1].folder)
+    first = record["course"]["train"][0][0]
+    record["ledger"]["2"]["train"].append(first)
+    run_folder.write_record(anna.runs[1].folder, record)
+    anna = replace(anna, runs=tuple(Run.read(run.folder) for run in anna.runs))
+    (entry,) = compared(anna).entries
+    assert entry.past == f"none (says its own record); 1 of 3 ({first})"
 
 
 def test_groups_and_ranks_are_those_of_the_entry_whatever_the_order_of_folders(

@@ -22,8 +22,10 @@ import pytest
 from sentence_audit import audit
 from synthetic_runs import STEPS, Method, make_runs
 
+from clbench.report.page.limits import limits
 from clbench.report.page.matrix import OWN, SYMBOLS, Cell, _cell, _leaders, _own_cell, matrix_of
 from clbench.report.page.page import write_report
+from clbench.report.page.provenance import provenance
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.ranking import Tied
 from clbench.report.significance.sentences import sentence
@@ -124,6 +126,35 @@ def test_a_hole_of_the_reference_hides_no_number_and_no_rank_of_others(tmp_path:
     )
 
 
+def test_the_seeds_of_a_row_are_those_its_difference_rests_on(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(seeds=(0, 1)), "finetune": Method(kept=-0.4)})
+    table = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK)).table()
+    at = table.columns.index("seeds")
+    assert [row[at] for row in table.rows] == ["2", "2 of 3"]
+    lines = csv.DictReader(io.StringIO(render(table, "csv")))
+    seeds = {x["measure"]: x["seeds"] for x in lines if x["strategy"] == "finetune"}
+    assert (seeds["final"], seeds[OWN], seeds["train_min"]) == ("2", "3", "3")
+
+
+def test_who_never_finished_is_not_among_those_that_were_beaten(tmp_path: Path) -> None:
+    methods = {
+        "universal": Method(),
+        "finetune": Method(kept=-0.4),
+        "lwf": Method(record={"status": "unfinished"}),
+    }
+    make_runs(tmp_path, methods)
+    study = Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK)
+    matrix = matrix_of(study)
+    assert matrix.summary[0] == (
+        "universal is better than the one other that could be ranked after the last step (1 pair "
+        "tested together, for these training runs; not ranked: lwf (no finished run))."
+    )
+    assert "lwf has no row: it has no finished run (3 unfinished)." in matrix.notes
+    assert "lwf: no finished run" in study.tied.left_out
+    assert any(line.startswith("lwf: no finished run (3 unfinished)") for line in limits(study))
+    assert ("runs left out, unfinished", "3") in provenance(study)
+
+
 def test_what_holds_for_these_runs_alone_has_a_sign_and_other_seeds_a_note(tmp_path: Path) -> None:
     methods = {
         "universal": Method(),
@@ -201,7 +232,7 @@ def ties(groups: Sequence[tuple[int, ...]], k: int) -> Tied:
 def test_all_that_share_any_group_with_the_leader_are_named() -> None:
     tied = ties([(0, 1), (0, 2)], 3)
     strategies = [SimpleNamespace(label=label) for label in tied.labels]
-    dice = SimpleNamespace(strategies=strategies, reference=strategies[0])
+    dice = SimpleNamespace(strategies=strategies, reference=strategies[0], never_finished={})
     study: Any = SimpleNamespace(tied=tied, dice=dice, comparisons=[])
     assert "not told apart from s1 (rank 1–3), s2 (rank 1–3) (" in _leaders(study, 3)
 

@@ -16,10 +16,18 @@ from typer.testing import CliRunner
 
 from clbench.cli.options import app
 from clbench.errors import SettingError, UnknownName
+from clbench.report.page.checklist import checklist
 from clbench.report.significance import analysis
+from clbench.report.significance.tables import (
+    class_table,
+    confirmatory_table,
+    own_table,
+    set_table,
+)
 from clbench.report.study import Protocol, Study
 from clbench.report.tables.continual import continual_table
 from clbench.report.tables.summary import summary
+from clbench.statistics.intervals import hodges_lehmann
 from clbench.store import run_folder
 
 METHODS = {
@@ -150,6 +158,20 @@ def test_marks_and_verdicts_follow_the_level_and_the_margin(
 def test_no_level_and_no_margin(wrong: dict[str, float]) -> None:
     with pytest.raises(SettingError, match=r"no such (level|margin)"):
         Protocol(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("alpha", "words"), [(0.025, "97.5 %"), (0.001, "99.9 %")])
+def test_a_level_is_never_rounded_to_another_one(results: Path, alpha: float, words: str) -> None:
+    study = analysis.Analysis(
+        results=results, bench="tumor_ext", protocol=Protocol(alpha=alpha, draws=1000)
+    )
+    tables = (confirmatory_table, own_table, class_table, set_table)
+    heads = [name for make in tables for name in make(study).columns if "interval" in name]
+    assert len(heads) == len(tables)
+    assert all(name.startswith(words) for name in heads), heads
+    assert dict(checklist(study))["Intervals, not p alone?"].startswith(f"yes: {words}, ")
+    (flag,) = hodges_lehmann([0.1, 0.2, 0.3], level=1 - alpha).flags
+    assert flag == f"no {words} interval exists at n = 3 (at most 75 %)"
 
 
 def test_percent_is_exact() -> None:

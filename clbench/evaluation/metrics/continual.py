@@ -2,7 +2,8 @@
 
 Everything starts from R[t][c], the mean score of structure c after step t
 on the test cases of the source that taught it. Structures weigh the same (class macro). A mean over
-an incomplete set is NaN, never a partial mean.
+an incomplete set is NaN, never a partial mean. The functions take a score of which larger is
+better; `course_metrics` turns one of which smaller is better.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from clbench.store.run_folder import Score
 
@@ -362,6 +364,8 @@ class Quantity:
 Key = tuple[int, str]
 """(1-based step, structure): where a score stands in R."""
 ONE_STEP = "one step: nothing comes before or after"
+NO_DIRECTION = "neither larger nor smaller values are better"
+NO_HARMONIC = "the harmonic mean is one of shares, of which larger is better"
 NO_STRUCTURE = "no structure that counts here: none is taught in such a step, or annotated"
 
 
@@ -377,6 +381,8 @@ class CourseScores:
     """Structure → 1-based step that teaches it."""
     last: int
     """Number of steps."""
+    higher_is_better: bool | None = True
+    """Which scores are the better ones; None: neither. Where smaller ones are, R is negative."""
 
     @property
     def old(self) -> list[str]:
@@ -418,6 +424,10 @@ class Measure:
     """The number."""
     needs: Callable[[CourseScores], Sequence[Key]] = lambda c: ()
     """The scores it needs; where one is missing there is no number, never a partial mean."""
+    kind: Literal["difference", "mean", "ratio", "harmonic"] = field(
+        default="difference", kw_only=True
+    )
+    """What the number is: only a mean has the unit and the direction of the score itself."""
     joint: bool = field(default=False, kw_only=True)
     """The same scores are needed of joint training."""
     one_step: bool = field(default=False, kw_only=True)
@@ -433,6 +443,10 @@ class Measure:
 
         if self.never:
             return nothing(self.never)
+        if self.kind == "harmonic" and course.higher_is_better is not True:
+            return nothing(NO_HARMONIC)
+        if self.kind in ("difference", "ratio") and course.higher_is_better is None:
+            return nothing(NO_DIRECTION)
         sides = [("", course.r)]
         if self.joint:
             if course.joint is None:
@@ -450,7 +464,10 @@ class Measure:
                 step, name = absent[0]
                 more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
                 return nothing(f"{whose}{name} has no score after step {step}{more}")
-        return nothing(NO_STRUCTURE) if math.isnan(value) else Quantity(value=value)
+        if math.isnan(value):
+            return nothing(NO_STRUCTURE)
+        turned = self.kind == "mean" and course.higher_is_better is False
+        return Quantity(value=0.0 - value if turned else value)
 
 
 def _old(c: CourseScores) -> float:
@@ -490,13 +507,25 @@ def _macro(
 
 
 MEASURES = (
-    Measure("old", "old structures, after the last step", _old, lambda c: c.at_end(c.old)),
     Measure(
-        "new", "new structures of the last step", _new, lambda c: c.at_end(c.new), one_step=True
+        "old", "old structures, after the last step", _old, lambda c: c.at_end(c.old), kind="mean"
     ),
-    Measure("all", "all structures, after the last step", _all, _end, one_step=True),
     Measure(
-        "all_by_step", "the same, every step weighing the same", _all_by_step, _end, one_step=True
+        "new",
+        "new structures of the last step",
+        _new,
+        lambda c: c.at_end(c.new),
+        kind="mean",
+        one_step=True,
+    ),
+    Measure("all", "all structures, after the last step", _all, _end, kind="mean", one_step=True),
+    Measure(
+        "all_by_step",
+        "the same, every step weighing the same",
+        _all_by_step,
+        _end,
+        kind="mean",
+        one_step=True,
     ),
     Measure("bwt", "backward transfer (GEM: last row)", _macro(backward_transfer), _old_ends),
     Measure(
@@ -528,12 +557,14 @@ MEASURES = (
         "learning accuracy, from step 2 (plasticity)",
         lambda c: learning_accuracy(c.r, c.learned_at),
         lambda c: c.at_own(c.from_step_2),
+        kind="mean",
     ),
     Measure(
         "learning_all",
         "learning accuracy, all steps",
         lambda c: learning_accuracy(c.r, c.learned_at, first=1),
         lambda c: c.at_own(c.learned_at),
+        kind="mean",
         one_step=True,
     ),
     Measure(
@@ -541,9 +572,16 @@ MEASURES = (
         "average incremental",
         lambda c: average_incremental(c.r, c.learned_at, c.last),
         lambda c: c.since_own(c.learned_at),
+        kind="mean",
         one_step=True,
     ),
-    Measure("harmonic", "harmonic mean of old and new", lambda c: harmonic(_old(c), _new(c)), _end),
+    Measure(
+        "harmonic",
+        "harmonic mean of old and new",
+        lambda c: harmonic(_old(c), _new(c)),
+        _end,
+        kind="harmonic",
+    ),
     Measure(
         "forward",
         "forward transfer",
@@ -569,6 +607,7 @@ MEASURES = (
         "all structures, relative to joint",
         lambda c: _all(c) / mean((c.joint or {}).get(key, math.nan) for key in _end(c)),
         _end,
+        kind="ratio",
         joint=True,
         one_step=True,
     ),
@@ -579,7 +618,12 @@ NAMES: dict[str, str] = {measure.name: measure.label for measure in MEASURES}
 
 
 def course_metrics(
-    r: Matrix, learned_at: Mapping[str, int], last: int, *, joint: Matrix | None = None
+    r: Matrix,
+    learned_at: Mapping[str, int],
+    last: int,
+    *,
+    joint: Matrix | None = None,
+    higher_is_better: bool | None = True,
 ) -> dict[str, Quantity]:
     """All measures of one run, class-macro.
 
@@ -588,6 +632,10 @@ def course_metrics(
         learned_at: structure → 1-based step.
         last: number of steps.
         joint: R of the run of joint training with the same seed, if there is one.
+        higher_is_better: of the score, as `clbench.evaluation.metrics.case.Metric` has it. Where
+            smaller is better (a distance), the smallest R is the best one, and a difference is
+            turned: worse is below 0 in transfer and minus joint, above 0 in forgetting and
+            intransigence, whatever the score. None: neither; only means of the score exist.
 
     Returns:
         Name (see `NAMES`) → number or reason. A score that is missing makes every measure that
@@ -601,8 +649,17 @@ def course_metrics(
         (0.375, -0.25, 0.25)
         >>> measures["intransigence"].reason
         'there is no run of joint training with this seed'
+        >>> distance = {(1, "liver"): 5.0, (2, "liver"): 25.0, (2, "kidney"): 3.0}
+        >>> of = course_metrics(distance, {"liver": 1, "kidney": 2}, 2, higher_is_better=False)
+        >>> of["old"].value, of["bwt"].value, of["forgetting"].value
+        (25.0, -20.0, 20.0)
 
     Source: each function of this module names its own.
     """
-    course = CourseScores(r=r, joint=joint, learned_at=learned_at, last=last)
+    if higher_is_better is False:
+        r = {key: -value for key, value in r.items()}
+        joint = None if joint is None else {key: -value for key, value in joint.items()}
+    course = CourseScores(
+        r=r, joint=joint, learned_at=learned_at, last=last, higher_is_better=higher_is_better
+    )
     return {measure.name: measure.of(course) for measure in MEASURES}

@@ -75,8 +75,8 @@ def cost(study: Analysis) -> Figure:
     caption = (
         f"MACs: multiply-adds, counted once each, after step {e.last}. Arrows: growth since "
         f"step 1, where it is above {VISIBLE - 1:.0%}. Area of a bubble: parameters, "
-        f"{' to '.join(millions)} million. Bars: {p.percent} over patients and "
-        "seeds (t)."
+        f"{' to '.join(millions)} million. Bars: {p.percent} over "
+        f"{style.over(shown)} (t)."
     ).replace("%.", " %.")
     if missing:
         caption += " Not shown, because scores or operations are missing: "

@@ -72,7 +72,10 @@ def forgetting(study: Analysis) -> Figure:
     if panels > 1:
         style.letters(axes)
     missing = [m.label for m in e.strategies if m.label not in shown]
-    caption = f"Bars: {p.percent} over patients and seeds (t). Thin lines: single seeds."
+    drawn = [m for m in e.strategies if m.label in shown]
+    caption = f"Bars: {p.percent} over {style.over(drawn)} (t)."
+    if any(len(m.seeds) > 1 for m in drawn):
+        caption += " Thin lines: single seeds."
     if missing:
         caption += f"\nNot shown, because scores are missing: {', '.join(missing)}."
     style.frame(

@@ -46,7 +46,8 @@ def plane(study: Analysis) -> Figure:
         ax.set_xlabel("change of old structures, backward transfer (kept →)")
         style.grid(ax, "both")
     axes[0].set_ylabel("Dice of new structures, own step (learned →)")
-    caption = f"Bars: {p.percent} over patients and seeds (t). Up and right is better."
+    drawn_of = [m for m in e.strategies if m.label in points]
+    caption = f"Bars: {p.percent} over {style.over(drawn_of)} (t). Up and right is better."
     if zoomed:
         axes[0].set_title("all")
         axes[1].set_title(f"those that change by less than {NEAR:g}")

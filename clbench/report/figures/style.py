@@ -28,7 +28,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from clbench.report.figures.wrapping import FONT, more_lines_in, width_in, wrapped
-from clbench.report.scores import PHANTOM
+from clbench.report.scores import PHANTOM, StrategyScores
 from clbench.spec.taxonomy import structure as taxon
 from clbench.statistics.intervals import Interval
 
@@ -242,6 +242,20 @@ def grid(ax: Axes, axis: Literal["both", "x", "y"]) -> None:
     """
     ax.grid(True, axis=axis, linewidth=0.3, color="#d9d9d9")
     ax.set_axisbelow(True)
+
+
+def over(methods: Sequence[StrategyScores]) -> str:
+    """What intervals of strategies go over, in words: seeds only where there are several.
+
+    Args:
+        methods: those that are drawn.
+    """
+    alone = [m.label for m in methods if len(m.seeds) == 1]
+    if not alone:
+        return "patients and seeds"
+    if len(alone) == len(methods):
+        return "patients, of one training run each"
+    return f"patients and seeds; of {', '.join(alone)}, one seed, over patients"
 
 
 def reach(interval: Interval) -> list[list[float]]:

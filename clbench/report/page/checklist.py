@@ -24,7 +24,7 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
     e, p = a.dice, a.protocol
     names = {m.strategy for m in e.strategies}
     records = [r for m in e.strategies for r in m.records]
-    n = "; ".join(f"{s} {len(ids)}" for s, ids in e.patients.items())
+    n = "; ".join(f"{s} {len(e.patients[s])}" for s in e.homes)
     leaks = sorted(
         {
             case
@@ -49,7 +49,7 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
         ("Test named, paired, two-sided, corrected?",
          f"sign flips paired by patient, two-sided, {p.adjusted_by}, alpha {p.alpha:g}"),
         ("Endpoints fixed in advance?", "yes, in code (`clbench.report.significance.endpoints`)"),
-        ("Intervals, not p alone?", f"yes: {p.level:.0%}, simultaneous and matched to the tests"),
+        ("Intervals, not p alone?", f"yes: {p.percent}, simultaneous and matched to the tests"),
         ("Effect sizes?", "Dice difference, rank-biserial, dz"),
         ("Equivalence rather than a large p?", f"yes: margin ±{p.margin:g} Dice, declared before"),
         ("Smallest detectable effect?", "yes, per comparison"),

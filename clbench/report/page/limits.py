@@ -35,6 +35,8 @@ def _holes(a: Analysis) -> Iterator[str]:
     for m in a.dice.strategies:
         if m.unfinished:
             yield f"{m.label}: {m.unfinished} unfinished run(s) left out."
+    for name, count in a.dice.never_finished.items():
+        yield f"{name}: no finished run ({count} unfinished), so it is in no table and no test."
     if not a.dice.others:
         yield "There is one strategy only: nothing is compared."
 
@@ -128,7 +130,8 @@ def _patients(a: Analysis) -> Iterator[str]:
             f"Single structures with fewer than {least} patients: no data can bring p to "
             f"{a.protocol.alpha:g}. Not testable: {', '.join(untested[:MOST_NAMED])}{more}."
         )
-    for name, ids in a.dice.patients.items():
+    for name in a.dice.homes:
+        ids = a.dice.patients[name]
         if 0 < len(ids) < least:
             yield f"Anything on {name} alone: {len(ids)} patients cannot reach significance."
 

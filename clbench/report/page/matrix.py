@@ -19,10 +19,10 @@ from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import HOLE, Comparison, Tested
 from clbench.report.significance.endpoints import (
-    ENDPOINTS,
     FINAL,
     Endpoint,
     Which,
+    asked,
     interval,
     table,
 )
@@ -80,6 +80,8 @@ class Cell:
     """Why there is no number."""
     margin: float = 0.0
     """Of equivalence; ends of intervals are written so that they stay apart from it."""
+    seeds: int = 0
+    """Training runs it rests on: of a difference, those that both strategies have."""
 
     @property
     def symbol(self) -> str:
@@ -138,7 +140,7 @@ class Row:
     reference: bool
     """Whether the others are compared with it."""
     seeds: int
-    """Training runs."""
+    """Training runs; a difference may rest on fewer."""
     apart: bool = False
     """Told apart from the row above: they have no group in common."""
 
@@ -146,6 +148,12 @@ class Row:
     def ranks_text(self) -> str:
         """`1–4`."""
         return ranks_text(self.ranks)
+
+    @property
+    def seeds_text(self) -> str:
+        """`3`; `2 of 3` where the reference lacks one, so that a difference rests on fewer."""
+        fewest = min((c.seeds for c in self.cells.values() if c.seeds), default=self.seeds)
+        return str(self.seeds) if fewest == self.seeds else f"{fewest} of {self.seeds}"
 
     @property
     def cost_text(self) -> str:
@@ -179,7 +187,7 @@ class Matrix:
         rows = (
             (
                 row.label + " (reference)" * row.reference, row.groups or EMPTY, row.ranks_text,
-                *(row.cells[name].text for name in self.heads), str(row.seeds), row.cost_text,
+                *(row.cells[name].text for name in self.heads), row.seeds_text, row.cost_text,
             )
             for row in self.rows
         )  # fmt: skip
@@ -201,7 +209,8 @@ class Matrix:
             for name, cell in {**row.cells, "train_min": row.cost}.items():
                 lines.append(
                     (
-                        row.label, row.groups, best, worst, row.reference, row.seeds, name,
+                        row.label, row.groups, best, worst, row.reference,
+                        cell.seeds or row.seeds, name,
                         cell.value, cell.sd, cell.difference, cell.low, cell.high, *cell.open_ends,
                         cell.word, cell.small, cell.scope, cell.why,
                     )
@@ -225,7 +234,7 @@ def matrix_of(a: Analysis) -> Matrix:
         StoreError: see `clbench.report.study.Study.dice`.
     """
     protocol, dice = a.protocol, a.dice
-    endpoints = [e for e in ENDPOINTS if e.name == "final" or dice.last > 1]
+    endpoints = asked(dice)
     compared = {(c.endpoint.name, c.b): c for c in a.comparisons}
     own = {o.method: o for o in a.own}
     costs = {m.label: _minutes(m) for m in dice.strategies}
@@ -239,7 +248,8 @@ def matrix_of(a: Analysis) -> Matrix:
                 _reference_cell(a, e) if reference else _cell(compared[e.name, m.label], protocol)
             )
             if cell.word == HOLE:  # a hole of the reference hides no number of the others
-                cell = replace(cell, value=interval(dice, m, e, protocol.level).estimate)
+                own_value = interval(dice, m, e, protocol.level).estimate
+                cell = replace(cell, value=own_value, seeds=len(m.seeds))
             cells[e.name] = cell
         if own:
             cells[OWN] = _own_cell(own[m.label], protocol)
@@ -275,6 +285,7 @@ def _cell(c: Comparison, protocol: Protocol) -> Cell:
     if r is None:
         return Cell(word=HOLE, why=c.hole)
     return Cell(
+        seeds=len(c.seeds),
         value=c.mean_b,
         margin=protocol.margin,
         difference=0.0 - r.mean.estimate,
@@ -408,6 +419,7 @@ def _leaders(a: Analysis, m: int) -> str:
     first, *rest = a.tied.labels
     others = [label for label in rest if a.tied.together(first, label)]
     left_out = [m.label for m in a.dice.strategies if m.label not in a.tied.labels]
+    left_out += [f"{name} (no finished run)" for name in a.dice.never_finished]
     pairs = f"{m} pair{'s' if m > 1 else ''} tested together, for these training runs"
     last = f"; not ranked: {', '.join(left_out)}" if left_out else ""
     last += _own_start(a, first)
@@ -454,7 +466,8 @@ def _patients(a: Analysis) -> str:
     """Test cases of each eval set, and how many patients count after the last step."""
     said = []
     tables = [table(a.dice, m, FINAL, m.seeds) for m in a.dice.strategies]
-    for source, listed in a.dice.patients.items():
+    for source in a.dice.homes:
+        listed = a.dice.patients[source]
         tested = [part.n for t in tables for part in strata(t) if part.name == source]
         counted = max(tested, default=len(listed))
         text = f"{a.dice.scans[source]} {source}"
@@ -470,10 +483,15 @@ def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str
     """What a reader must know to read the matrix."""
     reference = a.dice.reference.label
     own = f"; {OWN}: the same change, tested by itself" if a.own else ""
+    meaning_of: Mapping[Which, str] = {
+        "final": "Dice of all structures after the last step",
+        "kept": "change of the old structures",
+        "new": "new structures right after their own step",
+    }
+    columns = "; ".join(f"{HEADS[e.name]}: {meaning_of[e.name]}" for e in asked(a.dice))
     yield (
-        f"final: Dice of all structures after the last step; kept: change of the old structures; "
-        f"learned: new structures right after their own step{own}. {a.dice.scoring} scoring, means "
-        f"over structures, test cases: {_patients(a)}."
+        f"{columns}{own}. {a.dice.scoring} scoring, means over structures, test cases: "
+        f"{_patients(a)}."
     )
     for name, other in a.external.items():
         yield (
@@ -542,3 +560,5 @@ def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str
         if whys:
             named = "; ".join(why.removeprefix(f"{row.label}: ") for why in whys)
             yield f"{SYMBOLS[HOLE]} {row.label}: {named}."
+    for name, count in a.dice.never_finished.items():
+        yield f"{name} has no row: it has no finished run ({count} unfinished)."

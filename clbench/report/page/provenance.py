@@ -59,7 +59,10 @@ def provenance(a: Analysis) -> list[tuple[str, str]]:
         ("test patients", "; ".join(sets)),
         ("structures", f"{len(e.learned_at)} in {e.last} step(s)"),
         ("seeds", "; ".join(f"{m.label} {', '.join(map(str, m.seeds))}" for m in e.strategies)),
-        ("runs left out, unfinished", str(sum(m.unfinished for m in e.strategies))),
+        (
+            "runs left out, unfinished",
+            str(sum((*(m.unfinished for m in e.strategies), *e.never_finished.values()))),
+        ),
         ("profile", _all(r.identity.profile.get("name") for r in records)),
         ("scoring", f"{e.scoring}, {e.metric}"),
         (

@@ -217,7 +217,7 @@ def _beside(
         if scores is None:
             notes.append(f"{eval_set}: no finished run")
         else:
-            notes += [f"{eval_set}: {line}" for line in scores.holes()]
+            notes += [f"{eval_set}: {line}" for line in (*scores.holes(), *scores.misses())]
     return rows, list(dict.fromkeys(notes))
 
 

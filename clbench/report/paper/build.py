@@ -144,7 +144,7 @@ def build(plan: Path, out: Path, results: Path | None = None) -> Iterator[Output
     for table in listed.table:
         yield _one(table.file, out, partial(_table, table, study, shared.seeds))
     for figure in listed.figure:
-        yield _one(figure.file, out, partial(_figure, figure, study))
+        yield _one(figure.file, out, partial(_figure, figure, study, shared.seeds))
 
 
 def _one(file: str, out: Path, make: Callable[[], dict[str, bytes]]) -> Output:
@@ -170,7 +170,9 @@ def _table(
     return {end: (render(table, end) + "\n").encode() for end in FORMATS}
 
 
-def _figure(item: FigureItem, study: Callable[[str], Analysis]) -> dict[str, bytes]:
+def _figure(
+    item: FigureItem, study: Callable[[str], Analysis], seeds: tuple[int, ...]
+) -> dict[str, bytes]:
     from clbench.report.figures import draw_kinds
 
-    return draw_kinds(item.name, study(item.bench), ("pdf", "png"))
+    return draw_kinds(item.name, study(item.bench).with_seeds(seeds), ("pdf", "png"))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from clbench.evaluation.metrics import continual
 from clbench.report.paper.printed import published, published_table
-from clbench.report.scores import Scores, count_patients, on_phantom, rows_of
+from clbench.report.scores import Scores, count_patients, on_phantom, rows_of, test_cases
 from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, Table, long_table, number
 from clbench.spec.taxonomy import structure
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TUMORS = ("liver", "kidney", "pancreas")
+_PRINTED = ("sensitivity", "specificity", "harmonic_reported")
+"""Printed numbers, as the columns of the file are called."""
+NOT_SCORED = "not scored"
 SCORE_FIRST = "not scored yet: clbench score RUN adds the rows to a finished run"
 
 
@@ -44,7 +47,8 @@ def table6(study: Study, *, source: str) -> Table:
         ]
     if measured:
         lines: list[tuple[object, ...]] = []
-        own = _measured_rows(study, scores, lines, both=printed) if scores else []
+        holes: list[str] = []
+        own = _measured_rows(study, scores, lines, holes, both=printed) if scores else []
         rows += own
         notes += [
             (
@@ -54,10 +58,27 @@ def table6(study: Study, *, source: str) -> Table:
             "positive: any predicted voxels of tumor; choose it on validation cases",
             "harmonic: 2 Sen Spec / (Sen + Spec)",
             *(() if own else ("no finished run",)),
-            *((SCORE_FIRST,) if own and not lines else ()),
+            *(
+                (SCORE_FIRST,)
+                if own and all(h.endswith(NOT_SCORED) for h in holes) and not lines
+                else holes
+            ),
+            *(scores.without_row() if scores else ()),
         ]
-        long = long_table(
-            "method tumor seed true_positive with_tumor true_negative without_tumor", lines
+        counts = "method tumor seed true_positive with_tumor true_negative without_tumor"
+        long = (
+            long_table(
+                f"origin {counts} {' '.join(_PRINTED)}",
+                [
+                    *(
+                        ("printed", c["method"], c["tumor"], *("",) * 5, *(c[k] for k in _PRINTED))
+                        for c in published(6)
+                    ),
+                    *(("measured", *line, *("",) * len(_PRINTED)) for line in lines),
+                ],
+            )
+            if printed
+            else long_table(counts, lines)
         )
     origin = {"printed": "printed in the paper", "both": "printed (patients) and measured"}
     return Table(
@@ -76,16 +97,28 @@ def _printed_rows() -> list[tuple[str, ...]]:
     texts: dict[str, dict[str, list[str]]] = {}
     for cell in published(6):
         texts.setdefault(cell["method"], {})[cell["tumor"]] = [
-            f"{cell[k]} p" if cell[k] else EMPTY
-            for k in ("sensitivity", "specificity", "harmonic_reported")
+            f"{cell[k]} p" if cell[k] else EMPTY for k in _PRINTED
         ]
     return [(m, "", *(x for tumor in TUMORS for x in row[tumor])) for m, row in texts.items()]
 
 
 def _measured_rows(
-    study: Study, scores: Scores, long: list[tuple[object, ...]], *, both: bool
+    study: Study,
+    scores: Scores,
+    long: list[tuple[object, ...]],
+    holes: list[str],
+    *,
+    both: bool,
 ) -> list[tuple[str, ...]]:
-    """A row per strategy; a line per tumor and seed is added to `long`."""
+    """A row per strategy.
+
+    Args:
+        study: the runs.
+        scores: their Dice.
+        long: a line per tumor and seed is added to it.
+        holes: a line per seed in which test cases were not called is added to it.
+        both: printed rows stand in the same table.
+    """
     calls = rows_of(study.frame, scoring="strict", metric="patient_positive")
     home = calls["structure"].map(scores.reference.home)
     calls = calls[(calls["step"] == scores.last) & (calls["eval_set"] == home)]
@@ -96,8 +129,14 @@ def _measured_rows(
         label = s.label + (" (PHANTOM)" if both and not s.records[0].patients else "")
         row = [label, str(len(s.runs))]
         for tumor in TUMORS:
-            each = [(place[run.folder], f"{tumor}_tumor") for run in s.runs]
-            if not set(each) <= set(counts.index):
+            name = f"{tumor}_tumor"
+            each = [(place[run.folder], name) for run in s.runs]
+            missing = [_missing(study, scores, calls, i, name) for i, _ in each]
+            if lacking := [
+                f"seed {n}: {why}" for n, why in zip(s.seeds, missing, strict=True) if why
+            ]:
+                holes += [f"hole: {label}, {tumor} tumor, {line}" for line in lacking]
+            if lacking or not set(each) <= set(counts.index):
                 row += [EMPTY] * 3
                 continue
             own = counts.loc[each]
@@ -106,6 +145,40 @@ def _measured_rows(
             row += _rates(own.mean(), study)
         rows.append(tuple(row))
     return rows
+
+
+def _missing(study: Study, scores: Scores, calls: pd.DataFrame, run: int, tumor: str) -> str:
+    """Which test cases of a run have no call; empty = all have one, or none is to have one.
+
+    A case that does not annotate the tumor is not due: its row of Dice says so.
+
+    Args:
+        study: the runs.
+        scores: their Dice.
+        calls: rows of `patient_positive` after the last step.
+        run: position of the run.
+        tumor: the structure.
+    """
+    if tumor not in scores.learned_at:
+        return ""
+    home = scores.home(tumor)
+    own = calls[(calls["run"] == run) & (calls["structure"] == tumor)]
+    if own.empty:
+        return NOT_SCORED
+    dice = rows_of(study.frame, scoring="strict", metric="dice")
+    dice = dice[
+        (dice["run"] == run)
+        & (dice["structure"] == tumor)
+        & (dice["step"] == scores.last)
+        & (dice["eval_set"] == home)
+    ]
+    known = {*own["case"], *dice.loc[dice["status"] == "not_annotated", "case"]}
+    due = test_cases(study.finished[run].record)[home]
+    lacking = [case for case in due if case not in known]
+    more = ", …" if len(lacking) > 1 else ""
+    if not lacking:
+        return ""
+    return f"{len(lacking)} of {len(due)} test cases missing ({home}/{lacking[0]}{more})"
 
 
 def _rates(mean: pd.Series[float], study: Study) -> list[str]:
@@ -129,13 +202,13 @@ def distances(study: Study) -> Table:
         StoreError: the runs do not belong in one table.
     """
     nsd, hd95 = (study.scores(scoring="strict", metric=m) for m in ("nsd", "hd95_mm"))
-    rows = []
+    rows, long = [], []
     names = nsd.means if nsd else {}
     for one, other in zip(
         nsd.strategies if nsd else (), hd95.strategies if hd95 else (), strict=True
     ):
         last, texts = len(one.runs[0].record.course.steps), []
-        for members in names.values():
+        for group, members in names.items():
             of_members = [other.cells[last, other.home[c], c] for c in members]
             missed = sum(int(x.missed.sum()) for x in of_members)
             cases = sum(int(x.cases.sum()) for x in of_members)
@@ -145,6 +218,14 @@ def distances(study: Study) -> Table:
                 number(distance, 1),
                 EMPTY if math.isnan(distance) else f"{missed}/{cases}",
             ]
+            for i, seed in enumerate(one.seeds):
+                means = (
+                    continual.mean(each.r[i].get((last, c), math.nan) for c in members)
+                    for each in (one, other)
+                )
+                counts = (sum(int(n[i]) for n in of) for of in (
+                    [x.missed for x in of_members], [x.cases for x in of_members]))  # fmt: skip
+                long.append((one.label, group, seed, *means, *counts))
         rows.append((one.label, str(len(one.runs)), *texts))
     empty = nsd is not None and all(c == EMPTY for row in rows for c in row[2:])
     tolerances = sorted({structure(c).tolerance_mm for m in names.values() for c in m})
@@ -162,4 +243,5 @@ def distances(study: Study) -> Table:
             *((SCORE_FIRST,) if empty else ()),
             *(("no finished run",) if nsd is None else () if empty else nsd.notes()),
         ),
+        long=long_table("strategy group seed nsd hd95_mm missed cases", long),
     )

@@ -179,9 +179,18 @@ def _measured(
         row.label += f" [{encoding}]"
     home = runs.home
     for j, c in enumerate(columns):
-        before = any(m in home and (c.step, home[m], m) not in runs.cells for m in c.members)
+        if not in_course(c, runs):
+            row.cells[j] = Cell(text=NONE)
+            continue
+        before = any((c.step, home[m], m) not in runs.cells for m in c.members)
         row.cells[j] = Cell(text=NONE) if before else Cell(*runs.over_seeds(c.step, c.members))
     return row
+
+
+def in_course(column: Column, runs: StrategyScores) -> bool:
+    """Whether the course of some runs has the column's structures, and its step."""
+    steps = len(runs.records[0].course.steps)
+    return bool(column.members) and column.step <= steps and set(column.members) <= set(runs.home)
 
 
 def share_first_step(rows: Sequence[Row]) -> None:

@@ -19,6 +19,7 @@ from clbench.report.paper.rows import (
     Row,
     beside_each_other,
     columns_of,
+    in_course,
     measured_rows,
     printed_rows,
     share_first_step,
@@ -259,6 +260,11 @@ def _measured_notes(
         of = f"{len(members)} structures" + (f" ({prompts})" if prompts else "")
         notes.append(f"{name}: of {of}, all of the same weight")
     profile = scores.record.identity.profile["name"]
+    if foreign := [c for c in columns if not in_course(c, one)]:
+        named = dict.fromkeys(f"{c.header}, step {c.step}" for c in foreign)
+        notes.append(
+            f"{NONE}, since the course {scores.bench} does not have it: {'; '.join(named)}"
+        )
     notes += [f"profile {profile}, data {scores.record.data_fingerprint}", *absent]
     notes += scores.notes()
     if marked.n[1]:

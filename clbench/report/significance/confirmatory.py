@@ -18,6 +18,7 @@ from clbench.report.scores import Scores, StrategyScores
 from clbench.report.significance.endpoints import (
     ENDPOINTS,
     Endpoint,
+    asked,
     hole,
     shared_first,
     structures_of,
@@ -107,15 +108,16 @@ class Comparison(Tested):
 def confirm(
     scores: Scores, protocol: Protocol, endpoints: Sequence[Endpoint] = ENDPOINTS
 ) -> list[Comparison]:
-    """Every endpoint against every other strategy, in that order; holes included.
+    """Every endpoint that the course has against every other strategy, in that order.
+
+    Holes are included.
 
     Args:
         scores: the runs, the reference first.
         protocol: level, margin, correction and sign patterns.
         endpoints: which questions, the one after the last step first.
     """
-    asked = endpoints if scores.last > 1 else endpoints[:1]
-    return [c for endpoint in asked for c in _judge(scores, endpoint, protocol)]
+    return [c for endpoint in asked(scores, endpoints) for c in _judge(scores, endpoint, protocol)]
 
 
 def common_seeds(methods: Sequence[StrategyScores]) -> tuple[int, ...]:

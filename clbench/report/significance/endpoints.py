@@ -6,6 +6,7 @@ in the change log.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,6 +91,20 @@ def interval(scores: Scores, method: StrategyScores, endpoint: Endpoint, level: 
 def structures_of(scores: Scores, endpoint: Endpoint) -> list[str]:
     """The structures that take part in an endpoint."""
     return list(_steps(scores, endpoint)[0])
+
+
+def asked(scores: Scores, endpoints: Sequence[Endpoint] = ENDPOINTS) -> tuple[Endpoint, ...]:
+    """The endpoints that a course has: all have structures, and of one step there is the first.
+
+    A course whose later steps only teach again has no new structures to ask for.
+
+    Args:
+        scores: the runs.
+        endpoints: which questions, the one after the last step first.
+    """
+    first, *others = endpoints
+    more = (e for e in others if scores.last > 1 and _steps(scores, e)[0])
+    return (first, *more)
 
 
 def _steps(scores: Scores, endpoint: Endpoint) -> tuple[dict[str, int], dict[str, int]]:

@@ -39,6 +39,8 @@ class ExternalRanking:
     """All pairs."""
     left_out: tuple[str, ...] = ()
     """Strategies that could not take part, and why."""
+    beyond: tuple[str, ...] = ()
+    """Strategies with seeds that others lack, and which these are."""
 
     @property
     def turned(self) -> tuple[PairOfSets, ...]:
@@ -93,6 +95,11 @@ def external_ranking(internal: Scores, external: Scores, protocol: Protocol) -> 
             *sides, alpha=protocol.alpha, draws=protocol.draws, seed=protocol.seed
         ),
         left_out=tuple(left_out),
+        beyond=tuple(
+            f"{inside.label} {', '.join(map(str, more))}"
+            for inside, _ in pairs
+            if (more := [s for s in inside.seeds if s not in seeds])
+        ),
     )
 
 

@@ -68,7 +68,8 @@ def rankable(
     methods = [m for m in scores.strategies if not holes[m.label]]
     seeds = common_seeds(methods) if methods else ()
     why = ("no seed is common to all strategies",) * (bool(methods) and not seeds)
-    return methods, seeds, (*filter(None, holes.values()), *why)
+    unfinished = (f"{name}: no finished run" for name in scores.never_finished)
+    return methods, seeds, (*filter(None, holes.values()), *unfinished, *why)
 
 
 def rankings(scores: Scores, protocol: Protocol) -> list[SetRanking]:

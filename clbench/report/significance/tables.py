@@ -77,7 +77,7 @@ def confirmatory_table(a: Analysis) -> Table:
     return Table(
         title=f"{a.dice.title()}: {ref} against each other strategy (confirmatory)",
         columns=(
-            "endpoint", "other", ref, "other's", "difference", f"{p.level:.0%} interval",
+            "endpoint", "other", ref, "other's", "difference", f"{p.percent} interval",
             "over new runs", "p", "p equivalent", f"P({ref} ahead) over seeds", "detectable",
             "patients to decide", "patients", "seeds", "verdict",
         ),
@@ -207,7 +207,7 @@ def own_table(a: Analysis) -> Table:
     p = a.protocol
     return Table(
         title=f"{a.dice.title()}: does it forget?",
-        columns=("strategy", "change", f"{p.level:.0%} interval", "over new runs",
+        columns=("strategy", "change", f"{p.percent} interval", "over new runs",
                  "p of a change", f"p of a loss below {p.margin:g}", "patients to decide",
                  "patients", "seeds", "verdict"),
         rows=tuple(rows),
@@ -254,7 +254,7 @@ def class_table(a: Analysis) -> Table:
     return Table(
         title=f"{a.dice.title()}: every structure (exploratory)",
         columns=("step", "structure", "other", a.dice.reference.label, "other's",
-                 "pseudomedian", f"{a.protocol.level:.0%} interval", "rank-biserial", "p", "p (BH)",
+                 "pseudomedian", f"{a.protocol.percent} interval", "rank-biserial", "p", "p (BH)",
                  "p (Holm)", "n", "differ", "missed", "verdict"),
         rows=tuple(rows),
         notes=(
@@ -298,7 +298,7 @@ def set_table(a: Analysis) -> Table:
         )  # fmt: skip
     return Table(
         title=f"{a.dice.title()}: every eval set, macro score per patient (exploratory)",
-        columns=("eval set", "other", "mean", f"{a.protocol.level:.0%} t interval", "pseudomedian",
+        columns=("eval set", "other", "mean", f"{a.protocol.percent} t interval", "pseudomedian",
                  "dz", "p Wilcoxon", "p t", "p sign", f"p within ±{a.protocol.margin:g}",
                  "P ahead / equal / behind", "detectable", "n", "disagreement"),
         rows=tuple(rows),

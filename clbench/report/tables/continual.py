@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clbench.evaluation.metrics import continual, stability_gap
+from clbench.errors import SettingError
+from clbench.evaluation.metrics import case, continual, stability_gap
 from clbench.evaluation.metrics.continual import NAMES, Quantity, course_metrics
 from clbench.report.scores import Run, Scores, StrategyScores
 from clbench.report.study import Protocol, Study
@@ -32,6 +33,13 @@ GAP = {
 """Parts of the stability gap, see `clbench.evaluation.metrics.stability_gap.StabilityGap`."""
 STABILITY = "stability gap"
 NO_INTERVAL = "no interval over three steps and more: the best step is chosen by its own scores"
+SMALLER = (
+    "smaller is better: the best is the smallest, and differences are turned; worse than before or "
+    "than joint is below 0 in transfer and minus joint, above 0 in forgetting and intransigence, "
+    "above 1 relative to joint"
+)
+"""What a table says of a score of which smaller is better."""
+OF_DICE = Quantity(value=math.nan, reason="trace.csv holds Dice alone")
 UNTRACED = Quantity(
     value=math.nan, reason="no trace.csv (a run with --set examine.trace_every=N leaves one)"
 )
@@ -44,20 +52,32 @@ def continual_table(
 
     Args:
         study: the runs.
-        metric: which score R is made of; the larger the better (`dice`, `nsd`, …).
-        scale: how the numbers are written.
+        metric: which score R is made of (`dice`, `nsd`, `hd95_mm`, …).
+        scale: how the numbers are written; percent of shares alone.
         reference_first: the study's reference stands left of the others; else by name.
 
     Raises:
+        SettingError: a score that is no share is to be written in percent.
         StoreError: no finished runs, or runs that do not belong in one table.
         UnknownName: no finished run of the reference that is to stand first.
     """
+    facts = _facts(metric)
+    if facts.unit != "share" and scale.factor != 1:
+        raise SettingError(
+            f"{metric} is no share, so it is not written in percent",
+            where="--percent",
+            expected="a metric between 0 and 1: dice, nsd, …",
+            got=f"{metric}, in {facts.unit}",
+            next_step="leave --percent out",
+        )
     scores = study.need_scores(metric=metric)
     if reference_first:
         scores = study.reference_first(scores)
     joint, labels = _joint(scores), [s.label for s in scores.strategies]
     by_label = {
-        s.label: [_measures(scores, s, i, joint) for i in range(len(s.runs))]
+        s.label: [
+            _measures(scores, s, i, joint, facts.higher_is_better) for i in range(len(s.runs))
+        ]
         for s in scores.strategies
     }
     rows, long = [], []
@@ -75,6 +95,8 @@ def continual_table(
             ]
         rows.append((label_of_measure, *cells))
     unit = scale.unit if metric == "dice" else scale.unit.replace("Dice", metric)
+    if facts.unit != "share" and not metric.endswith(f"_{facts.unit}"):
+        unit += f", {facts.unit}"
     return Table(
         title=f"{scores.title()}: continual-learning measures, {unit}",
         columns=("measure", *labels),
@@ -86,12 +108,19 @@ def continual_table(
                 f"{study.scoring} scoring; means over structures, over test cases; "
                 "mean ± sd over seeds"
             ),
+            *((SMALLER,) if facts.higher_is_better is False else ()),
             "joint training: the run of `joint` with the same seed",
             *_merged(reasons, labels),
             *scores.notes(),
         ),
         long=long_table("measure definition strategy seed value why", long),
     )
+
+
+def _facts(metric: str) -> case.Metric:
+    """Unit and direction of a metric; `nsd` stands for every structure's own tolerance."""
+    of_word = case.metrics_of(case.word_of(metric), "liver_tumor")
+    return next((m for m in of_word if m.name == metric), of_word[0])
 
 
 def _joint(scores: Scores) -> Mapping[int, continual.Matrix] | str:
@@ -104,11 +133,21 @@ def _joint(scores: Scores) -> Mapping[int, continual.Matrix] | str:
 
 
 def _measures(
-    scores: Scores, s: StrategyScores, i: int, joint: Mapping[int, continual.Matrix] | str
+    scores: Scores,
+    s: StrategyScores,
+    i: int,
+    joint: Mapping[int, continual.Matrix] | str,
+    higher_is_better: bool | None,
 ) -> dict[str, Quantity]:
     """Measures of a strategy's run number `i`, those of domain transfer and trace included."""
     beside = None if isinstance(joint, str) else joint.get(s.seeds[i])
-    by_name = course_metrics(s.r[i], scores.learned_at, scores.last, joint=beside)
+    by_name = course_metrics(
+        s.r[i],
+        scores.learned_at,
+        scores.last,
+        joint=beside,
+        higher_is_better=higher_is_better,
+    )
     if isinstance(joint, str):
         several = Quantity(value=math.nan, reason=joint)
         by_name |= dict.fromkeys(("intransigence", "delta_joint", "relative_joint"), several)
@@ -128,10 +167,11 @@ def _domain_transfer(scores: Scores, s: StrategyScores, i: int) -> dict[str, Qua
     for (step, source, name), cells in sorted(s.cells.items(), key=lambda x: (x[0][2], x[0][1])):
         if source != s.home[name] and step == scores.sources.index(source) and cells.annotated[i]:
             values = cells.values[i]
+            why = cells.reasons[i] or ("" if cells.cases[i] else "no test case contains it")
             transfer[f"domain transfer: {name} on {source}, after step {step}"] = (
-                Quantity(value=continual.mean(values[~np.isnan(values)].tolist()))
-                if cells.cases[i]
-                else Quantity(value=math.nan, reason="no test case contains it")
+                Quantity(value=math.nan, reason=why)
+                if why
+                else Quantity(value=continual.mean(values[~np.isnan(values)].tolist()))
             )
     if transfer:
         return transfer
@@ -147,8 +187,9 @@ def _gaps(scores: Scores, run: Run) -> dict[str, Quantity]:
     """The stability gap of every step but the first, where the run was traced."""
     path = run.folder / stability_gap.FILE
     steps = range(2, scores.last + 1)
-    if not path.exists():
-        return {f"{STABILITY}, step {t}: {w}": UNTRACED for t in steps for w in GAP.values()}
+    none = OF_DICE if scores.metric != "dice" else None if path.exists() else UNTRACED
+    if none is not None:
+        return {f"{STABILITY}, step {t}: {w}": none for t in steps for w in GAP.values()}
     tests = [case for step in run.record.course.test for case in step]
     rows, gaps = stability_gap.read_trace(path, tests), {}
     for step in steps:
@@ -341,7 +382,7 @@ def learning_table(study: Study, scale: Scale = SHARE) -> Table:
             warned += [(warning, m.label, name) for warning in x.warnings]
         if reasons := {f"{k}: {x.why}" for k, x in by_name.items() if math.isnan(x.value)}:
             why.append(f"hole: {m.label}, {'; '.join(sorted(reasons))}")
-    sizes = ", ".join(f"{len(p)} {s}" for s, p in e.patients.items())
+    sizes = ", ".join(f"{len(e.patients[s])} {s}" for s in e.homes)
     return Table(
         title=f"{e.title()}: what was kept and learned, {scale.unit}",
         columns=("strategy", "seeds", *names),
@@ -360,6 +401,7 @@ def learning_table(study: Study, scale: Scale = SHARE) -> Table:
             "Forgetting: best earlier step minus last (Chaudhry et al. 2018)",
             "Intransigence: joint minus the strategy on New; Δ joint: strategy minus joint on All",
             *why,
+            *e.without_row(),
             *_warnings(warned, [m.label for m in e.strategies], names),
         ),
         long=long_table("strategy measure value low high sd seeds why warnings", long),

@@ -82,7 +82,7 @@ def cost_table(study: Study) -> Table:
     """
     scores = study.scores(scoring="strict")
     strategies = scores.strategies if scores else ()
-    rows, shown = [], set()
+    rows, shown, long = [], set(), []
     for s in strategies:
         costs = [read_costs(run) for run in s.runs]
         for step in range(1, len(s.runs[0].record.course.steps) + 1):
@@ -90,6 +90,10 @@ def cost_table(study: Study) -> Table:
             for name, header, unit, digits in COLUMNS:
                 value = continual.mean(c.get(step, {}).get(name, math.nan) for c in costs)
                 texts[header] = number(value / unit, digits)
+                long += [
+                    (s.label, step, seed, name, c.get(step, {}).get(name, math.nan))
+                    for seed, c in zip(s.seeds, costs, strict=True)
+                ]
             shown |= {header for header, text in texts.items() if text != EMPTY}
             rows.append(((s.label, str(step), str(len(s.runs))), texts))
     devices = sorted({r.device for s in strategies for r in s.records})
@@ -121,6 +125,7 @@ def cost_table(study: Study) -> Table:
         narrow=6,
         block=9,
         notes=(*notes, *(scores.notes() if scores else ())),
+        long=long_table("strategy step seed measure value", long),
     )
 
 

@@ -110,12 +110,19 @@ def domains_table(study: Study, scale: Scale = SHARE) -> Table:
                     (method.label, domain.name, domain.step, name, seed, value)
                     for seed, value in zip(method.seeds, per_seed, strict=bool(per_seed))
                 ]
-        means = {
-            name: [continual.mean(seed) for seed in zip(*lists, strict=True)]
-            for name, lists in of_all.items()
-        }
-        mean = Domain(name="mean of domains", step=0, members=(), known=())
-        rows.append((method.label, *_row(mean, means, scale)))
+        # The domain of the last step has no change: a mean over the others has a row of its own, so
+        # that a change is the difference of the two means beside it.
+        but_last = {name: of_all[name][: len(of_all["change"])] for name in ("own", "last")}
+        for words, lists in (
+            ("mean of domains", {**of_all, "change": []}),
+            ("mean without the last", {**of_all, **but_last, "before": []}),
+        ):
+            means = {
+                name: [continual.mean(seed) for seed in zip(*per_domain, strict=True)]
+                for name, per_domain in lists.items()
+            }
+            mean = Domain(name=words, step=0, members=(), known=())
+            rows.append((method.label, *_row(mean, means, scale)))
     return Table(
         title=f"{scores.title()}: domain by domain, {scale.unit}",
         columns=(
@@ -124,14 +131,20 @@ def domains_table(study: Study, scale: Scale = SHARE) -> Table:
         ),
         rows=tuple(rows),
         keys=3,
-        rules=frozenset(range(0, len(rows), len(domains) + 1)),
+        rules=frozenset(range(0, len(rows), len(domains) + 2)),
         notes=(
             (
                 f"{study.scoring} scoring; means over the structures that the domain's step "
                 "teaches, over its test cases; mean ± sd over seeds"
             ),
-            "before its step: forward transfer, of what earlier domains taught to one not yet seen",
-            "change: after the last step minus right after its own; below 0: forgotten",
+            (
+                "before its step: forward transfer, of what earlier domains taught to one not yet "
+                "seen; its mean is over the domains that teach something again"
+            ),
+            (
+                "change: after the last step minus right after its own; below 0: forgotten; the "
+                "domain of the last step has none"
+            ),
             *scores.holes(),
         ),
         long=long_table("strategy domain step measure seed value", long),

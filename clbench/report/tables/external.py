@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
+from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.external import ExternalRanking
 from clbench.report.study import Protocol
@@ -40,7 +41,7 @@ def external_table(study: Analysis, scale: Scale = SHARE) -> Table:
         over=("", "", *(one.eval_set for one in found for _ in heads)),
         rows=tuple(
             (
-                m.label, str(len(m.seeds)),
+                m.label, _seeds(m, found),
                 *chain.from_iterable(by_label.get(m.label, [EMPTY] * 5) for by_label in columns),
             )
             for m in e.strategies
@@ -64,6 +65,12 @@ def external_table(study: Analysis, scale: Scale = SHARE) -> Table:
         ),
         long=_long(found, study.protocol),
     )  # fmt: skip
+
+
+def _seeds(m: StrategyScores, found: Sequence[ExternalRanking]) -> str:
+    """How many of its training runs the numbers rest on; several where test sets differ in it."""
+    counts = {len(one.seeds) for one in found if m.label in one.labels}
+    return "–".join(map(str, sorted(counts))) or str(len(m.seeds))
 
 
 def ranks_of(values: Sequence[float]) -> list[int]:
@@ -91,6 +98,11 @@ def _notes(one: ExternalRanking, protocol: Protocol, scale: Scale) -> Iterable[s
         f"internally {one.patients[0]} patients."
     )
     yield from (f"hole: {why}" for why in one.left_out)
+    if one.beyond:
+        yield (
+            f"{one.eval_set}: means of the seeds that all of them have "
+            f"({', '.join(map(str, one.seeds))}); others do not count: {'; '.join(one.beyond)}."
+        )
     pairs = len(one.reversals.pairs)
     if not pairs:
         return

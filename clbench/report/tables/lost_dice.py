@@ -27,7 +27,7 @@ from clbench.evaluation.metrics.continual import mean
 from clbench.evaluation.metrics.lost_dice import CAUSES
 from clbench.report.scores import Run, title_of
 from clbench.report.study import Study
-from clbench.report.tables.render import EMPTY, Table, number
+from clbench.report.tables.render import EMPTY, Table, long_table, number
 from clbench.store.record import RunRecord
 
 NAMED = 3
@@ -187,30 +187,37 @@ def lost_dice_table(study: Study) -> Table:
     e, runs = study.dice, explained_runs(study)
     study.need(runs, "no run was explained", "call `clbench explain RUN` first")
     seeds: dict[str, list[int]] = {}
-    lost: dict[tuple[str, str], list[LostDice]] = {}
-    parts: dict[tuple[str, str], list[HeadBody]] = {}
+    lost: dict[tuple[str, str], dict[int, LostDice]] = {}
+    parts: dict[tuple[str, str], dict[int, HeadBody]] = {}
     for label, run in runs:
         seeds.setdefault(label, []).append(run.record.seed)
         patient_of = run.record.course.patient_of
         for one in summarize(read_lost_dice(run.folder / FILE), patient_of):
             if one.step == e.last:
-                lost.setdefault((label, one.structure), []).append(one)
+                lost.setdefault((label, one.structure), {})[run.record.seed] = one
         if (run.folder / HEAD_BODY_FILE).is_file():
             model_rows = read_head_body(run.folder / HEAD_BODY_FILE)
             for part in summarize_head_body(model_rows, patient_of):
                 if part.step == e.last:
-                    parts.setdefault((label, part.structure), []).append(part)
+                    parts.setdefault((label, part.structure), {})[run.record.seed] = part
     rows = []
+    long: list[tuple[object, ...]] = []
     for label, own_seeds in seeds.items():
         for name in e.learned_at:
             if own := lost.get((label, name)):
-                causes = {cause: mean(o.causes()[cause] for o in own) for cause in CAUSES}
-                models = parts.get((label, name), [])
+                causes = {cause: mean(o.causes()[cause] for o in own.values()) for cause in CAUSES}
+                models = parts.get((label, name), {})
                 by_part = (
-                    mean(getattr(p, kind) for p in models)
+                    mean(getattr(p, kind) for p in models.values())
                     for kind in ("head", "body", "probe_lost")
                 )
-                numbers = map(number, [mean(o.lost for o in own), *causes.values()])
+                numbers = map(number, [mean(o.lost for o in own.values()), *causes.values()])
+                for seed, one in own.items():
+                    of_seed = {"lost": one.lost, **one.causes()}
+                    if (model := models.get(seed)) is not None:
+                        of_parts = (model.head, model.body, model.probe_lost)
+                        of_seed |= dict(zip(LOST_BY, of_parts, strict=True))
+                    long += [(label, name, seed, what, value) for what, value in of_seed.items()]
                 named = (label, name, ", ".join(map(str, own_seeds)))
                 rows.append((*named, *numbers, main_of(causes) or EMPTY, *map(number, by_part)))
     absent = [m.label for m in e.strategies if m.label not in seeds]
@@ -225,6 +232,7 @@ def lost_dice_table(study: Study) -> Table:
             + (f"; it was not for {', '.join(absent)}." if absent else "."),
         ),
         keys=2,
+        long=long_table("strategy structure seed measure value", long),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from shlex import quote
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
-from clbench.report.scores import Scores, StrategyScores
+from clbench.report.scores import Run, Scores, StrategyScores, labelled
 from clbench.report.study import Study
 from clbench.report.tables.render import SHARE, Scale, Table, long_table
 from clbench.spec.names import ordered_name, split_order
@@ -23,6 +24,10 @@ MEASURES = {
     "new": "new structures, own step",
 }
 """Measure → what it is. The structures that are old or new differ from order to order."""
+_OF_TEXT = ("encoding", "prompt", "file", "model", "weights_sha256")
+"""What tells text vectors apart where the order of the structures is another one."""
+Order = tuple[int, ...]
+"""Listed steps, from 1, in the order in which they were taught."""
 
 
 def orders_table(study: Study, scale: Scale = SHARE) -> Table:
@@ -37,14 +42,24 @@ def orders_table(study: Study, scale: Scale = SHARE) -> Table:
     """
     by_order = _scores_by_order(study)
     columns = [",".join(map(str, order)) for order in by_order]
-    labels = sorted({m.label for scores in by_order.values() for m in scores.strategies})
-    rows, long, complete = [], [], list[list[float]]()
-    for label in labels:
+    rows, long, complete, uneven = [], [], list[list[float]](), list[str]()
+    for label, methods in _methods(study, by_order).items():
+        seeds, said = _seeds(label, dict(zip(columns, methods, strict=True)))
+        uneven += said
         for name, what in MEASURES.items():
-            per_order = [_per_seed(scores, label, name) for scores in by_order.values()]
-            means = [continual.mean(list(seeds.values())) for seeds in per_order]
+            every = [
+                _per_seed(scores, method, name)
+                for scores, method in zip(by_order.values(), methods, strict=True)
+            ]
+            long += [
+                (label, name, column, seed, value)
+                for column, own in zip(columns, every, strict=True)
+                for seed, value in own.items()
+            ]
+            per_order = [{s: own[s] for s in seeds if s in own} for own in every]
+            means = [continual.mean(list(own.values())) for own in per_order]
             spread = max(means) - min(means) if not any(map(math.isnan, means)) else math.nan
-            within = [continual.spread(list(seeds.values())) for seeds in per_order]
+            within = [continual.spread(list(own.values())) for own in per_order]
             rows.append(
                 (
                     label, what, *(scale.over_seeds(list(s.values())) for s in per_order),
@@ -52,11 +67,6 @@ def orders_table(study: Study, scale: Scale = SHARE) -> Table:
                     scale.number(spread), scale.number(_pooled(within)),
                 )
             )  # fmt: skip
-            long += [
-                (label, name, column, seed, value)
-                for column, seeds in zip(columns, per_order, strict=True)
-                for seed, value in seeds.items()
-            ]
             if name == "all" and not any(map(math.isnan, means)):
                 complete.append(means)
     first = next(iter(by_order.values()))
@@ -77,6 +87,7 @@ def orders_table(study: Study, scale: Scale = SHARE) -> Table:
             ),
             "range: largest minus smallest mean of an order; sd of seeds: pooled over the orders.",
             "Which structures are old or new differs from order to order; all is one question.",
+            *uneven,
             *_agreement(complete),
             *(
                 f"order {column}: {note}"
@@ -88,7 +99,66 @@ def orders_table(study: Study, scale: Scale = SHARE) -> Table:
     )  # fmt: skip
 
 
-def _scores_by_order(study: Study) -> Mapping[tuple[int, ...], Scores]:
+def _methods(
+    study: Study, by_order: Mapping[Order, Scores]
+) -> Mapping[str, list[StrategyScores | None]]:
+    """Label → the runs with the same settings in each order; None where an order has none.
+
+    Raises:
+        StoreError: two variants in one order differ in nothing that another order can tell.
+    """
+    each = [(k, m) for k, scores in enumerate(by_order.values()) for m in scores.strategies]
+    found: dict[str, list[StrategyScores | None]] = {}
+    for label, members in sorted(labelled({i: _alike(m) for i, (_, m) in enumerate(each)}).items()):
+        row: list[StrategyScores | None] = [None] * len(by_order)
+        for i in members:
+            k, method = each[i]
+            if (other := row[k]) is not None:
+                raise StoreError(
+                    "two variants of a strategy cannot be told apart in other orders of the steps",
+                    where=study.results / list(by_order.values())[k].bench,
+                    got=f"{other.label} and {method.label}",
+                    next_step="keep them in different results folders (--out, --results)",
+                )
+            row[k] = method
+        found[label] = row
+    return found
+
+
+def _alike(method: StrategyScores) -> Run:
+    """The first run, its text vectors replaced by what made them.
+
+    The checksum of the vectors is one of an array, whose rows follow the order of the steps.
+    """
+    run = method.runs[0]
+    text = {name: run.record.text_encoding.get(name) for name in _OF_TEXT}
+    identity = replace(run.record.identity, vectors=json.dumps(text, sort_keys=True))
+    return replace(run, record=replace(run.record, identity=identity))
+
+
+def _seeds(
+    label: str, methods: Mapping[str, StrategyScores | None]
+) -> tuple[Sequence[int], Sequence[str]]:
+    """The seeds that a row rests on, those of every order with runs, and what that leaves out.
+
+    Args:
+        label: of the strategy.
+        methods: order, as its column is called → its runs.
+    """
+    own = {column: set(m.seeds) for column, m in methods.items() if m is not None}
+    common = sorted(set.intersection(*own.values()))
+    if all(seeds == set(common) for seeds in own.values()):
+        return common, ()
+    each = "; ".join(f"order {c}: {_listed(sorted(seeds))}" for c, seeds in own.items())
+    rests = f"only seed {_listed(common)} counts" if common else "no seed is common, so none counts"
+    return common, (f"{label} has not the same seeds in every order ({each}): {rests}",)
+
+
+def _listed(values: Iterable[int]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _scores_by_order(study: Study) -> Mapping[Order, Scores]:
     """Order → scores, the listed order first.
 
     Raises:
@@ -96,7 +166,7 @@ def _scores_by_order(study: Study) -> Mapping[tuple[int, ...], Scores]:
     """
     base, _ = split_order(study.bench)
     folders = [study.results / base, *sorted(study.results.glob(f"{base}.order*"))]
-    found: dict[tuple[int, ...], Scores] = {}
+    found: dict[Order, Scores] = {}
     for folder in folders:
         _, order = split_order(folder.name)
         scores = replace(study, bench=folder.name).scores()
@@ -115,7 +185,7 @@ def _scores_by_order(study: Study) -> Mapping[tuple[int, ...], Scores]:
     return found
 
 
-def _refuse_other_data(found: Mapping[tuple[int, ...], Scores], base: str) -> None:
+def _refuse_other_data(found: Mapping[Order, Scores], base: str) -> None:
     """Refuse orders that differ in more than the order.
 
     Raises:
@@ -135,9 +205,8 @@ def _refuse_other_data(found: Mapping[tuple[int, ...], Scores], base: str) -> No
             )
 
 
-def _per_seed(scores: Scores, label: str, measure: str) -> dict[int, float]:
+def _per_seed(scores: Scores, method: StrategyScores | None, measure: str) -> dict[int, float]:
     """Seed → one measure of a strategy; nothing where the order has no run of it."""
-    method: StrategyScores | None = next((m for m in scores.strategies if m.label == label), None)
     if method is None:
         return {}
     at, last = scores.learned_at, scores.last

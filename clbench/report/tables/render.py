@@ -230,7 +230,7 @@ _TEX = {
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}",
     "±": r"$\pm$", "−": "$-$", "×": r"$\times$", "≤": r"$\le$", "≥": r"$\ge$", "Δ": r"$\Delta$",
-    "→": r"$\to$", "▲": r"$\uparrow$", "▼": r"$\downarrow$", "≈": r"$\approx$",
+    "→": r"$\to$", "▲": r"$\uparrow$", "▼": r"$\downarrow$", "≈": r"$\approx$", "≠": r"$\ne$",
     "△": r"$\triangle$", "▽": r"$\bigtriangledown$", "‡": r"$^{\ddagger}$",
     "∅": r"$\emptyset$", "○": r"$\circ$", "†": r"$^{\dagger}$", EMPTY: "--",
     **{c: f"$^{{{n}}}$" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},

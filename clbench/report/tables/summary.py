@@ -14,7 +14,7 @@ from clbench.evaluation.metrics import continual
 from clbench.report.past_images import past_card
 from clbench.report.scores import Run, Scores, read_frame, scores_of
 from clbench.report.study import Study
-from clbench.report.tables.render import EMPTY, SHARE, Scale, Table, number
+from clbench.report.tables.render import EMPTY, SHARE, Scale, Table, long_table, number
 from clbench.report.tuning import tuned_card
 
 LOWER_BOUND = "finetune"
@@ -118,7 +118,7 @@ def summary(study: Study, scale: Scale = SHARE, *, reference_first: bool = False
         f"the external test set {scores.on!r} annotates no structure of step 1",
         "name another one with --external, or `clbench table learning`",
     )
-    rows, lost = [], {}
+    rows, lost, long = [], {}, []
     for g in scores.strategies:
         begin, end = ([continual.mean(r[t, c] for c in first) for r in g.r] for t in (1, last))
         lowest = min(
@@ -126,7 +126,21 @@ def summary(study: Study, scale: Scale = SHARE, *, reference_first: bool = False
             key=lambda x: x[0],
         )
         seeds = list(map(str, g.seeds))
+        new = [continual.learning_accuracy(r, at) for r in g.r]
+        whole = [continual.accuracy(r, at, last, lambda s: True) for r in g.r]
         lost[g.label] = {s: a - b for s, a, b in zip(g.seeds, begin, end, strict=True)}
+        of_measure = {"before": begin, "after": end, "lost": list(lost[g.label].values()),
+                      "new": new, "all": whole}  # fmt: skip
+        long += [
+            (g.label, name, "", seed, value)
+            for name, values in of_measure.items()
+            for seed, value in zip(g.seeds, values, strict=True)
+        ]
+        long += [
+            (g.label, "before", c, seed, r[1, c])
+            for c in first
+            for seed, r in zip(g.seeds, g.r, strict=True)
+        ]
         rows.append(
             (
                 g.label,
@@ -135,8 +149,8 @@ def summary(study: Study, scale: Scale = SHARE, *, reference_first: bool = False
                 f"{scale.number(lowest[0])} ({lowest[1]}, seed {lowest[2]})",
                 over_seeds(end),
                 over_seeds(list(lost[g.label].values())),
-                over_seeds([continual.learning_accuracy(r, at) for r in g.r]),
-                over_seeds([continual.accuracy(r, at, last, lambda s: True) for r in g.r]),
+                over_seeds(new),
+                over_seeds(whole),
             )
         )
     record = scores.record
@@ -156,7 +170,7 @@ def summary(study: Study, scale: Scale = SHARE, *, reference_first: bool = False
         *scores.holes(),
     ]
     if unfinished := sum(g.unfinished for g in scores.strategies):
-        notes.append(f"left out: {unfinished} unfinished run(s)")
+        notes.append(f"left out: {unfinished} unfinished run(s) of these strategies")
     return Table(
         title=f"{scores.title()}: summary",
         columns=(
@@ -165,6 +179,7 @@ def summary(study: Study, scale: Scale = SHARE, *, reference_first: bool = False
         ),
         rows=tuple(rows),
         notes=tuple(notes),
+        long=long_table("strategy measure structure seed value", long),
     )  # fmt: skip
 
 

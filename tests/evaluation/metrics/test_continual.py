@@ -33,6 +33,28 @@ R = {
 JOINT = {(2, "pancreas"): 0.9, **{(3, c): 0.8 for c in AT}}
 
 
+def test_of_a_distance_the_smallest_is_the_best_and_a_loss_has_the_sign_of_a_loss() -> None:
+    """The same scores as lengths that grow where Dice falls: every difference stays."""
+    dice = course_metrics(R, AT, 3, joint=JOINT)
+    lengths, joint = ({key: 10 - value for key, value in of.items()} for of in (R, JOINT))
+    found = course_metrics(lengths, AT, 3, joint=joint, higher_is_better=False)
+    means = ("old", "new", "all", "all_by_step", "learning", "learning_all", "average_incremental")
+    for name in means:
+        assert found[name].value == pytest.approx(10 - dice[name].value), name
+    ratio = "relative_joint"
+    for name in set(NAMES) - {*means, "harmonic", "forward", ratio}:
+        assert found[name].value == pytest.approx(dice[name].value), name
+    assert found[ratio].value == pytest.approx((10 - 0.475) / 9.2)
+    assert "harmonic mean" in found["harmonic"].reason
+    assert math.copysign(1, course_metrics(dict.fromkeys(R, 0.0), AT, 3,
+                                           higher_is_better=False)["all"].value) == 1  # fmt: skip
+    neither = course_metrics(R, AT, 3, joint=JOINT, higher_is_better=None)
+    assert neither["all"].value == dice["all"].value
+    assert {neither[name].reason for name in ("bwt", "forgetting", "delta_joint", ratio)} == {
+        continual.NO_DIRECTION
+    }
+
+
 def test_three_steps_by_hand() -> None:
     found = course_metrics(R, AT, 3, joint=JOINT)
     assert set(found) == set(NAMES)

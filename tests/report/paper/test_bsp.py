@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from synthetic_runs import Method, add_external, make_runs
 from clbench.errors import SettingError
 from clbench.report.paper.bsp import BESIDE, WHAT, bsp_table, printed_means_apart, published_rows
 from clbench.report.significance.analysis import Analysis
+from clbench.report.tables.render import render
 from clbench.spec import registry
+from clbench.store import run_folder
 
 STEPS = (
     ("liver", "lits", ("liver",)),
@@ -43,6 +47,7 @@ def test_printed_tables_mark_them_and_say_what_is_printed_only(tmp_path: Path, w
     expected = {"II": {"LwF": "44.49 p ≠"}, "III": {"Universal+BSP": "90.36 p ≠"}}
     assert marked == expected.get(which, {})
     assert any("its loss is in no public code" in note for note in table.notes)
+    assert "≠" not in render(table, "tex")  # pdflatex has no such letter
 
 
 def test_runs_stand_beside_the_printed_method_on_each_test_set(tmp_path: Path) -> None:
@@ -65,6 +70,39 @@ def test_runs_stand_beside_the_printed_method_on_each_test_set(tmp_path: Path) -
         bsp_table("IV", study(tmp_path), metric="hd95_mm")
     with pytest.raises(SettingError, match="no numbers of this benchmark"):
         bsp_table("IV", Analysis(results=tmp_path, bench="tumor_ext"))
+
+
+def test_a_missed_case_has_no_distance_and_is_no_hole(tmp_path: Path) -> None:
+    """The first patient of the last source is missed by all: it drops out, and is counted."""
+    folders = make_runs(
+        tmp_path, {"plop": Method(seeds=(0,)), "der": Method(seeds=(0,))}, bench="public_ext",
+        steps=STEPS,
+    )  # fmt: skip
+    for folder in folders:
+        rows = run_folder.read_scores(folder / "scores.csv")
+        rows += [
+            replace(r, metric=name, value=2.0 if r.status == "ok" else math.nan)
+            for r in rows
+            for name in ("asd_bsp", "assd_mm")
+            if r.metric == "dice" and r.scoring == "strict"
+            and (r.strategy, r.case, r.structure) != ("der", "101", "liver")
+        ]  # fmt: skip
+        run_folder.write_scores(folder / "scores.csv", rows)
+    for metric in ("asd_bsp", "assd_mm"):
+        scores = study(tmp_path).need_scores(metric=metric)
+        der, plop = scores.strategies
+        assert plop.over_seeds(3, ["gall_bladder"])[0] == 2.0
+        assert [line for line in scores.holes() if "plop" in line] == []
+        assert f"left out: plop missed the structure in 1 of 46 cases after the last step, which have no {metric}" in scores.notes()  # fmt: skip
+        assert "1 of 12 test cases missing (lits/101)" in der.hole(
+            [("liver", 3)]
+        )  # a row is not there
+    rows = run_folder.read_scores(folders[0] / "scores.csv")
+    gone = [replace(r, status="fn_only", value=math.nan) if r.metric == "assd_mm" and r.status == "ok"
+            and r.structure == "gall_bladder" else r for r in rows]  # fmt: skip
+    run_folder.write_scores(folders[0] / "scores.csv", gone)
+    of_all = study(tmp_path).need_scores(metric="assd_mm").strategies[1]
+    assert "missed in every test case of amos that holds it" in of_all.hole([("gall_bladder", 3)])
 
 
 def test_the_course_has_the_printed_sizes() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,11 @@ from typer.testing import CliRunner
 
 from clbench.cli.options import app
 from clbench.errors import SettingError
-from clbench.report.figures import FIGURES
+from clbench.report.figures import FIGURES, draw
 from clbench.report.paper.build import build, read_plan
 from clbench.report.paper.printed import BENCH
+from clbench.report.significance.analysis import Analysis
+from clbench.report.significance.endpoints import FINAL, hole
 
 PLAN = ROOT / "paper_figs" / "paper.toml"
 STUDY = "[study]\nresults='r'\nseeds=[0]\nref='u'\nscoring='strict'\n"
@@ -57,6 +61,33 @@ def test_runs_become_files_and_what_is_missing_a_hole(tmp_path: Path) -> None:
     again = {m.file: m for m in build(PLAN, out, runs)}
     assert (out / "figure7.pdf").read_bytes().startswith(b"%PDF")
     assert {p.suffix for p in again["figure7"].paths} == {".pdf", ".png"}
+
+
+def test_figures_are_of_the_seeds_of_the_plan(tmp_path: Path) -> None:
+    """A figure of asked seeds is that of a folder with these alone; who lacks one is left out."""
+    text = STUDY.replace("[0]", "[0, 1]").replace("'u'", "'universal'")
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        text + "".join(
+            f"[[figure]]\nfile='{name}'\nname='{name}'\nbench='tumor_ext'\n"
+            for name in ("plane", "heatmap", "patients")
+        )
+    )  # fmt: skip
+    few = {"btcv": 4, "lits": 4}
+    some = {"universal": Method(seeds=(0, 1)), "lwf": Method(seeds=(0, 1), kept=-0.2)}
+    more = {name: replace(m, seeds=(0, 1, 2)) for name, m in some.items()}
+    for name, methods in (("some", some), ("more", more)):
+        make_runs(tmp_path / name, methods, patients=few)
+        assert not [m.hole for m in build(plan, tmp_path / f"of_{name}", tmp_path / name) if m.hole]
+    for name in ("plane.png", "heatmap.png", "patients.png"):
+        same = [(tmp_path / of / name).read_bytes() for of in ("of_some", "of_more")]
+        assert same[0] == same[1], name
+    make_runs(tmp_path / "lacks", {**more, "mib": Method(seeds=(0,))}, patients=few)
+    study = Analysis(results=tmp_path / "lacks", bench="tumor_ext").with_seeds((0, 1))
+    mib = next(m for m in study.dice.strategies if m.label == "mib")
+    assert hole(study.dice, mib, FINAL) == "mib: no finished run of seed 1"
+    said = " ".join(re.findall(r"<!-- (.*?) -->", draw("plane", study).decode()))
+    assert "Not shown, because scores are missing: mib." in said
 
 
 def test_the_command_names_files_and_holes(tmp_path: Path) -> None:

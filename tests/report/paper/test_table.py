@@ -304,6 +304,18 @@ def test_a_missing_case_is_a_hole_with_its_name(tmp_path: Path) -> None:
     assert any("lwf_ct" in n and "btcv/102" in n and "1 of 6" in n for n in table.notes)
 
 
+def test_what_a_course_does_not_have_is_no_hole(tmp_path: Path) -> None:
+    body(tmp_path, {"universal": Method()})
+    table = paper_table(10, Analysis(results=tmp_path, bench="body_ext"), source="measured")
+    row = line(table, "universal")
+    assert row["Liver Tumor, Step 2"] == "N/A"
+    assert row["Spleen, Step 2"].endswith(" m")
+    (note,) = [n for n in table.notes if n.startswith("N/A, since the course body_ext")]
+    assert "Liver Tumor, step 2" in note
+    assert "Spleen" not in note
+    assert EMPTY not in cells(table)
+
+
 def test_one_seed_says_so(tmp_path: Path) -> None:
     tumor(tmp_path, {"universal": Method(seeds=(4,))})
     table = paper_table(10, Analysis(results=tmp_path, bench="tumor_ext"), source="measured")
@@ -323,6 +335,27 @@ def test_variants_of_universal_are_named_by_their_encoding(tmp_path: Path) -> No
     ]
     assert "universal (clip)" in labels
     assert "universal (minilm)" in labels
+
+
+def test_variants_of_one_encoding_are_named_by_prompt_or_checksum(tmp_path: Path) -> None:
+    """What one label would hide is told apart: a prompt, other vectors, a setting no label has."""
+    variants: list[tuple[dict[str, object], str]] = [
+        ({"vectors": "aaaa1111aa"}, "a {}"),
+        ({"vectors": "bbbb2222bb"}, "a CT of a {}"),
+        ({"vectors": "cccc3333cc"}, "a CT of a {}"),
+        ({"vectors": "aaaa1111aa", "strategy": {"class": "Other"}}, "a {}"),
+    ]
+    for identity, prompt in variants:
+        text = {"encoding": "minilm", "prompt": prompt}
+        tumor(tmp_path, {"universal": Method(identity=identity, record={"text_encoding": text})})
+    scores = Study(results=tmp_path, bench="tumor_ext").need_scores()
+    labels = [m.label for m in scores.strategies]
+    assert len(labels) == 4
+    assert sum(len(m.runs) for m in scores.strategies) == len(scores.runs) == 12
+    assert "universal (minilm, prompt 'a CT of a {}', vectors bbbb2222)" in labels
+    assert "universal (minilm, prompt 'a CT of a {}', vectors cccc3333)" in labels
+    same = [label for label in labels if label.startswith("universal (minilm, prompt 'a {}') #")]
+    assert len(set(same)) == 2
 
 
 def test_older_runs_recorded_their_splits_by_name(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from synthetic_runs import THREE_STEPS, Method, make_runs
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
-from clbench.errors import StoreError
+from clbench.errors import SettingError, StoreError
 from clbench.evaluation.metrics import continual
 from clbench.evaluation.metrics.continual import NAMES
 from clbench.evaluation.metrics.stability_gap import TraceRow, write_trace
@@ -95,6 +95,57 @@ def test_the_liver_on_lits_after_step_1(tmp_path: Path) -> None:
     run_folder.write_scores(folder / "scores.csv", rows)
     table = continual_table(Study(results=tmp_path, bench="tumor_ext"))
     assert cell(table, "domain transfer: liver on lits, after step 1", "universal") == "0.250"
+
+
+def test_a_hole_is_no_domain_transfer_over_the_rest(tmp_path: Path) -> None:
+    (folder,) = make_runs(tmp_path, {"universal": Method(seeds=(0,))}, patients=FEW)
+    rows = [
+        replace(r, status="ok", value=0.5, gt_vox=9, pred_vox=9)
+        if (r.eval_set, r.structure, r.step) == ("lits", "liver", 1)
+        else r
+        for r in run_folder.read_scores(folder / "scores.csv")
+    ]
+    run_folder.write_scores(
+        folder / "scores.csv",
+        [
+            r
+            for r in rows
+            if (r.eval_set, r.structure, r.step, r.case) != ("lits", "liver", 1, "201")
+        ],
+    )
+    table = continual_table(Study(results=tmp_path, bench="tumor_ext"))
+    name = "domain transfer: liver on lits, after step 1"
+    assert cell(table, name, "universal") == EMPTY
+    assert any(name in n and "1 of 4 test cases missing (lits/201)" in n for n in table.notes)
+
+
+def test_a_distance_that_grows_is_a_loss_and_is_never_in_percent(tmp_path: Path) -> None:
+    folders = make_runs(tmp_path, {"universal": Method(), "joint": Method()}, patients=FEW)
+    for folder in folders:
+        rows = run_folder.read_scores(folder / "scores.csv")
+        mm = {1: 5.0, 2: 25.0}
+        rows += [
+            replace(r, metric=name, value=r.value if math.isnan(r.value) else mm[r.step])
+            for r in rows
+            for name in ("hd95_mm", "asd_bsp", "volume_error_ml")
+            if r.scoring == "strict"
+        ]
+        run_folder.write_scores(folder / "scores.csv", rows)
+    study = Study(results=tmp_path, bench="tumor_ext")
+    table = continual_table(study, metric="hd95_mm")
+    assert table.title.endswith("continual-learning measures, hd95_mm")
+    assert cell(table, NAMES["old"], "universal") == "25.000 ± 0.000"
+    assert cell(table, NAMES["bwt"], "universal") == "-20.000 ± 0.000"
+    for name in ("forgetting", "forgetting_first_last", "forgetting_mammoth"):
+        assert cell(table, NAMES[name], "universal") == "20.000 ± 0.000"
+    assert any(n.startswith("smaller is better") for n in table.notes)
+    assert "stability gap: n/a, trace.csv holds Dice alone" in "\n".join(table.notes)
+    assert continual_table(study, metric="asd_bsp").title.endswith("asd_bsp, voxels")
+    signed = continual_table(study, metric="volume_error_ml")
+    assert cell(signed, NAMES["old"], "universal") == "25.000 ± 0.000"
+    assert cell(signed, NAMES["bwt"], "universal") == EMPTY
+    with pytest.raises(SettingError, match="hd95_mm is no share"):
+        continual_table(study, metric="hd95_mm", scale=PERCENT)
 
 
 def test_the_stability_gap_of_traced_runs(tmp_path: Path) -> None:

@@ -6,15 +6,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic_runs import Method, make_runs
 
 from clbench.cli import main
 from clbench.errors import StoreError, UnknownName
 from clbench.report.figures import _figure, due, style
-from clbench.report.page.matrix import matrix_of
+from clbench.report.league import Submission, league_of
+from clbench.report.page.checklist import checklist
+from clbench.report.page.limits import limits
+from clbench.report.page.matrix import OWN, matrix_of
 from clbench.report.significance.analysis import Analysis
+from clbench.report.significance.sentences import sentence
 from clbench.report.study import Study
+from clbench.report.tables.continual import learning_table
 from clbench.report.tables.domains import domains_table
 from clbench.report.tables.summary import run_report
 from clbench.store import run_folder
@@ -52,6 +58,13 @@ def test_forgetting_and_forward_transfer_per_domain(results: Path) -> None:
     assert rows["kits"][4:] == ("0.200 ± 0.000", "0.400 ± 0.000", "0.400 ± 0.000", "–")
     assert rows["btcv"][4] == "–"
     assert rows["mean of domains"][4] == "0.250 ± 0.000"
+    own, last = (np.mean([float(rows[s][k][:5]) for s in ("btcv", "lits", "kits")]) for k in (5, 6))
+    assert [rows["mean of domains"][k][:5] for k in (5, 6)] == [f"{own:.3f}", f"{last:.3f}"]
+    assert rows["mean of domains"][7] == "–"
+    before_last = rows["mean without the last"]
+    own, last = (np.mean([float(rows[s][k][:5]) for s in ("btcv", "lits")]) for k in (5, 6))
+    assert [float(before_last[k][:5]) for k in (5, 6)] == pytest.approx([own, last], abs=0.001)
+    assert float(before_last[7][:6].replace("−", "-")) == pytest.approx(last - own, abs=0.001)
 
 
 def test_figures_of_every_domain_that_a_later_step_teaches(results: Path) -> None:
@@ -100,6 +113,35 @@ def test_tests_and_rankings_are_of_eval_sets_on_which_a_structure_counts(results
     make_runs(results, two, steps=STEPS)
     assert [test.eval_set for test in replace(study, reference="joint").sets] == ["btcv"]
     assert matrix_of(replace(study, reference="joint")).rows
+
+
+def test_an_endpoint_without_structures_is_not_asked(results: Path) -> None:
+    """No later step teaches a new structure: nothing is learned there, and its cases do not count."""
+    make_runs(results, {"joint": Method(seeds=(0, 1), own_step1=True)}, steps=STEPS)
+    for folder in run_folder.find_runs(results):
+        record = run_folder.read_record(folder)
+        for step in record["course"]["steps"][1:]:
+            step["again"] = ["liver"]
+        run_folder.write_record(folder, record)
+    study = Analysis(results=results, bench="tumor_ext", reference="finetune")
+    assert {c.endpoint.name for c in study.comparisons} == {"final", "kept"}
+    matrix = matrix_of(study)
+    assert set(matrix.heads) == {"final", "kept", OWN}
+    said = " ".join(
+        [*matrix.notes, *limits(study), *(x for pair in checklist(study) for x in pair)]
+    )
+    assert "learned" not in matrix.notes[0]
+    assert "test cases: 12 btcv" in matrix.notes[0]
+    assert "12 lits" not in said
+    assert "lits 12" not in said
+    assert "too few patients: 0" not in " ".join(
+        sentence(c, study.protocol) for c in study.comparisons
+    )
+    assert not any("12 lits" in note for note in learning_table(study).notes)
+    submission = Submission(name="anna", runs=study.finished, recomputed=frozenset())
+    league = league_of([submission], scoring="strict", protocol=study.protocol)
+    assert set(league.entries[0].cells) == {"final", "kept"}
+    assert "12 btcv test cases" in league.notes[0]
 
 
 def test_a_course_that_teaches_nothing_again_says_so(tmp_path: Path) -> None:

@@ -30,6 +30,17 @@ def analysis(results: Path) -> Analysis:
     return Analysis(results=results, bench="tumor_ext", protocol=Protocol(draws=2000))
 
 
+def test_seeds_that_do_not_count_are_not_counted(tmp_path: Path) -> None:
+    make_runs(tmp_path, {**METHODS, "lwf": Method(kept=-0.4, seeds=(2,))})
+    add_external(tmp_path, "clinic", ["spleen", "liver", "liver_tumor"], SHIFTS)
+    table = external_table(analysis(tmp_path))
+    assert {row[0]: row[1] for row in table.rows} == {"universal": "1", "joint": "1", "lwf": "1"}
+    assert (
+        "clinic: means of the seeds that all of them have (2); others do not count: universal 0, "
+        "1; joint 0, 1."
+    ) in table.notes
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Analysis:
     results = tmp_path_factory.mktemp("external")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from clbench.evaluation.explained import (
     write_head_body,
     write_lost_dice,
 )
+from clbench.evaluation.metrics.lost_dice import CAUSES
 from clbench.report.page.page import explained_figures, other_tables
 from clbench.report.significance.analysis import Analysis
 from clbench.report.tables.lost_dice import (
@@ -137,4 +140,13 @@ def test_tables_of_one_run(study: Analysis) -> None:
 
 def test_the_table_alone(study: Analysis) -> None:
     explain(study, "lwf", [0.1, 0.1, 0.1])
-    assert lost_dice_table(study).title.endswith("after step 2")
+    table = lost_dice_table(study)
+    assert table.title.endswith("after step 2")
+    lines = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    assert {x["seed"] for x in lines} == {"0", "1", "2"}
+    whole = {
+        x["measure"]: float(x["value"])
+        for x in lines
+        if (x["seed"], x["structure"]) == ("0", "spleen")
+    }
+    assert sum(whole[cause] for cause in CAUSES) == pytest.approx(whole["lost"], abs=1e-12)

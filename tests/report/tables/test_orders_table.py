@@ -13,7 +13,7 @@ from synthetic_runs import ORGANS, Method, make_runs
 from clbench.errors import StoreError
 from clbench.report.study import Study
 from clbench.report.tables.orders import orders_table
-from clbench.report.tables.render import render
+from clbench.report.tables.render import EMPTY, render
 
 FIRST = ("organs", "btcv", ORGANS)
 SECOND = ("liver tumor", "lits", ("liver_tumor",))
@@ -50,6 +50,59 @@ def test_the_spread_is_that_of_the_means_of_the_orders(results: Path) -> None:
     assert "Kendall's W" in " ".join(table.notes)
     same = orders_table(Study(results=results, bench="tumor_ext.order2-1"))
     assert (same.rows, same.title) == (table.rows, table.title)
+
+
+def test_a_row_is_of_one_strategy_with_the_same_options(tmp_path: Path) -> None:
+    """Other options are another row; vectors of the same text are not, whatever their order."""
+
+    def lwf(temperature: float, vectors: str) -> Method:
+        return Method(
+            identity={"strategy": {"class": "Lwf", "temperature": temperature}, "vectors": vectors}
+        )
+
+    make_runs(tmp_path, {"lwf": lwf(2.0, "one"), "universal": Method()})
+    make_runs(
+        tmp_path,
+        {"lwf": lwf(9.0, "two"), "universal": Method(identity={"vectors": "turned"})},
+        bench="tumor_ext.order2-1",
+        steps=(SECOND, FIRST),
+    )
+    table = orders_table(Study(results=tmp_path, bench="tumor_ext"))
+    first = [row for row in table.rows if row[1].startswith("all")]
+    assert [row[0] for row in first] == [
+        "lwf (temperature=2.0)",
+        "lwf (temperature=9.0)",
+        "universal",
+    ]
+    assert [row[2] == EMPTY for row in first] == [False, True, False]
+    assert [row[3] == EMPTY for row in first] == [True, False, False]
+    assert [row[6] == EMPTY for row in first] == [True, True, False]
+
+
+def test_orders_are_compared_on_the_seeds_they_have_in_common(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(), "lwf": Method(seeds=(3,))})
+    make_runs(
+        tmp_path,
+        {"universal": Method(seeds=(0,)), "lwf": Method(seeds=(4,))},
+        bench="tumor_ext.order2-1",
+        steps=(SECOND, FIRST),
+    )
+    table = orders_table(Study(results=tmp_path, bench="tumor_ext"))
+    lines = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    alone = next(
+        float(x["value"])
+        for x in lines
+        if (x["strategy"], x["measure"], x["order"], x["seed"]) == ("universal", "all", "1,2", "0")
+    )
+    row = next(row for row in table.rows if row[:2] == ("universal", "all, after the last step"))
+    assert row[2] == f"{alone:.3f}"
+    notes = "\n".join(table.notes)
+    assert (
+        "universal has not the same seeds in every order (order 1,2: 0, 1, 2; order 2,1: 0): only "
+        "seed 0 counts"
+    ) in notes
+    assert "no seed is common, so none counts" in notes
+    assert next(row for row in table.rows if row[0] == "lwf")[2:] == (EMPTY,) * 6
 
 
 def test_one_order_is_none_to_compare(tmp_path: Path) -> None:

@@ -178,11 +178,37 @@ def test_detection_by_hand(tmp_path: Path) -> None:
     assert harm == "64.29 m"
     assert row(table, "universal (PHANTOM)")[5] == EMPTY  # no kidney tumors here
     assert "PHANTOM" in table.title
-    long = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    every = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    ours = [x for x in every if x["method"] == "Universal Model" and x["tumor"] == "liver"]
+    assert [(x["origin"], x["sensitivity"], x["seed"]) for x in ours] == [("printed", "88.89", "")]
+    long = [x for x in every if x["origin"] == "measured"]
     assert [(x["seed"], x["true_positive"], x["true_negative"]) for x in long] == [
         ("0", "4", "0"),
         ("1", "5", "1"),
     ]
+
+
+def test_cases_without_a_call_are_a_hole_and_no_share_of_the_rest(tmp_path: Path) -> None:
+    folders = make_runs(
+        tmp_path,
+        {"universal": Method(seeds=(0,)), "lwf": Method(seeds=(0,)), "mib": Method(seeds=(0,))},
+        patients={"btcv": 4, "lits": 6},
+    )
+    calls = {str(200 + i): float(i < 5) for i in range(6)}
+    for folder in folders[:2]:
+        add(folder, "patient_positive", calls, "liver_tumor")
+    rows = run_folder.read_scores(folders[1] / "scores.csv")
+    gone = ("patient_positive", ("201", "203"))
+    run_folder.write_scores(
+        folders[1] / "scores.csv",
+        [r for r in rows if not (r.metric == gone[0] and r.case in gone[1])],
+    )
+    table = table6(Study(results=tmp_path, bench="tumor_ext"), source="measured")
+    assert row(table, "universal")[2].startswith("100.00 m (5/5)")
+    assert set(row(table, "lwf")[2:]) == set(row(table, "mib")[2:]) == {EMPTY}
+    assert "hole: lwf, liver tumor, seed 0: 2 of 6 test cases missing (lits/201, …)" in table.notes
+    assert "hole: mib, liver tumor, seed 0: not scored" in table.notes
+    assert "lwf" not in {x["method"] for x in csv.DictReader(io.StringIO(render(table, "csv")))}
 
 
 def test_the_papers_patient_level_numbers() -> None:
@@ -216,6 +242,11 @@ def test_distances_by_hand(tmp_path: Path) -> None:
     assert nsd == f"{(3 * 0.7 + 0.6) / 4:.3f}"
     assert float(hd) == pytest.approx(6.75, abs=0.051)
     assert missed == "0/11"
+    (line,) = [
+        x for x in csv.DictReader(io.StringIO(render(table, "csv"))) if x["group"] == "Organ Mean"
+    ]
+    assert float(line["nsd"]) == pytest.approx((3 * 0.7 + 0.6) / 4, abs=1e-12)
+    assert (line["seed"], line["missed"], line["cases"]) == ("0", "0", "11")
     assert row(table, "universal")[5] == EMPTY  # the tumor was not scored: no partial mean
     assert table.over[2] == "Organ Mean (4)"
 
@@ -250,6 +281,12 @@ def test_costs_of_the_record_and_of_the_file(tmp_path: Path) -> None:
         "5.00",
         "7.00",
     ]
+    lines = csv.DictReader(
+        io.StringIO(render(cost_table(Study(results=tmp_path, bench="tumor_ext")), "csv"))
+    )
+    found = {(x["step"], x["measure"]): x["value"] for x in lines if x["seed"] == "0"}
+    assert found["1", "forward_macs"] == "5000000000.0"
+    assert found["1", "train_s"] == "60.0"
     record = run_folder.read_record(folders[0])
     run_folder.write_record(
         folders[0], {**record, "uncounted": "the operator x cannot be counted\n  got: x"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from synthetic_runs import Method, make_runs
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
 from clbench.report.study import Study
-from clbench.report.tables.render import EMPTY, SHARE, Table
+from clbench.report.tables.render import EMPTY, SHARE, Table, render
 from clbench.report.tables.summary import run_report, summary
 from clbench.store import run_folder
 from clbench.store.record import RunRecord
@@ -143,6 +145,13 @@ def test_a_summary_over_seeds(make: Make, tmp_path: Path) -> None:
     assert cell(table, "universal", "lost") == "0.275 ± 0.177"
     assert cell(table, "universal", "new structures") == "0.300 ± 0.141"
     assert "PHANTOM" in table.title
+    lines = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    found = {(x["measure"], x["structure"], x["seed"]): float(x["value"]) for x in lines}
+    assert found["before", "", "0"] == 0.7  # not rounded, one line per number
+    assert found["lost", "", "1"] == 0.4
+    assert found["new", "", "1"] == 0.2
+    assert found["all", "", "1"] == (0.5 + 0.5 + 0.2) / 3
+    assert found["before", "liver", "0"] == 0.6
 
 
 def test_variants_of_a_strategy_are_told_apart(make: Make, tmp_path: Path) -> None:
@@ -197,6 +206,29 @@ def test_an_unfinished_run_is_left_out_and_mentioned(make: Make, tmp_path: Path)
     table = summary(Study(results=tmp_path, bench="tumor_ext"))
     assert cell(table, "universal", "seeds") == "0 (one seed)"
     assert any("1 unfinished" in note for note in table.notes)
+
+
+def test_a_strategy_without_a_finished_run_is_named_and_a_variant_counts_its_own(
+    make: Make, tmp_path: Path
+) -> None:
+    make(strategy="lwf", hyper={"alpha": 1.0})
+    make(strategy="lwf", hyper={"alpha": 2.0})
+    make(strategy="lwf", hyper={"alpha": 2.0}, seed=1, status="unfinished")
+    make(strategy="lwf", hyper={"alpha": 3.0}, status="unfinished")
+    for seed in (0, 1):
+        make(strategy="ewc", seed=seed, status="unfinished")
+    scores = Study(results=tmp_path, bench="tumor_ext").need_scores()
+    assert [(m.label, m.unfinished) for m in scores.strategies] == [
+        ("lwf (alpha=1.0)", 0), ("lwf (alpha=2.0)", 1),
+    ]  # fmt: skip
+    assert scores.never_finished == {"ewc": 2, "lwf with other settings": 1}
+    for lines in (
+        scores.holes(),
+        scores.notes(),
+        summary(Study(results=tmp_path, bench="tumor_ext")).notes,
+    ):
+        assert "hole: ewc has no finished run (2 unfinished)" in lines
+        assert "hole: lwf with other settings has no finished run (1 unfinished)" in lines
 
 
 def test_phantom_and_patients_are_never_in_one_table(make: Make, tmp_path: Path) -> None:
