@@ -267,18 +267,22 @@ def plan_table() -> Table:
     rows = rows_of("plan.csv")
     return Table(
         title="tumor_ext on the PHANTOM, quick: time of a run, forecast and measured",
-        columns=("strategy", "forecast, s", "measured, s", "runs", "error", "trial, s", "load"),
+        columns=(
+            "strategy", "runs", "forecast, s", "measured, s", "error", "forecast, GiB",
+            "measured, GiB", "error", "trial, s", "load",
+        ),
         rows=tuple(
             (
-                r["strategy"], r["forecast_s"], r["measured_s"], r["runs"],
-                f"{float(r['error']):+.0%}", r["trial_s"], r["load"],
+                r["strategy"], r["runs"], r["forecast_s"], r["measured_s"],
+                f"{float(r['error']):+.0%}", r["forecast_gib"], r["measured_gib"],
+                f"{float(r['memory_error']):+.0%}", r["trial_s"], r["load"],
             )
             for r in rows
         ),
         notes=(
             (
-                "One thread. Measured: seconds of the reference runs, two at a time; load: of the "
-                "machine during the trial."
+                "One thread. Measured: seconds of the reference runs, two at a time, and the highest "
+                "resident memory of any of their steps; load: of the machine during the trial."
             ),
         ),
     )  # fmt: skip

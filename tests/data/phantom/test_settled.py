@@ -17,7 +17,7 @@ PSEUDO_LABELS = ("ilt_ct", "lwf_ct", "mib", "plop_ct")
 KEPT = {
     ("settling", "tumor_ext"): (100, 101, 102),
     ("reference", "tumor_ext"): (0, 1, 2, 3, 4),
-    ("reference", "body_ext"): (0, 1, 2, 3),
+    ("reference", "body_ext"): (0, 1, 2, 3, 4),
 }
 """Folders of runs and courses, and the seeds of `finetune` and `joint` in each."""
 
