@@ -225,6 +225,7 @@ class _Study:
             "steps": self.steps,
             "space": {name: str(span) for name, span in self.space.items()},
             "search": self.settings.search,
+            # from 2 on structures taught again count: trials scored before are others
             **({"score": 2} if any(step.again for step in plan.benchmark.steps) else {}),
         }
 

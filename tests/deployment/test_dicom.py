@@ -183,7 +183,7 @@ def test_a_damaged_archive_keeps_nothing_else_from_being_predicted(tmp_path: Pat
             ask()
 
 
-def test_whatever_byte_of_an_archive_is_damaged_the_error_names_it(tmp_path: Path) -> None:
+def test_whatever_byte_of_an_archive_is_damaged_no_other_error_escapes(tmp_path: Path) -> None:
     """zipfile raises half a dozen other errors than its own."""
     (tmp_path / "cts").mkdir()
     path = tmp_path / "cts" / "ct.zip"
