@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any, NamedTuple, TypeVar
@@ -67,6 +67,17 @@ def split_parameters(params: Tensor) -> HeadParameters:
     )
 
 
+class _Share(NamedTuple):
+    """Neighbouring voxels, to be worked on in blocks."""
+
+    at: slice
+    block: int
+
+    def blocks(self, of: Tensor) -> Sequence[Tensor]:
+        """(rows, voxels) → (rows, block) each, and a rest."""
+        return torch.split(of[:, self.at], self.block, 1)
+
+
 class _Dynamic(torch.autograd.Function):
     """All structures at once, a block of voxels at a time, forward and backward.
 
@@ -102,50 +113,64 @@ class _Dynamic(torch.autograd.Function):
         return to_features, to_params
 
 
-def _logits(features: Tensor, head: HeadParameters, out: Tensor, share: list[slice]) -> None:
-    """Fill `out` (C, voxels) in the blocks of `share` with the logits of `features` (8, voxels)."""
-    flat = head.w1.reshape(-1, WIDTH)
-    for at, (first, second) in _with_room(share, 2, out):
-        torch.addmm(head.b1.reshape(-1, 1), flat, features[:, at], out=first.flatten(0, 1)).relu_()
-        torch.baddbmm(head.b2, head.w2, first, out=second).relu_()
-        out[:, at] = torch.baddbmm(head.b3, head.w3, second)[:, 0]
+def _logits(features: Tensor, head: HeadParameters, out: Tensor, share: _Share) -> None:
+    """Fill a share of `out` (C, voxels) with the logits of `features` (8, voxels)."""
+    w1, b1 = head.w1.flatten(0, 1), head.b1.flatten(0, 1)
+    _, w2, w3, _, b2, b3 = head
+    rooms = _rooms(out, WIDTH, WIDTH, 1)
+    for x, logits in zip(share.blocks(features), share.blocks(out), strict=True):
+        first, second, third = rooms(x.shape[1])
+        torch.addmm(b1, w1, x, out=first.rows).relu_()
+        torch.baddbmm(b2, w2, first.each, out=second.each).relu_()
+        torch.baddbmm(b3, w3, second.each, out=third.each)
+        logits.copy_(third.rows)
 
 
 def _gradient(
-    features: Tensor, head: HeadParameters, grad: Tensor, to_features: Tensor, share: list[slice]
+    features: Tensor, head: HeadParameters, grad: Tensor, to_features: Tensor, share: _Share
 ) -> HeadParameters:
-    """The parameters' gradient over the blocks of `share`; the features' is filled in."""
-    flat, up = head.w1.reshape(-1, WIDTH), head.w3.transpose(1, 2)
+    """The parameters' gradient over a share of the voxels; the features' is filled in."""
+    w1, b1, up = head.w1.flatten(0, 1), head.b1.flatten(0, 1), head.w3.transpose(1, 2)
     to_head = HeadParameters(*map(torch.zeros_like, head))
-    for at, (first, second, back) in _with_room(share, 3, grad):
-        x = features[:, at]  # (8, block)
-        torch.addmm(head.b1.reshape(-1, 1), flat, x, out=first.flatten(0, 1)).relu_()
-        torch.baddbmm(head.b2, head.w2, first, out=second).relu_()
-        given = grad[:, at].unsqueeze(1)  # (C, 1, block)
-        to_head.w3.baddbmm_(given, second.transpose(1, 2))
+    rooms = _rooms(grad, WIDTH, WIDTH, WIDTH)
+    of_blocks = map(share.blocks, (features, grad, to_features))
+    for x, given, to_x in zip(*of_blocks, strict=True):
+        first, second, third = rooms(x.shape[1])
+        torch.addmm(b1, w1, x, out=first.rows).relu_()
+        torch.baddbmm(head.b2, head.w2, first.each, out=second.each).relu_()
+        given = given.unsqueeze(1)  # (C, 1, block)
+        to_head.w3.baddbmm_(given, second.each.transpose(1, 2))
         to_head.b3.add_(given.sum(2, keepdim=True))
-        _relu_back(torch.mul(up, given, out=back), second)
-        to_head.w2.baddbmm_(back, first.transpose(1, 2))
+        back = _relu_back(torch.mul(up, given, out=third.each), second.each)
+        to_head.w2.baddbmm_(back, first.each.transpose(1, 2))
         to_head.b2.add_(back.sum(2, keepdim=True))
         # what the second layer held is not needed any more
-        back = _relu_back(torch.bmm(head.w2.transpose(1, 2), back, out=second), first)
-        rows = back.flatten(0, 1)
-        to_head.w1.view(-1, WIDTH).addmm_(rows, x.t())
+        torch.bmm(head.w2.transpose(1, 2), back, out=second.each)
+        back = _relu_back(second.each, first.each)
+        to_head.w1.view(-1, WIDTH).addmm_(second.rows, x.t())
         to_head.b1.add_(back.sum(2, keepdim=True))
-        to_features[:, at] = flat.t() @ rows
+        to_x.copy_(w1.t() @ second.rows)
     return to_head
 
 
-def _with_room(
-    share: list[slice], count: int, like: Tensor
-) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-    """Each block with `count` tensors (C, 8, block) to work in, the same memory for every block."""
-    room: tuple[Tensor, ...] = ()
-    for at in share:
-        voxels = at.stop - at.start
-        if not room or room[0].shape[2] != voxels:
-            room = tuple(like.new_empty(len(like), WIDTH, voxels) for _ in range(count))
-        yield at, room
+class _Room(NamedTuple):
+    """Memory for a layer's values on a block of voxels."""
+
+    each: Tensor
+    """(C, width, block)."""
+    rows: Tensor
+    """(C · width, block): the same memory."""
+
+
+def _rooms(like: Tensor, *widths: int) -> Callable[[int], tuple[_Room, ...]]:
+    """Rooms of the given widths for the blocks of C structures, the same memory for every block."""
+
+    @functools.lru_cache(maxsize=1)
+    def rooms(voxels: int) -> tuple[_Room, ...]:
+        new = (like.new_empty(len(like), width, voxels) for width in widths)
+        return tuple(_Room(each=room, rows=room.flatten(0, 1)) for room in new)
+
+    return rooms
 
 
 def _relu_back(grad: Tensor, out: Tensor) -> Tensor:
@@ -155,39 +180,40 @@ def _relu_back(grad: Tensor, out: Tensor) -> Tensor:
     return masked
 
 
-def _blocks(voxels: int, count: int, device: torch.device) -> list[slice]:
+def _block(voxels: int, count: int, device: torch.device) -> int:
     if device.type == "meta":
-        return [slice(0, voxels)]  # nothing is computed, and each operator takes its time
+        return voxels  # nothing is computed, and each operator takes its time
     values = BLOCK_VALUES_CUDA if device.type == "cuda" else BLOCK_VALUES
-    size = max(256, values // (WIDTH * count))
-    return [slice(a, min(a + size, voxels)) for a in range(0, voxels, size)]
+    return max(256, values // (WIDTH * count))
 
 
-def _each_share(work: Callable[[list[slice]], Done], logits: Tensor) -> list[Done]:
+def _each_share(work: Callable[[_Share], Done], logits: Tensor) -> list[Done]:
     """Do `work` on all blocks of voxels, each thread on its own share of neighbours.
 
     A block is too little work to divide among threads: they would wait for each other in every
     product, and on a busy machine for a thread that is not running. So a thread takes whole blocks.
 
     Args:
-        work: takes blocks of voxels; called without gradients being recorded.
-        logits: (C, voxels), or their gradient; tells how many blocks there are, and where.
+        work: takes a share of the voxels; called without gradients being recorded.
+        logits: (C, voxels), or their gradient; tells how many blocks there are.
 
     Returns:
         What `work` returned for each share, in the order of the voxels.
     """
-    blocks = _blocks(logits.shape[1], len(logits), logits.device)
+    voxels = logits.shape[1]
+    block = _block(voxels, len(logits), logits.device)
+    blocks = -(-voxels // block)
     threads = torch.get_num_threads() if logits.device.type == "cpu" else 1
     # a mode that counts operations, say, belongs to the thread that set it
-    if threads == 1 or len(blocks) < threads or is_in_torch_dispatch_mode():
-        return [work(blocks)]
-    size = -(-len(blocks) // threads)
-    shares = [blocks[a : a + size] for a in range(0, len(blocks), size)]
+    if threads == 1 or blocks < threads or is_in_torch_dispatch_mode():
+        return [work(_Share(slice(0, voxels), block))]
+    size = -(-blocks // threads) * block
+    shares = [_Share(slice(a, a + size), block) for a in range(0, voxels, size)]
 
     # the mode belongs to a thread, too, and tensors made in inference may be filled in it alone
     without_gradient = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
 
-    def quietly(share: list[slice]) -> Done:
+    def quietly(share: _Share) -> Done:
         with without_gradient():
             return work(share)
 

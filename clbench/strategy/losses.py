@@ -6,6 +6,7 @@ annotator looked at is neither background nor organ.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -118,8 +119,8 @@ def dice(
     Source: Liu et al., Medical Image Analysis 2024, eq. 3 and 4 (which writes a sum over classes;
     the code, and this, take the mean).
     """
-    known = _everywhere(logits, target, known, "clbench.strategy.losses.dice")
-    return _dice(logits, target, known, slicewise=slicewise)[0]
+    mask = _mask(logits, target, known, "clbench.strategy.losses.dice")
+    return _dice(logits, target, mask, slicewise=slicewise)[0]
 
 
 def bce(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
@@ -145,8 +146,8 @@ def bce(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
 
     Source: as `dice`.
     """
-    known = _everywhere(logits, target, known, "clbench.strategy.losses.bce")
-    return _bce(logits, target, known, known.to(torch.float32).sum(_SPACE))
+    mask = _mask(logits, target, known, "clbench.strategy.losses.bce")
+    return _bce(logits, target, mask, _voxels(target, mask, _SPACE))
 
 
 def dice_bce(
@@ -171,9 +172,9 @@ def dice_bce(
         >>> {name: round(float(loss), 4) for name, loss in terms.items()}
         {'dice': 0.4286, 'bce': 0.6931}
     """
-    known = _everywhere(logits, target, known, "clbench.strategy.losses.dice_bce")
-    overlap, voxels = _dice(logits, target, known, slicewise=slicewise)
-    return {"dice": overlap, "bce": _bce(logits, target, known, voxels)}
+    mask = _mask(logits, target, known, "clbench.strategy.losses.dice_bce")
+    overlap, voxels = _dice(logits, target, mask, slicewise=slicewise)
+    return {"dice": overlap, "bce": _bce(logits, target, mask, voxels)}
 
 
 def squared_dice(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
@@ -201,10 +202,9 @@ def squared_dice(logits: Tensor, target: Tensor, known: Tensor | None = None) ->
 
     Source: MONAI's DiceCELoss, with the settings of VISTA3D's continual-training recipe.
     """
-    known = _everywhere(logits, target, known, "clbench.strategy.losses.squared_dice")
-    pairs = known.to(torch.float32).sum(_SPACE) > 0
-    p = torch.where(known, torch.sigmoid(logits.float()), 0.0)
-    t = torch.where(known, target, 0.0)
+    mask = _mask(logits, target, known, "clbench.strategy.losses.squared_dice")
+    pairs = _voxels(target, mask, _SPACE) > 0
+    p, t = _where(mask, torch.sigmoid(logits.float())), _where(mask, target)
     ratio = (2 * (p * target).sum(_SPACE) + 1e-4) / (
         p.square().sum(_SPACE) + t.square().sum(_SPACE) + 0.01
     )
@@ -215,7 +215,7 @@ _SPACE = (2, 3, 4)
 
 
 def _dice(
-    logits: Tensor, target: Tensor, known: Tensor, *, slicewise: bool
+    logits: Tensor, target: Tensor, mask: Tensor | None, *, slicewise: bool
 ) -> tuple[Tensor, Tensor]:
     """`dice`, and the (B, K) known voxels of each pair.
 
@@ -223,10 +223,8 @@ def _dice(
     mask: `where` needs no mask of floats, and no masked target stays.
     """
     axes = (3, 4) if slicewise else _SPACE
-    mask = known.to(target.dtype)
-    voxels, size = mask.sum(axes), (target * mask).sum(axes)
-    del mask
-    p = torch.where(known, torch.sigmoid(logits.float()), 0.0)
+    voxels, size = _voxels(target, mask, axes), _where(mask, target).sum(axes)
+    p = _where(mask, torch.sigmoid(logits.float()))
     loss = 1 - 2 * (p * target).sum(axes) / (p.sum(axes) + size + 1)
     if slicewise:
         slices = (voxels > 0).to(loss.dtype)
@@ -236,15 +234,31 @@ def _dice(
     return (loss * pairs).sum() / denominator(pairs.sum()), voxels
 
 
-def _bce(logits: Tensor, target: Tensor, known: Tensor, voxels: Tensor) -> Tensor:
+def _bce(logits: Tensor, target: Tensor, mask: Tensor | None, voxels: Tensor) -> Tensor:
     """`bce`, with the (B, K) known voxels of each pair."""
     loss = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
-    loss = torch.where(known, loss, 0.0).sum(_SPACE) / voxels.clamp(min=1)
+    loss = _where(mask, loss).sum(_SPACE) / voxels.clamp(min=1)
     return loss.sum() / denominator((voxels > 0).sum())
 
 
-def _everywhere(logits: Tensor, target: Tensor, known: Tensor | None, where: str) -> Tensor:
-    """Where the target counts; refuses logits of another shape."""
+def _voxels(target: Tensor, mask: Tensor | None, axes: tuple[int, ...]) -> Tensor:
+    """How many voxels of each pair, or of each of its slices, are known: float32."""
+    if mask is not None:
+        return mask.to(torch.float32).sum(axes)
+    count = math.prod(target.shape[axis] for axis in axes)
+    return torch.full(target.shape[: axes[0]], float(count), device=target.device)
+
+
+def _where(mask: Tensor | None, values: Tensor) -> Tensor:
+    return values if mask is None else torch.where(mask, values, 0.0)
+
+
+def _mask(logits: Tensor, target: Tensor, known: Tensor | None, where: str) -> Tensor | None:
+    """Where the target counts, None: everywhere; refuses logits of another shape.
+
+    Most crops are known everywhere, and to find that out takes one pass through the mask where the
+    losses take a dozen. On a GPU the host would have to wait for the answer.
+    """
     if logits.shape != target.shape:
         raise TrainingError(
             "a loss was given logits and targets of different shapes",
@@ -253,4 +267,6 @@ def _everywhere(logits: Tensor, target: Tensor, known: Tensor | None, where: str
             got=tuple(logits.shape),
             next_step="give one logit channel per structure of the batch",
         )
-    return torch.ones_like(target, dtype=torch.bool) if known is None else known
+    if known is not None and known.device.type == "cpu" and bool(known.all()):
+        return None
+    return known

@@ -308,7 +308,7 @@ def our_updates(edge: int, classes: int, backbone: BackboneSettings, pipe: Conne
                 train=TrainSettings(epochs=1, iterations=turns.count, batch=1),
                 seed=0,
                 device=torch.device("cpu"),
-                watch=lambda event: turns.next(),
+                watch=lambda event: turns.next() if event["event"] == "update" else None,
             )
         )
 
