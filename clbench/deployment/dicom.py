@@ -44,6 +44,11 @@ SAME_PLACE_MM = 1e-3
 """Slices nearer to each other are at one place."""
 SAME_ANGLE = 1e-3
 """Largest difference between the direction cosines of two slices of one series."""
+MAX_COSINE_ERROR = 2e-3
+"""Largest difference of direction cosines from length 1 and from a right angle: rounding to three
+decimals stays below it, and 500 mm become at most 1 mm longer."""
+MAX_ASIDE_PX = 0.5
+"""Largest distance of a slice from the line through the first and last one, in its plane."""
 _LARGEST_FILE = 1 << 28
 """Bytes of a file in a zip archive that are unpacked; a slice has a thousandth of it."""
 _TAGS = (
@@ -215,7 +220,8 @@ class Series:
 def read_series(where: Path, files: Sequence[DicomFile], *, uid: str | None = None) -> Series:
     """The CT series among files of a folder, checked and in order; no pixels are read.
 
-    Objects that are no CT slices (reports, contours, segmentations, localizers) are left out.
+    Objects that are no CT slices (reports, contours, segmentations, localizers) are left out, and
+    so are other series where one is named; what is odd in them does not matter.
 
     Args:
         where: folder or archive, for errors.
@@ -225,33 +231,7 @@ def read_series(where: Path, files: Sequence[DicomFile], *, uid: str | None = No
     Raises:
         DataError: no series or several, or slices that make no upright volume without gaps.
     """
-    by_series: dict[str, list[Slice]] = {}
-    others: dict[str, int] = {}
-    for file in files:
-        header = _header(file)
-        kind = str(header.get("SOPClassUID", ""))
-        if kind in MULTI_FRAME_CT:
-            raise _refused(
-                "a CT with many slices in one file is not read",
-                file,
-                "a file per slice (CT Image Storage)",
-                "enhanced multi-frame CT",
-                "convert it to NIfTI with dcm2niix",
-            )
-        what = str(header.get("Modality", "no modality"))
-        if (told := _no_image(header)) is not None:
-            others[told] = others.get(told, 0) + 1
-            continue
-        if kind not in pydicom().uid.UID_dictionary:
-            raise _unreadable(file, ValueError(f"its SOP class is {kind or 'not said'}"))
-        if kind != CT_IMAGE:
-            others[what] = others.get(what, 0) + 1
-            continue
-        if "LOCALIZER" in [str(word).upper() for word in header.get("ImageType", ())]:
-            others["localizer"] = others.get("localizer", 0) + 1
-            continue
-        series = str(header.get("SeriesInstanceUID", ""))
-        by_series.setdefault(series, []).append(_slice(file, header))
+    by_series, others = _grouped(files, uid)
     wanted = by_series if uid is None else {k: v for k, v in by_series.items() if k == uid}
     if not wanted:
         raise DataError(
@@ -268,19 +248,68 @@ def read_series(where: Path, files: Sequence[DicomFile], *, uid: str | None = No
             where=where,
             expected="one series, or its SeriesInstanceUID with --series",
             got="; ".join(
-                f"{series} ({len(items)} slices, "
-                f"{items[0].header.get('SeriesDescription', 'no description')})"
-                for series, items in sorted(wanted.items())
+                f"{series} ({len(found)} slices, "
+                f"{found[0][1].get('SeriesDescription', 'no description')})"
+                for series, found in sorted(wanted.items())
             ),
             next_step="name one with --series, or give each series a folder of its own",
         )
-    (items,) = wanted.values()
+    (found,) = wanted.values()
+    items = [_slice(file, header) for file, header in found]
     notes = [f"left out: {n} of {kind}" for kind, n in sorted(others.items())]
     _alike(items)
     items = _each_place_once(_in_order(items), notes)
     if any(str(i.header.get("LossyImageCompression", "")) == "01" for i in items):
         notes.append("the images were compressed with loss")
     return Series(where=where, slices=tuple(items), grid=_grid(where, items), notes=tuple(notes))
+
+
+def _grouped(
+    files: Sequence[DicomFile], uid: str | None
+) -> tuple[dict[str, list[tuple[DicomFile, Dataset]]], dict[str, int]]:
+    """The CT files of each series with their headers, and how many of what else there are.
+
+    Only the kind of a file is judged, for a series that is not wanted may hold anything.
+
+    Args:
+        files: DICOM files.
+        uid: of the series wanted; files of another one are counted, and their list stays empty.
+
+    Raises:
+        DataError: a file cannot be read, or is of no known kind.
+    """
+    by_series: dict[str, list[tuple[DicomFile, Dataset]]] = {}
+    others: dict[str, int] = {}
+    for file in files:
+        header = _header(file)
+        series = str(header.get("SeriesInstanceUID", ""))
+        if uid is not None and series not in ("", uid):
+            by_series.setdefault(series, [])
+            kind: str | None = "other series"
+        else:
+            kind = _no_slice(file, header)
+        if kind is None:
+            by_series.setdefault(series, []).append((file, header))
+        else:
+            others[kind] = others.get(kind, 0) + 1
+    return by_series, others
+
+
+def _no_slice(file: DicomFile, header: Dataset) -> str | None:
+    """What a file is that is no part of a CT; None: a part of one.
+
+    Raises:
+        DataError: its class is in no table: a slice that was damaged, perhaps.
+    """
+    if (told := _no_image(header)) is not None:
+        return told
+    kind = str(header.get("SOPClassUID", ""))
+    if kind not in pydicom().uid.UID_dictionary:
+        raise _unreadable(file, ValueError(f"its SOP class is {kind or 'not said'}"))
+    if kind not in (CT_IMAGE, *MULTI_FRAME_CT):
+        return str(header.get("Modality", "no modality"))
+    is_scout = "LOCALIZER" in [str(word).upper() for word in header.get("ImageType", ())]
+    return "localizer" if is_scout and kind == CT_IMAGE else None
 
 
 @contextmanager
@@ -338,7 +367,24 @@ def _numbers(file: DicomFile, header: Dataset, name: str, count: int) -> NDArray
 
 
 def _slice(file: DicomFile, header: Dataset) -> Slice:
-    _numbers(file, header, "ImageOrientationPatient", 6)
+    if str(header.SOPClassUID) in MULTI_FRAME_CT:
+        raise _refused(
+            "a CT with many slices in one file is not read",
+            file,
+            "a file per slice (CT Image Storage)",
+            "enhanced multi-frame CT",
+            "convert it to NIfTI with dcm2niix",
+        )
+    cosines = _numbers(file, header, "ImageOrientationPatient", 6).reshape(2, 3)
+    lengths = np.linalg.norm(cosines, axis=1)
+    if max(*np.abs(lengths - 1), abs(cosines[0] @ cosines[1])) > MAX_COSINE_ERROR:
+        raise _refused(
+            "ImageOrientationPatient holds no two directions at right angles",
+            file,
+            f"two directions of length 1 at right angles, to {MAX_COSINE_ERROR:g}",
+            cosines.tolist(),
+            "export the original series from the archive (PACS)",
+        )
     _numbers(file, header, "RescaleSlope", 1)
     _numbers(file, header, "RescaleIntercept", 1)
     if (_numbers(file, header, "PixelSpacing", 2) <= 0).any():
@@ -432,7 +478,7 @@ def _grid(where: Path, items: Sequence[Slice]) -> Grid:
     """Where the voxels lie: axes are columns, rows, slices.
 
     Raises:
-        DataError: one slice, a slice that is missing, or a tilted gantry.
+        DataError: one slice, a slice that is missing or lies aside, or a tilted gantry.
     """
     wrong = partial(DataError, where=where)
     if len(items) < 2:
@@ -458,6 +504,7 @@ def _grid(where: Path, items: Sequence[Slice]) -> Grid:
             next_step="export the series again; where the distance changes on purpose, resample "
             "it to one (dcm2niix does)",
         )
+    _in_a_line(where, items)
     step = (items[-1].position_mm - items[0].position_mm) / (len(items) - 1)
     tilt = math.acos(min(1.0, float(step @ normal) / float(np.linalg.norm(step))))
     if math.sin(tilt) > MAX_SHEAR:
@@ -484,6 +531,31 @@ def _grid(where: Path, items: Sequence[Slice]) -> Grid:
         )
     usable_affine(affine, shape, where)
     return Grid(shape=shape, affine=affine)
+
+
+def _in_a_line(where: Path, items: Sequence[Slice]) -> None:
+    """Raise where a slice lies beside the line on which the grid puts its first pixel."""
+    header = items[0].header
+    places_mm = np.array([item.position_mm for item in items])
+    up_mm = (places_mm - places_mm[0]) @ _normal(header)
+    # by how far up a slice lies, not by its number: distances between slices differ a little
+    line_mm = places_mm[0] + np.outer(up_mm / up_mm[-1], places_mm[-1] - places_mm[0])
+    aside_mm = np.linalg.norm((places_mm - line_mm) @ _cosines(header).T, axis=1)
+    most_mm = MAX_ASIDE_PX * min(float(v) for v in header.PixelSpacing)
+    if aside_mm.max() <= most_mm:
+        return
+    # by the largest step: where the first or last slice lies aside, so does the line
+    steps_mm = np.diff(places_mm @ _cosines(header).T, axis=0)
+    away_mm = np.linalg.norm(steps_mm - np.median(steps_mm, axis=0), axis=1)
+    at = int(away_mm.argmax())
+    raise DataError(
+        "a slice lies beside the line of the others",
+        where=where,
+        expected=f"at most {most_mm:g} mm aside, {MAX_ASIDE_PX:g} of a pixel",
+        got=f"{aside_mm.max():.3g} mm; the largest step, {away_mm[at]:.3g} mm sideways, is from "
+        f"{items[at].file.name} to {items[at + 1].file.name}",
+        next_step="export the original series from the archive (PACS)",
+    )
 
 
 # ------------------------------------------------------------------------------------------ pixels

@@ -88,15 +88,21 @@ def write_segmentations(
     return written
 
 
-def source_headers(series: Series) -> list[Dataset]:
+def source_headers(series: Series, notes: list[str] | None = None) -> list[Dataset]:
     """Headers of all slices, in order, with what a segmentation object must repeat of them.
 
-    What DICOM allows to be empty (name, birth date, …) is added empty where it is absent.
+    What DICOM allows to be empty (name, birth date, …) is added empty where it is absent, and
+    emptied where highdicom would refuse the value.
+
+    Args:
+        series: the slices.
+        notes: takes a note of what was emptied.
 
     Raises:
         DataError: a slice names no study or frame of reference.
     """
     slices = list(headers(series))
+    emptied = set()
     for header in slices:
         for name in ("StudyInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID"):
             if not header.get(name):
@@ -114,7 +120,35 @@ def source_headers(series: Series) -> list[Dataset]:
         ):
             if name not in header:
                 setattr(header, name, "")
+            elif not _is_allowed(name, header.get(name)):
+                setattr(header, name, "")
+                emptied.add(name)
+    if emptied and notes is not None:
+        # without the values: they would tell who the patient is
+        notes.append(
+            f"left empty in the segmentation objects: {', '.join(sorted(emptied))}, for the slices "
+            "hold values there that DICOM does not allow"
+        )
     return slices
+
+
+def _is_allowed(name: str, value: Any) -> bool:
+    """Whether highdicom takes the value of an attribute of a patient or study."""
+    from pydicom.valuerep import DA, TM
+
+    check = {
+        "PatientSex": lambda sex: sex in (None, "") or highdicom().PatientSexValues(sex),
+        "PatientBirthDate": DA,
+        "StudyDate": DA,
+        "StudyTime": TM,
+    }.get(name)
+    if check is None:
+        return True
+    try:
+        check(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _not_enough(series: Series, err: Exception) -> DataError:

@@ -19,7 +19,7 @@ from clbench.deployment.dicom import (
     zip_members,
 )
 from clbench.deployment.scan import Scan, read_nifti
-from clbench.errors import DataError, SettingError
+from clbench.errors import DataError, SettingError, StoreError
 from clbench.store import files
 
 
@@ -83,14 +83,14 @@ def find_inputs(path: Path, *, out: Path, uid: str | None = None) -> list[InputC
             case = InputCase(
                 name=composed(name),
                 path=file,
-                checksum=partial(files.sha256, file),
+                checksum=partial(_checksum, file),
                 read=partial(read_nifti, file),
             )
             _add(cases, case)
         elif file.suffix.lower() == ".zip":
             own = file.relative_to(base).with_suffix("")
             _add_archive(cases, file, own, uid, alone=file == path)
-        elif file.is_file() and file.stat().st_size:  # no link to nowhere
+        elif file.is_file() or _is_lost_slice(file):
             slices.setdefault(file.parent, []).append(DicomFile(path=file))
     for folder, items in slices.items():
         name = folder.resolve().name if folder == base else folder.relative_to(base).as_posix()
@@ -105,6 +105,33 @@ def find_inputs(path: Path, *, out: Path, uid: str | None = None) -> list[InputC
             next_step="check the path; convert other formats to NIfTI",
         )
     return [cases[name] for name in sorted(cases)]
+
+
+def _is_lost_slice(path: Path) -> bool:
+    """Whether a path is a link to nowhere under the name of a slice.
+
+    Like an empty file it is refused when the series is read: passed over, a slice less at either
+    end would look like a shorter body.
+    """
+    return path.suffix.lower() == ".dcm" and path.is_symlink() and not path.exists()
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256 of an image.
+
+    Raises:
+        DataError: it cannot be read; the other images of a batch are predicted all the same.
+    """
+    try:
+        return files.sha256(path)
+    except StoreError as err:
+        raise DataError(
+            "an image cannot be read",
+            where=path,
+            expected="a file that is there and that you may read",
+            got=err.got,
+            next_step="check where a link leads and the permissions, or remove the file",
+        ) from err
 
 
 def _add_archive(

@@ -44,6 +44,8 @@ from clbench.types import Bits, mask_of
 
 RECORD = "predictions.json"
 """The record of a folder of predictions."""
+EARLIER = "of_earlier_image"
+"""In the entry of a case: true where the image is refused now, and its files are of one before."""
 SCHEMA = 1
 """Version of its layout."""
 SLAB_BYTES = 2 << 30
@@ -153,6 +155,8 @@ def predict_cases(
                 image = {"path": str(case.path), "sha256": case.checksum()}
                 if _is_finished(out, record["cases"].get(case.name), image):
                     batch.finished_before.append(case.name)
+                    if _is_good_again(record, case.name):
+                        files.write_json(out / RECORD, record)
                 else:
                     start = time.monotonic()
                     entry = _predict(trained, case, out, form, rescale)
@@ -164,6 +168,8 @@ def predict_cases(
             except DataError as err:
                 batch.refused[case.name] = err
                 record["refused"][case.name] = str(err)
+                if case.name in record["cases"]:  # its files stay, and must not pass for new ones
+                    record["cases"][case.name][EARLIER] = True
                 files.write_json(out / RECORD, record)
             watch({"event": "predicted", "done": done, "of": len(cases), "case": case.name})
             signals.check(f"predicting, case {case.name}")
@@ -178,6 +184,11 @@ def _notes(record: Mapping[str, Any], cases: Sequence[str]) -> list[str]:
         f"case {name}: {note}"
         for name in cases
         for note in (record["cases"].get(name) or {}).get("notes", ())
+    ]
+    notes += [
+        f"case {name}: its files were made from an earlier image; the one there now is refused"
+        for name in cases
+        if (record["cases"].get(name) or {}).get(EARLIER)
     ]
     changed = {
         name: entry["relabelled_vox"]
@@ -281,6 +292,12 @@ def _is_finished(out: Path, entry: Mapping[str, Any] | None, image: Mapping[str,
     )
 
 
+def _is_good_again(record: Mapping[str, Any], case: str) -> bool:
+    """Take back that a case was refused; returns whether the record said so."""
+    refused = record["refused"].pop(case, None) is not None
+    return record["cases"][case].pop(EARLIER, False) or refused
+
+
 # ---------------------------------------------------------------------------------------- one case
 
 
@@ -300,7 +317,7 @@ def _predict(
     structures = trained.structures
     series = case.series() if form.dicom_seg and case.series is not None else None
     if series is not None:
-        source_headers(series)  # what is missing is said before the case is predicted
+        source_headers(series, notes)  # what is missing is said before the case is predicted
     elif form.dicom_seg:
         notes.append("no DICOM series, hence no segmentation object")
     written: list[Path] = []

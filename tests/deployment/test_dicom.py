@@ -223,6 +223,11 @@ def _tilt(data: Dataset) -> None:
     data.ImagePositionPatient = [x, y + 0.2 * (z - 50), z]
 
 
+def _aside(data: Dataset) -> None:
+    x, y, z = data.ImagePositionPatient
+    data.ImagePositionPatient = [x + 20, y, z]
+
+
 def _set(**tags: object) -> Callable[[Dataset], None]:
     def change(data: Dataset) -> None:
         for name, value in tags.items():
@@ -242,6 +247,22 @@ def _other_pixels(data: Dataset) -> None:
 REFUSED = {
     "missing slice": (lambda s: s[:2] + s[3:], "slices are missing", "6 mm between"),
     "tilted gantry": (lambda s: changed(s, None, _tilt), "gantry was tilted", "11.3 degrees"),
+    "shifted slice": (
+        lambda s: changed(s, 3, _aside), "beside the line of the others", "at most 1 mm",
+    ),
+    "shifted last slice": (
+        lambda s: changed(s, 5, _aside), "beside the line of the others", "20 mm sideways",
+    ),
+    "long cosines": (
+        lambda s: changed(s, None, _set(ImageOrientationPatient=[2, 0, 0, 0, 2, 0])),
+        "no two directions at right angles",
+        "length 1",
+    ),
+    "slanted cosines": (
+        lambda s: changed(s, None, _set(ImageOrientationPatient=[1, 0, 0, 0.6, 0.8, 0])),
+        "no two directions at right angles",
+        "[0.6, 0.8, 0",
+    ),
     "two series": (lambda s: s + series(number=2), "more than one CT series", "abdomen 2"),
     "two phases": (
         lambda s: [*s, changed(s, 3, _other_pixels)[3]],
@@ -310,12 +331,65 @@ def test_one_of_two_series_can_be_named(tmp_path: Path) -> None:
         read(folder, uid="1.2.3")
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"ImageOrientationPatient": None},
+        {"SOPClassUID": UID("1.2.840.10008.5.1.4.1.1.2.1")},
+        {"SOPClassUID": UID("1.2.840.10008.9")},
+    ],
+    ids=["screen save", "many slices in a file", "unknown class"],
+)
+def test_what_is_odd_in_another_series_does_not_matter(
+    odd: dict[str, object], tmp_path: Path
+) -> None:
+    wanted, other = series(), changed(series(body(1), number=2), None, _set(**odd))
+    folder = write(tmp_path / "ct", [*wanted, *other])
+    scan = read(folder, uid=str(wanted[0].SeriesInstanceUID))
+    np.testing.assert_array_equal(scan.stored, expected())
+    assert scan.notes == ("left out: 1 of other series",)
+    if odd != {"SOPClassUID": UID("1.2.840.10008.9")}:
+        with pytest.raises(DataError, match="more than one CT series") as err:
+            read(folder)
+        assert "--series" in str(err.value)
+
+
 def test_a_file_that_should_be_a_slice_is_not_passed_over(tmp_path: Path) -> None:
     folder = write(tmp_path / "ct", series())
     (folder / "IM999.dcm").write_bytes(b"cut short")
     with pytest.raises(DataError, match="cannot be read") as err:
         read(folder)
     assert "IM999" in str(err.value)
+
+
+def test_an_interrupted_copy_is_no_shorter_body(tmp_path: Path) -> None:
+    """The last slices are empty files, or links to nowhere: no gap would tell."""
+    folder = write(tmp_path / "ct", series())
+    last = max(folder.iterdir(), key=lambda p: pydicom.dcmread(p).ImagePositionPatient[2])
+    (folder / "notes").touch()  # empty, and not called a slice
+    (folder / "latest").symlink_to(tmp_path / "nowhere")
+    assert read(folder).stored.shape == expected().shape
+    last.write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be read") as err:
+        read(folder)
+    assert last.name in str(err.value)
+    last.unlink()
+    last.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="cannot be read") as err:
+        read(folder)
+    assert last.name in str(err.value)
+
+
+def test_slightly_uneven_slices_are_still_one_volume(tmp_path: Path) -> None:
+    """Rounded positions and cosines, as scanners write them."""
+
+    def rounded(data: Dataset) -> None:
+        x, y, z = data.ImagePositionPatient
+        data.ImagePositionPatient = [x + 0.9 * (z == 56), y, z]
+        data.ImageOrientationPatient = [0.866, 0.5, 0, -0.5, 0.866, 0]
+
+    scan = read(write(tmp_path / "ct", changed(series(), None, rounded)))
+    np.testing.assert_array_equal(scan.stored, expected())
 
 
 @settings(max_examples=15, phases=[Phase.generate])  # a slice takes a while to read

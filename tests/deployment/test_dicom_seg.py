@@ -157,6 +157,37 @@ def test_slices_without_a_study_are_refused_and_absent_names_are_left_empty(
     assert {p.name for p in (tmp_path / "out2").iterdir()} <= {"predictions.json", ".lock"}
 
 
+def test_values_that_dicom_does_not_allow_are_left_empty_and_said(
+    trained: Any, tmp_path: Path
+) -> None:
+    """Not refused after the prediction, as the library that writes would."""
+
+    def odd(data: Any) -> None:
+        data.PatientSex, data.PatientBirthDate = "U", "19500000"
+        data.StudyDate, data.StudyTime = "20240229", "250000"
+        data.AccessionNumber = "7"
+
+    with pytest.warns(UserWarning, match="Invalid value"):
+        slices = changed(series(), None, odd)
+    folder = write(tmp_path / "a", slices)
+    batch = predicted(trained, folder, tmp_path / "out")
+    assert batch.predicted == ["a"]
+    (note,) = batch.notes
+    assert "PatientBirthDate, PatientSex, StudyTime" in note
+    assert "1950" not in note  # it would tell who the patient is
+    made = pydicom.dcmread(tmp_path / "out" / "a_dicom_seg" / "liver.dcm")
+    assert [made.PatientSex, made.PatientBirthDate, made.StudyTime] == ["", "", ""]
+    assert (made.StudyDate, made.AccessionNumber) == ("20240229", "7")
+
+    def usual(data: Any) -> None:
+        data.PatientSex, data.PatientBirthDate = "F", "19500101"
+
+    folder = write(tmp_path / "b", changed(series(), None, usual))
+    assert predicted(trained, folder, tmp_path / "out2").notes == []
+    made = pydicom.dcmread(tmp_path / "out2" / "b_dicom_seg" / "liver.dcm")
+    assert (made.PatientSex, made.PatientBirthDate) == ("F", "19500101")
+
+
 def test_without_the_library_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

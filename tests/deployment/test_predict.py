@@ -182,6 +182,38 @@ def test_a_bad_file_keeps_no_other_case_from_being_predicted(
     assert record["refused"] == {}
 
 
+def test_a_file_that_cannot_be_opened_keeps_no_other_case_from_being_predicted(
+    trained: TrainedModel, scans: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(scans, tmp_path / "mine")
+    (tmp_path / "mine" / "a_0000.nii.gz").unlink()
+    (tmp_path / "mine" / "a_0000.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    batch = run(trained, tmp_path / "mine", tmp_path / "out")
+    assert batch.predicted == ["s01/ct"]
+    assert isinstance(batch.refused["a"], DataError)
+    assert "a_0000.nii.gz" in str(batch.refused["a"])
+
+
+def test_the_record_says_which_files_are_of_an_earlier_image(
+    trained: TrainedModel, scans: Path, tmp_path: Path
+) -> None:
+    def recorded() -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((tmp_path / "out" / "predictions.json").read_text())
+        return content
+
+    shutil.copytree(scans, tmp_path / "mine")
+    run(trained, tmp_path / "mine", tmp_path / "out", "labels")
+    before = recorded()
+    (tmp_path / "mine" / "a_0000.nii.gz").write_bytes(b"no NIfTI")
+    batch = run(trained, tmp_path / "mine", tmp_path / "out", "labels")
+    assert recorded()["cases"]["a"]["of_earlier_image"] is True
+    assert list(recorded()["refused"]) == ["a"]
+    assert any("a: its files were made from an earlier image" in n for n in batch.notes)
+    shutil.copy(scans / "a_0000.nii.gz", tmp_path / "mine" / "a_0000.nii.gz")
+    assert run(trained, tmp_path / "mine", tmp_path / "out", "labels").predicted == []
+    assert recorded() == before
+
+
 def test_a_full_disk_leaves_no_half_file_and_the_batch_goes_on(
     trained: TrainedModel, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,13 +77,20 @@ OTHER_INTENSITIES = (
 
 
 def _transforms(path: Path) -> tuple[dict[str, tuple[float, ...]], tuple[str, ...]]:
-    """Spacing and window as far as they stand there as numbers, and a note where they do not."""
+    """Spacing and window as far as they stand there as numbers, and notes on what does not.
+
+    Raises:
+        SettingError: the network saw other intensities, or images turned to other axes than RAS.
+    """
     data: dict[str, tuple[float, ...]] = {}
+    is_ras = False
     if path.is_file():
         for item in _tables(read_settings(path)):
             if not _acts_on_the_image(item):
                 continue
             kind = str(item.get("_target_", "")).rpartition(".")[2]
+            if kind == "Orientationd":
+                is_ras |= _turns_to_ras(item, path)
             if kind == "Spacingd" and (spacing := _numbers(item.get("pixdim"), 3)):
                 data.setdefault("spacing_mm", spacing)
             ends = [item.get("a_min"), item.get("a_max")]
@@ -101,15 +108,42 @@ def _transforms(path: Path) -> tuple[dict[str, tuple[float, ...]], tuple[str, ..
                     next_step="name the file of weights alone, if it was taught as clbench does: "
                     "data.window_hu to [0, 1]",
                 )
-    absent = [f"data.{n}" for n in ("spacing_mm", "window_hu") if n not in data]
-    if not absent:
-        return data, ()
-    return data, (
-        (
+    notes = []
+    if absent := [f"data.{n}" for n in ("spacing_mm", "window_hu") if n not in data]:
+        notes.append(
             f"{' and '.join(absent)} do not stand in {path.name} as numbers (expressions are not "
             "evaluated): those of the profile hold, or what --set says"
-        ),
-    )
+        )
+    if not is_ras:
+        notes.append(
+            f"no Orientationd in {path.name} says how images were turned for the network: they "
+            "are turned to RAS here, and must have been there"
+        )
+    return data, tuple(notes)
+
+
+def _turns_to_ras(transform: Mapping[str, Any], path: Path) -> bool:
+    """Whether an `Orientationd` turns images as clbench does; False: an expression says how.
+
+    Raises:
+        SettingError: it turns them in another way.
+    """
+    if transform.get("as_closest_canonical") is True:  # RAS, whatever axcodes say
+        return True
+    axes = transform.get("axcodes", "$")
+    axes = "".join(map(str, axes)) if isinstance(axes, list) else str(axes)
+    if axes.startswith(("@", "$")):
+        return False
+    if axes != "RAS":
+        raise SettingError(
+            "the bundle's network was taught on images turned in a way that clbench does not turn",
+            where=f"{path}, Orientationd",
+            expected="axcodes RAS",
+            got=f"axcodes {axes}",
+            next_step="name the file of weights alone, if it was taught on images turned to RAS; "
+            "otherwise teach the network with axcodes RAS",
+        )
+    return True
 
 
 def _acts_on_the_image(transform: Mapping[str, Any]) -> bool:

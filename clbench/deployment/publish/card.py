@@ -263,7 +263,8 @@ def _forgotten(about: Described, scores: Scores) -> str:
     (strategy,) = scores.strategies
     (r,) = strategy.r
     gone = continual.forgetting(r, old, about.step)
-    worst = sorted(old, key=lambda name: -gone[name])
+    # NaN last: it is neither above nor below a number, and would leave the others unsorted
+    worst = sorted(old, key=lambda name: (math.isnan(gone[name]), -gone[name]))
     rows = [(name, _change(strategy, {name: old[name]}, about.step), gone[name]) for name in worst]
     rows.append(
         (f"mean of {len(old)}", _change(strategy, old, about.step), continual.mean(gone.values()))

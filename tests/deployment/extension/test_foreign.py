@@ -135,6 +135,34 @@ def test_a_bundle_whose_network_saw_other_intensities_is_refused(
     assert read(bundle, NAMES).profile.data.window_hu == (-57, 164)
 
 
+def test_a_bundle_whose_network_saw_turned_images_is_refused(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    saved(bundle / "models" / "model.pt", basic_unet().state_dict())
+    (bundle / "configs").mkdir()
+    (bundle / "configs" / "metadata.json").write_text("{}")
+    inference = bundle / "configs" / "inference.json"
+
+    def notes(**turned: object) -> list[str]:
+        transform = {"_target_": "monai.transforms.Orientationd", "keys": ["image"], **turned}
+        inference.write_text(json.dumps({"preprocessing": {"transforms": [transform]}}))
+        return [note for note in read(bundle, NAMES).notes if "turned to RAS" in note]
+
+    for axcodes in ("LPS", ["L", "P", "S"]):
+        with pytest.raises(SettingError, match="taught on images turned") as err:
+            notes(axcodes=axcodes)
+        assert (err.value.expected, err.value.got) == ("axcodes RAS", "axcodes LPS")
+        assert err.value.next_step
+    assert notes(axcodes="RAS") == notes(as_closest_canonical=True) == []
+    # another transform, one of the label alone, one that is off, one that is not evaluated
+    for unknown in (
+        {"_target_": "EnsureTyped"},
+        {"axcodes": "LPS", "keys": "label"},
+        {"axcodes": "LPS", "_disabled_": True},
+        {"axcodes": "@axes"},
+    ):
+        assert len(notes(**unknown)) == 1
+
+
 def test_safetensors_are_read_and_unknown_structures_declared(tmp_path: Path) -> None:
     save_file(basic_unet().state_dict(), tmp_path / "w.safetensors")
     learned = read(tmp_path / "w.safetensors", ("Spleen", "Odd Cyst"))

@@ -167,3 +167,15 @@ def test_a_hole_is_a_dash(tmp_path: Path) -> None:
     assert "| – | – |" in row
     assert "–: no mean" in card
     assert monai_metadata(about)["eval_metrics"] == {}
+
+
+def test_a_structure_without_a_value_stands_after_the_forgotten_ones(tmp_path: Path) -> None:
+    about = described(tmp_path)
+    scores = about.folder / "scores.csv"
+    rows = scores.read_text().splitlines(keepends=True)
+    scores.write_text("".join(r for r in rows if ",2,btcv,100,spleen," not in r))
+    table = model_card(about).split("most forgotten first")[1].split("| mean of")[0]
+    lost = [line.split("|")[3].strip() for line in table.splitlines() if line.startswith("| ")][1:]
+    numbers = [float(v.replace("−", "-")) for v in lost if v != "–"]
+    assert lost.index("–") == len(numbers) == len(lost) - 1
+    assert numbers == sorted(numbers, reverse=True)
