@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
 
 import clbench
 from clbench.errors import ClbenchError
+from clbench.nets.conv3d_faults import conv3d_faults
 from clbench.spec import registry
 from clbench.store import files, run_folder
 
@@ -178,54 +177,6 @@ def _devices(probed: dict[str, dict[str, Any]]) -> _Said:
     else:
         versions = probed.get("cudnn", {}).get("ok", ("0", None))
         yield from (("note", text) for text in conv3d_faults(*versions))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Conv3dFault:
-    """What is known of bfloat16 3-D convolutions in some versions; all by others' reports."""
-
-    torch: str
-    """Releases of torch, as a specifier."""
-    cudnn: tuple[int, int]
-    """First version of cuDNN with it, and the first without, as torch numbers them."""
-    text: str
-    """What happens, and what to do."""
-
-
-CONV3D_FAULTS = (
-    _Conv3dFault(
-        torch="<2.9",
-        cudnn=(90800, 91300),
-        text="3-D convolutions in bfloat16 may be silently wrong (pytorch issue 163539; seen with "
-        "cuDNN 9.8 and 9.10, gone in 9.13): leave train.amp=off, or install a torch whose cuDNN is "
-        "9.15 or later",
-    ),
-    _Conv3dFault(
-        torch="==2.9.*",
-        cudnn=(0, 91500),
-        text="3-D convolutions in bfloat16 avoid cuDNN, which takes several times the memory and "
-        "can be slower by orders of magnitude (pytorch issues 166643, 168167): install a later "
-        'torch, or python -m pip install "nvidia-cudnn-cu12>=9.15"; or leave train.amp=off',
-    ),
-)
-"""Checked where a GPU is visible. Neither was tried here: no GPU was at hand."""
-
-
-def conv3d_faults(torch: str, cudnn: int | None) -> list[str]:
-    """What is known to be wrong with bfloat16 3-D convolutions on a GPU.
-
-    Args:
-        torch: its version, such as `2.9.1+cu128`.
-        cudnn: version of cuDNN as torch numbers it, 91002 for 9.10.2; None: torch has none.
-    """
-    if cudnn is None:
-        return []
-    release = Version(torch).base_version
-    return [
-        f"torch {torch} with cuDNN {cudnn // 10000}.{cudnn // 100 % 100}.{cudnn % 100}: {f.text}"
-        for f in CONV3D_FAULTS
-        if f.cudnn[0] <= cudnn < f.cudnn[1] and SpecifierSet(f.torch).contains(release)
-    ]
 
 
 def _plugins(probed: dict[str, dict[str, Any]]) -> _Said:

@@ -344,7 +344,7 @@ def read_prediction_files(
             bits |= mask.astype(kind) << kind.type(structures.index(name))
     else:
         raw = read_label(path, place, "prediction")
-        values = [int(v) for v in np.unique(raw)]
+        values = [int(v) for v in np.unique(raw.ravel("K"))]
         unknown = [v for v in values if v and v not in meaning.structures]
         if unknown:
             raise DataError(

@@ -45,6 +45,8 @@ MAX_HU = 1e6
 """Largest value of an image; metal and padding stay far below."""
 MAX_VALUE = (1 << 31) - 1
 """Largest value of a label voxel."""
+_COUNTED = 1 << 18
+"""Voxels counted at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +105,7 @@ def read_unnamed(files: CaseFiles) -> tuple[RawCase, dict[str, int]]:
     image = read_image(files.image, grid)
     vox: dict[str, int] = {}
     if isinstance(files.label, Path):
-        values, counts = np.unique(read_label(files.label, grid), return_counts=True)
+        values, counts = np.unique(read_label(files.label, grid).ravel("K"), return_counts=True)
         vox = {str(v): int(n) for v, n in zip(values, counts, strict=True) if v}
     else:
         for name, path in files.label:
@@ -310,7 +312,7 @@ def digest_of(image: NDArray[Any]) -> str:
 def values_of(path: Path) -> tuple[int, ...]:
     """The values a label file or mask holds, in order."""
     read_grid(path)
-    return tuple(int(v) for v in np.unique(label_values(path)))
+    return tuple(int(v) for v in np.unique(label_values(path).ravel("K")))
 
 
 def label_values(path: Path) -> NDArray[Any]:
@@ -378,7 +380,7 @@ def read_mask(path: Path, image: Grid, kind: str = "label") -> NDArray[np.bool_]
     raw = read_label(path, image, kind)
     mask: NDArray[np.bool_] = raw != 0
     if mask.any() and not np.array_equal(mask, raw == raw.max()):
-        values = np.unique(raw)
+        values = np.unique(raw.ravel("K"))
         raise DataError(
             "a mask of one structure holds several values",
             where=path,
@@ -396,11 +398,14 @@ def _counts(raw: NDArray[Any], path: Path, source: Source) -> dict[int, int]:
     Raises:
         DataError: a value the source does not define.
     """
-    if int(raw.max(initial=0)) < 1 << 16:
-        number = np.bincount(raw.ravel())
+    flat = raw.ravel("K")  # as it lies in memory: their order is no matter
+    if (highest := int(flat.max(initial=0))) < 1 << 16:
+        number = np.zeros(highest + 1, dtype=np.int64)
+        for start in range(0, flat.size, _COUNTED):  # bincount makes 8 bytes of every voxel
+            number += np.bincount(flat[start : start + _COUNTED], minlength=highest + 1)
         counts = {int(v): int(number[v]) for v in np.flatnonzero(number)}
     else:
-        counts = {int(v): int(n) for v, n in zip(*np.unique(raw, return_counts=True), strict=True)}
+        counts = {int(v): int(n) for v, n in zip(*np.unique(flat, return_counts=True), strict=True)}
     known = {*source.labels, *source.sides, *source.ignored}
     unknown = {v: n for v, n in counts.items() if v and v not in known}
     if unknown:

@@ -7,6 +7,7 @@ whatever a parser makes of a hostile file ends as a `DataError` that names it.
 from __future__ import annotations
 
 import gzip
+import itertools
 import math
 import struct
 import zlib
@@ -287,6 +288,8 @@ TWO_PLACES = (
     "`image.set_qform(image.get_sform())` or `image.set_sform(image.get_qform())`"
 )
 
+CUBE = 32
+"""Voxels of the side of a cube that is copied at a time: 128 kB of the largest usual type."""
 Shape = tuple[int, int, int]
 
 
@@ -316,7 +319,24 @@ class Grid(NamedTuple):
 
     def to_ras(self, array: NDArray[Any]) -> NDArray[Any]:
         """An array of the file's axes, turned to RAS without resampling."""
-        return np.ascontiguousarray(apply_orientation(array, io_orientation(self.affine)))
+        return row_major(apply_orientation(array, io_orientation(self.affine)))
+
+
+def row_major(array: NDArray[Any]) -> NDArray[Any]:
+    """A 3-D array whose last axis is contiguous in memory: `np.ascontiguousarray`, by small cubes.
+
+    NIfTI stores the first axis contiguously. Copied row by row, every voxel of a row lies in
+    another line of the cache, which is gone before its next voxel is wanted: for a whole CT that
+    takes three times as long.
+    """
+    if array.flags.c_contiguous:
+        return array
+    out = np.empty(array.shape, dtype=array.dtype)
+    cubes = (range(0, length, CUBE) for length in array.shape)
+    for corner in itertools.product(*cubes):
+        cube = tuple(slice(start, start + CUBE) for start in corner)
+        out[cube] = array[cube]
+    return out
 
 
 def spacing_of(affine: NDArray[Any]) -> NDArray[np.float64]:

@@ -164,11 +164,14 @@ class _Room(NamedTuple):
 
 def _rooms(like: Tensor, *widths: int) -> Callable[[int], tuple[_Room, ...]]:
     """Rooms of the given widths for the blocks of C structures, the same memory for every block."""
+    last: dict[int, tuple[_Room, ...]] = {}
 
-    @functools.lru_cache(maxsize=1)
     def rooms(voxels: int) -> tuple[_Room, ...]:
-        new = (like.new_empty(len(like), width, voxels) for width in widths)
-        return tuple(_Room(each=room, rows=room.flatten(0, 1)) for room in new)
+        if voxels not in last:
+            last.clear()
+            new = [like.new_empty(len(like), width, voxels) for width in widths]
+            last[voxels] = tuple(_Room(each=room, rows=room.flatten(0, 1)) for room in new)
+        return last[voxels]
 
     return rooms
 

@@ -21,6 +21,7 @@ from torch import nn
 from clbench import reproducibility, signals
 from clbench.errors import SettingError, StoreError
 from clbench.evaluation.cost.allocator import freed_memory
+from clbench.nets.conv3d_faults import conv3d_faults
 from clbench.run.cost_table import write_costs
 from clbench.run.examine import Examined, examine_step
 from clbench.run.models import loaded
@@ -96,8 +97,8 @@ def run_plan(
     watch({"event": "plan", "plan": plan})
     for noted in plan.catalog.warnings():
         watch({"event": "note", "what": noted["message"]})
-    if (slow := reproducibility.slow_bf16(amp, plan.device)) is not None:
-        watch({"event": "note", "what": slow})
+    for note in bf16_notes(amp, plan.device):
+        watch({"event": "note", "what": note})
     if plan.strategy.declaration.resumes == "step":
         watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
                "step: stopped there, it starts that step anew"})  # fmt: skip
@@ -122,6 +123,20 @@ def run_plan(
         with reproducibility.threads(count):
             (course or Course)(plan, record, watch).go()
     return plan.folder
+
+
+def bf16_notes(amp: str, device: torch.device) -> list[str]:
+    """What is known to go wrong in bfloat16 on the device: emulated, slow, or silently wrong.
+
+    Args:
+        amp: `train.amp`.
+        device: where the run computes.
+    """
+    slow = reproducibility.slow_bf16(amp, device)
+    faults: list[str] = []
+    if amp == "bf16" and device.type == "cuda":
+        faults = conv3d_faults(torch.__version__, torch.backends.cudnn.version())  # type: ignore[no-untyped-call]  # torch
+    return [*([slow] if slow else []), *faults]
 
 
 def _recorded(plan: Plan) -> RunRecord | None:

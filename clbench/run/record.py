@@ -22,6 +22,7 @@ from clbench.data.catalog import Catalog, exam_cases
 from clbench.data.layouts import named_folders
 from clbench.data.phantom.generate import version_of
 from clbench.errors import SettingError, StoreError
+from clbench.evaluation.cost.allocator import in_use
 from clbench.evaluation.metrics.case import implementations
 from clbench.run.plan import Plan, load_strategy, open_catalog
 from clbench.spec import registry
@@ -77,6 +78,7 @@ def new_record(plan: Plan) -> RunRecord:
         if plan.device.type == "cpu"
         else torch.cuda.get_device_name(plan.device),
         threads=torch.get_num_threads(),
+        allocator=in_use(),
         metrics=implementations(("dice",)),
         **data_and_host(plan.benchmark, plan.catalog, ("torch", "monai")),
     )

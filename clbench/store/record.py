@@ -208,6 +208,8 @@ class RunRecord:
     """CPU threads; None: not known."""
     host_cpus: int | None = None
     """CPUs of the machine."""
+    allocator: str | None = None
+    """What gave the process that began the run its memory; its time and memory depend on it."""
     host: dict[str, Any] | None = None
     """The machine on which the run began; see `clbench.reproducibility.host`."""
     starts: int | None = None

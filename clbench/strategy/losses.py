@@ -106,7 +106,7 @@ def dice(
         stands in the denominator alone, as in the authors' code.
 
     Raises:
-        TrainingError: logits and target differ in shape.
+        TrainingError: logits, target and known differ in shape.
 
     Example:
         >>> import torch
@@ -135,7 +135,7 @@ def bce(logits: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
         Scalar; 0 with gradient 0 where nothing is known.
 
     Raises:
-        TrainingError: logits and target differ in shape.
+        TrainingError: logits, target and known differ in shape.
 
     Example:
         >>> import torch
@@ -191,7 +191,7 @@ def squared_dice(logits: Tensor, target: Tensor, known: Tensor | None = None) ->
         Scalar; 0 with gradient 0 where nothing is known.
 
     Raises:
-        TrainingError: logits and target differ in shape.
+        TrainingError: logits, target and known differ in shape.
 
     Example:
         >>> import torch
@@ -254,19 +254,20 @@ def _where(mask: Tensor | None, values: Tensor) -> Tensor:
 
 
 def _mask(logits: Tensor, target: Tensor, known: Tensor | None, where: str) -> Tensor | None:
-    """Where the target counts, None: everywhere; refuses logits of another shape.
+    """Where the target counts, None: everywhere; refuses other shapes.
 
     Most crops are known everywhere, and to find that out takes one pass through the mask where the
     losses take a dozen. On a GPU the host would have to wait for the answer.
     """
-    if logits.shape != target.shape:
-        raise TrainingError(
-            "a loss was given logits and targets of different shapes",
-            where=where,
-            expected=tuple(target.shape),
-            got=tuple(logits.shape),
-            next_step="give one logit channel per structure of the batch",
-        )
+    for name, of in (("logits", logits), ("known voxels", known)):
+        if of is not None and of.shape != target.shape:
+            raise TrainingError(
+                f"a loss was given {name} and targets of different shapes",
+                where=where,
+                expected=tuple(target.shape),
+                got=tuple(of.shape),
+                next_step="give one channel per structure of the batch",
+            )
     if known is not None and known.device.type == "cpu" and bool(known.all()):
         return None
     return known

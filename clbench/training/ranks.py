@@ -181,7 +181,13 @@ def own_device(name: str, here: Place | None) -> str:
         name: as `--device` names it.
         here: which process this is.
     """
-    if here is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
+        return name
+    if name.startswith("cuda:") and name[5:].isdigit():
+        if int(name[5:]) < torch.cuda.device_count():
+            torch.cuda.set_device(name)  # streams and pinned memory belong to the current one
+        return name
+    if here is None or name not in ("auto", "cuda"):
         return name
     if here.local < torch.cuda.device_count():  # else `pick_device` refuses it by name
         torch.cuda.set_device(here.local)

@@ -15,7 +15,7 @@ from nibabel.processing import resample_from_to
 from nifti_files import CODES, LITS
 
 from clbench.data.external_masks import read_prediction_files, same_meaning, source_map
-from clbench.data.labels import label_values, read_case, read_mask
+from clbench.data.labels import label_values, read_bits, read_case, read_mask
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import grid
 from clbench.errors import DataError
@@ -215,3 +215,16 @@ def test_a_list_beside_the_data_that_says_otherwise_is_refused(tmp_path: Path) -
             same_meaning(tmp_path, LITS)
         assert "2 liver_tumor" in str(err.value.expected)
         assert "2 liver" in str(err.value.got)
+
+
+@pytest.mark.parametrize("at_a_time", [7, 1 << 18])
+def test_every_voxel_is_counted(
+    at_a_time: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clbench.data.labels._COUNTED", at_a_time)
+    label = np.random.default_rng(0).integers(0, 3, (5, 6, 7), dtype=np.uint8)
+    for name, array in (("image", np.full(label.shape, 40, np.int16)), ("label", label)):
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / f"{name}.nii")
+    files = CaseFiles(case="0", image=tmp_path / "image.nii", label=tmp_path / "label.nii")
+    _, counts = read_bits(files, LITS, grid(files.image))
+    assert counts == {value: int((label == value).sum()) for value in range(3)}

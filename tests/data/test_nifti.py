@@ -16,7 +16,7 @@ from nifti_files import CODES, LITS, PLACE, body, packed, put
 from clbench.data.cache import VolumeCache
 from clbench.data.labels import read_case, values_of
 from clbench.data.layouts import CaseFiles
-from clbench.data.nifti import content, grid, header_notes, load, voxels
+from clbench.data.nifti import content, grid, header_notes, load, row_major, voxels
 from clbench.data.volume import Volume, preprocess
 from clbench.errors import DataError
 from clbench.spec.benchmark import Preprocessing
@@ -295,6 +295,16 @@ def test_every_axis_order_and_flip_ends_in_the_same_volume(tmp_path: Path) -> No
         np.testing.assert_array_equal(got.image, want.image)
         np.testing.assert_array_equal(got.bits, want.bits)
         np.testing.assert_allclose(got.affine, want.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(33, 70, 2), (32, 64, 31), (1, 1, 1), (0, 5, 5)])
+def test_any_order_in_memory_is_copied_to_rows(shape: tuple[int, int, int]) -> None:
+    array = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    for stored in (array, np.asfortranarray(array), np.asfortranarray(array)[::-1, :, ::-1]):
+        got = row_major(stored)
+        np.testing.assert_array_equal(got, stored)
+        assert got.flags.c_contiguous
+        assert got.dtype == np.int16
 
 
 def test_the_advice_about_two_places_leads_to_the_place_that_is_right(tmp_path: Path) -> None:

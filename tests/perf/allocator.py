@@ -4,8 +4,10 @@
 
 Each side trains the same network in a process of its own, some updates in turns; the fewest
 processor seconds of an update count, with its page faults, and the peak of resident memory.
-`--also jemalloc=PATH` adds a library loaded by LD_PRELOAD; `huge` is torch's THP_MEM_ALLOC_ENABLE.
-All sides hold their memory at once: where that is too much, leave some out by `--without`.
+`kept` is glibc told to keep it, `jemalloc kept` (where installed) what runs start with; `--also
+jemalloc=PATH` adds a library as it comes, loaded by LD_PRELOAD; `huge` is torch's
+THP_MEM_ALLOC_ENABLE. All sides hold their memory at once: where that is too much, leave some out
+by `--without`, or measure them one after the other by `--apart`.
 Prints one JSON object; `--record` adds the ratios to `results/calibration/ratios.csv`.
 """
 
@@ -19,6 +21,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+from clbench.evaluation.cost.allocator import environment
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ratios import Ratio, record
@@ -35,7 +40,7 @@ def side(backbone: str, size: int, edge: int, threads: int) -> None:
     """One side: an update for each line read, then a line of what it took."""
     import torch
 
-    from clbench.evaluation.cost.allocator import freed_memory
+    from clbench.evaluation.cost.allocator import freed_memory, in_use
     from clbench.nets.backbones import new_backbone
     from clbench.spec.settings import BackboneSettings
 
@@ -58,6 +63,8 @@ def side(backbone: str, size: int, edge: int, threads: int) -> None:
             "faults": after.ru_minflt - before.ru_minflt,
             "peak_gib": after.ru_maxrss / 2**20,
             "loss": loss.item().hex(),
+            "allocator": in_use(),
+            "kept": freed_memory().kept,
         }
         print(json.dumps(took), flush=True)
 
@@ -71,44 +78,51 @@ def main() -> int:
     words.add_argument("--updates", type=int, default=4)
     words.add_argument("--also", action="append", default=[], metavar="NAME=LIBRARY")
     words.add_argument("--without", action="append", default=[], metavar="SIDE")
+    words.add_argument("--apart", action="store_true", help="one side after the other")
     words.add_argument("--record", action="store_true")
     words.add_argument("--side", action="store_true", help=argparse.SUPPRESS)
     asked = words.parse_args()
     if asked.side:
         side(asked.backbone, asked.size, asked.edge, asked.threads)
         return 0
-    sides = SIDES | {
+    sides = SIDES | ({"jemalloc kept": ours} if (ours := environment(os.environ)) else {})
+    sides |= {
         name: {"LD_PRELOAD": path} for name, _, path in (w.partition("=") for w in asked.also)
     }
     for name in asked.without:
         del sides[name]
     own = [f"--{name}={getattr(asked, name)}" for name in ("backbone", "size", "edge", "threads")]
-    processes = {
-        name: subprocess.Popen(
-            [sys.executable, __file__, "--side", *own],
-            env=os.environ | more,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for name, more in sides.items()
-    }
-    taken = {name: [] for name in sides}
-    for _ in range(asked.updates):
-        for name, process in processes.items():
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            taken[name].append(json.loads(process.stdout.readline()))
-    for process in processes.values():
-        process.communicate()
+    taken: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    for together in ([name] for name in sides) if asked.apart else (list(sides),):
+        processes = {
+            name: subprocess.Popen(
+                [sys.executable, __file__, "--side", *own],
+                env=os.environ | sides[name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for name in together
+        }
+        for _ in range(asked.updates):
+            for name, process in processes.items():
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                taken[name].append(json.loads(process.stdout.readline()))
+        for process in processes.values():
+            process.communicate()
     best = {
         name: min(of[2:], key=lambda t: t["cpu_s"]) | {"peak_gib": of[-1]["peak_gib"]}
         for name, of in taken.items()
     }
     losses = {tuple(t["loss"] for t in of) for of in taken.values()}
     print(json.dumps({"network": own, "equal_losses": len(losses) == 1, **best}))
+    for name, of in list(best.items()):
+        if ("kept" in name) != of["kept"]:
+            print(f"{name}: not recorded, for memory was {'' if of['kept'] else 'not '}kept")
+            del best[name]
     if asked.record:
         script = f"tests/perf/allocator.py {' '.join(own[:3])}"
         ratios = [

@@ -1,11 +1,12 @@
-"""How time and memory of training grow with classes, steps, cases and the volume: ratios, a picture.
+"""How time and memory grow with classes, steps, cases and the volume: ratios, and a picture.
 
     python tests/perf/growth.py --record   # results/calibration/growth.csv and growth.png
 
+Of training, and of the examination of a case (prediction by windows, and its scores).
 Processor seconds (the least of some rounds) and the growth of peak resident memory, each point in
 a forked process of its own, on one thread; freed memory goes back to the system, for how much would
-be kept depends on what the machine has left, not on the work alone. Each row is compared with the first of its kind; `work`
-is how much more there is to do. Whatever grows faster than its work is a fault, or is explained.
+be kept depends on what the machine has left, not on the work alone. Each row is compared with the
+first of its kind; `work` is how much more there is to do. Whatever grows faster than its work is a fault, or is explained.
 """
 
 from __future__ import annotations
@@ -16,20 +17,29 @@ import multiprocessing
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import matplotlib as mpl
+import nibabel as nib
 import numpy as np
 import torch
 
+from clbench.data.labels import read_case
+from clbench.data.layouts import CaseFiles
+from clbench.data.volume import preprocess
 from clbench.evaluation.cost.allocator import SWITCH
 from clbench.evaluation.cost.meter import forget_peak
+from clbench.evaluation.scoring import ScoreContext, score_case
+from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.nets.backbones import new_backbone
+from clbench.spec.benchmark import Preprocessing, Source
 from clbench.spec.settings import BackboneSettings, DataSettings, TrainSettings
 from clbench.spec.taxonomy import STRUCTURES
 from clbench.strategies.universal import Universal
@@ -44,8 +54,10 @@ POINTS = {
     "steps": (1, 2, 4, 8, 16),
     "cases": (4, 16, 64),
     "voxels": (32, 48, 64),
+    "examined classes": (1, 4, 16, 40),
+    "examined windows": (1, 27, 125),
 }
-"""What grows → its values; of the volume its edge."""
+"""What grows → its values; of a crop its edge. Windows: of an examined volume."""
 ROUNDS = 3
 
 
@@ -110,6 +122,47 @@ def training(classes: int, steps: int, cases: int, edge: int, updates: int) -> C
     return teach
 
 
+def examination(classes: int, edge: int) -> Callable[[], float]:
+    """A case and an untrained model of `universal` → a function that examines it, in seconds.
+
+    Args:
+        classes: of the model and of the label.
+        edge: voxels of the case's side; windows have 48, half of which overlap.
+    """
+    names = list(STRUCTURES)[:classes]
+    vectors = torch.randn(classes, 512, generator=torch.Generator().manual_seed(0))
+    kit = Kit(
+        backbone=lambda: new_backbone(BackboneSettings(name="small_unet", size=16)),
+        encode=lambda of: vectors[: len(of)],
+        seed=0,
+    )
+    lesson = Lesson(number=1, learns=tuple(names), structures=tuple(names), source="x", cases=())
+    strategy = Universal()
+    model = strategy.build(kit, lesson).eval()
+    source = Source(name="x", title="", layout="lits", labels=dict(enumerate(names, 1)))
+    rng = np.random.default_rng(0)
+    image = rng.integers(-100, 200, (edge,) * 3, dtype=np.int16)
+    label = rng.integers(0, len(names) + 1, (edge // 8,) * 3, dtype=np.uint8)
+    label = np.kron(label, np.ones((8, 8, 8), dtype=np.uint8))
+    folder = Path(tempfile.mkdtemp())
+    for name, array in (("image", image), ("label", label)):
+        nib.save(nib.Nifti1Image(array, np.diag([1.5, 1.5, 1.5, 1.0])), folder / f"{name}.nii")
+    files = CaseFiles(case="0", image=folder / "image.nii", label=folder / "label.nii")
+    volume = preprocess(read_case(files, source), source, Preprocessing(spacing_mm=(1.5, 1.5, 1.5)))
+    server = VolumePredictor(
+        model, strategy.decode, tuple(names), patch_vox=(48, 48, 48), overlap=0.5
+    )
+    course: Any = SimpleNamespace(name="x", version=1, learned_at=lambda name: 1)
+    context = ScoreContext(benchmark=course, strategy="universal", seed=0, step=1)
+
+    def examine() -> float:
+        began = time.process_time()
+        score_case(server.predict(volume), names, volume, context)
+        return time.process_time() - began
+
+    return examine
+
+
 def of_point(kind: str, value: int) -> tuple[float, Callable[[], float]]:
     """How much there is to do, and a function that does it."""
     if kind == "classes":
@@ -118,6 +171,10 @@ def of_point(kind: str, value: int) -> tuple[float, Callable[[], float]]:
         return value, training(value, value, 1, 32, 2)
     if kind == "cases":  # an epoch
         return value, training(1, 1, value, 16, value)
+    if kind == "examined classes":
+        return value, examination(value, 48)
+    if kind == "examined windows":  # a side of n windows of 48 that half overlap: 24 (n + 1)
+        return value, examination(4, 24 * (round(value ** (1 / 3)) + 1))
     return value**3, training(4, 1, 1, value, 1)
 
 
@@ -169,7 +226,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for panel, column, title in zip(
         panels, ("time_ratio", "memory_ratio"), ("processor time", "peak memory"), strict=True
     ):
-        for marker, (kind, of) in zip("osd^", groupby(rows, key=lambda r: r["kind"]), strict=False):
+        for marker, (kind, of) in zip(
+            "osd^vP", groupby(rows, key=lambda r: r["kind"]), strict=False
+        ):
             line = list(of)
             work = [float(r["work_ratio"]) for r in line]
             panel.plot(work, [float(r[column]) for r in line], marker=marker, label=kind)

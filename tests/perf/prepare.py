@@ -97,7 +97,8 @@ def main() -> None:
             f"{cores}: {seconds[1] / seconds[cores]:.2f} times as fast"
         )
         if args.record:
-            what = f"preprocessing {args.cases} cases of {args.side}^3, one process / {cores}: time"
+            size = f"{args.side} x {args.side} x {args.side // 2}"
+            what = f"preprocessing {args.cases} cases of {size}, one process / {cores}: time"
             ratio = seconds[1] / seconds[cores]
             record([Ratio("tests/perf/prepare.py", what, ratio, ">= 1.8")], threads=1)
 

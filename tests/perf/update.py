@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clbench.evaluation.cost.allocator import environment
 from clbench.nets.backbones import new_backbone
 from clbench.nets.output import Output
 from clbench.run import teach as teaching
@@ -375,7 +376,8 @@ def beside_monai(
     for name, side in (("ours", our_updates), ("monai", monai_updates)):
         sides[name], there = multiprocessing.Pipe()
         processes.append(context.Process(target=side, args=(edge, classes, backbone, there)))
-        with patch.dict(os.environ, ours if name == "ours" else {}):
+        started = {**ours, **environment({**os.environ, **ours})}  # as `clbench run` starts
+        with patch.dict(os.environ, started if name == "ours" else {}):
             processes[-1].start()
         sides[name].send(updates)
     seconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clbench.errors import TrainingError
 from clbench.strategy.contract import Batch
-from clbench.strategy.losses import dice_bce, targets
+from clbench.strategy.losses import dice_bce, squared_dice, targets
 
 GOLDEN: dict[str, Any] = json.loads((GOLDEN_FILES / "losses.json").read_text())
 
@@ -170,3 +170,30 @@ def test_the_backward_pass_keeps_no_mask_as_large_as_the_logits() -> None:
     maps = sum(storage.nbytes() for storage in kept.values()) / (4 * logits.numel())
     # sigmoid, target and its complement as floats, and the mask as bytes
     assert 3.25 <= maps < 3.5
+
+
+@pytest.mark.parametrize("slicewise", [False, True])
+def test_a_mask_that_is_true_everywhere_is_no_mask(slicewise: bool) -> None:
+    draws = torch.Generator().manual_seed(0)
+    target = (torch.rand(2, 3, 4, 5, 6, generator=draws) > 0.7).float()
+    got = []
+    for known in (None, torch.ones_like(target, dtype=torch.bool)):
+        logits = torch.randn(target.shape, generator=draws.manual_seed(1)).requires_grad_()
+        terms = dice_bce(logits, target, known, slicewise=slicewise)
+        torch.stack([*terms.values(), squared_dice(logits, target, known)]).sum().backward()
+        got.append([*terms.values(), logits.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*got, strict=True))
+    hole = torch.ones_like(target, dtype=torch.bool)
+    hole[0, 1] = False  # one pair of six
+    whole = (
+        dice_bce(logits[1:], target[1:])["bce"],
+        dice_bce(logits[:1], target[:1], hole[:1])["bce"],
+    )
+    expected = (3 * whole[0] + 2 * whole[1]) / 5
+    assert dice_bce(logits, target, hole)["bce"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    target = torch.zeros(1, 3, 2, 2, 2)
+    with pytest.raises(TrainingError, match="known voxels"):
+        dice_bce(target, target, torch.ones(1, 1, 2, 2, 2, dtype=torch.bool))

@@ -23,6 +23,7 @@ from clbench.errors import SettingError, TrainingError
 from clbench.nets.heads import UniversalHead
 from clbench.nets.output import Output
 from clbench.reproducibility import derive_seed
+from clbench.run.course import bf16_notes
 from clbench.run.identity import numerics
 from clbench.spec.settings import DataSettings, TrainSettings, load_profile
 from clbench.strategies.finetune import Finetune
@@ -38,7 +39,7 @@ from clbench.strategy.contract import (
 )
 from clbench.testing.fixtures import same
 from clbench.testing.harness import StrategyHarness
-from clbench.training import update
+from clbench.training import ranks, update
 from clbench.training.batches import Material, collate, draw_cases
 from clbench.training.loop import (
     StepTraining,
@@ -319,6 +320,30 @@ def test_precision_that_a_cpu_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reproducibility.slow_bf16("bf16", gpu) is reproducibility.slow_bf16("off", cpu) is None
     monkeypatch.setattr(reproducibility, "bf16_instructions", lambda: ("amx_bf16",))
     assert reproducibility.slow_bf16("bf16", cpu) is None
+
+
+def test_a_gpu_whose_bf16_convolutions_are_reported_wrong_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.__version__", "2.8.0+cu128")
+    monkeypatch.setattr("torch.backends.cudnn.version", lambda: 91002)
+    gpu = torch.device("cuda", 0)
+    (note,) = bf16_notes("bf16", gpu)
+    assert "silently wrong" in note
+    assert bf16_notes("off", gpu) == bf16_notes("off", torch.device("cpu")) == []
+    monkeypatch.setattr("torch.__version__", "2.9.1+cu130")
+    assert "nvidia-cudnn-cu13>=" in bf16_notes("bf16", gpu)[0]
+
+
+def test_a_gpu_that_is_asked_for_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[object] = []
+    monkeypatch.setattr("torch.cuda.set_device", current.append)
+    assert ranks.own_device("cuda:1", None) == "cuda:1"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for name in ("cuda:1", "cuda:7", "auto", "cpu"):
+        assert ranks.own_device(name, None) == name
+    assert current == ["cuda:1"]
 
 
 def test_bfloat16_has_numbers_of_its_own() -> None:

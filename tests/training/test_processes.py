@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from locations import ROOT
 
+from clbench.evaluation.cost.allocator import environment, in_use
 from clbench.store import run_folder
 
 SMALL = ("train.batch=2", "train.iterations=2", "train.epochs=2")
@@ -44,6 +46,7 @@ def test_a_run_of_two_processes_is_one_run(cache_root: Path, tmp_path: Path) -> 
         (folder,) = run_folder.find_runs(tmp_path / name)
         record = run_folder.read_record(folder)
         assert (record["status"], record["host"]["processes"]) == ("finished", 2)
+        assert record["allocator"] == ("jemalloc" if environment(os.environ) else in_use())
         log = (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()
         updates = [e for e in map(json.loads, log) if e["event"] == "update"]
         places = [(e["step"], e["epoch"], e["iteration"]) for e in updates]
