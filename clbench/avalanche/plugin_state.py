@@ -67,10 +67,9 @@ class _Writer:
         if isinstance(value, Tensor):
             return {**self._new(value), **self._tensor(value)}
         if isinstance(value, np.generic):
-            return self(value.item(), where)
+            return self._number(value, where)
         if isinstance(value, np.ndarray):
-            self.tensors.append(torch.from_numpy(value.copy()))
-            return {"array": len(self.tensors) - 1}
+            return self._array(value, where)
         if isinstance(value, torch.device | torch.dtype):
             return {type(value).__name__: str(value)}
         if isinstance(value, tuple):  # a torch.Size is one
@@ -109,15 +108,31 @@ class _Writer:
             entry["moved"] = True
         return entry
 
+    def _number(self, value: np.generic, where: str) -> Any:
+        item = value.item()
+        if isinstance(item, np.generic):  # of more digits than a number of Python
+            raise self.refusal(where, f"numpy number of type {value.dtype}")
+        return self(item, where)
+
+    def _array(self, value: np.ndarray[Any, Any], where: str) -> dict[str, int]:
+        try:
+            tensor = torch.from_numpy(value.copy())
+        except (TypeError, ValueError) as err:  # text, objects, a foreign order of bytes
+            raise self.refusal(where, f"numpy array of type {value.dtype.str}") from err
+        self.tensors.append(tensor)
+        return {"array": len(self.tensors) - 1}
+
     def _items(self, value: Mapping[Any, Any], where: str) -> list[Any]:
         return [[self(k, where), self(v, f"{where}.{k}")] for k, v in value.items()]
 
     def _kind(self, value: Mapping[Any, Any], where: str) -> dict[str, str]:
         if isinstance(value, defaultdict):
-            factory = "" if value.default_factory is None else value.default_factory.__name__
-            if factory and factory not in FACTORIES:
-                raise self.refusal(where, f"defaultdict of {factory}")
-            return {"kind": "defaultdict", "factory": factory}
+            factory = value.default_factory
+            names = [n for n, known in FACTORIES.items() if known is factory]
+            if factory is not None and not names:
+                what = getattr(factory, "__name__", type(factory).__name__)
+                raise self.refusal(where, f"defaultdict of {what}")
+            return {"kind": "defaultdict", "factory": names[0] if names else ""}
         return {"kind": "ordered"} if isinstance(value, OrderedDict) else {}
 
     def _name(self, value: Any, where: str) -> str:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -277,7 +277,8 @@ def build_catalog(
     Args:
         benchmark: the course.
         preprocessing: how volumes are prepared.
-        data: `name=PATH,…` or one folder; None for the phantom.
+        data: `name=PATH,…` or one folder; None for the phantom, which is read in HU whatever
+            `rescale` a source has.
         cache_root: where preprocessed volumes and the phantom are kept.
         phantom: size of the phantom.
         splits: source or step → split that replaces the benchmark's.
@@ -294,6 +295,7 @@ def build_catalog(
     named = chosen(benchmark, splits or {})
     steps = benchmark.with_cases
     if data is None:
+        benchmark = _in_hu(benchmark)
         _refuse_drawn(named)
         asked = [
             (step, split or phantom_split(step, number, phantom))
@@ -352,6 +354,13 @@ def build_catalog(
         passed_over=tuple(passed_over),
         content=hashes,
     )
+
+
+def _in_hu(benchmark: Benchmark) -> Benchmark:
+    """The course as it reads the phantom, which is written in HU whatever its sources hold."""
+    if all(source.rescale is None for source in benchmark.sources):
+        return benchmark
+    return replace(benchmark, sources=tuple(replace(s, rescale=None) for s in benchmark.sources))
 
 
 def _refuse_drawn(splits: Sequence[Split | None]) -> None:

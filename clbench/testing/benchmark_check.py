@@ -22,7 +22,7 @@ from clbench.run.plan import RunSettings, resolve
 from clbench.spec import registry
 from clbench.spec.benchmark import Benchmark, Source, Step
 from clbench.spec.settings import BackboneSettings, load_profile
-from clbench.spec.splits import Split
+from clbench.spec.splits import Draw, Split
 from clbench.store import run_folder
 from clbench.testing.fixtures import OVERRIDES, reproducible
 from clbench.testing.harness import tiny_kit
@@ -121,20 +121,26 @@ def no_test_case_is_trained_on_in_any_step(harness: BenchmarkHarness) -> None:
 
 def _one_deck(a: Split, b: Split, where: str) -> None:
     """Two drawn splits are safe if they deal from one deck: same order, same block size."""
-    alike = ("seed", "train", "validation", "test", "needs", "among")
+    alike = ("seed", "train", "validation", "test", "needs", "among", "without")
     if a.draw is None or b.draw is None:
         raise Broken(
             "of two steps on one source, one draws its cases and one lists them",
             where=where,
             expected="both drawn, or both listed: else nobody can say that they do not overlap",
         )
-    if differs := [f for f in alike if getattr(a.draw, f) != getattr(b.draw, f)]:
+    if differs := [f for f in alike if _any_order(a.draw, f) != _any_order(b.draw, f)]:
         raise Broken(
             "two steps draw from one source by different rules, so their cases may overlap",
             where=where,
             expected=f"equal {', '.join(alike)}, and another `part` for each step",
             got=f"different {', '.join(differs)}",
         )
+
+
+def _any_order(draw: Draw, field: str) -> object:
+    """A field of a rule; the order in which names and case ids are listed draws nothing else."""
+    value = getattr(draw, field)
+    return frozenset(value) if isinstance(value, tuple) else value
 
 
 def every_learned_structure_can_be_taught_and_scored(harness: BenchmarkHarness) -> None:

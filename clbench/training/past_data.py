@@ -136,9 +136,10 @@ _HOOKED: list[bool] = []
 
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:
-    if event == "open" and _LISTENERS and isinstance(args[0], str | os.PathLike):
+    if event == "open" and _LISTENERS and isinstance(args[0], str | bytes | os.PathLike):
+        path = os.fsdecode(args[0])
         for listener in tuple(_LISTENERS):
-            listener(os.fspath(args[0]))
+            listener(path)
 
 
 @contextmanager
@@ -161,6 +162,8 @@ def listening_to_opens(listener: Callable[[str], None]) -> Iterator[None]:
 class FileAccessMonitor:
     """Records which files of cases are opened by anything but the catalog and the examination.
 
+    A file is known by whatever path it is opened: a relative one, or one through symbolic links.
+
     Args:
         catalog: the course's data; says which files belong to which case.
     """
@@ -168,7 +171,7 @@ class FileAccessMonitor:
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.cases: dict[str, tuple[str, str]] = {
-            str(path): (source, case)
+            _real(path): (source, case)
             for source, files in catalog.files.items()
             for case, of_case in files.items()
             for path in of_case.files
@@ -181,6 +184,14 @@ class FileAccessMonitor:
         if (read := case_being_read()) is not None:
             if path.endswith(".npy"):  # the case as the cache holds it
                 step, case = read
-                self.cases.setdefault(path, (self.catalog.source(step).name, case))
-        elif path in self.cases:
-            self.unrecorded_reads.append((self.catalog.step, *self.cases[path]))
+                self.cases.setdefault(_real(path), (self.catalog.source(step).name, case))
+        elif (known := self.cases.get(_real(path))) is not None:
+            self.unrecorded_reads.append((self.catalog.step, *known))
+
+
+def _real(path: str | os.PathLike[str]) -> str:
+    """The path without links and relative parts. Opens no file, so no listener hears of it."""
+    try:
+        return os.path.realpath(path)
+    except (OSError, ValueError):  # a lost working folder, a null byte: opening it fails as well
+        return os.fspath(path)

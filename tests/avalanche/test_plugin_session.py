@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+from collections import OrderedDict, defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -438,10 +441,6 @@ def test_a_strategy_named_by_module_has_a_folder_of_its_own(
 
 
 def test_state_comes_back_as_it_was() -> None:
-    from collections import OrderedDict, defaultdict
-
-    import numpy as np
-
     shared = torch.arange(3.0)
     module = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.ReLU())
     value = {
@@ -472,6 +471,26 @@ def test_state_comes_back_as_it_was() -> None:
 def test_what_is_more_than_its_attributes_is_refused_by_name(value: object) -> None:
     with pytest.raises(AvalancheError, match="no checkpoint can hold"):
         pack([value], home="tests")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (np.array(["a"]), "<U1"),
+        (np.array([{}]), "|O"),
+        (np.arange(3, dtype=">f4"), ">f4"),
+        (np.longdouble(1), "float"),
+        (defaultdict(partial(dict, a=1)), "defaultdict of partial"),
+        (defaultdict(lambda: 0), "defaultdict of <lambda>"),
+        (defaultdict(type("int", (), {})), "defaultdict of int"),
+    ],
+    ids=["text", "objects", "big-endian", "longdouble", "partial", "lambda", "namesake"],
+)
+def test_what_numpy_and_defaultdict_may_hold_is_refused_by_name(value: object, says: str) -> None:
+    with pytest.raises(AvalancheError, match="no checkpoint can hold") as err:
+        pack({"deep": [value]}, home="tests")
+    assert "plugin.deep[0]" in str(err.value)
+    assert says in str(err.value)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,7 @@ BROKEN: dict[str, tuple[dict[str, str], str]] = {
     ),
     "drawn and listed": ({SECOND: drawn()}, LEAKS),
     "drawn by two rules": ({FIRST: drawn(), SECOND: drawn(seed=2, part=2)}, LEAKS),
+    "drawn without a case": ({FIRST: drawn(without='["5"]'), SECOND: drawn(part=2)}, LEAKS),
     "not annotated in training": (
         {FIRST: FIRST.replace("[1, 2]", "[1]")},
         "every learned structure can be taught and scored",
@@ -167,6 +168,8 @@ def test_the_course_itself_is_sound(check: Check) -> None:
     assert {f.status for f in report.findings} == {"pass"}, report
     two_parts = {FIRST: drawn(), SECOND: drawn(part=2)}
     assert check(two_parts, LEAKS).ok
+    one, other = drawn(without='["5", "6"]'), drawn(without='["6", "5"]', part=2)
+    assert check({FIRST: one, SECOND: other}, LEAKS).ok
 
 
 def test_what_the_phantom_lacks_is_no_fault(check: Check) -> None:

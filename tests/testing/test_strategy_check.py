@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -32,9 +33,10 @@ from clbench.strategy.losses import dice_bce, targets
 from clbench.strategy.partial_labels import allowed_channels, mean_ce
 from clbench.strategy.search_space import Range, SearchSpace
 from clbench.strategy.sharding import denominator
-from clbench.testing.fixtures import reproducible
+from clbench.testing.fixtures import PATCH, reproducible
 from clbench.testing.harness import StrategyHarness
 from clbench.testing.report import Report, judge
+from clbench.testing.rules.whole_run import _copied_in_half, _held
 from clbench.testing.strategy_check import LATE, RULES, check_strategy
 
 # ------------------------------------------------------------------------- an honest strategy
@@ -85,6 +87,17 @@ class Thawed(Honest):
     """Not a dataclass of its own, but its parent is: allowed. A word that does not exist is not."""
 
     past: ClassVar[Any] = "everything"
+
+
+class ForgetsItsDecorator(Honest):
+    """Has a hyperparameter that no setting can reach: the parent is the dataclass."""
+
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfAParentWithout(ForgetsItsDecorator):
+    """The same, a class further up."""
 
 
 class OnePenalty(Honest):
@@ -536,6 +549,55 @@ class Hoards(Honest):
         return super().losses(batch, new, old, memory)
 
 
+class HoardsInHalf(Hoards):
+    """Keeps crops in memory, of half precision."""
+
+    half: ClassVar[Any] = torch.float16
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        terms = super().losses(batch, new, old, memory)
+        memory["picture"] = batch.image.to(self.half)
+        return terms
+
+
+class HoardsInBfloat(HoardsInHalf):
+    """In the other half precision."""
+
+    half: ClassVar[Any] = torch.bfloat16
+
+
+class HoardsNumbers(Hoards):
+    """Keeps crops in memory, as rows of plain numbers."""
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        terms = super().losses(batch, new, old, memory)
+        memory["picture"] = {"rows": batch.image.squeeze().tolist()}
+        return terms
+
+
+class HoardsInTheModel(Honest):
+    """Keeps crops in a buffer of the model."""
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        model = super().build(kit, step)
+        model.register_buffer("statistics", torch.zeros(PATCH, PATCH, PATCH))
+        return model
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        memory["picture"] = batch.image[0, 0].clone()
+        return super().losses(batch, new, old, memory)
+
+    def after_update(self, model: nn.Module, memory: Memory) -> None:
+        if "picture" in memory:
+            model.statistics.copy_(memory.pop("picture"))
+
+
 class Cheats(Honest):
     """Asks for a test case to train on."""
 
@@ -623,6 +685,8 @@ class CountsWhatItSees(Honest):
 
 BROKEN: dict[type, str] = {
     Thawed: "declarations are legal",
+    ForgetsItsDecorator: "declarations are legal",
+    OfAParentWithout: "declarations are legal",
     OnePenalty: "declarations are legal",
     Named: "declarations are legal",
     Unbounded: "declarations are legal",
@@ -672,6 +736,10 @@ BROKEN: dict[type, str] = {
     Understated: "the past is used as declared",
     Overstated: "the past is used as declared",
     Hoards: "the past is used as declared",
+    HoardsInHalf: "the past is used as declared",
+    HoardsInBfloat: "the past is used as declared",
+    HoardsNumbers: "the past is used as declared",
+    HoardsInTheModel: "the past is used as declared",
     Snoops: "no test case is read",
     LooksBack: "past data is read through the catalog",
     Drops: "the same seed gives the same numbers",
@@ -691,6 +759,54 @@ def test_a_broken_strategy_is_caught_by_the_rule_it_breaks(kind: type, kit_cache
     (finding,) = [f for f in report.findings if f.status == "FAIL"]
     assert finding.error is not None
     assert finding.error.fields(), "says where, expected, got or what to do"
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda image: {"a": image.numpy()},
+        lambda image: [image.numpy().astype(np.float64)],
+        lambda image: tuple(image.flatten().numpy()),
+        lambda image: image.flatten().tolist(),
+        lambda image: {"text": "x", "rows": list(image.flatten(0, 1))},
+    ],
+    ids=["array", "wide-array", "scalars", "numbers", "rows"],
+)
+def test_an_image_is_found_in_whatever_holds_it(hide: Any) -> None:
+    image = torch.rand(4, 4, 8, generator=torch.Generator().manual_seed(0))
+    state: Any = SimpleNamespace(memory={"note": "text", "kept": hide(image)}, model=nn.Identity())
+    ((where, numbers),) = _held(state)
+    assert where == "memory['kept']"
+    assert torch.equal(numbers, image.flatten())
+
+
+def test_half_precision_is_no_copy_by_itself() -> None:
+    """Half the numbers between 0 and 1 of bfloat16 occur in any crop; order is what tells."""
+    rng = torch.Generator().manual_seed(0)
+    voxels = torch.rand(8192, generator=rng)
+    for half in (torch.float16, torch.bfloat16):
+        other = torch.rand(200_000, generator=rng).to(half).float()
+        assert torch.isin(other, voxels.to(half).float()).any()
+        assert not _copied_in_half(voxels, other)
+        assert not _copied_in_half(voxels, torch.full((4096,), float(voxels[0].to(half))))
+        assert not _copied_in_half(voxels, voxels)  # of single precision: compared one by one
+        assert _copied_in_half(voxels, voxels[100:300].to(half).float()) > 100
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (SetsItself, ("self.step = 2 was added", "and no other")),
+        (Scribbles, ("as it was built: []", "got:       [1.0,")),
+    ],
+)
+def test_what_a_hook_changed_is_said(
+    kind: type[Strategy], says: tuple[str, ...], kit_cache: Path
+) -> None:
+    report = check_strategy(kind(), only=["hooks leave the strategy as it was"], cache=kit_cache)
+    for part in says:
+        assert part in str(report)
+    assert "None" not in str(report)
 
 
 PARTS = "gradients of parts add up"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import os
 import shutil
 import threading
 from collections.abc import Mapping
@@ -84,6 +85,16 @@ class Burglar(Cheat):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RelativeBurglar(Cheat):
+    """The same, by a relative path."""
+
+    def finish(self, step: Lesson, model: Any, draws: DrawBatches, memory: Memory) -> None:
+        if step.number == 2:
+            with contextlib.suppress(Exception):
+                Path(os.path.relpath(WANTED[0])).read_bytes()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Peeper(Cheat):
     """Reads the label of a test case from its file while it is examined, and swallows every error."""
 
@@ -121,6 +132,7 @@ def planned(out: Path, cache: Path, strategy: Strategy) -> Any:
         (OldImageWeights(), "opened an image of an earlier step without declaring it"),
         (OldImagePredictions(), "opened an image of an earlier step without declaring it"),
         (Burglar(), "was read past the catalog"),
+        (RelativeBurglar(), "was read past the catalog"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Strategy) else "",
 )
@@ -173,6 +185,78 @@ def test_a_thread_without_the_context_is_not_trusted(tmp_path: Path) -> None:
         assert case_being_read() is None
         image.read_bytes()
     assert opened.unrecorded_reads == [(2, "x", "1")] * 2
+
+
+def relative(path: Path) -> Any:
+    return os.path.relpath(path)
+
+
+def linked(path: Path) -> Any:
+    link = path.with_name("link")
+    link.symlink_to(path)
+    return str(link)
+
+
+def through_a_linked_folder(path: Path) -> Any:
+    folder = path.parent.with_name(f"{path.parent.name}_link")
+    folder.symlink_to(path.parent, target_is_directory=True)
+    return f"{folder}/../{folder.name}/{path.name}"
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [str, Path, os.fsencode, relative, linked, through_a_linked_folder],
+    ids=["text", "path", "bytes", "relative", "link", "linked-folder"],
+)
+@pytest.mark.parametrize("named", ["", "linked"])
+def test_a_file_is_heard_however_its_path_is_spelled(
+    spell: Any, named: str, tmp_path: Path
+) -> None:
+    image = tmp_path / "image.nii.gz"
+    image.write_bytes(b"voxels")
+    place = tmp_path
+    if named:  # data that the user named by a link
+        place = tmp_path.with_name(f"{tmp_path.name}_data")
+        place.symlink_to(tmp_path, target_is_directory=True)
+    files = {"x": {"1": SimpleNamespace(files=(place / image.name,))}}
+    catalog = SimpleNamespace(files=files, step=2, source=lambda step: SimpleNamespace(name="x"))
+    opened = FileAccessMonitor(cast("Any", catalog))
+    path = spell(image)
+    with listening_to_opens(opened):
+        with open(path, "rb"):  # noqa: PTH123  # bytes are no Path
+            pass
+        os.close(os.open(path, os.O_RDONLY))
+    assert opened.unrecorded_reads == [(2, "x", "1")] * 2
+
+
+def test_the_cached_volume_is_heard_by_a_relative_path(tmp_path: Path) -> None:
+    cached = tmp_path / "volume.npy"
+    cached.write_bytes(b"voxels")
+    catalog = SimpleNamespace(files={}, step=2, source=lambda step: SimpleNamespace(name="x"))
+    opened = FileAccessMonitor(cast("Any", catalog))
+    with listening_to_opens(opened):
+        with reading(1, "1"):
+            cached.read_bytes()
+        Path(os.path.relpath(cached)).read_bytes()
+    assert opened.unrecorded_reads == [(2, "x", "1")]
+
+
+def test_listening_changes_nothing_for_paths_that_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = SimpleNamespace(files={}, step=2, source=lambda step: SimpleNamespace(name="x"))
+    opened = FileAccessMonitor(cast("Any", catalog))
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    monkeypatch.chdir(lost)
+    lost.rmdir()
+    with listening_to_opens(opened):
+        with pytest.raises(ValueError, match="null"):
+            Path("a\0b").read_bytes()
+        with pytest.raises(FileNotFoundError):
+            Path("relative to nothing").read_bytes()
+        opened("a\0b")
+    assert not opened.unrecorded_reads
 
 
 def test_the_context_ends_where_reading_fails() -> None:

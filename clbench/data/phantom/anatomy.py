@@ -11,6 +11,8 @@ up; x = y = 0 is the middle of the body, z = 0 the level of L4/L5.
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import tomllib
 from dataclasses import dataclass
 from functools import cache
@@ -104,10 +106,18 @@ class Recipe:
     """Tissue within; the structure's own where empty."""
 
 
-RECIPES = TypeAdapter(dict[str, Recipe]).validate_python(tomllib.loads(_text("shapes.toml")))
+_SHAPES = tomllib.loads(_text("shapes.toml"))
+SHAPES_DIGEST = "a4c332d95a528000e1a85c48ac4bc84385e735584db02a522eb2f889eef42bd8"
+"""`shapes_digest` of the shapes that all versions of the phantom are drawn from."""
+RECIPES = TypeAdapter(dict[str, Recipe]).validate_python(_SHAPES)
 """Structure → how it is built, in painting order: where two meet, the later one has the voxel."""
 ORDER = tuple(name for name in RECIPES if name != "heart")
 """Structures that are painted one after the other; the heart belongs to the chest."""
+
+
+def shapes_digest() -> str:
+    """SHA-256 of what `shapes.toml` says, in its order; remarks and blanks do not count."""
+    return hashlib.sha256(json.dumps(_SHAPES).encode()).hexdigest()
 
 
 @cache

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from clbench.data.layouts import find_layout
 from clbench.data.phantom import body
-from clbench.data.phantom.anatomy import ORDER, tissues
+from clbench.data.phantom.anatomy import ORDER, SHAPES_DIGEST, shapes_digest, tissues
 from clbench.data.phantom.body import Canvas, RandomStream, Subject, draw_subject, fill
 from clbench.errors import DataError, StoreError
 from clbench.spec.benchmark import Source
@@ -143,8 +143,8 @@ class PhantomCase:
 
     image: npt.NDArray[np.int16]
     """HU, shape (X, Y, Z)."""
-    label: npt.NDArray[np.uint8]
-    """Label values of the source, shape (X, Y, Z)."""
+    label: npt.NDArray[np.unsignedinteger[Any]]
+    """Label values of the source, shape (X, Y, Z); 8 bits where all values fit."""
     affine: Floats
     """Voxel → RAS mm, shape (4, 4)."""
 
@@ -263,13 +263,15 @@ def label_values(source: Source) -> dict[str, int]:
     return dict(both + [(name, value) for value, name in sorted(source.labels.items())[::-1]])
 
 
-def _label(canvas: Canvas, source: Source, case: str, factor: int) -> npt.NDArray[np.uint8]:
+def _label(
+    canvas: Canvas, source: Source, case: str, factor: int
+) -> npt.NDArray[np.unsignedinteger[Any]]:
     """Label values: the structure that fills most of a voxel, if structures fill half of it."""
     annotated = source.annotated(case)
     values = label_values(source)
     shape = tuple(n // factor for n in canvas.tissue.shape)
     best, filled = np.zeros(shape, dtype=np.uint8), np.zeros(shape, dtype=np.uint8)
-    label = np.zeros(shape, dtype=np.uint8)
+    label = np.zeros(shape, dtype=np.min_scalar_type(max(values.values())))
     parts: dict[str, list[int]] = {}
     for code, name in enumerate(canvas.names):
         if name in tissues() and tissues()[name].part_of:
@@ -315,7 +317,7 @@ def with_all_organs(source: Source) -> Source:
 def fingerprint(
     sources: Sequence[Source], cases: Mapping[str, Sequence[str]], settings: PhantomSettings
 ) -> str:
-    """A text that changes with the version, the settings, the table, the sources or the cases.
+    """A text that changes with version, settings, table, shapes, sources or cases.
 
     Args:
         sources: the data sets to generate.
@@ -365,6 +367,8 @@ def fingerprint(
             for source in sources
         ],
     }
+    if (shapes := shapes_digest()) != SHAPES_DIGEST:  # not in the marks of recorded runs
+        content["shapes"] = shapes
     text = json.dumps(content, sort_keys=True)
     return f"phantom-{settings.version}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 

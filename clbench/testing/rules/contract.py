@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
+from inspect import get_annotations
 from typing import get_args, get_type_hints
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from clbench.errors import SettingError
 from clbench.nets.output import Output
-from clbench.strategy.contract import Declaration, Lesson
+from clbench.strategy.contract import Declaration, Lesson, Strategy
 from clbench.strategy.search_space import space_of
 from clbench.testing.fixtures import PATCH, confident_output, perturb, same
 from clbench.testing.harness import StrategyHarness
@@ -37,14 +38,7 @@ only where shapes are equal.
 def declarations_are_legal(harness: StrategyHarness) -> None:
     """The runner acts on them: a word it does not know would be taken for a promise."""
     strategy = harness.strategy
-    parameters = getattr(type(strategy), "__dataclass_params__", None)
-    if not (is_dataclass(strategy) and parameters is not None and parameters.frozen):
-        raise Broken(
-            "the strategy is not a frozen dataclass",
-            where=type(strategy).__qualname__,
-            expected="@dataclass(frozen=True, kw_only=True) above the class",
-            next_step="hyperparameters are fields; what changes lives in memory",
-        )
+    _is_frozen_dataclass(type(strategy))
     types = get_type_hints(Declaration)
     for name in ("past", "starts_from", "unlabelled", "resumes"):
         allowed = get_args(types[name])
@@ -79,6 +73,34 @@ def declarations_are_legal(harness: StrategyHarness) -> None:
         raise Broken(
             err.what, where=err.where, expected=err.expected, got=err.got, next_step=err.next_step
         ) from None
+
+
+_DECORATED = "@dataclass(frozen=True, kw_only=True) above the class"
+
+
+def _is_frozen_dataclass(kind: type) -> None:
+    """Refuse a class that is none, and one whose own annotations are no fields."""
+    parameters = getattr(kind, "__dataclass_params__", None)
+    if not (is_dataclass(kind) and parameters is not None and parameters.frozen):
+        raise Broken(
+            "the strategy is not a frozen dataclass",
+            where=kind.__qualname__,
+            expected=_DECORATED,
+            next_step="hyperparameters are fields; what changes lives in memory",
+        )
+    for part in kind.__mro__:
+        # being a dataclass is inherited: a class without the decorator passes for one
+        if "__dataclass_fields__" in vars(part) or not issubclass(part, Strategy):
+            continue
+        lost = [n for n, hint in get_annotations(part).items() if "ClassVar" not in str(hint)]
+        if lost:
+            raise Broken(
+                "the strategy has hyperparameters that are no fields, so nobody can set them",
+                where=part.__qualname__,
+                expected=_DECORATED,
+                got=f"no decorator above the class, and {', '.join(lost)} in it",
+                next_step="put it there; what is no hyperparameter is annotated as ClassVar",
+            )
 
 
 # ------------------------------------------------------------------------------------- models

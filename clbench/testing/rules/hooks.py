@@ -49,14 +49,26 @@ def hooks_leave_the_strategy_as_it_was(harness: StrategyHarness) -> None:
         state.strategy.serve(state.model, state.memory)
     now = harness.traits()
     if not same(now, harness.before):
-        what = first_difference(now, harness.before)
-        raise Broken(
-            "a hook changed the strategy",
-            where=what,
-            expected=f"as it was built: {harness.before.get(what)!r}",
-            got=f"{now.get(what)!r}",
-            next_step="keep what changes in memory; every hook is given it",
-        )
+        raise _changed(harness.before, now)
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> Broken:
+    """Says which attribute was added, taken away or set anew."""
+    what = first_difference(now, before)
+    expected, got = f"as it was built: {before.get(what)!r}", f"{now.get(what)!r}"
+    if set(now) != set(before):
+        what = ", ".join(sorted(set(now) ^ set(before)))
+        expected = "the attributes it was built with, and no other"
+        parts = [f"{name} = {now[name]!r} was added" for name in sorted(set(now) - set(before))]
+        parts += [f"{name} was taken away" for name in sorted(set(before) - set(now))]
+        got = ", ".join(parts)
+    return Broken(
+        "a hook changed the strategy",
+        where=what,
+        expected=expected,
+        got=got,
+        next_step="keep what changes in memory; every hook is given it",
+    )
 
 
 def hooks_repeat_to_the_bit(harness: StrategyHarness) -> None:

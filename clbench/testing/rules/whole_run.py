@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,6 +33,10 @@ MIN_COPIED_VALUES = 32
 """So many voxel values of a training crop found in memory are no coincidence."""
 
 
+SMALL_PIECE = 1024
+"""Tensors and arrays of fewer values are looked at together with the rest of their entry."""
+HALF_RUN = 8
+"""So many voxels in a row are compared with what is kept in half precision."""
 STOPPED_AT = (3, 2)
 """Step and update, both from 1, before whose end the run is broken off; the updates before it are
 saved."""
@@ -172,33 +177,79 @@ def _ladder(harness: StrategyHarness) -> None:
         )
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _pieces(value: Any) -> Iterator[Tensor]:
+    """The numbers in a value, flat and in order: tensors, arrays, and numbers one by one."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
+        yield value.detach().cpu().float().flatten()
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        yield torch.from_numpy(value.astype(np.float32)).flatten()
+    elif isinstance(value, int | float | np.number):
+        yield torch.tensor([float(value)])
+    elif isinstance(value, list | tuple) and all(type(v) is float for v in value):
+        yield torch.tensor(value)
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _pieces(item)
+
+
+def _held(state: StepState) -> Iterator[tuple[str, Tensor]]:
+    """(where, numbers) of all that a step leaves behind beside its weights.
+
+    What is large stands alone; small pieces of one entry of the memory are looked at together, for
+    an image may be kept as rows or as single numbers.
+    """
+    for key, value in state.memory.items():
+        small: list[Tensor] = []
+        for piece in _pieces(value):
+            if piece.numel() < SMALL_PIECE:
+                small.append(piece)
+            else:
+                yield f"memory[{key!r}]", piece
+        if small:
+            yield f"memory[{key!r}]", torch.cat(small)
+    for name, buffer in state.model.named_buffers():
+        if buffer.is_floating_point():
+            yield f"the model's buffer {name}", buffer.detach().cpu().float().flatten()
 
 
 def _no_stored_image(harness: StrategyHarness) -> None:
-    """No training image in memory."""
+    """No training image in memory or in a buffer of the model."""
     state = harness.start(1)
     voxels = torch.cat([harness.crops(state, i).image.flatten() for i in (0, 1)])
     rare = torch.tensor(sorted({v for v in voxels.tolist() if 0.0 < v < 1.0}))
     for number in (1, 2):
-        for tensor in _tensors(harness.memory_after(number)):
-            copied = int(torch.isin(rare, tensor.detach().float().flatten()).sum())
+        for where, numbers in _held(harness.end(number)):
+            copied = int(torch.isin(rare, numbers).sum())
+            if copied < min(MIN_COPIED_VALUES, len(rare)):
+                copied = _copied_in_half(voxels, numbers)
             if copied >= min(MIN_COPIED_VALUES, len(rare)):
                 raise Broken(
-                    "memory holds a training image",
-                    where=f"memory after step {number}, a tensor of shape {tuple(tensor.shape)}",
+                    "a training image is kept",
+                    where=f"after step {number}: {where}",
                     expected=f"no image: past = {harness.strategy.declaration.past!r} is declared",
                     got=f"{copied} voxel values of a crop of step 1",
-                    next_step="declare past = 'cases'",
+                    next_step="declare past = 'cases', and ask for cases through extra_cases",
                 )
+
+
+def _copied_in_half(voxels: Tensor, numbers: Tensor) -> int:
+    """How many runs of neighbouring voxels stand among numbers of half precision.
+
+    There are so few numbers of half precision that single ones coincide; runs of several different
+    ones do not.
+    """
+    for half in (torch.float16, torch.bfloat16):
+        rounded = voxels.to(half).float()
+        if numbers.numel() < HALF_RUN or not torch.equal(numbers.to(half).float(), numbers):
+            continue  # no copy in this precision
+        runs = rounded.unfold(0, HALF_RUN, 1)
+        varied = ((runs > 0.0) & (runs < 1.0) & (runs.diff(prepend=runs[:, :1]) != 0)).sum(1)
+        wanted = set(map(tuple, runs[varied >= HALF_RUN - 2].tolist()))
+        among = numbers.unfold(0, HALF_RUN, 1)
+        among = among[((among > 0.0) & (among < 1.0)).sum(1) >= HALF_RUN - 2]
+        if found := len(wanted & set(map(tuple, among.tolist()))):
+            return found
+    return 0
 
 
 def no_test_case_is_read(harness: StrategyHarness) -> None:

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from locations import ROOT
 
+from clbench.data.catalog import build_catalog
 from clbench.data.checks.course_splits import phantom_split
 from clbench.data.labels import read_case
 from clbench.data.layouts import LAYOUTS, find_cases
+from clbench.data.phantom import anatomy
 from clbench.data.phantom import generate as room
 from clbench.data.phantom.anatomy import tissues
 from clbench.data.phantom.generate import (
@@ -32,7 +34,7 @@ from clbench.data.volume import Volume, preprocess
 from clbench.errors import DataError, StoreError
 from clbench.run.record import phantom_of
 from clbench.spec import registry
-from clbench.spec.benchmark import Preprocessing, Source
+from clbench.spec.benchmark import Benchmark, Preprocessing, Rescale, Source
 from clbench.spec.settings import PhantomSettings, load_profile
 from clbench.store import run_folder
 from clbench.store.record import RunRecord
@@ -330,6 +332,56 @@ def test_the_fingerprint_follows_the_version() -> None:
     one, two = (fingerprint(BENCH.sources, CASES, replace(COARSE, version=v)) for v in (2, 3))
     assert one != two
     assert (version_of(one), version_of(two)) == (2, 3)
+
+
+def test_shapes_of_ones_own_are_another_phantom(monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = fingerprint(BENCH.sources, CASES, COARSE)
+    assert anatomy.shapes_digest() == anatomy.SHAPES_DIGEST, (
+        "shapes.toml moves voxels: it takes a version of its own, see PHANTOM_VERSION"
+    )
+    drawn = {**anatomy._SHAPES, "appendix": anatomy._SHAPES["colon"]}
+    monkeypatch.setattr(anatomy, "_SHAPES", drawn)
+    own = fingerprint(BENCH.sources, CASES, COARSE)
+    thinner = {**drawn, "appendix": drawn["aorta"]}
+    monkeypatch.setattr(anatomy, "_SHAPES", thinner)
+    assert len({shipped, own, fingerprint(BENCH.sources, CASES, COARSE)}) == 3
+
+
+@pytest.mark.parametrize("value", [255, 256, 500, 65535])
+def test_label_values_of_any_size_can_be_written(value: int, tmp_path: Path) -> None:
+    source = replace(BTCV, labels={1: "spleen", value: "liver"}, partial=(), ignored=())
+    settings = replace(COARSE, spacing_mm=20.0)
+    folder = make_phantom(tmp_path, [source], {"btcv": ("1",)}, settings)["btcv"]
+    (files,) = find_cases(folder, source).values()
+    label = np.asanyarray(nib.load(files.label).dataobj)
+    assert set(np.unique(label).tolist()) == {0, 1, value}
+    assert (label.dtype == np.uint8) is (value == 255)
+    (liver,) = preprocess(
+        read_case(files, source), source, Preprocessing(spacing_mm=(20.0, 20.0, 20.0))
+    ).labels(["liver"], (slice(None),) * 3)
+    assert (liver == 1).any()
+
+
+@pytest.mark.parametrize("rescale", [Rescale(intercept=-1024), Rescale(slope=0.1)])
+def test_the_phantom_is_read_in_hu_whatever_its_source_holds(
+    rescale: Rescale, cache_root: Path
+) -> None:
+    """Its files are written in HU; the course's `rescale` is that of the hospital's images."""
+    smoke = load_profile("smoke")
+    told = replace(BENCH, sources=tuple(replace(s, rescale=rescale) for s in BENCH.sources))
+
+    def image(bench: Benchmark) -> Any:
+        made = build_catalog(
+            bench,
+            smoke.preprocessing(bench.preprocessing),
+            data=None,
+            cache_root=cache_root,
+            phantom=smoke.phantom,
+        )
+        assert made.source(1).rescale is None
+        return made.open(1, made.splits[0].train[0], "train").image
+
+    np.testing.assert_array_equal(image(told), image(BENCH))
 
 
 def test_what_it_does_not_have_is_refused(tmp_path: Path) -> None:
