@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -38,3 +39,17 @@ def test_the_scripts_of_make_perf_are_there() -> None:
     assert names
     for name in names:
         assert (ROOT / "tests" / "perf" / f"{name}.py").is_file()
+
+
+def test_the_measurement_beside_monai_comes_to_its_end() -> None:
+    """It takes turns with updates, and waits for ever where one side says more than those."""
+    script = ROOT / "tests" / "perf" / "update.py"
+    small = ["--classes", "2", "--size", "12", "--updates", "2"]  # 64 is the least edge
+    done = subprocess.run(
+        [sys.executable, str(script), "monai", *small],
+        capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert measured["ratio"] > 0
+    assert measured["memory_ratio"] > 0

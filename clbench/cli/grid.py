@@ -22,6 +22,7 @@ from clbench.cli.options import (
     show,
 )
 from clbench.errors import SettingError, TrainingError
+from clbench.signals import STATUS
 
 if TYPE_CHECKING:
     from clbench.grid.forecast import Forecast
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from clbench.grid.study_file import Cell, StudyFile
     from clbench.report.tables.render import Table
     from clbench.run.plan import Plan
+    from clbench.spec.settings import TrainSettings
 
 Study = Annotated[
     Path | None, typer.Argument(metavar="[STUDY.toml]", help="Courses, strategies, seeds, …")
@@ -75,10 +77,26 @@ def grid(
     jobs: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Runs at a time; default one per GPU, or as cores or cluster allow."
+            min=1,
+            help="Runs at a time; default one per GPU, or as cores and memory or cluster allow.",
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads of each run.")] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="CPU threads of each run; default 1, of a GPU's here its share of the cores.",
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="As in clbench run.")] = None,
+    keep_predictions: Annotated[str | None, typer.Option(help="As in clbench run.")] = None,
+    checkpoint_every: Annotated[
+        float | None, typer.Option(min=0, help="As in clbench run.")
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="As in clbench run.")
+    ] = False,
+    track: Annotated[list[str] | None, typer.Option(help="As in clbench run.")] = None,
     on: Annotated[str, typer.Option(help="local, slurm (submits jobs), or ray.")] = "local",
     address: Annotated[
         str | None,
@@ -107,13 +125,14 @@ def grid(
     from clbench.grid import ray_cluster, slurm
 
     here = one_of("--device", device, {"auto": reproducibility.gpus(), "cpu": 0})
+    _refuse_unknown(track, keep_predictions)
     one_of("--on", on, dict.fromkeys(("local", "slurm", "ray")))
     _refuse_elsewhere(ctx, on)
     cluster: slurm.Cluster | ray_cluster.RayCluster | None = None
     if on == "slurm":
         cluster = slurm.Cluster(
             minutes=minutes,
-            threads=threads,
+            threads=threads or 1,
             memory_gb=memory_gb,
             gpus=gpus,
             partition=partition,
@@ -123,12 +142,27 @@ def grid(
             more=_sbatch(sbatch or ()),
         )
     elif on == "ray":
-        cluster = ray_cluster.RayCluster(address=address, threads=threads, gpus=gpus, at_once=jobs)
-    planned = _plan(_study(study, bench, strategy, seeds, profile, set_, data, split, out), cache)
+        cluster = ray_cluster.RayCluster(
+            address=address, threads=threads or 1, gpus=gpus, at_once=jobs
+        )
+    planned = _plan(
+        _study(study, bench, strategy, seeds, profile, set_, data, split, out),
+        cache,
+        on_gpu=bool(here if cluster is None else gpus),
+    )
     show(_table(planned))
     if dry_run:
         return
-    more = [] if cache is None else ["--cache", str(cache)]
+    more = _words(
+        {
+            "--cache": _ray_cache(cache) if on == "ray" else cache,
+            "--workers": workers,
+            "--keep-predictions": keep_predictions,
+            "--checkpoint-every": checkpoint_every,
+            "--deterministic": deterministic,
+            "--track": track,
+        }
+    )
     if isinstance(cluster, slurm.Cluster):
         submitted = slurm.submit(planned, cluster, more=more)
         told = "`clbench status` of the same study shows how far they are"
@@ -149,6 +183,70 @@ def grid(
             got="\n".join(_failure(job) for job in failed),
             next_step="mend the cause and run the same command again: it goes on with these alone",
         )
+    _leave_unfinished(planned)
+
+
+def _leave_unfinished(planned: list[Job]) -> None:
+    """End with `clbench.signals.STATUS` where another process, or a cluster, still makes runs.
+
+    Raises:
+        Exit: some runs are not finished.
+    """
+    left = [job for job in planned if not job.is_finished()]
+    if not left:
+        return
+    said = TrainingError(
+        f"{len(left)} runs are not finished",
+        where="; ".join(job.cell.name for job in left),
+        expected=f"{len(planned)} finished runs",
+        got="they were left to another process, or to their job on the cluster",
+        next_step="`clbench status` of the same study shows how far they are; when they have "
+        "ended, run the same command again: it goes on with those that are left",
+    )
+    typer.echo(f"clbench: {said}", err=True)
+    raise typer.Exit(STATUS)
+
+
+def _refuse_unknown(track: Iterable[str] | None, keep_predictions: str | None) -> None:
+    """Refuse what every run would refuse.
+
+    Raises:
+        UnknownName: there is no such tracker.
+        SettingError: predictions cannot be kept so.
+    """
+    from clbench.spec import registry
+
+    for name in track or ():
+        registry.load("tracker", name)
+    if keep_predictions is not None:
+        one_of("--keep-predictions", keep_predictions, {"test": True, "none": False})
+
+
+def _words(options: Mapping[str, Any]) -> list[str]:
+    """Words of `clbench run` for every run.
+
+    Args:
+        options: option → its value, or values; None and False: it was not typed.
+    """
+    words: list[str] = []
+    for option, value in options.items():
+        if value is True:
+            words.append(option)
+        elif value is not None and value is not False:
+            for one in value if isinstance(value, list) else [value]:
+                words += [option, str(one)]
+    return words
+
+
+def _ray_cache(cache: Path | None) -> Path:
+    """Where all workers keep volumes: they have the environment of `ray start`, and not this one.
+
+    Args:
+        cache: as typed; None: CLBENCH_CACHE, or the user's cache folder.
+    """
+    from clbench.data.cache import default_root
+
+    return default_root().absolute() if cache is None else cache
 
 
 def _left_by_slurm(planned: list[Job]) -> list[Job]:
@@ -171,14 +269,14 @@ def _refuse_elsewhere(ctx: typer.Context, on: str) -> None:
 
 
 def _work_off_here(
-    planned: list[Job], jobs: int | None, threads: int, *, gpus: int, more: list[str]
+    planned: list[Job], jobs: int | None, threads: int | None, *, gpus: int, more: list[str]
 ) -> list[Job]:
     """Make the runs on this machine; return those that failed.
 
     Args:
         planned: of the study.
-        jobs: at a time; None: one per GPU, or as the cores allow.
-        threads: of each.
+        jobs: at a time; None: one per GPU, or as cores and free memory allow.
+        threads: of each; None: see `clbench.grid.local.slots`.
         gpus: of this machine.
         more: further words of `clbench run` for each.
     """
@@ -187,9 +285,31 @@ def _work_off_here(
 
     places = slots(jobs, threads, gpus=gpus, cpus=reproducibility.cores())
     left = sum(not job.is_finished() for job in planned)
+    if jobs is None and not gpus:
+        places = places[: _fitting(planned, min(left, len(places)))]
     if left:
-        typer.echo(f"{left} runs to make, {len(places)} at a time, {threads} thread(s) each")
+        each = f"{places[0].threads} thread(s) each"
+        typer.echo(f"{left} runs to make, {len(places)} at a time, {each}")
     return work_off(planned, places, more=more, watch=lambda event: _say(event, planned))
+
+
+def _fitting(planned: list[Job], wanted: int) -> int:
+    """Runs at a time that the free memory holds, at least one; says so where fewer than wanted.
+
+    Args:
+        planned: of the study; those that measured their memory say what a run takes.
+        wanted: runs at a time.
+    """
+    from clbench.grid.local import free_bytes, peak_bytes
+
+    free, each = free_bytes(), peak_bytes(planned)
+    fitting = max(1, free // each)
+    if fitting < wanted:
+        typer.echo(
+            f"{fitting} at a time, as {_size(free)} of memory are free and a run may take "
+            f"{_size(each)}; the cores would do for {wanted} (--jobs {wanted})"
+        )
+    return fitting
 
 
 @app.command()
@@ -428,14 +548,31 @@ def _refuse_without_data(study: StudyFile, courses: Iterable[str], path: Path) -
         )
 
 
-def _plan(study: StudyFile, cache: Path | None) -> list[Job]:
+def _plan(study: StudyFile, cache: Path | None, *, on_gpu: bool | None = None) -> list[Job]:
+    """The jobs of a study.
+
+    Args:
+        study: what to run.
+        cache: of volumes; None: the default one.
+        on_gpu: whether runs that are left will compute on a GPU, so that what they would refuse is
+            refused here; None: none is to be made.
+
+    Raises:
+        ClbenchError: a run cannot be planned, or would refuse its settings at once.
+    """
     from clbench.grid.jobs import plan_jobs
     from clbench.grid.study_file import cells, refuse_other_orders
     from clbench.run.plan import RunSettings, resolve
 
     refuse_other_orders(study)
+    trains: dict[Path, TrainSettings] = {}
 
     def plan(cell: Cell) -> Plan:
+        planned = open_plan(cell)
+        trains[planned.folder] = planned.profile.train
+        return planned
+
+    def open_plan(cell: Cell) -> Plan:
         settings = RunSettings(
             bench=cell.bench,
             strategy=cell.strategy,
@@ -454,7 +591,27 @@ def _plan(study: StudyFile, cache: Path | None) -> list[Job]:
 
         return plan_tuned(settings, Path(cell.tuned).expanduser())
 
-    return plan_jobs(cells(study), plan)
+    jobs = plan_jobs(cells(study), plan)
+    if on_gpu is not None:
+        for train in (trains[job.folder] for job in jobs if not job.is_finished()):
+            _refuse_settings(train, on_gpu=on_gpu)
+    return jobs
+
+
+def _refuse_settings(train: TrainSettings, *, on_gpu: bool) -> None:
+    """Refuse settings of which a run would say so when it starts.
+
+    Raises:
+        SettingError: they cannot be trained with, or not on such a device.
+    """
+    from clbench.reproducibility import refuse_fp16_on_cpu
+    from clbench.run.plan import pick_device
+    from clbench.training.ranks import Ranks
+    from clbench.training.update import divide
+
+    divide(train, Ranks())
+    if not on_gpu:
+        refuse_fp16_on_cpu(train.amp, pick_device("cpu"))
 
 
 def _table(jobs: list[Job]) -> Table:
@@ -480,12 +637,18 @@ def _table(jobs: list[Job]) -> Table:
     taught = f"steps: {sum(steps.values())} of {len(steps)} taught"
     notes = [f"{taught}; these runs have {of_runs} in all, and share those that are alike"]
     if any(state is not State.FINISHED for state in now):
-        notes.append(f"work left, one run after the other: {_duration(rest.seconds)}")
+        work = f"work left, one run after the other: {_duration(rest.seconds)}"
+        if rest.at_work > 1 and not math.isnan(rest.seconds):
+            shared = _duration(rest.seconds / rest.at_work)
+            work += f"; by the {rest.at_work} runs at work now: {shared}"
+        notes.append(work)
     if rest.unmeasured and not math.isnan(rest.seconds):
         notes.append(
-            f"{rest.unmeasured} runs without a finished one of their strategy and settings are "
-            "taken to last as long as the others"
+            f"{rest.unmeasured} runs with steps that none of their strategy and settings has "
+            "measured are taken to last as long as the others"
         )
+    running = [job for job, state in zip(jobs, now, strict=True) if state is State.RUNNING]
+    notes += [f"{job.cell.name}: {_at_work(job)}" for job in running]
     notes += [_failure(job) for job, state in zip(jobs, now, strict=True) if state is State.FAILED]
     return Table(
         title=f"{len(jobs)} runs: "
@@ -501,8 +664,17 @@ def _table(jobs: list[Job]) -> Table:
 
 def _duration(seconds: float) -> str:
     if math.isnan(seconds):
-        return "not known before a run of each course is finished"
+        return "not known before a run of each course has measured each step"
     return f"about {timedelta(seconds=round(seconds))}"
+
+
+def _at_work(job: Job) -> str:
+    """What a run does: the step and the update it is at."""
+    at = job.teaching()
+    if at is None:
+        return "all steps are taught, examining"
+    step = f"step {at.number} of {len(job.step_folders)}"
+    return f"{step}, update {at.done:,} of {at.of:,}" if at.of else f"{step}, no update yet"
 
 
 def _failure(job: Job) -> str:

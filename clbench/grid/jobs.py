@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,11 @@ class Job:
             at for number, at in enumerate(self.step_folders, 1) if not self.taught(number)
         )
 
+    def teaching(self) -> Teaching | None:
+        """How far the step at hand is; None: all are taught."""
+        number = next((n for n in range(1, len(self.step_folders) + 1) if not self.taught(n)), None)
+        return None if number is None else Teaching.read(number, self.step_folders[number - 1])
+
     def arguments(self) -> tuple[str, ...]:
         """Words of `clbench run` that make this run, and no other that a changed file asks for."""
         return (*self.cell.arguments(), "--run-id", self.folder.name)
@@ -131,6 +137,42 @@ class Job:
         """
         failure = {"status": status, "signal": signal, "last_lines": last_lines(log)}
         files.write_json(self.failure, {**failure, "command": self.command()})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Teaching:
+    """How far a step is that is being taught."""
+
+    number: int
+    """Of the step, from 1."""
+    done: int = 0
+    """Updates made, of the phase at hand."""
+    of: int = 0
+    """Updates of that phase; 0: none was made yet."""
+
+    @classmethod
+    def read(cls, number: int, folder: Path) -> Teaching:
+        """Read what the step's log says.
+
+        Args:
+            number: of the step, from 1.
+            folder: where it is taught.
+        """
+        try:
+            lines = (folder / "events.jsonl").read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return cls(number=number)
+        whole = [line for line in lines if b'"event": "update"' in line and line.endswith(b"\n")]
+        if not whole:
+            return cls(number=number)
+        last = json.loads(whole[-1])
+        phase = f'"phase": {json.dumps(last["phase"])}'.encode()
+        return cls(number=number, done=sum(phase in line for line in whole), of=last["of"])
+
+    @property
+    def share(self) -> float:
+        """Done of the phase at hand, which stands for the step: 0 to 1."""
+        return min(1.0, self.done / self.of) if self.of else 0.0
 
 
 def last_lines(log: Path) -> list[str]:
@@ -199,25 +241,33 @@ class Estimate:
     seconds: float
     """Of work, one run after the other; nan where nothing comparable was measured."""
     unmeasured: int
-    """Runs whose strategy was not measured with their settings; others stand for them."""
+    """Runs with a step that their strategy and settings have no measure of; others stand for it."""
+    at_work: int = 0
+    """Runs that are being made."""
 
 
 def estimate(jobs: Sequence[Job], states: Sequence[State]) -> Estimate:
-    """Work that is left, by the mean of finished runs alike in all but the seed.
+    """Work that is left, by the mean of measured steps of runs alike in all but the seed.
 
     A step is taught once for all that share it, and examined by each. A run that has begun counts
-    with the steps it lacks. Where no run of a strategy, or none with its settings, is finished,
-    those of other strategies with these settings are taken, and else any of the course.
+    with the steps it lacks, and of the one being taught with the updates it lacks. Where no run of
+    a strategy, or none with its settings, has measured a step, those of other strategies with
+    these settings are taken, and else any of the course.
 
     Args:
         jobs: of the study.
         states: of each.
     """
     own: dict[_Alike, list[tuple[float, float]]] = {}
-    for job, state in zip(jobs, states, strict=True):
-        record = job.record() if state is State.FINISHED else None
-        for step, seconds in _step_seconds(record).items():
+    for job in jobs:
+        for step, seconds in _step_seconds(job.record()).items():
             own.setdefault(_Alike.of(job, step), []).append(seconds)
+    running = [job for job, state in zip(jobs, states, strict=True) if state is State.RUNNING]
+    share = {
+        job.step_folders[now.number - 1]: now.share
+        for job in running
+        if (now := job.teaching()) is not None
+    }
     left, unmeasured = 0.0, 0
     counted: set[Path] = set()
     for job, state in zip(jobs, states, strict=True):
@@ -228,16 +278,16 @@ def estimate(jobs: Sequence[Job], states: Sequence[State]) -> Estimate:
         known = True
         for step in range(done + 1, len(job.step_folders) + 1):
             at = job.step_folders[step - 1]
-            taught = at in counted or job.taught(step)
+            lacks = 0.0 if at in counted or job.taught(step) else 1 - share.get(at, 0.0)
             counted.add(at)
             key = _Alike.of(job, step)
             near = {other: nearness for other in own if (nearness := key.nearness(other))}
             nearest = max(near.values(), default=0)
             values = [v for other in near if near[other] == nearest for v in own[other]]
             known &= key in own
-            left += fmean(e if taught else t + e for t, e in values) if values else float("nan")
+            left += fmean(lacks * t + e for t, e in values) if values else float("nan")
         unmeasured += not known
-    return Estimate(seconds=left, unmeasured=unmeasured)
+    return Estimate(seconds=left, unmeasured=unmeasured, at_work=len(running))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,7 +319,7 @@ class _Alike:
 
 
 def _step_seconds(record: RunRecord | None) -> dict[int, tuple[float, float]]:
-    """Step → seconds of teaching and of examination that a run measured."""
+    """Step that is taught and examined → seconds of either that a run measured."""
     if record is None:
         return {}
     return {
@@ -278,5 +328,5 @@ def _step_seconds(record: RunRecord | None) -> dict[int, tuple[float, float]]:
             float(cost.get("examine_s", 0)),
         )
         for step, cost in record.cost.items()
-        if "train" in cost
+        if "train" in cost and int(step) <= record.steps_done
     }

@@ -12,19 +12,25 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
+import psutil
+
 from clbench import signals
 from clbench.errors import SettingError
+from clbench.evaluation.cost.allocator import left_in_group
 from clbench.grid.jobs import Job
+from clbench.grid.stops import stopped
 from clbench.store import files
 
 COMMAND = (sys.executable, "-m", "clbench", "run")
 """What makes one run."""
 MOST_STOPS = 10
 """A run that is stopped by somebody else more often than that has failed."""
+UNMEASURED_BYTES = 2**30
+"""Memory of a run where none has recorded any."""
 POLL_S = 0.5
 """Seconds between two looks at the processes."""
 PR_SET_PDEATHSIG = 1
@@ -51,12 +57,13 @@ class _Started:
     log: IO[bytes]
 
 
-def slots(count: int | None, threads: int, *, gpus: int, cpus: int) -> list[Slot]:
+def slots(count: int | None, threads: int | None, *, gpus: int, cpus: int) -> list[Slot]:
     """Where runs compute: a GPU each, or the CPU's cores shared out.
 
     Args:
         count: runs at a time; None: one per GPU, or as many as there are cores for.
-        threads: CPU threads of each.
+        threads: CPU threads of each; None: of a run on a GPU its share of the cores, which decode
+            and score, and of a run on the CPU one, for equal bits on every machine.
         gpus: there are.
         cpus: there are.
 
@@ -74,13 +81,34 @@ def slots(count: int | None, threads: int, *, gpus: int, cpus: int) -> list[Slot
             )
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(i) for i in range(gpus)]
+        names = names[: gpus if count is None else count]
+        share = threads or max(1, cpus // len(names))
         return [
-            Slot(device="cuda", threads=threads, environment={"CUDA_VISIBLE_DEVICES": name})
-            for name in names[: gpus if count is None else count]
+            Slot(device="cuda", threads=share, environment={"CUDA_VISIBLE_DEVICES": name})
+            for name in names
         ]
+    threads = threads or 1
     number = max(1, cpus // threads) if count is None else count
     environment = {"OMP_NUM_THREADS": str(threads)}
     return [Slot(device="cpu", threads=threads, environment=environment)] * number
+
+
+def peak_bytes(jobs: Iterable[Job]) -> int:
+    """Largest memory that a step of these runs took, taught or examined, in bytes.
+
+    Args:
+        jobs: of the study; `UNMEASURED_BYTES` where none has recorded any.
+    """
+    costs = [cost for job in jobs if (record := job.record()) for cost in record.cost.values()]
+    parts = [part for cost in costs for part in (cost, cost.get("train", {}))]
+    names = ("peak_rss_bytes", "examine_peak_rss_bytes")
+    most = max((int(part.get(name, 0)) for part in parts for name in names), default=0)
+    return most or UNMEASURED_BYTES
+
+
+def free_bytes() -> int:
+    """Memory that processes could still get, of this machine and of this container or job."""
+    return min(int(psutil.virtual_memory().available), left_in_group())
 
 
 def work_off(
@@ -137,7 +165,7 @@ def work_off(
             for one in started:
                 one.process.wait()
                 one.log.close()
-                _ended(one)
+                _ended(one, told=True)
         signals.check(f"{len(todo) + len(started)} runs left")
     return failed
 
@@ -196,7 +224,8 @@ def _took_end(one: _Started, todo: list[Job], failed: list[Job], stops: Counter[
         if stops[name] <= MOST_STOPS:
             todo.append(job)
             return "ended"
-    if _ended(one, stopped=stops[name] > MOST_STOPS):
+    too_often = stops[name] > MOST_STOPS
+    if _ended(one, told=signals.asked() is not None, too_often=too_often):
         if job.is_elsewhere():  # another grid was faster by less than a start takes
             job.failure.unlink(missing_ok=True)
             return "elsewhere"
@@ -204,15 +233,18 @@ def _took_end(one: _Started, todo: list[Job], failed: list[Job], stops: Counter[
     return "ended"
 
 
-def _ended(one: _Started, *, stopped: bool = False) -> bool:
+def _ended(one: _Started, *, told: bool, too_often: bool = False) -> bool:
     """Note what became of a process; returns whether its run failed.
 
     Args:
         one: it has ended.
-        stopped: to have been stopped counts as failed.
+        told: all runs are told to stop; a signal to this one alone is somebody else's.
+        too_often: to have been stopped counts as failed.
     """
     status = one.process.returncode
-    if status == 0 or (status == signals.STATUS and not stopped):
+    if status == 0 or (told and stopped(status)):
+        return False
+    if status == signals.STATUS and not too_often:
         return False
     name = signal.Signals(-status).name if status < 0 else None
     one.job.note_failure(one.job.log, status=status, signal=name)

@@ -22,8 +22,10 @@ from typing import Any
 
 from clbench import signals
 from clbench.errors import SettingError, TrainingError
+from clbench.evaluation.cost.allocator import SWITCH
 from clbench.grid.jobs import Job
 from clbench.grid.local import COMMAND, end_with_parent, next_job
+from clbench.grid.stops import stopped
 from clbench.store import files
 
 POLL_S = 0.5
@@ -149,7 +151,10 @@ class _Tasks:
         words = [*COMMAND[1:], *job.arguments(), "--device", device]
         words += ["--threads", str(self.cluster.threads), *self.more]
         log = str(job.log.absolute())  # the worker is elsewhere until it starts the run
-        task = self.task.remote(words, str(Path.cwd()), log, self.cluster.threads)
+        own = {"OMP_NUM_THREADS": str(self.cluster.threads)}
+        if SWITCH in os.environ:  # a worker has the environment of `ray start`, and not this one
+            own[SWITCH] = os.environ[SWITCH]
+        task = self.task.remote(words, str(Path.cwd()), log, own)
         self.started[task] = job
         self.watch({"event": "started", "job": job})
         return True
@@ -172,7 +177,7 @@ class _Tasks:
             job.note_failure(job.log, status=f"lost {MOST_LOSSES} workers: {type(err).__name__}")
             self.failed.append(job)
         else:
-            if status not in (0, signals.STATUS):
+            if status != 0 and not stopped(status):
                 killer = signal.Signals(-status).name if status < 0 else None
                 if job.is_elsewhere():  # another grid was faster by less than a start takes
                     self.watch({"event": "elsewhere", "job": job})
@@ -192,14 +197,14 @@ class _Tasks:
         self.started.clear()
 
 
-def make_run(words: Sequence[str], folder: str, log: str, threads: int) -> int:
+def make_run(words: Sequence[str], folder: str, log: str, environment: Mapping[str, str]) -> int:
     """The task: one process of this node's Python; returns its exit status.
 
     Args:
         words: for Python.
         folder: that paths are seen from.
         log: where the output goes.
-        threads: CPU threads.
+        environment: what its process gets beside the worker's.
     """
     with open(log, "ab") as output:  # noqa: PTH123  # a path of another machine, as it was written
         process = subprocess.Popen(  # noqa: S603  # words are no shell's
@@ -208,7 +213,7 @@ def make_run(words: Sequence[str], folder: str, log: str, threads: int) -> int:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env={**os.environ, **environment},
             start_new_session=True,
             preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )

@@ -9,8 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from typing import Any
 
-SAVED = 75
-"""Exit status of a run that was told to stop and has saved (`clbench.signals.STATUS`)."""
+from clbench.grid.stops import stopped
 
 
 class RunInJob:
@@ -34,7 +33,7 @@ class RunInJob:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         self._process = subprocess.Popen(self.command, env=environment)  # noqa: S603  # no shell
         status = self._process.wait()
-        if status == SAVED and _runs_on():
+        if stopped(status) and _runs_on():
             # the cluster told every process, but submitit heeds its own signal alone
             os.kill(os.getpid(), getattr(signal, f"SIG{_signal()}"))
         if status:

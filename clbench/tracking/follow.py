@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from clbench.report.scores import Run, read_frame, scores_of
+from clbench.signals import Stopped
 from clbench.spec import registry
 from clbench.store import run_folder
 from clbench.store.record import RunRecord
-from clbench.tracking.trackers import Tracker
+from clbench.tracking.trackers import End, Tracker
 
 FOLDER = "_trackers"
 """Folder beside the courses in which trackers keep their files."""
@@ -61,12 +62,16 @@ class Follower:
                 self._take(event)
             self._scores(folder)
         finally:
-            self.tracker.end()
+            self._end("finished" if record.status == "finished" else "stopped")
 
-    def close(self) -> None:
-        """The run was stopped or has failed."""
+    def close(self, how: End) -> None:
+        """The run was stopped or has failed.
+
+        Args:
+            how: it ended, where it did not finish.
+        """
         if self.open:
-            self.watch({"event": "stopped"})
+            self.watch({"event": "ended", "how": how})
 
     def _take(self, event: Mapping[str, Any]) -> None:
         match event["event"]:
@@ -83,9 +88,9 @@ class Follower:
                 self._log(event)
             case "finished" | "already finished":
                 self._scores(Path(event["folder"]))
-                self._end()
-            case "stopped":
-                self._end()
+                self._end("finished")
+            case "ended":
+                self._end(event["how"])
 
     def _begin(self, plan: Any) -> None:
         name = f"{plan.benchmark.name}/{plan.strategy_name}/{plan.identity.run_id}"
@@ -124,8 +129,11 @@ class Follower:
         for step, values in scores(folder).items():
             self.tracker.log({f"dice after step {step}/{k}": v for k, v in values.items()}, self.at)
 
-    def _end(self) -> None:
-        self.tracker.end()
+    def _end(self, how: End) -> None:
+        if how == "finished":
+            self.tracker.end()  # all that a tracker of an earlier clbench knows
+        else:
+            self.tracker.end(how)
         self.open = False
 
 
@@ -197,11 +205,15 @@ def tracked(
         for follower in followers:
             follower.watch(event)
 
+    how: End = "failed"
     try:
         yield watch
+    except (Stopped, KeyboardInterrupt):
+        how = "stopped"
+        raise
     finally:
         for follower in followers:
-            follower.close()
+            follower.close(how)
 
 
 def send(folder: Path, names: Sequence[str], out: Path) -> None:

@@ -10,10 +10,12 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from clbench.errors import ClbenchError
 
+End = Literal["finished", "stopped", "failed"]
+"""How a run ended."""
 EXTRA = 'pip install "clbench[track]"'
 
 
@@ -43,8 +45,12 @@ class Tracker(Protocol):
             at: updates of the whole course that came before.
         """
 
-    def end(self) -> None:
-        """The run has ended, or was stopped."""
+    def end(self, how: End = "finished") -> None:
+        """The run has ended.
+
+        Args:
+            how: finished; stopped, which may go on; failed.
+        """
 
 
 def need(package: str, name: str) -> None:
@@ -78,7 +84,8 @@ class TensorBoard:
         """See `Tracker.begin`."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(self.folder / name))
+        # a run that goes on sends all once more: what files of earlier attempts hold is passed over
+        self.writer = SummaryWriter(str(self.folder / name), purge_step=0)
         rows = "\n".join(f"| {key} | {value} |" for key, value in config.items())
         self.writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}")
 
@@ -87,8 +94,8 @@ class TensorBoard:
         for key, value in values.items():
             self.writer.add_scalar(key, value, at)
 
-    def end(self) -> None:
-        """See `Tracker.end`."""
+    def end(self, how: End = "finished") -> None:
+        """See `Tracker.end`; TensorBoard knows no end."""
         self.writer.close()
 
 
@@ -125,11 +132,11 @@ class MLflow:
         # MLflow allows no brackets or commas in names
         mlflow.log_metrics({_plain(key): value for key, value in values.items()}, step=at)
 
-    def end(self) -> None:
+    def end(self, how: End = "finished") -> None:
         """See `Tracker.end`."""
         import mlflow
 
-        mlflow.end_run()
+        mlflow.end_run({"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}[how])
 
 
 class WandB:
@@ -154,9 +161,9 @@ class WandB:
         """See `Tracker.log`."""
         self.run.log(dict(values), step=at)
 
-    def end(self) -> None:
-        """See `Tracker.end`."""
-        self.run.finish()
+    def end(self, how: End = "finished") -> None:
+        """See `Tracker.end`; a run that was stopped is a failed one to W&B until it goes on."""
+        self.run.finish(exit_code=0 if how == "finished" else 1)
 
 
 def _plain(name: str) -> str:

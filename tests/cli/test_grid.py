@@ -6,11 +6,16 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from clbench.cli import app
+from clbench.grid import local, ray_cluster
+from clbench.grid.jobs import Job
+from clbench.signals import STATUS
+from clbench.store import files
 from clbench.store.files import sha256
 
 RUNNER = CliRunner()
@@ -118,3 +123,83 @@ def test_a_study_is_a_file_or_options() -> None:
     assert "got:       --bench" in str(lacking.exception)
     unknown = RUNNER.invoke(app, ["grid", "--bench", "tumor_ext", "--strategy", "universel"])
     assert "universal" in str(unknown.exception)
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Words that runs would get; none is made."""
+    words: list[list[str]] = []
+
+    def take(jobs: list[Job], *_: Any, more: list[str], **__: Any) -> list[Job]:
+        words.append(list(more))
+        return []
+
+    for place in (local, ray_cluster):
+        monkeypatch.setattr(place, "work_off", take)
+    return words
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (("train.compile=true", "train.accumulate=2"), "cannot be taught by accumulated batches"),
+        (("train.amp=fp16",), "float16 needs a GPU"),
+    ],
+)
+def test_what_every_run_would_refuse_is_refused_before_one_starts(
+    settings: tuple[str, ...], says: str, tmp_path: Path, cache_root: Path
+) -> None:
+    words = ["--bench", "tumor_ext", "--strategy", "finetune", "--profile", "smoke"]
+    words += ["--out", str(tmp_path), "--cache", str(cache_root)]
+    words += [word for one in settings for word in ("--set", one)]
+    refused = RUNNER.invoke(app, ["grid", *words, "--device", "cpu", "--dry-run"])
+    assert says in str(refused.exception)
+    assert RUNNER.invoke(app, ["status", *words]).exit_code == 0  # which starts none
+    on_gpu = RUNNER.invoke(app, ["grid", *words, "--on", "slurm", "--gpus", "1", "--dry-run"])
+    assert (on_gpu.exit_code == 0) == ("float16" in says)
+    on_cpu = RUNNER.invoke(app, ["grid", *words, "--on", "slurm", "--dry-run"])
+    assert says in str(on_cpu.exception)
+
+
+@pytest.mark.usefixtures("smoke_run")
+def test_options_of_a_run_reach_the_runs_of_a_grid(
+    smoke_out: Path, cache_root: Path, tmp_path: Path, handed: list[list[str]]
+) -> None:
+    typed = ["--workers", "0", "--keep-predictions", "none", "--checkpoint-every", "2.5"]
+    typed += ["--deterministic", "--track", "tensorboard", "--track", "mlflow"]
+    words = ["grid", str(study(tmp_path, smoke_out)), "--cache", str(cache_root)]
+    assert RUNNER.invoke(app, [*words, "--device", "cpu", *typed]).exit_code == 0
+    assert RUNNER.invoke(app, [*words, "--device", "cpu"]).exit_code == 0
+    assert handed == [["--cache", str(cache_root), *typed], ["--cache", str(cache_root)]]
+    refused = RUNNER.invoke(app, [*words, "--track", "tensorbord"])
+    assert "there is no tracker called 'tensorbord'" in str(refused.exception)
+    refused = RUNNER.invoke(app, [*words, "--keep-predictions", "all"])
+    assert "--keep-predictions" in str(refused.exception)
+
+
+@pytest.mark.usefixtures("smoke_run")
+def test_workers_of_ray_keep_volumes_where_this_process_does(
+    smoke_out: Path, cache_root: Path, tmp_path: Path, handed: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """They have the environment of `ray start`."""
+    monkeypatch.setenv("CLBENCH_CACHE", str(cache_root))
+    done = RUNNER.invoke(app, ["grid", str(study(tmp_path, smoke_out)), "--on", "ray"])
+    assert done.exit_code == 0, done.output
+    assert handed == [["--cache", str(cache_root)]]
+
+
+def test_a_grid_whose_runs_another_process_makes_is_not_done(
+    smoke_run: Path, smoke_out: Path, cache_root: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(smoke_out, tmp_path / "copy")
+    folder = tmp_path / "copy" / smoke_run.relative_to(smoke_out)
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    (folder / "run.json").write_text(json.dumps(record | {"status": "unfinished"}))
+    words = [str(study(tmp_path, tmp_path / "copy")), "--cache", str(cache_root)]
+    with files.locked(folder / ".lock"):
+        done = RUNNER.invoke(app, ["grid", *words, "--device", "cpu"])
+    assert done.exit_code == STATUS, done.output
+    assert "left alone, another process makes it: tumor_ext" in done.output
+    assert "1 runs are not finished" in done.stderr
+    assert "universal" in done.stderr.partition("not finished")[2]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from clbench.cli.grid import _table
+from clbench.cli.grid import _at_work, _table
 from clbench.errors import SettingError
 from clbench.grid.jobs import Job, State, estimate, plan_jobs, states
 from clbench.grid.study_file import StudyFile, cells
@@ -166,5 +166,54 @@ def test_status_counts_the_steps_of_finished_runs_and_names_what_is_unmeasured(
     finish(jobs[0], finished_record, seconds=(10, 10))
     notes = _table(jobs).notes
     assert notes[0].startswith("steps: 2 of 4 taught; these runs have 4 in all")
-    assert "1 runs without a finished one of their strategy and settings" in "\n".join(notes)
-    assert "without a finished one" not in "\n".join(_table(jobs[:1]).notes)
+    assert "1 runs with steps that none of their strategy and settings has" in "\n".join(notes)
+    assert "none of their strategy" not in "\n".join(_table(jobs[:1]).notes)
+
+
+def log_updates(folder: Path, count: int, *, of: int) -> None:
+    """Write the log of a step that is being taught: so many updates, and the start of a line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"event": "update", "step": 1, "phase": "train", "epoch": k // 4, "iteration": k % 4}
+        for k in range(count)
+    ]
+    text = "".join(json.dumps(line | {"of": of}) + "\n" for line in lines)
+    (folder / "events.jsonl").write_text(text + '{"event": "update", "st', encoding="utf-8")
+
+
+def test_a_run_that_goes_on_measures_its_steps_and_counts_with_what_it_lacks(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    jobs = [make_job("lwf", seed) for seed in (0, 1, 2)]
+    finish(jobs[0], finished_record, seconds=(101, 41), steps_done=1)  # of step 2 a part
+    for at, step in ((jobs[0].step_folders[0], 1), (jobs[1].step_folders[0], 1)):
+        at.mkdir(parents=True)
+        (at / f"step{step}.pt").touch()
+    assert math.isnan(estimate(jobs, states(jobs)).seconds)  # nobody has finished a second step
+    finish(jobs[1], finished_record, seconds=(101, 41))
+    log_updates(jobs[0].step_folders[1], 30, of=40)
+    log_updates(jobs[2].step_folders[0], 10, of=40)
+    jobs[2].folder.mkdir(parents=True)
+    # 0: three quarters of its second step are taught; 2: a quarter of its first
+    with files.locked(jobs[0].folder / ".lock"), files.locked(jobs[2].folder / ".lock"):
+        rest = estimate(jobs, states(jobs))
+        assert rest.seconds == pytest.approx((10 + 1) + (75 + 1 + 41))
+        assert (rest.unmeasured, rest.at_work) == (0, 2)
+        notes = "\n".join(_table(jobs).notes)
+    assert "about 0:02:08; by the 2 runs at work now: about 0:01:04" in notes
+    assert f"{jobs[0].cell.name}: step 2 of 2, update 30 of 40" in notes
+    assert f"{jobs[2].cell.name}: step 1 of 2, update 10 of 40" in notes
+    stopped = estimate(jobs, states(jobs))
+    assert stopped.seconds == pytest.approx((40 + 1) + (100 + 1 + 41))
+    assert stopped.at_work == 0
+
+
+def test_a_run_at_work_says_where_it_is(make_job: MakeJob) -> None:
+    job = make_job("lwf", 0)
+    assert _at_work(job) == "step 1 of 2, no update yet"
+    log_updates(job.step_folders[0], 0, of=40)
+    assert _at_work(job) == "step 1 of 2, no update yet"
+    for number, at in enumerate(job.step_folders, 1):
+        at.mkdir(parents=True, exist_ok=True)
+        (at / f"step{number}.pt").touch()
+    assert _at_work(job) == "all steps are taught, examining"

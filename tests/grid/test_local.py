@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -13,13 +14,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from clbench import signals
+from clbench import reproducibility, signals
+from clbench.cli.grid import _work_off_here
 from clbench.errors import SettingError
 from clbench.grid import local
 from clbench.grid.jobs import Job, State, estimate, states
-from clbench.grid.local import Slot, next_job, slots, work_off
+from clbench.grid.local import Slot, free_bytes, next_job, peak_bytes, slots, work_off
 from clbench.store import files
 
 MakeJob = Callable[..., Job]
@@ -175,6 +178,42 @@ def test_asked_to_stop_all_runs_are_asked_and_nothing_is_orphaned(
     assert [job.failed() for job in jobs] == [None] * 3
 
 
+@pytest.mark.parametrize("everyone", [True, False])
+def test_a_run_that_was_still_importing_failed_only_where_it_alone_was_told(
+    make_job: MakeJob, finished_record: Path, everyone: bool
+) -> None:
+    job = make_job("importing", 0)
+    ready = job.folder.parent.parent / "importing0.txt"
+
+    def tell() -> None:
+        waiting = threading.Event()
+        while not ready.exists():
+            waiting.wait(0.01)
+        pid = os.getpid() if everyone else started[0].pid
+        os.kill(pid, signal.SIGTERM)
+
+    started: list[subprocess.Popen[bytes]] = []
+    start = local._start
+
+    def begin(*words: Any) -> Any:
+        one = start(*words)
+        started.append(one.process)
+        return one
+
+    more = ["--cache", str(finished_record)]
+    teller = threading.Thread(target=tell)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "_start", begin)
+        teller.start()
+        if everyone:
+            with pytest.raises(signals.Stopped, match="SIGTERM"):
+                work_off([job], [CPU], more=more)
+        else:
+            assert work_off([job], [CPU], more=more) == [job]
+    teller.join()
+    assert states([job]) == [State.TO_DO if everyone else State.FAILED]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells processes of their parent's end")
 def test_runs_end_when_the_grid_is_killed(make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job("endless", 0)
@@ -211,8 +250,54 @@ def test_places_are_gpus_or_shares_of_the_cores(monkeypatch: pytest.MonkeyPatch)
     ]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert [s.environment["CUDA_VISIBLE_DEVICES"] for s in slots(1, 1, gpus=2, cpus=2)] == ["0"]
+    # the CPU decodes and scores for a GPU; on the CPU one thread each gives equal bits everywhere
+    assert [s.threads for s in slots(None, None, gpus=2, cpus=9)] == [4, 4]
+    assert [s.threads for s in slots(1, None, gpus=2, cpus=9)] == [9]
+    assert [s.threads for s in slots(None, None, gpus=4, cpus=2)] == [1] * 4
+    assert [s.threads for s in slots(None, None, gpus=0, cpus=3)] == [1] * 3
     with pytest.raises(SettingError, match="more runs at a time than GPUs"):
         slots(3, 1, gpus=2, cpus=2)
+
+
+def test_what_a_run_takes_of_memory_is_the_most_that_any_has_measured(
+    make_job: MakeJob, finished_record: Path
+) -> None:
+    jobs = [make_job("lwf", seed) for seed in (0, 1, 2)]
+    content = json.loads((finished_record / "run.json").read_text(encoding="utf-8"))
+    taught, examined = {"peak_rss_bytes": 5 << 30}, {"examine_peak_rss_bytes": 3 << 30}
+    costs: list[dict[str, Any]] = [{}, {"1": {"train": taught}, "2": examined}]
+    for job, cost, most in zip(jobs, costs, (1, 5), strict=False):
+        job.folder.mkdir(parents=True)
+        record = json.dumps(content | {"cost": cost, "status": "unfinished"})
+        (job.folder / "run.json").write_text(record, encoding="utf-8")
+        assert peak_bytes(jobs) == most << 30
+    assert 0 < free_bytes() <= psutil.virtual_memory().total
+
+
+def test_fewer_runs_at_a_time_where_memory_is_short(
+    make_job: MakeJob,
+    finished_record: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Five cores, and memory for two runs and a half."""
+    monkeypatch.setattr(reproducibility, "cores", lambda: 5)
+    monkeypatch.setattr(local, "peak_bytes", lambda jobs: 4 << 30)
+    monkeypatch.setattr(local, "free_bytes", lambda: 10 << 30)
+    more = ["--cache", str(finished_record)]
+    jobs = [make_job("lwf", seed) for seed in range(4)]
+    assert _work_off_here(jobs, None, None, gpus=0, more=more) == []
+    said = capsys.readouterr().out
+    assert "2 at a time, as 10.74 GB of memory are free and a run may take 4.29 GB" in said
+    assert "(--jobs 4)" in said
+    assert "4 runs to make, 2 at a time, 1 thread(s) each" in said
+    monkeypatch.setattr(local, "free_bytes", lambda: 0)
+    jobs = [make_job("mib", seed) for seed in range(4)]
+    assert _work_off_here(jobs, None, None, gpus=0, more=more) == []
+    assert "4 runs to make, 1 at a time" in capsys.readouterr().out
+    jobs = [make_job("plop", seed) for seed in range(2)]
+    assert _work_off_here(jobs, 2, None, gpus=0, more=more) == []  # asked for
+    assert "2 runs to make, 2 at a time" in capsys.readouterr().out
 
 
 def test_a_run_has_the_device_and_the_environment_of_its_place(

@@ -103,6 +103,10 @@ def test_a_lost_run_is_handed_out_again_and_not_for_ever(
     assert work_off([job], RayCluster(), watch=watch) == []
     assert seen == ["started", "lost", "started", "lost", "started", "ended"]
     assert states([job]) == [State.FINISHED]
+    job.folder.joinpath("run.json").unlink()
+    connect(FakeRay(-15, finish))  # told to stop by its node, before it could listen
+    assert work_off([job], RayCluster()) == []
+    assert states([job]) == [State.FINISHED]
     monkeypatch.setattr(ray_cluster, "MOST_LOSSES", 1)
     connect(FakeRay(RayError(), RayError()))
     assert work_off([job, bad], RayCluster()) == [bad]
@@ -136,8 +140,10 @@ def test_a_worker_gets_paths_that_hold_in_every_folder(
             return lambda function: SimpleNamespace(remote=take)
 
     connect(Told(0, 1))
+    monkeypatch.setenv("CLBENCH_KEEP_MEMORY", "0")
     work_off([job], RayCluster())
-    words, folder, log, _ = handed[0]
+    words, folder, log, environment = handed[0]
+    assert environment == {"OMP_NUM_THREADS": "1", "CLBENCH_KEEP_MEMORY": "0"}
     assert Path(log) == tmp_path / job.log
     assert folder == str(tmp_path)
     assert words[words.index("--run-id") + 1] == job.folder.name

@@ -18,7 +18,7 @@ from slurm_cluster import cluster, need_slurm, wait_until
 from clbench import signals
 from clbench.cli.grid import _failure, _left_by_slurm
 from clbench.errors import SettingError
-from clbench.grid import slurm, slurm_job
+from clbench.grid import slurm
 from clbench.grid.jobs import Job, State, states
 from clbench.grid.slurm import (
     Cluster,
@@ -31,6 +31,7 @@ from clbench.grid.slurm import (
     with_queue,
 )
 from clbench.grid.slurm_job import RunInJob
+from clbench.grid.stops import stopped
 from clbench.store.files import write_json
 
 MakeJob = Callable[..., Job]
@@ -208,15 +209,19 @@ def test_a_run_in_a_job_hands_on_its_failure() -> None:
         RunInJob(["sh", "-c", f"exit $(( $OMP_NUM_THREADS + {os.EX_OK} ))"], 3)()
 
 
-def test_the_status_of_a_saved_run_is_the_one_clbench_ends_with() -> None:
-    assert slurm_job.SAVED == signals.STATUS
+@pytest.mark.parametrize("status", [signals.STATUS, *(-number for number in signals.SIGNALS)])
+def test_a_run_that_was_told_to_stop_is_known_by_its_end(status: int) -> None:
+    """By the signal itself where it was still importing."""
+    assert stopped(status)
+    assert not any(map(stopped, (0, 1, -signal.SIGKILL, -signal.SIGSEGV)))
 
 
+@pytest.mark.parametrize("status", [signals.STATUS, -signal.SIGTERM])
 @pytest.mark.parametrize(
     ("state", "again"), [("RUNNING", True), ("COMPLETING", False), ("", False)]
 )
 def test_a_saved_run_goes_on_where_nobody_cancelled_its_job(
-    state: str, again: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    state: str, again: bool, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     squeue = tmp_path / "squeue"
     squeue.write_text(f'#!/bin/sh\n[ "$2" = 7_3 ] && echo "{state}"\n', encoding="utf-8")
@@ -228,8 +233,9 @@ def test_a_saved_run_goes_on_where_nobody_cancelled_its_job(
     asked: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, frame: asked.append(number))
     try:
-        with pytest.raises(RuntimeError, match="status 75"):
-            RunInJob(["sh", "-c", "exit 75"], 1)()
+        how = f"exit {status}" if status > 0 else f"kill {status} $$"
+        with pytest.raises(RuntimeError, match=f"status {status}"):
+            RunInJob(["sh", "-c", how], 1)()
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert asked == [signal.SIGUSR2] * again

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +18,11 @@ from typer.testing import CliRunner
 
 from clbench.cli.options import app
 from clbench.errors import ClbenchError, UnknownName
+from clbench.signals import Stopped
 from clbench.store import run_folder
+from clbench.tracking import follow
 from clbench.tracking.follow import Follower, numbers, scores, send, tracked
+from clbench.tracking.trackers import End, MLflow, WandB
 
 
 class Recorded:
@@ -27,6 +32,7 @@ class Recorded:
         self.values: list[tuple[int, dict[str, float]]] = []
         self.config: dict[str, str] = {}
         self.ended = 0
+        self.how: list[str] = []
 
     def begin(self, name: str, config: Mapping[str, str]) -> None:
         self.name, self.config = name, dict(config)
@@ -34,8 +40,9 @@ class Recorded:
     def log(self, values: Mapping[str, float], at: int) -> None:
         self.values.append((at, dict(values)))
 
-    def end(self) -> None:
+    def end(self, how: End = "finished") -> None:
         self.ended += 1
+        self.how.append(how)
 
 
 class Broken(Recorded):
@@ -105,6 +112,45 @@ def test_a_tracker_that_fails_is_left_and_the_run_goes_on(smoke_run: Path) -> No
     assert said == ["the tracker Broken failed and is left: no space left"]
 
 
+@pytest.mark.parametrize(
+    ("raised", "how"),
+    [
+        (ClbenchError("loss is nan"), "failed"),
+        (MemoryError(), "failed"),
+        (Stopped("on SIGTERM"), "stopped"),
+        (KeyboardInterrupt(), "stopped"),
+    ],
+)
+def test_a_tracker_is_told_how_a_run_ended(
+    raised: BaseException, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, said = Recorded(), list[str]()
+    monkeypatch.setattr(follow, "_trackers", lambda names, out: [one])
+    monkeypatch.setattr(Follower, "_begin", lambda self, plan: setattr(self, "open", True))
+
+    def run() -> None:
+        with tracked(["recorded"], tmp_path, said.append) as watch:
+            watch({"event": "plan", "plan": None})
+            raise raised
+
+    with pytest.raises(type(raised)):
+        run()
+    assert (one.how, said) == ([how], [])
+
+
+def test_a_run_on_disk_that_is_not_finished_is_not_sent_as_finished(
+    smoke_run: Path, tmp_path: Path
+) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(smoke_run, part)
+    record = run_folder.read_record(part)
+    (part / "run.json").write_text(json.dumps(record | {"status": "unfinished"}), encoding="utf-8")
+    for folder, how in ((smoke_run, "finished"), (part, "stopped")):
+        tracker = Recorded()
+        Follower(tracker, print).replay(folder)
+        assert tracker.how == [how]
+
+
 def test_what_is_no_number_is_not_sent() -> None:
     assert numbers({"event": "warning", "step": 1}) == {}
     event = {"event": "update", "step": 1, "loss": float("nan"), "terms": {}, "grad_norm": None}
@@ -140,6 +186,41 @@ def test_tensorboard_reads_what_was_sent(smoke_run: Path, tmp_path: Path) -> Non
     first = [e for e in updates(smoke_run) if e["step"] == 1]
     assert [at for at, _ in sent] == list(range(1, len(first) + 1))
     assert [v for _, v in sent] == pytest.approx([e["loss"] for e in first])
+
+
+def test_tensorboard_shows_a_run_that_went_on_once(smoke_run: Path, tmp_path: Path) -> None:
+    """Each attempt sends all of it to a file of its own."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(3):
+        send(smoke_run, ["tensorboard"], tmp_path)
+    (folder,) = (tmp_path / "_trackers" / "tensorboard").glob("*/*/*")
+    assert len(list(folder.iterdir())) == 3
+    sent = [e.step for e in EventAccumulator(str(folder)).Reload().Scalars("step 1/loss")]
+    first = [e for e in updates(smoke_run) if e["step"] == 1]
+    assert sent == list(range(1, len(first) + 1))
+
+
+@pytest.mark.parametrize(
+    ("how", "status"), [("finished", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")]
+)
+def test_mlflow_and_wandb_show_how_a_run_ended(
+    how: End, status: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = MLflow(tmp_path)
+    tracker.begin("course/strategy/id", {})
+    tracker.end(how)
+    (run,) = mlflow.search_runs(experiment_names=["clbench"], output_format="list")
+    assert run.info.status == status
+    told: list[int] = []
+    other = WandB(tmp_path)
+    other.run = SimpleNamespace(finish=lambda exit_code: told.append(exit_code))
+    other.end(how)
+    assert told == [0 if how == "finished" else 1]
 
 
 def test_mlflow_reads_what_was_sent_and_goes_on_with_one_run(
