@@ -24,12 +24,12 @@ from clbench.data.catalog import Catalog, reading
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import grid, spacing_of
 from clbench.errors import StoreError
-from clbench.evaluation.cost.allocator import left_in_group
+from clbench.evaluation.cost.allocator import freed_memory, left_in_group
 from clbench.spec.benchmark import Preprocessing, Source
 
 PEAK_BYTES_PER_VOXEL = 16
 """Memory of one process while it prepares a case, per voxel of the larger of its two grids
-(tests/perf/prepare.py sees 10 of them for a 16-bit CT; other types need more)."""
+(tests/perf/prepare.py sees 12 of them for a 16-bit CT; other types need more)."""
 WORTH_VOXELS = 2e8
 """Below so many voxels in all, starting processes may take longer than it saves
 (tests/perf/prepare.py on two cores: 0.8 times as fast with 7e7 voxels, 1.84 times with 4e8)."""
@@ -157,6 +157,7 @@ def _prepare_case(
         signals.leave_to_parent(number)
     cache = VolumeCache(root)
     try:
+        freed_memory().settle()  # each array anew costs page faults, for which processes wait
         with reading(number, files.case):
             cache.get(files, source, pre)
     except Exception as err:  # raised where all are waited for

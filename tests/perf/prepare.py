@@ -22,7 +22,7 @@ import numpy as np
 
 from clbench.data.cache import VolumeCache
 from clbench.data.layouts import find_cases
-from clbench.run.prepare import PEAK_BYTES_PER_VOXEL, prepare, voxels
+from clbench.run.prepare import PEAK_BYTES_PER_VOXEL, _prepare_case, prepare, voxels
 from clbench.spec.benchmark import Preprocessing, Source
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -72,7 +72,7 @@ def main() -> None:
             catalog = _Catalog(args.one, Path(cache))
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             files = next(iter(catalog.files["a"].values()))
-            catalog.cache.get(files, SOURCE, PRE)
+            _prepare_case(Path(cache), (1, SOURCE, files), PRE, os.getpid())
             more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
             print(more * 1024 / voxels((1, SOURCE, files), PRE))
         return

@@ -82,6 +82,16 @@ def test_several_processes_make_the_entries_that_one_makes(data: Path, tmp_path:
     assert prepare(two, 2) == 0
 
 
+def test_freed_memory_is_kept_from_case_to_case(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settled: list[None] = []
+    freed = SimpleNamespace(settle=lambda: settled.append(None))
+    monkeypatch.setattr(prepare_module, "freed_memory", lambda: freed)
+    assert prepare(catalog(data, tmp_path / "cache"), 1) == COUNT
+    assert len(settled) == COUNT
+
+
 def test_what_another_process_prepared_is_not_counted(data: Path, tmp_path: Path) -> None:
     here, there = catalog(data, tmp_path / "c"), catalog(data, tmp_path / "c")
     left = unprepared(here)
