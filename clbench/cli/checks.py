@@ -136,7 +136,7 @@ def prepare_(
                 expected="settings of data and phantom",
                 next_step="leave it out: every strategy uses the same volumes",
             )
-    catalog = resolve(
+    plan = resolve(
         RunSettings(
             bench=bench,
             strategy="finetune",  # none of its settings reaches the volumes
@@ -147,9 +147,11 @@ def prepare_(
             cache=cache,
             device="cpu",
         )
-    ).catalog
-    jobs = jobs or processes(unprepared(catalog), catalog.preprocessing)
+    )
     with signals.listening(), Progress() as progress:
+        plan.jobs, plan.watch = jobs, progress.watch
+        catalog = plan.catalog
+        jobs = jobs or processes(unprepared(catalog), catalog.preprocessing)
         count = prepare(catalog, jobs, progress.watch)
     typer.echo(f"{count} cases prepared, {jobs} at a time; the others were ready")
 

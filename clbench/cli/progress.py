@@ -19,6 +19,7 @@ from rich.progress import Progress as Bars
 from clbench.store.record import RunRecord
 
 STAGES = {
+    "looked at": "look at cases",
     "prepared": "preprocess",
     "opened": "open cases",
     "pseudo": "pseudo labels",

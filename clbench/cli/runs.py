@@ -145,7 +145,7 @@ def run(
                 deterministic=deterministic,
             )
             plan = resolve(settings) if planned is None else planned(settings)
-            plan.ranks = join(here, plan.device)
+            plan.ranks, plan.watch = join(here, plan.device), progress.watch
 
             def watch(event: dict[str, Any]) -> None:
                 progress.watch(event)  # called within this turn of the loop

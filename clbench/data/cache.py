@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from clbench.data.checks.case_notes import LOOKS, VERSION, CaseNote, notes_of
-from clbench.data.labels import image_digest, read_case, values_of
+from clbench.data.labels import RawCase, digest_of, image_digest, read_case, values_of
 from clbench.data.layouts import CaseFiles
-from clbench.data.nifti import content
+from clbench.data.nifti import content, read_once
 from clbench.data.volume import CENTERS_KEPT, Volume, preprocess
 from clbench.errors import DataError, StoreError
 from clbench.spec.benchmark import Preprocessing, Source
@@ -34,6 +35,8 @@ from clbench.types import triple
 
 FORMAT = 3
 """Raised by any change in what an entry holds."""
+Looks = Literal["values", "images", "notes"]
+_HASHES, _VALUES = "hashes", "values"
 _FULL = "the cache folder cannot be written"
 _WHAT = "a file of the cache folder"
 _NEXT_STEP = "free some disk space, or name another folder with --cache or CLBENCH_CACHE"
@@ -70,31 +73,51 @@ class VolumeCache:
 
     def image_hash(self, files: CaseFiles, source: Source) -> str:
         """SHA-256 of the image's voxels in HU, see `image_digest`."""
-        rescale = source.rescale
-        what = "images" if rescale is None else f"images_{rescale.slope}_{rescale.intercept}"
-        return self._remember(what, files.image, lambda: image_digest(files.image, rescale))
+        return self._remember(
+            _images(source), files.image, lambda: image_digest(files.image, source.rescale)
+        )
 
     def _file_hash(self, path: Path) -> str:
         """Hash of an (unpacked) file."""
-        return self._remember("hashes", path, lambda: _unpacked_sha256(path))
+        return self._remember(_HASHES, path, lambda: _unpacked_sha256(path))
 
     def holds(self, files: CaseFiles, source: Source) -> frozenset[str]:
         """The structures of which a case holds a voxel; a paired value counts for both sides."""
 
         def values(path: Path) -> list[int]:
-            text = self._remember("values", path, lambda: json.dumps(values_of(path)))
+            text = self._remember(_VALUES, path, lambda: json.dumps(values_of(path)))
             return [int(v) for v in json.loads(text) if v]
 
         if isinstance(files.label, Path):
             return structures_of(values(files.label), source)
         return with_ancestors(name for name, path in files.label if values(path))
 
-    def notes(self, files: CaseFiles, source: Source) -> list[CaseNote]:
+    def notes(
+        self, files: CaseFiles, source: Source, read: Callable[[], RawCase] | None = None
+    ) -> list[CaseNote]:
         """What is odd about a case, see `clbench.data.checks.case_notes`.
+
+        Args:
+            files: image and annotation of the case.
+            source: the data set it belongs to.
+            read: gives the case where it has to be read; None: by `read_case`.
 
         Raises:
             DataError: the files cannot be used.
         """
+        key = self._notes_key(files, source)
+        texts = self._kept(
+            self.root / "notes" / key,
+            lambda: json.dumps(
+                notes_of(read_case(files, source) if read is None else read(), source)
+            ),
+        )
+        return [
+            CaseNote(source=source.name, case=files.case, kind=kind, text=text)
+            for kind, text in json.loads(texts)
+        ]
+
+    def _notes_key(self, files: CaseFiles, source: Source) -> str:
         labels = [name for name, _ in files.label] if isinstance(files.label, tuple) else None
         parts = [
             VERSION,
@@ -104,30 +127,74 @@ class VolumeCache:
             repr(source),
             repr(files.image),
         ]
-        key = hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
-        texts = self._kept(
-            self.root / "notes" / key,
-            lambda: json.dumps(notes_of(read_case(files, source), source)),
-        )
-        return [
-            CaseNote(source=source.name, case=files.case, kind=kind, text=text)
-            for kind, text in json.loads(texts)
-        ]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+    def look(self, files: CaseFiles, source: Source, what: Looks) -> None:
+        """Read a case once, and keep what is asked of it before it is preprocessed.
+
+        `content_hash`, `holds`, `image_hash` and `notes` then read no file again. What cannot be
+        read is left to them, who are asked in an order of their own.
+
+        Args:
+            files: image and annotation of the case.
+            source: the data set it belongs to.
+            what: `values` alone are those of labels, for `holds`; `images` adds hashes of files and
+                image, and `notes` what is odd.
+        """
+        with contextlib.suppress(DataError), read_once():
+            if what == "values":
+                self.holds(files, source)
+                return
+            self.content_hash(files)
+            read = functools.cache(lambda: read_case(files, source))
+            if what == "notes":
+                self.notes(files, source, read)
+                self.holds(files, source)
+            self._remember(_images(source), files.image, lambda: digest_of(read().image))
+
+    def has_looked(self, files: CaseFiles, source: Source, what: Looks) -> bool:
+        """Whether what `look` would keep is kept; no file is read.
+
+        Args:
+            files: image and annotation of the case.
+            source: the data set it belongs to.
+            what: see `look`.
+        """
+        labels = [files.label] if isinstance(files.label, Path) else [p for _, p in files.label]
+        try:
+            if what == "values":
+                return all(self._is_kept(_VALUES, path) for path in labels)
+            known = all(self._is_kept(_HASHES, path) for path in files.files)
+            known = known and self._is_kept(_images(source), files.image)
+            if known and what == "notes":
+                return (self.root / "notes" / self._notes_key(files, source)).exists()
+            return known
+        except DataError:  # a file that is gone: said by who asks for it
+            return True
+
+    def _is_kept(self, what: str, path: Path) -> bool:
+        known = self._place(what, path)
+        return known in self._known or self._note(known).exists()
 
     def _remember(self, what: str, path: Path, make: Callable[[], str]) -> str:
         """A text about a file's content, kept by path, size and time of change."""
+        known = self._place(what, path)
+        if known not in self._known:
+            self._known[known] = self._kept(self._note(known), make)
+        return self._known[known]
+
+    def _place(self, what: str, path: Path) -> tuple[str, str, int, int]:
         try:
             stat = path.stat()
         except OSError as err:
             raise DataError(
                 "the file cannot be read", where=path, got=err.strerror, next_step="check --data"
             ) from err
-        key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)
-        known = (what, *key)
-        if known not in self._known:
-            note = self.root / what / hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-            self._known[known] = self._kept(note, make)
-        return self._known[known]
+        return what, str(path.resolve()), stat.st_size, stat.st_mtime_ns
+
+    def _note(self, known: tuple[str, str, int, int]) -> Path:
+        what, *key = known
+        return self.root / what / hashlib.sha256(repr(tuple(key)).encode()).hexdigest()[:32]
 
     def _kept(self, note: Path, make: Callable[[], str]) -> str:
         """The text of a sealed file of the cache, made where it is absent or altered."""
@@ -211,7 +278,7 @@ class VolumeCache:
             if volume is not None:
                 return volume
             self._write(entry, preprocess(read_case(files, source), source, pre))
-        volume = self._open(entry, files, source, pre)
+        volume = self._open(entry, files, source, pre, just_written=True)
         if volume is None:
             raise StoreError(
                 "a preprocessed volume vanished while it was used",
@@ -258,13 +325,19 @@ class VolumeCache:
         self.written += 1
 
     def _open(
-        self, entry: Path, files: CaseFiles, source: Source, pre: Preprocessing
+        self,
+        entry: Path,
+        files: CaseFiles,
+        source: Source,
+        pre: Preprocessing,
+        *,
+        just_written: bool = False,
     ) -> Volume | None:
-        """The entry, or None where it is absent, not whole, or altered."""
+        """The entry, or None where it is absent, not whole, or altered since it was written."""
         try:
             meta = _unsealed((entry / "meta.json").read_text())
             for name, digest in meta["sha256"].items():
-                if store_files.sha256(entry / name) != digest:
+                if not just_written and store_files.sha256(entry / name) != digest:
                     return None
             where = {int(k): v for k, v in read_npz(entry / "where.npz", 8 * CENTERS_KEPT).items()}
             image = _mapped(entry / "image.npy", meta["shape"], "int16")
@@ -302,6 +375,12 @@ class VolumeCache:
 
 def _digest(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _images(source: Source) -> str:
+    """Where digests of a source's images are kept."""
+    rescale = source.rescale
+    return "images" if rescale is None else f"images_{rescale.slope}_{rescale.intercept}"
 
 
 def structures_of(values: Iterable[int], source: Source) -> frozenset[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from clbench import signals
-from clbench.data.cache import VolumeCache
+from clbench.data.cache import Looks, VolumeCache
 from clbench.data.checks.case_notes import NOT_HU, CaseNote, source_problems
 from clbench.data.checks.course_splits import (
     Course,
@@ -31,16 +31,18 @@ from clbench.data.checks.course_splits import (
     unmatched,
 )
 from clbench.data.external_masks import same_meaning
-from clbench.data.layouts import find_cases, find_layout, passed_over_lines, resolve_data
+from clbench.data.layouts import CaseFiles, find_cases, find_layout, passed_over_lines, resolve_data
 from clbench.data.phantom.generate import fingerprint, make_phantom
 from clbench.data.volume import Volume
 from clbench.errors import ClbenchError, DataError, SettingError, TrainingError
-from clbench.spec.benchmark import Benchmark, Preprocessing, Source
+from clbench.spec.benchmark import Benchmark, ExternalTest, Preprocessing, Source, Step
 from clbench.spec.settings import PhantomSettings
 from clbench.spec.splits import Split
 
 SIDES_RULE = "each piece on its side of the midline"
 """How a pair under one label value is read; part of the fingerprint of data that hold one."""
+Look = Callable[[VolumeCache, Sequence[tuple[int, Source, CaseFiles]], Looks], None]
+"""Looks at cases, each with a step that names its source, see `VolumeCache.look`."""
 Purpose = Literal["train", "pseudo", "validation", "trace", "diagnosis", "tuning", "test"]
 
 _case_being_read: ContextVar[tuple[int, str] | None] = ContextVar("case_being_read", default=None)
@@ -271,6 +273,7 @@ def build_catalog(
     phantom: PhantomSettings,
     splits: Mapping[str, Split] | None = None,
     expect_hu: bool | None = True,
+    look: Look | None = None,
 ) -> Catalog:
     """Find real data, or make the phantom when `data` is None, and check it against the splits.
 
@@ -284,6 +287,8 @@ def build_catalog(
         splits: source or step → split that replaces the benchmark's.
         expect_hu: whether to refuse a source whose images are no CTs in HU; None: look at no case,
             as for data that a run was made on.
+        look: looks at cases before they are asked about, and keeps what it sees in the cache; None:
+            each is looked at when it is asked about.
 
     Raises:
         UnknownName: a source of an unknown layout.
@@ -315,6 +320,9 @@ def build_catalog(
     files = {name: find_cases(folder, benchmark.reads(name)) for name, folder in folders.items()}
     for name, folder in folders.items():
         same_meaning(folder, benchmark.reads(name))
+    look = look or (lambda cache, cases, what: None)
+    if data is not None:
+        look(cache, _to_draw_from(asked, benchmark, files), "values")
     course, problems = settle(
         asked,
         benchmark,
@@ -327,6 +335,12 @@ def build_catalog(
     passed_over: list[str] = []
     hashes: dict[tuple[str, str], str] = {}
     if data is not None:
+        to_see = [
+            (1, benchmark.reads(name), files[name][case])
+            for name, of_source in cases_of(course).items()
+            for case in of_source
+        ]
+        look(cache, to_see, "images" if expect_hu is None else "notes")
         hashes = {
             (name, case): cache.content_hash(files[name][case])
             for name, of_source in cases_of(course).items()
@@ -354,6 +368,20 @@ def build_catalog(
         passed_over=tuple(passed_over),
         content=hashes,
     )
+
+
+def _to_draw_from(
+    asked: Sequence[tuple[Step | ExternalTest, Split]], benchmark: Benchmark, files: Files
+) -> list[tuple[int, Source, CaseFiles]]:
+    """Every case whose labels a rule asks about, each once."""
+    cases: dict[tuple[str, str], tuple[int, Source, CaseFiles]] = {}
+    for step, split in asked:
+        if (rule := split.draw) is not None and rule.needs:
+            source = benchmark.reads(step.source)
+            have = files[source.name]
+            for case in set(rule.among or have) & set(have) - set(rule.without):
+                cases[source.name, case] = 1, source, have[case]
+    return list(cases.values())
 
 
 def _in_hu(benchmark: Benchmark) -> Benchmark:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clbench.data.find_files import composed, entries, nifti_stem
-from clbench.data.labels import read_label, read_mask
+from clbench.data.labels import counted, read_label, read_mask
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import grid
 from clbench.errors import DataError, UnknownName, closest
@@ -344,7 +344,7 @@ def read_prediction_files(
             bits |= mask.astype(kind) << kind.type(structures.index(name))
     else:
         raw = read_label(path, place, "prediction")
-        values = [int(v) for v in np.unique(raw.ravel("K"))]
+        values = counted(raw)
         unknown = [v for v in values if v and v not in meaning.structures]
         if unknown:
             raise DataError(

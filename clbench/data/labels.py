@@ -105,8 +105,7 @@ def read_unnamed(files: CaseFiles) -> tuple[RawCase, dict[str, int]]:
     image = read_image(files.image, grid)
     vox: dict[str, int] = {}
     if isinstance(files.label, Path):
-        values, counts = np.unique(read_label(files.label, grid).ravel("K"), return_counts=True)
-        vox = {str(v): int(n) for v, n in zip(values, counts, strict=True) if v}
+        vox = {str(v): n for v, n in counted(read_label(files.label, grid)).items() if v}
     else:
         for name, path in files.label:
             vox[name] = int(np.count_nonzero(read_mask(path, grid)))
@@ -312,7 +311,7 @@ def digest_of(image: NDArray[Any]) -> str:
 def values_of(path: Path) -> tuple[int, ...]:
     """The values a label file or mask holds, in order."""
     read_grid(path)
-    return tuple(int(v) for v in np.unique(label_values(path).ravel("K")))
+    return tuple(counted(label_values(path)))
 
 
 def label_values(path: Path) -> NDArray[Any]:
@@ -392,20 +391,29 @@ def read_mask(path: Path, image: Grid, kind: str = "label") -> NDArray[np.bool_]
     return mask
 
 
+def counted(values: NDArray[Any]) -> dict[int, int]:
+    """Each value and how often it occurs, in order: `np.unique` of whole numbers from 0 on, faster.
+
+    Args:
+        values: any shape; small ones are counted, larger ones sorted.
+    """
+    flat = values.ravel("K")  # as it lies in memory: their order is no matter
+    if (highest := int(flat.max(initial=0))) < 1 << 16:
+        number = np.zeros(highest + 1, dtype=np.int64)
+        for start in range(0, flat.size, _COUNTED):  # bincount makes 8 bytes of every voxel
+            some = flat[start : start + _COUNTED].astype(np.intp, copy=False)
+            number += np.bincount(some, minlength=highest + 1)
+        return {int(v): int(number[v]) for v in np.flatnonzero(number)}
+    return {int(v): int(n) for v, n in zip(*np.unique(flat, return_counts=True), strict=True)}
+
+
 def _counts(raw: NDArray[Any], path: Path, source: Source) -> dict[int, int]:
     """Raw value → voxels.
 
     Raises:
         DataError: a value the source does not define.
     """
-    flat = raw.ravel("K")  # as it lies in memory: their order is no matter
-    if (highest := int(flat.max(initial=0))) < 1 << 16:
-        number = np.zeros(highest + 1, dtype=np.int64)
-        for start in range(0, flat.size, _COUNTED):  # bincount makes 8 bytes of every voxel
-            number += np.bincount(flat[start : start + _COUNTED], minlength=highest + 1)
-        counts = {int(v): int(number[v]) for v in np.flatnonzero(number)}
-    else:
-        counts = {int(v): int(n) for v, n in zip(*np.unique(flat, return_counts=True), strict=True)}
+    counts = counted(raw)
     known = {*source.labels, *source.sides, *source.ignored}
     unknown = {v: n for v, n in counts.items() if v and v not in known}
     if unknown:

@@ -12,6 +12,8 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +32,23 @@ _EXTENSIONS = 1 << 24
 _TAIL = 4096
 """Bytes that may follow the voxels: some writers fill a block."""
 _CHUNK = 1 << 22
+
+_unpacked: ContextVar[dict[Path, tuple[bytearray, int]] | None] = ContextVar(
+    "unpacked", default=None
+)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """In this block a file is read and unpacked once, however often its content is asked for.
+
+    All that was read stays in memory until the block ends; its arrays may not be written to.
+    """
+    token = _unpacked.set({})
+    try:
+        yield
+    finally:
+        _unpacked.reset(token)
 
 
 def damaged(path: Path, err: BaseException) -> DataError:
@@ -160,12 +179,23 @@ def _claimed(file: Any, path: Path) -> int:
     return int(file.dataobj.offset) + need
 
 
-def content(path: Path) -> Iterator[bytes]:
+def content(path: Path) -> Iterator[bytes | memoryview]:
     """The file's bytes, unpacked, chunk by chunk; stops where it holds more than its header says.
 
     Raises:
         DataError: see `load`; or damaged, shorter than its header says, or longer (a bomb).
     """
+    if _unpacked.get() is None:
+        yield from _stream(path)
+        return
+    raw, seen = _whole(path)
+    with memoryview(raw) as whole:
+        for start in range(0, seen, _CHUNK):
+            yield whole[start : min(start + _CHUNK, seen)]
+
+
+def _stream(path: Path) -> Iterator[bytes]:
+    """See `content`."""
     file = load(path)
     claimed, seen = _claimed(file, path), 0
     try:
@@ -181,6 +211,24 @@ def content(path: Path) -> Iterator[bytes]:
         raise damaged(path, EOFError(f"{seen} of {claimed} bytes"))
 
 
+def _whole(path: Path) -> tuple[bytearray, int]:
+    """All of `content`, and how many bytes that is; the array may be some longer.
+
+    Raises:
+        DataError: see `content`.
+    """
+    kept = _unpacked.get()
+    if kept is not None and path in kept:
+        return kept[path]
+    raw, seen = bytearray(_claimed(load(path), path) + _TAIL), 0
+    for chunk in _stream(path):
+        raw[seen : seen + len(chunk)] = chunk
+        seen += len(chunk)
+    if kept is not None:
+        kept[path] = raw, seen
+    return raw, seen
+
+
 def raw_voxels(path: Path) -> tuple[NDArray[Any], float, float]:
     """All voxels as they are stored, and slope and intercept; the whole file is read and checked.
 
@@ -193,11 +241,9 @@ def raw_voxels(path: Path) -> tuple[NDArray[Any], float, float]:
     file = load(path)
     proxy = file.dataobj
     kind = np.dtype(proxy.dtype)
-    raw, seen = bytearray(_claimed(file, path) + _TAIL), 0
-    for chunk in content(path):
-        raw[seen : seen + len(chunk)] = chunk
-        seen += len(chunk)
+    raw, _ = _whole(path)
     array: NDArray[Any] = np.frombuffer(raw, kind, math.prod(file.shape), int(proxy.offset))
+    array.flags.writeable = _unpacked.get() is None  # others may read the same memory
     array = array.reshape(file.shape, order="F").astype(kind.newbyteorder("="), copy=False)
     slope, inter = float(proxy.slope), float(proxy.inter)
     if (slope, inter) != (1.0, 0.0):

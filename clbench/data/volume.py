@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clbench.data.labels import UNKNOWN, RawCase, read_bits
+from clbench.data.labels import UNKNOWN, RawCase, counted, read_bits
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import grid, spacing_of
 from clbench.errors import DataError
@@ -361,14 +361,14 @@ def centers(
     counts: dict[int, int] = {}
     flat = bits.ravel()
     kind = np.int32 if flat.size < 2**31 else np.int64
-    for pattern in np.unique(flat):
+    for pattern in counted(flat):
         hit = (flat == pattern) if pattern else (flat == 0) & tissue.ravel()
         index = np.flatnonzero(hit)
         if index.size == 0:
             continue
-        counts[int(pattern)] = int(index.size)
+        counts[pattern] = int(index.size)
         if index.size > CENTERS_KEPT:
-            rng = np.random.Generator(np.random.PCG64(int(pattern)))
+            rng = np.random.Generator(np.random.PCG64(pattern))
             index = np.sort(rng.choice(index, CENTERS_KEPT, replace=False))
-        where[int(pattern)] = index.astype(kind)
+        where[pattern] = index.astype(kind)
     return where, counts

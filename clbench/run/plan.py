@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -21,11 +21,12 @@ from torch import nn
 
 from clbench import reproducibility
 from clbench.data.cache import default_root
-from clbench.data.catalog import Catalog, build_catalog
+from clbench.data.catalog import Catalog, Look, build_catalog
 from clbench.errors import SettingError
 from clbench.nets.backbones import Backbone, new_backbone
 from clbench.nets.pretrained import WeightReport, load_weights
 from clbench.nets.text_encodings import Vectors, encoded
+from clbench.run import prepare
 from clbench.run.identity import (
     course_identity,
     described,
@@ -165,6 +166,10 @@ class Plan:
     """See `RunRecord.extends`."""
     tuned: dict[str, Any] | None = None
     """See `RunRecord.tuned`."""
+    jobs: int | None = None
+    """Processes that look at the cases, see `clbench.run.prepare.look`."""
+    watch: Callable[[dict[str, Any]], None] = lambda event: None
+    """Is told of every case that is looked at."""
 
     def open(self) -> Plan:
         """Read data, vectors and weights; fix the run's identity. Trains and writes nothing.
@@ -186,6 +191,9 @@ class Plan:
             splits=self.settings.splits,
             cache=self.settings.cache,
             expect_hu=self.profile.data.expect_hu,
+            look=lambda cache, cases, what: self.ranks.by_first(
+                lambda: prepare.look(cache, cases, what, jobs=self.jobs, watch=self.watch)
+            ),
         )
         catalog.past = self.strategy.declaration.past
         return catalog
@@ -319,6 +327,7 @@ def open_catalog(
     splits: Mapping[str, Split],
     cache: Path | None,
     expect_hu: bool | None = None,
+    look: Look = prepare.look,
 ) -> Catalog:
     """The data of a benchmark, as a profile prepares it.
 
@@ -329,6 +338,7 @@ def open_catalog(
         splits: source or step → split that replaces the benchmark's.
         cache: where preprocessed volumes and the phantom are kept; None: the user's cache.
         expect_hu: see `build_catalog`; None: data that a run was made on.
+        look: looks at cases before they are asked about.
 
     Raises:
         DataError: the data cannot be read.
@@ -341,6 +351,7 @@ def open_catalog(
         phantom=profile.phantom,
         splits=splits,
         expect_hu=expect_hu,
+        look=look,
     )
 
 

@@ -1,15 +1,17 @@
-"""Preprocess the cases of a course ahead of their use, in several processes.
+"""Look at the cases of a course and preprocess them ahead of their use, in several processes.
 
-A run preprocesses each case when it first opens it, one after another. On real data that takes
-minutes to hours before the first update; cases have nothing to do with each other, so here they are
-shared out. An entry of the cache is locked while it is made: two runs that prepare the same data
-wait for each other's cases and make none twice.
+A run reads every case before it starts, to hash and check it, and preprocesses each when it first
+opens it, one after another. On real data that takes minutes to hours before the first update; cases
+have nothing to do with each other, so here they are shared out, and each is unpacked once to be
+looked at and once to be preprocessed. An entry of the cache is locked while it is made: two runs
+that prepare the same data wait for each other's cases and make none twice.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -17,13 +19,14 @@ from typing import Any
 
 import joblib
 import psutil
+from joblib.externals.loky import get_reusable_executor, process_executor
 
 from clbench import signals
-from clbench.data.cache import VolumeCache
+from clbench.data.cache import Looks, VolumeCache
 from clbench.data.catalog import Catalog, reading
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import grid, spacing_of
-from clbench.errors import StoreError
+from clbench.errors import DataError, StoreError
 from clbench.evaluation.cost.allocator import freed_memory, left_in_group
 from clbench.spec.benchmark import Preprocessing, Source
 
@@ -62,12 +65,12 @@ def unprepared(catalog: Catalog) -> list[Case]:
     return left
 
 
-def voxels(case: Case, pre: Preprocessing) -> int:
+def voxels(case: Case, pre: Preprocessing | None) -> int:
     """Voxels of a case on its file's grid or the model's, whichever has more.
 
     Args:
         case: the case.
-        pre: names the model's spacing.
+        pre: names the model's spacing; None: on its file's grid.
 
     Raises:
         DataError: the header cannot be used.
@@ -75,26 +78,96 @@ def voxels(case: Case, pre: Preprocessing) -> int:
     number, _, files = case
     with reading(number, files.case):
         shape, affine = grid(files.image)
-    finer = math.prod(spacing_of(affine)) / math.prod(pre.spacing_mm)
+    finer = 1.0 if pre is None else math.prod(spacing_of(affine)) / math.prod(pre.spacing_mm)
     return round(math.prod(shape) * max(1.0, finer))
 
 
-def processes(cases: Sequence[Case], pre: Preprocessing) -> int:
+def processes(cases: Sequence[Case], pre: Preprocessing | None) -> int:
     """How many processes this machine has cores and free memory for, at least one.
 
     Args:
         cases: that are to be prepared.
-        pre: how.
+        pre: how; None: they are looked at.
 
     Raises:
         DataError: a header cannot be used.
     """
-    largest = max((voxels(case, pre) for case in cases), default=1)
+    return _fitting([voxels(case, pre) for case in cases])
+
+
+def _fitting(sizes: Sequence[int]) -> int:
+    """See `processes`.
+
+    Args:
+        sizes: voxels of the cases.
+    """
     free = min(psutil.virtual_memory().available, left_in_group())
-    fit = free // (largest * PEAK_BYTES_PER_VOXEL)
+    fit = free // (max(sizes, default=1) * PEAK_BYTES_PER_VOXEL)
     from clbench import reproducibility  # imports torch, which processes that prepare do without
 
-    return int(max(1, min(reproducibility.cores(), fit, len(cases))))
+    return int(max(1, min(reproducibility.cores(), fit, len(sizes))))
+
+
+def look(
+    cache: VolumeCache,
+    cases: Sequence[Case],
+    what: Looks,
+    *,
+    jobs: int | None = None,
+    watch: Watch = lambda event: None,
+) -> None:
+    """Look at cases, each once, in several processes; what was seen is kept in the cache.
+
+    A case that cannot be read is passed over here: whoever needs it is told.
+
+    Args:
+        cache: keeps what is seen; cases it knows are not looked at again.
+        cases: image and annotation of each; the number is of no matter.
+        what: see `VolumeCache.look`.
+        jobs: processes; None: as many as there are cores and free memory for where there is much
+            to look at, else this one.
+        watch: is told of every case that was looked at.
+
+    Raises:
+        StoreError: a process was killed.
+        Stopped: asked to, between two cases; what was seen is kept.
+    """
+    left = [
+        (n, source, files)
+        for n, source, files in cases
+        if not cache.has_looked(files, source, what)
+    ]
+    if not left:
+        return
+    if jobs is None:
+        sizes = [size for case in left if (size := _readable(case)) is not None]
+        jobs = _fitting(sizes) if sum(sizes) > WORTH_VOXELS else 1
+    shared = _shared_out(
+        [(_look, (cache.root, c, what, os.getpid())) for c in left],
+        jobs,
+        cache.root,
+        "looked at",
+        watch,
+    )
+    for _ in shared:
+        pass
+
+
+def _readable(case: Case) -> int | None:
+    """Voxels of a case; None where its header cannot be used."""
+    try:
+        return voxels(case, None)
+    except DataError:
+        return None
+
+
+def _look(root: Path, case: Case, what: Looks, parent: int) -> tuple[str]:
+    """Look at a case, in a process of its own or not; see `VolumeCache.look`."""
+    number, source, files = case
+    _start_work(number, parent)
+    with reading(number, files.case):
+        VolumeCache(root).look(files, source, what)
+    return (files.case,)
 
 
 def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda event: None) -> int:
@@ -120,28 +193,71 @@ def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda eve
         jobs = processes(left, pre) if worth else 0
     if not left or not jobs:
         return 0
-    ready: Iterator[tuple[str, int, Exception | None]] = joblib.Parallel(
-        n_jobs=min(jobs, len(left)), return_as="generator_unordered", pre_dispatch="n_jobs"
-    )(joblib.delayed(_prepare_case)(catalog.cache.root, case, pre, os.getpid()) for case in left)
+    calls = [(_prepare_case, (catalog.cache.root, case, pre, os.getpid())) for case in left]
     failed: list[Exception] = []
     written = 0
+    for _, count, error in _shared_out(calls, jobs, catalog.cache.root, "prepared", watch):
+        written += count
+        failed += [error] if error else []
+    if failed:
+        raise min(failed, key=str)  # whichever process was first, the same one is named
+    return written
+
+
+def _shared_out(
+    calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
+    jobs: int,
+    root: Path,
+    event: str,
+    watch: Watch,
+) -> Iterator[Any]:
+    """What calls return, in the order in which they end; each is of one case, named first.
+
+    Args:
+        calls: functions and their arguments.
+        jobs: processes; 1: this one.
+        root: of the cache, for errors.
+        event: what `watch` is told of each.
+        watch: is told.
+
+    Raises:
+        StoreError: a process was killed.
+        Stopped: asked to, between two cases.
+    """
+    count = min(jobs, len(calls))
+    ready = joblib.Parallel(n_jobs=count, return_as="generator_unordered", pre_dispatch="n_jobs")(
+        joblib.delayed(do)(*arguments) for do, arguments in calls
+    )
     try:
-        for done, (case, count, error) in enumerate(ready, 1):
-            written += count
-            failed += [error] if error else []
-            watch({"event": "prepared", "done": done, "of": len(left), "case": case})
-            signals.check(f"preprocessing, case {case}")
+        for done, result in enumerate(ready, 1):
+            yield result
+            watch({"event": event, "done": done, "of": len(calls), "case": result[0]})
+            signals.check(f"case {result[0]} {event}")
     except BrokenProcessPool as err:
         signals.check("preprocessing")  # of which a process that had hardly begun dies
         raise StoreError(
             "a process that preprocessed a case was killed, as happens where memory runs out",
-            where=catalog.cache.root,
+            where=root,
             next_step="`clbench data prepare --jobs 1` with the same course and data; what is "
             "ready stays",
         ) from err
-    if failed:
-        raise min(failed, key=str)  # whichever process was first, the same one is named
-    return written
+    if count > 1:  # idle ones would hold what they kept for minutes, while training begins
+        get_reusable_executor(reuse=True).shutdown(wait=True)
+
+
+def _start_work(number: int, parent: int) -> None:
+    """What a process does before it reads a case.
+
+    Args:
+        number: of the step.
+        parent: the process that waits for it.
+    """
+    if os.getpid() != parent:  # signals are left to the process that waits
+        signals.leave_to_parent(number)
+        process_executor._MAX_MEMORY_LEAK_SIZE = (
+            sys.maxsize
+        )  # else a process ends for what it keeps
+    freed_memory().settle()  # each array anew costs page faults, for which processes wait
 
 
 def _prepare_case(
@@ -153,11 +269,9 @@ def _prepare_case(
         The case, entries written, and what went wrong.
     """
     number, source, files = case
-    if os.getpid() != parent:  # signals are left to the process that waits
-        signals.leave_to_parent(number)
     cache = VolumeCache(root)
     try:
-        freed_memory().settle()  # each array anew costs page faults, for which processes wait
+        _start_work(number, parent)
         with reading(number, files.case):
             cache.get(files, source, pre)
     except Exception as err:  # raised where all are waited for

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from clbench.data.cache import Looks, VolumeCache
 from clbench.data.catalog import Catalog, build_catalog, exam_cases
 from clbench.data.checks.course_splits import chosen
 from clbench.data.layouts import LAYOUTS
@@ -108,6 +109,28 @@ def test_a_file_that_changes_while_a_run_goes_on_is_found(data: Path, tmp_path: 
     assert str(files.label) in str(err.value)
     files.label.write_bytes(before)
     made.open(1, case, "test")
+
+
+def test_cases_are_looked_at_ahead_of_the_questions(data: Path, tmp_path: Path) -> None:
+    """Labels of those that a rule draws from, then all of every case of the course."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def look(cache: VolumeCache, cases: Any, what: Looks) -> None:
+        asked.append((what, sorted(f"{source.name}/{files.case}" for _, source, files in cases)))
+        for _, source, files in cases:
+            cache.look(files, source, what)
+
+    drawn = Split(
+        name="b",
+        draw=Draw(seed=0, train=1, validation=0, test=1, needs=("spleen",), without=("2",)),
+    )
+    splits = {"btcv": drawn, "lits": LITS}
+    made = catalog(data, tmp_path, splits=splits, look=look)
+    of_all = ["btcv/1", "btcv/3", "lits/0", "lits/1"]
+    assert asked == [("values", ["btcv/1", "btcv/3"]), ("notes", of_all)]
+    assert made.fingerprint == catalog(data, tmp_path / "other", splits=splits).fingerprint
+    catalog(data, tmp_path, splits=splits, look=look, expect_hu=None)
+    assert asked[-1] == ("images", of_all)
 
 
 def test_a_test_case_is_never_opened_for_training(data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +15,17 @@ import nibabel as nib
 import numpy as np
 import psutil
 import pytest
+from joblib.externals.loky import process_executor
 from typer.testing import CliRunner
 
 from clbench import signals
 from clbench.cli.options import app
+from clbench.data import nifti
 from clbench.data.cache import VolumeCache
 from clbench.data.layouts import find_cases
 from clbench.errors import DataError, StoreError
 from clbench.run import prepare as prepare_module
-from clbench.run.prepare import prepare, processes, unprepared, voxels
+from clbench.run.prepare import look, prepare, processes, unprepared, voxels
 from clbench.spec.benchmark import Preprocessing, Source
 
 SOURCE = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
@@ -59,6 +63,34 @@ def catalog(data: Path, cache: Path) -> Any:
     )
 
 
+def seen(cache: VolumeCache, data: Path) -> list[object]:
+    """All that is asked of cases before they are preprocessed."""
+    return [
+        ask(files, SOURCE)
+        for files in find_cases(data, SOURCE).values()
+        for ask in (
+            lambda files, _: cache.content_hash(files),
+            cache.holds,
+            cache.image_hash,
+            cache.notes,
+        )
+    ]
+
+
+@pytest.fixture
+def unpacked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """File → how often it was read from the disk."""
+    count: Counter[str] = Counter()
+    stream = nifti._stream
+
+    def counting(path: Path) -> Any:
+        count[path.name] += 1
+        return stream(path)
+
+    monkeypatch.setattr(nifti, "_stream", counting)
+    return count
+
+
 def content(root: Path) -> dict[str, bytes]:
     return {
         p.relative_to(root).as_posix(): p.read_bytes()
@@ -80,6 +112,101 @@ def test_several_processes_make_the_entries_that_one_makes(data: Path, tmp_path:
     assert sorted(e["case"] for e in events) == sorted(two.files["lits"])
     assert unprepared(two) == []
     assert prepare(two, 2) == 0
+
+
+def cases_of(data: Path) -> list[Any]:
+    return [(1, SOURCE, files) for files in find_cases(data, SOURCE).values()]
+
+
+def test_a_case_is_unpacked_once_to_be_looked_at(
+    data: Path, tmp_path: Path, unpacked: Counter[str]
+) -> None:
+    expected = seen(VolumeCache(tmp_path / "each"), data)
+    assert set(unpacked.values()) != {1}  # without looking ahead
+    unpacked.clear()
+    cache = VolumeCache(tmp_path / "once")
+    look(cache, cases_of(data), "notes")
+    assert seen(cache, data) == expected
+    assert set(unpacked.values()) == {1}
+    assert len(unpacked) == 2 * COUNT
+
+
+def test_looking_at_labels_reads_no_image(
+    data: Path, tmp_path: Path, unpacked: Counter[str]
+) -> None:
+    cache = VolumeCache(tmp_path / "c")
+    look(cache, cases_of(data), "values")
+    assert unpacked == {f"segmentation-{i}.nii": 1 for i in range(COUNT)}
+    assert all(cache.holds(files, SOURCE) == {"liver"} for *_, files in cases_of(data))
+    assert sum(unpacked.values()) == COUNT
+
+
+def test_several_processes_see_what_one_sees_and_end(data: Path, tmp_path: Path) -> None:
+    events: list[dict[str, Any]] = []
+    one, two = VolumeCache(tmp_path / "one"), VolumeCache(tmp_path / "two")
+    before = set(psutil.Process().children(recursive=True))
+    look(one, cases_of(data), "notes", jobs=1)
+    look(two, cases_of(data), "notes", jobs=2, watch=events.append)
+    kept = [
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        for root in (one.root, two.root)
+    ]
+    assert kept[0] == kept[1] != {}
+    assert [(e["event"], e["done"], e["of"]) for e in events] == [
+        ("looked at", i, COUNT) for i in range(1, COUNT + 1)
+    ]
+    look(two, cases_of(data), "notes", watch=events.append)
+    assert len(events) == COUNT  # nothing twice
+    left = set(psutil.Process().children(recursive=True)) - before
+    workers = [p for p in left if "popen_loky" in " ".join(p.cmdline())]
+    assert not workers
+
+
+def test_a_file_that_cannot_be_read_is_left_to_who_asks(data: Path, tmp_path: Path) -> None:
+    (data / "volume-1.nii").write_bytes((data / "volume-1.nii").read_bytes()[:-100])
+    cache = VolumeCache(tmp_path / "c")
+    look(cache, cases_of(data), "notes")
+    first, bad, last = (files for *_, files in cases_of(data))
+    assert cache.has_looked(first, SOURCE, "notes")
+    assert cache.has_looked(last, SOURCE, "notes")
+    with pytest.raises(DataError, match=r"volume-1\.nii"):
+        cache.content_hash(bad)
+
+
+def test_asked_to_stop_it_keeps_what_was_seen(data: Path, tmp_path: Path) -> None:
+    cache = VolumeCache(tmp_path / "c")
+    with signals.listening(), pytest.raises(signals.Stopped, match="SIGTERM"):
+        look(cache, cases_of(data), "notes", watch=lambda event: signals.ask("SIGTERM"))
+    assert [cache.has_looked(files, SOURCE, "notes") for *_, files in cases_of(data)] == [
+        True, False, False,
+    ]  # fmt: skip
+
+
+def test_arrays_that_share_what_was_read_may_not_be_written_to(data: Path) -> None:
+    path = data / "volume-0.nii"
+    with nifti.read_once():
+        one, two = nifti.voxels(path), nifti.voxels(path)
+        assert np.shares_memory(one, two)
+        with pytest.raises(ValueError, match="read-only"):
+            one[0, 0, 0] = 1
+    nifti.voxels(path)[0, 0, 0] = 1
+
+
+def test_a_process_that_keeps_its_memory_is_not_taken_for_one_that_leaks(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """joblib ends a process that has grown by 300 MB, which one with a large case has."""
+    handlers = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    monkeypatch.setattr(
+        process_executor, "_MAX_MEMORY_LEAK_SIZE", process_executor._MAX_MEMORY_LEAK_SIZE
+    )
+    try:
+        prepare_module._look(tmp_path, cases_of(data)[0], "notes", parent=0)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    limit = process_executor._MAX_MEMORY_LEAK_SIZE
+    assert limit == sys.maxsize
 
 
 def test_freed_memory_is_kept_from_case_to_case(
