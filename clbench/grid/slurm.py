@@ -1,8 +1,8 @@
 """Working off jobs on a SLURM cluster (submitit): arrays, limits, queued again where they were.
 
-A run that shares its next step with another one is submitted to begin after that one's job. A job
-whose time ends, or that is preempted, gets a signal ahead; its run saves, and the job is queued
-again.
+A run that shares its next step with another one is submitted to begin after that one's job, which
+lets it go as soon as the step is taught. A job whose time ends, or that is preempted, gets a signal
+ahead; its run saves, and the job is queued again.
 Whether a run is finished is read from its folder, and whether its job is still queued from
 `squeue`: a cluster need not keep accounts.
 """
@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from clbench.grid.local import COMMAND
 from clbench.grid.slurm_job import RunInJob
 from clbench.store import files
 
+LOOK_S = 30.0
+"""Seconds after which a job looks again whether others need to wait for it no longer."""
 MOST_TIMEOUTS = 10_000
 """A run may be longer than any number of time limits; submitit's own default is 3."""
-
 
 OWN_OPTIONS = {
     "time": "--minutes",
@@ -70,7 +72,8 @@ class Cluster:
     """So long before its end a job is told to save; half of its time where that is less. The update
     or the case at hand must end within it."""
     at_once: int | None = None
-    """Jobs of an array that may run at a time; None: as many as the cluster lets."""
+    """Jobs that may run at a time, and runs that share a step then wait for the end of the one that
+    teaches it; None: as many as the cluster lets."""
     more: Mapping[str, str] = field(default_factory=dict)
     """Further options of sbatch: `qos`, `constraint`, …"""
 
@@ -146,10 +149,11 @@ def submit(jobs: Sequence[Job], cluster: Cluster, *, more: Sequence[str] = ()) -
         for first, array in ready.items():
             # after its end, however it ends: if it failed, one of these teaches the step
             before = [] if first is None else [first]
+            until = [_until(job, after[job.folder]) for job in array]
             if cluster.at_once is not None:  # the limit of an array is its own
                 before += sorted({number.partition("_")[0] for number in arrays})
-            then = f"afterany:{':'.join(before)}" if before else None
-            _submit(array, cluster, more, dependency=then)
+                until = [None for _ in array]
+            _submit(array, cluster, more, before, until)
             submitted += array
             arrays += filter(None, map(job_id, array))
     return todo
@@ -176,9 +180,32 @@ def leaders(todo: Sequence[Job], queued: Sequence[Job]) -> dict[Path, Job | None
     return after
 
 
+def _until(job: Job, leader: Job | None) -> Path | None:
+    """Checkpoint of the last of the next steps that another run teaches for a run, too."""
+    taught = frozenset(leader.untaught()) if leader is not None else frozenset()
+    shared = list(takewhile(lambda at: at in taught, job.untaught()))
+    if not shared:
+        return None
+    return shared[-1] / f"step{job.step_folders.index(shared[-1]) + 1}.pt"
+
+
 def _submit(
-    jobs: Sequence[Job], cluster: Cluster, more: Sequence[str], dependency: str | None = None
+    jobs: Sequence[Job],
+    cluster: Cluster,
+    more: Sequence[str],
+    before: Sequence[str],
+    until: Sequence[Path | None],
 ) -> None:
+    """Submit runs as one array.
+
+    Args:
+        jobs: the runs.
+        cluster: what each asks for.
+        more: further words of `clbench run`.
+        before: numbers of the jobs that are to end before.
+        until: checkpoint per run, from which on it need not wait for the first of them; None: it
+            must.
+    """
     if not jobs:
         return
     try:
@@ -202,7 +229,7 @@ def _submit(
             array_parallelism=cluster.at_once or len(jobs),
             partition=cluster.partition,
             account=cluster.account,
-            dependency=dependency,
+            dependency=f"afterany:{':'.join(before)}" if before else None,
             gres=f"gpu:{cluster.gpus}" if cluster.gpus else None,
             # a cluster may queue jobs again on demand alone, and `srun` may not know of the cores
             additional_parameters={"requeue": True, **cluster.more},
@@ -216,6 +243,8 @@ def _submit(
                     *("--device", device, "--threads", str(cluster.threads)),
                 ),
                 cluster.threads,
+                logs,
+                LOOK_S,
             )
             for job in jobs
         ]
@@ -230,10 +259,12 @@ def _submit(
             next_step="try `sinfo`, and look at --partition, --account and the limits; "
             "what was submitted before stays, and the same command goes on",
         ) from err
-    for job, submitted in zip(jobs, queued, strict=True):
+    for job, submitted, taught in zip(jobs, queued, until, strict=True):
         job.failure.unlink(missing_ok=True)
         log = Path(submitted.paths.stdout)
-        ticket = {"job": str(submitted.job_id), "log": str(log), "user": _user()}
+        ticket: dict[str, Any] = {"job": str(submitted.job_id), "log": str(log), "user": _user()}
+        if taught is not None:
+            ticket |= {"after": before[0], "until": str(taught)}
         files.write_json(job.ticket, ticket)
 
 

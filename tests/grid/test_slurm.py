@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -18,7 +19,7 @@ from slurm_cluster import cluster, need_slurm, wait_until
 from clbench import signals
 from clbench.cli.grid import _failure, _left_by_slurm
 from clbench.errors import SettingError
-from clbench.grid import slurm
+from clbench.grid import slurm, slurm_job
 from clbench.grid.jobs import Job, State, states
 from clbench.grid.slurm import (
     Cluster,
@@ -91,6 +92,21 @@ def test_a_study_ends_and_a_shared_step_is_taught_once(
     trace = (jobs[0].folder.parent.parent / "trace.txt").read_text(encoding="utf-8")
     assert len(trace.splitlines()) == 2
     assert submit(jobs, SMALL, more=more) == []
+
+
+@pytest.mark.usefixtures("here")
+def test_a_run_begins_when_the_step_it_waits_for_is_taught(
+    make_job: MakeJob, finished_record: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when the run that teaches it has ended: that one may teach others for days."""
+    monkeypatch.setattr(slurm, "LOOK_S", 0.5)
+    jobs = [make_job("endless", 0), make_job("lwf", 0), make_job("mib", 0)]
+    submit(jobs, SMALL, more=["--cache", str(finished_record)])
+    assert {queue()[str(job_id(job))] for job in jobs[1:]} == {"PENDING"}
+    wait_until(lambda: all(job.is_finished() for job in jobs[1:]))
+    assert jobs[0].is_running()
+    subprocess.run(["scancel", str(job_id(jobs[0]))], check=True)
+    wait_until(lambda: not queue())
 
 
 @pytest.mark.usefixtures("here")
@@ -188,6 +204,59 @@ def test_a_run_begins_after_the_one_that_teaches_most_of_what_it_lacks(make_job:
     assert [after[j.folder] for j in (one, two, three, four)] == [None, None, None, None]
 
 
+def test_a_run_waits_for_the_last_of_the_steps_it_shares_in_a_row(make_job: MakeJob) -> None:
+    def job(name: str, *steps: str) -> Job:
+        made = make_job(name, 0)
+        return replace(made, step_folders=tuple(made.cell.out / "_shared" / s for s in steps))
+
+    leader = job("one", "a", "b", "c", "d")
+    shared = leader.cell.out / "_shared"
+    assert slurm._until(job("two", "a", "b", "x", "d"), leader) == shared / "b" / "step2.pt"
+    assert slurm._until(job("three", "x", "a"), leader) is None
+    assert slurm._until(leader, None) is None
+    (shared / "a").mkdir(parents=True)
+    (shared / "a" / "step1.pt").touch()
+    assert slurm._until(job("four", "a", "b", "y"), leader) == shared / "b" / "step2.pt"
+    assert slurm._until(job("five", "a", "y"), leader) is None
+
+
+def test_a_job_lets_go_only_those_that_wait_for_what_it_has_taught(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said = tmp_path / "said.txt"
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(
+        f'#!/bin/sh\necho "$*" >> {said}\n[ "$2" != JobId=8_2 ]\n', encoding="utf-8"
+    )
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    taught, untaught = tmp_path / "step1.pt", tmp_path / "step2.pt"
+    taught.touch()
+    for number, more in {
+        "7": {},
+        "8_0": {"after": "7", "until": str(taught)},
+        "8_1": {"after": "7", "until": str(untaught)},
+        "8_2": {"after": "7", "until": str(taught)},  # the cluster does not answer
+        "8_3": {"after": "6", "until": str(taught)},
+    }.items():
+        write_json(tmp_path / f"{number}.slurm.json", {"job": number, "log": "x", **more})
+    (tmp_path / "torn.slurm.json").write_text('{"job": ', encoding="utf-8")
+    said.touch()
+    enough = f"[ $(wc -l < {said}) -ge {1 + slurm_job.TRIES} ] && exit"
+    ends = f"for i in $(seq 600); do {enough}; sleep 0.05; done; exit 1"
+    RunInJob(["sh", "-c", ends], 1, tmp_path, 0.05)()
+    words = Counter(said.read_text(encoding="utf-8").splitlines())
+    assert words == {
+        "update JobId=8_0 Dependency=": 1,
+        "update JobId=8_2 Dependency=": slurm_job.TRIES,
+    }
+    monkeypatch.delenv("SLURM_JOB_ID")
+    RunInJob(["true"], 1, tmp_path, 0.0)()
+    assert Counter(said.read_text(encoding="utf-8").splitlines()) == words
+
+
 def test_no_slurm_and_too_many_gpus(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -203,10 +272,10 @@ def test_no_slurm_and_too_many_gpus(
     assert job.failed() is None
 
 
-def test_a_run_in_a_job_hands_on_its_failure() -> None:
-    RunInJob(["true"], 1)()
+def test_a_run_in_a_job_hands_on_its_failure(tmp_path: Path) -> None:
+    RunInJob(["true"], 1, tmp_path, 30)()
     with pytest.raises(RuntimeError, match="status 3"):
-        RunInJob(["sh", "-c", f"exit $(( $OMP_NUM_THREADS + {os.EX_OK} ))"], 3)()
+        RunInJob(["sh", "-c", f"exit $(( $OMP_NUM_THREADS + {os.EX_OK} ))"], 3, tmp_path, 30)()
 
 
 @pytest.mark.parametrize("status", [signals.STATUS, *(-number for number in signals.SIGNALS)])
@@ -235,7 +304,7 @@ def test_a_saved_run_goes_on_where_nobody_cancelled_its_job(
     try:
         how = f"exit {status}" if status > 0 else f"kill {status} $$"
         with pytest.raises(RuntimeError, match=f"status {status}"):
-            RunInJob(["sh", "-c", how], 1)()
+            RunInJob(["sh", "-c", how], 1, tmp_path, 30)()
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert asked == [signal.SIGUSR2] * again
@@ -318,10 +387,14 @@ def test_a_limit_of_runs_at_a_time_holds_over_all_arrays(
 ) -> None:
     """Arrays wait for those before them: each would otherwise have the limit for itself."""
     jobs = [make_job(name, seed) for name in ("lwf", "mib", "plop") for seed in (0, 1)]
-    sent: list[tuple[int, str | None]] = []
+    sent: list[tuple[int, list[str]]] = []
+    steps: list[Path | None] = []
 
-    def take(array: list[Job], *_: object, dependency: str | None) -> None:
-        sent.append((len(array), dependency))
+    def take(
+        array: list[Job], _: Cluster, more: object, before: list[str], until: list[Path | None]
+    ) -> None:
+        sent.append((len(array), before))
+        steps.extend(until)
         for k, job in enumerate(array):
             ticket(job, f"{100 + len(sent)}_{k}")
 
@@ -330,9 +403,14 @@ def test_a_limit_of_runs_at_a_time_holds_over_all_arrays(
     submit(jobs, SMALL)
     at_will = list(sent)
     assert [count for count, _ in at_will] == [2, 2, 2]
-    assert at_will[1:] == [(2, "afterany:101_0"), (2, "afterany:101_1")]
+    assert at_will[1:] == [(2, ["101_0"]), (2, ["101_1"])]
+    assert steps == [None, None] + [
+        jobs[seed].step_folders[0] / "step1.pt" for seed in (0, 0, 1, 1)
+    ]
     sent.clear()
+    steps.clear()
     for job in jobs:
         job.ticket.unlink()
     submit(jobs, replace(SMALL, at_once=1))
-    assert [of for _, of in sent] == [None, "afterany:101_0:101", "afterany:101_1:101:102"]
+    assert [of for _, of in sent] == [[], ["101_0", "101"], ["101_1", "101", "102"]]
+    assert not any(steps)  # to let one begin early would break the limit
