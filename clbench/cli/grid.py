@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from clbench import signals
 from clbench.cli import options
 from clbench.cli.options import (
     RESULTS,
@@ -22,7 +23,6 @@ from clbench.cli.options import (
     show,
 )
 from clbench.errors import SettingError, TrainingError
-from clbench.signals import STATUS
 
 if TYPE_CHECKING:
     from clbench.grid.forecast import Forecast
@@ -204,7 +204,7 @@ def _leave_unfinished(planned: list[Job]) -> None:
         "ended, run the same command again: it goes on with those that are left",
     )
     typer.echo(f"clbench: {said}", err=True)
-    raise typer.Exit(STATUS)
+    raise typer.Exit(signals.STATUS)
 
 
 def _refuse_unknown(track: Iterable[str] | None, keep_predictions: str | None) -> None:
@@ -360,12 +360,14 @@ def plan(
     split: options.Splits = None,
     out: options.Out = RESULTS,
     set_: options.Overrides = None,
+    cache: options.Cache = None,
     device: options.Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default all.")] = None,
     alpha: Annotated[float, typer.Option(help="Level of the tests to come.")] = 0.05,
     comparisons: Annotated[int, typer.Option(min=1, help="Strategies to compare with.")] = 1,
 ) -> None:
     """Before running: time, memory, disk and the smallest difference, from a short trial here."""
+    from clbench.cli.progress import Progress
     from clbench.grid.forecast import forecast
     from clbench.reproducibility import slow_bf16
     from clbench.run.plan import RunSettings, resolve
@@ -373,7 +375,7 @@ def plan(
     settings = RunSettings(
         bench=bench, strategy=strategy, profile=profile, data=data,
         splits=parse_splits(split or []), out=out, overrides=tuple(set_ or ()), device=device,
-        threads=threads,
+        threads=threads, cache=cache,
     )  # fmt: skip
     if not 0 < alpha < 1:
         raise SettingError(
@@ -382,14 +384,16 @@ def plan(
     planned = resolve(settings)
     if slow := slow_bf16(planned.profile.train.amp, planned.device):
         typer.echo(slow, err=True)
-    catalog = planned.catalog
+    with signals.listening(), Progress() as progress:  # looking at all cases may take long
+        planned.watch = progress.watch
+        catalog = planned.catalog
     patients = {
         (source.name, source.patient_of(case) if catalog.patients else case)
         for number, of in enumerate(catalog.splits, 1)
         for source in [catalog.source(number)]
         for case in of.test
     }
-    ahead = forecast(settings)
+    ahead = forecast(planned)
     show(_forecast_table(ahead, bench, strategy, len(parse_seeds(seeds))))
     typer.echo("\n".join(_smallest(len(patients), alpha, comparisons)))
 
@@ -409,7 +413,7 @@ def _forecast_table(ahead: Forecast, bench: str, strategy: str, seeds: int) -> T
     runs = f", {seeds} seeds one after the other {_hours(seeds * ahead.total_s)}" * (seeds > 1)
     notes = [
         f"one run: {_hours(ahead.total_s)}{runs}; on {ahead.device}",
-        f"memory: {_size(ahead.peak_bytes)} at the trial's highest",
+        f"memory: {_memory(ahead)} at the trial's highest",
         (
             f"disk: {_size(ahead.cache_bytes)} of prepared volumes, shared by all runs; "
             f"{_size(ahead.run_bytes)} per finished run, {_size(ahead.running_bytes)} while it runs"
@@ -431,6 +435,13 @@ def _forecast_table(ahead: Forecast, bench: str, strategy: str, seeds: int) -> T
         rows=tuple(rows),
         notes=tuple(notes),
     )
+
+
+def _memory(ahead: Forecast) -> str:
+    """What a run takes, of the machine and of a GPU if it computes there."""
+    if ahead.device == "cpu":
+        return _size(ahead.peak_bytes)
+    return f"{_size(ahead.peak_bytes)} of the GPU and {_size(ahead.host_bytes)} of the machine"
 
 
 def _smallest(patients: int, alpha: float, comparisons: int) -> list[str]:

@@ -71,6 +71,8 @@ class Forecast:
     """In order."""
     peak_bytes: int
     """Largest resident memory of the process in the trial; on a GPU what torch allocated there."""
+    host_bytes: int
+    """Largest resident memory of the process in the trial, wherever it computed."""
     device: str
     """Where the trial computed."""
     cache_bytes: float
@@ -106,16 +108,15 @@ class Forecast:
         return self.peak_bytes / statistics.fmean(self.measured_bytes) - 1
 
 
-def forecast(settings: RunSettings) -> Forecast:
-    """Try the run for a few updates per phase, and carry on what was measured.
+def forecast(plan: Plan) -> Forecast:
+    """Try a run for a few updates per phase, and carry on what was measured.
 
     Args:
-        settings: the run; nothing is written below its `out`.
+        plan: the run; nothing is written below the folder of its results.
 
     Raises:
         ClbenchError: what would stop the run itself.
     """
-    plan = resolve(settings)
     whole = plan.catalog
     measured = _measured(plan)
     began = time.monotonic()
@@ -145,7 +146,8 @@ def forecast(settings: RunSettings) -> Forecast:
             _step(plan, trial, number, watch, tests, (kept[number], kept_in_trial[number]))
             for number in range(1, len(whole.splits) + 1)
         ),
-        peak_bytes=_peak(plan, record),
+        peak_bytes=_peak(record, plan.device.type),
+        host_bytes=_peak(record, "cpu"),
         device=record.device,
         cache_bytes=sizes.volume * cases,
         run_bytes=run_bytes,
@@ -418,15 +420,15 @@ def _per_case(seconds: Sequence[float]) -> float:
     return statistics.median(seconds[1:] or seconds) if seconds else 0.0
 
 
-def _peak(plan: Plan, record: RunRecord) -> int:
+def _peak(record: RunRecord, device: str) -> int:
     """Largest memory in any phase of a run; 0 where it was not measured on such a device.
 
     Args:
-        plan: says whether memory of a GPU or of the process counts.
         record: of the run.
+        device: `cpu`: memory of the process counts; another one: memory of the GPU.
     """
     peaks = ("peak_cuda_bytes", "examine_peak_cuda_bytes")
-    if plan.device.type == "cpu":
+    if device == "cpu":
         peaks = ("peak_rss_bytes", "examine_peak_rss_bytes")
     of_step = [{**cost, **cost.get("train", {})} for cost in record.cost.values()]
     return int(max((cost.get(peak, 0) for cost in of_step for peak in peaks), default=0))
@@ -451,5 +453,5 @@ def _measured(plan: Plan) -> list[tuple[float, int]]:
             teach = cost.get("train", {})
             seconds += teach.get("train_s", 0.0) + teach.get("prepare_s", 0.0)
             seconds += cost.get("examine_s", 0.0)
-        found.append((seconds, _peak(plan, record)))
+        found.append((seconds, _peak(record, plan.device.type)))
     return found

@@ -91,7 +91,7 @@ def ahead(
         patch.setattr(tempfile, "tempdir", str(home))
         patch.setattr(VolumeCache, "_write", written)
         patch.setattr(_Watch, "see", seen)
-        found = forecast(settings)
+        found = forecast(resolve(settings))
     assert not list(home.iterdir())  # the trial leaves nothing behind
     assert sorted(settings.out.rglob("*")) == before
     return found
@@ -287,7 +287,7 @@ def test_disk_is_of_all_cases_and_all_steps(
 ) -> None:
     sizes = _Sizes(volume=10.0, prediction=3.0, checkpoints=(100.0, 200.0))
     monkeypatch.setattr("clbench.grid.forecast._sizes", lambda *given: sizes)
-    found = forecast(settings)
+    found = forecast(resolve(settings))
     splits = resolve(settings).catalog.splits
     tests = {case for split in splits for case in split.test}
     assert found.cache_bytes == 10.0 * sum(len(split.cases) for split in splits)
@@ -330,13 +330,17 @@ def test_a_step_from_scratch_is_not_traced_before_it(settings: RunSettings) -> N
 def test_the_table_of_a_forecast() -> None:
     step = StepForecast(updates=1234, cases=4, tests=6, seconds={"train": 3600.0})
     ahead = Forecast(
-        steps=(step, step), peak_bytes=10**9, device="cpu", cache_bytes=5e9, run_bytes=1e9,
-        running_bytes=2e9, trial_s=1.0,
+        steps=(step, step), peak_bytes=10**9, host_bytes=10**9, device="cpu", cache_bytes=5e9,
+        run_bytes=1e9, running_bytes=2e9, trial_s=1.0,
     )  # fmt: skip
     table = _forecast_table(ahead, "tumor_ext", "universal", 3)
     assert table.rows[0] == ("step 1", "4", "1,234", "6", "60.0 min", "60.0 min")
     assert table.notes[0] == "one run: 2.0 h, 3 seeds one after the other 6.0 h; on cpu"
     assert "1.00 GB per finished run, 2.00 GB while it runs" in table.notes[2]
+    assert table.notes[1] == "memory: 1.00 GB at the trial's highest"
+    on_gpu = replace(ahead, device="cuda", host_bytes=3 * 10**9)
+    (_, memory, *_) = _forecast_table(on_gpu, "tumor_ext", "universal", 1).notes
+    assert memory.startswith("memory: 1.00 GB of the GPU and 3.00 GB of the machine")
     assert [_hours(s) for s in (59, 60, 7200, 172_800)] == ["59 s", "1.0 min", "2.0 h", "2.0 d"]
 
 

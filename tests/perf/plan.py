@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clbench.grid.forecast import forecast
-from clbench.run.plan import RunSettings
+from clbench.run.plan import RunSettings, resolve
 
 ROOT = Path(__file__).parents[2]
 STRATEGIES = ("universal", "finetune", "decoder_growth", "der", "mib", "joint")
@@ -30,7 +30,7 @@ def compared(bench: str, strategy: str, results: Path) -> dict[str, Any]:
     settings = RunSettings(
         bench=bench, strategy=strategy, profile="quick", out=results, threads=1, device="cpu"
     )
-    ahead = forecast(settings)
+    ahead = forecast(resolve(settings))
     memory = sum(ahead.measured_bytes) / max(1, len(ahead.measured_bytes))
     return {
         "bench": bench,
