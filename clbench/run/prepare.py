@@ -12,7 +12,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -225,9 +226,9 @@ def _shared_out(
         Stopped: asked to, between two cases.
     """
     count = min(jobs, len(calls))
-    ready = joblib.Parallel(n_jobs=count, return_as="generator_unordered", pre_dispatch="n_jobs")(
-        joblib.delayed(do)(*arguments) for do, arguments in calls
-    )
+    ready: Generator[Any, None, None] = joblib.Parallel(
+        n_jobs=count, return_as="generator_unordered", pre_dispatch="n_jobs"
+    )(joblib.delayed(do)(*arguments) for do, arguments in calls)
     try:
         for done, result in enumerate(ready, 1):
             yield result
@@ -241,6 +242,10 @@ def _shared_out(
             next_step="`clbench data prepare --jobs 1` with the same course and data; what is "
             "ready stays",
         ) from err
+    finally:
+        with warnings.catch_warnings():  # what was begun and is not waited for
+            warnings.simplefilter("ignore", UserWarning)
+            ready.close()
     if count > 1:  # idle ones would hold what they kept for minutes, while training begins
         get_reusable_executor(reuse=True).shutdown(wait=True)
 

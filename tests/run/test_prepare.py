@@ -173,6 +173,14 @@ def test_a_file_that_cannot_be_read_is_left_to_who_asks(data: Path, tmp_path: Pa
         cache.content_hash(bad)
 
 
+@pytest.mark.filterwarnings("error")
+def test_asked_to_stop_it_waits_for_no_process_and_says_so_once(data: Path, tmp_path: Path) -> None:
+    course = catalog(data, tmp_path / "c")
+    with signals.listening(), pytest.raises(signals.Stopped, match=r"case \d prepared"):
+        prepare(course, 2, lambda event: signals.ask("SIGTERM"))
+    assert len(unprepared(course)) < COUNT
+
+
 def test_asked_to_stop_it_keeps_what_was_seen(data: Path, tmp_path: Path) -> None:
     cache = VolumeCache(tmp_path / "c")
     with signals.listening(), pytest.raises(signals.Stopped, match="SIGTERM"):

@@ -22,6 +22,7 @@ from clbench.data.layouts import (
     recognised,
 )
 from clbench.errors import DataError, SettingError, UnknownName
+from clbench.run.prepare import look
 from clbench.spec.benchmark import Partial, Source
 from clbench.spec.splits import PARTS, Draw, Split
 from clbench.spec.taxonomy import (
@@ -185,6 +186,7 @@ def read_own_data(
     layout, files = _cases(folder, layout)
     source, notes = _source(folder, files, learn, name, layout, labels, patient)
     named = {case: of_case.named(source) for case, of_case in files.items()}
+    look(cache, [(1, source, of_case) for of_case in named.values()], "values")
     holds = {case: cache.holds(of_case, source) for case, of_case in named.items()}
     drawn = split or _split(folder, source, holds, learn, seed)
     return OwnData(folder=folder, source=source, split=drawn, notes=notes)
