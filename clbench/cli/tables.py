@@ -61,7 +61,11 @@ def table(
     ] = "universal",
     metric: Annotated[str, typer.Option(help="continual: dice, nsd, hd95_mm, …")] = "dice",
     percent: Annotated[
-        bool, typer.Option("--percent", help="10, 11, summary, learning, continual: 81.7 for 0.817")
+        bool,
+        typer.Option(
+            "--percent",
+            help="10, 11, summary, learning, continual, external, domains, orders: 81.7 for 0.817",
+        ),
     ] = False,
     external: Annotated[
         str, typer.Option(help="summary, learning, continual: on this external test set or domain.")

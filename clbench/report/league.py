@@ -17,10 +17,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clbench.errors import ClbenchError, SettingError, StoreError
-from clbench.report.page.matrix import HEADS, Cell, ranks_text
+from clbench.report.page.matrix import HEADS, Cell, pairs_text, ranks_text
 from clbench.report.past_images import past_card
 from clbench.report.scores import Run, Scores, StrategyScores, read_frame, scores_of, title_of
-from clbench.report.significance.endpoints import FINAL, Which, asked, hole, interval, table
+from clbench.report.significance.endpoints import (
+    FINAL,
+    Which,
+    asked,
+    hole,
+    interval,
+    table,
+    tested_patients,
+)
 from clbench.report.significance.ranking import ties_of
 from clbench.report.study import Protocol
 from clbench.report.tables.render import EMPTY, Table, long_table
@@ -104,6 +112,19 @@ class League:
     notes: tuple[str, ...]
     """What the numbers are."""
 
+    @property
+    def holes(self) -> tuple[str, ...]:
+        """Who is not ranked, and which further numbers are missing, each with its reason."""
+        lines = []
+        for e in self.entries:
+            lines += [f"not ranked: {e.hole} ({e.submission})"] if e.hole else []
+            lines += [
+                f"no number of {HEADS[name]}: {cell.why} ({e.submission})"
+                for name, cell in e.cells.items()
+                if cell.why and cell.why != e.hole
+            ]
+        return tuple(lines)
+
     def table(self) -> Table:
         """For terminals and files."""
         return Table(
@@ -117,7 +138,7 @@ class League:
                 )
                 for e in self.entries
             ),
-            notes=self.notes,
+            notes=(*self.notes, *self.holes),
             keys=4,
             long=self._long(),
         )  # fmt: skip
@@ -129,7 +150,7 @@ class League:
             [
                 (
                     e.submission, e.label, e.groups, *(e.ranks or (None, None)), e.checked, e.seeds,
-                    e.past, name, cell.value, cell.low, cell.high, e.hole,
+                    e.past, name, cell.value, cell.low, cell.high, cell.why,
                 )
                 for e in self.entries
                 for name, cell in e.cells.items()
@@ -426,17 +447,16 @@ def _entry(
 
 def _notes(scores: Scores, protocol: Protocol, ties: Ties) -> Iterable[str]:
     """What a reader must know."""
-    cases = " + ".join(f"{scores.scans[s]} {s}" for s in scores.homes)
     yield (
-        f"Dice, {scores.scoring} scoring, means over structures; {cases} test cases; "
-        f"[{protocol.percent} interval over patients and seeds]."
+        f"Dice, {scores.scoring} scoring, means over structures, test cases: "
+        f"{tested_patients(scores)}; [{protocol.percent} interval over patients and seeds]."
     )
     if ties.m:
         yield (
-            "group: methods with a letter in common are not told apart by the test of all "
-            f"{ties.m} pairs ({protocol.adjusted_by}, {ties.patients} patients, seeds averaged); "
-            "rank: the ranks it leaves open. Among equals nobody is first. It holds for these "
-            "training runs."
+            "group: methods with a letter in common are not told apart by the test of "
+            f"{pairs_text(ties.m)} ({protocol.adjusted_by}, {ties.patients} patients, seeds "
+            "averaged); rank: the ranks it leaves open. Among equals nobody is first. It holds for "
+            "these training runs."
         )
     yield (
         f"{RECOMPUTED}: every score was computed again from stored predictions and the data; "

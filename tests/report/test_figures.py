@@ -14,6 +14,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from nifti_files import packed, put
@@ -39,9 +40,11 @@ from clbench.report.figures.style import pens
 from clbench.report.figures.wrapping import width_in, wrapped
 from clbench.report.scores import Run
 from clbench.report.significance.analysis import Analysis
+from clbench.report.significance.tables import ranking_table
 from clbench.report.study import Protocol
 from clbench.report.tables.costs import read_costs
 from clbench.spec.benchmark import Preprocessing, Source
+from clbench.store import run_folder
 
 METHODS = {
     "universal": Method(kept=-0.02),
@@ -205,6 +208,44 @@ def test_strategies_are_told_by_more_than_color() -> None:
     assert style.family_of("lwf (alpha=2)") == "lwf"
 
 
+@pytest.mark.parametrize("names", [MANY, [f"m{chr(97 + i % 26)}{i}" for i in range(40)]])
+def test_points_without_lines_are_told_by_marker_and_filling(names: list[str]) -> None:
+    drawn = pens(names)
+    assert len({(p.marker, p.fill) for p in drawn.values()}) == len(names)
+    assert len({(p.marker, str(p.dash)) for p in drawn.values()}) == len(names)
+    looks = {_look(Line2D([0], [0], **p.point())) for p in drawn.values()}
+    assert len(looks) == len(names)
+
+
+def _look(line: Line2D) -> tuple[object, ...]:
+    """What a gray print shows of a marker: its form, and which part of it is white."""
+    return line.get_marker(), line.get_fillstyle(), line.get_markerfacecolor() == "white"
+
+
+@pytest.mark.parametrize("name", ["plane", "cost"])
+def test_the_key_of_points_tells_all_strategies_apart(many: Analysis, name: str) -> None:
+    with style.look():
+        figure = figures_room._figure(name, many, None)
+    entries = figure.legends[0].legend_handles
+    assert len(entries) == len({_look(e) for e in entries if isinstance(e, Line2D)}) == len(MANY)
+    points = [p for ax in figure.axes for p in ax.get_lines() if len(p.get_xdata()) == 1]
+    assert {_look(p) for p in points} == {_look(e) for e in entries if isinstance(e, Line2D)}
+
+
+def test_the_key_of_patients_shows_the_markers_that_are_drawn(tmp_path: Path) -> None:
+    sets = ("jhh_organ", "jhh_gastro", "jhh_cardiac")
+    make_runs(tmp_path, {"universal": Method(seeds=(0,))}, bench="body_ext", steps=THREE_STEPS,
+              patients=dict.fromkeys(sets, 3))  # fmt: skip
+    with style.look():
+        study = Analysis(results=tmp_path, bench="body_ext")
+        figure = figures_room._figure("patients", study, None)
+    (ax, *_) = figure.axes
+    points = [p for p in ax.get_lines() if p.get_linestyle() == "None"]
+    entries = [e for e in figure.legends[0].legend_handles if isinstance(e, Line2D)]
+    assert [_look(p) for p in points] == [_look(e) for e in entries]
+    assert len({_look(p)[1:] for p in points}) == 2  # the last set teaches nothing old
+
+
 def _linear(color: str) -> np.ndarray:
     return np.array([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
                      for c in to_rgb(color)])  # fmt: skip
@@ -320,6 +361,99 @@ def _beyond_the_ends(figure: Figure) -> set[Text]:
     return beyond
 
 
+def test_a_dollar_in_a_label_is_no_formula(tmp_path: Path) -> None:
+    few = {"btcv": 3, "lits": 3}
+    odd = {"class": "Reg", "train": "^head$|^neck_$"}
+    make_runs(tmp_path, {"universal": Method(seeds=(0,)),
+                         "reg": Method(seeds=(0,), identity={"strategy": odd})},
+              patients=few)  # fmt: skip
+    plain = {"class": "Reg", "train": "all"}
+    make_runs(tmp_path, {"reg": Method(seeds=(0,), kept=-0.1, identity={"strategy": plain})},
+              patients=few)  # fmt: skip
+    add_external(tmp_path, "clinic", ["spleen", "liver"], {"universal": 0.0, "reg": 0.1})
+    for folder in tmp_path.glob("tumor_ext/*/*"):
+        (folder / "cost.csv").write_text("step,forward_macs,parameters\n1,1e9,2e6\n2,2e9,2e6\n")
+    study = Analysis(
+        results=tmp_path, bench="tumor_ext", protocol=Protocol(draws=100, rank_resamples=20)
+    )
+    assert "reg (train=^head$|^neck_$)" in [m.label for m in study.dice.strategies]
+    for name in (*MADE, "cost", "external"):
+        assert draw(name, study).startswith(b"<?xml")
+
+
+def test_too_few_patients_have_no_bar_of_equality(tmp_path: Path) -> None:
+    methods = {"universal": Method(), "mib": Method(), "finetune": Method(kept=-0.5)}
+    make_runs(tmp_path, methods, patients={"btcv": 3, "lits": 12})
+    study = Analysis(results=tmp_path, bench="tumor_ext", protocol=Protocol(draws=100))
+    few, enough = study.rankings
+    assert few.pairs is not None
+    assert (few.pairs.m, enough.n) == (0, 11)
+    with style.look():
+        figure = figures_room._figure("critical-difference", study, None)
+    bars = [[p for p in ax.get_lines() if p.get_linewidth() == 2.6] for ax in figure.axes]
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert [bool(own) for own in bars] == [False, True]
+    assert ["too few patients to test" in title for title in titles] == [True, False]
+    said = " ".join(t.get_text() for t in figure.texts)
+    assert "no pair within is told apart" in said
+    assert "differ" not in said
+    (note,) = (n for n in ranking_table(study).notes if n.startswith("btcv: too"))
+    assert note == "btcv: too few patients to test any pair."
+
+
+def test_the_diamond_lies_within_its_axis(tmp_path: Path) -> None:
+    names = ("universal", "a", "b", "c", "d")
+    make_runs(tmp_path, {name: Method(noise=0.09) for name in names},
+              patients={"btcv": 5, "lits": 5})  # fmt: skip
+    study = Analysis(results=tmp_path, bench="tumor_ext", protocol=Protocol(draws=500))
+    with style.look():
+        figure = figures_room._figure("forest", study, None)
+    drawn = 0
+    for ax in figure.axes:
+        for diamond in (p for p in ax.patches if len(p.get_path().vertices) == 5):
+            ends = diamond.get_path().vertices[:, 0]
+            if diamond.get_facecolor()[:3] == to_rgb("#0072B2"):
+                low, high = ax.get_xlim()
+                assert low <= ends.min() <= ends.max() <= high
+                drawn += 1
+    assert drawn == 4
+
+
+def test_one_strategy_on_an_external_set_has_no_tau_and_the_key_no_more_than_lines(
+    tmp_path: Path,
+) -> None:
+    shifts = {"universal": 0.0, "lwf": 0.0}
+    make_runs(tmp_path, {"universal": Method(), "lwf": Method(drop=[(2, "btcv/101")])})
+    add_external(tmp_path, "clinic", ["spleen", "liver"], shifts)
+    study = Analysis(results=tmp_path, bench="tumor_ext", protocol=Protocol(draws=100))
+    with style.look():
+        figure = figures_room._figure("external", study, None)
+    (ax,) = figure.axes
+    assert "tau" not in ax.get_title(loc="left") + ax.get_title()
+    assert [t.get_text() for t in figure.legends[0].get_texts()] == ["universal"]
+    assert "scores are missing: lwf" in " ".join(figure.texts[-1].get_text().split())
+
+
+def test_a_caption_of_one_seed_says_so(tmp_path: Path) -> None:
+    def said(name: str, seeds: tuple[int, ...]) -> str:
+        out = tmp_path / str(len(seeds))
+        if not out.exists():
+            methods = {"universal": Method(seeds=seeds), "lwf": Method(seeds=seeds, kept=-0.1)}
+            make_runs(out, methods, patients={"btcv": 6, "lits": 6})
+            add_external(out, "clinic", ["spleen", "liver"], dict.fromkeys(methods, 0.0))
+        study = Analysis(results=out, bench="tumor_ext", protocol=Protocol(draws=100))
+        with style.look():
+            figure = figures_room._figure(name, study, None)
+        return " ".join(" ".join(t.get_text() for t in figure.findobj(Text)).split())
+
+    for name in ("critical-difference", "forest", "patients", "external"):
+        assert "1 seed" in said(name, (0,)), name
+        assert "seeds" not in said(name, (0,)), name
+        assert "1 seed" not in said(name, (0, 1)), name
+        assert "seeds" in said(name, (0, 1)), name
+    assert "seeds" not in said("heatmap", (0,))
+
+
 # ------------------------------------------------------------------------------------------- cost
 
 
@@ -344,6 +478,26 @@ def test_cost_against_score(tmp_path: Path) -> None:
     (folders[0] / "cost.csv").write_text("step,forward_macs\n1,many\n")
     with pytest.raises(StoreError, match="cannot be read"):
         draw("cost", Analysis(results=tmp_path, bench="tumor_ext"))
+
+
+def test_costs_are_means_over_seeds_and_one_without_is_a_hole(tmp_path: Path) -> None:
+    folders = make_runs(tmp_path, {"universal": Method(seeds=(0, 1)), "lora": Method(seeds=(0, 1))},
+                        patients={"btcv": 4, "lits": 4})  # fmt: skip
+    for folder, parameters in zip(folders, (2e6, 6e6, 1e6, 0), strict=True):
+        line = f"2,{1e3 * parameters:.0f},{parameters:.0f}" if parameters else ""
+        (folder / "cost.csv").write_text(f"step,forward_macs,parameters\n{line}\n")
+    for folder in folders:
+        record = run_folder.read_record(folder)
+        for step in record["cost"].values():
+            del step["train"]["parameters"]
+        run_folder.write_record(folder, record)
+    with style.look():
+        figure = figures_room._figure("cost", Analysis(results=tmp_path, bench="tumor_ext"), None)
+    (point,) = (p for p in figure.axes[0].get_lines() if p.get_marker() == "o")
+    assert point.get_xdata() == [4.0]  # 10^9 MACs, of 2 and 6
+    small = " ".join(figure.texts[-1].get_text().split())
+    assert "parameters, 4 million, means over seeds" in small
+    assert "operations are missing: lora" in small
 
 
 # ------------------------------------------------------------------------------------------ strip

@@ -415,7 +415,7 @@ def test_the_csv_of_a_league_holds_ranks_and_ends(tmp_path: Path) -> None:
         assert (float(row["low"]), float(row["high"])) == (cell.low, cell.high)
         assert cell.low < cell.value < cell.high
     assert any(len(set(e.ranks or ())) == 2 for e in league.entries)
-    assert "8 btcv + 8 lits test cases" in league.notes[0]
+    assert "test cases: 8 btcv; 8 lits, of which 7 hold a structure" in league.notes[0]
 
 
 def test_each_scoring_has_masks_of_its_own(tmp_path: Path) -> None:
@@ -430,3 +430,27 @@ def test_each_scoring_has_masks_of_its_own(tmp_path: Path) -> None:
         ]
         path.write_bytes(run_folder.scores_bytes(rows))
     assert not compared(anna, ben).refused
+
+
+def test_every_hole_of_a_league_has_its_own_reason(tmp_path: Path) -> None:
+    early = {"universal": Method(drop=((1, "btcv/103"),))}
+    late = {"lwf": Method(drop=((2, "btcv/104"),), own_step1=True)}
+    league = compared(
+        submitted(tmp_path / "anna", early), submitted(tmp_path / "ben", late),
+        submitted(tmp_path / "cem", {"mib": Method(own_step1=True)}),
+    )  # fmt: skip
+    _, path = write_league(league, tmp_path / "league")
+    why = {
+        (r["method"], r["measure"]): r["why"]
+        for r in csv.DictReader(path.open(newline="", encoding="utf-8"))
+    }
+    step_1 = "universal: spleen after step 1, seed 0: 1 of 8 test cases missing (btcv/103)"
+    step_2 = "lwf: spleen after step 2, seed 0: 1 of 8 test cases missing (btcv/104)"
+    assert {key: text for key, text in why.items() if text} == {
+        ("universal", "kept"): step_1, ("lwf", "final"): step_2, ("lwf", "kept"): step_2,
+    }  # fmt: skip
+    lines = (f"no number of kept: {step_1} (anna)", f"not ranked: {step_2} (ben)")
+    assert league.table().notes[-2:] == lines
+    page = (tmp_path / "league" / "index.html").read_text()
+    assert all(line in page for line in lines)
+    assert "the test of the one pair (" in " ".join(league.notes)

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 from sentence_audit import audit
-from synthetic_runs import STEPS, Method, make_runs
+from synthetic_runs import STEPS, Method, add_external, make_runs
 
+from clbench.report.page.checklist import checklist
 from clbench.report.page.limits import limits
 from clbench.report.page.matrix import OWN, SYMBOLS, Cell, _cell, _leaders, _own_cell, matrix_of
 from clbench.report.page.page import write_report
@@ -35,6 +36,7 @@ from clbench.report.tables.render import render
 from clbench.statistics.max_t import compare_family
 from clbench.statistics.ranking import Ties, groups_of, tie_groups
 from clbench.statistics.verdicts import THESE_RUNS
+from clbench.store import run_folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 QUICK = Protocol(draws=2000)
@@ -537,3 +539,53 @@ def test_one_strategy_has_the_number_of_cases_that_count(tmp_path: Path) -> None
     make_runs(tmp_path, {"universal": Method()})
     matrix = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK))
     assert "12 lits, of which 11 hold" in matrix.notes[0]
+
+
+def test_a_hole_of_the_reference_on_an_external_set_hides_nobody_elses_number(
+    tmp_path: Path,
+) -> None:
+    make_runs(tmp_path, {"universal": Method(), "mib": Method()})
+    add_external(tmp_path, "clinic", ["liver", "spleen"], {"universal": 0.0, "mib": 0.01})
+    folder = next((tmp_path / "tumor_ext" / "universal").iterdir())
+    rows = run_folder.read_scores(folder / "scores.csv")
+    gone = ("clinic", "9003", 2)
+    kept = [r for r in rows if (r.eval_set, r.case, r.step) != gone]
+    run_folder.write_scores(folder / "scores.csv", kept)
+    study = Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK)
+    cells = {row.label: row.cells["final, clinic"] for row in matrix_of(study).rows}
+    assert {cell.word for cell in cells.values()} == {"hole"}
+    assert math.isnan(cells["universal"].value)
+    there = study.measured_on("clinic").dice
+    mib = next(m for m in there.strategies if m.label == "mib")
+    assert cells["mib"].value == pytest.approx(mib.over_seeds(2, ["spleen", "liver"])[0])
+    assert "1 of 8 test cases missing (clinic/9003)" in cells["mib"].why
+
+
+def test_one_strategy_with_a_missing_case_names_it(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(seeds=(0,), drop=((2, "btcv/103"),))})
+    study = Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK)
+    matrix = matrix_of(study)
+    missing = "universal: spleen after step 2, seed 0: 1 of 12 test cases missing (btcv/103)"
+    assert matrix.rows[0].cells["final"].why == missing
+    assert any(missing in note for note in matrix.notes)
+    assert limits(study)[0].startswith(f"Hole: {missing}.")
+    said = dict(checklist(study))["Unit of analysis, and n?"]
+    assert said == "patient; test cases: 12 btcv; 12 lits"  # a hole: nobody knows how many count
+    assert matrix.summary[-1].startswith("Old structures, of 1 strategy: ")
+
+
+def test_equal_means_share_the_first_place(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method(noise=0), "zeta": Method(noise=0), "mib": Method()})
+    said = matrix_of(Analysis(results=tmp_path, bench="tumor_ext", protocol=QUICK)).summary[0]
+    assert "has the largest mean" not in said
+    assert re.search(r"After the last step (universal and zeta|mib) ", said)
+    assert "share the largest mean" in said
+
+
+def test_the_page_says_on_how_many_seeds_a_difference_rests(tmp_path: Path) -> None:
+    methods = {"universal": Method(seeds=(0, 1)), "mib": Method(), "lwf": Method(seeds=(0,))}
+    make_runs(tmp_path / "runs", methods)
+    study = Analysis(results=tmp_path / "runs", bench="tumor_ext", protocol=QUICK)
+    page = write_report(study, tmp_path / "out", matrix=matrix_of(study), command="c")[0]
+    said = re.findall(r"<small>([^<]* seeds?)</small>", page.read_text())
+    assert sorted(said) == ["1 seed", "2 of 3 seeds", "2 seeds"]

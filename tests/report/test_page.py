@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from clbench.cli.options import app
 from clbench.errors import StoreError
 from clbench.report.page.calibration import CLAIM, COVERED, SETTLED, calibration_table, rates
-from clbench.report.page.page import Report, make_report, other_tables
+from clbench.report.page.matrix import matrix_of
+from clbench.report.page.page import Report, make_report, other_tables, write_report
 from clbench.report.page.provenance import _backbone_weights
 from clbench.report.paper.table import paper_table
 from clbench.report.significance.analysis import Analysis
@@ -216,6 +217,29 @@ def test_every_table_compiles_as_latex(made: Report, tmp_path: Path) -> None:
         capture_output=True, text=True, errors="replace", check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_a_label_of_any_text_breaks_no_row(tmp_path: Path) -> None:
+    odd = ("a|b<i>c", "l1\nl2")
+    make_runs(tmp_path / "runs", {"universal": Method(seeds=(0,))})
+    for kept, train in zip((-0.1, -0.2), odd, strict=True):
+        own = {"strategy": {"class": "Reg", "train": train}}
+        make_runs(tmp_path / "runs", {"reg": Method(seeds=(0, 1), kept=kept, identity=own)})
+    study = Analysis(results=tmp_path / "runs", bench="tumor_ext", protocol=Protocol(draws=200))
+    write_report(study, tmp_path / "out", matrix=matrix_of(study), command="c")
+    for name in ("report.md", "checklist.md"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "<i>" not in text
+        assert "\nl2" not in text
+        assert "a\\|b&lt;i>c" in text
+        bars = 0
+        for line in text.splitlines():
+            if line.startswith("|"):
+                now = len(re.findall(r"(?<!\\)\|", line))
+                assert now == (bars or now), line
+                bars = now
+            else:
+                bars = 0
 
 
 def test_the_checklist_answers_or_says_missing(made: Report) -> None:

@@ -23,7 +23,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "heatmap": ("heatmap", "score of every structure after every step, and its change"),
     "forgetting": ("curves", "old structures over the steps, with intervals over patients"),
     "forest": ("forest", "paired differences from the reference, structure by structure"),
-    "critical-difference": ("ranks", "average ranks over patients, and who does not differ"),
+    "critical-difference": ("ranks", "average ranks over patients, and who is not told apart"),
     "patients": ("paired", "every patient: old structures at their own step and at the end"),
     "cost": ("cost", "operations against score, bubbles for parameters (the paper's Fig. 7)"),
     "plane": ("plane", "what is kept against what is learned"),

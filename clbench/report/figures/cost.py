@@ -6,11 +6,12 @@ Reads what the runs recorded; counts nothing itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from clbench.evaluation.metrics import continual
 from clbench.report.figures import style
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.endpoints import FINAL, hole, interval
@@ -31,7 +32,7 @@ def cost(study: Analysis) -> Figure:
     Source: the form of the paper's Fig. 7, with intervals and MACs instead of one counter's FLOPs.
     """
     e, p = study.dice, study.protocol
-    costs = {m.label: _counted(read_costs(m.runs[0])) for m in e.strategies}
+    costs = {m.label: _counted([read_costs(run) for run in m.runs]) for m in e.strategies}
     shown = [m for m in e.strategies if e.last in costs[m.label] and not hole(e, m, FINAL)]
     whole = {m.label for m in shown}
     missing = [m.label for m in e.strategies if m.label not in whole]
@@ -59,7 +60,7 @@ def cost(study: Analysis) -> Figure:
     ax.scatter(xs, ys, s=areas, facecolors="none", edgecolors=colors, linewidth=0.8)
     for m, (x, y) in zip(shown, at, strict=True):
         _growth(ax, x, y, costs[m.label], pens[m.label])
-        ax.plot(x, y, **pens[m.label].line(), markersize=3.5)
+        ax.plot(x, y, **pens[m.label].point(), markersize=4.6)
     ax.set_xscale("log")
     ends = [costs[m.label].get(t, costs[m.label][e.last]) for m in shown for t in (1, e.last)]
     low, high = _limits([cost["forward_macs"] / 1e9 for cost in ends])
@@ -71,11 +72,12 @@ def cost(study: Analysis) -> Figure:
     ax.set_xlabel("operations of one forward patch, 10⁹ MACs")
     ax.set_ylabel(f"mean Dice after step {e.last} ({e.scoring})")
     style.grid(ax, "both")
+    of_seeds = ", means over seeds" if any(len(m.seeds) > 1 for m in shown) else ""
     millions = dict.fromkeys(f"{n / 1e6:.3g}" for n in (smallest, largest))
     caption = (
         f"MACs: multiply-adds, counted once each, after step {e.last}. Arrows: growth since "
         f"step 1, where it is above {VISIBLE - 1:.0%}. Area of a bubble: parameters, "
-        f"{' to '.join(millions)} million. Bars: {p.percent} over "
+        f"{' to '.join(millions)} million{of_seeds}. Bars: {p.percent} over "
         f"{style.over(shown)} (t)."
     ).replace("%.", " %.")
     if missing:
@@ -107,9 +109,20 @@ def _growth(ax: Axes, x: float, y: float, steps: dict[int, Cost], pen: style.Pen
         )  # fmt: skip
 
 
-def _counted(costs: dict[int, Cost]) -> dict[int, Cost]:
-    """Steps whose operations and parameters are known."""
-    return {s: c for s, c in costs.items() if {"forward_macs", "parameters"} <= set(c)}
+def _counted(runs: Sequence[Mapping[int, Cost]]) -> dict[int, Cost]:
+    """Means over seeds, of the steps whose operations and parameters are known of each.
+
+    Args:
+        runs: step → cost, of each seed.
+    """
+    return {
+        step: {
+            name: continual.mean(run[step][name] for run in runs)
+            for name in ("forward_macs", "parameters")
+        }
+        for step in runs[0]
+        if all({"forward_macs", "parameters"} <= set(run.get(step, ())) for run in runs)
+    }
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:

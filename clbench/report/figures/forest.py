@@ -15,6 +15,7 @@ from clbench.report.scores import Scores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import Comparison
 from clbench.report.significance.endpoints import FINAL
+from clbench.statistics.intervals import Interval
 
 ACROSS = 3
 
@@ -55,7 +56,7 @@ def forest(study: Analysis) -> Figure:
         figure,
         e.phantom,
         f"{e.bench}: paired differences after the last step, reference {e.reference.label}",
-        "Dots: Hodges-Lehmann over patients, seeds averaged, with exact "
+        f"Dots: Hodges-Lehmann over patients, {style.averaged(e.strategies)}, with exact "
         f"{study.protocol.percent} interval (open: none "
         "exists at this n). Diamond: mean of all structures, simultaneous interval. Gray band: "
         f"±{study.protocol.margin:g}, the equivalence margin. Titles: verdict of the confirmatory "
@@ -67,6 +68,12 @@ def forest(study: Analysis) -> Figure:
 def _whole(study: Analysis, other: str) -> Comparison:
     (whole,) = [c for c in study.comparisons if c.b == other and c.endpoint == FINAL]
     return whole
+
+
+def _mean_of_all(whole: Comparison) -> list[Interval]:
+    """The mean of all structures with its simultaneous interval; none where there is a hole."""
+    r = whole.result
+    return [] if r is None else [Interval(estimate=r.mean.estimate, low=r.low, high=r.high)]
 
 
 def _title(study: Analysis, other: str) -> str:
@@ -82,11 +89,12 @@ def _panel(study: Analysis, ax: Axes, e: Scores, other: str, structures: list[st
     whole = _whole(study, other)
     reach = [
         abs(v)
-        for h in (r.pseudomedian for r in rows.values())
+        for h in (*(r.pseudomedian for r in rows.values()), *_mean_of_all(whole))
         for v in (h.estimate, h.low, h.high)
         if not math.isnan(v)
     ]
-    limit = min(1.0, max([0.05, *reach]) * 1.12)
+    widest = max([0.05, *reach])
+    limit = max(widest, min(1.0, widest * 1.12))
     ax.axvspan(-study.protocol.margin, study.protocol.margin, color="#e4e4e4", linewidth=0)
     ax.axvline(0, color="black", linewidth=0.6)
     dots: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
@@ -111,16 +119,16 @@ def _panel(study: Analysis, ax: Axes, e: Scores, other: str, structures: list[st
                     markerfacecolor=face, markeredgewidth=0.8)  # fmt: skip
     foot = len(structures) + 0.6
     ax.axhline(len(structures) - 0.2, color=style.GRAY, linewidth=0.4)
-    if whole.result is not None:
-        ends, middle = whole.result, whole.result.mean.estimate
-        low, high = (middle, middle) if math.isnan(ends.low) else (ends.low, ends.high)
+    for mean in _mean_of_all(whole):
+        middle = mean.estimate
+        low, high = (middle, middle) if math.isnan(mean.low) else (mean.low, mean.high)
         ax.add_patch(
             Polygon(
                 [(low, foot), (middle, foot - 0.38), (high, foot), (middle, foot + 0.38)],
                 facecolor="#0072B2", edgecolor="#0072B2", linewidth=0.6,
             )
         )  # fmt: skip
-    else:
+    if whole.result is None:
         ax.text(0, foot, "hole", ha="center", va="center", fontsize=5.5, style="italic")
     ax.set_xlim(-limit, limit)
     ax.xaxis.set_major_locator(MaxNLocator(4, symmetric=True))  # more would run into each other

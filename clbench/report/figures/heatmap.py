@@ -67,10 +67,11 @@ def heatmap(study: Analysis) -> Figure:
         )  # fmt: skip
         bar.set_label(label)
         bar.outline.set_linewidth(0.4)
+    over = "seeds and cases" if any(len(m.seeds) > 1 for m in e.strategies) else "cases"
     style.frame(
         figure,
         e.phantom,
-        f"{e.heading}: {e.scoring} Dice after each step, mean over seeds and cases",
+        f"{e.heading}: {e.scoring} Dice after each step, mean over {over}",
         "Δ: after the last step minus after the structure's own step. "
         + (
             f"Framed: the step that teaches it from {e.on}; before it, what other domains taught. "

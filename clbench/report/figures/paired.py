@@ -52,8 +52,8 @@ def patients(study: Analysis) -> Figure:
             ends = np.stack(np.broadcast_arrays([0.0, 1.0], values), axis=-1)
             ax.add_artist(LineCollection(list(ends), colors=pen.color, linewidths=0.6, alpha=0.65))
             x, y = ends.reshape(-1, 2).T
-            ax.plot(x, y, color=pen.color, linestyle="none", alpha=0.65,
-                    marker=pen.marker, markersize=2.2, markeredgewidth=0)  # fmt: skip
+            small = {**pen.point(), "markeredgewidth": 0.4 * (len(sets) > 1)}
+            ax.plot(x, y, **small, alpha=0.65, markersize=2.2)
         if data:
             both = np.concatenate(list(data.values()))
             both = both[~np.isnan(both).any(axis=1)]
@@ -72,7 +72,8 @@ def patients(study: Analysis) -> Figure:
         ax.tick_params(labelbottom=lowest)
         if first:
             ax.set_ylabel("Dice, mean of old structures")
-    caption = "Each line: one patient, seeds averaged, mean of the old structures it has. "
+    caption = f"Each line: one patient, {style.averaged(e.strategies)}, mean of the old structures "
+    caption += "it has. "
     caption += "Black: medians over patients."
     key = style.key({s: look[s] for s in sets}, lines=False) if len(sets) > 1 else ()
     style.frame(figure, e.phantom, f"{e.bench}: forgetting, patient by patient", caption, key)

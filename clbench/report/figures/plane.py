@@ -68,7 +68,7 @@ def _points(
     Args:
         ax: the panel.
         points: strategy → change of its old structures, Dice of its new ones.
-        pens: color and marker of each.
+        pens: color, marker and filling of each.
     """
     if not points:
         return
@@ -76,6 +76,4 @@ def _points(
     at = [(x.estimate, y.estimate) for x, y in points.values()]
     style.error_bars(ax, at, [pens[name].color for name in points], x=kept, y=new, alpha=0.6)
     for name, (x, y) in zip(points, at, strict=True):
-        ax.plot(x, y, color=pens[name].color, marker=pens[name].marker, markersize=5,
-                linestyle="none", markeredgecolor="white", markeredgewidth=0.5,
-                zorder=4)  # fmt: skip
+        ax.plot(x, y, **pens[name].point(), markersize=5, zorder=4)

@@ -1,4 +1,4 @@
-"""Rankings: average ranks with bars over those that do not differ, and how stable the order is."""
+"""Rankings: average ranks, bars over those not told apart, and how stable the order is."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from clbench.report.scores import Scores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.ranking import SetRanking
 from clbench.report.significance.sentences import p_text
+from clbench.statistics.ranking import Comparison as Ranking
 
 WIDTH_IN = 5.2
 """Of the diagram of average ranks."""
@@ -36,7 +37,7 @@ LINE_IN = 0.17
 def critical_difference(study: Analysis) -> Figure:
     """Average ranks over the patients of each eval set.
 
-    Bars join what the test of all pairs cannot tell apart.
+    Bars join what the test of all pairs cannot tell apart; there is none where it tests no pair.
 
     Source: Demšar 2006 for the form; Benavoli et al. 2016 for pairwise tests instead of Nemenyi's.
     """
@@ -45,7 +46,7 @@ def critical_difference(study: Analysis) -> Figure:
     study.need(shown, *_needed("a ranking", e))
     k = max(len(r.names) for r in shown)
     rows = (k + 1) // 2
-    bars = max(len(r.pairs.cliques) for r in shown if r.pairs)
+    bars = max(len(_bars(r.pairs)) for r in shown if r.pairs)
     names = {n: wrapped(n, NAME_IN, style.TICK_PT) for r in shown for n in r.names}
     alpha = study.protocol.alpha
     titles = [wrapped(_title(r, alpha), WIDTH_IN - 0.3, style.TITLE_PT) for r in shown]
@@ -57,10 +58,13 @@ def critical_difference(study: Analysis) -> Figure:
     for ax, ranking, head in zip(axes, shown, titles, strict=True):
         _diagram(ax, ranking, names, line)
         ax.set_title(head)
-    caption = (
-        "Blocks are patients (mean of their structures, seeds averaged). Bars: no pair within "
-        f"differs ({study.protocol.ranked_by}, alpha {study.protocol.alpha:g})."
-    )
+    ranked = [m for m in e.strategies if any(m.label in r.names for r in shown)]
+    caption = f"Blocks are patients (mean of their structures, {style.averaged(ranked)})."
+    if any(r.pairs.m for r in shown if r.pairs):
+        caption += (
+            " Bars: no pair within is told apart "
+            f"({study.protocol.ranked_by}, alpha {study.protocol.alpha:g})."
+        )
     if shown[0].left_out:
         caption += "\nLeft out: " + "; ".join(shown[0].left_out) + "."
     style.frame(
@@ -74,7 +78,14 @@ def _title(ranking: SetRanking, alpha: float) -> str:
     chance = ""
     if test is not None:
         chance = f"; Friedman p {p_text(test.p, alpha)}, Kendall W {test.kendall_w:.2f}"
+    if ranking.pairs is not None and not ranking.pairs.m:
+        chance += "; too few patients to test"
     return f"{ranking.eval_set}: {ranking.n} patients as blocks{chance}"
+
+
+def _bars(pairs: Ranking) -> list[tuple[str, ...]]:
+    """Strategies under one bar each; none where no pair could be tested."""
+    return [c for c in pairs.cliques if len(c) > 1] if pairs.m else []
 
 
 def _diagram(ax: Axes, ranking: SetRanking, wrapped_names: Mapping[str, str], line: float) -> None:
@@ -91,7 +102,7 @@ def _diagram(ax: Axes, ranking: SetRanking, wrapped_names: Mapping[str, str], li
     names, ranks, k = list(pairs.names), pairs.average_ranks, len(pairs.names)
     half = (k + 1) // 2
     step = line
-    bars = [c for c in pairs.cliques if len(c) > 1]
+    bars = _bars(pairs)
     top = 0.55 * len(bars) + 0.5
     ax.plot([1, k], [0, 0], color="black", linewidth=0.8)
     ax.vlines(range(1, k + 1), 0, 0.22, color="black", linewidth=0.8, capstyle="projecting")
@@ -123,15 +134,21 @@ def _diagram(ax: Axes, ranking: SetRanking, wrapped_names: Mapping[str, str], li
     ax.set_axis_off()
 
 
-def _needed(what: str, e: Scores) -> tuple[str, str]:
-    """The words of the error where too few strategies can be ranked, and what helps."""
+def _needed(what: str, e: Scores, least: str = "two strategies") -> tuple[str, str]:
+    """The words of the error where too few strategies can be ranked, and what helps.
+
+    Args:
+        what: the figure.
+        e: the runs.
+        least: how many strategies it needs.
+    """
     holes = e.holes()
     told = f" ({'; '.join(holes[:2])}{'; …' if holes[2:] else ''})" if holes else ""
     next_step = (
         "finish incomplete runs, and where no test case holds a structure, name test cases that do "
         "with --split"
     )
-    return f"{what} needs two strategies without holes{told}", next_step
+    return f"{what} needs {least} without holes{told}", next_step
 
 
 def rank_stability(study: Analysis) -> Figure:
@@ -204,19 +221,22 @@ def external(study: Analysis) -> Figure:
         ax.set_xlim(-0.2, 1.2)
         ax.set_xticks([0, 1], ["internal", one.eval_set])
         n_in, n_out = one.patients
-        ax.set_title(
-            f"{n_in} and {n_out} patients, tau {one.reversals.kendall_tau:+.2f}", fontsize=6.5
-        )
+        tau = one.reversals.kendall_tau
+        said = "" if np.isnan(tau) else f", tau {tau:+.2f}"
+        ax.set_title(f"{n_in} and {n_out} patients{said}", fontsize=6.5)
         style.grid(ax, "y")
         if first:
             ax.set_ylabel("Dice after the last step")
+    drawn = [m for m in e.strategies if any(m.label in one.labels for one in found)]
+    study.need(drawn, *_needed("the figure of external test sets", e, least="a strategy"))
+    over = "1 seed" if max(len(m.seeds) for m in drawn) == 1 else "mean over seeds"
     caption = (
-        "Mean over the structures that the external test set annotates, and over seeds. Lines that "
+        f"Mean over the structures that the external test set annotates; {over}. Lines that "
         "cross: pairs in another order (Kendall's tau); thick: a reversal is shown "
         f"(p ≤ {study.protocol.alpha:g}, all pairs on both test sets tested together)."
     )
     if missing := [m.label for m in e.strategies if any(m.label not in x.labels for x in found)]:
         caption += f" Not everywhere, because scores are missing: {', '.join(missing)}."
     style.frame(figure, e.phantom, f"{e.bench}: internal and external test sets", caption,
-                style.key(pens, lines=True))  # fmt: skip
+                style.key({m.label: pens[m.label] for m in drawn}, lines=True))  # fmt: skip
     return figure

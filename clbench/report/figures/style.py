@@ -1,7 +1,8 @@
 """How figures look: sizes of a journal column, colors safe for the color-blind, equal bytes.
 
-A strategy is told by color, marker and line; no two of forty share marker and line, so that a
-figure survives a gray print.
+A strategy is told by color, marker and line, or by the filling of its marker where there is no
+line; no two of forty share marker and line, or marker and filling, so that a figure survives a gray
+print.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from clbench.report.scores import PHANTOM, StrategyScores
 from clbench.spec.taxonomy import structure as taxon
 from clbench.statistics.intervals import Interval
 
+Fill = Literal["full", "none", "left", "bottom", "top"]
 COLUMN_IN, PAGE_IN = 3.54, 7.48
 """Width of one and of two columns (90 and 190 mm)."""
 DPI = 300
@@ -41,6 +43,8 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 reference)."""
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">")
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (7, 2)))
+_FILLS: tuple[Fill, ...] = ("full", "none", "left", "bottom", "top")
+"""Which part of a marker is filled, the rest is white; one for each line."""
 GRAY = "#5f5f5f"
 TITLE_PT, LABEL_PT, TICK_PT = 7.5, 7, 6.5
 """Font size of the title of a panel, of an axis, and of what stands along it."""
@@ -56,6 +60,7 @@ _RC: dict[Any, Any] = {
     "svg.hashsalt": "clbench", "svg.fonttype": "path", "figure.constrained_layout.use": True,
     "savefig.facecolor": "white", "axes.grid": False, "axes.titlelocation": "left",
     "hatch.color": "#9a9a9a", "axes.titley": 1.0,  # no search for tick labels above the panel
+    "text.parse_math": False,  # a label may hold `$`, as the options of a strategy do
 }  # fmt: skip
 
 
@@ -66,26 +71,38 @@ class Pen:
     color: str
     marker: str
     dash: Any
+    fill: Fill
 
     def line(self) -> dict[str, Any]:
         """Keywords of a line with markers."""
         return {"color": self.color, "marker": self.marker, "linestyle": self.dash}
 
+    def point(self) -> dict[str, Any]:
+        """Keywords of a marker without a line."""
+        hollow = self.fill == "none"  # of white, else what lies below would be seen through it
+        return {
+            "color": self.color, "marker": self.marker, "linestyle": "none",
+            "fillstyle": "full" if hollow else self.fill,
+            "markerfacecolor": "white" if hollow else self.color,
+            "markerfacecoloralt": "white", "markeredgecolor": self.color, "markeredgewidth": 0.7,
+        }  # fmt: skip
+
 
 def pens(names: Sequence[str]) -> dict[str, Pen]:
-    """A pen per strategy; the first is the reference: black, round, solid.
+    """A pen per strategy; the first is the reference: black, round, solid, filled.
 
-    Variants of one method share a color (`lwf`, `lwf_ct`); marker and line tell them apart, and
-    methods that come after the colors are used up. Eight markers and five lines go round at once,
-    so that forty pairs of them pass before one comes again.
+    Variants of one method share a color (`lwf`, `lwf_ct`); marker and line, or marker and filling,
+    tell them apart, and methods that come after the colors are used up. Eight markers and five
+    lines and fillings go round at once, so that forty pairs of them pass before one comes again.
     """
     colors: dict[str, str] = {}
-    drawn = {names[0]: Pen(color="#000000", marker="o", dash="-")}
+    drawn = {names[0]: Pen(color="#000000", marker="o", dash="-", fill="full")}
     for count, name in enumerate(names[1:]):
         drawn[name] = Pen(
             color=colors.setdefault(family_of(name), _COLORS[len(colors) % len(_COLORS)]),
             marker=_MARKERS[count % len(_MARKERS)],
             dash=_DASHES[(count + 1) % len(_DASHES)],
+            fill=_FILLS[count % len(_FILLS)],
         )
     return drawn
 
@@ -161,8 +178,8 @@ def name_of(structure: str) -> str:
 def key(pens_: Mapping[str, Pen], *, lines: bool) -> list[Line2D]:
     """Legend entries of some strategies."""
     return [
-        Line2D([], [], label=name, color=p.color, marker=p.marker, markersize=4,
-               linestyle=p.dash if lines else "none", linewidth=1.1)
+        Line2D([], [], label=name, linewidth=1.1, **{"markersize": 4, **p.line()} if lines
+               else {"markersize": 4.6, **p.point()})
         for name, p in pens_.items()
     ]  # fmt: skip
 
@@ -256,6 +273,15 @@ def over(methods: Sequence[StrategyScores]) -> str:
     if len(alone) == len(methods):
         return "patients, of one training run each"
     return f"patients and seeds; of {', '.join(alone)}, one seed, over patients"
+
+
+def averaged(methods: Sequence[StrategyScores]) -> str:
+    """What a caption says of the training runs behind one number of a patient.
+
+    Args:
+        methods: those that are drawn.
+    """
+    return "1 seed" if max(len(m.seeds) for m in methods) == 1 else "seeds averaged"
 
 
 def reach(interval: Interval) -> list[list[float]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from clbench.report.past_images import past_card
 from clbench.report.significance.analysis import Analysis
+from clbench.report.significance.endpoints import tested_patients
+from clbench.report.tables.render import markdown_cell
 from clbench.report.tuning import tuned_equally
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE
 from clbench.store.record import RunRecord
@@ -24,7 +26,6 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
     e, p = a.dice, a.protocol
     names = {m.strategy for m in e.strategies}
     records = [r for m in e.strategies for r in m.records]
-    n = "; ".join(f"{s} {len(e.patients[s])}" for s in e.homes)
     leaks = sorted(
         {
             case
@@ -38,7 +39,7 @@ def checklist(a: Analysis) -> list[tuple[str, str]]:
     devices = {_hardware(r) for r in records}
     holes = e.holes()
     return [
-        ("Unit of analysis, and n?", f"patient; {n}"),
+        ("Unit of analysis, and n?", f"patient; test cases: {tested_patients(e)}"),
         ("Are training and test patients disjoint?",
          f"**no**: {', '.join(leaks)}" if leaks
          else "yes, by the names of the cases in the recorded splits"),
@@ -93,8 +94,11 @@ def _metrics(a: Analysis) -> str:
 
 def markdown(a: Analysis) -> str:
     """The checklist as a Markdown file."""
-    rows = "\n".join(f"| {q} | {answer} |" for q, answer in checklist(a))
+    rows = "\n".join(
+        f"| {markdown_cell(q)} | {markdown_cell(answer)} |" for q, answer in checklist(a)
+    )
     return (
-        f"# Checklist: {a.dice.title()}\n\n| question | answer |\n|---|---|\n{rows}\n\n"
+        f"# Checklist: {markdown_cell(a.dice.title())}\n\n"
+        f"| question | answer |\n|---|---|\n{rows}\n\n"
         "Questions after Metrics Reloaded (2024) and CLAIM (2020).\n"
     )

@@ -14,7 +14,7 @@ from clbench.report.page.calibration import (
     rates_of,
 )
 from clbench.report.significance.analysis import Analysis
-from clbench.report.significance.endpoints import ENDPOINTS, FINAL
+from clbench.report.significance.endpoints import ENDPOINTS, FINAL, asked, hole
 from clbench.report.tuning import tuned_equally
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE
 from clbench.statistics.verdicts import smallest_sample
@@ -29,9 +29,10 @@ def limits(a: Analysis) -> list[str]:
 
 
 def _holes(a: Analysis) -> Iterator[str]:
-    holes = dict.fromkeys(c.hole for c in a.comparisons if c.hole)
-    for hole in holes:
-        yield f"Hole: {hole}. Nothing that would need it was computed."
+    of_pairs = (c.hole for c in a.comparisons)
+    own = (hole(a.dice, m, e) for e in asked(a.dice) for m in a.dice.strategies)
+    for why in dict.fromkeys(filter(None, (*of_pairs, *own))):
+        yield f"Hole: {why}. Nothing that would need it was computed."
     for m in a.dice.strategies:
         if m.unfinished:
             yield f"{m.label}: {m.unfinished} unfinished run(s) left out."

@@ -15,6 +15,7 @@ from typing import TypedDict
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
+from clbench.report.paper.marks import DIGITS
 from clbench.report.scores import StrategyScores
 from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import HOLE, Comparison, Tested
@@ -23,14 +24,15 @@ from clbench.report.significance.endpoints import (
     Endpoint,
     Which,
     asked,
+    hole,
     interval,
-    table,
+    tested_patients,
 )
 from clbench.report.significance.sentences import end_text
 from clbench.report.study import Protocol
 from clbench.report.tables.costs import read_costs
 from clbench.report.tables.render import EMPTY, Table, long_table, number
-from clbench.statistics.class_macro import macro_mean, strata
+from clbench.statistics.class_macro import macro_mean
 from clbench.statistics.max_t import SEEDS_TO_GENERALIZE, FamilyComparison
 from clbench.statistics.verdicts import LESS, Verdict
 
@@ -227,6 +229,11 @@ def ranks_text(ranks: tuple[int, int] | None) -> str:
     return EMPTY if ranks is None else "–".join(map(str, dict.fromkeys(ranks)))
 
 
+def pairs_text(count: int) -> str:
+    """Pairs of a family in words: `the one pair`, `all 6 pairs`."""
+    return "the one pair" if count == 1 else f"all {count} pairs"
+
+
 def matrix_of(a: Analysis) -> Matrix:
     """Build the matrix of a report.
 
@@ -242,15 +249,9 @@ def matrix_of(a: Analysis) -> Matrix:
     rows = []
     for m in dice.strategies:
         reference = m is dice.reference
-        cells: dict[str, Cell] = {}
-        for e in endpoints:
-            cell = (
-                _reference_cell(a, e) if reference else _cell(compared[e.name, m.label], protocol)
-            )
-            if cell.word == HOLE:  # a hole of the reference hides no number of the others
-                own_value = interval(dice, m, e, protocol.level).estimate
-                cell = replace(cell, value=own_value, seeds=len(m.seeds))
-            cells[e.name] = cell
+        cells: dict[str, Cell] = {
+            e.name: _endpoint_cell(a, m, e, compared.get((e.name, m.label))) for e in endpoints
+        }
         if own:
             cells[OWN] = _own_cell(own[m.label], protocol)
         cells |= _external_cells(a, m.label)
@@ -277,6 +278,24 @@ def matrix_of(a: Analysis) -> Matrix:
         summary=tuple(_summary(a, rows)),
         notes=tuple(_notes(a, protocol, rows)),
     )
+
+
+def _endpoint_cell(
+    a: Analysis, m: StrategyScores, endpoint: Endpoint, compared: Comparison | None
+) -> Cell:
+    """A strategy's number: a hole of the reference hides no number of the others.
+
+    Args:
+        a: the analysis, on the test set that is looked at.
+        m: one of its strategies.
+        endpoint: the question.
+        compared: the reference against it; None: it is the reference.
+    """
+    cell = _reference_cell(a, endpoint) if compared is None else _cell(compared, a.protocol)
+    if cell.word != HOLE:
+        return cell
+    value = interval(a.dice, m, endpoint, a.protocol.level).estimate
+    return replace(cell, value=value, seeds=len(m.seeds))
 
 
 def _cell(c: Comparison, protocol: Protocol) -> Cell:
@@ -313,10 +332,8 @@ def _external_cells(a: Analysis, label: str) -> dict[str, Cell]:
     cells = {}
     for name, other in a.external.items():
         compared = {c.b: c for c in other.at_the_end}
-        reference = label == other.dice.reference.label
-        cells[_on(name)] = (
-            _reference_cell(other, FINAL) if reference else _cell(compared[label], a.protocol)
-        )
+        (m,) = (m for m in other.dice.strategies if m.label == label)
+        cells[_on(name)] = _endpoint_cell(other, m, FINAL, compared.get(label))
     return cells
 
 
@@ -340,9 +357,7 @@ def _reference_cell(a: Analysis, endpoint: Endpoint) -> Cell:
     """The reference's own value, with its interval over patients and seeds."""
     i = interval(a.dice, a.dice.reference, endpoint, a.protocol.level)
     if math.isnan(i.estimate):
-        tested = a.at_the_end if a.on else a.comparisons
-        why = next((c.hole for c in tested if c.endpoint is endpoint and c.hole), "")
-        return Cell(word=HOLE, why=why)
+        return Cell(word=HOLE, why=hole(a.dice, a.dice.reference, endpoint))
     return Cell(value=i.estimate, low=i.low, high=i.high)
 
 
@@ -395,7 +410,8 @@ def _summary(a: Analysis, rows: Sequence[Row]) -> Iterable[str]:
             for word, text in said.items()
             if word in named
         ]
-        yield f"Old structures, of {len(rows)} strategies: {'; '.join(parts)}."
+        of = f"{len(rows)} strateg{'y' if len(rows) == 1 else 'ies'}"
+        yield f"Old structures, of {of}: {'; '.join(parts)}."
     for one in a.external_rankings:
         if pairs := len(one.reversals.pairs):
             shown = [one.in_order(pair) for pair in one.shown(a.protocol.alpha)]
@@ -417,6 +433,7 @@ def _leaders(a: Analysis, m: int) -> str:
     if not m:
         return "With so few patients no strategy can be told from another one."
     first, *rest = a.tied.labels
+    equal = [first, *_equally_good(a)]
     others = [label for label in rest if a.tied.together(first, label)]
     left_out = [m.label for m in a.dice.strategies if m.label not in a.tied.labels]
     left_out += [f"{name} (no finished run)" for name in a.dice.never_finished]
@@ -432,10 +449,26 @@ def _leaders(a: Analysis, m: int) -> str:
     named = ", ".join(
         f"{label} (rank {ranks_text(a.tied.ranks(label))})" for label in others[:LISTED]
     ) + (f" and {len(others) - LISTED} more" if len(others) > LISTED else "")
-    return (
-        f"After the last step {first} has the largest mean, and is not told apart from {named} "
-        f"({pairs}{last})."
-    )
+    has = f"{first} has the largest mean, and is"
+    if len(equal) > 1:
+        has = f"{_joined(equal)} share the largest mean; {first} is"
+    return f"After the last step {has} not told apart from {named} ({pairs}{last})."
+
+
+def _equally_good(a: Analysis) -> list[str]:
+    """The strategies whose mean is that of the first one, as far as sums of numbers can tell."""
+    ties = a.tied.ties
+    if ties is None:
+        return []
+    first, *rest = (round(mean, DIGITS) for mean in ties.means)
+    return [label for label, mean in zip(a.tied.labels[1:], rest, strict=True) if mean == first]
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Names in a sentence: at most a few, then their number."""
+    if len(names) > LISTED:
+        return f"{', '.join(names[:LISTED])} and {len(names) - LISTED} more"
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _own_start(a: Analysis, label: str) -> str:
@@ -462,23 +495,6 @@ def _beside(cells: Sequence[Cell], word: str, protocol: Protocol, names: Sequenc
     return f" ({'; '.join(said)})" if said else ""
 
 
-def _patients(a: Analysis) -> str:
-    """Test cases of each eval set, and how many patients count after the last step."""
-    said = []
-    tables = [table(a.dice, m, FINAL, m.seeds) for m in a.dice.strategies]
-    for source in a.dice.homes:
-        listed = a.dice.patients[source]
-        tested = [part.n for t in tables for part in strata(t) if part.name == source]
-        counted = max(tested, default=len(listed))
-        text = f"{a.dice.scans[source]} {source}"
-        if a.dice.scans[source] != len(listed):
-            text += f" of {len(listed)} patients"
-        if counted < len(listed):
-            text += f", of which {counted} hold a structure that counts there"
-        said.append(text)
-    return "; ".join(said)
-
-
 def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str]:
     """What a reader must know to read the matrix."""
     reference = a.dice.reference.label
@@ -491,7 +507,7 @@ def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str
     columns = "; ".join(f"{HEADS[e.name]}: {meaning_of[e.name]}" for e in asked(a.dice))
     yield (
         f"{columns}{own}. {a.dice.scoring} scoring, means over structures, test cases: "
-        f"{_patients(a)}."
+        f"{tested_patients(a.dice)}."
     )
     for name, other in a.external.items():
         yield (
@@ -532,9 +548,9 @@ def _notes(a: Analysis, protocol: Protocol, rows: Sequence[Row]) -> Iterable[str
             "shares its letter may be told from it."
         )
         yield (
-            "group: strategies with a letter in common are not told apart by the test of all "
-            f"{ties.m} pairs ({protocol.adjusted_by}, {ties.patients} patients, the seeds that all "
-            f"have: {seeds}); rank: the ranks it leaves open."
+            "group: strategies with a letter in common are not told apart by the test of "
+            f"{pairs_text(ties.m)} ({protocol.adjusted_by}, {ties.patients} patients, the seeds "
+            f"that all have: {seeds}); rank: the ranks it leaves open."
             + f" {fewer}"
             * (ties.m > len(a.dice.others))
         )

@@ -28,7 +28,7 @@ from clbench.report.significance.analysis import Analysis
 from clbench.report.significance.confirmatory import Tested
 from clbench.report.significance.sentences import own_sentence, sentence
 from clbench.report.significance.tables import all_tables
-from clbench.report.tables.render import EMPTY, Table, render, superscript
+from clbench.report.tables.render import EMPTY, Table, markdown_cell, render, superscript
 from clbench.report.template import filled
 from clbench.store import files as store_files
 
@@ -198,25 +198,27 @@ def _markdown(
     absent: Sequence[str],
     command: str,
 ) -> str:
-    lines = [f"# {a.dice.title()}: report", "", render(tables["matrix"], "md"), ""]
-    lines += [*(f"- {text}" for text in matrix.summary), "", f"`{command}`", ""]
+    cell = markdown_cell
+    lines = [f"# {cell(a.dice.title())}: report", "", render(tables["matrix"], "md"), ""]
+    lines += [*(f"- {cell(text)}" for text in matrix.summary), "", f"`{command}`", ""]
     lines += ["## Provenance", "", "| fact | value |", "|---|---|"]
-    lines += [f"| {fact} | {value} |" for fact, value in provenance(a)]
+    lines += [f"| {cell(fact)} | {cell(value)} |" for fact, value in provenance(a)]
     lines += ["", "## Verdicts"]
     lines += ["", *(f"For each of them: {w}.  " for w in common_cautions(a))]
     for heading, verdicts in spoken.items():
         lines += ["", f"### {heading}", ""]
         for v in verdicts:
-            lines += [f"- {v.text}", *(f"  - {c}" for c in v.cautions)]
+            lines += [f"- {cell(v.text)}", *(f"  - {cell(c)}" for c in v.cautions)]
     lines += ["", "## Tables"]
     for stem, table in tables.items():
         if stem != "matrix":  # it stands at the top
             lines += ["", render(table, "md")]
     lines += ["", "## What each strategy took of the past"]
     for card in cards(a):
-        lines += ["", f"### {card.label}", "", *(f"- {k}: {v}" for k, v in card.rows)]
+        facts = (f"- {cell(k)}: {cell(v)}" for k, v in card.rows)
+        lines += ["", f"### {cell(card.label)}", "", *facts]
     lines += ["", "## What this cannot show", ""]
-    lines += [f"- {text}" for text in [*limits(a), *absent]]
+    lines += [f"- {cell(text)}" for text in [*limits(a), *absent]]
     return "\n".join(lines) + "\n"
 
 

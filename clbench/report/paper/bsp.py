@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
@@ -47,6 +47,8 @@ BESIDE = {
 """Printed method → the strategy that stands beside it; empty: its loss is in no public code."""
 PRINTED = {"dice": ("dsc_percent", 2), "asd_bsp": ("asd_mm", 2)}
 """Metric → column of the printed file, digits."""
+KEYS = ("method", "test set", "seeds")
+"""Leading columns; nothing printed has seeds."""
 MEAN = "mean"
 UNEQUAL = "≠"
 """Behind a printed mean that is not the mean of its cells."""
@@ -63,6 +65,8 @@ class _Row:
     origin: str
     """`p` printed, `m` measured."""
     values: dict[str, float] = field(default_factory=dict)
+    seeds: int | None = None
+    """Training runs behind a measured row."""
 
 
 def published_rows() -> list[dict[str, str]]:
@@ -124,36 +128,45 @@ def bsp_table(which: str, study: Analysis, *, source: str = "both", metric: str 
     rows: list[_Row] = [] if source == "measured" else printed
     notes: list[str] = []
     scores: Scores | None = None
+    uneven: list[str] = []
     if source != "printed":
         by_set = {s: _scores(study, s, metric) for s in sets}
         scores = next(iter(by_set.values()))
+        uneven = [name for name, of in by_set.items() if of and not of.same_seeds]
         rows, notes = _beside(rows, by_set, structures, metric)
     apart = {} if source == "measured" else printed_means_apart(metric)
     apart = {key: value for key, value in apart.items() if key[0] == which}
     digits = PRINTED[metric][1]
     columns = (*structures, MEAN)
+    keys = 2 if source == "printed" else 3
     return Table(
         title=f"BSP, Table {which}, {WHAT[which]}, "
         + ("Dice, %" if metric == "dice" else "ASD")
         + f": {_origin(source)}{on_phantom(scores)}",
-        columns=("method", "test set", *(_head(name) for name in columns)),
+        columns=(*KEYS[:keys], *(_head(name) for name in columns)),
         rows=tuple(
             (
-                row.method, row.eval_set,
+                *(row.method, row.eval_set, str(row.seeds or ""))[:keys],
                 *(_text(row, name, digits, apart, which) for name in columns),
             )
             for row in rows
         ),
-        keys=2,
-        marks=_marks(rows, columns, smaller=metric != "dice"),
+        keys=keys,
+        marks={
+            (i, keys + j): marks
+            for (i, j), marks in _marks(rows, columns, uneven, smaller=metric != "dice").items()
+        },
         rules=frozenset(
             i for i, row in enumerate(rows) if i and row.eval_set != rows[i - 1].eval_set
         ),
         notes=(*_notes(which, source, metric, apart), *notes),
         long=long_table(
-            "table eval_set method origin structure value",
+            "table eval_set method origin seeds structure value",
             [
-                (which, row.eval_set, row.method, row.origin, name, row.values.get(name, math.nan))
+                (
+                    which, row.eval_set, row.method, row.origin, row.seeds, name,
+                    row.values.get(name, math.nan),
+                )
                 for row in rows
                 for name in columns
             ],
@@ -217,7 +230,7 @@ def _beside(
         if scores is None:
             notes.append(f"{eval_set}: no finished run")
         else:
-            notes += [f"{eval_set}: {line}" for line in (*scores.holes(), *scores.misses())]
+            notes += [f"{eval_set}: {line}" for line in scores.notes()]
     return rows, list(dict.fromkeys(notes))
 
 
@@ -229,7 +242,7 @@ def _measured(
     factor = 100 if metric == "dice" else 1
     values = {name: factor * m.over_seeds(scores.last, [name])[0] for name in structures}
     values[MEAN] = continual.mean(values.values())
-    return _Row(method=m.label, eval_set=eval_set, origin="m", values=values)
+    return _Row(method=m.label, eval_set=eval_set, origin="m", values=values, seeds=len(m.runs))
 
 
 def _text(
@@ -248,24 +261,27 @@ def _text(
 
 
 def _marks(
-    rows: Sequence[_Row], columns: Sequence[str], *, smaller: bool
+    rows: Sequence[_Row], columns: Sequence[str], uneven: Container[str], *, smaller: bool
 ) -> dict[tuple[int, int], frozenset[Mark]]:
-    """Best and next of each column, within one test set and one origin.
+    """(row, place of a column) → best and next, within one test set and one origin.
 
     Args:
         rows: of the table.
         columns: structures and the mean.
+        uneven: test sets whose measured rows do not have the same seeds and are not marked.
         smaller: whether smaller is better.
     """
     marks: dict[tuple[int, int], frozenset[Mark]] = {}
     for group in dict.fromkeys((row.eval_set, row.origin) for row in rows):
+        if group[1] == "m" and group[0] in uneven:
+            continue
         for j, name in enumerate(columns):
             values = {
                 i: (-1 if smaller else 1) * row.values.get(name, math.nan)
                 for i, row in enumerate(rows)
                 if (row.eval_set, row.origin) == group
             }
-            marks |= {(i, 2 + j): frozenset({w}) for i, w in best_and_second(values).items()}
+            marks |= {(i, j): frozenset({w}) for i, w in best_and_second(values).items()}
     return marks
 
 

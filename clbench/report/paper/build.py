@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("tex", "md", "csv", "html")
 """Of every table; each is the ending of its file."""
+PICTURES = ("pdf", "png")
+"""Of every figure."""
 
 
 @checked(SettingError)
@@ -148,16 +150,25 @@ def build(plan: Path, out: Path, results: Path | None = None) -> Iterator[Output
 
 
 def _one(file: str, out: Path, make: Callable[[], dict[str, bytes]]) -> Output:
-    for old in out.glob(f"{file}.*"):
-        old.unlink()
+    """Make one table or figure; only then does what stood under its name give way.
+
+    Args:
+        file: name without ending.
+        out: where files go.
+        make: ending → content.
+    """
+    hole, content = "", dict[str, bytes]()
     try:
         content = make()
     except ClbenchError as err:
-        return Output(file=file, hole=str(err))
+        hole = str(err)
     paths = {out / f"{file}.{ending}": data for ending, data in content.items()}
     for path, data in paths.items():
         files.write_bytes(path, data)
-    return Output(file=file, paths=tuple(paths))
+    for ending in (*FORMATS, *PICTURES):  # names may hold dots: another one's may begin like this
+        if (old := out / f"{file}.{ending}") not in paths:
+            old.unlink(missing_ok=True)
+    return Output(file=file, paths=tuple(paths), hole=hole)
 
 
 def _table(
@@ -175,4 +186,4 @@ def _figure(
 ) -> dict[str, bytes]:
     from clbench.report.figures import draw_kinds
 
-    return draw_kinds(item.name, study(item.bench).with_seeds(seeds), ("pdf", "png"))
+    return draw_kinds(item.name, study(item.bench).with_seeds(seeds), PICTURES)

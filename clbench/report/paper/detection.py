@@ -13,6 +13,7 @@ from clbench.report.paper.printed import published, published_table
 from clbench.report.scores import Scores, count_patients, on_phantom, rows_of, test_cases
 from clbench.report.study import Study
 from clbench.report.tables.render import EMPTY, Table, long_table, number
+from clbench.report.tables.rescored import cases_missing
 from clbench.spec.taxonomy import structure
 from clbench.statistics.intervals import wilson
 
@@ -173,12 +174,7 @@ def _missing(study: Study, scores: Scores, calls: pd.DataFrame, run: int, tumor:
         & (dice["eval_set"] == home)
     ]
     known = {*own["case"], *dice.loc[dice["status"] == "not_annotated", "case"]}
-    due = test_cases(study.finished[run].record)[home]
-    lacking = [case for case in due if case not in known]
-    more = ", …" if len(lacking) > 1 else ""
-    if not lacking:
-        return ""
-    return f"{len(lacking)} of {len(due)} test cases missing ({home}/{lacking[0]}{more})"
+    return cases_missing(test_cases(study.finished[run].record)[home], known, home)
 
 
 def _rates(mean: pd.Series[float], study: Study) -> list[str]:
@@ -193,6 +189,20 @@ def _rates(mean: pd.Series[float], study: Study) -> list[str]:
         shares.append(i.estimate)
     harmonic = continual.harmonic(*shares)
     return [*texts, EMPTY if math.isnan(harmonic) else f"{100 * harmonic:.2f} m"]
+
+
+def _distance_notes(nsd: Scores | None, hd95: Scores | None) -> list[str]:
+    """What is missing of either metric; a hole of one of them alone names it."""
+    if nsd is None or hd95 is None:
+        return ["no finished run"]
+    of_nsd, of_hd95 = nsd.notes(), hd95.notes()
+    lines = [line if line in of_hd95 else _of_metric("NSD", line) for line in of_nsd]
+    return lines + [_of_metric("HD95", line) for line in of_hd95 if line not in of_nsd]
+
+
+def _of_metric(metric: str, line: str) -> str:
+    """`hole: HD95 of mib, …` from `hole: mib, …`."""
+    return line.replace("hole: ", f"hole: {metric} of ", 1)
 
 
 def distances(study: Study) -> Table:
@@ -241,7 +251,7 @@ def distances(study: Study) -> Table:
             f"NSD: surface Dice at {' or '.join(f'{t:g}' for t in tolerances)} mm; a miss counts 0",
             "HD95: a miss is the diagonal of the image; missed: k of n cases, all seeds",
             *((SCORE_FIRST,) if empty else ()),
-            *(("no finished run",) if nsd is None else () if empty else nsd.notes()),
+            *(() if empty else _distance_notes(nsd, hd95)),
         ),
         long=long_table("strategy group seed nsd hd95_mm missed cases", long),
     )

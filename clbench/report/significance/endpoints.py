@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from clbench.report.scores import Scores, StrategyScores
+from clbench.statistics.class_macro import strata
 from clbench.statistics.intervals import Interval
 from clbench.statistics.macro_estimate import macro_interval
 from clbench.types import Floats
@@ -86,6 +87,27 @@ def interval(scores: Scores, method: StrategyScores, endpoint: Endpoint, level: 
     values = table(scores, method, endpoint, method.seeds)
     bounds = None if endpoint is KEPT else (0.0, 1.0)
     return macro_interval(values, level=level, bounds=bounds) if values else Interval()
+
+
+def tested_patients(scores: Scores) -> str:
+    """Test cases of each eval set, and how many patients count after the last step, in words.
+
+    Args:
+        scores: the runs.
+    """
+    said = []
+    tables = [table(scores, m, FINAL, m.seeds) for m in scores.strategies]
+    for source in scores.homes:
+        listed = scores.patients[source]
+        tested = [part.n for t in tables for part in strata(t) if part.name == source]
+        counted = max(tested, default=len(listed))
+        text = f"{scores.scans[source]} {source}"
+        if scores.scans[source] != len(listed):
+            text += f" of {len(listed)} patients"
+        if counted < len(listed):
+            text += f", of which {counted} hold a structure that counts there"
+        said.append(text)
+    return "; ".join(said)
 
 
 def structures_of(scores: Scores, endpoint: Endpoint) -> list[str]:

@@ -333,6 +333,8 @@ def ranking_table(a: Analysis) -> Table:
         notes.append(
             f"{r.eval_set}: no difference shown between {'; '.join(bars) or 'no neighbors'} "
             f"({a.protocol.ranked_by}, m = {r.pairs.m})."
+            if r.pairs.m
+            else f"{r.eval_set}: too few patients to test any pair."
         )
         for name, rank in zip(r.pairs.names, r.pairs.average_ranks, strict=True):
             rows.append((r.eval_set, name, f"{rank:.2f}", EMPTY, EMPTY))

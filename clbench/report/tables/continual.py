@@ -16,6 +16,7 @@ from clbench.errors import SettingError
 from clbench.evaluation.metrics import case, continual, stability_gap
 from clbench.evaluation.metrics.continual import NAMES, Quantity, course_metrics
 from clbench.report.scores import Run, Scores, StrategyScores
+from clbench.report.significance.endpoints import tested_patients
 from clbench.report.study import Protocol, Study
 from clbench.report.tables.render import EMPTY, SHARE, Scale, Table, long_table
 from clbench.statistics.bootstrap import seed_means
@@ -39,7 +40,12 @@ SMALLER = (
     "above 1 relative to joint"
 )
 """What a table says of a score of which smaller is better."""
+OF_COURSE = Quantity(value=math.nan, reason="traced on validation cases of the course, not here")
 OF_DICE = Quantity(value=math.nan, reason="trace.csv holds Dice alone")
+ON_VALIDATION = (
+    f"{STABILITY}: Dice of validation cases on the network's grid, whatever the scoring of the rest"
+)
+"""What a table says of the rows of traced runs."""
 UNTRACED = Quantity(
     value=math.nan, reason="no trace.csv (a run with --set examine.trace_every=N leaves one)"
 )
@@ -109,6 +115,7 @@ def continual_table(
                 "mean ± sd over seeds"
             ),
             *((SMALLER,) if facts.higher_is_better is False else ()),
+            *((ON_VALIDATION,) if _has_gaps(by_label) else ()),
             "joint training: the run of `joint` with the same seed",
             *_merged(reasons, labels),
             *scores.notes(),
@@ -187,8 +194,8 @@ def _gaps(scores: Scores, run: Run) -> dict[str, Quantity]:
     """The stability gap of every step but the first, where the run was traced."""
     path = run.folder / stability_gap.FILE
     steps = range(2, scores.last + 1)
-    none = OF_DICE if scores.metric != "dice" else None if path.exists() else UNTRACED
-    if none is not None:
+    none = OF_DICE if scores.metric != "dice" else OF_COURSE if scores.on else UNTRACED
+    if none is not UNTRACED or not path.exists():
         return {f"{STABILITY}, step {t}: {w}": none for t in steps for w in GAP.values()}
     tests = [case for step in run.record.course.test for case in step]
     rows, gaps = stability_gap.read_trace(path, tests), {}
@@ -199,6 +206,20 @@ def _gaps(scores: Scores, run: Run) -> dict[str, Quantity]:
             reason = "" if not math.isnan(value) else "its structures were not traced from update 0"
             gaps[f"{STABILITY}, step {step}: {label}"] = Quantity(value=value, reason=reason)
     return gaps
+
+
+def _has_gaps(by_label: Mapping[str, Sequence[Mapping[str, Quantity]]]) -> bool:
+    """Whether any run has a number of the stability gap.
+
+    Args:
+        by_label: strategy → the measures of each run.
+    """
+    return any(
+        name.startswith(STABILITY) and not math.isnan(quantity.value)
+        for runs in by_label.values()
+        for measures_of_run in runs
+        for name, quantity in measures_of_run.items()
+    )
 
 
 def _merged(reasons: Mapping[tuple[str, str], Sequence[str]], labels: Sequence[str]) -> list[str]:
@@ -382,7 +403,6 @@ def learning_table(study: Study, scale: Scale = SHARE) -> Table:
             warned += [(warning, m.label, name) for warning in x.warnings]
         if reasons := {f"{k}: {x.why}" for k, x in by_name.items() if math.isnan(x.value)}:
             why.append(f"hole: {m.label}, {'; '.join(sorted(reasons))}")
-    sizes = ", ".join(f"{len(e.patients[s])} {s}" for s in e.homes)
     return Table(
         title=f"{e.title()}: what was kept and learned, {scale.unit}",
         columns=("strategy", "seeds", *names),
@@ -394,7 +414,8 @@ def learning_table(study: Study, scale: Scale = SHARE) -> Table:
                 f"{e.scoring} scoring; mean over structures, [{protocol.percent} interval] of "
                 "patients and seeds:"
             ),
-            f"t over {sizes} test cases and the training runs, ± sd over seeds",
+            "t over patients and training runs, ± sd over seeds",
+            f"test cases: {tested_patients(e)}",
             "Old: structures of earlier steps after the last step; All: all structures after it",
             "New: structures of step 2 and later, each right after its own step",
             "BWT: old structures, last step minus own step (Lopez-Paz and Ranzato 2017)",

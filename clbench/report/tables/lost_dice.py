@@ -186,11 +186,11 @@ def lost_dice_table(study: Study) -> Table:
     """
     e, runs = study.dice, explained_runs(study)
     study.need(runs, "no run was explained", "call `clbench explain RUN` first")
-    seeds: dict[str, list[int]] = {}
+    explained: list[str] = []
     lost: dict[tuple[str, str], dict[int, LostDice]] = {}
     parts: dict[tuple[str, str], dict[int, HeadBody]] = {}
     for label, run in runs:
-        seeds.setdefault(label, []).append(run.record.seed)
+        explained += [label] * (label not in explained)
         patient_of = run.record.course.patient_of
         for one in summarize(read_lost_dice(run.folder / FILE), patient_of):
             if one.step == e.last:
@@ -202,11 +202,14 @@ def lost_dice_table(study: Study) -> Table:
                     parts.setdefault((label, part.structure), {})[run.record.seed] = part
     rows = []
     long: list[tuple[object, ...]] = []
-    for label, own_seeds in seeds.items():
+    fewer: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    for label in explained:
         for name in e.learned_at:
             if own := lost.get((label, name)):
                 causes = {cause: mean(o.causes()[cause] for o in own.values()) for cause in CAUSES}
                 models = parts.get((label, name), {})
+                if models and models.keys() != own.keys():
+                    fewer.setdefault((label, tuple(models)), []).append(name)
                 by_part = (
                     mean(getattr(p, kind) for p in models.values())
                     for kind in ("head", "body", "probe_lost")
@@ -218,9 +221,9 @@ def lost_dice_table(study: Study) -> Table:
                         of_parts = (model.head, model.body, model.probe_lost)
                         of_seed |= dict(zip(LOST_BY, of_parts, strict=True))
                     long += [(label, name, seed, what, value) for what, value in of_seed.items()]
-                named = (label, name, ", ".join(map(str, own_seeds)))
+                named = (label, name, _listed(own))
                 rows.append((*named, *numbers, main_of(causes) or EMPTY, *map(number, by_part)))
-    absent = [m.label for m in e.strategies if m.label not in seeds]
+    absent = [m.label for m in e.strategies if m.label not in explained]
     return Table(
         title=f"{e.title()}: where the lost Dice went, after step {e.last}",
         columns=("strategy", "structure", "seeds", "lost", *CAUSES, "main cause", *LOST_BY),
@@ -230,10 +233,19 @@ def lost_dice_table(study: Study) -> Table:
             *MODEL_NOTES,
             "Means over the seeds that are named, of runs that `clbench explain` was called for"
             + (f"; it was not for {', '.join(absent)}." if absent else "."),
+            *(
+                f"{label}, {', '.join(names)}: by the head, by the body and lost by a probe are of "
+                f"seed {_listed(having)} alone; the others have no {HEAD_BODY_FILE}."
+                for (label, having), names in fewer.items()
+            ),
         ),
         keys=2,
         long=long_table("strategy structure seed measure value", long),
     )
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _instead(one: LostDice) -> tuple[str, ...]:

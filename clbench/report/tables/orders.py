@@ -42,8 +42,10 @@ def orders_table(study: Study, scale: Scale = SHARE) -> Table:
     """
     by_order = _scores_by_order(study)
     columns = [",".join(map(str, order)) for order in by_order]
-    rows, long, complete, uneven = [], [], list[list[float]](), list[str]()
+    rows, long, complete = [], [], list[list[float]]()
+    uneven, absent = list[str](), list[str]()
     for label, methods in _methods(study, by_order).items():
+        absent += _absent(label, methods, by_order)
         seeds, said = _seeds(label, dict(zip(columns, methods, strict=True)))
         uneven += said
         for name, what in MEASURES.items():
@@ -89,6 +91,7 @@ def orders_table(study: Study, scale: Scale = SHARE) -> Table:
             "Which structures are old or new differs from order to order; all is one question.",
             *uneven,
             *_agreement(complete),
+            *absent,
             *(
                 f"order {column}: {note}"
                 for column, scores in zip(columns, by_order.values(), strict=True)
@@ -134,6 +137,24 @@ def _alike(method: StrategyScores) -> Run:
     text = {name: run.record.text_encoding.get(name) for name in _OF_TEXT}
     identity = replace(run.record.identity, vectors=json.dumps(text, sort_keys=True))
     return replace(run, record=replace(run.record, identity=identity))
+
+
+def _absent(
+    label: str, methods: Sequence[StrategyScores | None], by_order: Mapping[Order, Scores]
+) -> list[str]:
+    """One line per order in which a strategy has no finished run, unless it is named there anyway.
+
+    Args:
+        label: of the strategy.
+        methods: its runs in each order.
+        by_order: the scores of each.
+    """
+    name = next(m.strategy for m in methods if m is not None)
+    return [
+        f"order {','.join(map(str, order))}: hole: {label} has no finished run"
+        for (order, scores), method in zip(by_order.items(), methods, strict=True)
+        if method is None and not {name, label} & set(scores.never_finished)
+    ]
 
 
 def _seeds(

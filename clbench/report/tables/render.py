@@ -11,8 +11,9 @@ import csv
 import html
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from itertools import groupby
 from typing import Literal
@@ -27,6 +28,8 @@ Mark = Literal["best", "second", "proven", "untestable"]
 """What a cell deserves; the rule is in `clbench.report.paper.marks`."""
 _FITS = 9  # columns of a LaTeX table that need no scaling
 _INDENT = r"\hspace{1em}"
+_MINUS = re.compile(r"(?<![\w.)\-])-(?=\.?\d)")
+"""A hyphen that is the sign of a number, in a cell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,9 +165,10 @@ def _terminal(table: Table) -> str:
             text + "¹" * ("best" in marks) + "²" * ("second" in marks) + superscript(marks)
         ),
     )
+    cells = [[" ".join(text.split("\n")) for text in row] for row in [table.columns, *cells]]
     lines = [table.title]
     for pick in _blocks(table, table.narrow):
-        width = {j: max(len(r[j]) for r in [table.columns, *cells]) for j in pick}
+        width = {j: max(len(r[j]) for r in cells) for j in pick}
         over = _joined(table, pick)
         for name, columns in over:
             room = sum(width[j] for j in columns) + 2 * (len(columns) - 1)
@@ -176,7 +180,7 @@ def _terminal(table: Table) -> str:
                 for name, columns in over
             ]
             lines.append("  ".join(parts).rstrip())
-        for i, row in enumerate([table.columns, *cells], -1):
+        for i, row in enumerate(cells, -1):
             parts = [
                 row[j].ljust(width[j]) if j < table.keys else row[j].rjust(width[j]) for j in pick
             ]
@@ -188,26 +192,48 @@ def _terminal(table: Table) -> str:
 # --------------------------------------------------------------------------------------- Markdown
 
 
+_TAG, _ENTITY = re.compile(r"<(?=[A-Za-z/!?])"), re.compile(r"&(?=#?\w+;)")
+
+
+def markdown_cell(text: str) -> str:
+    r"""A text as one cell of a Markdown table, or one item of a list: no line break, bar or tag.
+
+    What stands between backticks is shown as it is, so only its bars and breaks are kept apart; a
+    `<` or `&` that begins no tag and no entity stays, as in `p < 0.05`.
+
+    Example:
+        >>> from clbench.report.tables.render import markdown_cell
+        >>> markdown_cell("a|b <i> & `x<y`")
+        'a\\|b &lt;i> & `x<y`'
+    """
+    parts = re.split(r"(`[^`]*`)", " ".join(text.splitlines()).replace("|", "\\|"))
+    return "".join(
+        part if i % 2 else _TAG.sub("&lt;", _ENTITY.sub("&amp;", part))
+        for i, part in enumerate(parts)
+    )
+
+
 def _markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+        return "| " + " | ".join(cells) + " |"
 
     def decorate(text: str, marks: frozenset[Mark]) -> str:
         text = f"**{text}**" if "best" in marks else text
         text = f"<ins>{text}</ins>" if "second" in marks else text
         return text + superscript(marks).replace("*", "\\*")
 
-    cells = _decorated(table, decorate)
+    safe = replace(table, rows=tuple(tuple(map(markdown_cell, row)) for row in table.rows))
+    cells = _decorated(safe, decorate)
     heads = [
-        f"{over}, {name}" if over else name
+        markdown_cell(f"{over}, {name}" if over else name)
         for over, name in zip(table.over or [""] * len(table.columns), table.columns, strict=True)
     ]
-    lines = [f"**{table.title}**"]
+    lines = [f"**{markdown_cell(table.title)}**"]
     for pick in _blocks(table):
         ruler = ["---" if j < table.keys else "---:" for j in pick]
         lines += ["", line([heads[j] for j in pick]), "|" + "|".join(ruler) + "|"]
         lines += [line([row[j] for j in pick]) for row in cells]
-    notes = [f"{note}  " for note in table.notes]
+    notes = [f"{markdown_cell(note)}  " for note in table.notes]
     return "\n".join([*lines, *(["", *notes] if notes else [])]).rstrip()
 
 
@@ -226,6 +252,7 @@ def _csv(table: Table) -> str:
 # ------------------------------------------------------------------------------------------ LaTeX
 
 _TEX = {
+    "\n": " ",
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$",
     "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}",
@@ -245,7 +272,7 @@ def _tex(text: str) -> str:
 def _tex_cell(text: str, marks: frozenset[Mark], keys: bool) -> str:
     if not text:
         return ""
-    body = _tex(text)
+    body = _tex(text if keys else _MINUS.sub("−", text))
     if not keys and text in (EMPTY, "N/A"):
         return rf"\textcolor{{gray}}{{{body}}}"
     body = rf"\textbf{{{body}}}" if "best" in marks else body

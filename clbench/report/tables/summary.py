@@ -7,7 +7,7 @@ set is an empty cell.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clbench.evaluation.metrics import continual
@@ -121,10 +121,7 @@ def summary(study: Study, scale: Scale = SHARE, *, reference_first: bool = False
     rows, lost, long = [], {}, []
     for g in scores.strategies:
         begin, end = ([continual.mean(r[t, c] for c in first) for r in g.r] for t in (1, last))
-        lowest = min(
-            ((r[1, c], c, seed) for seed, r in zip(g.seeds, g.r, strict=True) for c in first),
-            key=lambda x: x[0],
-        )
+        after_1 = [(r[1, c], c, seed) for seed, r in zip(g.seeds, g.r, strict=True) for c in first]
         seeds = list(map(str, g.seeds))
         new = [continual.learning_accuracy(r, at) for r in g.r]
         whole = [continual.accuracy(r, at, last, lambda s: True) for r in g.r]
@@ -146,7 +143,7 @@ def summary(study: Study, scale: Scale = SHARE, *, reference_first: bool = False
                 g.label,
                 ", ".join(seeds) if len(seeds) > 1 else f"{seeds[0]} (one seed)",
                 over_seeds(begin),
-                f"{scale.number(lowest[0])} ({lowest[1]}, seed {lowest[2]})",
+                _lowest(after_1, scale),
                 over_seeds(end),
                 over_seeds(list(lost[g.label].values())),
                 over_seeds(new),
@@ -181,6 +178,19 @@ def summary(study: Study, scale: Scale = SHARE, *, reference_first: bool = False
         notes=tuple(notes),
         long=long_table("strategy measure structure seed value", long),
     )  # fmt: skip
+
+
+def _lowest(scores: Sequence[tuple[float, str, int]], scale: Scale) -> str:
+    """The lowest score and whose it is; the dash where one is missing, for it may be lower.
+
+    Args:
+        scores: score, structure, seed.
+        scale: how numbers are written.
+    """
+    if any(math.isnan(value) for value, _, _ in scores):
+        return EMPTY
+    value, structure, seed = min(scores, key=lambda x: x[0])
+    return f"{scale.number(value)} ({structure}, seed {seed})"
 
 
 def _beside_the_lower_bound(lost: Mapping[str, Mapping[int, float]]) -> list[str]:

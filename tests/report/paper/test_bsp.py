@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -61,15 +63,38 @@ def test_runs_stand_beside_the_printed_method_on_each_test_set(tmp_path: Path) -
     assert rows[rows.index(("PLOP", "btcv")) + 1] == ("plop", "btcv")
     assert rows.count(("der", "amos")) == 1
     plop = table.rows[rows.index(("plop", "btcv"))]
-    assert plop[2].endswith(" m")
-    assert plop[3] == "–"  # no step teaches it
+    assert plop[2] == "1"  # seed
+    assert plop[3].endswith(" m")
+    assert plop[4] == "–"  # no step teaches it
     there = study(tmp_path).measured_on("btcv").dice.strategies
     mean, _ = next(m for m in there if m.label == "plop").over_seeds(3, ["liver"])
-    assert plop[2] == f"{100 * mean:.2f} m"
+    assert plop[3] == f"{100 * mean:.2f} m"
     with pytest.raises(SettingError, match="no hd95_mm"):
         bsp_table("IV", study(tmp_path), metric="hd95_mm")
     with pytest.raises(SettingError, match="no numbers of this benchmark"):
         bsp_table("IV", Analysis(results=tmp_path, bench="tumor_ext"))
+
+
+def test_other_seeds_are_said_and_carry_no_mark(tmp_path: Path) -> None:
+    for name, seeds in (("same", (0, 1)), ("other", (0,))):
+        methods = {"plop": Method(seeds=(0, 1)), "der": Method(seeds=seeds, kept=-0.1)}
+        make_runs(tmp_path / name, methods, bench="public_ext", steps=STEPS)
+    same, other = (
+        bsp_table("II", study(tmp_path / name), source="both") for name in ("same", "other")
+    )
+    seeds = {row[0]: row[2] for row in other.rows}
+    assert (seeds["plop"], seeds["der"], seeds["PLOP"]) == ("2", "1", "")
+    measured = {i for i, row in enumerate(other.rows) if row[0] in ("plop", "der")}
+    assert {i for i, _ in same.marks} & measured
+    assert not {i for i, _ in other.marks} & measured
+    assert {key for key in same.marks if key[0] not in measured} == set(other.marks)
+    assert any(
+        n.startswith("internal: not the same seeds everywhere (der: 0; plop: 0, 1)")
+        for n in other.notes
+    )
+    lines = list(csv.DictReader(io.StringIO(render(other, "csv"))))
+    assert {(x["method"], x["seeds"]) for x in lines} >= {("plop", "2"), ("der", "1"), ("PLOP", "")}
+    assert "seeds" not in bsp_table("II", study(tmp_path / "same"), source="printed").columns
 
 
 def test_a_missed_case_has_no_distance_and_is_no_hole(tmp_path: Path) -> None:

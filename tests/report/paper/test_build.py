@@ -162,3 +162,28 @@ def test_a_plan_names_a_course_by_its_file_relative_to_the_plan(
     (made,) = build(Path("plan/plan.toml"), tmp_path / "out", tmp_path / "runs")
     assert not made.hole, made.hole
     assert {p.suffix for p in made.paths} == {".pdf", ".png"}
+
+
+def test_a_fault_leaves_what_was_drawn_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, out = tmp_path / "plan.toml", tmp_path / "out"
+    item = "[[figure]]\nfile='one'\nname='plane'\nbench='tumor_ext'\n"
+    plan.write_text(STUDY.replace("'u'", "'universal'") + item)
+    out.mkdir()
+    (out / "one.pdf").write_text("drawn before")
+    make_runs(tmp_path / "runs", {"universal": Method(seeds=(0,))}, patients={"btcv": 3, "lits": 3})
+
+    def torn(*_: object) -> None:
+        raise ValueError("a fault of ours")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("clbench.report.figures.draw_kinds", torn)
+        with pytest.raises(ValueError, match="of ours"):
+            list(build(plan, out, tmp_path / "runs"))
+    assert (out / "one.pdf").read_text() == "drawn before"
+    (out / "one.b.pdf").write_text("of another name")
+    (out / "one.tex").write_text("of a table that has no such name any more")
+    (made,) = build(plan, out, tmp_path / "runs")
+    assert sorted(p.name for p in out.iterdir()) == ["one.b.pdf", "one.pdf", "one.png"]
+    assert not made.hole

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from synthetic_runs import THREE_STEPS, Method, make_runs
+from synthetic_runs import THREE_STEPS, Method, add_external, make_runs
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
@@ -168,6 +168,27 @@ def test_the_stability_gap_of_traced_runs(tmp_path: Path) -> None:
     assert cell(table, gap["WC-ACC"], "universal") == "0.350"
     assert cell(table, gap["depth"], "lwf_ct") == EMPTY
     assert "stability gap of lwf_ct: n/a, no trace.csv" in "\n".join(table.notes)
+
+
+def test_a_trace_is_of_validation_cases_and_of_no_external_set(tmp_path: Path) -> None:
+    (folder,) = make_runs(tmp_path, {"universal": Method(seeds=(0,))}, patients=FEW)
+    add_external(tmp_path, "clinic", ["spleen", "liver"], {"universal": 0.0})
+    rows = [
+        TraceRow(step=2, update=u, eval_set="btcv", case="7", structure=c, learned_at=at,
+                 value=0.5 + u / 100, status="ok")
+        for c, at in (("pancreas", 1), ("liver_tumor", 2))
+        for u in (0, 10)
+    ]  # fmt: skip
+    write_trace(folder / "trace.csv", rows)
+    own = Study(results=tmp_path, bench="tumor_ext", scoring="paper")
+    (note,) = (n for n in continual_table(own).notes if n.startswith("stability gap"))
+    assert "validation cases on the network's grid, whatever the scoring" in note
+    there = continual_table(own.measured_on("clinic"))
+    gaps = [row for row in there.rows if row[0].startswith("stability gap")]
+    assert {row[1] for row in gaps} == {EMPTY}
+    said = "\n".join(there.notes)
+    assert "n/a, traced on validation cases of the course, not here" in said
+    assert "on the network's grid" not in said
 
 
 def test_no_runs(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_an_endpoint_without_structures_is_not_asked(results: Path) -> None:
     submission = Submission(name="anna", runs=study.finished, recomputed=frozenset())
     league = league_of([submission], scoring="strict", protocol=study.protocol)
     assert set(league.entries[0].cells) == {"final", "kept"}
-    assert "12 btcv test cases" in league.notes[0]
+    assert "test cases: 12 btcv;" in league.notes[0]
 
 
 def test_a_course_that_teaches_nothing_again_says_so(tmp_path: Path) -> None:

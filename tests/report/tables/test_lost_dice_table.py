@@ -126,6 +126,19 @@ def test_a_damaged_file_is_a_hole_of_the_page(study: Analysis) -> None:
     assert any("lost_dice" in text and "other columns" in text for text in absent)
 
 
+def test_seeds_without_head_and_body_are_named(study: Analysis) -> None:
+    explain(study, "finetune", [0.2, 0.4])
+    first, second = (run for _, run in explained_runs(study))
+    (second.folder / HEAD_BODY_FILE).unlink()
+    table = lost_dice_table(study)
+    spleen = next(row for row in table.rows if row[1] == "spleen")
+    assert spleen[2] == f"{first.record.seed}, {second.record.seed}"
+    assert table.notes[-1] == (
+        "finetune, spleen: by the head, by the body and lost by a probe are of seed "
+        f"{first.record.seed} alone; the others have no head_body.csv."
+    )
+
+
 def test_tables_of_one_run(study: Analysis) -> None:
     record = RunRecord.read(study.runs[0].folder)
     causes, instead, models = lost_dice_tables(record, rows(0.4), parts(0.9, 0.5))

@@ -121,3 +121,14 @@ def test_orders_on_other_data_are_refused(results: Path) -> None:
     )
     with pytest.raises(StoreError, match="different data_fingerprint"):
         orders_table(Study(results=results, bench="tumor_ext"))
+
+
+def test_a_strategy_that_an_order_lacks_is_named_once(results: Path) -> None:
+    make_runs(results, {"lwf": Method(), "mib": Method()})
+    make_runs(results, {"mib": Method(record={"status": "running"})}, bench="tumor_ext.order2-1",
+              steps=(SECOND, FIRST))  # fmt: skip
+    notes = orders_table(Study(results=results, bench="tumor_ext")).notes
+    assert [n for n in notes if "no finished run" in n] == [
+        "order 2,1: hole: lwf has no finished run",
+        "order 2,1: hole: mib has no finished run (3 unfinished)",
+    ]

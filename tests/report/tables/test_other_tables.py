@@ -19,8 +19,10 @@ from typer.testing import CliRunner
 from clbench.cli.options import app
 from clbench.errors import StoreError
 from clbench.evaluation.metrics import continual
+from clbench.report.page.checklist import checklist
 from clbench.report.paper.detection import distances, table6
 from clbench.report.scores import count_patients
+from clbench.report.significance.analysis import Analysis
 from clbench.report.study import Protocol, Study
 from clbench.report.tables.continual import NO_INTERVAL, learning_table, measures
 from clbench.report.tables.costs import MACS, cost_table
@@ -119,6 +121,17 @@ def test_a_hole_is_a_hole(tmp_path: Path) -> None:
     table = learning_table(Study(results=tmp_path, bench="tumor_ext"))
     assert row(table, "joint")[2] == row(table, "universal")[-1] == EMPTY
     assert row(table, "joint")[3] != EMPTY  # the tumor's cases are all there
+
+
+def test_patients_are_counted_not_their_scans(tmp_path: Path) -> None:
+    make_runs(tmp_path, {"universal": Method()}, patients={"btcv": 5, "lits": 5}, scans=2)
+    study = Analysis(results=tmp_path, bench="tumor_ext", protocol=Protocol(draws=100))
+    said = (
+        "test cases: 10 btcv of 5 patients; 10 lits of 5 patients, of which 4 hold a structure "
+        "that counts there"
+    )
+    assert said in learning_table(study).notes
+    assert said in dict(checklist(study))["Unit of analysis, and n?"]
 
 
 # -------------------------------------------------------------------------------------- detection
@@ -249,6 +262,25 @@ def test_distances_by_hand(tmp_path: Path) -> None:
     assert (line["seed"], line["missed"], line["cases"]) == ("0", "0", "11")
     assert row(table, "universal")[5] == EMPTY  # the tumor was not scored: no partial mean
     assert table.over[2] == "Organ Mean (4)"
+
+
+def test_a_hole_of_one_distance_alone_is_named(tmp_path: Path) -> None:
+    folders = make_runs(
+        tmp_path, {"universal": Method(seeds=(0,))}, patients={"btcv": 3, "lits": 3}
+    )
+    for c in ("spleen", "right_kidney", "liver", "pancreas", "liver_tumor"):
+        first = 200 if c == "liver_tumor" else 100
+        cases = {str(first + i): 0.5 for i in range(3)}
+        add(folders[0], "nsd_2mm", cases, c)
+        add(folders[0], "hd95_mm", cases, c)
+    rows = run_folder.read_scores(folders[0] / "scores.csv")
+    for metric, name in (("hd95_mm", "HD95"), ("nsd_2mm", "NSD")):
+        gone = (metric, "spleen", "101")
+        kept = [r for r in rows if (r.metric, r.structure, r.case) != gone]
+        run_folder.write_scores(folders[0] / "scores.csv", kept)
+        notes = distances(Study(results=tmp_path, bench="tumor_ext")).notes
+        missing = "spleen after step 2, seed 0: 1 of 3 test cases missing (btcv/101)"
+        assert f"hole: {name} of universal, {missing}" in notes
 
 
 def test_two_versions_of_a_metric_are_refused(tmp_path: Path) -> None:

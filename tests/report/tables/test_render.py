@@ -17,6 +17,7 @@ from clbench.report.tables.render import (
     FORMATS,
     Table,
     html_fragment,
+    markdown_cell,
     number,
     render,
     signed,
@@ -98,6 +99,27 @@ def test_markdown_and_latex_are_escaped() -> None:
     assert r"2.0 $\pm$ 0.1" in tex
     assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 2
     assert "100 \\%" in tex
+
+
+def test_a_label_of_any_text_stays_in_its_cell() -> None:
+    label = "reg (a|b <i>x</i>, l1\nl2, &amp;, p < 0.1)"
+    odd = Table(title=label, columns=("method", label), rows=((label, "0.5"),), notes=(label,),
+                marks={(0, 1): frozenset({"second"})})  # fmt: skip
+    safe = "reg (a\\|b &lt;i>x&lt;/i>, l1 l2, &amp;amp;, p < 0.1)"
+    lines = render(odd, "md").splitlines()
+    assert lines == [
+        f"**{safe}**", "", f"| method | {safe} |", "|---|---:|", f"| {safe} | <ins>0.5</ins> |",
+        "", safe,
+    ]  # fmt: skip
+    assert markdown_cell("a `b|c <d>` <e>") == "a `b\\|c <d>` &lt;e>"
+    row = next(x for x in render(odd, "terminal").splitlines() if x.endswith("0.5²"))
+    assert row.startswith(label.replace("\n", " "))
+
+
+def test_latex_has_one_minus() -> None:
+    cells = ("-0.011 to +0.028", "[-0.1, −.5]", "1e-4", "12-14", "-")
+    tex = render(Table(title="", columns=("m", *cells), rows=(("x -1", *cells),)), "tex")
+    assert r"x -1 & $-$0.011 to +0.028 & {[}$-$0.1, $-$.5{]} & 1e-4 & 12-14 & - \\" in tex
 
 
 def test_html_is_escaped_and_balanced() -> None:

@@ -297,3 +297,18 @@ def test_a_hole_of_the_summary_has_its_reason(tmp_path: Path) -> None:
         f"hole: {name}, spleen after step 1, 2, seed 0: no test case of btcv holds it"
         for name in "ab"
     ]
+
+
+@pytest.mark.parametrize("structure", ["spleen", "pancreas"])
+def test_the_lowest_of_scores_of_which_one_is_missing_is_not_known(
+    tmp_path: Path, structure: str
+) -> None:
+    """Whichever place the missing one has among the others."""
+    (folder,) = make_runs(tmp_path, {"universal": Method(seeds=(0,))})
+    rows = run_folder.read_scores(folder / "scores.csv")
+    gone = (1, structure, "103")
+    kept = [r for r in rows if (r.step, r.structure, r.case) != gone]
+    run_folder.write_scores(folder / "scores.csv", kept)
+    table = summary(Study(results=tmp_path, bench="tumor_ext"))
+    (row,) = table.rows
+    assert row[table.columns.index("lowest of them, any seed")] == EMPTY
