@@ -143,14 +143,8 @@ def look(
     if jobs is None:
         sizes = [size for case in left if (size := _readable(case)) is not None]
         jobs = _fitting(sizes) if sum(sizes) > WORTH_VOXELS else 1
-    shared = _shared_out(
-        [(_look, (cache.root, c, what, os.getpid())) for c in left],
-        jobs,
-        cache.root,
-        "looked at",
-        watch,
-    )
-    for _ in shared:
+    calls = [joblib.delayed(_look)(cache.root, case, what, os.getpid()) for case in left]
+    for _ in _shared_out(calls, jobs, cache.root, "looked at", watch):
         pass
 
 
@@ -194,10 +188,11 @@ def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda eve
         jobs = processes(left, pre) if worth else 0
     if not left or not jobs:
         return 0
-    calls = [(_prepare_case, (catalog.cache.root, case, pre, os.getpid())) for case in left]
+    root, here = catalog.cache.root, os.getpid()
+    calls = [joblib.delayed(_prepare_case)(root, case, pre, here) for case in left]
     failed: list[Exception] = []
     written = 0
-    for _, count, error in _shared_out(calls, jobs, catalog.cache.root, "prepared", watch):
+    for _, count, error in _shared_out(calls, jobs, root, "prepared", watch):
         written += count
         failed += [error] if error else []
     if failed:
@@ -206,16 +201,12 @@ def prepare(catalog: Catalog, jobs: int | None = None, watch: Watch = lambda eve
 
 
 def _shared_out(
-    calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
-    jobs: int,
-    root: Path,
-    event: str,
-    watch: Watch,
+    calls: Sequence[Any], jobs: int, root: Path, event: str, watch: Watch
 ) -> Iterator[Any]:
     """What calls return, in the order in which they end; each is of one case, named first.
 
     Args:
-        calls: functions and their arguments.
+        calls: as joblib takes them.
         jobs: processes; 1: this one.
         root: of the cache, for errors.
         event: what `watch` is told of each.
@@ -228,7 +219,7 @@ def _shared_out(
     count = min(jobs, len(calls))
     ready: Generator[Any, None, None] = joblib.Parallel(
         n_jobs=count, return_as="generator_unordered", pre_dispatch="n_jobs"
-    )(joblib.delayed(do)(*arguments) for do, arguments in calls)
+    )(calls)
     try:
         for done, result in enumerate(ready, 1):
             yield result
@@ -259,9 +250,8 @@ def _start_work(number: int, parent: int) -> None:
     """
     if os.getpid() != parent:  # signals are left to the process that waits
         signals.leave_to_parent(number)
-        process_executor._MAX_MEMORY_LEAK_SIZE = (
-            sys.maxsize
-        )  # else a process ends for what it keeps
+        # joblib takes kept memory for a leak, and would replace a process that has much
+        process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
     freed_memory().settle()  # each array anew costs page faults, for which processes wait
 
 
