@@ -53,6 +53,7 @@ from clbench.store import run_folder
 from clbench.store.record import Identity
 from clbench.strategy.contract import Kit, Lesson, Strategy
 from clbench.training.ranks import Ranks
+from clbench.training.update import divide
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +176,10 @@ class Plan:
         """Read data, vectors and weights; fix the run's identity. Trains and writes nothing.
 
         Raises:
-            ClbenchError: data, vectors or weights that cannot be read.
+            ClbenchError: data, vectors or weights that cannot be read, or processes among which
+                the crops of an update cannot be divided.
         """
+        divide(self.profile.train, self.ranks)
         _ = self.kit, self.weights  # wrong settings are refused before any image is hashed
         _ = self.identity, self.folder, self.steps
         return self

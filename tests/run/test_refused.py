@@ -66,6 +66,19 @@ def test_a_wrong_set_is_refused_before_any_file_is_hashed(
         run_course(settings(tmp_path / "out", cache_root, overrides=(word,)))
 
 
+def test_too_many_processes_are_refused_before_any_file_is_hashed(
+    cache_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: Any, **__: Any) -> None:
+        raise AssertionError("the data was opened")
+
+    monkeypatch.setattr(plan, "build_catalog", opened)
+    planned = plan.resolve(settings(tmp_path / "out", cache_root))
+    planned.ranks.size = planned.profile.train.crops + 1
+    with pytest.raises(SettingError, match="cannot be divided"):
+        planned.open()
+
+
 def test_a_command_waits_for_the_step_another_one_teaches(
     smoke_run: Path, cache_root: Path, tmp_path: Path
 ) -> None:
