@@ -20,7 +20,7 @@ from typing import Any
 
 import joblib
 import psutil
-from joblib.externals.loky import get_reusable_executor, process_executor
+from joblib.externals.loky import process_executor
 
 from clbench import signals
 from clbench.data.cache import Looks, VolumeCache
@@ -37,6 +37,10 @@ PEAK_BYTES_PER_VOXEL = 16
 WORTH_VOXELS = 2e8
 """Below so many voxels in all, starting processes may take longer than it saves
 (tests/perf/prepare.py on two cores: 0.8 times as fast with 7e7 voxels, 1.84 times with 4e8)."""
+
+IDLE_S = 10.0
+"""Seconds after which a process without work ends: those that have looked at cases then preprocess
+them, and what they kept is free before training takes as much."""
 
 Watch = Callable[[dict[str, Any]], None]
 Case = tuple[int, Source, CaseFiles]
@@ -218,7 +222,10 @@ def _shared_out(
     """
     count = min(jobs, len(calls))
     ready: Generator[Any, None, None] = joblib.Parallel(
-        n_jobs=count, return_as="generator_unordered", pre_dispatch="n_jobs"
+        n_jobs=count,
+        return_as="generator_unordered",
+        pre_dispatch="n_jobs",
+        idle_worker_timeout=IDLE_S,
     )(calls)
     try:
         for done, result in enumerate(ready, 1):
@@ -237,8 +244,6 @@ def _shared_out(
         with warnings.catch_warnings():  # what was begun and is not waited for
             warnings.simplefilter("ignore", UserWarning)
             ready.close()
-    if count > 1:  # idle ones would hold what they kept for minutes, while training begins
-        get_reusable_executor(reuse=True).shutdown(wait=True)
 
 
 def _start_work(number: int, parent: int) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -141,7 +142,10 @@ def test_looking_at_labels_reads_no_image(
     assert sum(unpacked.values()) == COUNT
 
 
-def test_several_processes_see_what_one_sees_and_end(data: Path, tmp_path: Path) -> None:
+def test_several_processes_see_what_one_sees_and_end(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "IDLE_S", 0.2)
     events: list[dict[str, Any]] = []
     one, two = VolumeCache(tmp_path / "one"), VolumeCache(tmp_path / "two")
     before = set(psutil.Process().children(recursive=True))
@@ -157,9 +161,17 @@ def test_several_processes_see_what_one_sees_and_end(data: Path, tmp_path: Path)
     ]
     look(two, cases_of(data), "notes", watch=events.append)
     assert len(events) == COUNT  # nothing twice
-    left = set(psutil.Process().children(recursive=True)) - before
-    workers = [p for p in left if "popen_loky" in " ".join(p.cmdline())]
-    assert not workers
+
+    def workers() -> list[psutil.Process]:
+        left = set(psutil.Process().children(recursive=True)) - before
+        return [p for p in left if "popen_loky" in " ".join(p.cmdline())]
+
+    pause = threading.Event()
+    for _ in range(600):
+        if not workers():
+            break
+        pause.wait(0.1)
+    assert not workers()
 
 
 def test_a_file_that_cannot_be_read_is_left_to_who_asks(data: Path, tmp_path: Path) -> None:
