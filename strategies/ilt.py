@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from clbench.nets.heads import Segmenter
+from clbench.spec.settings import NotNegative
 from clbench.strategy import (
     Batch,
     Declaration,
@@ -41,9 +42,9 @@ class Ilt(SoftmaxFinetune):
         "weight": Range(low=1.0, high=1000.0, log=True),
         "feature_weight": Range(low=1.0, high=1000.0, log=True),
     }
-    weight: float = 100.0
+    weight: NotNegative = 100.0
     """Weight of the output distillation, a mean over channels and voxels."""
-    feature_weight: float = 100.0
+    feature_weight: NotNegative = 100.0
     """Weight of the mean squared difference at the bottleneck."""
     where: Literal["everywhere", "old_and_background"] = "everywhere"
     """Voxels of the output distillation; the second leaves out those of new structures."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from clbench.spec.settings import NotNegative, Positive
 from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Range, SearchSpace, Terms
 from clbench.strategy.distillation import kd_softmax
 
@@ -28,12 +29,12 @@ class Lwf(SoftmaxFinetune):
         "weight": Range(low=1.0, high=1000.0, log=True),
         "temperature": Range(low=1.0, high=4.0, log=True),
     }
-    weight: float = 100.0
+    weight: NotNegative = 100.0
     """Weight of the distillation, a mean over channels and voxels."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Softens both softmaxes; the term is multiplied by its square, which keeps the gradient's
     size (Hinton et al., 2015)."""
-    alpha: float = 1.0
+    alpha: Positive = 1.0
     """Sharpens the old model's logits alone."""
 
     def declares(self) -> Declaration:

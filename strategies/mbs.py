@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from clbench.nets.heads import ConvHead, Segmenter
+from clbench.spec.settings import NotNegative, Share
 from clbench.strategy import (
     UNKNOWN,
     Batch,
@@ -82,13 +83,13 @@ class SelectiveDistillation(Strategy):
         "weight_feat": Range(low=0.05, high=20.0, log=True),
         "weight_orth": Range(low=0.05, high=20.0, log=True),
     }
-    threshold: float = 0.7
+    threshold: Share = 0.7
     """Least probability of a pseudo label."""
-    weight_out: float = 25.0
+    weight_out: NotNegative = 25.0
     """Weight of the output's distillation, a mean over channels and voxels (theirs: 25 or 50)."""
-    weight_feat: float = 1.0
+    weight_feat: NotNegative = 1.0
     """Weight of the distillation of features and of class vectors."""
-    weight_orth: float = 1.0
+    weight_orth: NotNegative = 1.0
     """Weight of the angle between class vectors, times the share of new classes in all."""
 
     def declares(self) -> Declaration:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+from clbench.spec.settings import NotNegative, Positive
 from clbench.strategy import Batch, Declaration, Lesson, Memory, Output, Range, SearchSpace, Terms
 from clbench.strategy.distillation import kd_unbiased
 
@@ -28,9 +29,9 @@ class Mib(SoftmaxFinetune):
     unlabelled: Literal["ignore", "background"] = "ignore"
     splits_background: bool = True
     """Start new channels as equal shares of background; false: as torch initialises."""
-    weight: float = 10.0
+    weight: NotNegative = 10.0
     """Weight of the distillation, a mean over channels and voxels."""
-    alpha: float = 1.0
+    alpha: Positive = 1.0
     """Sharpens the old model's logits."""
 
     def declares(self) -> Declaration:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from clbench.spec.settings import NotNegative
 from clbench.strategy import (
     Batch,
     CaseTensors,
@@ -66,9 +67,9 @@ class Plop(SoftmaxFinetune):
     unlabelled: Literal["ignore", "background"] = "ignore"
     splits_background: bool = True
     """Start new channels as equal shares of background, as in MiB; false: as torch initialises."""
-    feature_factor: float = 0.01
+    feature_factor: NotNegative = 0.01
     """Factor of the distance of each feature map."""
-    logit_factor: float = 0.00005
+    logit_factor: NotNegative = 0.00005
     """Factor of the distance of the logits, new ones summed into background; theirs: 0.0005. The
     distance grows with the square of the logits, which the output layer's rate makes large here: at
     theirs, logits that are a tenth larger than the old model's cost many times the loss."""
@@ -76,7 +77,7 @@ class Plop(SoftmaxFinetune):
     """Axes averaged over in each cell: 2 leaves a strip, as in the 2-D original, 1 a plane, as in
     the CT authors' code. Of a map of n voxels along each axis the original pools 14 n values per
     channel; strips are 63 n, planes 21 n², and the distance grows with the root of that."""
-    floor: float = 0.001
+    floor: NotNegative = 0.001
     """Smallest entropy threshold."""
     adaptive: bool = True
     """Weigh each case's cross-entropy by the share of its pseudo labels that were sure."""

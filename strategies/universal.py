@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from clbench.data.postprocess import DEFAULT_RULES, clean, known
+from clbench.spec.settings import NotNegativeInt
 from clbench.strategy import (
     Batch,
     CaseTensors,
@@ -47,7 +48,7 @@ class Universal(Finetune):
     unlabelled: Literal["ignore", "background"] = "ignore"
     pseudo: Literal["hard", "soft"] = "hard"
     """Pseudo labels: thresholded, or probabilities."""
-    soft_limit_mib: int = 16384
+    soft_limit_mib: NotNegativeInt = 16384
     """Soft pseudo labels of a step that take more space than this are not stored: the old model
     runs in the loop, once per batch, and labels the crops (how that differs:
     `clbench.strategy.teacher_labels.labelled_on_line`)."""

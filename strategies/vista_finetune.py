@@ -46,6 +46,9 @@ class VistaFinetune(Finetune):
 
     search_space: ClassVar[SearchSpace] = {"lr_factor": Range(low=0.02, high=1.0, log=True)}
     unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
+    legacy_slice_dice: bool = False
+    """Dice per slice along axis 0, as the authors' code computes it: in step 1 alone. Later steps
+    have the recipe's Dice, of squared terms over the whole patch."""
     lr_factor: float = 0.5
     """Factor on the profile's learning rate from step 2 on; theirs is 5e-5, half of the 1e-4 of
     profile `paper`."""

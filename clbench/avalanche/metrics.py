@@ -24,6 +24,7 @@ from clbench.evaluation.scoring import ScoreContext, measure_on_file, metric_row
 from clbench.evaluation.sliding_window import VolumePredictor
 from clbench.nets.output import Output
 from clbench.run.plan import Plan
+from clbench.run.record import course_of
 from clbench.store.run_folder import Score
 
 _PluginMetric: Any = load("avalanche.evaluation.metric_definitions").PluginMetric
@@ -273,11 +274,12 @@ def _examine(strategy: Any, metrics: Sequence[str]) -> dict[str, dict[str, float
         scores = measure_on_file(bits, known, volume, volume.native_bits(), metrics, among=wanted)
         rows += metric_rows(scores, wanted, volume, metrics, context)
     sources = [plan.catalog.source(n).name for n in range(1, last + 1)]
+    patient_of = course_of(plan.benchmark, plan.catalog).patient_of
     return {
         word: {
             name: value
             for (_, name), value in continual.matrix(
-                rows, sources, scoring="strict", metric=word
+                rows, sources, scoring="strict", patient_of=patient_of, metric=word
             ).items()
         }
         for word in metrics

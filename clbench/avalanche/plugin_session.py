@@ -32,6 +32,10 @@ _plugins = load("avalanche.training.plugins")
 _helper: Any = type(load("avalanche.distributed").DistributedHelper)
 
 
+PENALIZED = f"{KEY}.penalized"
+"""Memory entry within a step: a penalty other than 0 was seen."""
+
+
 class Logits(nn.Module):
     """The model as plugins expect one: an image in, a tensor out. Its parameters are the model's.
 
@@ -140,7 +144,8 @@ class PluginSession(Session):
                 pack(self._state(plugin, clock), home=self.home)  # refused now, not after a step
         self.proxy = AvalancheStrategyProxy(context=context, plugin=plugin, clock=clock)
         self.penalized = kind.before_backward is not _core.BaseSGDPlugin.before_backward
-        self.largest, self.looked = 0.0, 0
+        self.seen = PENALIZED in context.memory
+        self.last: Batch | None = None
 
     # ------------------------------------------------------------------------------- the updates
 
@@ -164,6 +169,7 @@ class PluginSession(Session):
             for iteration in range(rest, d.updates):
                 batch = next(source)
                 self._see(batch)
+                self.last = batch
                 with self._moment("before", epoch, iteration):
                     c._before_training_iteration()
                 yield batch
@@ -172,7 +178,7 @@ class PluginSession(Session):
             rest = 0
             with self._moment("epoch ends", epoch):
                 c._after_training_epoch()
-            self._judge(epoch)
+        self._judge()
         # a phase that was stopped after its last update went through none of these epochs
         c.clock.train_exp_epochs, c.clock.train_epoch_iterations = d.epochs, d.updates
         with self._moment("end"), warnings.catch_warnings(record=True) as heard:
@@ -205,7 +211,7 @@ class PluginSession(Session):
         if c.loss is mark[0] and c.loss._version == mark[1]:
             return c.named  # to the bit the loss without plugin
         penalty = c.loss.float().sum() - base
-        self.largest = max(self.largest, abs(float(penalty.detach())))
+        self.seen = self.seen or bool(penalty.detach() != 0)
         return {**c.named, "penalty": penalty}
 
     def count(self, batch: Batch) -> None:
@@ -230,7 +236,8 @@ class PluginSession(Session):
     def after_update(self) -> None:
         """The weights have changed."""
         super().after_update()
-        self.looked += 1
+        if self.seen:  # kept where the step is stopped, and gone when it ends
+            self.context.memory[PENALIZED] = 1
         self.proxy._after_update()
 
     def _drawn(self, epoch: int) -> Iterator[Batch]:
@@ -319,22 +326,47 @@ class PluginSession(Session):
             next_step=f"set {setting} instead, and leave the plugin out",
         )
 
-    def _judge(self, epoch: int) -> None:
+    def _judge(self) -> None:
         """A penalty that is always 0 looks like a method and is fine-tuning."""
-        silent = self.looked >= 2 and not self.largest > 0
+        d = self.context
+        updates = d.epochs * d.updates
         if (
             self.penalized
-            and silent
-            and self.context.lesson.number > 1
+            and not self.seen
+            and updates >= 2  # before the first one no weight has moved
+            and d.lesson.number > 1
             and self.strategy.zero_penalty == "fault"
+            and self.last is not None  # stopped after the last update: no batch is left to ask
+            and not self._has_gradient(self.last)
         ):
             raise AvalancheError(
                 "the plugin's penalty is exactly 0, although the weights have moved",
-                where=f"{self._where()}, after epoch {epoch} ({self.looked} updates)",
+                where=f"{self._where()}, after {updates} updates",
                 expected="a loss that before_backward changes, from step 2 on",
+                got="neither a value nor a gradient",
                 next_step="the plugin protects nothing here; if it only looks, say so with "
                 "--set strategy.zero_penalty=allowed",
             )
+
+    def _has_gradient(self, batch: Batch) -> bool:
+        """Whether what the plugin adds to the loss of a batch moves weights.
+
+        A penalty below half a unit in the last place of the loss reads as 0 in their float32 sum;
+        its gradient tells it from none. Asked for after the last update alone, and only where every
+        value was 0, so that no other run is touched.
+        """
+        model = self.context.model
+        weights = [p for p in model.parameters() if p.requires_grad]
+        before = [buffer.clone() for buffer in model.buffers()]
+        with self._moment("judged"), torch.enable_grad():
+            penalty = self.terms(batch).get("penalty")
+            grads: tuple[Tensor | None, ...] = ()
+            if penalty is not None and penalty.requires_grad:
+                grads = torch.autograd.grad(penalty, weights, allow_unused=True)
+        with torch.no_grad():
+            for buffer, value in zip(model.buffers(), before, strict=True):
+                buffer.copy_(value)
+        return self.seen or any(g is not None and bool(g.any()) for g in grads)
 
     def _where(self) -> str:
         return f"{self.strategy.plugin}, step {self.context.lesson.number}"

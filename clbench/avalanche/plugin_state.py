@@ -12,7 +12,7 @@ import importlib
 import json
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,7 @@ class _Writer:
     def __init__(self, home: str) -> None:
         self.home, self.tensors = home, list[Tensor]()
         self.seen: dict[int, int] = {}
+        self.memories: list[tuple[int, int]] = []
         self.alive: list[object] = []  # an id is an object's only while the object lives
 
     def __call__(self, value: Any, where: str) -> Any:
@@ -65,17 +66,19 @@ class _Writer:
         if id(value) in self.seen:
             return {"again": self.seen[id(value)]}
         if isinstance(value, Tensor):
-            return {**self._new(value), **self._tensor(value)}
+            return {**self._new(value), **self._tensor(value, where)}
         if isinstance(value, np.generic):
             return self._number(value, where)
-        if isinstance(value, np.ndarray):
-            return self._array(value, where)
+        if type(value) is np.ndarray:
+            return {**self._new(value), **self._array(value, where)}
         if isinstance(value, torch.device | torch.dtype):
             return {type(value).__name__: str(value)}
-        if isinstance(value, tuple):  # a torch.Size is one
+        if type(value) in (tuple, torch.Size):
             return {"tuple": [self(v, f"{where}[{i}]") for i, v in enumerate(value)]}
-        if isinstance(value, set | frozenset):
-            return {"set": sorted((self(v, where) for v in value), key=json.dumps)}
+        if type(value) in (set, frozenset):
+            mark = self._new(value) if type(value) is set else {}
+            items = sorted((self(v, where) for v in value), key=json.dumps)
+            return {**mark, type(value).__name__: items}
         if type(value) is list:
             mark = self._new(value)
             return {**mark, "list": [self(v, f"{where}[{i}]") for i, v in enumerate(value)]}
@@ -86,10 +89,7 @@ class _Writer:
             return {"name": self._name(value, where)}
         if hasattr(value, "case_keys") or type(value).__name__ == "AvalancheDataset":
             return {**self._new(value), "cases": self._cases(value, where)}
-        # whoever says how to be pickled is more than its attributes, and so is an iterator
-        special = "__getstate__" in dir_of(value) and not isinstance(value, nn.Module)
-        special |= hasattr(type(value), "__next__")
-        if hasattr(value, "__dict__") and not special:
+        if hasattr(value, "__dict__") and not _holds_more(value):
             mark, name = self._new(value), self._name(type(value), where)
             return {**mark, "object": name, "dict": self._items(vars(value), where)}
         raise self.refusal(where, type(value).__qualname__)
@@ -99,11 +99,14 @@ class _Writer:
         self.alive.append(value)
         return {"as": self.seen[id(value)]}
 
-    def _tensor(self, value: Tensor) -> dict[str, Any]:
+    def _tensor(self, value: Tensor, where: str) -> dict[str, Any]:
+        self._refuse_overlap(_memory(value), where)
         self.tensors.append(value.detach().clone())
         entry: dict[str, Any] = {"tensor": len(self.tensors) - 1}
         if isinstance(value, nn.Parameter):
             entry["parameter"] = value.requires_grad
+        elif value.requires_grad and value.is_leaf:
+            entry["grad"] = True
         if value.device.type != "cpu":
             entry["moved"] = True
         return entry
@@ -114,7 +117,21 @@ class _Writer:
             raise self.refusal(where, f"numpy number of type {value.dtype}")
         return self(item, where)
 
+    def _refuse_overlap(self, memory: tuple[int, int], where: str) -> None:
+        """Refuse a part of what was written: made again, it would not follow the whole.
+
+        Args:
+            memory: first address and the one after the last.
+            where: the attribute.
+        """
+        start, stop = memory
+        if any(start < other_stop and other < stop for other, other_stop in self.memories):
+            raise self.refusal(where, "a view of another tensor or array that it holds")
+        if start < stop:
+            self.memories.append(memory)
+
     def _array(self, value: np.ndarray[Any, Any], where: str) -> dict[str, int]:
+        self._refuse_overlap(np.lib.array_utils.byte_bounds(value), where)
         try:
             tensor = torch.from_numpy(value.copy())
         except (TypeError, ValueError) as err:  # text, objects, a foreign order of bytes
@@ -162,6 +179,31 @@ class _Writer:
         )
 
 
+def _holds_more(value: object) -> bool:
+    """Whether an object is more than its attributes.
+
+    So are iterators, whoever says how to be pickled (numbers, text, sets, enumerations and their
+    subclasses among them), lists and mappings of other classes, and objects with slots.
+    """
+    said = {"__getstate__", "__reduce__", "__reduce_ex__", "__getnewargs__", "__getnewargs_ex__"}
+    special = bool(said & dir_of(value)) and not isinstance(value, nn.Module)
+    slots = any(
+        isinstance(entry, MemberDescriptorType)
+        for kind in type(value).__mro__
+        for entry in vars(kind).values()
+    )
+    return special or slots or hasattr(type(value), "__next__") or isinstance(value, dict | list)
+
+
+def _memory(value: Tensor) -> tuple[int, int]:
+    """First address of a tensor's numbers and the one after the last; equal: it has none."""
+    if value.layout is not torch.strided or value.is_meta or value.numel() == 0:
+        return 0, 0
+    steps = zip(value.shape, value.stride(), strict=True)
+    last = sum((size - 1) * stride for size, stride in steps)
+    return value.data_ptr(), value.data_ptr() + (last + 1) * value.element_size()
+
+
 def split_key(name: str) -> CaseKey:
     """`2/case` → (2, "case")."""
     step, _, case = name.partition("/")
@@ -202,11 +244,13 @@ class _Reader:
             value = value.to(self.device) if tree.get("moved") else value
             if "parameter" in tree:
                 value = nn.Parameter(value, requires_grad=tree["parameter"])
+            elif tree.get("grad"):
+                value = value.clone().requires_grad_()
             return self._named(tree, value)
         if "cases" in tree:
             return self._named(tree, self.dataset([(step, case) for step, case in tree["cases"]]))
         if "array" in tree:
-            return self._stored(tree["array"]).numpy().copy()
+            return self._named(tree, self._stored(tree["array"]).numpy().copy())
         if "name" in tree:
             return _find(str(tree["name"]), self.home)
         if "device" in tree:
@@ -231,9 +275,11 @@ class _Reader:
             items = self._named(tree, list[Any]())
             items += [self(v) for v in tree["list"]]
             return items
-        return (tuple if "tuple" in tree else set)(
-            self(v) for v in tree.get("tuple", tree.get("set"))
-        )
+        if "set" in tree:
+            return self._named(tree, {self(v) for v in tree["set"]})
+        if "frozenset" in tree:
+            return frozenset(self(v) for v in tree["frozenset"])
+        return tuple(self(v) for v in tree["tuple"])
 
     def _named(self, tree: Mapping[str, Any], value: Any) -> Any:
         if "as" in tree:

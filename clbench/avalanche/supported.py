@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, cast
 
 from clbench.avalanche.lazy_import import load
-from clbench.avalanche.plugin_state import stored
+from clbench.avalanche.plugin_state import KEY, stored
 from clbench.errors import AvalancheError
 from clbench.strategy.contract import Declaration, Lesson, Memory, PhaseContext, Session, Strategy
 
@@ -109,6 +109,13 @@ class PluginStrategy:
     def extra_cases(self, step: Lesson, memory: Memory) -> Mapping[tuple[int, str], float]:
         """The cases the plugin has stored: opened, and drawn by the plugin alone."""
         return {key: 0.0 for key in stored(memory) if key[0] != step.number}
+
+    def published(self, memory: Memory) -> Memory:
+        """Nothing of a plugin that has stored cases: their ids are of single patients."""
+        whole = cast(Strategy, super()).published(memory)
+        if not stored(memory):
+            return whole
+        return {k: v for k, v in whole.items() if k != KEY and not k.startswith(f"{KEY}.")}
 
     def session(self, context: PhaseContext) -> Session:
         """The plugin takes part in every update."""

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +23,18 @@ from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
 from clbench.data.checks.case_notes import LOOKS, VERSION, CaseNote, notes_of
-from clbench.data.labels import RawCase, digest_of, image_digest, read_case, values_of
+from clbench.data.checks.rounding import Range, range_of_fractions
+from clbench.data.labels import (
+    RawCase,
+    digest_of,
+    image_digest,
+    read_case,
+    read_image,
+    values_of,
+)
 from clbench.data.layouts import CaseFiles
 from clbench.data.nifti import content, read_once
+from clbench.data.nifti import grid as read_grid
 from clbench.data.volume import CENTERS_KEPT, Volume, preprocess
 from clbench.errors import DataError, StoreError
 from clbench.spec.benchmark import Preprocessing, Source
@@ -35,6 +45,8 @@ from clbench.types import triple
 
 FORMAT = 3
 """Raised by any change in what an entry holds."""
+_Place = tuple[str, str, int, int, int, int]
+"""What is kept of a file; its path, size, times of modification and change, and inode."""
 Looks = Literal["values", "images", "notes"]
 _HASHES, _VALUES = "hashes", "values"
 _FULL = "the cache folder cannot be written"
@@ -58,7 +70,7 @@ class VolumeCache:
     def __init__(self, root: Path) -> None:
         self.root = root
         store_files.allow_many_files()  # an opened case keeps two
-        self._known: dict[tuple[str, str, int, int], str] = {}
+        self._known: dict[_Place, str] = {}
         self.written = 0
         """Entries that were written by this object."""
 
@@ -83,14 +95,37 @@ class VolumeCache:
 
     def holds(self, files: CaseFiles, source: Source) -> frozenset[str]:
         """The structures of which a case holds a voxel; a paired value counts for both sides."""
-
-        def values(path: Path) -> list[int]:
-            text = self._remember(_VALUES, path, lambda: json.dumps(values_of(path)))
-            return [int(v) for v in json.loads(text) if v]
-
         if isinstance(files.label, Path):
-            return structures_of(values(files.label), source)
-        return with_ancestors(name for name, path in files.label if values(path))
+            return structures_of(self._values(files.label), source)
+        return with_ancestors(name for name, path in files.label if self._values(path))
+
+    def unannotated(self, files: CaseFiles, source: Source) -> frozenset[str]:
+        """The source's structures of which a case holds a voxel, though it does not annotate them.
+
+        No file is read of a case that annotates all.
+        """
+        annotated = set(files.annotated(source))
+        if annotated.issuperset(source.structures):
+            return frozenset()
+        # a pair of which the case annotates no side is not told apart, and no voxel is either
+        told = {v: pair for v, pair in source.sides.items() if annotated & set(pair)}
+        held = self.holds(files, replace(source, sides=told))
+        return held & frozenset(source.structures) - annotated
+
+    def range_of_fractions(self, files: CaseFiles, source: Source) -> Range:
+        """Smallest and largest value of an image, in HU as its source says; None: whole numbers."""
+
+        def found() -> str:
+            image = read_image(files.image, read_grid(files.image), source.rescale)
+            return json.dumps(range_of_fractions(image))
+
+        values = json.loads(self._remember(f"fractions_of_{_images(source)}", files.image, found))
+        return None if values is None else (values[0], values[1])
+
+    def _values(self, path: Path) -> list[int]:
+        """The values above 0 of a label file or mask."""
+        text = self._remember(_VALUES, path, lambda: json.dumps(values_of(path)))
+        return [int(v) for v in json.loads(text) if v]
 
     def notes(
         self, files: CaseFiles, source: Source, read: Callable[[], RawCase] | None = None
@@ -177,22 +212,24 @@ class VolumeCache:
         return known in self._known or self._note(known).exists()
 
     def _remember(self, what: str, path: Path, make: Callable[[], str]) -> str:
-        """A text about a file's content, kept by path, size and time of change."""
+        """A text about a file's content, kept by path, size, place on disk and times of change."""
         known = self._place(what, path)
         if known not in self._known:
             self._known[known] = self._kept(self._note(known), make)
         return self._known[known]
 
-    def _place(self, what: str, path: Path) -> tuple[str, str, int, int]:
+    def _place(self, what: str, path: Path) -> _Place:
         try:
             stat = path.stat()
         except OSError as err:
             raise DataError(
                 "the file cannot be read", where=path, got=err.strerror, next_step="check --data"
             ) from err
-        return what, str(path.resolve()), stat.st_size, stat.st_mtime_ns
+        # a copy may keep size and time of modification; the time of the change is the system's
+        when = stat.st_mtime_ns, stat.st_ctime_ns
+        return what, str(path.resolve()), stat.st_size, *when, stat.st_ino
 
-    def _note(self, known: tuple[str, str, int, int]) -> Path:
+    def _note(self, known: _Place) -> Path:
         what, *key = known
         return self.root / what / hashlib.sha256(repr(tuple(key)).encode()).hexdigest()[:32]
 

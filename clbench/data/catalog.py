@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from clbench import signals
 from clbench.data.cache import Looks, VolumeCache
-from clbench.data.checks.case_notes import NOT_HU, CaseNote, source_problems
+from clbench.data.checks.case_notes import NOT_HU, CaseNote, odd_cases, source_problems
 from clbench.data.checks.course_splits import (
     Course,
     Files,
@@ -26,10 +27,12 @@ from clbench.data.checks.course_splits import (
     chosen,
     content_problems,
     course_problems,
+    drawn_from,
     phantom_split,
     settle,
     unmatched,
 )
+from clbench.data.checks.rounding import is_narrow, rounding_problems
 from clbench.data.external_masks import same_meaning
 from clbench.data.layouts import CaseFiles, find_cases, find_layout, passed_over_lines, resolve_data
 from clbench.data.phantom.generate import fingerprint, make_phantom
@@ -93,6 +96,8 @@ class Catalog:
     """What is odd about cases of the splits."""
     passed_over: tuple[str, ...] = ()
     """What lies in the folders and is no part of a case, counted by kind; ids that name no case."""
+    drawn: tuple[str, ...] = ()
+    """Of each split that a rule drew from the cases at hand, what it was drawn from."""
     content: Mapping[tuple[str, str], str] = field(default_factory=dict)
     """(source, case) → checksum of its files when the run began; empty for the phantom."""
     past: str = "nothing"
@@ -114,6 +119,7 @@ class Catalog:
         """
         return [
             *({"step": 0, "kind": "passed over", "message": said} for said in self.passed_over),
+            *({"step": 0, "kind": "drawn split", "message": said} for said in self.drawn),
             *({"step": 0, "kind": note.kind, "message": note.message} for note in self.notes),
         ]
 
@@ -353,7 +359,11 @@ def build_catalog(
     notes = [] if expect_hu is None else _notes(course, benchmark, files, cache)
     if expect_hu:
         _raise_first(source_problems(notes, cases_of(course)))
-    else:
+    if expect_hu is not None:
+        window = preprocessing.window_hu
+        odd = None if is_narrow(window) else set() if expect_hu else odd_cases(notes)
+        _raise_first(_rounded(cases_of(course), odd, benchmark, files, cache, window))
+    if not expect_hu:
         notes = [note for note in notes if note.kind != NOT_HU]
     return Catalog(
         benchmark=benchmark,
@@ -366,6 +376,7 @@ def build_catalog(
         cache=cache,
         notes=tuple(notes),
         passed_over=tuple(passed_over),
+        drawn=tuple(drawn_from(asked, benchmark, files)) if data is not None else (),
         content=hashes,
     )
 
@@ -441,6 +452,31 @@ def _notes(
             notes += cache.notes(files[name][case], benchmark.reads(name))
             signals.check(f"looking at the images, {name} case {case}")
     return notes
+
+
+def _rounded(
+    cases: Mapping[str, Sequence[str]],
+    odd: set[tuple[str, str]] | None,
+    benchmark: Benchmark,
+    files: Files,
+    cache: VolumeCache,
+    window_hu: tuple[float, float],
+) -> Iterator[DataError]:
+    """Images of which little is left as whole numbers, see `rounding_problems`.
+
+    Args:
+        cases: source → cases of the splits.
+        odd: (source, case) of those to look at; None: all of them.
+        benchmark: the course.
+        files: source → case → files.
+        cache: remembers what it saw.
+        window_hu: what the network sees of the values.
+    """
+    for name, of_source in cases.items():
+        source = benchmark.reads(name)
+        asked = [c for c in of_source if odd is None or (name, c) in odd]
+        ranges = [(c, partial(cache.range_of_fractions, files[name][c], source)) for c in asked]
+        yield from rounding_problems(source, ranges, window_hu)
 
 
 def _raise_first(problems: Iterable[ClbenchError]) -> None:

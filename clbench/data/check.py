@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from clbench.data.cache import structures_of, with_ancestors
-from clbench.data.checks.case_notes import CaseNote, notes_of, source_problems
+from clbench.data.checks.case_notes import CaseNote, notes_of, odd_cases, source_problems
 from clbench.data.checks.course_splits import (
     cases_of,
     chosen,
@@ -24,14 +25,20 @@ from clbench.data.checks.course_splits import (
     settle,
     unmatched,
 )
+from clbench.data.checks.rounding import (
+    Range,
+    is_narrow,
+    range_of_fractions,
+    rounding_problems,
+)
 from clbench.data.external_masks import same_meaning
-from clbench.data.find_files import entries
 from clbench.data.labels import RawCase, digest_of, read_case, read_unnamed
 from clbench.data.layouts import (
     CaseFiles,
     cases_in,
     find_cases,
     find_layout,
+    inner_folders,
     label_names,
     named_folders,
     natural,
@@ -80,6 +87,8 @@ class FolderReport:
     """(source, case) → digest of its image, of every case that can be read."""
     holds: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
     """(source, case) → structures of which it holds a voxel, of every case that can be read."""
+    fractions: dict[tuple[str, str], Range] = field(default_factory=dict)
+    """(source, case) → range of an image of fractions, of every case that can be read."""
     notes: list[CaseNote] = field(default_factory=list)
     """What is odd about single cases."""
 
@@ -90,6 +99,7 @@ class FolderReport:
         self.folders |= other.folders
         self.images |= other.images
         self.holds |= other.holds
+        self.fractions |= other.fractions
         self.notes += other.notes
         self.problems += other.problems
         self.remarks += other.remarks
@@ -195,6 +205,7 @@ def check_course(
     if expect_hu:
         every = {name: list(files) for name, files in report.files.items()}
         problems += source_problems(report.notes, every | cases_of(course))
+    problems += _rounded(cases_of(course), benchmark, report, expect_hu=expect_hu)
     report.problems += [str(err) for err in problems]
     drawn = {id(step): split for step, split in asked}
     rules = [drawn[id(step)] for step, _ in course]
@@ -206,6 +217,29 @@ def check_course(
         )
     if absent := sorted({step.source for step, _ in asked} - report.files.keys()):
         report.remarks.append(f"not looked at, and needed by a run: {', '.join(absent)}")
+
+
+def _rounded(
+    cases: Mapping[str, Sequence[str]],
+    benchmark: Benchmark,
+    report: FolderReport,
+    *,
+    expect_hu: bool,
+) -> Iterator[DataError]:
+    """Images of which little is left as whole numbers, in the course's own window.
+
+    Args:
+        cases: source → cases of the splits.
+        benchmark: the course.
+        report: of the folders.
+        expect_hu: whether images that look like no CT in HU are a problem already.
+    """
+    window = benchmark.preprocessing.window_hu
+    odd = set() if expect_hu else odd_cases(report.notes)
+    for name, of_source in cases.items():
+        keys = [(name, c) for c in of_source if is_narrow(window) or (name, c) in odd]
+        ranges = [(key[1], partial(report.fractions.get, key)) for key in keys]
+        yield from rounding_problems(benchmark.reads(name), ranges, window)
 
 
 def check_data(text: str, sources: Sequence[Source]) -> FolderReport:
@@ -238,10 +272,12 @@ def check_folder(folder: Path, sources: Sequence[Source]) -> FolderReport:
     if not folder.exists():
         report.problems.append(f"{folder}: the data folder does not exist")
         return report
-    inside = (
-        {p.name.casefold(): p for p in entries(folder) if p.is_dir()} if folder.is_dir() else {}
-    )
-    named = [(s, inside[s.name.casefold()]) for s in sources if s.name.casefold() in inside]
+    try:
+        inside = inner_folders(folder, [s.name for s in sources])
+    except DataError as err:
+        report.problems.append(str(err))
+        return report
+    named = [(s, inside[s.name]) for s in sources if s.name in inside]
     failed: list[DataError] = []
     for source, place in named or [(s, folder) for s in sources]:
         try:
@@ -288,6 +324,7 @@ def _check(files: CaseFiles, source: Source, report: FolderReport) -> CaseReport
         for name in source.structures
     }
     report.images[source.name, files.case] = digest_of(raw.image)
+    report.fractions[source.name, files.case] = range_of_fractions(raw.image)
     report.holds[source.name, files.case] = (  # as a run asks, which reads values alone
         structures_of([v for v, n in raw.counts.items() if v and n], source)
         if isinstance(files.label, Path)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from clbench.data.find_files import composed, entries, nifti_stem
 from clbench.data.labels import counted, read_label, read_mask
-from clbench.data.layouts import CaseFiles
+from clbench.data.layouts import CaseFiles, inner_folders
 from clbench.data.nifti import grid
 from clbench.errors import DataError, UnknownName, closest
 from clbench.spec.benchmark import MAX_LABEL, Source
@@ -242,26 +242,29 @@ def find_predictions(
         (source, case) → path; cases without prediction are left out.
 
     Raises:
-        DataError: no folder, nothing in it belongs to a test case, or two for one case.
+        DataError: no folder, or two of one source; nothing in it belongs to a test case; two for
+            one case, or one for two.
     """
     if not folder.is_dir():
         raise DataError(
             "the folder of predictions does not exist", where=folder, next_step="check the path"
         )
-    inside = {p.name.casefold(): p for p in entries(folder) if p.is_dir()}
+    inside = inner_folders(folder, dict.fromkeys(source for source, _ in wanted))
     one_source = len({source for source, _ in wanted}) == 1
     names = {key: _names(*key, files) for key, files in wanted.items()}
     bearers = Counter(name for of_case in names.values() for name in of_case)
+    known = at_hand or wanted
     owners: dict[tuple[str, str], set[str]] = {}
-    for key, files in (at_hand or wanted).items():
+    for key, files in known.items():
         for name in _names(*key, files):
             owners.setdefault((key[0], name), set()).add(key[1])
     listed = {place: _by_name(place) for place in (folder, *inside.values())}
     predictions: dict[tuple[str, str], Path] = {}
     for key, of_case in names.items():
-        own = inside.get(key[0].casefold())
+        own = inside.get(key[0])
         there = listed[own or folder]
-        plain = [n for n in of_case if own or one_source or bearers[n] == 1]
+        mine = [n for n in of_case if n == key[1] or (key[0], n) not in known]  # an id is exact
+        plain = [n for n in mine if own or one_source or bearers[n] == 1]
         hits = [path for n in plain for path in there.get(n, ())]
         if not hits and key[1].isdecimal() and (own or one_source):
             free = {n: p for n, p in there.items() if not owners.get((key[0], n), set()) - {key[1]}}
@@ -275,6 +278,7 @@ def find_predictions(
             )
         if hits:
             predictions[key] = hits[0]
+    _refuse_shared(folder, predictions)
     if not predictions:
         seen = [p.name for p in entries(folder)][:5]
         key = next(iter(wanted))
@@ -287,6 +291,26 @@ def find_predictions(
             next_step="rename the files, or put those of each source into a folder of its name",
         )
     return predictions
+
+
+def _refuse_shared(folder: Path, predictions: Mapping[tuple[str, str], Path]) -> None:
+    """Refuse a file that is taken for the prediction of two cases.
+
+    Args:
+        folder: of predictions.
+        predictions: (source, case) → path.
+    """
+    first: dict[Path, tuple[str, str]] = {}
+    for key, path in predictions.items():
+        if (other := first.setdefault(path, key)) != key:
+            raise DataError(
+                "one prediction may be that of two cases",
+                where=path,
+                expected="a file or folder for every case",
+                got=f"{' case '.join(other)} and {' case '.join(key)}",
+                next_step="name it after its case, in a folder of its source's name below "
+                f"{folder}",
+            )
 
 
 def _by_name(folder: Path) -> dict[str, list[Path]]:

@@ -595,8 +595,7 @@ def resolve_data(text: str, sources: Sequence[Source]) -> dict[str, Path]:
     else:
         folder = Path(text).expanduser()
         need_folder(folder)
-        inside = {p.name.casefold(): p for p in entries(folder) if p.is_dir()}
-        folders = {n: inside[n.casefold()] for n in names if n.casefold() in inside}
+        folders = inner_folders(folder, names)
         if not folders and len(names) == 1:
             folders = {names[0]: folder}
     if absent := [n for n in names if n not in folders]:
@@ -611,6 +610,33 @@ def resolve_data(text: str, sources: Sequence[Source]) -> dict[str, Path]:
         if not (folder.suffix == ".json" and folder.is_file()):
             need_folder(folder)
     return folders
+
+
+def inner_folders(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """Name of a source → the folder of that name within another one, in whatever capitals.
+
+    Args:
+        folder: where; it need not be there.
+        names: of sources; those without a folder are left out.
+
+    Raises:
+        DataError: two folders bear one name.
+    """
+    inside: dict[str, dict[Path, Path]] = {}
+    for path in entries(folder) if folder.is_dir() else ():
+        if path.is_dir():
+            inside.setdefault(path.name.casefold(), {}).setdefault(path.resolve(), path)
+    found = {name: list(inside.get(name.casefold(), {}).values()) for name in names}
+    for name, paths in found.items():
+        if len(paths) > 1:
+            raise DataError(
+                "two folders bear the name of one source",
+                where=folder,
+                expected=f"one folder called {name}, in whatever capitals",
+                got=", ".join(path.name for path in paths),
+                next_step="rename the one that is not meant",
+            )
+    return {name: paths[0] for name, paths in found.items() if paths}
 
 
 def named_folders(text: str, names: Sequence[str]) -> dict[str, Path] | None:

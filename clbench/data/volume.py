@@ -91,12 +91,13 @@ class Volume:
     def showing(self, structures: Iterable[str]) -> Volume:
         """This case as a step shows it: what it does not teach is not annotated.
 
-        Hidden structures leave the crop centers too, so that not even sampling knows them.
+        Hidden structures leave the crop centers too, so that not even sampling knows them. A file
+        may hold voxels of structures that its case does not annotate: they are hidden, too.
         """
         shown = self.annotated & frozenset(structures)
-        if shown == self.annotated:
-            return self
         mask = sum(1 << i for i, name in enumerate(self.names) if name in shown)
+        if shown == self.annotated and not any(pattern & ~mask for pattern in self.counts):
+            return self
         bits = self.bits & self.bits.dtype.type(mask)
         where, counts = centers(bits, self.image > self.window_hu[0])
         return replace(self, annotated=shown, where=where, counts=counts)

@@ -224,13 +224,17 @@ def _logistic(x: Tensor, inside: Tensor, weights: Tensor) -> Tensor:
 
 
 def _best_threshold(scores: Tensor, inside: Tensor, weights: Tensor) -> Tensor:
-    """The score above which a voxel is foreground, so that Dice of these voxels is highest."""
+    """The score above which a voxel is foreground, so that Dice of these voxels is highest.
+
+    Voxels of equal score are foreground together, or not at all.
+    """
     order = torch.argsort(scores, descending=True, stable=True)
     both = torch.cumsum(weights[order] * inside[order], dim=0)
     predicted = torch.cumsum(weights[order], dim=0)
     dice = 2 * both / (predicted + both[-1])
-    best = int(torch.argmax(dice))
     ranked = scores[order]
+    dice[:-1][ranked[:-1] == ranked[1:]] = -1.0  # no threshold lies between these two
+    best = int(torch.argmax(dice))
     next_one = ranked[min(best + 1, len(ranked) - 1)]
     return (ranked[best] + next_one) / 2 if best + 1 < len(ranked) else ranked[best] - 1
 

@@ -28,7 +28,8 @@ Predicted = tuple[Bits, Sequence[str]]
 def choose(rows: Iterable[LostDiceRow], step: int) -> dict[tuple[str, str], tuple[str, float]]:
     """(eval set, case) → word and mean lost Dice: per eval set the median and the worst case.
 
-    Of an even number of cases the lower middle one is the median; a tie goes to the first.
+    Of an even number of cases the lower middle one is the median; of equal ones the first by id is
+    the worst. A case may be both: "median and worst".
 
     Args:
         rows: of a run.
@@ -40,9 +41,13 @@ def choose(rows: Iterable[LostDiceRow], step: int) -> dict[tuple[str, str], tupl
             lost[row.eval_set][row.case].append(row.dice)
     chosen = {}
     for eval_set, cases in lost.items():
-        order = sorted(cases, key=lambda case: mean(cases[case]))
-        for word, case in (("worst", order[-1]), ("median", order[(len(order) - 1) // 2])):
-            chosen[eval_set, case] = (word, mean(cases[case]))
+        means = {case: mean(cases[case]) for case in sorted(cases)}
+        order = sorted(means, key=lambda case: means[case])
+        worst = max(means, key=lambda case: means[case])
+        median = order[(len(order) - 1) // 2]
+        chosen[eval_set, worst] = ("worst", means[worst])
+        both = " and worst" * (median == worst)
+        chosen[eval_set, median] = (f"median{both}", means[median])
     return dict(sorted(chosen.items(), key=lambda item: (item[0][0], item[1][0])))
 
 

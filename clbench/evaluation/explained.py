@@ -50,10 +50,10 @@ class CaseRow:
         """Who is behind the case.
 
         Args:
-            patient_of: "source/case" → patient; a case that is absent is a patient.
+            patient_of: "source/case" → patient; a case that is absent is a patient of its own id.
         """
-        at = f"{self.eval_set}/{self.case}"
-        return patient_of.get(at, at)
+        who = patient_of.get(f"{self.eval_set}/{self.case}", self.case)
+        return f"{self.eval_set}/{who}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -116,7 +116,7 @@ def read_prediction(path: Path) -> Prediction:
 
 
 def refuse_other_grid(path: Path, prediction: Prediction, volume: Volume) -> None:
-    """A stored prediction must lie on the grid of its case.
+    """A stored prediction must be of its case, where it says of which, and lie on its grid.
 
     Args:
         path: where it is stored.
@@ -124,9 +124,18 @@ def refuse_other_grid(path: Path, prediction: Prediction, volume: Volume) -> Non
         volume: the case.
 
     Raises:
-        StoreError: another shape, or another place.
+        StoreError: another case, another shape, or another place.
     """
     same_shape = prediction.bits.shape == volume.bits.shape
+    own, said = (volume.source, volume.case), (prediction.source, prediction.case)
+    if said not in (own, ("", "")):
+        raise StoreError(
+            "a stored prediction is not of this case",
+            where=path,
+            expected="/".join(own),
+            got="/".join(said),
+            next_step="put the right file back, or run again with --fresh",
+        )
     if not same_shape or not np.allclose(prediction.affine, volume.affine, atol=1e-6):
         raise StoreError(
             "a stored prediction is not of this case",

@@ -8,6 +8,7 @@ terms), `step<t>.pt` (checkpoints) and `predictions/` (packed bits).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,8 +28,8 @@ from clbench.run.examine import Examined, examine_step
 from clbench.run.models import loaded
 from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.run.prepare import prepare
-from clbench.run.record import keep_course, new_record
-from clbench.run.teach import Start, teach_step
+from clbench.run.record import groups_of, keep_course, new_record
+from clbench.run.teach import Start, refuse_course, teach_step
 from clbench.store import checkpoint, run_folder
 from clbench.store import files as store_files
 from clbench.store.record import RunRecord
@@ -94,6 +95,7 @@ def run_plan(
     freed_memory()  # so is what its switch cannot hold
     amp = plan.profile.train.amp
     reproducibility.refuse_fp16_on_cpu(amp, plan.device)
+    refuse_course(plan)
     watch({"event": "plan", "plan": plan})
     for noted in plan.catalog.warnings():
         watch({"event": "note", "what": noted["message"]})
@@ -103,6 +105,9 @@ def run_plan(
         watch({"event": "note", "what": f"{plan.strategy_name} cannot go on in the middle of a "
                "step: stopped there, it starts that step anew"})  # fmt: skip
     record = None if settings.fresh else plan.ranks.by_first(lambda: _recorded(plan))
+    if record is not None:
+        begun = record
+        record = plan.ranks.by_first(lambda: _regrouped(plan, begun, watch))
     if record is not None and (said := _traced_otherwise(plan, record)) is not None:
         if record.status != "finished":
             raise said
@@ -151,6 +156,31 @@ def _recorded(plan: Plan) -> RunRecord | None:
         record.tuned = plan.tuned  # an untuned run of the settings that tuning chose: the same run
         record.reseal(plan.folder)
         record.write(plan.folder)
+    return record
+
+
+def _regrouped(plan: Plan, record: RunRecord, watch: Watch) -> RunRecord:
+    """The record with the groups that the course has now: tables alone read them, no number does.
+
+    Args:
+        plan: the run.
+        record: of a run that was begun.
+        watch: hears where they are others.
+    """
+    groups = groups_of(plan.benchmark)
+    if record.course.groups == groups:
+        return record
+    said = "the groups of the course were changed since the run began, and "
+    try:
+        with alone(plan.folder, wait=False):
+            record = RunRecord.read(plan.folder)
+            record.course = dataclasses.replace(record.course, groups=groups)
+            keep_course(plan.folder, plan.settings.bench)
+            record.reseal(plan.folder, below="course/")
+    except StoreError as err:  # a folder that may only be read
+        watch({"event": "note", "what": f"{said}its tables keep the earlier ones: {err.what}"})
+    else:
+        watch({"event": "note", "what": f"{said}its tables have the new ones"})
     return record
 
 
@@ -257,16 +287,25 @@ class Course:
     def __init__(self, plan: Plan, record: RunRecord | None, watch: Watch) -> None:
         self.plan, self.watch = plan, watch
         self.record = record or new_record(plan)
-        self.rows: list[Score] = []
+        self.rows = self._scored(self.record.steps_done)
         self.memory: Memory = {}
         self.model: nn.Module | None = None
         self.teacher: nn.Module | None = None
         self.files = FileAccessMonitor(plan.catalog)
-        done = self.record.steps_done
-        if done:
-            self.rows = [
-                r for r in run_folder.read_scores(plan.folder / "scores.csv") if r.step <= done
-            ]
+
+    def _scored(self, done: int) -> list[Score]:
+        """The scores of the steps that are done.
+
+        Args:
+            done: how many are; a later one may have left scores before it was stopped.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        if not done:
+            return []
+        scores = run_folder.read_scores(self.plan.folder / "scores.csv")
+        return [row for row in scores if row.step <= done]
 
     @property
     def last(self) -> int:

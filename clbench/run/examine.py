@@ -134,9 +134,9 @@ def _examine(
     """
     catalog, found = plan.catalog, _Cases()
     for done, ((source, case), number) in enumerate(exams, 1):
-        name = f"{source}_{case}"
         drawn = run_folder.prediction_path(plan.folder, lesson.number, source, case)
-        exam = stored.get(name) if drawn.exists() or not plan.settings.keep_predictions else None
+        kept = drawn.exists() or not plan.settings.keep_predictions
+        exam = stored.get(source, case) if kept else None
         if exam is None:
             start = time.monotonic()
             bits, own = _score(plan, server, lesson, number, case, meter)
@@ -144,7 +144,7 @@ def _examine(
                 affine = catalog.open(number, case, "test").affine
                 write_prediction(drawn, bits, lesson.structures, affine, source=source, case=case)
             exam = Exam(own, time.monotonic() - start, meter.laps_s[-1])
-            stored.put(name, exam)
+            stored.put(source, case, exam)
         else:
             meter.laps_s.append(exam.predict_s)
             found.opened.append(f"{source}/{case}")
@@ -235,15 +235,22 @@ class Exams:
     def __init__(self, folder: Path, mark: str, host: Mapping[str, Any]) -> None:
         self.folder, self.mark, self.host = folder, mark, dict(host)
 
-    def get(self, name: str) -> Exam | None:
-        """A finished case; None where it is to be examined."""
-        path = self.folder / f"{name}.json"
+    def get(self, source: str, case: str) -> Exam | None:
+        """A finished case; None where it is to be examined.
+
+        Args:
+            source: of the case.
+            case: its id.
+        """
         try:
-            content = files.read_json(path)
+            content = files.read_json(self._path(source, case))
             if content["model"] != self.mark or content["sha256"] != _sealed(content["rows"]):
                 return None
+            rows = [run_folder.Score(**row) for row in content["rows"]]
+            if any((row.eval_set, row.case) != (source, case) for row in rows):
+                return None
             return Exam(
-                [run_folder.Score(**row) for row in content["rows"]],
+                rows,
                 float(content["seconds"]),
                 float(content["predict_s"]),
                 content.get("host") == self.host,
@@ -251,8 +258,14 @@ class Exams:
         except (StoreError, KeyError, TypeError, ValueError):
             return None
 
-    def put(self, name: str, exam: Exam) -> None:
-        """Keep a finished case."""
+    def put(self, source: str, case: str, exam: Exam) -> None:
+        """Keep a finished case.
+
+        Args:
+            source: of the case.
+            case: its id.
+            exam: what was found.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = [dataclasses.asdict(row) for row in exam.rows]
         content = {
@@ -263,7 +276,10 @@ class Exams:
             "rows": rows,
             "sha256": _sealed(rows),
         }
-        files.write_json(self.folder / f"{name}.json", content)
+        files.write_json(self._path(source, case), content)
+
+    def _path(self, source: str, case: str) -> Path:
+        return self.folder / f"{run_folder.case_name(source, case)}.json"
 
     def close(self) -> None:
         """The scores are written: remove what was kept."""

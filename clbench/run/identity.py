@@ -162,15 +162,65 @@ def step_identities(
             ).hexdigest(),
         }
         # sampling and decoders treat these apart, and a course may declare them otherwise tomorrow
-        declared = [name for name in content["shown"] if name not in STRUCTURES]
-        if lesions := [name for name in declared if structure(name).kind in ("tumor", "cyst")]:
+        shown = [name for name in content["shown"] if name not in STRUCTURES]
+        if lesions := [name for name in shown if structure(name).kind in ("tumor", "cyst")]:
             content["lesions"] = lesions
+        if declared := _declared(benchmark, number):
+            content["declared"] = declared
+        if cases := _with_hidden(catalog, number, benchmark.shown(number)):
+            content["hidden"] = cases
         if code := foreign_code(teacher, profile):
             content["code"] = code
         if number > 1 and profile.examine.trace_every:  # the trace is written while it is taught
             content["traced"] = [profile.examine.trace_every, profile.examine.postprocess]
         steps.append(content)
     return tuple(steps)
+
+
+def _declared(benchmark: Benchmark, number: int) -> dict[str, dict[str, Any]]:
+    """What a course declares of structures and a step is taught with, where it is not the default.
+
+    Pseudo labels are cleaned by these facts, also those of structures that the step does not show.
+    What contains a structure stands in the digests of the volumes it was learned from, if any.
+
+    Args:
+        benchmark: the course.
+        number: 1-based step.
+    """
+    declared: dict[str, dict[str, Any]] = {}
+    for step in benchmark.steps[:number]:
+        for name in step.learns:
+            if name in STRUCTURES:
+                continue
+            facts = structure(name)
+            read = {"single_component": facts.single_component or None, "mirror": facts.mirror}
+            if step.given is not None:
+                read["parent"] = facts.parent
+            if told := {key: value for key, value in read.items() if value is not None}:
+                declared[name] = told
+    return declared
+
+
+def _with_hidden(catalog: Catalog, number: int, shown: frozenset[str]) -> list[str]:
+    """Cases of a step whose files hold voxels of structures that the cases do not annotate.
+
+    Until 0.2 crops were centered on these voxels, unless the step hid something else of the case.
+
+    Args:
+        catalog: the data.
+        number: 1-based step.
+        shown: what the step shows.
+    """
+    if not catalog.patients:  # the phantom draws what a case annotates, and nothing else
+        return []
+    source, split = catalog.source(number), catalog.splits[number - 1]
+    files = catalog.files[source.name]
+    return [
+        case
+        for case in (*split.train, *split.validation)
+        if shown.issuperset(files[case].annotated(source))
+        and catalog.cache.unannotated(files[case], source)
+    ]
 
 
 def _of_teaching(profile: Profile) -> dict[str, Any]:

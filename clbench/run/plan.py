@@ -179,7 +179,8 @@ class Plan:
             ClbenchError: data, vectors or weights that cannot be read, or processes among which
                 the crops of an update cannot be divided.
         """
-        divide(self.profile.train, self.ranks)
+        if self.ranks.size > 1:  # one alone is refused when it runs: status and plans go on
+            divide(self.profile.train, self.ranks)
         _ = self.kit, self.weights  # wrong settings are refused before any image is hashed
         _ = self.identity, self.folder, self.steps
         return self

@@ -31,9 +31,9 @@ from clbench.errors import DataError, StoreError
 from clbench.evaluation.cost.allocator import freed_memory, left_in_group
 from clbench.spec.benchmark import Preprocessing, Source
 
-PEAK_BYTES_PER_VOXEL = 16
+PEAK_BYTES_PER_VOXEL = 18
 """Memory of one process while it prepares a case, per voxel of the larger of its two grids
-(tests/perf/prepare.py sees 12 of them for a 16-bit CT; other types need more)."""
+(tests/perf/prepare.py sees 16.5 of them for a packed 16-bit CT; other types need more)."""
 WORTH_VOXELS = 2e8
 """Below so many voxels in all, starting processes may take longer than it saves
 (tests/perf/prepare.py on two cores: 0.8 times as fast with 7e7 voxels, 1.84 times with 4e8)."""

@@ -158,8 +158,7 @@ def course_of(benchmark: Benchmark, catalog: Catalog) -> RecordedCourse:
             RecordedStep(name=s.name, source=s.source, learns=list(s.learns), again=list(s.again))
             for s in benchmark.steps
         ],
-        groups={name: list(members) for name, members in benchmark.groups.items()}
-        or {ALL: list(benchmark.structures(len(benchmark.steps)))},
+        groups=groups_of(benchmark),
         train=[named(i, s.train) for i, s in enumerate(catalog.splits, 1)],
         test=[named(i, s.test) for i, s in enumerate(catalog.splits, 1)],
         patient_of={
@@ -186,6 +185,12 @@ def course_of(benchmark: Benchmark, catalog: Catalog) -> RecordedCourse:
             )
         ],
     )
+
+
+def groups_of(benchmark: Benchmark) -> dict[str, list[str]]:
+    """Table groups as a record holds them; without any, the mean of all structures."""
+    named = {name: list(members) for name, members in benchmark.groups.items()}
+    return named or {ALL: list(benchmark.structures(len(benchmark.steps)))}
 
 
 def keep_course(folder: Path, bench: str) -> None:

@@ -24,7 +24,6 @@ from clbench import reproducibility, signals
 from clbench.data.catalog import Catalog
 from clbench.data.pseudo_labels import PseudoMap
 from clbench.data.volume import Volume
-from clbench.errors import TrainingError
 from clbench.evaluation.cost.meter import Meter
 from clbench.evaluation.scoring import mean_dice, structure_dice
 from clbench.evaluation.sliding_window import VolumePredictor
@@ -35,6 +34,7 @@ from clbench.run.plan import Plan
 from clbench.store import checkpoint, files, run_folder
 from clbench.store.shared_steps import run_name
 from clbench.strategy.contract import Lesson, Memory, Strategy
+from clbench.strategy.course_checks import nothing_to_train
 from clbench.training import past_data
 from clbench.training.batches import CaseKey, Material
 from clbench.training.gpu_memory import enough_memory
@@ -131,6 +131,19 @@ def start_model(
     )
 
 
+def refuse_course(plan: Plan) -> None:
+    """Let the strategy refuse the course, before a case is read or a step is taught.
+
+    Args:
+        plan: the run.
+
+    Raises:
+        ClbenchError: the strategy cannot teach the course to its end.
+    """
+    taught = [n for n, step in enumerate(plan.benchmark.steps, 1) if step.given is None]
+    plan.strategy.refuse_course([plan.lesson(n) for n in taught], plan.kit)
+
+
 def _refuse_nothing_to_train(
     strategy: Strategy, model: nn.Module, lesson: Lesson, memory: Memory
 ) -> None:
@@ -143,13 +156,7 @@ def _refuse_nothing_to_train(
         return
     groups = strategy.groups(model, lesson, memory)
     if not any(len(list(group.parameters)) for group in groups):
-        raise TrainingError(
-            "the strategy has nothing to train in a step that teaches no new structure",
-            where=f"{type(strategy).__name__}, step {lesson.number}",
-            expected="a strategy that goes on training what it has",
-            next_step="run this course with another strategy; this one trains the parts of new "
-            "structures alone",
-        )
+        raise nothing_to_train(strategy, lesson)
 
 
 def make_pseudo_labels(plan: Plan, state: StepState, watch: Watch) -> None:

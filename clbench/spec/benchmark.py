@@ -364,7 +364,7 @@ class Benchmark:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """Common to all steps."""
     groups: Annotated[
-        Mapping[str, Names], Field(description="a table, printed name = a list of names")
+        Mapping[str, Names], Field(description="a table, printed name = a list of names, each once")
     ] = field(default_factory=dict)
     """Table groups: printed name → structures whose plain mean it is."""
     citation: str = ""
@@ -381,6 +381,14 @@ class Benchmark:
         """Check that steps, sources and groups fit together."""
         where = f"benchmark {self.name!r}"
         need_name(self.name, where)
+        if split_order(self.name)[1] and not self.order:
+            raise SpecError(
+                "a course has the name of another one in an order of its steps",
+                where=where,
+                expected="a name that does not end like .order2-1",
+                got=self.name,
+                next_step="change `name` in the file; an order is asked for with --order",
+            )
         if not self.steps:
             raise SpecError("a benchmark needs at least one step", where=where)
         for what, given in (
@@ -437,7 +445,28 @@ class Benchmark:
                     raise SpecError(
                         f"group {group!r} names {name!r}, which no step learns", where=where
                     )
+        self._check_step_names(where)
         self._check_external(where, known, learned)
+
+    def _check_step_names(self, where: str) -> None:
+        """Check that a name given with `--split` means one step, or all steps of one source.
+
+        A step whose model is given takes no split, whatever it is called.
+
+        Args:
+            where: the benchmark, for the message.
+        """
+        names = {source.name for source in self.sources}
+        for step in self.steps:
+            readers = [other.name for other in self.steps if other.source == step.name]
+            if step.given is None and step.name in names and readers != [step.name]:
+                raise SpecError(
+                    "a step is named like a source that it does not have for itself",
+                    where=f"{where}, step {step.name!r}",
+                    expected="a name of its own: --split takes names of steps and of sources",
+                    got=f"steps of source {step.name!r}: {', '.join(readers) or 'none'}",
+                    next_step="rename the step, or the source",
+                )
 
     def _check_again(
         self,

@@ -78,8 +78,9 @@ class DataSettings:
     shift_range: NotNegative = 0.1
     """Largest shift, in units of the window."""
     expect_hu: bool = True
-    """Refuse a source whose images are no CTs in HU, and warn of single ones. Changes no number and
-    no run id."""
+    """Refuse a source whose images are no CTs in HU, and warn of single ones. Without it values are
+    taken as they are, rounded to whole numbers: 0 to 1 and z-scores need a `rescale` of the source,
+    {slope = 1000}, and a `window_hu` to match. Changes no number and no run id."""
 
 
 @checked(SettingError)

@@ -34,8 +34,9 @@ class Draw:
     """A rule that draws a split from the cases at hand, patient by patient.
 
     Patients are put in an order that depends on `seed` and their names alone, and dealt out in
-    blocks: a step with `part = 2` takes the second block. So steps that share a source, a seed, the
-    needs and the block size never share a patient, and neither do train and test.
+    blocks: a step with `part = 2` takes the second block. So steps that share a source, a seed,
+    `needs`, `among`, `without` and the block size never share a patient, and neither do train and
+    test. One patient more at hand, and others may be drawn.
     """
 
     seed: int

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def benchmark_text(benchmark: Benchmark) -> str:
         value = getattr(benchmark, f.name)
         # the steps stand in the order in which they are taught: a listed order of its own
         written = f.name not in tables and f.name != "order"
-        if written and value != f.default and value not in ({}, ()):
+        if written and not _is_default(f, value):
             lines.append(f"{f.name} = {inline(value)}")
     for name, table in tables.items():
         for item in getattr(benchmark, name):
@@ -150,11 +151,18 @@ def benchmark_text(benchmark: Benchmark) -> str:
 
 def _said(item: Any) -> dict[str, Any]:
     """The fields of a part of a benchmark that a file must name."""
-    return {
-        f.name: value
-        for f in fields(item)
-        if (value := getattr(item, f.name)) != f.default and value not in ({}, ())
-    }
+    values = ((f, getattr(item, f.name)) for f in fields(item))
+    return {f.name: value for f, value in values if not _is_default(f, value)}
+
+
+def _is_default(f: Field[Any], value: Any) -> bool:
+    """Whether a field has its default, which a file need not name; a required one has none.
+
+    Compared as it is written: 1 and 1.0 are equal, but a course holds one or the other.
+    """
+    if f.default_factory is not MISSING:
+        return repr(value) == repr(f.default_factory())
+    return f.default is not MISSING and repr(value) == repr(f.default)
 
 
 def inline(value: Any) -> str:
@@ -199,10 +207,22 @@ def _tables(raw: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _one_key_per_value(table: object, field: str, where: object) -> None:
-    """Refuse keys such as `1` and `01`: they are one label value, and one entry would vanish."""
+    """Refuse keys such as `1` and `01`: they are one label value, and one entry would vanish.
+
+    So would one of `1` and `+1`, ` 1` or `1.0`: a key is written in plain digits.
+    """
     first: dict[int, str] = {}
     for key in table if isinstance(table, dict) else ():
-        if key.isdecimal() and first.setdefault(int(key), key) != key:
+        if not re.fullmatch("-?[0-9]+", key):
+            raise SpecError(
+                f"{field} must be a table, a whole number = "
+                + ("one structure" if field == "labels" else "the left and the right structure"),
+                where=where,
+                expected="label values in plain digits, such as 12",
+                got=repr(key),
+                next_step="write the number alone",
+            )
+        if first.setdefault(int(key), key) != key:
             raise SpecError(
                 f"two keys of {field} are one label value",
                 where=where,

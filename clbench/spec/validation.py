@@ -22,7 +22,11 @@ from clbench.errors import ClbenchError, closest, did_you_mean
 
 T = TypeVar("T")
 CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
-Names = Annotated[tuple[str, ...], Field(description="a list of names")]
+Names = Annotated[
+    tuple[str, ...],
+    Predicate(lambda names: len(set(names)) == len(names)),
+    Field(description="a list of names, each once"),
+]
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, Field))

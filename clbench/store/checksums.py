@@ -35,14 +35,18 @@ def sealed_files(folder: Path) -> Iterator[tuple[str, Path]]:
         yield path.relative_to(folder).as_posix(), path
 
 
-def seal(folder: Path, record: dict[str, Any]) -> None:
+def seal(folder: Path, record: dict[str, Any], *, below: str = "") -> None:
     """Enter the checksum of every file, and of the record itself, into the record.
 
     Args:
         folder: the run.
         record: content of its `run.json`, about to be written; changed in place.
+        below: what the names of the files begin with that were made anew; all others keep the
+            checksum they have, so that damage to them is found as before.
     """
-    record["files"] = {name: sha256(path) for name, path in sealed_files(folder)}
+    kept = {n: d for n, d in (record.get("files") or {}).items() if not n.startswith(below)}
+    made = {n: sha256(path) for n, path in sealed_files(folder) if n.startswith(below)}
+    record["files"] = dict(sorted({**kept, **made}.items()))
     record[_SEAL] = record_sha256(record)
 
 

@@ -311,10 +311,15 @@ class RunRecord:
         """Write `run.json`."""
         run_folder.write_record(folder, self.to_json())
 
-    def seal(self, folder: Path) -> None:
-        """Enter the checksum of every file of the run, and of the record itself."""
+    def seal(self, folder: Path, *, below: str = "") -> None:
+        """Enter the checksum of every file of the run, and of the record itself.
+
+        Args:
+            folder: the run.
+            below: see `clbench.store.checksums.seal`.
+        """
         content = self.to_json()
-        checksums.seal(folder, content)
+        checksums.seal(folder, content, below=below)
         self.files, self.record_sha256 = content["files"], content["record_sha256"]
 
     def need_finished(self, folder: Path) -> None:
@@ -333,10 +338,15 @@ class RunRecord:
                 next_step="repeat the run's command; it goes on where it stopped",
             )
 
-    def reseal(self, folder: Path) -> None:
-        """Write `run.json` after a file was made anew, sealed again where it was sealed."""
+    def reseal(self, folder: Path, *, below: str = "") -> None:
+        """Write `run.json` after a file was made anew, sealed again where it was sealed.
+
+        Args:
+            folder: the run.
+            below: see `clbench.store.checksums.seal`.
+        """
         if self.record_sha256 is not None:
-            self.seal(folder)
+            self.seal(folder, below=below)
         self.write(folder)
 
 

@@ -130,6 +130,16 @@ def read_scores(path: Path) -> list[Score]:
     return read_rows(path, Score, what="the scores", next_step=again, allowed=allowed)
 
 
+def case_name(source: str, case: str) -> str:
+    """What the files that a run keeps of a test case are called, without ending.
+
+    Args:
+        source: of the case.
+        case: its id.
+    """
+    return f"{source}_{case}"
+
+
 def prediction_path(folder: Path, step: int, source: str, case: str) -> Path:
     """Where a run stores the prediction of a test case.
 
@@ -139,7 +149,7 @@ def prediction_path(folder: Path, step: int, source: str, case: str) -> Path:
         source: of the case.
         case: its id.
     """
-    return folder / "predictions" / f"step{step}" / f"{source}_{case}.npz"
+    return folder / "predictions" / f"step{step}" / f"{case_name(source, case)}.npz"
 
 
 def checkpoint_path(folder: Path, step: int, shared_step1: str | None) -> Path:

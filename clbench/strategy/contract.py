@@ -3,7 +3,8 @@
 A strategy is a frozen dataclass whose fields are its hyperparameters; what it remembers between
 steps lives in `Memory` alone, so every checkpoint holds all of it. The loop
 (`clbench.training.loop`) owns model, teacher, optimizer, order of cases and crops; a strategy only
-answers. The hooks of one step, in the order in which they are called:
+answers. Before a run, `refuse_course` may refuse it; the hooks of one step, in the order in which
+they are called:
 
     build or grow                                       the model
     store_cases                                         which old cases to store
@@ -386,6 +387,27 @@ class Strategy:
             with none of the options that make no difference in step 1.
         """
         return self
+
+    def idle_options(self) -> tuple[str, ...]:
+        """Names of options that nothing reads beside the others, and that are not worth tuning.
+
+        *Called* before a strategy is tuned. A strategy that names any refuses other values of
+        them when it is made.
+        """
+        return ()
+
+    def refuse_course(self, steps: Sequence[Lesson], kit: Kit) -> None:
+        """Refuse a course that this method cannot teach to its end, before step 1 is taught.
+
+        *Called* once whenever a run starts or goes on, before a case is read for it.
+
+        Args:
+            steps: the steps that are taught; their `voxels` are not known yet.
+            kit: as for `build`; draw from it inside `fresh` alone.
+
+        Raises:
+            ClbenchError: it cannot; says why.
+        """
 
     def build(self, kit: Kit, step: Lesson) -> nn.Module:
         """Make the model of step 1.

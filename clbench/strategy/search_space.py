@@ -131,11 +131,12 @@ SearchSpace: TypeAlias = Mapping[str, Range | Choice | None]
 parent class that is not tuned here."""
 
 
-def space_of(kind: type[Any]) -> dict[str, Range | Choice]:
+def space_of(strategy: Any) -> dict[str, Range | Choice]:
     """The search space of a strategy: its own settings, and those of all classes it is made of.
 
     Args:
-        kind: the class of the strategy; of a composition the class that joins its parts.
+        strategy: with its options, of which some may be idle beside the others
+            (`Strategy.idle_options`); or its class, of a composition the one that joins its parts.
 
     Returns:
         `group.name`, as `--set` takes it → range; the learning rate first, for all strategies that
@@ -144,6 +145,8 @@ def space_of(kind: type[Any]) -> dict[str, Range | Choice]:
     Raises:
         SettingError: a setting that does not exist, or a range without a bound.
     """
+    kind = strategy if isinstance(strategy, type) else type(strategy)
+    idle = () if isinstance(strategy, type) else strategy.idle_options()
     joined: dict[str, Range | Choice | None] = {}
     for owner in reversed(kind.__mro__):
         for name, span in vars(owner).get("search_space", {}).items():
@@ -162,6 +165,7 @@ def space_of(kind: type[Any]) -> dict[str, Range | Choice]:
             )
         if span is not None:
             span.bounds(f"{where}, {name}")
+    joined |= {f"strategy.{name}": None for name in idle}
     return {name: span for name, span in joined.items() if span is not None}
 
 

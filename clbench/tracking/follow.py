@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from clbench.errors import ClbenchError, StoreError, first_line
 from clbench.report.scores import Run, read_frame, scores_of
 from clbench.signals import Stopped
 from clbench.spec import registry
@@ -47,6 +48,7 @@ class Follower:
             self._take(event)
         except Exception as err:  # somebody else's package must not stop a training of days
             self.broken = True
+            self._leave()
             self.warn(f"the tracker {type(self.tracker).__name__} failed and is left: {err}")
 
     def replay(self, folder: Path) -> None:
@@ -54,15 +56,28 @@ class Follower:
 
         Raises:
             StoreError: the run cannot be read.
+            ClbenchError: the tracker failed.
         """
         record = RunRecord.read(folder)
-        self.tracker.begin(_name(record), _flat(record.with_defaults or {}))
+        events = _events(folder, record)
         try:
-            for event in run_folder.read_events(folder / "events.jsonl"):
+            self.tracker.begin(_name(record), _flat(record.with_defaults or {}))
+            for event in events:
                 self._take(event)
             self._scores(folder)
-        finally:
             self._end("finished" if record.status == "finished" else "stopped")
+        except ClbenchError:
+            self._leave()
+            raise
+        except Exception as err:
+            self._leave()
+            raise ClbenchError(
+                f"the tracker {type(self.tracker).__name__} failed",
+                where=folder,
+                expected="a tracker that takes the numbers of the run",
+                got=first_line(err),
+                next_step="see that its server or its folder can be reached, and send it again",
+            ) from err
 
     def close(self, how: End) -> None:
         """The run was stopped or has failed.
@@ -129,12 +144,36 @@ class Follower:
         for step, values in scores(folder).items():
             self.tracker.log({f"dice after step {step}/{k}": v for k, v in values.items()}, self.at)
 
+    def _leave(self) -> None:
+        """End what failed, as far as it can be: open, it would get the numbers of the next run."""
+        with suppress(Exception):
+            self._end("failed")
+        self.open = False
+
     def _end(self, how: End) -> None:
         if how == "finished":
             self.tracker.end()  # all that a tracker of an earlier clbench knows
         else:
             self.tracker.end(how)
         self.open = False
+
+
+def _events(folder: Path, record: RunRecord) -> list[dict[str, Any]]:
+    """The log of a run; of an excerpt, which may hold none, its scores alone are sent.
+
+    Raises:
+        StoreError: it has lost its log.
+    """
+    log = folder / "events.jsonl"
+    if not log.is_file() and record.excerpt is None:
+        raise StoreError(
+            "the log of a run is missing",
+            where=log,
+            expected="the events of its updates",
+            got="no such file",
+            next_step="take the file back from a copy of the run",
+        )
+    return run_folder.read_events(log) if log.is_file() else []
 
 
 def numbers(event: Mapping[str, Any]) -> dict[str, float]:
@@ -226,7 +265,7 @@ def send(folder: Path, names: Sequence[str], out: Path) -> None:
 
     Raises:
         UnknownName: no such tracker.
-        ClbenchError: its package is not installed.
+        ClbenchError: its package is not installed, or it failed.
         StoreError: the run cannot be read.
     """
     for tracker in _trackers(names, out):

@@ -16,6 +16,9 @@ from clbench.errors import ClbenchError
 
 End = Literal["finished", "stopped", "failed"]
 """How a run ended."""
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""How often and how many seconds a run waits for a server of MLflow; its own way, minutes pass
+before it gives up on one that is down. What the environment says has precedence."""
 EXTRA = 'pip install "clbench[track]"'
 
 
@@ -108,6 +111,8 @@ class MLflow:
 
     def begin(self, name: str, config: Mapping[str, str]) -> None:
         """See `Tracker.begin`."""
+        for setting, value in PATIENCE.items():
+            os.environ.setdefault(setting, value)
         import mlflow
 
         if "MLFLOW_TRACKING_URI" not in os.environ:
@@ -152,6 +157,8 @@ class WandB:
         import wandb
 
         self.folder.mkdir(parents=True, exist_ok=True)
+        if wandb.run is not None:  # of a tracking that broke: it would be given out once more
+            wandb.finish(exit_code=1)
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "clbench"), id=name.replace("/", "-"),
             name=name, config=dict(config), dir=str(self.folder), resume="allow",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 from clbench.report.figures import style
 from clbench.report.figures.wrapping import wrapped
 from clbench.store import files
-from clbench.strategy.search_space import Choice
+from clbench.strategy.search_space import Choice, Range
 from clbench.tuning.rules import RULES
+from clbench.tuning.search import word
 from clbench.tuning.study import TunedStrategy, TuneSettings
 from clbench.tuning.summary import curve
 
@@ -127,7 +129,7 @@ def settings_figure(one: TunedStrategy, settings: TuneSettings) -> Any:
     scored = [(t, t.score) for t in one.trials if t.score is not None]
     for (ax, leftmost, _), (name, span) in zip(places, one.space.items(), strict=True):
         values = [t.settings.get(name, one.defaults[name]) for t, _ in scored]
-        at = list(map(str, values)) if isinstance(span, Choice) else values
+        at = [_place(span, value) for value in values]
         ax.plot(
             at,
             [score for _, score in scored],
@@ -141,7 +143,7 @@ def settings_figure(one: TunedStrategy, settings: TuneSettings) -> Any:
             if trial.score is not None:
                 value = trial.settings.get(name, one.defaults[name])
                 ax.plot(
-                    [str(value) if isinstance(span, Choice) else value],
+                    [_place(span, value)],
                     [trial.score],
                     linestyle="none",
                     marker=marker,
@@ -163,6 +165,19 @@ def settings_figure(one: TunedStrategy, settings: TuneSettings) -> Any:
             ax.set_ylabel("mean validation Dice")
         style.grid(ax, "y")
     bench = one.facts["identity"]["bench"]
-    small = "Square: the defaults. Star: chosen. Circles: other trials.\n" + _small_print(settings)
+    small = "Square: the defaults. Star: chosen. Circles: other trials."
+    if without := [
+        n for n, s in one.space.items() if isinstance(s, Range) and one.defaults[n] is None
+    ]:
+        names = ", ".join(n.removeprefix("strategy.") for n in without)
+        small += f" The defaults have no {names}, so they are not drawn there."
+    small += "\n" + _small_print(settings)
     style.frame(figure, not one.patients, f"{bench}, {one.name}: score along each setting", small)
     return figure
+
+
+def _place(span: Range | Choice, value: Any) -> Any:
+    """Where a value lies along its axis; nan, which is not drawn, for none among numbers."""
+    if isinstance(span, Choice):
+        return word(value)
+    return math.nan if value is None else value

@@ -42,7 +42,7 @@ class Search(Protocol):
 
         Args:
             number: of the trial.
-            score: None: its training diverged.
+            score: None: its training failed.
         """
 
 
@@ -115,6 +115,8 @@ class OptunaSearch:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.seed = space, seed
+        inside = {n: v for n, v in defaults.items() if n in space and _holds(space[n], v)}
+        self._defaults_lie_inside = len(inside) == len(space)
         self.study = optuna.create_study(
             study_name="tune",
             storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
@@ -122,32 +124,56 @@ class OptunaSearch:
             load_if_exists=True,
         )
         if not self.study.trials:
-            inside = {n: v for n, v in defaults.items() if n in space}
             self.study.enqueue_trial(inside, skip_if_exists=True)
 
     def values(self, number: int) -> Values:
         """The defaults, then proposals."""
         import optuna
 
-        if number > len([t for t in self.study.trials if t.state.name != "WAITING"]):
+        begun = [t for t in self.study.trials if t.state.name != "WAITING"]
+        left = begun[number - 1] if number <= len(begun) else None  # by a process that was killed
+        if left is None or not (left.state.is_finished() or len(left.params) == len(self.space)):
             # a seed per trial: the same proposals whether or not the search was interrupted
             self.study.sampler = optuna.samplers.TPESampler(seed=self.seed + number)
-            trial = self.study.ask()
+            trial = self.study.ask() if left is None else _taken_up(self.study, left)
             for name, span in self.space.items():
+                if left is not None and number > 1 and name in left.params:
+                    # drawn anew, to no avail but that what is drawn after it is the same
+                    kind = left.distributions[name]
+                    self.study.sampler.sample_independent(self.study, left, name, kind)
                 _suggest(trial, name, span)
         proposed = self.study.trials[number - 1].params
         return {} if number == 1 else {n: _short(proposed[n]) for n in self.space}
 
     def tell(self, number: int, score: float | None) -> None:
-        """Enter the score, unless it was."""
+        """Enter the score, unless it was.
+
+        Where a default lies outside its range, Optuna's first trial has another value there: the
+        score of the defaults is not entered for it.
+        """
         from optuna.trial import TrialState
 
         if self.study.trials[number - 1].state.is_finished():
             return
-        if score is None:
+        if score is None or (number == 1 and not self._defaults_lie_inside):
             self.study.tell(number - 1, state=TrialState.FAIL)
         else:
             self.study.tell(number - 1, score)
+
+
+def _holds(span: Range | Choice, value: Any) -> bool:
+    """Whether a value is an option, or lies within the bounds."""
+    if isinstance(span, Choice):
+        return any(type(value) is type(option) and value == option for option in span.options)
+    low, high = span.bounds("search space")
+    return isinstance(value, int | float) and low <= value <= high
+
+
+def _taken_up(study: Any, left: Any) -> Any:
+    """A trial of Optuna that has only some of its values yet, to be given the others."""
+    from optuna.trial import Trial
+
+    return Trial(study, left._trial_id)
 
 
 def _suggest(trial: Any, name: str, span: Range | Choice) -> None:
@@ -172,7 +198,25 @@ def words(values: Values) -> tuple[str, ...]:
     Args:
         values: `group.name` → value.
     """
-    return tuple(f"{name}={value}" for name, value in values.items())
+    return tuple(f"{name}={word(value)}" for name, value in values.items())
+
+
+def plain(value: Any) -> Any:
+    """A value as a search holds it: a tuple as `--set` takes it, `3,3,3`; others as they are.
+
+    Args:
+        value: of a setting.
+    """
+    return ",".join(map(str, value)) if isinstance(value, tuple | list) else value
+
+
+def word(value: Any) -> str:
+    """A value as `--set` takes it: `none`, `true`, `3,3,3`.
+
+    Args:
+        value: of a setting.
+    """
+    return str(value).lower() if value is None or isinstance(value, bool) else str(plain(value))
 
 
 def read_space(assignments: Sequence[str], kind: type[Strategy]) -> dict[str, Range | Choice]:
@@ -212,8 +256,10 @@ def read_space(assignments: Sequence[str], kind: type[Strategy]) -> dict[str, Ra
     return space
 
 
-def need_settable(space: Space, strategy: Strategy, profile: settings.Profile) -> None:
-    """Refuse a space with a value that its setting does not take, before a trial is made.
+def settable(
+    space: Space, strategy: Strategy, profile: settings.Profile
+) -> dict[str, Range | Choice]:
+    """A space whose options are of the types of their settings: 2 and not "2".
 
     Args:
         space: setting → range.
@@ -221,8 +267,10 @@ def need_settable(space: Space, strategy: Strategy, profile: settings.Profile) -
         profile: with its changes.
 
     Raises:
-        SettingError: such a value, or a setting that decides which cases trials are scored on.
+        SettingError: a value that its setting does not take, or a setting that decides which cases
+            trials are scored on.
     """
+    typed = dict(space)
     for name, span in space.items():
         group, _, field = name.partition(".")
         if group in MEASURING:
@@ -234,9 +282,10 @@ def need_settable(space: Space, strategy: Strategy, profile: settings.Profile) -
                 next_step=f"fix it for all trials: --set {name}=VALUE",
             )
         target: Any = strategy if group == "strategy" else getattr(profile, group)
+        taken = list[Any]()
         for value in span.options if isinstance(span, Choice) else _tried(span, name):
             try:
-                settings.change(target, {field: str(value)}, group)
+                changed = settings.change(target, {field: word(value)}, group)
             except SettingError as err:
                 raise SettingError(
                     "a search space holds a value that its setting does not take",
@@ -245,6 +294,13 @@ def need_settable(space: Space, strategy: Strategy, profile: settings.Profile) -
                     got=value,
                     next_step="narrow the range; of whole numbers it needs `:int` (integer=True)",
                 ) from err
+            own = plain(getattr(changed, field))
+            is_plain = own is None or isinstance(own, bool | int | float | str)
+            taken.append(own if is_plain else value)
+        if isinstance(span, Choice):
+            typed[name] = Choice(tuple(taken))
+            typed[name].bounds(f"search space, {name}")
+    return typed
 
 
 def _tried(span: Range, name: str) -> tuple[float, ...]:
@@ -274,6 +330,14 @@ def _range(text: str, where: str) -> Range:
 
     whole = "int" in kinds
     bounds = (number(low), number(high) if dots else None)
+    if whole and (odd := [b for b in bounds if b is not None and not b.is_integer()]):
+        raise SettingError(
+            "a bound is no whole number",
+            where=where,
+            expected="two whole numbers, as 1..4:int",
+            got=", ".join(f"{b:g}" for b in odd),
+            next_step="round it, or take :int away",
+        )
     low_, high_ = (int(b) if whole and b is not None else b for b in bounds)
     return Range(low=low_, high=high_, log="log" in kinds, integer=whole)
 
@@ -289,5 +353,6 @@ def default_values(space: Space, strategy: Strategy, profile: settings.Profile) 
     values = {}
     for name in space:
         group, _, field = name.partition(".")
-        values[name] = getattr(strategy if group == "strategy" else getattr(profile, group), field)
+        owner = strategy if group == "strategy" else getattr(profile, group)
+        values[name] = plain(getattr(owner, field))
     return values

@@ -15,22 +15,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from clbench import signals
-from clbench.errors import SettingError
+from clbench import reproducibility, signals
+from clbench.errors import ClbenchError, SettingError, TrainingError
 from clbench.run.course import alone
-from clbench.run.plan import RunSettings, resolve
+from clbench.run.plan import RunSettings, pick_device, resolve, resolve_profile
+from clbench.run.teach import refuse_course
 from clbench.spec import registry
-from clbench.spec.settings import split_overrides
+from clbench.spec.settings import refuse_idle, split_overrides
 from clbench.store import files, run_folder
 from clbench.strategy.search_space import Choice, Range, space_of
+from clbench.training.ranks import Ranks
+from clbench.training.update import divide
 from clbench.tuning.rules import RULES, Rule
 from clbench.tuning.search import (
     OptunaSearch,
     Search,
     SobolSearch,
     default_values,
-    need_settable,
     read_space,
+    settable,
+    word,
     words,
 )
 from clbench.tuning.trial import Trial, TrialPlan, least_updates, plan_trial, run_trial
@@ -104,12 +108,13 @@ class TunedStrategy:
         """The trial of the highest score; of equal ones the first.
 
         Raises:
-            SettingError: training diverged in every one.
+            SettingError: training failed in every one.
         """
         scored = [t for t in self.trials if t.score is not None]
         if not scored:
+            faults = any(t.fault for t in self.trials)
             raise SettingError(
-                "training diverged in every trial",
+                f"training {'failed' if faults else 'diverged'} in every trial",
                 where=self.name,
                 got=self.trials[0].failure,
                 next_step="look at the strategy's defaults, or narrow its learning rates with "
@@ -160,7 +165,7 @@ class _Study:
         self.strategy_name, kind = plain.strategy_name, type(plain.strategy)
         self.steps = self.rule.last_step(plain.benchmark)
         asked = read_space(settings.space, kind)
-        joined = {**space_of(kind), **asked}
+        joined = {**space_of(plain.strategy), **asked}
         fixed = split_overrides(list(self.base.overrides))
         for n in asked:
             group, _, field_name = n.partition(".")
@@ -184,11 +189,14 @@ class _Study:
                 expected="a search space, of the strategy or of --space",
                 got="every setting of the space is fixed by --set" if joined else "none",
             )
-        need_settable(self.space, plain.strategy, plain.profile)
+        spans = {n: str(span) for n, span in self.space.items()}  # as they were always written
+        self.space = settable(self.space, plain.strategy, plain.profile)
+        self._refuse_what_no_run_takes()
         self.defaults = default_values(self.space, plain.strategy, plain.profile)
         trial = self._planned((), Path())
         self._need_validation(trial)
-        self.facts = self._facts(trial)
+        refuse_course(trial)
+        self.facts = self._facts(trial, spans)
         trials = self.base.out / FOLDER / plain.benchmark.name / "trials"
         self.folder = trials / self.strategy_name / run_folder.run_id(self.facts)
         self.patients = trial.catalog.patients
@@ -206,6 +214,44 @@ class _Study:
         base = dataclasses.replace(self.base, overrides=(*self.base.overrides, *more))
         return plan_trial(base, home, self.steps)
 
+    def _refuse_what_no_run_takes(self) -> None:
+        """Look ahead at every option and end of a range, beside the defaults of the others.
+
+        Raises:
+            SettingError: one that a trial would be refused for.
+        """
+        for name, span in self.space.items():
+            for value in span.bounds(f"search space, {name}"):
+                try:
+                    self._look_ahead(name, value)
+                except ClbenchError as err:
+                    raise SettingError(
+                        "a search space holds a value that no run takes beside the other settings",
+                        where=f"search space, {name}={word(value)}",
+                        expected=err.brief,
+                        got=value,
+                        next_step=f"leave it out of --space {name}=…, or change with --set what it "
+                        "cannot stand beside",
+                    ) from err
+
+    def _look_ahead(self, name: str, value: Any) -> None:
+        """Refuse what a run refuses before its first update; a network is built where it matters.
+
+        Raises:
+            ClbenchError: a value that no run takes.
+        """
+        more, group = words({name: value}), name.partition(".")[0]
+        changes = split_overrides([*self.base.overrides, *more])
+        profile = resolve_profile(self.base.profile, changes, data=self.base.data)
+        refuse_idle(changes, profile)
+        reproducibility.refuse_fp16_on_cpu(profile.train.amp, pick_device(self.base.device))
+        divide(profile.train, Ranks())
+        ways = group == "strategy" and isinstance(self.space[name], Choice)
+        if ways or group in ("backbone", "data", "text"):
+            plan = self._planned(more, Path())
+            _ = plan.weights
+            refuse_course(plan)
+
     def _need_validation(self, plan: TrialPlan) -> None:
         for number in range(1, self.steps + 1):
             if not plan.catalog.splits[number - 1].validation:
@@ -217,13 +263,13 @@ class _Study:
                     next_step=f"--split {plan.catalog.source(number).name}=FILE.toml names some",
                 )
 
-    def _facts(self, plan: TrialPlan) -> dict[str, Any]:
+    def _facts(self, plan: TrialPlan, spans: Mapping[str, str]) -> dict[str, Any]:
         """What the trials depend on."""
         return {
             "identity": plan.identity.to_json(),
             "rule": self.rule.name,
             "steps": self.steps,
-            "space": {name: str(span) for name, span in self.space.items()},
+            "space": dict(spans),
             "search": self.settings.search,
             # from 2 on structures taught again count: trials scored before are others
             **({"score": 2} if any(step.again for step in plan.benchmark.steps) else {}),
@@ -237,6 +283,7 @@ class _Study:
             while self._affordable(trials):
                 trials.append(self._trial(search, len(trials) + 1, watch))
                 search.tell(len(trials), trials[-1].score)
+                self._refuse_fault_of_all(trials)
         return TunedStrategy(
             name=self.name,
             space=self.space,
@@ -254,11 +301,36 @@ class _Study:
         return OptunaSearch(self.space, seed, self.folder / "optuna.journal", self.defaults)
 
     def _affordable(self, trials: Sequence[Trial]) -> bool:
-        """Whether the rest of the budget pays for a trial as dear as the dearest so far."""
+        """Whether the rest of the budget pays for a trial as dear as the dearest so far.
+
+        One that failed before its first update counts as a whole one: else a strategy that always
+        fails there would be tried without end.
+        """
         if not trials:
             return True
         taken = [getattr(t, self.settings.unit) for t in trials]
+        if self.settings.unit == "updates":
+            taken = [updates or self.least for updates in taken]
         return bool(sum(taken) + max(taken) <= self.settings.budget)
+
+    def _refuse_fault_of_all(self, trials: Sequence[Trial]) -> None:
+        """Raise the error in which the defaults and the second trial ended alike.
+
+        Raises:
+            TrainingError: other settings will not mend it.
+        """
+        if (
+            len(trials) == 2
+            and all(t.fault for t in trials)
+            and len({t.failure for t in trials}) == 1
+        ):
+            raise TrainingError(
+                "the first two trials failed alike, so it is no matter of their settings",
+                where=f"--strategy {self.name}",
+                expected="a strategy that can be taught with its defaults",
+                got=trials[0].failure,
+                next_step=f"mend the strategy, remove {self.folder} and repeat the command",
+            )
 
     def _trial(self, search: Search, number: int, watch: Watch) -> Trial:
         home = self.folder / f"trial_{number:03}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -16,7 +15,7 @@ from clbench.store import files
 from clbench.store.csv_rows import rows_bytes
 from clbench.strategy.search_space import Choice, Range
 from clbench.tuning.rules import RULES
-from clbench.tuning.search import words
+from clbench.tuning.search import word, words
 from clbench.tuning.study import TunedStrategy, TuneSettings
 
 PARTS = 3
@@ -42,7 +41,7 @@ class CurveRow:
     spent_seconds: float
     """Of this trial and all before."""
     score: float | None
-    """Mean validation Dice; empty: training diverged."""
+    """Mean validation Dice; empty: training failed."""
     best: float | None
     """Best score so far."""
     settings: str
@@ -118,8 +117,8 @@ def sensitivities(tuned: TunedStrategy) -> list[Sensitivity]:
                 strategy=tuned.name,
                 setting=name,
                 range=str(span),
-                default=str(tuned.defaults[name]),
-                best=str(best),
+                default=word(tuned.defaults[name]),
+                best=word(best),
                 trials=len(scored),
                 share=explained(parts, scores),
                 by_chance=(len({*parts}) - 1) / (len(scores) - 1) if len(scores) > 1 else math.nan,
@@ -149,9 +148,9 @@ def explained(parts: Sequence[Hashable], scores: Sequence[float]) -> float:
 
 
 def _part(span: Range | Choice, value: object) -> Hashable:
-    """The third of a range that a value lies in, or the option."""
-    if isinstance(span, Choice):
-        return json.dumps(value, default=str)
+    """The third of a range that a value lies in, or the option; "none" is a part of its own."""
+    if isinstance(span, Choice) or value is None:
+        return word(value)
     low, high = span.bounds("search space")
     at = float(str(value))
     if span.log:
@@ -191,7 +190,7 @@ def tables(tuned: Sequence[TunedStrategy], settings: TuneSettings) -> Iterator[T
             "score",
             "defaults",
             "trials",
-            "diverged",
+            "failed",
             unit + " spent",
             "minutes",
             "different first steps",

@@ -21,13 +21,14 @@ from torch import nn
 
 from clbench import signals
 from clbench.data.catalog import Catalog
-from clbench.errors import DataError, DivergedError
+from clbench.errors import AvalancheError, DataError, DivergedError, TrainingError
 from clbench.evaluation.scoring import structure_dice
 from clbench.run.course import Course, run_plan
 from clbench.run.models import predictor, windows_fit
 from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.store import files, run_folder
 from clbench.store.record import RunRecord
+from clbench.store.run_folder import Score
 from clbench.store.shared_steps import run_name
 from clbench.strategy.contract import Lesson, Memory
 from clbench.training.loop import phase_length
@@ -69,7 +70,7 @@ class Trial:
     settings: Mapping[str, Any]
     """`group.name` → value; what is absent is as the strategy and the profile have it."""
     score: float | None
-    """Mean over structures of their mean Dice over validation cases; None: training diverged."""
+    """Mean over structures of their mean Dice over validation cases; None: training failed."""
     dice: Mapping[str, float]
     """Structure → its mean Dice over the validation cases that hold it."""
     updates: int
@@ -82,6 +83,8 @@ class Trial:
     """Purpose → `source/case` opened."""
     failure: str | None = None
     """Why there is no score."""
+    fault: bool = False
+    """Whether it failed with an error of the strategy; False: it has a score, or diverged."""
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in `trial.json`."""
@@ -101,6 +104,19 @@ class _TrialCourse(Course):
     def last(self) -> int:
         """The last step that the rule looks at."""
         return self.plan.catalog.tuning_steps
+
+    def _scored(self, done: int) -> list[Score]:
+        """None: the steps of a trial are not examined on test cases."""
+        return []
+
+    def go(self) -> None:
+        """Teach and score what is left; of a trial that was scored, only its closing."""
+        scored = (self.plan.folder / _VALIDATION).exists()
+        if scored and self.record.steps_done >= self.last:  # its checkpoints may be gone
+            self._finish()
+            self.watch({"event": "finished", "folder": self.plan.folder})
+        else:
+            super().go()
 
     def examine(self, lesson: Lesson, served: nn.Module) -> None:
         """Score the validation cases after the last step; earlier steps are done without."""
@@ -204,7 +220,8 @@ def plan_trial(settings: RunSettings, home: Path, steps: int) -> TrialPlan:
 def run_trial(plan: TrialPlan, number: int, settings: Mapping[str, Any], watch: Watch) -> Trial:
     """Teach and score a trial, or go on where it was stopped.
 
-    Training that diverges ends the trial without a score; every other error is raised.
+    Training that diverges, or that its strategy cannot go on with at these settings, ends the trial
+    without a score; every other error is raised.
 
     Args:
         plan: of the trial.
@@ -216,17 +233,20 @@ def run_trial(plan: TrialPlan, number: int, settings: Mapping[str, Any], watch: 
         ClbenchError: anything the user can act on.
         Stopped: by a signal; the same command goes on.
     """
-    begun, failure = [time.monotonic()], None
+    begun, failure, fault = [time.monotonic()], None, False
 
     def timed(event: dict[str, Any]) -> None:
         if event["event"] == "step":
             begun.append(time.monotonic())
         watch(event)
 
+    plan.open()
     try:
-        run_plan(plan.open(), timed, course=_TrialCourse)
-    except DivergedError as err:
-        failure = err.brief
+        run_plan(plan, timed, course=_TrialCourse)
+    except (TrainingError, AvalancheError) as err:
+        if not (plan.folder / "run.json").exists():  # nothing was begun: no matter of its settings
+            raise
+        failure, fault = err.brief, not isinstance(err, DivergedError)
         shutil.rmtree(plan.step_folder(1) / "resume", ignore_errors=True)
     record = RunRecord.read(plan.folder)
     taken = {} if failure else files.read_json(plan.folder / _VALIDATION)
@@ -236,12 +256,13 @@ def run_trial(plan: TrialPlan, number: int, settings: Mapping[str, Any], watch: 
         settings=dict(settings),
         score=None if failure else float(np.mean(list(dice.values()))),
         dice=dice,
-        updates=_updates(plan, diverged=failure is not None),
-        # of one that diverged the step that did is in no record
+        updates=_updates(plan, failed=failure is not None),
+        # of one that failed the step that did is in no record
         seconds=_seconds(record) + (time.monotonic() - begun[-1] if failure else taken["seconds"]),
         first_step=plan.step_folder(1).name,
         opened=_opened(record, plan.catalog),
         failure=failure,
+        fault=fault,
     )
     files.write_json(plan.folder / FILE, trial.to_json())
     if failure:  # its later steps were of use up to here: their logs count the updates
@@ -265,15 +286,15 @@ def least_updates(plan: TrialPlan) -> int:
     return total
 
 
-def _updates(plan: TrialPlan, *, diverged: bool) -> int:
+def _updates(plan: TrialPlan, *, failed: bool) -> int:
     """Updates of all steps, those of a shared first step as well.
 
     Args:
         plan: of the trial.
-        diverged: the log of the step in which that happened is not among the run's.
+        failed: the log of the step in which that happened is not among the run's.
     """
     logs = [plan.folder / "events.jsonl"]
-    steps = range(1, plan.tuning_steps + 1) if diverged else ()
+    steps = range(1, plan.tuning_steps + 1) if failed else ()
     taught = (plan.folder / f"step{step}.pt" for step in steps)
     if step := next((i for i, path in enumerate(taught, 1) if not path.exists()), 0):
         logs.append(plan.step_folder(step) / "events.jsonl")

@@ -2,15 +2,15 @@
 
 The file is TOML and may be read, not edited: its checksum goes into the record of every run that
 uses it. Such a run is refused where its numbers would not be what they claim: a strategy the file
-does not hold, another course or other data than its rule allows, a seed that the trials had, or a
-test case that a trial opened.
+does not hold, another course, other data or other settings than its rule allows, a seed that the
+trials had, or a test case that a trial opened.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,12 +19,12 @@ from pydantic import Field
 from clbench.errors import SettingError, StoreError, unknown_name
 from clbench.run.plan import Plan, RunSettings, resolve, resolve_profile
 from clbench.spec.names import split_order
-from clbench.spec.settings import split_overrides
+from clbench.spec.settings import GROUPS, split_overrides
 from clbench.spec.toml import inline, read_toml
 from clbench.spec.validation import Names, checked, from_toml
 from clbench.store import files
 from clbench.tuning.rules import RULES, Rule
-from clbench.tuning.search import words
+from clbench.tuning.search import word, words
 from clbench.tuning.study import TunedStrategy, TuneSettings
 
 SCHEMA = 1
@@ -40,7 +40,7 @@ class ChosenSettings:
     score: float
     """Of the chosen trial: mean validation Dice over structures."""
     default_score: Annotated[float | None, Field(description="a number")] = None
-    """The same of the defaults; absent: their training diverged."""
+    """The same of the defaults; absent: their training failed."""
     trials: Annotated[int, Field(ge=1)]
     """Made."""
     diverged: Annotated[int, Field(ge=0)] = 0
@@ -55,6 +55,9 @@ class ChosenSettings:
     """Of the strategy."""
     opened: Mapping[str, Names]
     """Purpose → `source/case` that a trial opened."""
+    fixed: Names | None = None
+    """`group.name=value` words of what all trials had, was not chosen and is no default of clbench;
+    absent: the file was written before it stood there."""
 
 
 @checked(StoreError)
@@ -94,8 +97,13 @@ class TunedFile:
 
     @property
     def label(self) -> str:
-        """The rule, and that it is unrealistic where it is."""
-        return RULES[self.rule].label
+        """The rule, that it is unrealistic where it is, and what cannot be compared with a run."""
+        rule = RULES[self.rule]
+        unknown = rule.same_course and any(s.fixed is None for s in self.strategies.values())
+        return rule.label + (
+            "; the file does not say what else its trials were made with, so that is not compared"
+            * unknown
+        )
 
 
 def write_tuned(path: Path, tuned: Sequence[TunedStrategy], settings: TuneSettings) -> None:
@@ -159,6 +167,10 @@ def _chosen(one: TunedStrategy) -> dict[str, Any]:
         "space": {name: str(span) for name, span in one.space.items()},
         "version": one.facts["identity"]["strategy"].get("version", 1),
         "opened": {purpose: sorted(cases) for purpose, cases in opened.items()},
+        "fixed": [
+            f"{name}={value}"
+            for name, value in _settings_of(one.facts["identity"], best.settings).items()
+        ],
     }
 
 
@@ -200,7 +212,8 @@ def plan_tuned(settings: RunSettings, path: Path) -> Plan:
         raise unknown_name("tuned strategy", settings.strategy, tuned.strategies, f"--tuned {path}")
     refuse_used_seeds(tuned, [settings.seed], path)
     untuned = split_overrides(list(settings.overrides))
-    both = [w for w in chosen.settings if _name(w)[1] in untuned.get(_name(w)[0], {})]
+    searched = dict.fromkeys([*(w.partition("=")[0] for w in chosen.settings), *chosen.space])
+    both = [n for n in searched if n.partition(".")[2] in untuned.get(n.partition(".")[0], {})]
     if both:
         raise SettingError(
             "a tuned setting is given by --set as well",
@@ -215,7 +228,7 @@ def plan_tuned(settings: RunSettings, path: Path) -> Plan:
     _refuse_other_use(tuned, chosen, plan, path)
     content = {
         **{k: v for k, v in dataclasses.asdict(tuned).items() if k != "strategies"},
-        **dataclasses.asdict(chosen),
+        **{k: v for k, v in dataclasses.asdict(chosen).items() if k != "fixed"},
         "realistic": RULES[tuned.rule].realistic,
         "file": files.sha256(path),
         "profile_before": plan.profile_settings(plain),
@@ -245,17 +258,60 @@ def refuse_used_seeds(tuned: TunedFile, seeds: Sequence[int], path: Path) -> Non
         )
 
 
-def _name(word: str) -> tuple[str, str]:
-    """Group and name of a `group.name=value` word."""
-    group, _, name = word.partition("=")[0].partition(".")
-    return group, name
+def _settings_of(identity: Mapping[str, Any], chosen: Collection[str]) -> dict[str, str]:
+    """`group.name` → value of what a run's identity holds, as `--set` takes it.
+
+    Args:
+        identity: of a run or of trials, as in JSON; what is as clbench's defaults is not in it.
+        chosen: names that are left out.
+    """
+    groups = {"strategy": identity["strategy"], **identity["profile"]}
+    return {
+        f"{group}.{name}": word(value)
+        for group, values in groups.items()
+        if isinstance(values, Mapping)  # the name of a profile is none
+        for name, value in values.items()
+        if f"{group}.{name}" not in {*chosen, "strategy.class", "strategy.version"}
+    }
+
+
+def _refuse_other_settings(chosen: ChosenSettings, plan: Plan, where: str) -> None:
+    """Hold a run to the settings that its trials had beside the tuned ones.
+
+    Raises:
+        SettingError: it has others.
+    """
+    if chosen.fixed is None:
+        return
+    then = dict(w.split("=", 1) for w in chosen.fixed)
+    now = _settings_of(plan.identity.to_json(), {w.partition("=")[0] for w in chosen.settings})
+    differs = [n for n in sorted({*then, *now}) if then.get(n) != now.get(n)]
+    if differs:
+        as_trials = [f"{n}={then[n] if n in then else _default(n, plan)}" for n in differs]
+        raise SettingError(
+            "the settings were tuned beside other settings than this run has",
+            where=where,
+            expected=", ".join(as_trials),
+            got=", ".join(f"{n}={now[n] if n in now else _default(n, plan)}" for n in differs),
+            next_step="give the run the profile of the trials, and what differs from it: "
+            + " ".join(f"--set {w}" for w in as_trials)
+            + "; or tune with what this run has",
+        )
+
+
+def _default(name: str, plan: Plan) -> str:
+    """What a setting is by clbench's defaults, as `--set` takes it."""
+    group, _, field = name.partition(".")
+    kind = type(plan.strategy) if group == "strategy" else GROUPS[group]
+    return word({f.name: f.default for f in dataclasses.fields(kind)}.get(field))
 
 
 def _refuse_other_use(tuned: TunedFile, chosen: ChosenSettings, plan: Plan, path: Path) -> None:
     """Hold a run to what the rule of its settings allows.
 
     Raises:
-        SettingError: another course, other data, or a test case that was seen in tuning.
+        SettingError: another course, other data, other settings, or a test case that was seen in
+            tuning.
     """
     rule, identity = RULES[tuned.rule], plan.identity
     same = tuned.bench == identity.bench and tuned.course == identity.course
@@ -291,6 +347,8 @@ def _refuse_other_use(tuned: TunedFile, chosen: ChosenSettings, plan: Plan, path
                 next_step="run the `clbench tune` command on what this run is made on"
                 + (", or use --rule transfer" if rule.same_course and what == "data" else ""),
             )
+    if rule.same_course:
+        _refuse_other_settings(chosen, plan, f"--tuned {path}, rule {rule.name}")
     seen = {case for cases in chosen.opened.values() for case in cases}
     tests = {f"{source}/{case}" for source, case in plan.catalog.test_cases}
     if both := sorted(seen & tests):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from clbench.avalanche.supported import PluginStrategy
+from clbench.spec.settings import NotNegative, Share
 from clbench.strategies.finetune import Finetune
 from clbench.strategy import Declaration, Range, SearchSpace
 
@@ -25,9 +26,9 @@ class Mas(PluginStrategy, Finetune):
 
     plugin: ClassVar[str] = "avalanche.training.plugins:MASPlugin"
     search_space: ClassVar[SearchSpace] = {"lambda_reg": Range(low=0.01, high=100.0, log=True)}
-    lambda_reg: float = 1.0
+    lambda_reg: NotNegative = 1.0
     """Weight of the penalty; not tuned."""
-    alpha: float = 0.5
+    alpha: Share = 0.5
     """Share of the earlier steps in the importance."""
 
     def declares(self) -> Declaration:

@@ -116,9 +116,12 @@ def composed(name: str, overrides: Mapping[str, Any]) -> Strategy:
     for one, two in combinations(parts, 2):
         _agree(name, head, one, two)
     labelled = any(PARTS[part].labels(head) for part in parts)
-    parts.sort(key=lambda part: not PARTS[part].outermost)
+    # what brings labels makes the loss anew, so whatever adds to a loss stands before it
+    parts.sort(key=lambda part: (not PARTS[part].outermost, PARTS[part].labels(head)))
     base = head.plain if labelled else head.labelled
     kind = _join("+".join([first, *sorted(names)]), [kinds[part] for part in parts], base)
+    if not head.softmax and "plop" in parts and {"ilt", "lwf", "mbs"} & {*parts}:
+        kind.version = 2  # in version 1 the term of PLOP was lost beside theirs
     strategy: Strategy = change(kind(), overrides, "strategy")
     return strategy
 

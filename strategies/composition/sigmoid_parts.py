@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, cast
 from torch import Tensor, nn
 
 from clbench.nets.heads import ConvHead
+from clbench.spec.settings import NotNegative
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.universal import Universal
 from clbench.strategy import (
@@ -57,12 +58,13 @@ class SigmoidTerms:
     """What terms on a teacher's answer share."""
 
     adds: ClassVar[tuple[str, ...]] = ()
-    """Names of the terms."""
+    """Names of the terms that this class adds to those of the classes it inherits from."""
 
     def declares(self) -> Declaration:
         """The old model itself, and the terms."""
         promised = cast(Strategy, super()).declares()
-        return replace(promised, past="weights", penalties=(*promised.penalties, *self.adds))
+        own = [name for kind in reversed(type(self).__mro__) for name in vars(kind).get("adds", ())]
+        return replace(promised, past="weights", penalties=(*promised.penalties, *own))
 
     def takes_teacher(self, step: Lesson) -> bool:
         """From step 2 on."""
@@ -76,8 +78,8 @@ class SigmoidTerms:
         return terms if old is None else {**terms, **self.ties(batch, new, old)}
 
     def ties(self, batch: Batch, new: Output, old: Output) -> dict[str, Tensor]:
-        """Terms that tie the new model to the old one."""
-        raise NotImplementedError(f"{type(self).__name__} must say what ties new to old")
+        """Terms that tie the new model to the old one; a subclass adds to those of `super()`."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,22 +88,23 @@ class SigmoidLwf(SigmoidTerms):
 
     adds: ClassVar[tuple[str, ...]] = ("distill",)
     search_space: ClassVar[SearchSpace] = {"weight": Range(low=0.01, high=100.0, log=True)}
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     """Weight of the output distillation, a mean over channels and voxels."""
 
     def ties(self, batch: Batch, new: Output, old: Output) -> dict[str, Tensor]:
         """Binary cross-entropy to the old model's probabilities."""
         k = batch.old_index
-        return {"distill": self.weight * kd_sigmoid(new.logits[:, k], old.logits[:, k])}
+        kd = kd_sigmoid(new.logits[:, k], old.logits[:, k])
+        return {**super().ties(batch, new, old), "distill": self.weight * kd}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SigmoidIlt(SigmoidLwf):
     """The same, and distillation of the encoder's features."""
 
-    adds: ClassVar[tuple[str, ...]] = ("distill", "features")
+    adds: ClassVar[tuple[str, ...]] = ("features",)
     search_space: ClassVar[SearchSpace] = {"feature_weight": Range(low=0.01, high=100.0, log=True)}
-    feature_weight: float = 1.0
+    feature_weight: NotNegative = 1.0
     """Weight of the mean squared difference at the bottleneck."""
 
     def ties(self, batch: Batch, new: Output, old: Output) -> dict[str, Tensor]:
@@ -119,9 +122,9 @@ class SigmoidPlop(SigmoidTerms):
         "feature_factor": Range(low=1e-4, high=1.0, log=True),
         "logit_factor": Range(low=1e-5, high=0.05, log=True),
     }
-    feature_factor: float = 0.01
+    feature_factor: NotNegative = 0.01
     """Factor of the distance of each feature map."""
-    logit_factor: float = 0.0005
+    logit_factor: NotNegative = 0.0005
     """Factor of the distance of the old structures' logits."""
     pooled_axes: Literal[1, 2] = 1
     """Axes averaged over in each cell."""
@@ -137,4 +140,4 @@ class SigmoidPlop(SigmoidTerms):
             learned=len(batch.taught_index),
             pooled_axes=self.pooled_axes,
         )
-        return {"pod": term}
+        return {**super().ties(batch, new, old), "pod": term}

@@ -8,14 +8,16 @@ deep supervision, architecture search or features of older decoders; `classifier
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from clbench.errors import TrainingError
 from clbench.nets.growing_decoders import GrowingDecoders, one_winner
+from clbench.spec.settings import Count, NotNegative, Share
 from clbench.strategies.decoder_growth import axial_range, pruning
 from clbench.strategy import (
     Batch,
@@ -35,6 +37,7 @@ from clbench.strategy import (
     Strategy,
     Terms,
 )
+from clbench.strategy.course_checks import refuse_steps_without_new_structures
 from clbench.strategy.losses import dice_bce, targets
 
 if TYPE_CHECKING:
@@ -53,20 +56,46 @@ class DecoderGrowth(Strategy):
     unlabelled: Literal["ignore"] = "ignore"  # it looks at no old label
     start: Literal["random", "copy"] = "random"
     """A new decoder's weights: fresh, or the previous decoder's as it was served."""
-    classifier_lr: float = 100.0
+    classifier_lr: NotNegative = 100.0
     """Factor on the learning rate of a new output layer: that of the CT baselines' first step."""
     prune: bool = False
     """Prune each decoder after it was trained (needs validation cases)."""
-    tolerance: float = 0.02
+    tolerance: Share = 0.02
     """Share of the validation Dice that a pruning step may cost."""
-    attempts: int = 8
+    attempts: Count = 8
     """Retrainings of one epoch that a pruning step may take."""
-    ema: float = 0.0
+    ema: Share = 0.0
     """Decay of the served decoder's running average, which warms up; 0: none. Theirs: 0.99."""
     body_range: bool = False
     """Limit each structure to where along the body it was annotated (theirs: a network tells)."""
     exclusive: bool = False
     """Where decoders disagree, the more probable structure has the voxel (old ones may lose it)."""
+
+    def first_step(self) -> Strategy:
+        """Without what nothing reads in step 1: there is one decoder, and none before it."""
+        plain = DecoderGrowth()
+        if self.prune:  # its answers are validated, as they are decoded
+            return replace(self, start=plain.start)
+        return replace(
+            self,
+            start=plain.start,
+            exclusive=plain.exclusive,
+            tolerance=plain.tolerance,
+            attempts=plain.attempts,
+        )
+
+    def refuse_course(self, steps: Sequence[Lesson], kit: Kit) -> None:
+        """A step without new structures has nothing to train; pruning is judged by validation."""
+        refuse_steps_without_new_structures(self, steps)
+        for step in steps:
+            if self.prune and not step.validation:
+                raise TrainingError(
+                    "pruning is judged by validation cases, and a step has none",
+                    where=f"strategy.prune, step {step.number}",
+                    expected="cases under `validation` in the split of every step",
+                    next_step=f"name some with --split {step.source}=FILE.toml, or "
+                    "--set strategy.prune=false",
+                )
 
     def build(self, kit: Kit, step: Lesson) -> nn.Module:
         """Backbone and one sigmoid channel per structure of step 1."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from clbench.errors import SettingError
+from clbench.spec.settings import NotNegative
 from clbench.strategies.finetune import Finetune
 from clbench.strategy import (
     UNKNOWN,
@@ -150,7 +151,7 @@ class StoredLogits:
     """
 
     search_space: ClassVar[SearchSpace] = {"alpha": Range(low=0.01, high=10.0, log=True)}
-    alpha: float = 0.3
+    alpha: NotNegative = 0.3
     """Weight of the mean squared difference to the stored logits."""
     mem_size: int = 4
     """Cases stored in all; not tuned. Each takes two bytes per channel and voxel in every

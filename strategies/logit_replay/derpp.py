@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from clbench.spec.settings import NotNegative
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.logit_replay.der import StoredLogits
 from clbench.strategy import Batch, Declaration, Output, Range, SearchSpace
@@ -35,9 +36,9 @@ class StoredLogitsAndLabels(StoredLogits):
     """What DER++ adds to the method it stands before."""
 
     search_space: ClassVar[SearchSpace] = {"beta": Range(low=0.05, high=5.0, log=True)}
-    alpha: float = 0.1
+    alpha: NotNegative = 0.1
     """Weight of the mean squared difference to the stored logits."""
-    beta: float = 0.5
+    beta: NotNegative = 0.5
     """Weight of the loss on the labels of stored cases."""
 
     def declares(self) -> Declaration:

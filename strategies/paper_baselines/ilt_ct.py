@@ -31,6 +31,15 @@ class IltCt(LwfCt):
 
     version: ClassVar[int] = 2  # in version 1 its output layer learned at 1 from step 2 on
     serves_from: ClassVar[int | None] = 1
+    of_softmax: ClassVar[tuple[str, ...]] = (
+        *LwfCt.of_softmax,
+        "unlabelled",
+        "annotated_old",
+        "postprocess",
+        "rules",
+        "legacy_shifted_dice",
+        "legacy_fresh_classifier",
+    )
     new_classifier_lr: float = 100.0
     """Factor on the learning rate of new rows from step 2 on, as in the authors' ILT."""
     old_classifier_lr: float = 100.0
@@ -45,10 +54,6 @@ class IltCt(LwfCt):
     legacy_fresh_classifier: bool = False
     """Start every step with a fresh output layer: the authors' loader drops every weight with "out"
     in its name."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.refuse_without_softmax("legacy_shifted_dice")
 
     def declares(self) -> Declaration:
         """The bottleneck's distance; for sigmoid heads old logits, too."""

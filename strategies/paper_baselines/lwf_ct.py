@@ -13,7 +13,7 @@ Differs: whole-patch Dice (`legacy_slice_dice`), the liver contains its tumors w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -50,6 +50,15 @@ class LwfCt(SoftmaxFinetune):
     """LwF of Tables 10 and 11: softmax head taught by hard pseudo labels."""
 
     version: ClassVar[int] = 1  # the rates of its output layer are the source's, as ever
+    of_softmax: ClassVar[tuple[str, ...]] = (
+        "dice",
+        "classifier_lr",
+        "new_classifier_lr",
+        "old_classifier_lr",
+        "legacy_unannotated_background",
+        "legacy_exclusive",
+    )
+    """Options that only the softmax head reads."""
     new_classifier_lr: float = 1.0
     """Factor on the learning rate of new rows from step 2 on, as in the authors' CT code."""
     old_classifier_lr: float = 1.0
@@ -65,18 +74,24 @@ class LwfCt(SoftmaxFinetune):
     def __post_init__(self) -> None:
         super().__post_init__()
         known(self.rules, "strategy.rules")
-        self.refuse_without_softmax("legacy_unannotated_background")
+        for option in self.idle_options():
+            self.refuse_without_softmax(option)
+
+    def idle_options(self) -> tuple[str, ...]:
+        """Beside the head of sigmoids, those that only the softmax head reads."""
+        return self.of_softmax if self.head == "sigmoid" else ()
 
     def refuse_without_softmax(self, option: str) -> None:
-        """Refuse a switch of the softmax head that is on beside the head of sigmoids.
+        """Refuse an option of the softmax head that is changed beside the head of sigmoids.
 
         Args:
             option: its name.
 
         Raises:
-            SettingError: it is.
+            SettingError: it is not the default.
         """
-        if self.head == "sigmoid" and getattr(self, option):
+        default = next(f.default for f in fields(self) if f.name == option)
+        if self.head == "sigmoid" and getattr(self, option) != default:
             raise SettingError(
                 "this option is of the softmax head alone",
                 where=f"strategy.{option}",

@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from clbench.spec.settings import NotNegative
 from clbench.strategy import (
     Batch,
     Declaration,
@@ -75,7 +76,7 @@ class PlopCt(LwfCt):
     """PLOP of Tables 10 and 11: pseudo labels, and pooled distillation of maps (Swin's: nine)."""
 
     search_space: ClassVar[SearchSpace] = {"factor": Range(low=1e-5, high=0.05, log=True)}
-    factor: float = 0.0005
+    factor: NotNegative = 0.0005
     """Factor of the distance of every map (the original's for logits alone)."""
 
     def declares(self) -> Declaration:

@@ -20,6 +20,7 @@ from torch import nn
 
 from clbench.nets.heads import Segmenter
 from clbench.nets.stepwise_heads import StepwiseUniversalHead, compute_by_step
+from clbench.spec.settings import NotNegative
 from clbench.strategies.parameter_isolation.new_structures import NewStructures
 from clbench.strategy import Group, Kit, Lesson, Memory, Range, SearchSpace
 
@@ -29,7 +30,7 @@ class Frozen(NewStructures):
     """Backbone and old heads are fixed after step 1; only the heads of new structures learn."""
 
     search_space: ClassVar[SearchSpace] = {"head_lr": Range(low=0.1, high=100.0, log=True)}
-    head_lr: float = 1.0
+    head_lr: NotNegative = 1.0
     """Factor on the learning rate of new heads from step 2 on."""
 
     def grow(self, model: nn.Module, kit: Kit, step: Lesson) -> None:

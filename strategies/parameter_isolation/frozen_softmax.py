@@ -14,17 +14,19 @@ setting over a range of 200.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from clbench.errors import SettingError
 from clbench.nets.heads import Segmenter
 from clbench.nets.stepwise_heads import StepwiseConvHead, compute_by_step
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
 from clbench.strategy import Batch, Group, Kit, Lesson, Memory, Output, Strategy, Terms
+from clbench.strategy.course_checks import refuse_steps_without_new_structures
 from clbench.strategy.partial_labels import allowed_channels, mean_ce
 
 
@@ -32,7 +34,9 @@ from clbench.strategy.partial_labels import allowed_channels, mean_ce
 class FrozenSoftmax(SoftmaxFinetune):
     """Backbone, background and old channels of a softmax are fixed; only new channels learn."""
 
-    version: ClassVar[int] = 1  # its new rows always learned at 100
+    version: ClassVar[int] = 2  # in version 1 padding counted where channels were in reserve
+    serves_from: ClassVar[int | None] = 1
+    earlier_defaults: ClassVar[Mapping[int, Mapping[str, Any]]] = {1: {}}
     unlabelled: Literal["ignore", "background"] = "background"
     preallocate: int = 0
     """Channels without a structure that step 1 trains along as never true; new structures take
@@ -48,6 +52,27 @@ class FrozenSoftmax(SoftmaxFinetune):
                 got=self.preallocate,
                 next_step="--set strategy.preallocate=0",
             )
+        self._refuse_rate_of_old_rows()
+        raised = next(kind for kind in type(self).__mro__ if "version" in vars(kind))
+        if self.preallocate == 0 and raised is FrozenSoftmax:
+            object.__setattr__(self, "version", 1)  # without channels in reserve no number moved
+
+    def _refuse_rate_of_old_rows(self) -> None:
+        """Refuse a rate of rows that never learn.
+
+        Raises:
+            SettingError: it is not the default.
+        """
+        default = next(f.default for f in fields(self) if f.name == "old_classifier_lr")
+        if self.old_classifier_lr != default:
+            raise SettingError(
+                "the rows of old structures are fixed here, so they have no rate",
+                where="strategy.old_classifier_lr",
+                expected=default,
+                got=self.old_classifier_lr,
+                next_step="leave strategy.old_classifier_lr out; strategy.new_classifier_lr is "
+                "the rate of new rows",
+            )
 
     def first_step(self) -> Strategy:
         """Plain training, unless further channels stand in the softmax."""
@@ -59,8 +84,12 @@ class FrozenSoftmax(SoftmaxFinetune):
             unlabelled="background",
             annotated_old="annotation",
             new_classifier_lr=plain.new_classifier_lr,
-            old_classifier_lr=plain.old_classifier_lr,
+            legacy_exclusive=plain.legacy_exclusive,
         )
+
+    def refuse_course(self, steps: Sequence[Lesson], kit: Kit) -> None:
+        """A step without new structures has nothing to train."""
+        refuse_steps_without_new_structures(self, steps)
 
     def build(self, kit: Kit, step: Lesson) -> nn.Module:
         """Backbone and output layer: background, step 1's structures, channels in reserve."""
@@ -101,7 +130,9 @@ class FrozenSoftmax(SoftmaxFinetune):
         batch = self.seen(batch)
         allowed = allowed_channels(batch, unlabelled=self.unlabelled)
         reserved = new.logits.shape[1] - allowed.shape[1]
-        terms = {"ce": mean_ce(new.logits, functional.pad(allowed, (0, 0) * 3 + (0, reserved)))}
+        # a channel in reserve is never true, and of a voxel that says nothing it says nothing
+        nothing = allowed.all(dim=1, keepdim=True).expand(-1, reserved, *allowed.shape[2:])
+        terms = {"ce": mean_ce(new.logits, torch.cat([allowed, nothing], dim=1))}
         own = Output(logits=new.logits[:, : allowed.shape[1]])
         return {**terms, **self.dice_of(batch, own, allowed, batch.new_index)}
 

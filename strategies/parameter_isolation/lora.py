@@ -15,6 +15,7 @@ is merged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +26,7 @@ from clbench.nets.growing_decoders import one_winner
 from clbench.nets.heads import Segmenter
 from clbench.nets.low_rank import ExpertBackbone, Target
 from clbench.nets.step_networks import StepHeads
+from clbench.spec.settings import NotNegative
 from clbench.strategies.parameter_isolation.new_structures import NewStructures
 from clbench.strategy import Group, Kit, Lesson, Memory, Range, SearchSpace
 
@@ -44,12 +46,22 @@ class Lora(NewStructures):
     """An addition is multiplied by alpha / rank."""
     target: Target = "all"
     """Layers that an expert adapts."""
-    expert_lr: float = 1.0
+    expert_lr: NotNegative = 1.0
     """Factor on the learning rate of experts."""
-    head_lr: float = 1.0
+    head_lr: NotNegative = 1.0
     """Factor on the learning rate of new heads from step 2 on."""
     exclusive: bool = False
     """Where experts disagree, the more probable structure has the voxel (old ones may lose it)."""
+
+    def refuse_course(self, steps: Sequence[Lesson], kit: Kit) -> None:
+        """Nor does an expert fit a network without such layers."""
+        super().refuse_course(steps, kit)
+        if any(step.number > 1 for step in steps):
+            with kit.fresh(1, "trial"):
+                trial: Any = kit.backbone()
+                ExpertBackbone(trial).add_expert(
+                    rank=self.rank, alpha=self.alpha, target=self.target
+                )
 
     def __post_init__(self) -> None:
         for name, value, default in (("rank", self.rank, 8), ("alpha", self.alpha, 16)):

@@ -6,6 +6,7 @@ import copy
 import csv
 import dataclasses
 from collections import OrderedDict, defaultdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,80 @@ def test_the_importance_of_mas_by_hand(harnesses: Any) -> None:
     assert float(penalty) > 0
 
 
+@pytest.mark.parametrize(
+    "weak", [Ewc(ewc_lambda=1e-6), Mas(lambda_reg=1e-6)], ids=lambda s: s.plugin
+)
+def test_a_penalty_that_rounding_swallows_is_none_of_zero(harnesses: Any, weak: Strategy) -> None:
+    """Its value is lost beside the loss; its gradient is not, and weights go their own way."""
+    harness = harnesses(weak, "train.lr=1e-5")
+    harness.end(2)
+    values = [e["terms"].get("penalty", 0.0) for e in harness.events[2] if e["event"] == "update"]
+    assert values
+    assert not any(values)
+
+
+def test_looking_for_a_gradient_leaves_training_as_it_is(harnesses: Any) -> None:
+    looked, free = (
+        harnesses(replace(Ewc(ewc_lambda=1e-6), zero_penalty=word), "train.lr=1e-5").end(2)
+        for word in ("fault", "allowed")
+    )
+    assert same(dict(looked.model.state_dict()), dict(free.model.state_dict()))
+    assert same(looked.memory, free.memory)
+
+
+def test_a_penalty_seen_before_a_stop_is_not_asked_for_again(harnesses: Any) -> None:
+    harness = harnesses(user("Silent", zero_penalty="fault"))
+    module = load("clbench.avalanche.plugin_session")
+    state = harness.start(2)
+    batch = harness.crops(state)
+    for seen in (False, True):
+        session = harness.session(state, batch)
+        session.context = replace(session.context, updates=2)
+        session.last = batch
+        if seen:
+            session.seen = True
+            session.after_update()
+            assert state.memory[module.PENALIZED] == 1
+            session = harness.session(state, batch)
+            session.context, session.last = replace(session.context, updates=2), batch
+            session._judge()
+        else:
+            with pytest.raises(AvalancheError, match="neither a value nor a gradient"):
+                session._judge()
+    assert module.PENALIZED not in harnesses(Ewc()).end(2).memory
+
+
 # --------------------------------------------------------------------------------------- stored cases
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_agem_cuts_at_least_one_crop_of_every_earlier_step(harnesses: Any, size: int) -> None:
+    """Also where there are more steps than crops: the loader would have batches of none."""
+    harness = harnesses(Agem(sample_size=size))
+    for number in (2, 3):
+        state = harness.start(number)
+        batch = harness.crops(state)
+        session = harness.session(state, batch)
+        plugin = session.proxy.plugins[0]
+        with session._moment("looked at"):
+            crops, *_ = plugin.sample_from_memory()
+        steps, kept = number - 1, 2
+        assert len(crops) == steps * min(max(size // steps, 1), kept)
+    harness.end(3)
+
+
+@pytest.mark.parametrize("strategy", [Replay(), Agem()], ids=lambda s: type(s).__name__)
+def test_ids_of_stored_cases_do_not_leave_with_a_published_model(
+    harnesses: Any, strategy: Strategy
+) -> None:
+    memory = {**harnesses(strategy).end(1).memory, "own": 1}
+    assert stored(memory)
+    assert strategy.published(memory) == {"own": 1}
+
+
+def test_what_a_plugin_knows_of_weights_leaves_with_the_model(harnesses: Any) -> None:
+    memory = harnesses(Ewc()).end(1).memory
+    assert Ewc().published(memory).keys() == memory.keys()
 
 
 def test_replay_stores_cases_by_id_and_every_batch_holds_some(harnesses: Any) -> None:

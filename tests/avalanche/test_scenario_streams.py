@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim import SGD
 
 from clbench import avalanche as bridge
+from clbench.avalanche import metrics as metrics_module
 from clbench.errors import SettingError, TrainingError
 from clbench.evaluation.metrics import continual
 from clbench.nets import backbones
@@ -29,6 +30,7 @@ from clbench.run.plan import Plan, RunSettings, resolve
 from clbench.run.rescore import score_run
 from clbench.spec import registry
 from clbench.store import checkpoint, run_folder
+from clbench.store.run_folder import Score
 from clbench.strategy.contract import Phase
 from clbench.testing.fixtures import OVERRIDES, tiny_course
 from clbench.training.batches import Crops, Material
@@ -480,6 +482,30 @@ def test_a_network_of_ones_own_is_scored_too(course: Any) -> None:
         strategy(Fixed(7), bridge.dice_metrics(), criterion=lambda out, y: out.sum()).eval(
             course.test_stream[:1]
         )
+
+
+def test_metrics_are_means_over_patients_as_in_tables(
+    course: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = course.plan.catalog.source(1).name
+    worth = {"7": 1.0, "8": 0.25, "8b": 0.25}
+
+    def rows(scores: Any, names: Any, *_: Any) -> list[Score]:
+        return [
+            Score(
+                bench="kit", bench_version=1, strategy="s", seed=0, step=3, eval_set=source,
+                case=case, structure=name, learned_at=1, scoring="strict", metric="dice",
+                value=value, gt_vox=8, pred_vox=8, status="ok",
+            )
+            for name in names for case, value in worth.items()
+        ]  # fmt: skip
+
+    of_course = types.SimpleNamespace(patient_of={f"{source}/8b": "8"})
+    monkeypatch.setattr(metrics_module, "metric_rows", rows)
+    monkeypatch.setattr(metrics_module, "course_of", lambda *_: of_course)
+    guest = strategy(Fixed(6), bridge.dice_metrics(), criterion=lambda out, y: out.sum())
+    found = guest.eval(course.test_stream[:1])
+    assert {*found.values()} == {(1.0 + 0.25) / 2}
 
 
 @pytest.mark.usefixtures("course")

@@ -21,7 +21,7 @@ from clbench.data.cache import VolumeCache, default_root
 from clbench.data.layouts import CaseFiles, find_cases
 from clbench.data.volume import Volume
 from clbench.errors import DataError, StoreError
-from clbench.spec.benchmark import Preprocessing, Rescale, Source
+from clbench.spec.benchmark import Partial, Preprocessing, Rescale, Source
 from clbench.spec.taxonomy import DECLARED, Structure
 
 SOURCE = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
@@ -197,6 +197,51 @@ def test_a_hash_is_remembered_until_the_file_changes(
     monkeypatch.setattr(cache_module, "_unpacked_sha256", lambda path: "x" * 64)
     os.utime(files.image, ns=(1, 1))
     assert VolumeCache(tmp_path / "c").content_hash(files) != before
+
+
+def test_a_file_put_in_place_with_the_size_and_time_of_another_one_is_another(
+    files: CaseFiles, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain.nii"
+    plain.write_bytes(gzip.decompress(files.image.read_bytes()))
+    files = replace(files, image=plain)
+    before = VolumeCache(tmp_path / "c").content_hash(files)
+    then, content = plain.stat(), plain.read_bytes()
+    for how in ("written over", "moved in"):
+        content = content[:-1] + bytes([content[-1] ^ 1 if how == "written over" else 7])
+        other = plain if how == "written over" else tmp_path / "other.nii"
+        other.write_bytes(content)
+        os.utime(other, ns=(then.st_atime_ns, then.st_mtime_ns))
+        other.replace(plain)
+        while (now := plain.stat()).st_ctime_ns == then.st_ctime_ns:  # a tick of the clock
+            os.utime(plain, ns=(then.st_atime_ns, then.st_mtime_ns))
+        assert (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
+        after = VolumeCache(tmp_path / "c").content_hash(files)
+        assert after != before, how
+        before = after
+
+
+def test_structures_that_a_case_holds_and_does_not_annotate(
+    files: CaseFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = VolumeCache(tmp_path / "c")
+    kidneys = ("left_kidney", "right_kidney")
+    source = replace(SOURCE, labels={2: "liver_tumor", 3: "liver"}, sides={1: kidneys})
+    image = nib.load(files.label)
+    label = np.asarray(image.dataobj).copy()
+    label[0, 0, 0] = 2
+    nib.save(nib.Nifti1Image(label, image.affine), files.label)
+
+    def found(*annotates: str) -> set[str]:
+        part = Partial(cases=("0",), annotates=annotates)
+        return set(cache.unannotated(files, replace(source, partial=(part,))))
+
+    assert found() == {"liver", "liver_tumor"}  # kidneys are not told apart where none is annotated
+    assert found("liver_tumor") == {"liver"}
+    assert found("left_kidney", "liver") == {"right_kidney", "liver_tumor"}
+    assert found("liver", "liver_tumor") == set()
+    monkeypatch.setattr(cache_module, "values_of", None)
+    assert not VolumeCache(tmp_path / "d").unannotated(files, source)  # no file is read
 
 
 @pytest.mark.parametrize(

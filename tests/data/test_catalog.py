@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,13 @@ from clbench.errors import (
     UnknownName,
 )
 from clbench.spec import registry
-from clbench.spec.benchmark import Benchmark, ExternalTest, Source
+from clbench.spec.benchmark import (
+    Benchmark,
+    ExternalTest,
+    Preprocessing,
+    Rescale,
+    Source,
+)
 from clbench.spec.settings import load_profile
 from clbench.spec.splits import Draw, Split
 
@@ -434,3 +441,77 @@ def test_a_phantom_split_cannot_give_more_than_it_has(tmp_path: Path) -> None:
             phantom=replace(SMOKE.phantom, test=99),
         )
     assert "phantom.test" in str(err.value)
+
+
+def test_a_drawn_split_is_told_with_the_patients_it_is_drawn_from(
+    data: Path, tmp_path: Path
+) -> None:
+    for case in range(4, 7):
+        write(data / "btcv", "btcv", str(case), seed=case, values=(1, 2, 6))
+    rule = Draw(seed=0, train=2, test=1, without=("img0004",))
+    found = catalog(data, tmp_path, splits={"btcv": Split(name="b", draw=rule), "lits": LITS})
+    (said,) = [w for w in found.warnings() if w["kind"] == "drawn split"]
+    assert "step 'organs' is drawn from 5 patients of btcv" in str(said["message"])
+    listed = catalog(data, tmp_path, splits={"btcv": found.splits[0], "lits": LITS})
+    assert not [w for w in listed.warnings() if w["kind"] == "drawn split"]
+
+
+def scaled(folder: Path, *, offset: float, divisor: float) -> None:
+    """Turn every image of a folder into real numbers: (HU + offset) / divisor, as 32-bit floats."""
+    for path in folder.rglob("*.nii*"):
+        if not path.name.startswith(("label", "segmentation")):
+            image = nib.load(path)
+            values = (np.clip(image.get_fdata(), -175, 250) + offset) / divisor
+            nib.save(nib.Nifti1Image(values.astype(np.float32), image.affine), path)
+
+
+@pytest.mark.parametrize(
+    ("offset", "divisor", "window"), [(175, 425, (0, 1)), (-40, 30, (-3, 3)), (175, 425, None)]
+)
+def test_images_of_fractions_are_not_rounded_to_a_mask(
+    offset: float, divisor: float, window: tuple[float, float] | None, data: Path, tmp_path: Path
+) -> None:
+    """And what the error advises keeps their gray levels."""
+    scaled(data / "btcv", offset=offset, divisor=divisor)
+    pre = SMOKE.preprocessing(BENCH.preprocessing)
+    narrow = pre if window is None else replace(pre, window_hu=window)
+
+    def made(bench: Benchmark, preprocessing: Preprocessing) -> Catalog:
+        return build_catalog(
+            bench, preprocessing, data=f"btcv={data / 'btcv'}",
+            cache_root=tmp_path / "cache", phantom=SMOKE.phantom, expect_hu=False,
+            splits={"btcv": BTCV},
+        )  # fmt: skip
+
+    organs = replace(BENCH, sources=BENCH.sources[:1], steps=BENCH.steps[:1], groups={})
+    with pytest.raises(DataError, match="rounded to a few whole numbers") as err:
+        made(organs, narrow)
+    advice = str(err.value.next_step)
+    assert "rescale = {slope = 1000} in the [[source]] 'btcv'" in advice
+    low, high = re.findall(r"data.window_hu=(-?\d+),(-?\d+)", advice)[0]
+    thousandths = replace(organs.sources[0], rescale=Rescale(slope=1000))
+    found = made(
+        replace(organs, sources=(thousandths,)), replace(pre, window_hu=(int(low), int(high)))
+    )
+    volume = found.open(1, "1", "train")
+    seen = np.unique(volume.windowed(np.s_[:, :, :]))
+    assert len(seen) > 30
+    assert np.ptp(seen) > 0.1
+
+
+def test_real_numbers_that_fill_the_window_and_whole_ones_are_taken(
+    data: Path, tmp_path: Path
+) -> None:
+    scaled(data / "btcv", offset=0, divisor=1)
+    organs = replace(BENCH, sources=BENCH.sources[:1], steps=BENCH.steps[:1], groups={})
+    pre = SMOKE.preprocessing(BENCH.preprocessing)
+    more: dict[str, Any] = {
+        "data": f"btcv={data / 'btcv'}", "cache_root": tmp_path / "cache",
+        "phantom": SMOKE.phantom, "splits": {"btcv": BTCV},
+    }  # fmt: skip
+    build_catalog(organs, replace(pre, window_hu=(20, 30)), **more, expect_hu=False)
+    scaled(data / "btcv", offset=0.3, divisor=1)
+    build_catalog(organs, pre, **more, expect_hu=False)
+    with pytest.raises(DataError, match="rounded to a few whole numbers"):
+        build_catalog(organs, replace(pre, window_hu=(20, 30)), **more, expect_hu=False)
+    build_catalog(organs, replace(pre, window_hu=(20, 30)), **more, expect_hu=None)  # of a run

@@ -21,7 +21,7 @@ from clbench.data.check import (
     check_layout,
 )
 from clbench.data.labels import read_bits
-from clbench.data.layouts import LAYOUTS
+from clbench.data.layouts import LAYOUTS, resolve_data
 from clbench.data.nifti import grid as read_grid
 from clbench.errors import DataError, UnknownName
 from clbench.spec import registry
@@ -51,6 +51,21 @@ def folder(tmp_path: Path) -> Path:
     write(tmp_path / "btcv", "btcv", "61", 1)
     write(tmp_path / "lits", "lits", "0", 2)
     return tmp_path
+
+
+def test_two_spellings_of_one_sources_folder_are_refused(folder: Path) -> None:
+    assert resolve_data(str(folder), SOURCES)["lits"] == folder / "lits"
+    (folder / "LiTS").symlink_to("lits")  # one folder under two names
+    assert resolve_data(str(folder), SOURCES)["lits"].samefile(folder / "lits")
+    (folder / "LiTS").unlink()
+    (folder / "LiTS").mkdir(exist_ok=True)
+    if (folder / "LiTS").samefile(folder / "lits"):
+        pytest.skip("the file system knows no capitals")
+    with pytest.raises(DataError, match="two folders bear the name of one source") as err:
+        resolve_data(str(folder), SOURCES)
+    assert err.value.got == "LiTS, lits"
+    (problem,) = check_folder(folder, SOURCES).problems
+    assert "two folders bear the name of one source" in problem
 
 
 def test_a_good_folder(folder: Path) -> None:
@@ -117,6 +132,25 @@ def test_nothing_there(name: str, tmp_path: Path) -> None:
 def test_values_that_are_no_hu_are_remarked(tmp_path: Path) -> None:
     write(tmp_path, "lits", "0", low=0)
     assert any("no air and no fat" in line for line in check_folder(tmp_path, SOURCES).lines())
+
+
+@pytest.mark.parametrize("expect_hu", [False, True])
+def test_images_that_rounding_would_ruin_are_a_problem_as_in_a_run(
+    expect_hu: bool, tmp_path: Path
+) -> None:
+    for case in ("1", "2", "3"):
+        path, _ = write(tmp_path, "btcv", case, 6)
+        image = nib.load(path)
+        values = (np.clip(image.get_fdata(), -175, 250) + 175) / 425
+        nib.save(nib.Nifti1Image(values.astype(np.float32), image.affine), path)
+    report = check_folder(tmp_path, SOURCES[:1])
+    splits = {"btcv": Split(name="b", train=("1",), validation=("2",), test=("3",))}
+    check_course(registry.benchmark("tumor_ext"), report, splits, expect_hu=expect_hu)
+    rounded = [p for p in report.problems if "rounded to a few whole numbers" in p]
+    assert len(rounded) == (not expect_hu)  # else they are no CTs, and the advice says this, too
+    (said,) = rounded or [p for p in report.problems if "no CTs in HU" in p]
+    assert "rescale = {slope = 1000}" in said
+    assert "data.window_hu" in said
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import CropForeground, Orientation, Spacing
 
+from clbench.data.crops import draw_center
 from clbench.data.labels import read_case
 from clbench.data.layouts import CaseFiles
 from clbench.data.volume import Volume, centers, preprocess, resample_linear, resampled_length
 from clbench.errors import DataError
 from clbench.evaluation.scoring import to_native
 from clbench.spec.benchmark import Partial, Preprocessing, Source
+from clbench.spec.settings import DataSettings
 
 LITS = Source(name="lits", title="", layout="lits", labels={1: "liver", 2: "liver_tumor"})
 PRE = Preprocessing(spacing_mm=(2.0, 2.0, 2.0))
@@ -275,6 +277,32 @@ def test_a_case_shows_a_part_of_its_annotation(tmp_path: Path) -> None:
     assert part.counts == {0: whole.counts[0] + whole.counts[1], 2: 8}  # sampling hides it too
     assert len(part.where[0]) == part.counts[0]
     np.testing.assert_array_equal(part.native_bits(), whole.native_bits())
+
+
+@pytest.mark.parametrize("as_masks", [False, True])
+def test_what_a_case_does_not_annotate_is_hidden_though_its_file_holds_it(
+    as_masks: bool, tmp_path: Path
+) -> None:
+    """All that the case annotates is shown, and crops are centered on nothing else."""
+    image, label = phantom()
+    label[9:11, 12:14, 3:5] = 3
+    files = write(tmp_path, image, label, affine())
+    part = (Partial(cases=(files.case,), annotates=("spleen",)),)
+    source = replace(LITS, labels={**LITS.labels, 3: "spleen"}, partial=part)
+    if as_masks:
+        names = {"liver": (label > 0) & (label < 3), "spleen": label == 3}
+        files = _masks(files, **{n: m.astype(np.uint8) for n, m in names.items()})
+        source = Source(name="lits", title="", layout="totalsegmentator",
+                        masks={n: n for n in names}, partial=part)  # fmt: skip
+    whole = volume(files, source)
+    assert whole.annotated == {"spleen"}
+    shown = whole.showing(["spleen"])
+    spleen = 1 << whole.names.index("spleen")
+    assert set(whole.counts) > set(shown.counts) == {0, spleen}
+    rng = np.random.default_rng(0)
+    only = DataSettings(posneg=(1, 0))
+    bits = {int(whole.bits[draw_center(shown, only, rng)]) for _ in range(50)}
+    assert bits == {spleen}
 
 
 def test_centers_count_every_pattern() -> None:

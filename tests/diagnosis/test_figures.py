@@ -58,8 +58,10 @@ def test_the_median_and_the_worst_case_of_every_source_are_chosen() -> None:
     assert choose(rows, 2) == {
         ("btcv", "a"): ("median", 0.2),
         ("btcv", "d"): ("worst", 0.9),
-        ("lits", "x"): ("median", 0.5),
+        ("lits", "x"): ("median and worst", 0.5),
     }
+    equal = [total(case, 0.5) for case in "cba"]
+    assert choose(equal, 2) == {("btcv", "a"): ("worst", 0.5), ("btcv", "b"): ("median", 0.5)}
 
 
 def test_the_strip_shows_what_was_lost(explained: Explained) -> None:

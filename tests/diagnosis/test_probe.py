@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -150,3 +151,23 @@ def test_which_map_a_head_reads() -> None:
     assert last_map(one, 1, patch) == "step1.final"
     assert last_map(one, 2, patch) == "step2.final"
     assert last_map(GrowingDecoders(small_unet(8), NAMES, None), 1, patch) == ""
+
+
+def test_a_threshold_does_not_divide_voxels_of_equal_score() -> None:
+    def dice(scores: Tensor, inside: Tensor, weights: Tensor, threshold: float) -> float:
+        found = scores > threshold
+        both = float(weights[found & inside].sum())
+        return 2 * both / float(weights[found].sum() + weights[inside].sum())
+
+    rng = np.random.default_rng(3)
+    shown = torch.tensor([2.0, 1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    cases = [(shown, torch.tensor([1, 1, 1, 0, 0]).bool(), torch.ones(5, dtype=torch.float64))]
+    for _ in range(50):
+        scores = torch.from_numpy(rng.integers(0, 4, 9).astype(float))
+        inside = torch.from_numpy(rng.random(9) < 0.5)
+        inside[0] = True
+        cases.append((scores, inside, torch.from_numpy(rng.random(9) + 0.1)))
+    for scores, inside, weights in cases:
+        best = max(dice(scores, inside, weights, at) for at in (-1.0, 0.5, 1.5, 2.5))
+        threshold = float(probe_module._best_threshold(scores, inside, weights))
+        assert dice(scores, inside, weights, threshold) == pytest.approx(best)

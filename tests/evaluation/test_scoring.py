@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from clbench.errors import SettingError, StoreError, TrainingError
 from clbench.evaluation.metrics import overlap
-from clbench.evaluation.predictions import read_prediction, write_prediction
+from clbench.evaluation.predictions import read_prediction, refuse_other_grid, write_prediction
 from clbench.evaluation.scoring import (
     ScoreContext,
     mean_dice,
@@ -668,6 +669,20 @@ def test_predictions_come_back_exactly(
     again = path.with_name("again.npz")
     write_prediction(again, bits, names, affine, source="lits", case="0")
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_prediction_of_another_case_on_the_same_grid_is_refused(
+    kept: tuple[Path, np.ndarray, tuple[str, ...], np.ndarray],
+) -> None:
+    path, bits, names, affine = kept
+    own = SimpleNamespace(source="lits", case="0", bits=bits, affine=affine)
+    other = SimpleNamespace(source="lits", case="1", bits=bits, affine=affine)
+    refuse_other_grid(path, read_prediction(path), own)  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="not of this case") as err:
+        refuse_other_grid(path, read_prediction(path), other)  # type: ignore[arg-type]
+    assert (err.value.expected, err.value.got) == ("lits/1", "lits/0")
+    write_prediction(path, bits, names, affine)  # does not say of which case
+    refuse_other_grid(path, read_prediction(path), other)  # type: ignore[arg-type]
 
 
 def test_a_full_disk_leaves_the_old_prediction(

@@ -18,9 +18,11 @@ from typer.testing import CliRunner
 from clbench.cli.options import app, parse_splits
 from clbench.data.catalog import Catalog, build_catalog
 from clbench.errors import SettingError, SpecError, StoreError
+from clbench.run import course as course_module
 from clbench.run.course import run_course
 from clbench.run.plan import RunSettings, resolve
 from clbench.run.record import catalog_of, course_of, new_record
+from clbench.run.verify import verify_run
 from clbench.spec import registry, taxonomy
 from clbench.spec.settings import PhantomSettings, load_profile
 from clbench.spec.splits import Split
@@ -469,6 +471,49 @@ def test_a_run_is_read_from_its_own_copy_of_the_course(
     assert str(copy) in str(err.value)
     copy.write_text(text)  # what the error advises
     assert catalog_of(record).fingerprint == record.data_fingerprint
+
+
+def test_groups_that_are_edited_reach_a_finished_run(
+    own: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tables and its copy of the course; nothing is taught, and no damage is sealed."""
+    file, text = own / "own.toml", (own / "own.toml").read_text()
+    settings = RunSettings(
+        bench=str(file), strategy="finetune", profile="smoke", data=f"ward={own / 'ward'}",
+        out=own / "out", cache=cache_root, overrides=(*TINY, "text.encoding=onehot"),
+    )  # fmt: skip
+    folder = run_course(settings)
+    told: list[str] = []
+
+    def again(groups: str) -> RunRecord:
+        file.write_text(text.replace("[[structure]]", f"[groups]\n{groups}\n[[structure]]", 1))
+        told.clear()
+        assert run_course(settings, lambda e: told.append(str(e.get("what", e["event"])))) == folder
+        return RunRecord.read(folder)
+
+    assert again('Whole = ["liver"]').course.groups == {"Whole": ["liver"]}
+    assert any("its tables have the new ones" in line for line in told)
+    assert told[-1] == "already finished"
+    assert (folder / "course" / "own.toml").read_text() == file.read_text()
+    verify_run(folder)
+    again('Whole = ["liver"]')
+    assert not any("groups" in line for line in told)
+
+    log = folder / "events.jsonl"
+    whole = log.read_bytes()
+    log.write_bytes(whole + b"\n")
+    again('Other = ["liver_cyst"]')
+    with pytest.raises(StoreError, match=r"changed after the run was finished"):
+        verify_run(folder)
+    log.write_bytes(whole)
+    verify_run(folder)
+
+    def locked(*_: Any, **__: Any) -> Any:
+        raise StoreError("the folder cannot be written")
+
+    monkeypatch.setattr(course_module, "alone", locked)
+    assert again('Third = ["liver"]').course.groups == {"Other": ["liver_cyst"]}
+    assert any("keep the earlier ones: the folder cannot be written" in line for line in told)
 
 
 def test_results_of_a_moved_course_file_are_named_by_the_course(tmp_path: Path) -> None:

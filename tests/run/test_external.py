@@ -413,6 +413,42 @@ def test_a_file_called_after_another_case_is_no_prediction_of_this_one(tmp_path:
     assert find_predictions(tmp_path, wanted, files) == {("w", "9"): tmp_path / "scan_9.nii.gz"}
 
 
+def test_a_file_called_exactly_as_a_case_is_that_cases_alone(tmp_path: Path) -> None:
+    """Not also that of case x of source ward."""
+    wanted = {
+        ("ward", c): CaseFiles(case=c, image=Path(f"{c}_0000.nii.gz"), label=Path(f"{c}.nii.gz"))
+        for c in ("x", "ward_x")
+    }
+    (tmp_path / "ward_x.nii.gz").touch()
+    own = {("ward", "ward_x"): tmp_path / "ward_x.nii.gz"}
+    assert find_predictions(tmp_path, wanted) == own
+    assert find_predictions(tmp_path, {k: wanted[k] for k in own}, wanted) == own
+    (tmp_path / "x.nii.gz").touch()
+    assert find_predictions(tmp_path, wanted) == own | {("ward", "x"): tmp_path / "x.nii.gz"}
+
+
+def test_a_file_is_the_prediction_of_one_case(tmp_path: Path) -> None:
+    """Two cases whose label files have one name, which is no case's id."""
+    wanted = {
+        ("w", c): CaseFiles(case=c, image=Path(f"{c}/ct.nii.gz"), label=Path(f"{c}/seg.nii.gz"))
+        for c in ("a", "b")
+    }
+    (tmp_path / "seg.nii.gz").touch()
+    with pytest.raises(DataError, match="may be that of two cases"):
+        find_predictions(tmp_path, wanted)
+
+
+def test_folders_of_one_source_in_two_spellings_are_refused(tmp_path: Path) -> None:
+    files = CaseFiles(case="a", image=Path("a_0000.nii.gz"), label=Path("a.nii.gz"))
+    for name in ("ward", "Ward"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.nii.gz").touch()
+    if len(list(tmp_path.iterdir())) < 2:
+        pytest.skip("the file system knows no capitals")
+    with pytest.raises(DataError, match="two folders bear the name"):
+        find_predictions(tmp_path, {("ward", "a"): files})
+
+
 def test_the_command(truths: Path, cache_root: Path, tmp_path: Path) -> None:
     words = ["score", "--bench", "tumor_ext", "--step", "2", "--predictions", str(truths),
              "--name", "other_tool", "--profile", "smoke", "--out", str(tmp_path),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from clbench import signals
+from clbench.data.cache import VolumeCache
 from clbench.errors import SettingError, StoreError
 from clbench.run import identity
 from clbench.run.course import Course, Watch, run_plan
@@ -441,3 +442,53 @@ def test_a_first_step_may_have_a_version_of_its_own() -> None:
             return self
 
     assert identity.first_step(Later())["version"] == 2
+
+
+def test_what_a_course_declares_of_old_structures_is_part_of_what_a_step_depends_on(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pseudo labels are cleaned by it; a structure that declares nothing more moves no id."""
+    plan = runs.plan(course())
+    known = plan.lesson(1).learns[0]
+    monkeypatch.setattr(
+        identity, "STRUCTURES", {n: s for n, s in taxonomy.STRUCTURES.items() if n != known}
+    )
+    plain = replace(taxonomy.structure(known), single_component=False, mirror=None, parent=None)
+    found = []
+    for facts in (
+        plain,
+        replace(plain, aliases=("x",)),
+        replace(plain, parent="pancreas"),  # in the digests of the volumes
+        replace(plain, single_component=True),
+        replace(plain, mirror="pancreas"),
+    ):
+        monkeypatch.setattr(identity, "structure", lambda name, facts=facts: facts)
+        found.append(runs.plan(course()).steps)
+    assert found[0] == found[1] == found[2] == plan.steps
+    assert not any("declared" in step for step in plan.steps)
+    one, other = ({"single_component": True}, {"mirror": "pancreas"})
+    assert [s["declared"] for s in found[3]] == [{known: one}] * 2  # the second does not show it
+    assert [s["declared"] for s in found[4]] == [{known: other}] * 2
+    assert known not in found[3][1]["shown"]
+
+
+def test_cases_that_hold_what_they_do_not_annotate_share_no_step_that_saw_it(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of real data; the phantom draws what a case annotates, and nothing else."""
+    held = frozenset({"colon"})
+    monkeypatch.setattr(VolumeCache, "unannotated", lambda self, files, source: held)
+    plan = runs.plan(course())
+    before = identified(plan)
+    assert not any("hidden" in step for step in plan.steps)
+    monkeypatch.setattr(plan.catalog, "patients", True)
+    found = []
+    for hidden in (held, frozenset()):
+        monkeypatch.setattr(VolumeCache, "unannotated", lambda *_, hidden=hidden: hidden)
+        monkeypatch.delitem(vars(plan), "steps", raising=False)
+        found.append(plan.steps)
+    first, second = found[0]
+    assert first["hidden"] == ["1001"]  # the others annotate what it hides: all was hidden before
+    assert second["hidden"] == ["2000", "2001", "2010"]
+    assert [run_folder.run_id(step) for step in found[1]] == before
+    assert not {run_folder.run_id(step) for step in found[0]} & set(before)

@@ -166,6 +166,28 @@ def test_names_are_given_once() -> None:
         replace(bench, sources=bench.sources * 2)
 
 
+def test_a_step_has_a_name_that_no_other_source_has() -> None:
+    """What --split names is one step, or all steps of one source."""
+    bench = small()
+    other = replace(bench.sources[0], name="c")
+    one, two = bench.steps
+    alone = replace(bench, sources=(*bench.sources, other), steps=(one, replace(two, source="c")))
+    replace(alone, steps=(replace(one, name="a"), replace(alone.steps[1], name="c")))
+    for steps in (
+        (replace(one, name="c"), alone.steps[1]),  # another step's source
+        (replace(one, name="c"), two),  # a source that no step reads
+        (replace(one, name="a"), two),  # its own, and that of another step
+    ):
+        with pytest.raises(SpecError, match="named like a source"):
+            replace(alone, steps=steps)
+    outside = ExternalTest(source="c", split=Split(name="e", test=("9",)))
+    with pytest.raises(SpecError, match="named like a source"):
+        replace(alone, steps=(one, replace(two, name="c")), external_tests=(outside,))
+    none = Split(name="none", origin="not at hand")
+    given = replace(one, name="c", split=none, given="0ab1")  # takes no split
+    replace(alone, steps=(given, alone.steps[1]))
+
+
 def test_a_shared_source_shows_each_step_its_own_lesson() -> None:
     bench = small()
     assert bench.shown(1) == {"spleen", "liver_tumor"}  # the tumor is nobody's lesson

@@ -13,6 +13,7 @@ from locations import ROOT
 
 from clbench.errors import ClbenchError, SpecError
 from clbench.spec import registry, taxonomy
+from clbench.spec.benchmark import Partial, Preprocessing, Rescale
 from clbench.spec.taxonomy import ancestors, structure
 from clbench.spec.toml import benchmark_text, load_benchmark, load_split
 
@@ -82,6 +83,23 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
         ("labels = {1", "ignored = 3\nlabels = {1", "ignored must be a list"),
         ('learns = ["spleen"]', 'learns = "spleen"', "learns must be a list of names"),
         ('learns = ["spleen"]', 'learns = []', "at least one structure"),
+        ('learns = ["spleen"]', 'learns = ["spleen", "spleen"]', "a list of names, each once"),
+        (
+            "phantom_split",
+            'shows = ["spleen", "liver", "spleen"]\nphantom_split',
+            "shows must be a list of names, each once",
+        ),
+        ("[[step]]", '[groups]\nMean = ["spleen", "spleen"]\n[[step]]', "each once"),
+        (
+            "[[step]]",
+            '[[source.partial]]\ncases = [1]\nannotates = ["liver", "liver"]\n[[step]]',
+            "annotates must be a list of names, each once",
+        ),
+        (
+            'split = "cases.toml"',
+            'split = {draw = {seed = 1, train = 1, test = 1, needs = ["liver", "liver"]}}',
+            "needs must be a list of names, each once",
+        ),
         ("version = 1", 'version = "one"', "version must be a whole number"),
         ("version = 1", "version = true", "version must be a whole number"),
         ('layout = "btcv"', "layout = 3", "layout must be text"),
@@ -98,6 +116,11 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
             "did you mean 'liver'",
         ),
         ('1 = "spleen"', '1 = "spleen", 01 = "aorta"', "two keys of labels are one label value"),
+        ('1 = "spleen"', '1 = "spleen", "+1" = "aorta"', "labels must be a table"),
+        ('1 = "spleen"', '1 = "spleen", " 1" = "aorta"', "in plain digits"),
+        ('1 = "spleen"', '1 = "spleen", "1.0" = "aorta"', "in plain digits"),
+        ('1 = "spleen"', '1 = "spleen", "0_1" = "aorta"', "in plain digits"),
+        ("[[step]]", 'sides = {"3.0" = []}\n[[step]]', "sides must be a table"),
         ("[[step]]", "sides = {3 = [], 03 = []}\n[[step]]", "two keys of sides are one label value"),
         ('split = "cases.toml"', "", "an incomplete step: split missing"),
         ('split = "cases.toml"', "split = {draw = {seed = 1, train = 0, test = 1}}", "train and test"),
@@ -110,6 +133,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
         ("[[step]]", "[groups]\nMean = [\"liver\"]\n[[step]]", "no step learns"),
         ("[[step]]", "[preprocessing]\nspacing_mm = [1, 1]\n[[step]]", "three positive"),
         ('name = "mine"', 'name = "tumor_ext"', "is taken"),
+        ('name = "mine"', 'name = "mine.order2-1"', "in an order of its steps"),
     ],
 )  # fmt: skip
 def test_every_mistake_is_named(
@@ -236,7 +260,7 @@ def test_a_split_file_may_draw(tmp_path: Path) -> None:
     assert (draw.train, draw.validation, draw.test, draw.part) == (20, 20, 20, 1)
 
 
-@pytest.mark.parametrize("name", ["tumor_ext", "body_ext", "body_ext_totalseg"])
+@pytest.mark.parametrize("name", registry.entries("benchmark"))
 def test_a_benchmark_written_as_text_is_read_back_equal(name: str, tmp_path: Path) -> None:
     course = registry.benchmark(name)
     odd = replace(course, title='5 \u03bcm "thin", \x7f\\n', name=f"{name}_copy")
@@ -244,6 +268,27 @@ def test_a_benchmark_written_as_text_is_read_back_equal(name: str, tmp_path: Pat
     path.write_text(benchmark_text(odd), encoding="utf-8")
     assert load_benchmark(path) == odd
     assert load_benchmark(path).digest() == odd.digest()
+
+
+def test_what_is_empty_or_written_otherwise_than_a_default_is_written(
+    write: Callable[[str], Path],
+) -> None:
+    """An empty list that must be there, and numbers that equal a default and hash otherwise."""
+    course = load_benchmark(write(BENCH))
+    odd = replace(
+        course.sources[0],
+        partial=(Partial(cases=("9",), annotates=()),),
+        rescale=Rescale(slope=1.0, intercept=-1024),
+    )
+    whole = Preprocessing(spacing_mm=(1.5, 1.5, 1.5), window_hu=(-175, 250))
+    other = replace(odd, name="b", partial=())
+    again = replace(course.steps[0], name="two", source="b", learns=(), again=("spleen",))
+    course = replace(
+        course, sources=(odd, other), steps=(*course.steps, again), preprocessing=whole
+    )
+    path = write(benchmark_text(course))
+    assert load_benchmark(path) == course
+    assert load_benchmark(path).digest() == course.digest()
 
 
 def test_a_given_step_learns_from_no_case_and_a_taught_one_from_some(

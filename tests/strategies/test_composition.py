@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -190,3 +191,66 @@ def test_every_part_says_what_it_adds() -> None:
             assert {*made.declaration.penalties} <= {*part.terms}, (head, name)
             plain = {"ce", "dice", "bce", *made.declaration.penalties, *part.terms}
             assert losses(made, crops(pseudo=True)).keys() <= plain, (head, name)
+
+
+def allowed_compositions() -> list[str]:
+    """Every name of a head with two or three parts that is not refused."""
+    names = []
+    for head in HEADS:
+        for count in (2, 3):
+            for parts in combinations(sorted(PARTS), count):
+                name = "+".join((head, *parts))
+                try:
+                    composed(name, {})
+                except SettingError:
+                    continue
+                names.append(name)
+    return names
+
+
+def test_every_declared_penalty_is_a_loss_term_whatever_the_parts() -> None:
+    """The terms of the losses, those on class vectors, and those on stored crops."""
+    names, batch = allowed_compositions(), crops(pseudo=True)
+    assert len(names) > 30
+    for name in names:
+        made: Any = composed(name, {})
+        terms = {*losses(made, batch)}
+        if hasattr(made, "class_terms"):
+            terms |= {*made.class_terms(torch.randn(1, 3, 5), torch.randn(1, 2, 5))}
+        if hasattr(made, "replayed"):
+            terms |= {*made.replayed()}
+        assert {*made.declaration.penalties} <= terms, name
+        each = [composed(f"{name.split('+')[0]}+{part}", {}) for part in name.split("+")[1:]]
+        declared = {term for part in each for term in part.declaration.penalties}
+        assert declared == {*made.declaration.penalties}, name
+
+
+def test_mbs_and_plop_on_sigmoids_have_the_terms_of_both() -> None:
+    for head in ("universal", "sigmoid"):
+        terms = losses(composed(f"{head}+mbs+plop", {}), crops(pseudo=True))
+        assert {*terms} == {"bce", "dice", "distill", "features", "pod"}
+        alone = (losses(composed(f"{head}+{p}", {}), crops(pseudo=True)) for p in ("mbs", "plop"))
+        selective, pooled = alone
+        assert terms == {**selective, "pod": pooled["pod"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("universal+mbs+plop", 2),
+        ("sigmoid+der+mbs+plop", 2),
+        ("universal+ilt+plop", 2),
+        ("sigmoid+lwf+plop", 2),
+        ("universal+mbs", 1),
+        ("universal+plop", 1),
+        ("sigmoid+ilt", 1),
+        ("softmax+lwf+plop", 3),
+    ],
+)
+def test_runs_without_a_declared_term_are_not_those_of_today(name: str, version: int) -> None:
+    made = composed(name, {})
+    assert made.version == version
+    assert made.serves(version)
+    if version == 2:
+        assert not made.serves(1)
+        assert made.defaults_of(1) is None

@@ -408,3 +408,28 @@ def test_the_variants_start_apart() -> None:
               for n in ("universal", "universal_onehot", "universal_v1", "decoder_growth")]  # fmt: skip
     assert len({repr(s) for s in starts}) == 4
     assert UniversalOnehot(pseudo="soft").first_step() == UniversalOnehot()
+
+
+def test_step_1_is_taught_once_for_all_that_reads_nothing_in_it() -> None:
+    plain = DecoderGrowth()
+    assert plain.first_step() == plain
+    later = DecoderGrowth(start="copy", exclusive=True, tolerance=0.1, attempts=2)
+    assert later.first_step() == plain
+    assert DecoderGrowth(ema=0.9, body_range=True).first_step() != plain
+    pruned = DecoderGrowth(start="copy", exclusive=True, tolerance=0.1, attempts=2, prune=True)
+    assert pruned.first_step() == replace(pruned, start="random")  # decoded where validated
+
+
+def test_pruning_without_validation_cases_is_refused_before_step_1(
+    tmp_path: Path, cache_root: Path
+) -> None:
+    settings = RunSettings(
+        bench="tumor_ext", strategy="decoder_growth", profile="smoke", out=tmp_path,
+        cache=cache_root,
+        overrides=(
+            "strategy.prune=true", "phantom.train=2", "phantom.test=1", "phantom.validation=0",
+        ),
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"a step has none[\s\S]*step 1"):
+        run_course(settings)
+    assert not list(tmp_path.iterdir())

@@ -17,6 +17,7 @@ from clbench.strategy import UNKNOWN, Batch
 from clbench.strategy.losses import dice, targets
 from clbench.testing import harness as kit
 from clbench.testing.fixtures import reproducible
+from clbench.testing.rules import unknown_labels
 
 DOMAIN, BOTH = 2, 3
 """Steps: the liver again from another source; the liver again, and its tumors."""
@@ -61,6 +62,14 @@ def test_a_step_that_teaches_old_structures_again_is_taught(rig: Rig, name: str)
         for number in (DOMAIN, BOTH):
             first_terms(harness, number)
     assert harness.events[DOMAIN]
+
+
+@pytest.mark.parametrize("name", ["finetune", "universal", "softmax_finetune"])
+def test_the_kits_rule_of_unknown_labels_holds_where_structures_are_taught_again(
+    rig: Rig, name: str
+) -> None:
+    with reproducible():
+        unknown_labels.unknown_voxels_are_treated_as_declared(rig(name))
 
 
 def test_vista_teaches_what_the_step_teaches_and_nothing_else(rig: Rig) -> None:

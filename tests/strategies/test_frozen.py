@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from clbench.nets.heads import Segmenter
 from clbench.nets.output import Output
 from clbench.nets.stepwise_heads import StepwiseConvHead, StepwiseUniversalHead, compute_by_step
 from clbench.run.course import run_course
+from clbench.run.identity import described
 from clbench.run.plan import RunSettings
 from clbench.store import run_folder
 from clbench.strategies.finetune import Finetune
@@ -233,3 +235,67 @@ def test_a_course_forgets_exactly_nothing(tmp_path: Path, cache_root: Path) -> N
     }  # fmt: skip
     assert max(r.value for r in rows if r.metric == "dice" and r.value == r.value) > 0.1
     assert after[1] == after[2]
+
+
+def test_a_voxel_without_any_label_teaches_no_channel_in_reserve() -> None:
+    """Padding and unannotated voxels count neither in the sum nor in the mean."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 2, (1, 2, 4, 4, 4), generator=generator).byte()
+    label[..., 2:] = 255
+    step = lesson(1)
+    batch = Batch(
+        image=torch.zeros(1, 1, 4, 4, 4), label=label, pseudo=None, structures=step.structures,
+        new=step.new_flags, cases=("1",),
+    )  # fmt: skip
+    logits = torch.randn(1, 5, 4, 4, 4, generator=generator).requires_grad_()
+    method = FrozenSoftmax(preallocate=2, dice=False)
+    loss = method.losses(batch, Output(logits=logits), None, {})["ce"]
+    (grad,) = torch.autograd.grad(loss, logits)
+    assert not grad[..., 2:].any()
+    assert grad[:, 3:, ..., :2].any()  # elsewhere channels in reserve learn to be never true
+    cut = Batch(
+        image=batch.image[..., :2], label=label[..., :2], pseudo=None, structures=step.structures,
+        new=step.new_flags, cases=("1",),
+    )  # fmt: skip
+    alone = method.losses(cut, Output(logits=logits[..., :2]), None, {})["ce"]
+    assert loss.item() == pytest.approx(alone.item())
+
+
+def test_only_runs_with_channels_in_reserve_are_of_another_version() -> None:
+    plain, reserved = FrozenSoftmax(), FrozenSoftmax(preallocate=1)
+    assert (plain.version, reserved.version, reserved.first_step().version) == (1, 2, 2)
+    assert replace(reserved, preallocate=0).version == 1
+    assert [FrozenSoftmax.serves(v) for v in (1, 2, 3)] == [True, True, False]
+    assert described(plain, plain.version) == {"class": "FrozenSoftmax"}
+
+    @dataclass(frozen=True, kw_only=True)
+    class Own(FrozenSoftmax):
+        version: ClassVar[int] = 4
+
+    assert Own().version == 4
+
+
+def test_step_1_with_channels_in_reserve_is_taught_once_for_all_decodings() -> None:
+    one, other = (FrozenSoftmax(preallocate=1, legacy_exclusive=e) for e in (False, True))
+    assert one.first_step() == other.first_step()
+
+
+def test_a_rate_of_rows_that_never_learn_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"strategy\.old_classifier_lr"):
+        FrozenSoftmax(old_classifier_lr=1.0)
+    assert FrozenSoftmax(new_classifier_lr=1.0).new_classifier_lr == 1.0
+
+
+@pytest.mark.parametrize(
+    "strategy", ["frozen", "frozen_softmax", "lora", "independent", "decoder_growth"]
+)
+def test_a_course_with_nothing_to_train_is_refused_before_step_1(
+    strategy: str, tmp_path: Path, cache_root: Path
+) -> None:
+    settings = RunSettings(
+        bench="domain_ext", strategy=strategy, profile="smoke", out=tmp_path, cache=cache_root,
+        overrides=("phantom.train=2", "phantom.test=1"),
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"nothing to train[\s\S]*step 2"):
+        run_course(settings)
+    assert not list(tmp_path.iterdir())

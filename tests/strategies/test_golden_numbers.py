@@ -403,14 +403,20 @@ def test_exclusive_decoders_and_softmax_tumors_outside_the_liver() -> None:
 @pytest.mark.parametrize(
     ("kind", "option"),
     [
-        *((kind, "legacy_unannotated_background") for kind in (LwfCt, IltCt, PlopCt)),
+        *((kind, option) for kind in (LwfCt, IltCt, PlopCt) for option in kind.of_softmax),
         (IltCt, "legacy_shifted_dice"),
+        (IltCt, "rules"),
     ],
 )
-def test_switches_of_the_softmax_head_are_refused_beside_sigmoids(kind: Any, option: str) -> None:
-    kind(**{option: True})
+def test_options_of_the_softmax_head_are_refused_beside_sigmoids(kind: Any, option: str) -> None:
+    other: dict[str, Any] = {
+        "rules": (), "unlabelled": "background", "annotated_old": "pseudo",
+        **dict.fromkeys(("classifier_lr", "new_classifier_lr", "old_classifier_lr"), 7.0),
+    }  # fmt: skip
+    value = other.get(option, not getattr(kind(), option))
+    kind(**{option: value})
     kind(head="sigmoid")
     with pytest.raises(SettingError, match="softmax head") as err:
-        kind(head="sigmoid", **{option: True})
+        kind(head="sigmoid", **{option: value})
     assert err.value.fields()["where"] == f"strategy.{option}"
     assert "head=sigmoid" in str(err.value.got)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from clbench.errors import SettingError
 from clbench.nets.backbones import Backbone, segresnet, small_unet, swin_unetr, unet
 from clbench.nets.low_rank import Expert, ExpertBackbone, LowRankWeight, adapted_layers
+from clbench.run.course import run_course
+from clbench.run.plan import RunSettings
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.parameter_isolation.lora import Lora
 from clbench.strategy.contract import Batch, Kit, Lesson
@@ -217,3 +220,22 @@ def test_exclusive_experts_share_no_voxel() -> None:
     names = ("liver", "spleen")
     assert (Lora().decode(logits, names) > 0.5).all()
     assert (Lora(exclusive=True).decode(logits, names) > 0.5).flatten().tolist() == [False, True]
+
+
+def test_a_network_without_such_layers_is_refused_before_step_1(
+    tmp_path: Path, cache_root: Path
+) -> None:
+    settings = RunSettings(
+        bench="tumor_ext", strategy="lora", profile="smoke", out=tmp_path, cache=cache_root,
+        overrides=("strategy.target=linear", "phantom.train=2", "phantom.test=1"),
+    )  # fmt: skip
+    with pytest.raises(SettingError, match="no layer that an expert could adapt"):
+        run_course(settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_of_the_network_draws_no_random_number() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    Lora().refuse_course([lesson(1), lesson(2)], kit())
+    assert torch.equal(torch.get_rng_state(), before)

@@ -43,6 +43,17 @@ def test_a_composition_joins_the_spaces_of_its_parts() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["lwf_ct", "plop_ct", "ilt_ct"])
+def test_what_is_refused_beside_other_options_is_not_tuned(name: str) -> None:
+    both = [space_of(load_strategy(name, {"head": head})) for head in ("softmax", "sigmoid")]
+    assert both[0].keys() - both[1].keys() == {"strategy.new_classifier_lr"}
+    for setting, span in both[1].items():
+        group, _, field = setting.partition(".")
+        if group == "strategy":
+            value = str(span.bounds(setting)[0])
+            load_strategy(name, {"head": "sigmoid", field: value})
+
+
 def made(space: SearchSpace) -> type[Any]:
     @dataclass(frozen=True, kw_only=True)
     class Made(Finetune):

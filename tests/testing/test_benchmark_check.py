@@ -122,8 +122,9 @@ BROKEN: dict[str, tuple[dict[str, str], str]] = {
     "left out of the tables": (
         {MEAN: '"Mean" = ["spleen", "liver"]'}, "table groups cover every structure",
     ),
-    "twice in a table": (
-        {MEAN: f'{MEAN[:-1]}, "liver"]'}, "table groups cover every structure",
+    "twice in a table": ({MEAN: f'{MEAN[:-1]}, "liver"]'}, "the file is valid"),
+    "a table of nothing": (
+        {MEAN: f'{MEAN}\n"Nothing" = []'}, "table groups cover every structure",
     ),
     "odd patch": ({"[96, 96, 96]": "[96, 96, 90]"}, "the default network takes its patches"),
     "too few on the phantom": (

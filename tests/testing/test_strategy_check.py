@@ -871,6 +871,7 @@ LOSSES_ALONE = [rule.name for rule in RULES if rule.check not in LATE]
         ("ilt_ct", {"head": "sigmoid", "legacy_slice_dice": True}),
         ("ilt_ct", {"legacy_shifted_dice": True, "legacy_fresh_classifier": True}),
         ("mib", {"splits_background": False}),
+        ("frozen_softmax", {"preallocate": 1}),
         ("plop", {"legacy_median": True, "pooled_axes": 1}),
         ("decoder_growth", {"start": "copy", "ema": 0.9, "body_range": True, "exclusive": True}),
     ],
@@ -887,6 +888,14 @@ def test_options_leave_a_strategy_honest(
     )
     assert report.ok, report
     assert not report.warned, report
+
+
+def test_a_defect_that_is_an_option_fails_and_is_said_to_be_meant(kit_cache: Path) -> None:
+    rule = "unknown voxels are treated as declared"
+    method = SoftmaxFinetune(legacy_unannotated_background=True)
+    report = check_strategy(method, only=[rule], cache=kit_cache)
+    assert report.failed == (rule,)
+    assert "no declaration allows it" in str(report)
 
 
 def test_old_labels_may_be_left_unused(kit_cache: Path) -> None:

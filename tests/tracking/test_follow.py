@@ -17,12 +17,12 @@ import pytest
 from typer.testing import CliRunner
 
 from clbench.cli.options import app
-from clbench.errors import ClbenchError, UnknownName
+from clbench.errors import ClbenchError, StoreError, UnknownName
 from clbench.signals import Stopped
 from clbench.store import run_folder
 from clbench.tracking import follow
 from clbench.tracking.follow import Follower, numbers, scores, send, tracked
-from clbench.tracking.trackers import End, MLflow, WandB
+from clbench.tracking.trackers import PATIENCE, End, MLflow, WandB
 
 
 class Recorded:
@@ -106,10 +106,57 @@ def test_a_step_that_starts_anew_is_sent_to_its_old_places(smoke_run: Path) -> N
 
 def test_a_tracker_that_fails_is_left_and_the_run_goes_on(smoke_run: Path) -> None:
     said: list[str] = []
-    follower = Follower(Broken(), said.append)
+    broken = Broken()
+    follower = Follower(broken, said.append)
     for event in updates(smoke_run):
         follower.watch(event)
     assert said == ["the tracker Broken failed and is left: no space left"]
+    assert broken.how == ["failed"]
+
+
+def test_a_tracker_that_failed_is_ended_even_where_it_cannot_be(smoke_run: Path) -> None:
+    class Dead(Broken):
+        def end(self, how: End = "finished") -> None:
+            super().end(how)
+            raise OSError("no server")
+
+    dead, said = Dead(), list[str]()
+    follower = Follower(dead, said.append)
+    follower.open = True
+    for event in updates(smoke_run):
+        follower.watch(event)
+    follower.close("failed")
+    assert (len(said), dead.how) == (1, ["failed"])
+
+
+@pytest.mark.parametrize("method", ["begin", "log", "end"])
+def test_a_run_on_disk_that_a_tracker_does_not_take_is_an_error_that_helps(
+    method: str, smoke_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, ended = Recorded(), list[str]()
+
+    def fail(*_: Any) -> None:
+        raise OSError("no server")
+
+    monkeypatch.setattr(tracker, "end", lambda how="finished": ended.append(how))
+    monkeypatch.setattr(tracker, method, fail)
+    with pytest.raises(ClbenchError, match=r"Recorded failed[\s\S]*no server"):
+        Follower(tracker, print).replay(smoke_run)
+    assert ended == ([] if method == "end" else ["failed"])
+
+
+def test_an_excerpt_has_no_log_and_sends_its_scores(smoke_run: Path, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(smoke_run, part)
+    (part / "events.jsonl").unlink()
+    with pytest.raises(StoreError, match="the log of a run is missing"):
+        Follower(Recorded(), print).replay(part)
+    record = run_folder.read_record(part)
+    (part / "run.json").write_text(json.dumps(record | {"excerpt": "a part"}), encoding="utf-8")
+    tracker = Recorded()
+    Follower(tracker, print).replay(part)
+    assert tracker.how == ["finished"]
+    assert {k for _, values in tracker.values for k in values} >= {"dice after step 2/liver"}
 
 
 @pytest.mark.parametrize(
@@ -221,6 +268,73 @@ def test_mlflow_and_wandb_show_how_a_run_ended(
     other.run = SimpleNamespace(finish=lambda exit_code: told.append(exit_code))
     other.end(how)
     assert told == [0 if how == "finished" else 1]
+
+
+def test_the_run_after_one_whose_tracker_failed_is_a_run_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    said: list[str] = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("answered 503 once")
+
+    for seed in (0, 1):
+        follower = Follower(MLflow(tmp_path), said.append)
+        with monkeypatch.context() as patch:
+            if seed == 0:
+                patch.setattr(mlflow, "log_params", fail)
+            follower.watch({"event": "plan", "plan": _plan(seed)})
+        follower.watch({"event": "update", "step": 1, "phase": "all", "epoch": 0, "iteration": 0,
+                        "loss": 0.5, "terms": {}})  # fmt: skip
+        follower.close("stopped")
+    assert len(said) == 1
+    assert mlflow.active_run() is None
+    runs = mlflow.search_runs(experiment_names=["clbench"], output_format="list")
+    assert {r.data.tags["clbench.run"]: (r.info.status, r.data.metrics) for r in runs} == {
+        "c/s/id0": ("FAILED", {}), "c/s/id1": ("KILLED", {"step 1/loss": 0.5}),
+    }  # fmt: skip
+
+
+def _plan(seed: int) -> Any:
+    return SimpleNamespace(
+        benchmark=SimpleNamespace(name="c", steps=[1]), strategy_name="s",
+        identity=SimpleNamespace(run_id=f"id{seed}", strategy={}, profile={"name": "smoke"}),
+        settings=SimpleNamespace(seed=seed, fresh=True),
+    )  # fmt: skip
+
+
+def test_a_server_of_mlflow_that_is_down_is_given_up_after_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    seen: dict[str, str | None] = {}
+    for name in PATIENCE:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
+
+    def look(*_: Any) -> None:
+        seen.update({name: os.environ.get(name) for name in PATIENCE})
+        raise OSError("no server")
+
+    monkeypatch.setattr(mlflow, "set_experiment", look)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(OSError, match="no server"):
+        MLflow(tmp_path).begin("c/s/id", {})
+    assert seen == {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "7"}
+
+
+def test_wandb_gives_no_run_out_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracking that broke leaves its run open; `wandb.init` would return that one again."""
+    wandb = pytest.importorskip("wandb")
+    told: list[Any] = []
+    monkeypatch.setattr(wandb, "run", SimpleNamespace(id="left"))
+    monkeypatch.setattr(wandb, "finish", lambda exit_code: told.append(exit_code))
+    monkeypatch.setattr(wandb, "init", lambda **options: told.append(options["id"]))
+    WandB(tmp_path).begin("c/s/id1", {})
+    assert told == [1, "c-s-id1"]
 
 
 def test_mlflow_reads_what_was_sent_and_goes_on_with_one_run(

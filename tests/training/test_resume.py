@@ -346,17 +346,17 @@ def test_parts_of_killed_processes_are_swept(tmp_path: Path) -> None:
 
 def test_finished_cases_of_another_model_or_damaged_are_examined_anew(tmp_path: Path) -> None:
     exams = examine.Exams(tmp_path / "exam", "model a", {"cpu": "a", "threads": 2})
-    exams.put("btcv_1", examine.Exam([], 2.0, 1.5))
-    assert exams.get("btcv_1") == examine.Exam([], 2.0, 1.5)
-    assert examine.Exams(tmp_path / "exam", "model b", exams.host).get("btcv_1") is None
-    moved = examine.Exams(tmp_path / "exam", "model a", {"cpu": "b", "threads": 2}).get("btcv_1")
+    exams.put("btcv", "1", examine.Exam([], 2.0, 1.5))
+    assert exams.get("btcv", "1") == examine.Exam([], 2.0, 1.5)
+    assert examine.Exams(tmp_path / "exam", "model b", exams.host).get("btcv", "1") is None
+    moved = examine.Exams(tmp_path / "exam", "model a", {"cpu": "b", "threads": 2}).get("btcv", "1")
     assert moved == examine.Exam([], 2.0, 1.5, here=False)  # taken, but not for equal bits
-    assert exams.get("btcv_2") is None
+    assert exams.get("btcv", "2") is None
     path = tmp_path / "exam" / "btcv_1.json"
     path.write_text(path.read_text().replace('"rows": []', '"rows": [{}]'))
-    assert exams.get("btcv_1") is None
+    assert exams.get("btcv", "1") is None
     path.write_text('{"model": "model a", "rows": [')
-    assert exams.get("btcv_1") is None
+    assert exams.get("btcv", "1") is None
 
 
 def test_what_is_trained_must_be_in_the_model(tmp_path: Path) -> None:

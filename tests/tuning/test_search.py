@@ -15,12 +15,14 @@ from clbench.spec.settings import load_profile
 from clbench.strategies.lwf import Lwf
 from clbench.strategy import Choice, Range
 from clbench.strategy.search_space import space_of
+from clbench.tuning import search as search_module
 from clbench.tuning.search import (
     MOST_SETTINGS,
     OptunaSearch,
     SobolSearch,
-    need_settable,
+    default_values,
     read_space,
+    settable,
     words,
 )
 
@@ -85,6 +87,9 @@ def test_ranges_of_the_command_line() -> None:
         ("strategy.weight=1..2:lgo", "did you mean log"),
         ("strategy.wieght=1..2", "did you mean strategy.weight"),
         ("strategy.weight=2..1", "contradict"),
+        ("train.epochs=1..inf:int", "no whole number"),
+        ("train.epochs=nan..3:int", "no whole number"),
+        ("train.epochs=1.9..3.9:int", r"no whole number[\s\S]*1\.9, 3\.9"),
     ],
 )
 def test_wrong_ranges_are_refused(word: str, message: str) -> None:
@@ -111,14 +116,30 @@ def test_values_that_a_setting_does_not_take_are_refused_before_a_trial(
 ) -> None:
     space = read_space([word], Lwf)
     with pytest.raises(SettingError, match=r"other cases|does not take") as refused:
-        need_settable(space, Lwf(), load_profile("smoke"))
+        settable(space, Lwf(), load_profile("smoke"))
     assert message in str(refused.value)
+
+
+def test_options_are_of_the_types_of_their_settings() -> None:
+    """As text, 2 would be another option than the default 2."""
+    asked = ["train.batch=1|2", "train.compile=false|true", "train.clip_norm=none|1e0",
+             "data.posneg=1, 1|2,1", "strategy.unlabelled=ignore|background"]  # fmt: skip
+    strategy, profile = Lwf(), load_profile("smoke")
+    space = settable(read_space(asked, Lwf), strategy, profile)
+    assert [span.options for span in space.values() if isinstance(span, Choice)] == [
+        (1, 2), (False, True), (None, 1.0), ("1.0,1.0", "2.0,1.0"), ("ignore", "background"),
+    ]  # fmt: skip
+    assert words({"a.b": None, "a.c": True, "a.d": (2, 1)}) == ("a.b=none", "a.c=true", "a.d=2,1")
+    defaults = default_values(space, strategy, profile)
+    assert isinstance(defaults["data.posneg"], str)
+    with pytest.raises(SettingError, match="nothing to choose from"):
+        settable(read_space(["train.lr=1e-3|0.001"], Lwf), strategy, profile)
 
 
 def test_every_strategys_own_space_holds_values_that_it_takes() -> None:
     for name in registry.entries("strategy"):
         strategy = load_strategy(name, {})
-        need_settable(space_of(type(strategy)), strategy, load_profile("paper"))
+        settable(space_of(type(strategy)), strategy, load_profile("paper"))
 
 
 def optuna_search(journal: Path) -> OptunaSearch:
@@ -145,6 +166,74 @@ def test_optuna_goes_on_from_its_journal(tmp_path: Path) -> None:
         assert again.values(number) == told[number - 1]
         again.tell(number, None if number == 3 else 0.1 * number)
     assert len(again.study.trials) == 4
+
+
+WITH_OPTUNA = pytest.mark.skipif(
+    find_spec("optuna") is None, reason="needs the extra: pip install clbench[tune]"
+)
+
+
+@WITH_OPTUNA
+@pytest.mark.parametrize(
+    ("span", "default", "told"),
+    [
+        (Choice((1, 2)), 2, True),
+        (Choice((1, 2)), 3, False),
+        (Choice((False, True)), False, True),
+        (Range(low=0.5, high=10.0), None, False),
+        (Range(low=1e-3, high=1e-2, log=True), 1e-4, False),
+        (Range(low=1, high=4, integer=True), 2, True),
+    ],
+)
+def test_optuna_begins_with_defaults_wherever_they_lie(
+    span: Range | Choice, default: Any, told: bool, tmp_path: Path
+) -> None:
+    """What the defaults scored is no score of another value."""
+    search = OptunaSearch({"a.b": span}, 3, tmp_path / "journal", {"a.b": default})
+    assert search.values(1) == {}
+    search.tell(1, 0.5)
+    first = search.study.trials[0]
+    assert first.state.name == ("COMPLETE" if told else "FAIL")
+    assert (first.params["a.b"] == default) == told
+    assert search.values(2)["a.b"] in (
+        span.options if isinstance(span, Choice) else {search.values(2)["a.b"]}
+    )
+
+
+@WITH_OPTUNA
+@pytest.mark.parametrize("done", [0, 1, 2])
+@pytest.mark.parametrize("number", [1, 2, 13])
+def test_optuna_takes_up_a_trial_that_was_killed_while_it_was_proposed(
+    number: int, done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def made(search: OptunaSearch, numbers: range) -> list[Any]:
+        values = []
+        for n in numbers:
+            values.append(search.values(n))
+            search.tell(n, 0.1 * n)
+        return values
+
+    whole = made(optuna_search(tmp_path / "whole"), range(1, number + 2))
+    broken = optuna_search(tmp_path / "broken")
+    made(broken, range(1, number))
+    suggest, given = search_module._suggest, list[str]()
+
+    def kill(trial: Any, name: str, span: Any) -> None:
+        if len(given) == done:
+            raise Killed
+        given.append(name)
+        suggest(trial, name, span)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search_module, "_suggest", kill)
+        with pytest.raises(Killed):
+            broken.values(number)
+    again = optuna_search(tmp_path / "broken")
+    assert made(again, range(1, number + 2)) == whole
+    assert all(len(t.params) == len(SPACE) for t in again.study.trials)
 
 
 @pytest.mark.skipif(find_spec("optuna") is not None, reason="optuna is installed")

@@ -13,15 +13,19 @@ from typing import Any
 import pytest
 
 from clbench.errors import ClbenchError, DivergedError, SettingError, StoreError, TrainingError
+from clbench.report.figures import style
 from clbench.run import teach
 from clbench.run.course import run_plan
 from clbench.run.plan import RunSettings
 from clbench.run.record import new_record
 from clbench.spec import registry
+from clbench.spec.settings import load_profile
 from clbench.store.record import RunRecord, refuse_mixture
+from clbench.tuning import study as study_module
 from clbench.tuning import trial as trial_module
-from clbench.tuning.outcome import FILE
+from clbench.tuning.outcome import FILE, write_outcome
 from clbench.tuning.study import TunedStrategy, TuneSettings, output_folder, tune
+from clbench.tuning.summary import tables
 from clbench.tuning.trial import Trial, plan_trial, run_trial
 from clbench.tuning.tuned_file import plan_tuned, read_tuned, write_tuned
 
@@ -210,6 +214,78 @@ def test_what_cannot_be_tuned_is_refused_before_a_trial(
     assert not (tmp_path / "_tuning").exists()
 
 
+@pytest.mark.parametrize(
+    ("word", "fixed", "message"),
+    [
+        ("train.amp=off|fp16", (), "float16 needs a GPU"),
+        ("backbone.name=small_unet|smal_unet", (), "no backbone called 'smal_unet'"),
+        ("text.encoding=onehot|one_hot", (), "no encoding called 'one_hot'"),
+        ("data.sampling=posneg|class_ratio", ("data.posneg=2,1",), "nothing reads data.posneg"),
+        ("train.accumulate=1..2:int", ("train.compile=true",), "accumulated batches"),
+    ],
+)
+def test_values_that_no_run_takes_are_refused_before_a_trial(
+    word: str, fixed: tuple[str, ...], message: str, tmp_path: Path, cache_root: Path
+) -> None:
+    base = dataclasses.replace(settings(tmp_path, cache_root).base, device="cpu", overrides=fixed)
+    with pytest.raises(SettingError, match=message):
+        tune(settings(tmp_path, cache_root, base=base, space=(word,)))
+    assert not (tmp_path / "_tuning").exists()
+
+
+def test_a_setting_whose_default_is_none_is_tuned_to_the_end(
+    tmp_path: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings(tmp_path, cache_root, space=("train.clip_norm=0.5..10:log",), budget=12)
+    monkeypatch.setattr(study_module, "run_trial", scored(0.1, 0.2, 0.3, 0.2, 0.4, 0.1))
+    (one,) = tune(asked)
+    assert one.defaults["train.clip_norm"] is None
+    monkeypatch.setattr(style, "to_bytes", lambda figure, kind: kind.encode())
+    written = write_outcome([one], asked, tmp_path / "outcome")
+    assert [*tables([one], asked)]
+    assert "train.clip_norm" in (tmp_path / "outcome" / "sensitivity.csv").read_text()
+    assert read_tuned(written[0]).strategies["finetune"].trials == 6
+
+
+def scored(*results: float | str, updates: int = 2) -> Any:
+    """Stands in for teaching: the score of each trial, or the error in which it ends."""
+
+    def run(plan: Any, number: int, values: Any, watch: Any) -> Trial:
+        result = results[min(number, len(results)) - 1]
+        failure = result if isinstance(result, str) else None
+        return Trial(
+            number=number, settings=dict(values), score=None if failure else float(result),
+            dice={}, updates=updates, seconds=1.0, first_step="a", opened={}, failure=failure,
+            fault=failure is not None,
+        )  # fmt: skip
+
+    return run
+
+
+def test_an_error_that_other_settings_do_not_mend_ends_the_tuning_early(
+    tmp_path: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings(tmp_path, cache_root, budget=100)
+    monkeypatch.setattr(study_module, "run_trial", scored("no such layer", "no such layer"))
+    with pytest.raises(TrainingError, match="failed alike"):
+        tune(asked)
+    monkeypatch.setattr(study_module, "run_trial", scored("no such layer", 0.5))
+    (one,) = tune(asked)
+    assert one.best.number == 2
+    assert len(one.trials) == 50
+
+
+def test_trials_that_fail_before_their_first_update_are_not_made_without_end(
+    tmp_path: Path, cache_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = scored(*(f"no layer {n}" for n in range(99)), updates=0)
+    monkeypatch.setattr(study_module, "run_trial", failing)
+    (one,) = tune(settings(tmp_path, cache_root, budget=9))
+    assert len(one.trials) == 4  # of two updates each, had they been made
+    with pytest.raises(SettingError, match="training failed in every trial"):
+        _ = one.best
+
+
 def test_settings_given_by_set_are_not_searched(tmp_path: Path, asked: TuneSettings) -> None:
     fixed = run_settings(asked, out=tmp_path, overrides=(*FEW, "train.lr=0.001"))
     with pytest.raises(SettingError, match="nothing to tune"):
@@ -261,6 +337,45 @@ def test_rates_that_tuning_chose_may_stand_in_one_table(
         refuse_mixture([plain, dataclasses.replace(record, tuned=None)])
 
 
+def without_fixed(text: str) -> str:
+    """A settings file as it was before it held what else its trials were made with."""
+    return "\n".join(line for line in text.splitlines() if not line.startswith("fixed = ")) + "\n"
+
+
+def test_a_run_has_the_settings_of_the_trials_beside_the_tuned_ones(
+    asked: TuneSettings, file: Path, tmp_path: Path
+) -> None:
+    (chosen,) = read_tuned(file).strategies.values()
+    assert {*FEW} <= {*(chosen.fixed or ())}
+    decayed = run_settings(asked, overrides=(*FEW, "train.weight_decay=0.5"))
+    with pytest.raises(SettingError, match="tuned beside other settings") as refused:
+        plan_tuned(decayed, file)
+    said = str(refused.value)
+    assert "train.weight_decay=0.5" in said
+    assert f"--set train.weight_decay={load_profile('smoke').train.weight_decay}" in said
+    shorter = run_settings(asked, overrides=())
+    with pytest.raises(SettingError, match=r"--set train\.epochs=1 --set train\.iterations=1"):
+        plan_tuned(shorter, file)
+    ignoring = run_settings(asked, overrides=(*FEW, "strategy.unlabelled=ignore"))
+    with pytest.raises(SettingError, match=r"strategy\.unlabelled"):
+        plan_tuned(ignoring, file)
+    older = tmp_path / FILE
+    older.write_text(without_fixed(file.read_text()))
+    assert plan_tuned(decayed, older).profile.train.weight_decay == 0.5
+    assert "not compared" in read_tuned(older).label
+    assert "not compared" not in read_tuned(file).label
+
+
+def test_a_searched_setting_is_not_given_by_set_where_its_default_was_the_best(
+    asked: TuneSettings, file: Path, tmp_path: Path
+) -> None:
+    text, path = file.read_text(), tmp_path / FILE
+    start, end = text.index("settings = ["), text.index("score =")
+    path.write_text(without_fixed(text[:start] + "settings = []\n" + text[end:]))
+    with pytest.raises(SettingError, match="given by --set as well"):
+        plan_tuned(run_settings(asked, overrides=(*FEW, "train.lr=0.5")), path)
+
+
 def test_a_settings_file_is_refused_where_its_rule_does_not_reach(
     asked: TuneSettings, file: Path, tmp_path: Path
 ) -> None:
@@ -301,7 +416,9 @@ def test_a_finished_run_of_the_chosen_settings_learns_that_they_were_tuned(
     start, end = text.index("settings = ["), text.index("score =")
     path = tmp_path / FILE
     path.write_text(
-        (text[:start] + "settings = []\n" + text[end:]).replace("finetune", "universal")
+        without_fixed(text[:start] + "settings = []\n" + text[end:]).replace(
+            "finetune", "universal"
+        )
     )
     plan = plan_tuned(
         RunSettings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -82,6 +83,31 @@ def test_sensitivity_of_every_setting() -> None:
     assert lr.share == pytest.approx(_by_hand([[0.1, 0.1, 0.2], [0.5, 0.4, 0.3]]))
     assert pseudo.share == pytest.approx(_by_hand([[0.1], [0.1, 0.2, 0.5, 0.4, 0.3]]))
     assert lr.by_chance == pseudo.by_chance == pytest.approx(1 / 5)
+
+
+def test_none_is_a_part_of_its_own_and_a_default_is_one_of_the_options() -> None:
+    names = {2: "1", 3: 2, 4: "2", 5: 1, 6: "2", 7: 1}  # as text in trials of earlier versions
+    values = {i: {"train.batch": names[i], "train.clip_norm": 2.0} for i in names}
+    plain = tuned([0.3, 0.9, 0.3, 0.3, 0.9, 0.3, 0.9])
+    one = dataclasses.replace(
+        plain,
+        space={"train.batch": Choice((1, 2)), "train.clip_norm": Range(low=0.5, high=10.0)},
+        defaults={"train.batch": 2, "train.clip_norm": None},
+        trials=[dataclasses.replace(t, settings=values.get(t.number, {})) for t in plain.trials],
+    )
+    batch, clip = sensitivities(one)
+    assert batch.share == pytest.approx(1.0)
+    assert batch.by_chance == clip.by_chance == pytest.approx(1 / 6)
+    assert clip.share == pytest.approx(_by_hand([[0.3], [0.9, 0.3, 0.3, 0.9, 0.3, 0.9]]))
+    assert (clip.default, clip.best) == ("none", "2.0")
+    with style.look():
+        figure = settings_figure(one, SETTINGS)
+    batch_ax, clip_ax = figure.axes
+    assert {*batch_ax.lines[0].get_xdata()} == {"1", "2"}
+    drawn = clip_ax.lines[0].get_xdata()
+    assert math.isnan(drawn[0])
+    assert [*drawn[1:]] == [2.0] * 6
+    assert "no train.clip_norm" in " ".join(" ".join(t.get_text().split()) for t in figure.texts)
 
 
 def _by_hand(parts: list[list[float]]) -> float:

@@ -96,8 +96,8 @@ def tune(
                 progress.watch(event)
 
         tuned = run_trials(settings, watch)
-    show_all(tables(tuned, settings))
     file, *others = write_outcome(tuned, settings, to or output_folder(settings))
+    show_all(tables(tuned, settings))
     for path in others:
         typer.echo(f"wrote {path}")
     typer.echo(f"Settings: {file}")
@@ -113,7 +113,8 @@ def _line(event: dict[str, Any]) -> str:
         return f"{event['strategy']}, trial {event['number']}: {what}"
     trial = event["trial"]
     if trial.score is None:
-        return f"{event['strategy']}, trial {trial.number}: training diverged: {trial.failure}"
+        how = "failed" if trial.fault else "diverged"
+        return f"{event['strategy']}, trial {trial.number}: training {how}: {trial.failure}"
     return f"{event['strategy']}, trial {trial.number}: validation Dice {trial.score:.3f}"
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from clbench.data.anatomy.position import anatomy_notes
 from clbench.data.checks.hounsfield import hounsfield_notes
+from clbench.data.checks.rounding import SLOPE
 from clbench.data.labels import RawCase
 from clbench.data.nifti import header_notes, spacing_of
 from clbench.errors import DataError
@@ -58,6 +59,11 @@ def notes_of(raw: RawCase, source: Source | None) -> list[tuple[str, str]]:
     return [(kind, text) for kind, look in LOOKS.items() for text in look(raw, source)]
 
 
+def odd_cases(notes: Iterable[CaseNote]) -> set[tuple[str, str]]:
+    """(source, case) of the images that look like no CT in HU."""
+    return {(note.source, note.case) for note in notes if note.kind == NOT_HU}
+
+
 def source_problems(
     notes: Iterable[CaseNote], cases: Mapping[str, Sequence[str]]
 ) -> Iterator[DataError]:
@@ -80,5 +86,7 @@ def source_problems(
                 got=of_source[0].message,
                 next_step=f"say rescale = {{slope = …, intercept = …}} in the [[source]] "
                 f"{name!r} of the course file (HU = slope x value + intercept), or train on "
-                "the values as they are with --set data.expect_hu=false",
+                "the values as they are with --set data.expect_hu=false: rounded to whole numbers, "
+                f"so that 0 to 1 and z-scores need rescale = {{slope = {SLOPE}}} and a "
+                "--set data.window_hu=… to match",
             )

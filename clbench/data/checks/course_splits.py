@@ -19,6 +19,7 @@ from clbench.errors import ClbenchError, DataError, SettingError
 from clbench.spec.benchmark import Benchmark, ExternalTest, Source, Step
 from clbench.spec.settings import PhantomSettings
 from clbench.spec.splits import PARTS, Split
+from clbench.store.run_folder import case_name
 
 Files = Mapping[str, Mapping[str, CaseFiles]]
 """Source → case → files."""
@@ -322,6 +323,7 @@ def course_problems(
     for name in files:
         yield from _partial(benchmark.source(name), files[name])
     yield from _not_annotated(course, benchmark, files)
+    yield from _one_name(course)
     yield from _same_patient(course, benchmark, _people(benchmark, files) if patients else None)
 
 
@@ -357,6 +359,22 @@ def _not_annotated(course: Course, benchmark: Benchmark, files: Files) -> Iterab
             )
 
 
+def _one_name(course: Course) -> Iterable[DataError]:
+    """Test cases of two sources whose files in a run would have one name: b_1 of a, 1 of a_b."""
+    first: dict[str, tuple[str, str]] = {}
+    for step, split in course:
+        for case in split.test:
+            name, own = case_name(step.source, case), (step.source, case)
+            if (other := first.setdefault(name, own)) != own:
+                yield DataError(
+                    "two test cases would have one file in the run",
+                    where=f"{step.source} case {case}, test of step {step.name!r}",
+                    expected="source_case to differ from that of every other test case",
+                    got=f"{name}, as of {other[0]} case {other[1]}",
+                    next_step="rename one of the two sources in the course file",
+                )
+
+
 def unmatched(course: Course, files: Files, drawn: Sequence[Split]) -> list[str]:
     """A line for every list of a rule that names what is no case at hand, and hence does nothing.
 
@@ -376,6 +394,30 @@ def unmatched(course: Course, files: Files, drawn: Sequence[Split]) -> list[str]
                 said = f"`{word}` of split {split.name!r}: no case of {step.source} is "
                 lines[said + _some(strange, 5)] = None
     return list(lines)
+
+
+def drawn_from(course: Course, benchmark: Benchmark, files: Files) -> list[str]:
+    """A line for every split that a rule draws: one patient more at hand may change it.
+
+    Args:
+        course: the steps with their splits as they were asked for: with their rules.
+        benchmark: the course they belong to.
+        files: source → case → files at hand.
+    """
+    lines = []
+    for step, split in course:
+        have = files.get(step.source, {})
+        rule = _with_case_ids(split, have).draw
+        if rule is None:
+            continue
+        cases = set(have) & set(rule.among or have) - set(rule.without)
+        patients = {benchmark.source(step.source).patient_of(case) for case in cases}
+        lines.append(
+            f"the split of step {step.name!r} is drawn from {len(patients)} patients of "
+            f"{step.source}, and may be another one where there are others: freeze it with "
+            "`clbench data split`"
+        )
+    return lines
 
 
 def _people(benchmark: Benchmark, files: Files) -> dict[tuple[str, str], tuple[str, str]]:

@@ -42,11 +42,9 @@ def patient_scores(scores: Sequence[Score], record: RunRecord) -> PatientScores:
     values: dict[tuple[int, str], dict[str, list[float]]] = {}
     for row in scores:
         if (row.scoring, row.metric) == ("strict", "dice") and not math.isnan(row.value):
-            case = f"{row.eval_set}/{row.case}"
-            patient = record.course.patient_of.get(case, case)
-            values.setdefault((row.step, row.structure), {}).setdefault(patient, []).append(
-                row.value
-            )
+            who = record.course.patient_of.get(f"{row.eval_set}/{row.case}", row.case)
+            own = values.setdefault((row.step, row.structure), {})
+            own.setdefault(f"{row.eval_set}/{who}", []).append(row.value)
     return {
         key: {patient: math.fsum(v) / len(v) for patient, v in by_patient.items()}
         for key, by_patient in values.items()

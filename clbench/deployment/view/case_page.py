@@ -34,7 +34,7 @@ from clbench.report.template import filled
 from clbench.run.record import catalog_of
 from clbench.store import files
 from clbench.store.record import RunRecord
-from clbench.store.run_folder import prediction_path, read_scores
+from clbench.store.run_folder import case_name, prediction_path, read_scores
 from clbench.types import Bits
 
 LARGEST_BYTES = 20_000_000
@@ -165,7 +165,7 @@ def stored_predictions(
         raise StoreError(
             "the run keeps no prediction of this case",
             where=run / "predictions",
-            expected=f"stepN/{source}_{case}.npz",
+            expected=f"stepN/{case_name(source, case)}.npz",
             got="predictions made elsewhere, which are not copied"
             if record.external
             else "no such file (published and imported runs hold none)",

@@ -141,19 +141,20 @@ class _Probe:
 
 
 def _new_ones_stay_unknown(probe: _Probe, where: str) -> None:
-    """A structure of this very step that a case does not annotate is never background."""
-    new = probe.batch.new_index[:1]
+    """A structure that this very step teaches is never background where it is not annotated."""
+    new = probe.batch.taught_index[:1]
     if len(probe.batch.structures) == 1:
         return
     (as_is, grad), (as_zero, _) = (probe.at(probe.filled(new, v)) for v in (UNKNOWN, 0))
     name = probe.batch.structures[new[0]]
     if torch.equal(as_is, as_zero) or probe.takes_for_background(new):
         raise Broken(
-            "a new structure that a case does not annotate counts as background",
+            "a structure that the step teaches counts as background where it is not annotated",
             where=f"{where}; {name} with 255 in one case",
             expected="another loss than with 0",
             got=_which(probe, new, as_is),
-            next_step="'background' speaks of old structures only",
+            next_step="no declaration allows it: 'background' speaks of the other structures only, "
+            "and an option that does it on purpose fails here on purpose",
         )
     if grad.shape[1] == len(probe.batch.structures) and bool(grad[1, new].any()):
         raise Broken(
@@ -165,7 +166,9 @@ def _new_ones_stay_unknown(probe: _Probe, where: str) -> None:
 
 
 def _old_ones_as_declared(probe: _Probe, where: str) -> None:
-    old = probe.batch.old_index
+    old = probe.batch.untaught_index  # those taught again are left out, whatever is declared
+    if not old:
+        return
     where = f"{where}; 255 in every old structure of one case"
     if probe.declared == "background":
         _become_background(probe, old, where)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from clbench.cli.options import app
 from clbench.errors import SettingError
 from clbench.strategy import Range
-from clbench.tuning import outcome, study
+from clbench.tuning import outcome, study, summary
 from clbench.tuning.study import TunedStrategy, TuneSettings
 from clbench.tuning.trial import Trial
 
@@ -85,3 +85,24 @@ def test_trials_are_told_and_the_chosen_settings_are_to_be_trained_anew(
         "--seeds 0-2 --profile smoke --set train.epochs=2",
     ):
         assert line in done.output
+
+
+def test_the_settings_file_is_written_before_anything_is_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A table that fails must not cost what the whole budget was spent on."""
+    written: list[str] = []
+
+    def write(*_: Any) -> list[Path]:
+        written.append("outcome")
+        return [tmp_path / "tuned.toml"]
+
+    def fail(*_: Any) -> Any:
+        raise ValueError("no table")
+
+    monkeypatch.setattr(study, "tune", lambda *_: [])
+    monkeypatch.setattr(outcome, "write_outcome", write)
+    monkeypatch.setattr(summary, "tables", fail)
+    done = CliRunner().invoke(app, [*WORDS, "--budget", "9"])
+    assert isinstance(done.exception, ValueError)
+    assert written == ["outcome"]

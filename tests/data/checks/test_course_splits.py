@@ -90,6 +90,26 @@ def test_one_name_in_two_steps_is_one_case() -> None:
     assert not list(content_problems([(ORGANS, split), (more, split)], lambda s, c: c))
 
 
+def test_two_test_cases_never_have_one_file_in_a_run() -> None:
+    one, two = (replace(BENCH.sources[0], name=name, patient="(.+)") for name in ("a", "a_b"))
+    steps = [replace(ORGANS, name="s", source="a"), replace(ORGANS, name="t", source="a_b")]
+    bench = replace(BENCH, sources=(one, two), steps=tuple(steps)[:1], groups={})
+    files = {name: of("1", "2", "3") | {"b_1": of("4")["4"]} for name in ("a", "a_b")}
+
+    def told(first: tuple[str, ...], second: tuple[str, ...]) -> list[str]:
+        splits = (Split(name="s", train=("2",), test=tests) for tests in (first, second))
+        course = list(zip(steps, splits, strict=True))
+        problems = course_problems(course, bench, files, patients=False)
+        return [
+            str(p) for p in problems if p.what == "two test cases would have one file in the run"
+        ]
+
+    assert told(("b_1",), ("3",)) == told(("1",), ("b_1",)) == []
+    (problem,) = told(("3", "b_1"), ("1",))
+    assert "a_b case 1" in problem
+    assert "a_b_1, as of a case b_1" in problem
+
+
 def test_names_of_files_stand_for_ids() -> None:
     have = of("1", "61")
     names = file_names(have)
