@@ -46,7 +46,8 @@ def check(where: object = None) -> None:
         raise Stopped(
             f"stopped on {_asked[0]}; what was done is saved",
             where=where,
-            next_step="run the same command again, without --fresh; it goes on there",
+            next_step="run the same command again (`clbench run`: without --fresh); it goes on "
+            "there",
         )
 
 

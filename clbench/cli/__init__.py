@@ -6,6 +6,7 @@ start without torch. `clbench --help` lists the commands in the order of the imp
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -29,6 +30,9 @@ def main() -> None:
 
     A run that was stopped by a signal and can go on ends with `clbench.signals.STATUS`.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file may be in an encoding without our lines
+            stream.reconfigure(errors="replace")
     try:
         app()
     except Stopped as err:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -342,7 +343,15 @@ def status(
         return
     from rich.text import Text
 
-    with Live(console=Console(), auto_refresh=False) as live:
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe gets table after table
+        while True:
+            show(_table(planned))
+            sys.stdout.flush()
+            if all(job.is_finished() for job in planned):
+                return
+            time.sleep(every)
+    with Live(console=console, auto_refresh=False) as live:
         while True:
             live.update(Text(render(_table(planned), "terminal")), refresh=True)
             if all(job.is_finished() for job in planned):
@@ -381,6 +390,7 @@ def plan(
         raise SettingError(
             "a level must lie between 0 and 1", where="--alpha", expected="such as 0.05", got=alpha
         )
+    count = len(parse_seeds(seeds))
     planned = resolve(settings)
     if slow := slow_bf16(planned.profile.train.amp, planned.device):
         typer.echo(slow, err=True)
@@ -393,8 +403,12 @@ def plan(
         for source in [catalog.source(number)]
         for case in of.test
     }
-    ahead = forecast(planned)
-    show(_forecast_table(ahead, bench, strategy, len(parse_seeds(seeds))))
+    try:
+        ahead = forecast(planned)
+    except signals.Stopped as err:
+        typer.echo("clbench: stopped; nothing of a trial is kept", err=True)
+        raise typer.Exit(130) from err
+    show(_forecast_table(ahead, bench, strategy, count))
     typer.echo("\n".join(_smallest(len(patients), alpha, comparisons)))
 
 
@@ -578,6 +592,8 @@ def _plan(study: StudyFile, cache: Path | None, *, on_gpu: bool | None = None) -
     refuse_other_orders(study)
     trains: dict[Path, TrainSettings] = {}
 
+    from clbench.cli.progress import Progress
+
     def plan(cell: Cell) -> Plan:
         planned = open_plan(cell)
         trains[planned.folder] = planned.profile.train
@@ -597,12 +613,15 @@ def _plan(study: StudyFile, cache: Path | None, *, on_gpu: bool | None = None) -
             cache=cache,
         )
         if cell.tuned is None:
-            return resolve(settings).open()
+            planned = resolve(settings)
+            planned.watch = progress.watch
+            return planned.open()
         from clbench.tuning.tuned_file import plan_tuned
 
         return plan_tuned(settings, Path(cell.tuned).expanduser())
 
-    jobs = plan_jobs(cells(study), plan)
+    with signals.listening(), Progress() as progress:  # looking at all cases may take long
+        jobs = plan_jobs(cells(study), plan)
     if on_gpu is not None:
         for train in (trains[job.folder] for job in jobs if not job.is_finished()):
             _refuse_settings(train, on_gpu=on_gpu)

@@ -9,6 +9,7 @@ import typer
 
 from clbench.cli import options
 from clbench.cli.options import RESULTS, app
+from clbench.errors import SettingError
 
 
 @app.command()
@@ -52,6 +53,14 @@ def view(
 
     if out is None:
         out = Path(f"{run.resolve().name}_{case.replace('/', '_')}.html")
+    elif out.is_dir() or not out.name:
+        raise SettingError(
+            "a case is written as one page",
+            where="--out",
+            expected="an HTML file",
+            got=f"the folder {out}",
+            next_step=f"--out {out / 'case.html'}",
+        )
     page = write_case_page(run, case, out, data=data, cache=cache)
     for note in page.notes:
         typer.echo(f"note: {note}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from inspect import signature
 from pathlib import Path
 from typing import Annotated
 
@@ -89,9 +88,8 @@ def table(
         "percent": percent,
         "external": external,
     }
-    options_of_table = signature(table).parameters
     for option, value in given.items():
-        if value != options_of_table[option].default and option not in takes:
+        if option not in takes and typed(ctx, [option]):
             raise SettingError(
                 f"the table {name} does not take --{option}",
                 where=f"`clbench table {shlex.quote(name)}`",

@@ -163,7 +163,7 @@ def zip_members(path: Path) -> list[DicomFile]:
     """The files of an archive, without hidden ones, sorted by name.
 
     Raises:
-        DataError: it is damaged.
+        DataError: it is damaged, or names places outside of itself.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -176,8 +176,22 @@ def zip_members(path: Path) -> list[DicomFile]:
             got=err,
             next_step="download or export it again",
         ) from err
+    if leading := [n for n in names if _leads_out(n)]:
+        raise DataError(
+            "the archive names a place outside of itself",
+            where=path,
+            expected="names that begin with a folder or a file in it",
+            got=leading[0],
+            next_step="unpack it with a program you trust, and name the folder",
+        )
     visible = [n for n in names if not any(passed_over(part) for part in n.split("/"))]
     return [DicomFile(path=path, member=name) for name in visible]
+
+
+def _leads_out(name: str) -> bool:
+    """Whether a name in an archive is no path below it, on any system."""
+    parts = name.replace("\\", "/").split("/")
+    return parts[0].endswith(":") or any(part in ("", ".", "..") for part in parts)
 
 
 # --------------------------------------------------------------------------------- the one series

@@ -82,9 +82,9 @@ def write_segmentations(
         except (AttributeError, KeyError, TypeError, ValueError) as err:
             raise _not_enough(series, err) from err
         _write(written[-1], segmentation)
-    for path in folder.glob("*.dcm"):
+    for path in (folder / f"{name}.dcm" for name in structures):
         if path not in written:  # of an earlier prediction, in which the structure was there
-            path.unlink()
+            path.unlink(missing_ok=True)
     return written
 
 
@@ -187,6 +187,21 @@ def snomed(name: str) -> tuple[Any, Any]:
     return None, None
 
 
+def _region(name: str, parent: str | None) -> Any:
+    """SNOMED code of the organ that an abnormal structure lies in; None where there is none.
+
+    Args:
+        name: canonical name, such as kidney_tumor.
+        parent: the structure that contains it; None: either organ of a pair.
+    """
+    from pydicom.sr.codedict import codes
+
+    if parent is not None:
+        return snomed(parent)[0]
+    organ = name.rpartition("_")[0].capitalize()
+    return getattr(codes.SCT, organ) if organ in codes.SCT.dir() else None
+
+
 def segment_description(name: str) -> Any:
     """What a segment is: category, type and where it lies, in SNOMED codes where there are any.
 
@@ -206,7 +221,7 @@ def segment_description(name: str) -> Any:
     elif about.kind in _ABNORMAL:
         category = codes.SCT.MorphologicallyAbnormalStructure
         code, side = getattr(codes.SCT, _ABNORMAL[about.kind]), None
-        region = snomed(about.parent)[0] if about.parent else None
+        region = _region(name, about.parent)
     if code is None:
         code = CodedConcept(value=name, scheme_designator=PRIVATE_SCHEME, meaning=about.prompt[:64])
     description = library.seg.SegmentDescription(

@@ -82,10 +82,16 @@ def examine_step(
     cases = {(source, case): number for number, source, case in exam_cases(plan.catalog)}
     exams, ranks = sorted(cases.items()), plan.ranks
     if ranks.size > 1:
-        own = exams[ranks.rank :: ranks.size]
-        ranks.each(lambda: _examine(plan, lesson, server, stored, own, Meter(plan.device), watch))
+        own, every = exams[ranks.rank :: ranks.size], watch
+
+        def share(event: dict[str, Any]) -> None:
+            done = min(event["done"] * ranks.size, len(exams))  # the others are about as far
+            every({**event, "done": done, "of": len(exams)})
+
+        ranks.each(lambda: _examine(plan, lesson, server, stored, own, Meter(plan.device), share))
         if not ranks.first:
             return None
+        watch = lambda event: None  # noqa: E731  # all are examined, and taken together here
     found = _examine(plan, lesson, server, stored, exams, meter, watch)
     start = time.monotonic()
     reexamined = _again(plan, lesson, path, found.rows, server if found.elsewhere else None)

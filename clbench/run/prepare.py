@@ -274,6 +274,8 @@ def _prepare_case(
         _start_work(number, parent)
         with reading(number, files.case):
             cache.get(files, source, pre)
+    except StoreError:  # of the cache: it holds for every case
+        raise
     except Exception as err:  # raised where all are waited for
         return files.case, cache.written, err
     return files.case, cache.written, None

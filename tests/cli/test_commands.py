@@ -6,16 +6,21 @@ The commands are collected from the source. A word in capitals stands for what t
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import typer
 from locations import ROOT
+from typer.testing import CliRunner
 
 from clbench.cli import app
+from clbench.errors import SettingError
 
 GROUP: Any = typer.main.get_command(app)
 COMMANDS = "|".join(GROUP.commands)
@@ -125,3 +130,18 @@ def test_a_command_works_when_pasted(place: str, opened: str, command: str, clos
         assert closed, f"{place}: its backtick is not closed in one string: {command}"
     if command not in NAMES:
         parse(command)
+
+
+def test_lines_that_an_encoding_lacks_end_no_command() -> None:
+    """A file of a terminal in Latin-1 has no rule under a table's head."""
+    words = [sys.executable, "-m", "clbench", "table", "10", "--source", "printed"]
+    more = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(words, env={**os.environ, **more}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"Spleen" in done.stdout
+
+
+def test_an_option_that_a_table_does_not_take_is_refused_with_its_default_too() -> None:
+    for words in (["6", "--ref", "universal"], ["6", "--metric", "dice"]):
+        done = CliRunner().invoke(app, ["table", *words])
+        assert isinstance(done.exception, SettingError), words

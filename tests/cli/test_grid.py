@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clbench.cli import app
+from clbench.errors import SettingError
 from clbench.grid import local, ray_cluster
 from clbench.grid.jobs import Job
 from clbench.signals import STATUS
@@ -80,7 +81,18 @@ def test_status_looks_again_until_all_runs_are_finished(
     result = RUNNER.invoke(app, ["status", *words, "--every", "7"])
     assert result.exit_code == 0, result.output
     assert slept == [7.0, 7.0]
+    assert result.output.count("runs: ") == 3  # a file gets every look
     assert "1 runs: 1 finished" in result.output
+
+
+def test_seeds_of_a_plan_are_read_before_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def tried(plan: object) -> None:
+        raise AssertionError("a trial was made")
+
+    monkeypatch.setattr("clbench.grid.forecast.forecast", tried)
+    words = ["plan", "--bench", "tumor_ext", "--strategy", "universal", "--profile", "smoke"]
+    done = CliRunner().invoke(app, [*words, "--seeds", "x"])
+    assert isinstance(done.exception, SettingError)
 
 
 def test_what_was_set_stands_in_the_table(tmp_path: Path, cache_root: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
+from locations import ROOT
 from typer.testing import CliRunner
 
 from clbench.cli import app
-from clbench.errors import StoreError, UnknownName
+from clbench.errors import SettingError, StoreError, UnknownName
 
 
 def call(*words: object) -> str:
@@ -37,6 +39,35 @@ def test_export_import_and_view(
         call("view", smoke_run, "lits/9999")
     with pytest.raises(StoreError, match="keeps no prediction"):
         call("view", imported_run(tmp_path, smoke_run), "lits/20")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("report", "--bench", "tumor_ext", "--ref", "universal"),
+        ("paper", ROOT / "paper_figs" / "paper.toml"),
+        ("league",),
+    ],
+)
+@pytest.mark.parametrize("inner", [".", "figures"])
+def test_nothing_is_written_into_a_run(
+    words: tuple[object, ...], inner: str, tmp_path: Path, smoke_run: Path
+) -> None:
+    """A report has a `cost.csv`, too."""
+    run = tmp_path / "results" / "tumor_ext" / "universal" / "a"
+    run.mkdir(parents=True)
+    shutil.copy(smoke_run / "run.json", run)
+    with pytest.raises(StoreError, match="no part of a run's folder"):
+        call(
+            *words, *([tmp_path / "results"] if words == ("league",) else []), "--out", run / inner
+        )
+    assert [path.name for path in run.iterdir()] == ["run.json"]
+
+
+def test_a_page_is_a_file(smoke_run: Path, tmp_path: Path) -> None:
+    for folder in (tmp_path, "./"):
+        with pytest.raises(SettingError, match="one page"):
+            call("view", smoke_run, "lits/20", "--out", folder)
 
 
 def imported_run(tmp_path: Path, smoke_run: Path) -> Path:

@@ -76,6 +76,22 @@ def test_an_archive_is_read_like_its_folder(tmp_path: Path) -> None:
     assert names == ["p7/study/ct", "p7/study/second"]
 
 
+@pytest.mark.parametrize("name", ["/victim/a.dcm", "ct/../../a.dcm", "C:/a.dcm", "ct//a.dcm"])
+def test_an_archive_that_leads_out_of_itself_is_refused(name: str, tmp_path: Path) -> None:
+    """Cases are named after folders of the archive, and files are written under these names."""
+    home = tmp_path / "cts"
+    (first, *_) = write(home / "good", series()).iterdir()
+    with zipfile.ZipFile(home / "evil.zip", "w") as archive:
+        archive.write(first, "ct/a.dcm")
+        archive.writestr(zipfile.ZipInfo(name), first.read_bytes())
+    good, evil = sorted(find_inputs(home, out=tmp_path / "o"), key=lambda case: case.name != "good")
+    assert (good.name, evil.name) == ("good", "evil")
+    with pytest.raises(DataError, match="outside of itself"):
+        evil.read()
+    with pytest.raises(DataError, match="outside of itself"):
+        find_inputs(home / "evil.zip", out=tmp_path / "o")
+
+
 def test_series_and_nifti_files_are_found_together(tmp_path: Path) -> None:
     import nibabel as nib
 

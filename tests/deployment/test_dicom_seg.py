@@ -213,6 +213,12 @@ def test_structures_have_codes() -> None:
     tumor = segment_description("liver_tumor")
     assert tumor.segmented_property_type.meaning == "Neoplasm"
     assert tumor.AnatomicRegionSequence[0].CodeValue == "10200004"
+    for name, code in (
+        ("kidney_tumor", "64033007"),
+        ("kidney_cyst", "64033007"),
+        ("lung_tumor", "39607008"),
+    ):
+        assert segment_description(name).AnatomicRegionSequence[0].CodeValue == code, name
     private = segment_description("portal_and_splenic_vein").SegmentedPropertyTypeCodeSequence[0]
     assert private.CodingSchemeDesignator == "99CLBENCH"
     assert private.LongCodeValue == "portal_and_splenic_vein"

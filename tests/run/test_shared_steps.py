@@ -307,7 +307,7 @@ def test_fresh_that_was_stopped_goes_on_and_does_not_take_the_step_it_threw_away
     copy = Runs(tmp_path / "out", cache_root)
     shutil.copytree(runs.out, copy.out)
     seen: list[tuple[int, int, int]] = []
-    with pytest.raises(signals.Stopped, match="without --fresh; it goes on there"):
+    with pytest.raises(signals.Stopped, match=r"without --fresh\); it goes on there"):
         run_plan(copy.plan(course(), fresh=True), stopping(1, 1, seen))
     taken: list[Path] = []
 
