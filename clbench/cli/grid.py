@@ -6,6 +6,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -344,16 +345,16 @@ def status(
     from rich.text import Text
 
     console = Console()
-    if not console.is_terminal:  # a file or a pipe gets table after table
+    with (
+        Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live
+    ):
         while True:
-            show(_table(planned))
-            sys.stdout.flush()
-            if all(job.is_finished() for job in planned):
-                return
-            time.sleep(every)
-    with Live(console=console, auto_refresh=False) as live:
-        while True:
-            live.update(Text(render(_table(planned), "terminal")), refresh=True)
+            table = _table(planned)
+            if live is None:  # a file or a pipe gets table after table
+                show(table)
+                sys.stdout.flush()
+            else:
+                live.update(Text(render(table, "terminal")), refresh=True)
             if all(job.is_finished() for job in planned):
                 return
             time.sleep(every)

@@ -97,8 +97,8 @@ def paper(
     out: Annotated[Path, typer.Option(help="Where the files go.")] = Path("paper_figs/out"),
 ) -> None:
     """Every table and figure of a plan; what the runs cannot give is a hole with its reason."""
-    from clbench.deployment.predict import outside_runs
     from clbench.report.paper.build import build
+    from clbench.store.run_folder import outside_runs
 
     outside_runs(out, "tables and figures of a paper are")
     for output in build(plan, out, results):
@@ -126,10 +126,10 @@ def report(
 ) -> None:
     """Test a strategy against the others: verdicts, tables, figures, one page without network."""
     chosen = one_of("--correction", correction, {"max-t": "max-t", "holm": "holm"})
-    from clbench.deployment.predict import outside_runs
     from clbench.report.page.page import make_report
     from clbench.report.significance.analysis import Analysis
     from clbench.report.study import Protocol
+    from clbench.store.run_folder import outside_runs
 
     outside_runs(out, "a report is")
     study = Analysis(
@@ -161,7 +161,7 @@ def league(
     cache: options.Cache = None,
 ) -> None:
     """Compare many people's runs of one course, each verified first; status 1 if any is refused."""
-    from clbench.deployment.predict import outside_runs
+    from clbench.store.run_folder import outside_runs
 
     outside_runs(out, "a league is")
     chosen = one_of("--correction", correction, {"max-t": "max-t", "holm": "holm"})

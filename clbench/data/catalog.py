@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +22,7 @@ from clbench.data.checks.case_notes import NOT_HU, CaseNote, odd_cases, source_p
 from clbench.data.checks.course_splits import (
     Course,
     Files,
+    asked_first,
     cases_of,
     chosen,
     content_problems,
@@ -32,7 +32,7 @@ from clbench.data.checks.course_splits import (
     settle,
     unmatched,
 )
-from clbench.data.checks.rounding import is_narrow, rounding_problems
+from clbench.data.checks.rounding import rounding_problems
 from clbench.data.external_masks import same_meaning
 from clbench.data.layouts import CaseFiles, find_cases, find_layout, passed_over_lines, resolve_data
 from clbench.data.phantom.generate import fingerprint, make_phantom
@@ -302,33 +302,25 @@ def build_catalog(
     """
     for source in benchmark.sources:
         find_layout(source.layout, f"source {source.name!r}")
-    cache = VolumeCache(cache_root / "volumes")
+    cache, look = VolumeCache(cache_root / "volumes"), look or _look_at_none
     named = chosen(benchmark, splits or {})
-    steps = benchmark.with_cases
     if data is None:
-        benchmark = _in_hu(benchmark)
-        _refuse_drawn(named)
-        asked = [
-            (step, split or phantom_split(step, number, phantom))
-            for number, step, split in zip(benchmark.listed, steps, named, strict=True)
-        ]
-        by_place = sorted(zip(benchmark.listed, asked, strict=True), key=lambda x: x[0])
-        cases = cases_of([one for _, one in by_place])  # one phantom for all orders
-        needed = benchmark.structures(len(benchmark.steps))
-        folders = make_phantom(
-            cache_root / "phantom", benchmark.sources, cases, phantom, needed=needed
-        )
-        mark, expect_hu = fingerprint(benchmark.sources, cases, phantom), None
+        benchmark, expect_hu = _in_hu(benchmark), None
+        asked, folders, mark = _phantom(benchmark, named, phantom, cache_root)
     else:
+        steps = benchmark.with_cases
         asked = [(step, split or step.split) for step, split in zip(steps, named, strict=True)]
         used = {step.source for step in steps if step.given is None or step.split.cases}
         folders = resolve_data(data, [s for s in benchmark.sources if s.name in used])
     files = {name: find_cases(folder, benchmark.reads(name)) for name, folder in folders.items()}
     for name, folder in folders.items():
         same_meaning(folder, benchmark.reads(name))
-    look = look or (lambda cache, cases, what: None)
+
+    def looked_at(keys: Iterable[tuple[str, str]]) -> list[tuple[int, Source, CaseFiles]]:
+        return [(1, benchmark.reads(name), files[name][case]) for name, case in keys]
+
     if data is not None:
-        look(cache, _to_draw_from(asked, benchmark, files), "values")
+        look(cache, looked_at(asked_first(asked, benchmark, files)), "values")
     course, problems = settle(
         asked,
         benchmark,
@@ -341,30 +333,18 @@ def build_catalog(
     passed_over: list[str] = []
     hashes: dict[tuple[str, str], str] = {}
     if data is not None:
-        to_see = [
-            (1, benchmark.reads(name), files[name][case])
-            for name, of_source in cases_of(course).items()
-            for case in of_source
-        ]
-        look(cache, to_see, "images" if expect_hu is None else "notes")
-        hashes = {
-            (name, case): cache.content_hash(files[name][case])
-            for name, of_source in cases_of(course).items()
-            for case in of_source
-        }
+        keys = [(name, case) for name, of_source in cases_of(course).items() for case in of_source]
+        look(cache, looked_at(keys), "images" if expect_hu is None else "notes")
+        hashes = {(name, case): cache.content_hash(files[name][case]) for name, case in keys}
         mark = _data_fingerprint(course, benchmark, files, cache, hashes)
         passed_over += unmatched(course, files, [split for _, split in asked])
         for name, folder in folders.items():
             passed_over += passed_over_lines(folder, benchmark.reads(name), files[name])
-    notes = [] if expect_hu is None else _notes(course, benchmark, files, cache)
-    if expect_hu:
-        _raise_first(source_problems(notes, cases_of(course)))
+    notes = []
     if expect_hu is not None:
-        window = preprocessing.window_hu
-        odd = None if is_narrow(window) else set() if expect_hu else odd_cases(notes)
-        _raise_first(_rounded(cases_of(course), odd, benchmark, files, cache, window))
-    if not expect_hu:
-        notes = [note for note in notes if note.kind != NOT_HU]
+        notes = _notes(
+            course, benchmark, files, cache, preprocessing.window_hu, expect_hu=expect_hu
+        )
     return Catalog(
         benchmark=benchmark,
         preprocessing=preprocessing,
@@ -381,18 +361,37 @@ def build_catalog(
     )
 
 
-def _to_draw_from(
-    asked: Sequence[tuple[Step | ExternalTest, Split]], benchmark: Benchmark, files: Files
-) -> list[tuple[int, Source, CaseFiles]]:
-    """Every case whose labels a rule asks about, each once."""
-    cases: dict[tuple[str, str], tuple[int, Source, CaseFiles]] = {}
-    for step, split in asked:
-        if (rule := split.draw) is not None and rule.needs:
-            source = benchmark.reads(step.source)
-            have = files[source.name]
-            for case in set(rule.among or have) & set(have) - set(rule.without):
-                cases[source.name, case] = 1, source, have[case]
-    return list(cases.values())
+def _look_at_none(cache: VolumeCache, cases: Sequence[object], what: Looks) -> None:
+    """Look at nothing ahead of the questions."""
+
+
+def _phantom(
+    benchmark: Benchmark,
+    named: Sequence[Split | None],
+    phantom: PhantomSettings,
+    cache_root: Path,
+) -> tuple[list[tuple[Step | ExternalTest, Split]], dict[str, Path], str]:
+    """Make the phantom of a course.
+
+    Args:
+        benchmark: as it reads the phantom.
+        named: split per step and external test set that replaces the benchmark's, or None.
+        phantom: its size.
+        cache_root: where it is kept.
+
+    Returns:
+        Steps with their splits, source → folder, and what the phantom depends on.
+    """
+    _refuse_drawn(named)
+    asked = [
+        (step, split or phantom_split(step, number, phantom))
+        for number, step, split in zip(benchmark.listed, benchmark.with_cases, named, strict=True)
+    ]
+    by_place = sorted(zip(benchmark.listed, asked, strict=True), key=lambda x: x[0])
+    cases = cases_of([one for _, one in by_place])  # one phantom for all orders
+    needed = benchmark.structures(len(benchmark.steps))
+    folders = make_phantom(cache_root / "phantom", benchmark.sources, cases, phantom, needed=needed)
+    return asked, folders, fingerprint(benchmark.sources, cases, phantom)
 
 
 def _in_hu(benchmark: Benchmark) -> Benchmark:
@@ -443,40 +442,45 @@ def _data_fingerprint(
 
 
 def _notes(
-    course: Course, benchmark: Benchmark, files: Files, cache: VolumeCache
-) -> list[CaseNote]:
-    """What is odd about the cases of the splits, each looked at once."""
-    notes = []
-    for name, cases in cases_of(course).items():
-        for case in cases:
-            notes += cache.notes(files[name][case], benchmark.reads(name))
-            signals.check(f"looking at the images, {name} case {case}")
-    return notes
-
-
-def _rounded(
-    cases: Mapping[str, Sequence[str]],
-    odd: set[tuple[str, str]] | None,
+    course: Course,
     benchmark: Benchmark,
     files: Files,
     cache: VolumeCache,
     window_hu: tuple[float, float],
-) -> Iterator[DataError]:
-    """Images of which little is left as whole numbers, see `rounding_problems`.
+    *,
+    expect_hu: bool,
+) -> list[CaseNote]:
+    """What is odd about the cases of the splits, each looked at once.
 
     Args:
-        cases: source → cases of the splits.
-        odd: (source, case) of those to look at; None: all of them.
-        benchmark: the course.
+        course: the steps with their splits.
+        benchmark: the course they belong to.
         files: source → case → files.
         cache: remembers what it saw.
         window_hu: what the network sees of the values.
+        expect_hu: whether images are to be CTs in HU; else nothing is said where they are none.
+
+    Raises:
+        DataError: a source without CTs, or images that rounding would ruin.
     """
+    cases = cases_of(course)
+    notes: list[CaseNote] = []
     for name, of_source in cases.items():
-        source = benchmark.reads(name)
-        asked = [c for c in of_source if odd is None or (name, c) in odd]
-        ranges = [(c, partial(cache.range_of_fractions, files[name][c], source)) for c in asked]
-        yield from rounding_problems(source, ranges, window_hu)
+        for case in of_source:
+            notes += cache.notes(files[name][case], benchmark.reads(name))
+            signals.check(f"looking at the images, {name} case {case}")
+    if expect_hu:
+        _raise_first(source_problems(notes, cases))
+    _raise_first(
+        rounding_problems(
+            cases,
+            benchmark.reads,
+            lambda name, case: cache.range_of_fractions(files[name][case], benchmark.reads(name)),
+            window_hu,
+            set() if expect_hu else odd_cases(notes),
+        )
+    )
+    return notes if expect_hu else [note for note in notes if note.kind != NOT_HU]
 
 
 def _raise_first(problems: Iterable[ClbenchError]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +24,7 @@ from clbench.data.checks.course_splits import (
     settle,
     unmatched,
 )
-from clbench.data.checks.rounding import (
-    Range,
-    is_narrow,
-    range_of_fractions,
-    rounding_problems,
-)
+from clbench.data.checks.rounding import Range, range_of_fractions, rounding_problems
 from clbench.data.external_masks import same_meaning
 from clbench.data.labels import RawCase, digest_of, read_case, read_unnamed
 from clbench.data.layouts import (
@@ -205,7 +199,13 @@ def check_course(
     if expect_hu:
         every = {name: list(files) for name, files in report.files.items()}
         problems += source_problems(report.notes, every | cases_of(course))
-    problems += _rounded(cases_of(course), benchmark, report, expect_hu=expect_hu)
+    problems += rounding_problems(
+        cases_of(course),
+        benchmark.reads,
+        lambda name, case: report.fractions.get((name, case)),
+        benchmark.preprocessing.window_hu,
+        set() if expect_hu else odd_cases(report.notes),
+    )
     report.problems += [str(err) for err in problems]
     drawn = {id(step): split for step, split in asked}
     rules = [drawn[id(step)] for step, _ in course]
@@ -217,29 +217,6 @@ def check_course(
         )
     if absent := sorted({step.source for step, _ in asked} - report.files.keys()):
         report.remarks.append(f"not looked at, and needed by a run: {', '.join(absent)}")
-
-
-def _rounded(
-    cases: Mapping[str, Sequence[str]],
-    benchmark: Benchmark,
-    report: FolderReport,
-    *,
-    expect_hu: bool,
-) -> Iterator[DataError]:
-    """Images of which little is left as whole numbers, in the course's own window.
-
-    Args:
-        cases: source → cases of the splits.
-        benchmark: the course.
-        report: of the folders.
-        expect_hu: whether images that look like no CT in HU are a problem already.
-    """
-    window = benchmark.preprocessing.window_hu
-    odd = set() if expect_hu else odd_cases(report.notes)
-    for name, of_source in cases.items():
-        keys = [(name, c) for c in of_source if is_narrow(window) or (name, c) in odd]
-        ranges = [(key[1], partial(report.fractions.get, key)) for key in keys]
-        yield from rounding_problems(benchmark.reads(name), ranges, window)
 
 
 def check_data(text: str, sources: Sequence[Source]) -> FolderReport:

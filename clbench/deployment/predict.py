@@ -39,6 +39,7 @@ from clbench.errors import ClbenchError, DataError, SettingError, StoreError
 from clbench.run.course import alone
 from clbench.spec.benchmark import Rescale
 from clbench.store import files
+from clbench.store.run_folder import outside_runs
 from clbench.training.resume import Watch
 from clbench.types import Bits, mask_of
 
@@ -206,27 +207,6 @@ def _notes(record: Mapping[str, Any], cases: Sequence[str]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------- the output folder
-
-
-def outside_runs(out: Path, what: str) -> None:
-    """Refuse to write into a run's folder.
-
-    Args:
-        out: where something is to be written.
-        what: begins the error: what it is, and a verb.
-
-    Raises:
-        StoreError: the folder is a run's, or lies in one.
-    """
-    for folder in (out.absolute(), *out.absolute().parents):
-        if (folder / "run.json").is_file():
-            raise StoreError(
-                f"{what} no part of a run's folder",
-                where=out,
-                expected="a folder outside of runs; `clbench verify` refuses files no run made",
-                got=f"a folder of the run {folder}",
-                next_step="choose another folder",
-            )
 
 
 def _opened(

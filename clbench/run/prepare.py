@@ -35,8 +35,8 @@ PEAK_BYTES_PER_VOXEL = 18
 """Memory of one process while it prepares a case, per voxel of the larger of its two grids
 (tests/perf/prepare.py sees 16.5 of them for a packed 16-bit CT; other types need more)."""
 WORTH_VOXELS = 2e8
-"""Below so many voxels in all, starting processes may take longer than it saves
-(tests/perf/prepare.py on two cores: 0.8 times as fast with 7e7 voxels, 1.84 times with 4e8)."""
+"""Below so many voxels in all, starting processes saves less than a second
+(tests/perf/prepare.py on two cores: 1.25 times as fast with 7e7 voxels, 1.75 times with 4e8)."""
 
 IDLE_S = 10.0
 """Seconds after which a process without work ends: those that have looked at cases then preprocess
@@ -87,12 +87,12 @@ def voxels(case: Case, pre: Preprocessing | None) -> int:
     return round(math.prod(shape) * max(1.0, finer))
 
 
-def processes(cases: Sequence[Case], pre: Preprocessing | None) -> int:
+def processes(cases: Sequence[Case], pre: Preprocessing) -> int:
     """How many processes this machine has cores and free memory for, at least one.
 
     Args:
         cases: that are to be prepared.
-        pre: how; None: they are looked at.
+        pre: how.
 
     Raises:
         DataError: a header cannot be used.
@@ -235,7 +235,7 @@ def _shared_out(
     except BrokenProcessPool as err:
         signals.check("preprocessing")  # of which a process that had hardly begun dies
         raise StoreError(
-            "a process that preprocessed a case was killed, as happens where memory runs out",
+            "a process that read a case was killed, as happens where memory runs out",
             where=root,
             next_step="`clbench data prepare --jobs 1` with the same course and data; what is "
             "ready stays",

@@ -61,6 +61,28 @@ class Draw:
         for name in self.needs:
             structure(name, "draw, needs")
 
+    @property
+    def size(self) -> int:
+        """Patients of a block."""
+        return self.train + self.validation + self.test
+
+    def candidates(self, cases: Iterable[str], patient: Callable[[str], str]) -> list[list[str]]:
+        """Cases of each patient that may be drawn, in the order in which patients are dealt out.
+
+        Args:
+            cases: ids of the source.
+            patient: case id → patient.
+        """
+        patients: dict[str, list[str]] = {}
+        allowed = set(cases) & set(self.among) if self.among else set(cases)
+        for case in sorted(allowed - set(self.without)):
+            patients.setdefault(patient(case), []).append(case)
+
+        def place(name: str) -> str:
+            return hashlib.sha256(f"{self.seed}/{name}".encode()).hexdigest()
+
+        return [patients[name] for name in sorted(patients, key=place)]
+
     def deal(
         self,
         cases: Iterable[str],
@@ -80,17 +102,10 @@ class Draw:
         Raises:
             SpecError: not enough patients.
         """
-        patients: dict[str, list[str]] = {}
-        allowed = set(cases) & set(self.among) if self.among else set(cases)
-        for case in sorted(allowed - set(self.without)):
-            patients.setdefault(patient(case), []).append(case)
-        order = sorted(
-            patients, key=lambda p: hashlib.sha256(f"{self.seed}/{p}".encode()).hexdigest()
-        )
-        size = self.train + self.validation + self.test
+        size = self.size
         taken: list[list[str]] = []
-        for name in order:
-            if fitting := [c for c in patients[name] if fits(c)]:
+        for of_patient in self.candidates(cases, patient):
+            if fitting := [c for c in of_patient if fits(c)]:
                 taken.append(fitting)
             if len(taken) == self.part * size:
                 break

@@ -130,6 +130,27 @@ def read_scores(path: Path) -> list[Score]:
     return read_rows(path, Score, what="the scores", next_step=again, allowed=allowed)
 
 
+def outside_runs(out: Path, what: str) -> None:
+    """Refuse to write into a run's folder.
+
+    Args:
+        out: where something is to be written.
+        what: begins the error: what it is, and a verb.
+
+    Raises:
+        StoreError: the folder is a run's, or lies in one.
+    """
+    for folder in (out.absolute(), *out.absolute().parents):
+        if (folder / "run.json").is_file():
+            raise StoreError(
+                f"{what} no part of a run's folder",
+                where=out,
+                expected="a folder outside of runs; `clbench verify` refuses files no run made",
+                got=f"a folder of the run {folder}",
+                next_step="choose another folder",
+            )
+
+
 def case_name(source: str, case: str) -> str:
     """What the files that a run keeps of a test case are called, without ending.
 

@@ -259,14 +259,15 @@ def test_a_case_that_cannot_be_used_is_named_and_the_others_are_ready(
     assert [files.case for *_, files in unprepared(course)] == ["1"]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
 def test_a_cache_that_cannot_be_written_ends_the_work_at_the_first_case(
-    data: Path, tmp_path: Path
+    data: Path, tmp_path: Path, jobs: int
 ) -> None:
     (tmp_path / "file").touch()
     course = catalog(data, tmp_path / "file" / "c")
     events: list[dict[str, Any]] = []
     with pytest.raises(StoreError, match="cannot be written"):
-        prepare(course, 1, events.append)
+        prepare(course, jobs, events.append)
     assert not events
 
 

@@ -18,7 +18,7 @@ from clbench.data.layouts import CaseFiles, find_layout, natural
 from clbench.errors import ClbenchError, DataError, SettingError
 from clbench.spec.benchmark import Benchmark, ExternalTest, Source, Step
 from clbench.spec.settings import PhantomSettings
-from clbench.spec.splits import PARTS, Split
+from clbench.spec.splits import PARTS, Draw, Split
 from clbench.store.run_folder import case_name
 
 Files = Mapping[str, Mapping[str, CaseFiles]]
@@ -396,6 +396,35 @@ def unmatched(course: Course, files: Files, drawn: Sequence[Split]) -> list[str]
     return list(lines)
 
 
+def _rules(
+    course: Course, benchmark: Benchmark, files: Files
+) -> Iterator[tuple[Step | ExternalTest, Draw, list[list[str]]]]:
+    """Steps whose split a rule draws, the rule, and the cases of each patient it may take."""
+    for step, split in course:
+        have = files.get(step.source, {})
+        if (rule := _with_case_ids(split, have).draw) is not None:
+            patient_of = benchmark.source(step.source).patient_of
+            yield step, rule, rule.candidates(have, patient_of)
+
+
+def asked_first(course: Course, benchmark: Benchmark, files: Files) -> list[tuple[str, str]]:
+    """(source, case) of those that drawing surely asks what they hold, each once.
+
+    Args:
+        course: the steps with their splits as they were asked for: with their rules.
+        benchmark: the course they belong to.
+        files: source → case → files at hand.
+    """
+    cases = [
+        (step.source, case)
+        for step, rule, patients in _rules(course, benchmark, files)
+        if rule.needs
+        for of_patient in patients[: rule.part * rule.size]
+        for case in of_patient
+    ]
+    return list(dict.fromkeys(cases))
+
+
 def drawn_from(course: Course, benchmark: Benchmark, files: Files) -> list[str]:
     """A line for every split that a rule draws: one patient more at hand may change it.
 
@@ -404,20 +433,11 @@ def drawn_from(course: Course, benchmark: Benchmark, files: Files) -> list[str]:
         benchmark: the course they belong to.
         files: source → case → files at hand.
     """
-    lines = []
-    for step, split in course:
-        have = files.get(step.source, {})
-        rule = _with_case_ids(split, have).draw
-        if rule is None:
-            continue
-        cases = set(have) & set(rule.among or have) - set(rule.without)
-        patients = {benchmark.source(step.source).patient_of(case) for case in cases}
-        lines.append(
-            f"the split of step {step.name!r} is drawn from {len(patients)} patients of "
-            f"{step.source}, and may be another one where there are others: freeze it with "
-            "`clbench data split`"
-        )
-    return lines
+    return [
+        f"the split of step {step.name!r} is drawn from {len(patients)} patients of {step.source}, "
+        "and may be another one where there are others: freeze it with `clbench data split`"
+        for step, _, patients in _rules(course, benchmark, files)
+    ]
 
 
 def _people(benchmark: Benchmark, files: Files) -> dict[tuple[str, str], tuple[str, str]]:

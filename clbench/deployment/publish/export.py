@@ -30,7 +30,6 @@ from typing import Any
 
 from safetensors.numpy import save as save_arrays
 
-from clbench.deployment.predict import outside_runs
 from clbench.deployment.publish.card import Described, model_card, monai_metadata
 from clbench.deployment.publish.tensors import read_tensors, write_tensors
 from clbench.deployment.trained import VECTORS, checkpoint_path, load_trained
@@ -68,7 +67,7 @@ def export_run(run: Path, to: Path, *, step: int | None = None) -> list[str]:
     record = RunRecord.read(run)
     _need_whole(run, record)
     _need_empty(to)
-    outside_runs(to, "an exported model is")
+    run_folder.outside_runs(to, "an exported model is")
     trained = load_trained(run, step=step, device="cpu")
     content = checkpoint.load(checkpoint_path(run, record, trained.step))
     content["memory"] = trained.plan.strategy.published(content["memory"])

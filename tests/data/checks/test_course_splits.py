@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clbench.data.checks.course_splits import (
+    asked_first,
     chosen,
     content_problems,
     course_problems,
@@ -227,3 +229,22 @@ def test_a_partial_that_names_files_is_refused() -> None:
     (problem,) = course_problems([], bench, {"btcv": of("61")}, patients=True)
     assert "names cases by their files" in str(problem)
     assert problem.expected == "61"
+
+
+def test_only_cases_that_drawing_surely_asks_about_are_looked_at_ahead() -> None:
+    """A folder may hold a thousand cases of which a rule takes ten."""
+    files: Any = {"lits": {str(i): None for i in range(100)}}
+    rule = Draw(seed=3, train=2, validation=1, test=1, part=2, needs=("liver",), without=("7",))
+    course: Any = [(BENCH.steps[1], Split(name="d", draw=rule))]
+    ahead = [case for _, case in asked_first(course, BENCH, files)]
+    asked: list[str] = []
+    rule.deal(
+        files["lits"],
+        patient=BENCH.source("lits").patient_of,
+        fits=lambda case: asked.append(case) is None,
+        where="here",
+    )
+    assert ahead == asked
+    assert len(asked) == 8
+    plain = replace(rule, needs=())
+    assert asked_first([(BENCH.steps[1], Split(name="d", draw=plain))], BENCH, files) == []
