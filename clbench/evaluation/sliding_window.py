@@ -43,12 +43,14 @@ def importance_map(patch_vox: Triple) -> Tensor:
     A Gaussian per axis with sigma = `SIGMA_SCALE` times the size, never below max(its minimum,
     1e-3).
 
-    Source: `monai.data.utils.compute_importance_map`, mode "gaussian".
+    Source: MONAI's `compute_importance_map`, mode "gaussian"; equal bits. Said anew here, as
+    `window_starts` is, for MONAI costs a run seconds to import, which few networks need.
     """
-    from monai.data.utils import compute_importance_map  # costs seconds to import
-
-    weight: Tensor = compute_importance_map(patch_vox, mode="gaussian", sigma_scale=SIGMA_SCALE)
-    return weight
+    weight = torch.ones(())
+    for size in patch_vox:
+        x = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+        weight = weight.unsqueeze(-1) * torch.exp(x**2 / (-2 * (SIGMA_SCALE * size) ** 2))
+    return weight.clamp_(min=max(float(weight.min()), 1e-3))
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
@@ -61,13 +63,10 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
         patch: voxels of a window, at most `size`.
         overlap: share of a window that its neighbor covers, in [0, 1).
 
-    Source: `monai.data.utils.dense_patch_slices`, at the interval of
-        `monai.inferers.sliding_window_inference`.
+    Source: MONAI's `dense_patch_slices`, at the interval of its `sliding_window_inference`.
     """
-    from monai.data.utils import dense_patch_slices  # costs seconds to import
-
     interval = patch if size == patch else max(int(patch * (1 - overlap)), 1)
-    return [rows.start for (rows,) in dense_patch_slices((size,), (patch,), (interval,))]
+    return [*range(0, size - patch, interval), size - patch]
 
 
 def stretches(starts: Sequence[int], patch: int, width: int, most: int) -> list[Stretch]:

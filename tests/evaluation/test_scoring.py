@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from locations import GOLDEN_FILES
-from monai.data.utils import dense_patch_slices
+from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import sliding_window_inference
 from monai.inferers.utils import _get_scan_interval
 from torch import Tensor, nn
@@ -132,14 +132,13 @@ def monai(
 # -------------------------------------------------------------------------------- sliding window
 
 
-@pytest.mark.parametrize("patch", [(96, 96, 96), (32, 48, 16), (7, 5, 1), (1, 1, 1)])
-def test_importance_map_is_a_gaussian_per_axis(patch: tuple[int, int, int]) -> None:
-    weight = torch.ones(())
-    for size in patch:
-        x = torch.arange(size, dtype=torch.float32) - (size - 1) / 2.0
-        weight = weight.unsqueeze(-1) * torch.exp(x**2 / (-2 * (0.125 * size) ** 2))
-    expected = weight.clamp(min=max(float(weight.min()), 1e-3))
-    assert torch.equal(importance_map(patch), expected)  # the bits that runs have had so far
+@pytest.mark.parametrize("patch", [(96, 96, 96), (56, 40, 16), (32, 48, 16), (7, 5, 1), (1, 1, 1)])
+def test_the_importance_map_is_monais_to_the_bit(patch: tuple[int, int, int]) -> None:
+    weight = importance_map(patch)
+    assert torch.equal(weight, compute_importance_map(patch, mode="gaussian", sigma_scale=0.125))
+    z, y, x = (math.exp(-(((size - 1) / 2 / (0.125 * size)) ** 2) / 2) for size in patch)
+    assert float(weight[0, 0, 0]) == pytest.approx(max(z * y * x, 1e-3), rel=1e-5)
+    assert weight.dtype == torch.float32
 
 
 @settings(max_examples=200, deadline=None)
