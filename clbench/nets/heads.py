@@ -9,10 +9,11 @@ from __future__ import annotations
 import functools
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,17 +68,6 @@ def split_parameters(params: Tensor) -> HeadParameters:
     )
 
 
-class _Share(NamedTuple):
-    """Neighbouring voxels, to be worked on in blocks."""
-
-    at: slice
-    block: int
-
-    def blocks(self, of: Tensor) -> Sequence[Tensor]:
-        """(rows, voxels) → (rows, block) each, and a rest."""
-        return torch.split(of[:, self.at], self.block, 1)
-
-
 class _Dynamic(torch.autograd.Function):
     """All structures at once, a block of voxels at a time, forward and backward.
 
@@ -92,8 +82,7 @@ class _Dynamic(torch.autograd.Function):
         count = params.shape[1]
         out = features.new_empty(batch, count, voxels)
         for b in range(batch):
-            head = split_parameters(params[b])
-            _each_share(functools.partial(_logits, features[b], head, out[b]), out[b])
+            _each_share(_logits, split_parameters(params[b]), features[b], out[b])
         return out
 
     @staticmethod
@@ -106,81 +95,74 @@ class _Dynamic(torch.autograd.Function):
         to_params = torch.empty_like(params)
         for b in range(len(features)):
             head = split_parameters(params[b])
-            gradient = functools.partial(_gradient, features[b], head, grad[b], to_features[b])
-            shares = _each_share(gradient, grad[b])
+            shares = _each_share(_gradient, head, features[b], grad[b], to_features[b])
             to_head = [torch.stack(parts).sum(0) for parts in zip(*shares, strict=True)]
             to_params[b] = torch.cat([t.reshape(count, -1) for t in to_head], dim=1)
         return to_features, to_params
 
 
-def _logits(features: Tensor, head: HeadParameters, out: Tensor, share: _Share) -> None:
-    """Fill a share of `out` (C, voxels) with the logits of `features` (8, voxels)."""
+# TorchScript runs these two (`_compiled`), so they keep to what it knows of Python.
+
+
+def _logits(head: HeadParameters, features: Tensor, out: Tensor, block: int) -> None:
+    """Fill `out` (C, voxels) with the logits of `features` (8, voxels), block by block."""
+    count, width = out.size(0), features.size(0)
     w1, b1 = head.w1.flatten(0, 1), head.b1.flatten(0, 1)
-    _, w2, w3, _, b2, b3 = head
-    rooms = _rooms(out, WIDTH, WIDTH, 1)
-    for x, logits in zip(share.blocks(features), share.blocks(out), strict=True):
-        first, second, third = rooms(x.shape[1])
-        torch.addmm(b1, w1, x, out=first.rows).relu_()
-        torch.baddbmm(b2, w2, first.each, out=second.each).relu_()
-        torch.baddbmm(b3, w3, second.each, out=third.each)
-        logits.copy_(third.rows)
+    first = out.new_empty([0])
+    second, third = first, first
+    voxels = -1
+    for x, logits in zip(torch.split(features, block, 1), torch.split(out, block, 1)):  # noqa: B905
+        if x.size(1) != voxels:  # the first block, or a rest: the same memory for all others
+            voxels = x.size(1)
+            first = out.new_empty([count, width, voxels])
+            second, third = torch.empty_like(first), out.new_empty([count, 1, voxels])
+        torch.addmm(b1, w1, x, out=first.view(-1, voxels)).relu_()
+        torch.baddbmm(head.b2, head.w2, first, out=second).relu_()
+        torch.baddbmm(head.b3, head.w3, second, out=third)
+        logits.copy_(third.view(-1, voxels))
 
 
 def _gradient(
-    features: Tensor, head: HeadParameters, grad: Tensor, to_features: Tensor, share: _Share
+    head: HeadParameters, features: Tensor, grad: Tensor, to_features: Tensor, block: int
 ) -> HeadParameters:
-    """The parameters' gradient over a share of the voxels; the features' is filled in."""
+    """The parameters' gradient over `grad` (C, voxels); the features' is filled in.
+
+    Hidden values are computed again, `block` voxels at a time.
+    """
+    count, width = grad.size(0), features.size(0)
     w1, b1, up = head.w1.flatten(0, 1), head.b1.flatten(0, 1), head.w3.transpose(1, 2)
-    to_head = HeadParameters(*map(torch.zeros_like, head))
-    rooms = _rooms(grad, WIDTH, WIDTH, WIDTH)
-    of_blocks = map(share.blocks, (features, grad, to_features))
-    for x, given, to_x in zip(*of_blocks, strict=True):
-        first, second, third = rooms(x.shape[1])
-        torch.addmm(b1, w1, x, out=first.rows).relu_()
-        torch.baddbmm(head.b2, head.w2, first.each, out=second.each).relu_()
-        given = given.unsqueeze(1)  # (C, 1, block)
-        to_head.w3.baddbmm_(given, second.each.transpose(1, 2))
-        to_head.b3.add_(given.sum(2, keepdim=True))
-        back = _relu_back(torch.mul(up, given, out=third.each), second.each)
-        to_head.w2.baddbmm_(back, first.each.transpose(1, 2))
-        to_head.b2.add_(back.sum(2, keepdim=True))
+    to_w1, to_b1 = torch.zeros_like(head.w1), torch.zeros_like(head.b1)
+    to_w2, to_b2 = torch.zeros_like(head.w2), torch.zeros_like(head.b2)
+    to_w3, to_b3 = torch.zeros_like(head.w3), torch.zeros_like(head.b3)
+    first = grad.new_empty([0])
+    second, third = first, first
+    voxels = -1
+    for x, given, to_x in zip(  # noqa: B905
+        torch.split(features, block, 1),
+        torch.split(grad, block, 1),
+        torch.split(to_features, block, 1),
+    ):
+        if x.size(1) != voxels:
+            voxels = x.size(1)
+            first = grad.new_empty([count, width, voxels])
+            second, third = torch.empty_like(first), torch.empty_like(first)
+        torch.addmm(b1, w1, x, out=first.view(-1, voxels)).relu_()
+        torch.baddbmm(head.b2, head.w2, first, out=second).relu_()
+        above = given.unsqueeze(1)  # (C, 1, block)
+        to_w3.baddbmm_(above, second.transpose(1, 2))
+        to_b3.add_(above.sum(2, keepdim=True))
+        torch.mul(up, above, out=third)
+        torch.ops.aten.threshold_backward(third, second, 0, grad_input=third)  # where ReLU let by
+        to_w2.baddbmm_(third, first.transpose(1, 2))
+        to_b2.add_(third.sum(2, keepdim=True))
         # what the second layer held is not needed any more
-        torch.bmm(head.w2.transpose(1, 2), back, out=second.each)
-        back = _relu_back(second.each, first.each)
-        to_head.w1.view(-1, WIDTH).addmm_(second.rows, x.t())
-        to_head.b1.add_(back.sum(2, keepdim=True))
-        to_x.copy_(w1.t() @ second.rows)
-    return to_head
-
-
-class _Room(NamedTuple):
-    """Memory for a layer's values on a block of voxels."""
-
-    each: Tensor
-    """(C, width, block)."""
-    rows: Tensor
-    """(C · width, block): the same memory."""
-
-
-def _rooms(like: Tensor, *widths: int) -> Callable[[int], tuple[_Room, ...]]:
-    """Rooms of the given widths for the blocks of C structures, the same memory for every block."""
-    last: dict[int, tuple[_Room, ...]] = {}
-
-    def rooms(voxels: int) -> tuple[_Room, ...]:
-        if voxels not in last:
-            last.clear()
-            new = [like.new_empty(len(like), width, voxels) for width in widths]
-            last[voxels] = tuple(_Room(each=room, rows=room.flatten(0, 1)) for room in new)
-        return last[voxels]
-
-    return rooms
-
-
-def _relu_back(grad: Tensor, out: Tensor) -> Tensor:
-    """The gradient where a ReLU let through, in place."""
-    into = torch.ops.aten.threshold_backward.grad_input
-    masked: Tensor = into(grad, out, 0, grad_input=grad)
-    return masked
+        torch.bmm(head.w2.transpose(1, 2), third, out=second)
+        torch.ops.aten.threshold_backward(second, first, 0, grad_input=second)
+        rows = second.view(-1, voxels)
+        to_w1.view(-1, width).addmm_(rows, x.t())
+        to_b1.add_(second.sum(2, keepdim=True))
+        to_x.copy_(w1.t() @ rows)
+    return HeadParameters(to_w1, to_w2, to_w3, to_b1, to_b2, to_b3)
 
 
 def _block(voxels: int, count: int, device: torch.device) -> int:
@@ -190,37 +172,57 @@ def _block(voxels: int, count: int, device: torch.device) -> int:
     return max(256, values // (WIDTH * count))
 
 
-def _each_share(work: Callable[[_Share], Done], logits: Tensor) -> list[Done]:
-    """Do `work` on all blocks of voxels, each thread on its own share of neighbours.
+def _each_share(work: Callable[..., Done], head: HeadParameters, *maps: Tensor) -> list[Done]:
+    """Do `work` on all voxels, each thread on its own share of neighbours.
 
     A block is too little work to divide among threads: they would wait for each other in every
     product, and on a busy machine for a thread that is not running. So a thread takes whole blocks.
 
     Args:
-        work: takes a share of the voxels; called without gradients being recorded.
-        logits: (C, voxels), or their gradient; tells how many blocks there are.
+        work: takes the parameters, a share of each map, and the voxels of a block; called without
+            gradients being recorded.
+        head: parameters of C structures.
+        maps: (rows, voxels) each; the second one has C rows.
 
     Returns:
         What `work` returned for each share, in the order of the voxels.
     """
-    voxels = logits.shape[1]
-    block = _block(voxels, len(logits), logits.device)
+    voxels, on_cpu = maps[1].shape[1], maps[1].device.type == "cpu"
+    block = _block(voxels, len(maps[1]), maps[1].device)
     blocks = -(-voxels // block)
-    threads = torch.get_num_threads() if logits.device.type == "cpu" else 1
     # a mode that counts operations, say, belongs to the thread that set it
-    if threads == 1 or blocks < threads or is_in_torch_dispatch_mode():
-        return [work(_Share(slice(0, voxels), block))]
+    counted = is_in_torch_dispatch_mode()
+    threads = torch.get_num_threads() if on_cpu and not counted else 1
+    if on_cpu and not counted:
+        work = _compiled(work)
+    if threads == 1 or blocks < threads:
+        return [work(head, *maps, block)]
     size = -(-blocks // threads) * block
-    shares = [_Share(slice(a, a + size), block) for a in range(0, voxels, size)]
+    shares = zip(*(torch.split(of, size, 1) for of in maps), strict=True)
 
     # the mode belongs to a thread, too, and tensors made in inference may be filled in it alone
     without_gradient = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
 
-    def quietly(share: _Share) -> Done:
+    def quietly(share: tuple[Tensor, ...]) -> Done:
         with without_gradient():
-            return work(share)
+            return work(head, *share, block)
 
     return list(_threads(threads, os.getpid()).map(quietly, shares))
+
+
+@functools.cache
+def _compiled(work: Callable[..., Done]) -> Callable[..., Done]:
+    """The function as TorchScript: equal bits, without Python between two small operations.
+
+    Python lets one thread at a time go on, so threads that all work in blocks wait for it between
+    any two. Where torch cannot compile it, the function itself.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return cast("Callable[..., Done]", torch.jit.script(work))
+        except Exception:  # no TorchScript, no source at hand: all the same
+            return work
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -101,17 +102,20 @@ def test_threads_share_the_blocks_and_find_the_same(monkeypatch: pytest.MonkeyPa
     weight = torch.randn(2, 5, 9, 10, 11)  # 990 voxels: four blocks, the last one shorter
     features, params = torch.randn(2, 8, 9, 10, 11), torch.randn(2, 5, 153)
     used, got = set[str](), []
-    plain = heads._gradient
+    compiled = heads._compiled
 
-    def noted(*arguments: Any) -> heads.HeadParameters:
-        used.add(threading.current_thread().name)
-        assert torch.get_num_threads() == 1, "products inside a block are not divided"
-        return plain(*arguments)
+    def noted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def share(*arguments: Any) -> Any:
+            used.add(threading.current_thread().name)
+            assert torch.get_num_threads() == 1, "products inside a block are not divided"
+            return compiled(work)(*arguments)
+
+        return share
 
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            monkeypatch.setattr(heads, "_gradient", plain if threads == 1 else noted)
+            monkeypatch.setattr(heads, "_compiled", compiled if threads == 1 else noted)
             f, p = features.clone().requires_grad_(), params.clone().requires_grad_()
             out = dynamic_head(f, p)
             (out * weight).sum().backward()
@@ -125,6 +129,40 @@ def test_threads_share_the_blocks_and_find_the_same(monkeypatch: pytest.MonkeyPa
     assert torch.equal(got[0][0], got[1][0])
     assert torch.equal(got[0][1], got[1][1])
     torch.testing.assert_close(got[0][2], got[1][2])  # a sum over voxels, in another order
+
+
+@pytest.mark.parametrize("voxels", [1, 7, 16, 33, 50])
+def test_compiled_it_runs_without_python_and_finds_the_same_bits(voxels: int) -> None:
+    torch.manual_seed(voxels)
+    head = heads.split_parameters(torch.randn(3, 153))
+    features, given = torch.randn(8, voxels), torch.randn(3, voxels)
+    cases: list[tuple[Callable[..., Any], list[torch.Tensor]]] = [
+        (heads._logits, [given]),
+        (heads._gradient, [given, torch.empty(8, voxels)]),
+    ]
+    for work, maps in cases:
+        compiled = heads._compiled(work)
+        assert isinstance(compiled, torch.jit.ScriptFunction)
+        found = []
+        for one in (work, compiled, compiled):  # the second time it is optimized
+            filled = [t.clone() for t in maps]
+            found.append((*(one(head, features, *filled, 16) or ()), *filled))
+        for other in found[1:]:
+            assert all(map(torch.equal, found[0], other))
+
+
+def test_where_torch_cannot_compile_the_head_works_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features, params = torch.randn(1, 8, 5, 6, 7), torch.randn(1, 3, 153)
+    compiled = dynamic_head(features, params)
+    monkeypatch.delattr(torch.jit, "script")
+    heads._compiled.cache_clear()
+    try:
+        assert torch.equal(dynamic_head(features, params), compiled)
+        assert heads._compiled(heads._logits) is heads._logits
+    finally:
+        heads._compiled.cache_clear()
 
 
 def test_gradients_are_right_to_double_precision() -> None:
