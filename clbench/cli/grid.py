@@ -283,7 +283,8 @@ def _work_off_here(
         more: further words of `clbench run` for each.
     """
     from clbench import reproducibility
-    from clbench.grid.local import slots, work_off
+    from clbench.grid import forks
+    from clbench.grid.local import as_program, slots, work_off
 
     places = slots(jobs, threads, gpus=gpus, cpus=reproducibility.cores())
     left = sum(not job.is_finished() for job in planned)
@@ -292,7 +293,11 @@ def _work_off_here(
     if left:
         each = f"{places[0].threads} thread(s) each"
         typer.echo(f"{left} runs to make, {len(places)} at a time, {each}")
-    return work_off(planned, places, more=more, watch=lambda event: _say(event, planned))
+    forked = bool(left) and not gpus and forks.are_ready(places[0].environment)
+    begin = forks.start if forked else as_program
+    return work_off(
+        planned, places, more=more, watch=lambda event: _say(event, planned), begin=begin
+    )
 
 
 def _fitting(planned: list[Job], wanted: int) -> int:

@@ -1,6 +1,7 @@
 """Working off jobs on this machine: one process per GPU, or processes of few threads on a CPU.
 
-Each run is a process of `clbench run`, so one that dies takes nothing with it, and leaves its lock.
+Each run is a process of its own, so one that dies takes nothing with it, and leaves its lock: a
+program `clbench run`, or on a CPU a fork that does the same (`clbench.grid.forks`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import psutil
 
@@ -49,12 +51,36 @@ class Slot:
     """What its process gets beside this one's."""
 
 
+class Process(Protocol):
+    """A process that makes one run, as `subprocess.Popen` has them."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status; -n: ended by signal n; None: not known to have ended."""
+
+    def poll(self) -> int | None:
+        """The exit status; None: it runs."""
+
+    def wait(self) -> int | None:
+        """Its exit status, once it has ended."""
+
+    def send_signal(self, number: int, /) -> None:
+        """Send a signal, where it still runs."""
+
+
+Begin = Callable[[Sequence[str], Path, Mapping[str, str]], Process]
+"""Starts a run: words of `clbench run`, file for its output, environment beside this one's."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Started:
     job: Job
     slot: Slot
-    process: subprocess.Popen[bytes]
-    log: IO[bytes]
+    process: Process
 
 
 def slots(count: int | None, threads: int | None, *, gpus: int, cpus: int) -> list[Slot]:
@@ -111,12 +137,27 @@ def free_bytes() -> int:
     return min(int(psutil.virtual_memory().available), left_in_group())
 
 
+def as_program(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> Process:
+    """Start a run as a program of its own; see `Begin`."""
+    with log.open("ab") as out:
+        return subprocess.Popen(  # noqa: S603  # words are no shell's
+            [*COMMAND, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,  # one thread
+        )
+
+
 def work_off(
     jobs: Sequence[Job],
     places: Sequence[Slot],
     *,
     more: Sequence[str] = (),
     watch: Callable[[Mapping[str, Any]], None] = lambda event: None,
+    begin: Begin = as_program,
 ) -> list[Job]:
     """Make every run that is not finished; return those that failed.
 
@@ -129,6 +170,7 @@ def work_off(
         places: where they compute.
         more: further words of `clbench run` for each, such as `--cache DIR`.
         watch: is told of `started`, `ended` and `elsewhere`, each with the job.
+        begin: starts a run.
 
     Raises:
         Stopped: by a signal; the same command goes on.
@@ -149,11 +191,10 @@ def work_off(
                     if job.is_running():
                         watch({"event": "elsewhere", "job": job})
                         continue
-                    started.append(_start(job, free.pop(), more))
+                    started.append(_start(job, free.pop(), more, begin))
                     watch({"event": "started", "job": job})
                 for one in [s for s in started if s.process.poll() is not None]:
                     started.remove(one)
-                    one.log.close()
                     free.append(one.slot)
                     watch({"event": _took_end(one, todo, failed, stops), "job": one.job})
                 if signals.asked():
@@ -164,7 +205,6 @@ def work_off(
                 one.process.send_signal(signal.SIGTERM)
             for one in started:
                 one.process.wait()
-                one.log.close()
                 _ended(one, told=True)
         signals.check(f"{len(todo) + len(started)} runs left")
     return failed
@@ -185,23 +225,14 @@ def next_job(todo: Sequence[Job], started: Sequence[Job]) -> Job | None:
     return None
 
 
-def _start(job: Job, slot: Slot, more: Sequence[str]) -> _Started:
+def _start(job: Job, slot: Slot, more: Sequence[str], begin: Begin) -> _Started:
     files.make_folder(job.log.parent)
     for told_before in (job.failure, job.ticket):
         told_before.unlink(missing_ok=True)
-    log = job.log.open("ab")
+    job.log.touch()
     of_slot = ("--device", slot.device, "--threads", str(slot.threads))
-    arguments = [*job.arguments(), *of_slot, *more]
-    process = subprocess.Popen(  # noqa: S603  # arguments are no shell's
-        [*COMMAND, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, **slot.environment},
-        start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
-        preexec_fn=end_with_parent if sys.platform == "linux" else None,  # one thread
-    )
-    return _Started(job=job, slot=slot, process=process, log=log)
+    words = [*job.arguments(), *of_slot, *more]
+    return _Started(job=job, slot=slot, process=begin(words, job.log, slot.environment))
 
 
 def end_with_parent() -> None:
@@ -242,6 +273,7 @@ def _ended(one: _Started, *, told: bool, too_often: bool = False) -> bool:
         too_often: to have been stopped counts as failed.
     """
     status = one.process.returncode
+    assert status is not None  # noqa: S101  # it has ended
     if status == 0 or (told and stopped(status)):
         return False
     if status == signals.STATUS and not too_often:

@@ -20,7 +20,7 @@ import pytest
 from clbench import reproducibility, signals
 from clbench.cli.grid import _work_off_here
 from clbench.errors import SettingError
-from clbench.grid import local
+from clbench.grid import forks, local
 from clbench.grid.jobs import Job, State, estimate, states
 from clbench.grid.local import Slot, free_bytes, next_job, peak_bytes, slots, work_off
 from clbench.store import files
@@ -192,7 +192,7 @@ def test_a_run_that_was_still_importing_failed_only_where_it_alone_was_told(
         pid = os.getpid() if everyone else started[0].pid
         os.kill(pid, signal.SIGTERM)
 
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[local.Process] = []
     start = local._start
 
     def begin(*words: Any) -> Any:
@@ -284,6 +284,7 @@ def test_fewer_runs_at_a_time_where_memory_is_short(
     monkeypatch.setattr(reproducibility, "cores", lambda: 5)
     monkeypatch.setattr(local, "peak_bytes", lambda jobs: 4 << 30)
     monkeypatch.setattr(local, "free_bytes", lambda: 10 << 30)
+    monkeypatch.setattr(forks, "are_ready", lambda environment: False)  # a script stands in
     more = ["--cache", str(finished_record)]
     jobs = [make_job("lwf", seed) for seed in range(4)]
     assert _work_off_here(jobs, None, None, gpus=0, more=more) == []
@@ -335,10 +336,10 @@ def test_no_place_has_two_runs_at_a_time(
     busy: list[Slot] = []
     start, took_end = local._start, local._took_end
 
-    def started(job: Job, slot: Slot, more: Any) -> Any:
+    def started(job: Job, slot: Slot, *rest: Any) -> Any:
         assert slot not in busy
         busy.append(slot)
-        return start(job, slot, more)
+        return start(job, slot, *rest)
 
     def ended(one: Any, *rest: Any) -> str:
         busy.remove(one.slot)
