@@ -138,7 +138,13 @@ def free_bytes() -> int:
 
 
 def as_program(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> Process:
-    """Start a run as a program of its own; see `Begin`."""
+    """Start a run as a program of its own.
+
+    Args:
+        words: of `clbench run`.
+        log: its output goes to the end of this file.
+        environment: beside this process's own.
+    """
     with log.open("ab") as out:
         return subprocess.Popen(  # noqa: S603  # words are no shell's
             [*COMMAND, *words],
