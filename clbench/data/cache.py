@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -176,7 +176,7 @@ class VolumeCache:
             what: `values` alone are those of labels, for `holds`; `images` adds hashes of files and
                 image, and `notes` what is odd.
         """
-        with contextlib.suppress(DataError), read_once():
+        with contextlib.suppress(DataError), self._unchanged(files), read_once():
             if what == "values":
                 self.holds(files, source)
                 return
@@ -186,6 +186,16 @@ class VolumeCache:
                 self.notes(files, source, read)
                 self.holds(files, source)
             self._remember(_images(source), files.image, lambda: digest_of(read().image))
+
+    @contextlib.contextmanager
+    def _unchanged(self, files: CaseFiles) -> Iterator[None]:
+        """Forget what is found out of a file in this block, where it changes meanwhile."""
+        before = {path: self._place("", path) for path in files.files}
+        yield
+        changed = {str(path.resolve()) for path in before if self._place("", path) != before[path]}
+        for known in [known for known in self._known if known[1] in changed]:
+            self._note(known).unlink(missing_ok=True)
+            del self._known[known]
 
     def has_looked(self, files: CaseFiles, source: Source, what: Looks) -> bool:
         """Whether what `look` would keep is kept; no file is read.

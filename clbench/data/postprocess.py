@@ -266,7 +266,7 @@ def clean_bits(
     Args:
         bits: (D, H, W) unsigned, bit k = structures[k].
         structures: canonical names, in bit order.
-        rules: names of rules, applied in this order.
+        rules: names of rules, applied in the order of `RULES`.
     """
     view = BitMasks(bits.copy(), structures)
     apply_rules(view, rules)
@@ -284,7 +284,7 @@ def clean(
     Args:
         masks: (K, D, H, W) bool, on the CPU; not changed.
         structures: the K canonical names.
-        rules: names of rules, applied in this order.
+        rules: names of rules, applied in the order of `RULES`.
         volume: the case the masks are of; `left_right` needs it.
     """
     plane = None

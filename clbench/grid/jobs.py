@@ -125,7 +125,12 @@ class Job:
 
     def failed(self) -> Mapping[str, Any] | None:
         """Exit status and last lines of the attempt that failed; None: none did."""
-        return files.read_json(self.failure) if self.failure.exists() else None
+        if not self.failure.exists():
+            return None
+        try:
+            return files.read_json(self.failure)
+        except StoreError:  # it failed, whatever the note said; the next attempt replaces it
+            return {"status": "unknown", "signal": None, "last_lines": last_lines(self.log)}
 
     def note_failure(self, log: Path, *, status: int | str, signal: str | None = None) -> None:
         """Write down that it failed.

@@ -282,14 +282,24 @@ def queued(jobs: Sequence[Job]) -> list[Job]:
     return [job for job in asked if job_id(job) in waiting]
 
 
+def _ticket(job: Job) -> dict[str, Any]:
+    """What was kept of its last job.
+
+    Raises:
+        StoreError: it is damaged.
+    """
+    told = "cancel the job if `squeue` shows it, delete the file and repeat the command"
+    return files.read_json(job.ticket, next_step=told)
+
+
 def job_id(job: Job) -> str | None:
     """The cluster's number of its last job; None: it never had one."""
-    return str(files.read_json(job.ticket)["job"]) if job.ticket.exists() else None
+    return str(_ticket(job)["job"]) if job.ticket.exists() else None
 
 
 def owners(jobs: Sequence[Job]) -> frozenset[str]:
     """Who else than this user submitted jobs of a study."""
-    tickets = [files.read_json(job.ticket) for job in jobs if job.ticket.exists()]
+    tickets = [_ticket(job) for job in jobs if job.ticket.exists()]
     return frozenset(filter(None, (ticket.get("user") for ticket in tickets))) - {_user()}
 
 
@@ -371,5 +381,5 @@ def left_queue(job: Job) -> dict[str, Any]:
     """Last words of a run whose job has left the queue; empty: it never had a job."""
     if not job.ticket.exists():
         return {}
-    log = Path(files.read_json(job.ticket)["log"])
+    log = Path(_ticket(job)["log"])
     return {"status": "unknown", "signal": None, "log": str(log), "last_lines": last_lines(log)}

@@ -364,8 +364,12 @@ def _cost(folder: Path, record: RunRecord, report: Verified) -> None:
     if not path.exists():
         report.unchecked.append("cost.csv: not there")
         return
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = list(csv.DictReader(file))
+    anew = f"`clbench cost {shlex.quote(str(folder))}` writes the file anew"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as err:
+        raise StoreError("costs cannot be read", where=path, got=err, next_step=anew) from err
     for line, cells in enumerate(lines, 2):
         cost = record.cost.get(cells.get("step", ""), {})
         flat = {**cost, **cost.get("train", {})}
@@ -377,6 +381,6 @@ def _cost(folder: Path, record: RunRecord, report: Verified) -> None:
                     where=f"{path}, line {line}, column {column}",
                     expected=expected,
                     got=cells.get(column),
-                    next_step=f"`clbench cost {shlex.quote(str(folder))}` writes the file anew",
+                    next_step=anew,
                 )
     report.checked.append(f"cost.csv: {len(lines)} steps against run.json")

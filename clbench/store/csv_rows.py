@@ -56,15 +56,18 @@ def read_rows(
         allowed: column → the values it may have; a column that is not named may have any.
 
     Raises:
-        StoreError: missing, other columns, or a line that is none; names the line.
+        StoreError: missing, no text, other columns, or a line that is none; names the line.
     """
     types = get_type_hints(kind)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             lines = list(csv.reader(file))
-    except OSError as err:
+    except (OSError, UnicodeDecodeError, csv.Error) as err:
         raise StoreError(
-            f"{what} cannot be read", where=path, got=err.strerror, next_step=next_step
+            f"{what} cannot be read",
+            where=path,
+            got=err.strerror if isinstance(err, OSError) else err,
+            next_step=next_step if isinstance(err, OSError) else "run again with --fresh",
         ) from err
     if not lines or lines[0] != list(types):
         raise StoreError(

@@ -411,13 +411,17 @@ def sha256(path: Path) -> str:
         ) from err
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, next_step: str = "run again with --fresh") -> dict[str, Any]:
     """Read a JSON object.
+
+    Args:
+        path: the file.
+        next_step: what to do where it cannot be read.
 
     Raises:
         StoreError: missing, or not a JSON object.
     """
-    refused = partial(StoreError, where=path, next_step="run again with --fresh")
+    refused = partial(StoreError, where=path, next_step=next_step)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -296,7 +296,7 @@ def take_events(path: Path, log: Path, step: int, later: Collection[int] = ()) -
 def read_events(path: Path) -> list[dict[str, Any]]:
     """The events of a log; a last line cut off by a crash is left out."""
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             events.append(json.loads(line))
         except ValueError:

@@ -37,6 +37,8 @@ from clbench.training.resume import Watch
 FILE = "trial.json"
 """What a finished trial says of itself, in its folder."""
 _VALIDATION = "validation.json"
+ANEW = "delete the folder that the file lies in and repeat the command: the trial is made again"
+"""What to do where a file of a trial is damaged."""
 
 
 @dataclass(kw_only=True)
@@ -92,9 +94,13 @@ class Trial:
 
     @classmethod
     def read(cls, folder: Path) -> Trial | None:
-        """The trial of a folder; None: it is not finished."""
+        """The trial of a folder; None: it is not finished.
+
+        Raises:
+            StoreError: what it left is damaged.
+        """
         path = folder / FILE
-        return cls(**files.read_json(path)) if path.exists() else None
+        return cls(**files.read_json(path, next_step=ANEW)) if path.exists() else None
 
 
 class _TrialCourse(Course):
@@ -249,7 +255,7 @@ def run_trial(plan: TrialPlan, number: int, settings: Mapping[str, Any], watch: 
         failure, fault = err.brief, not isinstance(err, DivergedError)
         shutil.rmtree(plan.step_folder(1) / "resume", ignore_errors=True)
     record = RunRecord.read(plan.folder)
-    taken = {} if failure else files.read_json(plan.folder / _VALIDATION)
+    taken = {} if failure else files.read_json(plan.folder / _VALIDATION, next_step=ANEW)
     dice = taken.get("dice", {})
     trial = Trial(
         number=number,

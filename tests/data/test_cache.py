@@ -221,6 +221,29 @@ def test_a_file_put_in_place_with_the_size_and_time_of_another_one_is_another(
         before = after
 
 
+def test_a_file_replaced_while_it_is_looked_at_is_read_again(
+    files: CaseFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, other = cache_module.read_case, tmp_path / "other.nii.gz"
+    nib.save(nib.Nifti1Image(np.full((12, 12, 12), 7, np.int16), np.eye(4)), other)
+
+    def replaced(*case: Any) -> Any:
+        read = real(*case)
+        if other.exists():
+            other.replace(files.image)
+        return read
+
+    monkeypatch.setattr(cache_module, "read_case", replaced)
+    looked = VolumeCache(tmp_path / "c")
+    looked.look(files, SOURCE, "notes")
+    assert not other.exists()
+    for cache in (looked, VolumeCache(tmp_path / "c")):  # in this process and a later one
+        assert not cache.has_looked(files, SOURCE, "images")
+    afresh = VolumeCache(tmp_path / "d")
+    assert looked.image_hash(files, SOURCE) == afresh.image_hash(files, SOURCE)
+    assert looked.content_hash(files) == afresh.content_hash(files)
+
+
 def test_structures_that_a_case_holds_and_does_not_annotate(
     files: CaseFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

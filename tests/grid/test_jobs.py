@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from clbench.cli.grid import _at_work, _table
+from clbench.cli.grid import _at_work, _failure, _table
 from clbench.errors import SettingError
 from clbench.grid.jobs import Job, State, estimate, plan_jobs, states
 from clbench.grid.study_file import StudyFile, cells
@@ -156,6 +156,16 @@ def test_a_failure_keeps_the_last_lines_in_order(make_job: MakeJob, tmp_path: Pa
     job.log.parent.mkdir(parents=True, exist_ok=True)
     job.note_failure(log, status=1)
     assert (job.failed() or {})["last_lines"] == [f"line {k}" for k in range(18, 30)]
+
+
+def test_a_note_of_a_failure_that_is_torn_stops_no_study(make_job: MakeJob) -> None:
+    jobs = [make_job("lwf", 0), make_job("mib", 0)]
+    jobs[0].log.parent.mkdir(parents=True, exist_ok=True)
+    jobs[0].log.write_text("boom\n", encoding="utf-8")
+    jobs[0].failure.write_text("{", encoding="utf-8")
+    assert states(jobs) == [State.FAILED, State.TO_DO]
+    assert "status unknown" in _failure(jobs[0])
+    assert "boom" in _failure(jobs[0])
 
 
 def test_status_counts_the_steps_of_finished_runs_and_names_what_is_unmeasured(

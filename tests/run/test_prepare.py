@@ -162,9 +162,15 @@ def test_several_processes_see_what_one_sees_and_end(
     look(two, cases_of(data), "notes", watch=events.append)
     assert len(events) == COUNT  # nothing twice
 
+    def of_loky(process: psutil.Process) -> bool:
+        try:
+            return "popen_loky" in " ".join(process.cmdline())
+        except psutil.Error:  # it has just ended
+            return False
+
     def workers() -> list[psutil.Process]:
         left = set(psutil.Process().children(recursive=True)) - before
-        return [p for p in left if "popen_loky" in " ".join(p.cmdline())]
+        return [*filter(of_loky, left)]
 
     pause = threading.Event()
     for _ in range(600):

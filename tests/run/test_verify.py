@@ -212,6 +212,12 @@ def test_a_record_whose_own_checksum_was_taken_off(run: Path) -> None:
     assert "has none of its own" in refused(run)
 
 
+def test_costs_that_are_no_text(run: Path) -> None:
+    (run / "cost.csv").write_bytes(b"step\xff\n")
+    unseal(run)
+    assert "costs cannot be read" in refused(run)
+
+
 def test_a_cost_that_the_record_does_not_hold(run: Path) -> None:
     unseal(run)
     record = run_folder.read_record(run)

@@ -56,6 +56,29 @@ def test_damaged_scores_are_refused(old: str, new: str, says: str, tmp_path: Pat
     assert str(path) in str(err.value)
 
 
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (b"\xff", "can't decode byte 0xff"),
+        (b'"' + b"1,2\n" * 50_000, "field larger than field limit"),  # a quote that never ends
+    ],
+)
+def test_scores_that_are_no_text_are_refused(damage: bytes, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    run_folder.write_scores(path, [ROW])
+    path.write_bytes(path.read_bytes() + damage)
+    with pytest.raises(StoreError, match="cannot be read") as err:
+        run_folder.read_scores(path)
+    assert says in str(err.value)
+    assert "--fresh" in str(err.value)
+
+
+def test_events_are_read_up_to_a_damaged_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2, "note": "\xff"}\n{"step": 3}\n')
+    assert run_folder.read_events(path) == [{"step": 1}]
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "scores.csv"
     run_folder.write_scores(path, [ROW])

@@ -93,6 +93,17 @@ def test_trials_open_training_and_validation_cases_of_the_rules_steps_alone(
     assert set(record.ledger["2"]["tuning"]) == set(seen["validation"])  # after the last step
 
 
+def test_a_torn_file_of_a_trial_says_how_to_go_on(tuned: TunedStrategy, tmp_path: Path) -> None:
+    folder = shutil.copytree(tuned.folder / "trial_002", tmp_path / "trial_002")
+    (folder / "trial.json").write_text("{", encoding="utf-8")
+    with pytest.raises(StoreError, match="cannot be read") as err:
+        Trial.read(folder)
+    assert "--fresh" not in str(err.value)  # which `clbench tune` does not know
+    assert "delete the folder" in str(err.value)
+    shutil.rmtree(folder)
+    assert Trial.read(folder) is None
+
+
 def test_the_same_command_goes_on_with_the_trials_that_are_missing(
     tuned: TunedStrategy, asked: TuneSettings
 ) -> None:
