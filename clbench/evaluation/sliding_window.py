@@ -397,7 +397,7 @@ class VolumePredictor:
                 order. (torch may round a sigmoid otherwise at the end of an array, which counts
                 where a logit is within 1e-7 of the threshold.) None: at once; so also where
                 a number of windows is asked to share a forward pass, whose bits depend on who
-                shares.
+                shares. On a GPU windows share passes unasked, so there it holds up to rounding.
         """
         d, h, w = volume.image.shape
         dtype = bits_dtype(len(self.structures))

@@ -21,7 +21,7 @@ from clbench.statistics.intervals import Interval
 from clbench.types import Floats
 
 DECIMALS = 12  # a difference of two scores that should be 0 is 0
-NO_SPREAD = 1e-13  # a variance below this share of its uncentred sum is rounding
+NO_SPREAD = 1e-13  # a variance below this share of the sum of squared sizes is rounding
 ONE_RUN = "one training run: conditional on it"
 TWO_RUNS = "two training runs: how far runs differ is hardly known"
 ONE_PATIENT = "a class has a single patient: its spread is not known"
@@ -162,10 +162,10 @@ def estimate_of(cells: Cells) -> MacroEstimate:
     n = cells.valid.sum(axis=0)
     class_means = cells.values.sum(axis=0) / n
     residual = (spread_weights * (cells.values - class_means)).sum(axis=1)
-    uncentred = float(((spread_weights * cells.values).sum(axis=1) ** 2).sum())
+    scale = float(((spread_weights * np.abs(cells.values)).sum(axis=1) ** 2).sum())
     squares = residual**2
     variance = float(squares.sum())
-    variance = 0.0 if variance <= NO_SPREAD * uncentred else variance
+    variance = 0.0 if variance <= NO_SPREAD * scale else variance
     lost = 0.0  # sum of variance² / df over the data sets
     if variance:
         for index in np.unique(cells.sets):

@@ -279,10 +279,17 @@ class _Tests:
         )
 
     def _best_holm(self, k: int) -> float:
-        """The smallest Holm-adjusted p that any data could give this comparison."""
+        """The smallest Holm-adjusted p that any data could give this comparison.
+
+        Those of at least as many patients may be rejected before it; its p is no smaller than
+        theirs, each at its own smallest.
+        """
         n = [c.n for c in self.cells]
-        smallest = max(2.0 ** (1 - n[k]), 1 / self.patterns.represented)
-        return smallest * sum(other <= n[k] for other in n)
+        return max(
+            max(2.0 ** (1 - v), 1 / self.patterns.represented) * sum(other <= v for other in n)
+            for v in set(n)
+            if v >= n[k]
+        )
 
     def _level(self, df: float, limit: float, m: int) -> float:
         """Two-sided level of one comparison that a critical value stands for."""

@@ -331,7 +331,11 @@ def tie_groups(
     for (i, j), value in zip(pairs, adjusted, strict=True):
         p[i, j] = p[j, i] = 1.0 if math.isnan(value) else value
     told_apart = p <= alpha
-    better = np.triu(told_apart)
+    better = np.zeros_like(told_apart)
+    for (i, j), of_pair in zip(pairs, cells, strict=True):
+        # on the cells that both have the later one may be the better one
+        first, second = (i, j) if estimate_of(of_pair).estimate >= 0 else (j, i)
+        better[first, second] = told_apart[i, j]
     ranks = [
         (1 + int(better[:, k].sum()), len(order) - int(better[k].sum())) for k in range(len(order))
     ]

@@ -100,6 +100,9 @@ class FlippedMeans:
     """(patients, comparisons · 2 · groups): m, then z, of each comparison."""
     uncentred: Floats
     """(comparisons,) sum of u²."""
+    scale: Floats
+    """(comparisons,) sum of (sum_c a_ic |y_ic|)²: what rounding is measured by. u itself may be
+    nothing but rounding, where the effects of classes cancel."""
     classes: Floats
     """(comparisons,) C."""
 
@@ -121,16 +124,20 @@ class FlippedMeans:
             n = kinds.sum(axis=0)
             a = kinds * np.where(n > 1, np.sqrt(n / np.maximum(n - 1, 1)), 0.0) / (n * v.shape[1])
             u = (a * summed).sum(axis=1)
+            sizes = [np.abs(y[:, columns]).sum(axis=1) for columns in same.values()]
+            size = (a * np.stack(sizes, axis=1)).sum(axis=1)
             m = summed / n
-            parts.append((m, m @ (a.T @ a) - 2 * u[:, None] * a, float((u**2).sum())))
-        groups = max(m.shape[1] for m, _, _ in parts)
+            z = m @ (a.T @ a) - 2 * u[:, None] * a
+            parts.append((m, z, float((u**2).sum()), float((size**2).sum())))
+        groups = max(m.shape[1] for m, *_ in parts)
         whole = np.zeros((len(values[0]), len(parts), 2, groups))
-        for k, (m, z, _) in enumerate(parts):
+        for k, (m, z, *_) in enumerate(parts):
             whole[:, k, 0, : m.shape[1]] = m
             whole[:, k, 1, : m.shape[1]] = z
         return cls(
             columns=whole.reshape(len(values[0]), -1),
-            uncentred=np.array([square for _, _, square in parts]),
+            uncentred=np.array([square for _, _, square, _ in parts]),
+            scale=np.array([scale for *_, scale in parts]),
             classes=np.array([float(v.shape[1]) for v in valid]),
         )
 
@@ -149,10 +156,10 @@ class FlippedMeans:
             theta = parts[:, 0].sum(axis=1) / self.classes[:, None]
             variance = np.einsum("kgp,kgp->kp", parts[:, 0], parts[:, 1])
             variance += self.uncentred[:, None]
-            variance[variance <= NO_SPREAD * self.uncentred[:, None]] = 0.0
+            variance[variance <= NO_SPREAD * self.scale[:, None]] = 0.0
             squared = theta**2
             # what rounding leaves of a mean of 0 would, beside a spread of 0, count as a difference
-            squared[squared <= NO_SPREAD**2 * self.uncentred[:, None]] = 0.0
+            squared[squared <= NO_SPREAD**2 * self.scale[:, None]] = 0.0
             yield squared, variance
 
 

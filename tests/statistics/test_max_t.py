@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from locations import GOLDEN_FILES
 from scipy import stats as scipy_stats
 
 from clbench.errors import DataError
+from clbench.statistics import max_t
+from clbench.statistics.corrections import holm
 from clbench.statistics.max_t import Family, FamilyComparison, compare_family
 from clbench.statistics.sample_size import detectable_difference
+from clbench.statistics.sign_patterns import SignPatterns
 from clbench.statistics.verdicts import LESS, MORE, NOT_BETTER, NOT_WORSE, THESE_RUNS
 
 CASES: list[dict[str, Any]] = json.loads((GOLDEN_FILES / "max_t.json").read_text(encoding="utf-8"))[
@@ -293,6 +297,31 @@ def test_holm_is_only_untestable_where_no_data_reach_the_level() -> None:
     assert words(family) == ["better", "better", "better"]
     assert family.comparisons[2].p == pytest.approx(2.0**-5)
     assert words(compare_family([six, six], correction="holm")) == ["not testable"] * 2
+
+
+def test_what_holm_could_reach_is_what_the_best_data_reach() -> None:
+    """Beside every choice of comparisons that are as small as they can be."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        n = rng.integers(6, 11, rng.integers(2, 6))
+        least = 2.0 ** (1 - n)
+        tests = SimpleNamespace(
+            cells=[SimpleNamespace(n=int(v)) for v in n], patterns=SignPatterns(int(n.max()))
+        )
+        for k in range(len(n)):
+            reached = []
+            for small in itertools.product([False, True], repeat=len(n)):
+                p = np.where(small, least, 1.0)
+                p[k] = least[k]
+                reached.append(holm(p)[k])
+            found = max_t._Tests._best_holm(tests, k)  # type: ignore[arg-type]
+            assert min(1.0, found) == pytest.approx(min(reached))
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations((0.1, 0.2, -0.3))])
+def test_effects_that_cancel_are_no_difference_in_any_order(order: tuple[float, ...]) -> None:
+    (found,) = compare_family([{"a": np.tile(order, (8, 1))}]).comparisons
+    assert (found.p, found.verdict.word) == (1.0, "equivalent")
 
 
 def test_few_nonzero_patients_are_no_reason_for_not_testable() -> None:

@@ -284,3 +284,14 @@ def test_bars_are_of_their_level() -> None:
     for test in (wilcoxon_holm, max_t_pairs):
         assert test(scores).cliques == ()
         assert test(scores, alpha=0.0004).cliques == (("a", "b"),)
+
+
+def test_who_is_better_is_said_by_the_patients_that_both_have() -> None:
+    """The later one in the order, whose mean the hard patients lower, is better on those of both."""
+    easy = np.array([[0.9]] * 6 + [[0.2]] * 6)
+    better = easy + 0.05 + np.random.default_rng(0).normal(0, 0.002, (12, 1))
+    without_hard = np.where(np.arange(12)[:, None] < 8, easy, np.nan)
+    ties = tie_groups([{"x": better}, {"x": without_hard}])
+    assert ties.order == (1, 0)  # by their own means
+    assert ties.p[0, 1] <= 0.05
+    assert ties.ranks == ((2, 2), (1, 1))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
+from types import MappingProxyType
 
 from clbench.errors import StoreError
 from clbench.evaluation.metrics.continual import mean
@@ -122,7 +123,8 @@ class StabilityGap:
     end: float
     """Mean after the last traced update."""
     min_acc: float
-    """Mean over old structures of each one's own lowest value after the first update."""
+    """Mean over old structures of each one's own lowest value after an update since it was
+    learned."""
     wc_acc: float
     """Worst-case accuracy: `min_acc` and the new structures at the end, the latter with weight
     1/step."""
@@ -185,7 +187,10 @@ def curves(rows: Iterable[TraceRow], step: int) -> dict[str, dict[int, float]]:
 
 
 def stability_gap(
-    by_structure: Mapping[str, Mapping[int, float]], learned_at: Mapping[str, int], step: int
+    by_structure: Mapping[str, Mapping[int, float]],
+    learned_at: Mapping[str, int],
+    step: int,
+    lowest_before: Mapping[str, float] = MappingProxyType({}),
 ) -> StabilityGap | None:
     """The gap of one step from its curves; None where no old structure was traced from update 0 on.
 
@@ -193,6 +198,8 @@ def stability_gap(
         by_structure: what `curves` returns.
         learned_at: structure → 1-based step.
         step: the step being taught.
+        lowest_before: structure → its lowest value in the steps between its own and this one, see
+            `lowest`.
 
     Example:
         >>> from clbench.evaluation.metrics.stability_gap import stability_gap
@@ -206,7 +213,8 @@ def stability_gap(
 
     Source: De Lange, van de Ven and Tuytelaars, ICLR 2023; classes weigh the same.
     Differs: Dice of validation cases instead of accuracy; `before`, `lowest` and `end` are of the
-        class mean, as drawn; `min_acc` is by structure, as defined there.
+        class mean of this step, as drawn; `min_acc` is by structure and since each was learned, as
+        defined there.
     """
     old = [curve for name, curve in by_structure.items() if learned_at[name] < step]
     new = [curve for name, curve in by_structure.items() if learned_at[name] == step]
@@ -218,7 +226,8 @@ def stability_gap(
         return mean(curve.get(update, math.nan) for curve in of)
 
     macro = [at(u, old) for u in updates]
-    min_acc = mean(min(v for u, v in curve.items() if u > 0) for curve in old)
+    lows = lowest(by_structure, learned_at, step)
+    min_acc = mean(min(low, lowest_before.get(name, low)) for name, low in lows.items())
     return StabilityGap(
         before=macro[0],
         lowest=min(macro),
@@ -226,3 +235,26 @@ def stability_gap(
         min_acc=min_acc,
         wc_acc=(1 - 1 / step) * min_acc + at(updates[-1], new) / step,
     )
+
+
+def lowest(
+    by_structure: Mapping[str, Mapping[int, float]], learned_at: Mapping[str, int], step: int
+) -> dict[str, float]:
+    """Old structure → its lowest value after an update of one step.
+
+    Args:
+        by_structure: what `curves` returns.
+        learned_at: structure → 1-based step.
+        step: the step being taught.
+
+    Example:
+        >>> from clbench.evaluation.metrics.stability_gap import lowest
+        >>> lowest({"liver": {0: 0.5, 1: 0.8, 2: 0.7}}, {"liver": 1}, step=2)
+        {'liver': 0.7}
+    """
+    after = {
+        name: [value for update, value in curve.items() if update > 0]
+        for name, curve in by_structure.items()
+        if learned_at[name] < step
+    }
+    return {name: min(values) for name, values in after.items() if values}

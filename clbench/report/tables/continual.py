@@ -46,6 +46,8 @@ ON_VALIDATION = (
     f"{STABILITY}: Dice of validation cases on the network's grid, whatever the scoring of the rest"
 )
 """What a table says of the rows of traced runs."""
+NOT_TRACED = "its structures were not traced from update 0"
+NO_NEW = "no validation case holds a structure of this step"
 UNTRACED = Quantity(
     value=math.nan, reason="no trace.csv (a run with --set examine.trace_every=N leaves one)"
 )
@@ -199,11 +201,15 @@ def _gaps(scores: Scores, run: Run) -> dict[str, Quantity]:
         return {f"{STABILITY}, step {t}: {w}": none for t in steps for w in GAP.values()}
     tests = [case for step in run.record.course.test for case in step]
     rows, gaps = stability_gap.read_trace(path, tests), {}
+    lowest: dict[str, float] = {}  # of each structure since it was learned
     for step in steps:
-        gap = stability_gap.stability_gap(stability_gap.curves(rows, step), scores.learned_at, step)
+        curves = stability_gap.curves(rows, step)
+        gap = stability_gap.stability_gap(curves, scores.learned_at, step, lowest)
+        for name, low in stability_gap.lowest(curves, scores.learned_at, step).items():
+            lowest[name] = min(low, lowest.get(name, low))
         for name, label in GAP.items():
             value = math.nan if gap is None else float(getattr(gap, name))
-            reason = "" if not math.isnan(value) else "its structures were not traced from update 0"
+            reason = "" if not math.isnan(value) else NOT_TRACED if gap is None else NO_NEW
             gaps[f"{STABILITY}, step {step}: {label}"] = Quantity(value=value, reason=reason)
     return gaps
 

@@ -18,6 +18,7 @@ from clbench.evaluation.metrics.continual import NAMES, ONE_STEP, Quantity, cour
 from clbench.evaluation.metrics.stability_gap import (
     TraceRow,
     curves,
+    lowest,
     read_trace,
     stability_gap,
     write_trace,
@@ -193,6 +194,25 @@ def test_the_gap_of_the_golden_curve() -> None:
     assert gap is not None
     assert (gap.lowest, gap.min_acc) == (pytest.approx(0.5), pytest.approx(0.1))
     assert math.isnan(gap.wc_acc)  # the new structure was not traced
+
+
+def test_the_lowest_value_of_a_structure_is_since_it_was_learned() -> None:
+    """As De Lange et al. have it: the dip of step 2 stays in the minimum of step 3."""
+    learned = {"liver": 1, "kidney": 2, "spleen": 3}
+    second = {"liver": {0: 0.9, 1: 0.1, 2: 0.8}, "kidney": {0: 0.0, 2: 0.9}}
+    third = {
+        "liver": {0: 0.8, 1: 0.6, 2: 0.7},
+        "kidney": {0: 0.9, 1: 0.7, 2: 0.8},
+        "spleen": {0: 0.0, 1: 0.3, 2: 0.9},
+    }
+    before = lowest(second, learned, 2)
+    assert before == {"liver": 0.1}
+    gap = stability_gap(third, learned, 3, before)
+    assert gap is not None
+    assert gap.lowest == pytest.approx(0.65)  # of the mean, in this step
+    assert gap.min_acc == pytest.approx((0.1 + 0.7) / 2)
+    assert gap.wc_acc == pytest.approx(2 / 3 * 0.4 + 0.9 / 3)
+    assert lowest({"liver": {0: 0.5, 1: 0.8, 2: 0.7}}, learned, 2) == {"liver": 0.7}  # after one
 
 
 def test_no_gap_without_old_structures_or_a_beginning() -> None:

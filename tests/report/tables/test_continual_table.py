@@ -170,6 +170,28 @@ def test_the_stability_gap_of_traced_runs(tmp_path: Path) -> None:
     assert "stability gap of lwf_ct: n/a, no trace.csv" in "\n".join(table.notes)
 
 
+def test_without_validation_cases_of_the_new_structure_wc_acc_alone_is_a_hole(
+    tmp_path: Path,
+) -> None:
+    (folder,) = make_runs(tmp_path, {"universal": Method(seeds=(0,))}, patients=FEW)
+    rows = [
+        TraceRow(step=2, update=u, eval_set="btcv", case="7", structure=c, learned_at=at, value=v,
+                 status=s)
+        for c, at, values, s in (
+            ("liver", 1, (0.9, 0.4, 0.8), "ok"), ("liver_tumor", 2, (math.nan,) * 3, "both_empty"),
+        )
+        for u, v in zip((0, 10, 20), values, strict=True)
+    ]  # fmt: skip
+    write_trace(folder / "trace.csv", rows)
+    table = continual_table(Study(results=tmp_path, bench="tumor_ext"))
+    gap = {r[0].split(": ")[1].split(" ")[0]: r[0] for r in table.rows if r[0].startswith("stab")}
+    assert cell(table, gap["min-ACC"], "universal") == "0.400"
+    assert cell(table, gap["WC-ACC"], "universal") == EMPTY
+    said = "\n".join(table.notes)
+    assert "no validation case holds a structure of this step" in said
+    assert "not traced from update 0" not in said
+
+
 def test_a_trace_is_of_validation_cases_and_of_no_external_set(tmp_path: Path) -> None:
     (folder,) = make_runs(tmp_path, {"universal": Method(seeds=(0,))}, patients=FEW)
     add_external(tmp_path, "clinic", ["spleen", "liver"], {"universal": 0.0})
