@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections import Counter
@@ -594,9 +595,11 @@ def _plan(study: StudyFile, cache: Path | None, *, on_gpu: bool | None = None) -
     from clbench.grid.jobs import plan_jobs
     from clbench.grid.study_file import cells, refuse_other_orders
     from clbench.run.plan import RunSettings, resolve
+    from clbench.store.record import question
 
     refuse_other_orders(study)
     trains: dict[Path, TrainSettings] = {}
+    questions: dict[tuple[Path, str], dict[str, str]] = {}
 
     from clbench.cli.progress import Progress
 
@@ -621,13 +624,23 @@ def _plan(study: StudyFile, cache: Path | None, *, on_gpu: bool | None = None) -
         if cell.tuned is None:
             planned = resolve(settings)
             planned.watch = progress.watch
-            return planned.open()
+            asked = json.dumps(question(planned.open().identity.profile), sort_keys=True)
+            of_cell = f"{cell.profile or 'default'} {cell.settings or ''}".strip()
+            questions.setdefault((cell.out, cell.bench), {}).setdefault(asked, of_cell)
+            return planned
         from clbench.tuning.tuned_file import plan_tuned
 
         return plan_tuned(settings, Path(cell.tuned).expanduser())
 
     with signals.listening(), Progress() as progress:  # looking at all cases may take long
         jobs = plan_jobs(cells(study), plan)
+    for (out, bench), asked in questions.items():
+        if len(asked) > 1:
+            typer.echo(
+                f"note: no table holds all runs of {bench}, as their settings ask different "
+                f"questions ({', '.join(asked.values())}): with a study file for each, whose `out` "
+                f"is not {out}, every one has its tables"
+            )
     if on_gpu is not None:
         for train in (trains[job.folder] for job in jobs if not job.is_finished()):
             _refuse_settings(train, on_gpu=on_gpu)

@@ -9,7 +9,6 @@
     tumor_ext = "btcv=/data/BTCV,lits=/data/LiTS"
 
     [settings]                   # absent: the defaults alone
-    default = []
     slow = ["train.lr=0.0001"]
 
 Names, paths and words are those of `clbench run`; paths are seen from the working folder.

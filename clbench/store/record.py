@@ -414,11 +414,38 @@ def _question(record: RunRecord) -> dict[str, Any]:
     parts = {k: getattr(record.identity, k) for k in _ALIKE}
     if record.tuned is not None:
         parts["profile"] = record.tuned["profile_before"]
-    profile = {k: v for k, v in parts.pop("profile").items() if k != "text"}
-    backbone = {k: v for k, v in profile.pop("backbone", {}).items() if k != "weights"}
-    if backbone:
-        profile["backbone"] = backbone
+    profile = question(parts.pop("profile"))
     return parts if record.external else {**parts, "profile": profile}
+
+
+def question(profile: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a run's settings that says which question it answers; see `_question`.
+
+    Args:
+        profile: of its identity, group → name → value.
+    """
+    groups = {k: v for k, v in profile.items() if k != "text"}
+    backbone = {k: v for k, v in groups.pop("backbone", {}).items() if k != "weights"}
+    return {**groups, **({"backbone": backbone} if backbone else {})}
+
+
+def _changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The settings in which two profiles differ, with both values; those not recorded are defaults.
+
+    Args:
+        one: group → name → value, where it is not the default.
+        other: the same.
+    """
+
+    def leaves(profile: Mapping[str, Any]) -> dict[str, Any]:
+        groups = {k: v if isinstance(v, Mapping) else {"": v} for k, v in profile.items()}
+        return {f"{g}.{n}".rstrip("."): v for g, named in groups.items() for n, v in named.items()}
+
+    a, b = leaves(one), leaves(other)
+    names = [name for name in {**a, **b} if a.get(name, ...) != b.get(name, ...)]
+    if "name" in names:  # of another profile all else may differ
+        names = ["name"]
+    return "; ".join(f"{n}: {a.get(n, 'default')}, {b.get(n, 'default')}" for n in names)
 
 
 def refuse_mixture(records: Sequence[RunRecord]) -> None:
@@ -434,7 +461,11 @@ def refuse_mixture(records: Sequence[RunRecord]) -> None:
     for other in ordered:
         first = ordered[0]
         ours, theirs = _question(first), _question(other)
-        differs = [k for k in _ALIKE if k in theirs and ours.get(k) != theirs[k]]
+        differs = [
+            k if k != "profile" else f"profile ({_changed(ours[k], theirs[k])})"
+            for k in _ALIKE
+            if k in theirs and ours.get(k) != theirs[k]
+        ]
         if first.patients != other.patients:
             differs.insert(0, "phantom and patients")
         metric_versions = {name: how.get("version") for name, how in other.metrics.items()}
@@ -448,6 +479,7 @@ def refuse_mixture(records: Sequence[RunRecord]) -> None:
                 where=f"{first.strategy}/{first.run_id} and {other.strategy}/{other.run_id}",
                 expected="the same benchmark, data, splits, profile, numerics and metrics",
                 got="different " + ", ".join(differs),
-                next_step="keep them in different results folders (--out, --results)"
+                next_step="keep them in different results folders (--out, --results; of a study "
+                "file `out`)"
                 + ("; or score the older one again: `clbench score RUN`" if changed else ""),
             )

@@ -105,6 +105,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     Raises:
         StoreError: missing, damaged, or of another schema.
     """
+    if not (folder / "run.json").exists():
+        raise StoreError(
+            "there is no run in this folder" if folder.is_dir() else "there is no such run folder",
+            where=folder,
+            expected="a folder with run.json",
+            next_step="name the folder that `clbench run` printed after `Results:`",
+        )
     record = read_json(folder / "run.json")
     if record.get("schema") != SCHEMA:
         raise StoreError(

@@ -104,6 +104,24 @@ def test_what_was_set_stands_in_the_table(tmp_path: Path, cache_root: Path) -> N
     assert "default" not in result.output
 
 
+def test_a_study_whose_settings_ask_different_questions_says_so(
+    tmp_path: Path, cache_root: Path
+) -> None:
+    path = study(tmp_path, tmp_path / "out")
+    words = ["grid", str(path), "--cache", str(cache_root), "--dry-run"]
+    assert "note: no table" not in RUNNER.invoke(app, words).output
+    plain = path.read_text(encoding="utf-8")
+    alike = plain + '[settings]\na = []\nb = ["text.encoding=onehot"]\n'
+    path.write_text(alike, encoding="utf-8")
+    said = RUNNER.invoke(app, words)
+    assert said.exit_code == 0, said.output
+    assert "note: no table" not in said.output  # these two are rows of one table
+    path.write_text(plain + '[settings]\na = []\nb = ["train.lr=0.01"]\n', encoding="utf-8")
+    said = RUNNER.invoke(app, words)
+    assert "note: no table holds all runs of tumor_ext" in said.output
+    assert f"`out` is not {tmp_path / 'out'}" in said.output
+
+
 def test_options_beside_a_file_replace_its_lists(
     smoke_run: Path, smoke_out: Path, cache_root: Path, tmp_path: Path
 ) -> None:

@@ -108,8 +108,6 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"schema": ')
     with pytest.raises(StoreError, match="cannot be read"):
         run_folder.read_record(tmp_path)
-    with pytest.raises(StoreError, match="missing"):
-        run_folder.read_record(tmp_path / "absent")
 
 
 def test_runs_are_found_and_shared_steps_are_not_runs(tmp_path: Path) -> None:
@@ -147,3 +145,14 @@ def test_a_log_that_cannot_be_closed_hides_no_error_and_is_one_alone(tmp_path: P
         raise KeyError
     with pytest.raises(StoreError, match="event log could not be written"), log:
         log._file = Full()  # what it holds is lost
+
+
+def test_a_folder_without_a_run_is_told_from_a_run_that_is_damaged(tmp_path: Path) -> None:
+    for folder, says in ((tmp_path / "no", "no such run folder"), (tmp_path, "no run in this")):
+        with pytest.raises(StoreError, match=says) as err:
+            run_folder.read_record(folder)
+        assert "--fresh" not in str(err.value)
+        assert "Results:" in str(err.value)
+    (tmp_path / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(StoreError, match="cannot be read"):
+        run_folder.read_record(tmp_path)

@@ -259,7 +259,10 @@ def _agreement(means: Sequence[Sequence[float]]) -> Sequence[str]:
     k = len(means)
     if k < 2:
         return ()
-    w = kendall_w(block_ranks(np.array(means).T))
+    ranks = block_ranks(np.array(means).T)
+    if len(ranks) and not (ranks != ranks[:, :1]).any():
+        return (f"no order ranks one of {k} strategies above another.",)
+    w = kendall_w(ranks)
     said = (
         f"ranks of {k} strategies over the orders, by all: Kendall's W {w:.2f} (1: every order "
         "ranks them alike)."

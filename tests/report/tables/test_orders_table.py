@@ -12,7 +12,7 @@ from synthetic_runs import ORGANS, Method, make_runs
 
 from clbench.errors import StoreError
 from clbench.report.study import Study
-from clbench.report.tables.orders import orders_table
+from clbench.report.tables.orders import _agreement, orders_table
 from clbench.report.tables.render import EMPTY, render
 
 FIRST = ("organs", "btcv", ORGANS)
@@ -132,3 +132,12 @@ def test_a_strategy_that_an_order_lacks_is_named_once(results: Path) -> None:
         "order 2,1: hole: lwf has no finished run",
         "order 2,1: hole: mib has no finished run (3 unfinished)",
     ]
+
+
+def test_orders_in_which_all_are_equal_have_no_agreement() -> None:
+    """Kendall's W would be 0 there, which reads as if the orders ranked them against each other."""
+    assert _agreement([[0.5, 0.6], [0.5, 0.6]]) == (
+        "no order ranks one of 2 strategies above another.",
+    )
+    (said,) = _agreement([[0.5, 0.6], [0.4, 0.6]])
+    assert "Kendall's W" in said

@@ -283,6 +283,21 @@ def test_a_hole_of_one_distance_alone_is_named(tmp_path: Path) -> None:
         assert f"hole: {name} of universal, {missing}" in notes
 
 
+def test_runs_of_different_settings_are_refused_by_the_settings(tmp_path: Path) -> None:
+    profiles = {"universal": {"train": {"lr": 0.01}}, "joint": {"train": {"lr": 0.02, "batch": 3}}}
+    make_runs(
+        tmp_path,
+        {name: Method(seeds=(0,), identity={"profile": p}) for name, p in profiles.items()},
+        patients={"btcv": 3, "lits": 3},
+    )
+    with pytest.raises(StoreError, match="do not belong in one table") as err:
+        distances(Study(results=tmp_path, bench="tumor_ext"))
+    said = str(err.value)
+    assert "train.lr: 0.02, 0.01" in said or "train.lr: 0.01, 0.02" in said
+    assert "train.batch: 3, default" in said or "train.batch: default, 3" in said
+    assert "of a study file `out`" in said
+
+
 def test_two_versions_of_a_metric_are_refused(tmp_path: Path) -> None:
     make_runs(
         tmp_path,
