@@ -89,8 +89,10 @@ def refuse_unrecorded_reads(monitor: FileAccessMonitor) -> Iterator[None]:
 
     In teaching and in examining: what a hook reads there of a test case would be its answer.
 
-    Only the files of images, labels and opened cached volumes are known; loader processes that
-    were not forked are not heard.
+    Only the files of images, labels and opened cached volumes are known. Heard is what Python opens
+    in this process, and programs, links and renames that are told a file's path. Not heard are
+    loader processes that were not forked, what a program does by itself, and libraries in C that
+    open files on their own (`torch.from_file`).
 
     Args:
         monitor: records the reads.
@@ -135,11 +137,39 @@ _LISTENERS: list[Callable[[str], None]] = []
 _HOOKED: list[bool] = []
 
 
+_OTHER_WAYS: dict[str, Callable[..., Iterable[Any]]] = {
+    "os.link": lambda src, dst, *more: [src],
+    "os.rename": lambda src, dst, *more: [src],
+    "subprocess.Popen": lambda program, words, *more: _words(words),
+    "os.posix_spawn": lambda program, words, *more: _words(words),
+    "os.exec": lambda program, words, *more: _words(words),
+    "os.system": lambda command: _words([command]),
+}
+"""Audit event → what may be a file: under a second name, or by a program, it is read unheard."""
+
+
+def _words(arguments: Any) -> Iterator[str]:
+    """The arguments of a program, and the words within each, for one may be a shell's command."""
+    for argument in [arguments] if isinstance(arguments, str | bytes) else arguments:
+        if isinstance(argument, str | bytes | os.PathLike):
+            text = os.fsdecode(argument)
+            yield text
+            yield from (word.strip("'\"") for word in text.split())
+
+
 def _hear(event: str, args: tuple[Any, ...]) -> None:
-    if event == "open" and _LISTENERS and isinstance(args[0], str | bytes | os.PathLike):
-        path = os.fsdecode(args[0])
-        for listener in tuple(_LISTENERS):
-            listener(path)
+    if not _LISTENERS:
+        return
+    if event == "open":
+        named: Iterable[Any] = args[:1]
+    elif event in _OTHER_WAYS:
+        named = _OTHER_WAYS[event](*args)
+    else:
+        return
+    for path in named:
+        if isinstance(path, str | bytes | os.PathLike):
+            for listener in tuple(_LISTENERS):
+                listener(os.fsdecode(path))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from clbench.run.course import run_course
 from clbench.run.plan import RunSettings
 from clbench.spec import registry
 from clbench.store import run_folder
+from clbench.testing import check_strategy
 
 README = ROOT / "README.md"
 PAGES = sorted([README, ROOT / "CONTRIBUTING.md", *ROOT.glob("*/README.md")])
@@ -195,6 +196,8 @@ def test_its_strategy_runs(
         )
     )  # fmt: skip
     assert run_folder.read_record(folder)["status"] == "finished"
+    report = check_strategy("frozen_backbone:FrozenBackbone")
+    assert report.ok, str(report)
 
 
 def test_its_course_runs(cache_root: Path, tmp_path: Path) -> None:

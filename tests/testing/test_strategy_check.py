@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 from collections import Counter
 from collections.abc import Mapping
@@ -28,7 +29,16 @@ from clbench.spec import registry
 from clbench.strategies.finetune import Finetune
 from clbench.strategies.softmax_finetune import SoftmaxFinetune
 from clbench.strategy import contract
-from clbench.strategy.contract import Batch, Group, Kit, Lesson, Memory, Predictor, Strategy
+from clbench.strategy.contract import (
+    Batch,
+    DrawBatches,
+    Group,
+    Kit,
+    Lesson,
+    Memory,
+    Predictor,
+    Strategy,
+)
 from clbench.strategy.losses import dice_bce, targets
 from clbench.strategy.partial_labels import allowed_channels, mean_ce
 from clbench.strategy.search_space import Range, SearchSpace
@@ -36,7 +46,13 @@ from clbench.strategy.sharding import denominator
 from clbench.testing.fixtures import PATCH, reproducible
 from clbench.testing.harness import StrategyHarness
 from clbench.testing.report import Report, judge
-from clbench.testing.rules.whole_run import _copied_in_half, _held
+from clbench.testing.rules.whole_run import (
+    MIN_COPIED_ROWS,
+    MOST_ROWS,
+    _copied,
+    _held,
+    _rough_rows,
+)
 from clbench.testing.strategy_check import LATE, RULES, check_strategy
 
 # ------------------------------------------------------------------------- an honest strategy
@@ -568,6 +584,69 @@ class HoardsInBfloat(HoardsInHalf):
     half: ClassVar[Any] = torch.bfloat16
 
 
+class HoardsBytes(Hoards):
+    """Keeps crops in memory, rounded to a byte a voxel."""
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        terms = super().losses(batch, new, old, memory)
+        memory["picture"] = (batch.image * 255).round().to(torch.uint8)
+        return terms
+
+
+class HoardsHu(Hoards):
+    """Keeps crops in memory, in Hounsfield units."""
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        terms = super().losses(batch, new, old, memory)
+        memory["picture"] = (batch.image * 425 - 175).round().to(torch.int16)
+        return terms
+
+
+class HoardsText(Hoards):
+    """Keeps crops in memory, as text."""
+
+    def losses(
+        self, batch: Batch, new: Output, old: Output | None, memory: Memory
+    ) -> dict[str, Tensor]:
+        terms = super().losses(batch, new, old, memory)
+        memory["picture"] = base64.b64encode(batch.image.numpy().tobytes()).decode()
+        return terms
+
+
+class HoardsInAParameter(Honest):
+    """Keeps a crop in a parameter that is not trained."""
+
+    def build(self, kit: Kit, step: Lesson) -> nn.Module:
+        model = super().build(kit, step)
+        kept = nn.Parameter(torch.zeros(PATCH, PATCH, PATCH), requires_grad=False)
+        model.register_parameter("kept", kept)
+        return model
+
+    def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
+        return [
+            Group(parameters=[p for p in group.parameters if p is not model.kept])
+            for group in super().groups(model, step, memory)
+        ]
+
+    def finish(self, step: Lesson, model: nn.Module, batches: DrawBatches, memory: Memory) -> None:
+        for batch in batches(1):
+            model.kept.data.copy_(batch.image[0, 0])
+
+
+class Projects(Honest):
+    """Keeps a random projection and what images have in common: no image."""
+
+    def finish(self, step: Lesson, model: nn.Module, batches: DrawBatches, memory: Memory) -> None:
+        memory["projection"] = torch.rand(16, 65536, generator=torch.Generator().manual_seed(0))
+        memory["edges"] = torch.linspace(0, 1, 426)
+        for batch in batches(1):
+            memory["quantiles"] = torch.quantile(batch.image.flatten(), memory["edges"])
+
+
 class HoardsNumbers(Hoards):
     """Keeps crops in memory, as rows of plain numbers."""
 
@@ -739,6 +818,10 @@ BROKEN: dict[type, str] = {
     HoardsInHalf: "the past is used as declared",
     HoardsInBfloat: "the past is used as declared",
     HoardsNumbers: "the past is used as declared",
+    HoardsBytes: "the past is used as declared",
+    HoardsHu: "the past is used as declared",
+    HoardsText: "the past is used as declared",
+    HoardsInAParameter: "the past is used as declared",
     HoardsInTheModel: "the past is used as declared",
     Snoops: "no test case is read",
     LooksBack: "past data is read through the catalog",
@@ -780,17 +863,38 @@ def test_an_image_is_found_in_whatever_holds_it(hide: Any) -> None:
     assert torch.equal(numbers, image.flatten())
 
 
-def test_half_precision_is_no_copy_by_itself() -> None:
-    """Half the numbers between 0 and 1 of bfloat16 occur in any crop; order is what tells."""
-    rng = torch.Generator().manual_seed(0)
-    voxels = torch.rand(8192, generator=rng)
-    for half in (torch.float16, torch.bfloat16):
-        other = torch.rand(200_000, generator=rng).to(half).float()
-        assert torch.isin(other, voxels.to(half).float()).any()
-        assert not _copied_in_half(voxels, other)
-        assert not _copied_in_half(voxels, torch.full((4096,), float(voxels[0].to(half))))
-        assert not _copied_in_half(voxels, voxels)  # of single precision: compared one by one
-        assert _copied_in_half(voxels, voxels[100:300].to(half).float()) > 100
+def test_what_images_have_in_common_is_no_image(kit_cache: Path) -> None:
+    only = ["the past is used as declared"]
+    report = check_strategy(Projects(), only=only, cache=kit_cache)
+    assert report.ok, str(report)
+
+
+def test_numbers_are_an_image_where_its_rows_stand_among_them() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.random((6, 7, 20), dtype=np.float32)
+    rows = _rough_rows([image])
+    assert 300 < len(rows) <= 2 * MOST_ROWS
+    flat = torch.from_numpy(image).flatten()
+    stored = [
+        flat, 2 * flat - 1, 1 - flat, flat.half().float(), flat.bfloat16().float(),
+        (flat * 255).round(), (flat * 425 - 175).round(), flat[200:400],
+        torch.cat([torch.zeros(100_000), flat]),
+    ]  # fmt: skip
+    for numbers in stored:
+        assert _copied(rows, numbers) >= MIN_COPIED_ROWS
+    generator = torch.Generator().manual_seed(1)
+    other = [
+        torch.rand(1 << 20, generator=generator),
+        torch.rand(200_000, generator=generator).bfloat16().float(),
+        torch.linspace(0, 1, 426), torch.linspace(0, 1, 100_000),
+        torch.quantile(flat, torch.linspace(0, 1, 256)), flat.sort().values,
+        torch.histc(flat, 425, 0, 1), torch.full((4096,), float(flat[0])), torch.zeros(3),
+        flat[torch.randperm(len(flat), generator=generator)],
+    ]  # fmt: skip
+    for numbers in other:
+        assert _copied(rows, numbers) == 0
+    ramp = np.broadcast_to(np.linspace(0, 1, 20, dtype=np.float32), (6, 7, 20))
+    assert len(_rough_rows([ramp])) == 0  # a table that holds no image may hold a ramp
 
 
 @pytest.mark.parametrize(

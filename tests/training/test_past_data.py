@@ -6,6 +6,8 @@ import contextlib
 import contextvars
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -227,6 +229,37 @@ def test_a_file_is_heard_however_its_path_is_spelled(
             pass
         os.close(os.open(path, os.O_RDONLY))
     assert opened.unrecorded_reads == [(2, "x", "1")] * 2
+
+
+def shell(path: Path) -> None:
+    subprocess.run(f"cat '{path}' > /dev/null", shell=True, check=True)  # noqa: S602
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="programs of a POSIX system")
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: os.link(path, path.with_name("second")),
+        lambda path: path.rename(path.with_name("second")),
+        lambda path: subprocess.run(["cat", path], check=True, stdout=subprocess.DEVNULL),
+        lambda path: subprocess.run(["cat", str(path)], check=True, stdout=subprocess.DEVNULL),
+        shell,
+        lambda path: os.system(f"cat {path} > /dev/null"),  # noqa: S605
+    ],
+    ids=["hard-link", "rename", "program", "program-text", "shell", "system"],
+)
+def test_a_second_name_and_a_program_told_the_file_are_heard(read: Any, tmp_path: Path) -> None:
+    image, other = tmp_path / "image.nii.gz", tmp_path / "other"
+    for path in (image, other):
+        path.write_bytes(b"voxels")
+    files = {"x": {"1": SimpleNamespace(files=(image,))}}
+    catalog = SimpleNamespace(files=files, step=2, source=lambda step: SimpleNamespace(name="x"))
+    opened = FileAccessMonitor(cast("Any", catalog))
+    with listening_to_opens(opened):
+        subprocess.run(["cat", other], check=True, stdout=subprocess.DEVNULL)
+        assert not opened.unrecorded_reads
+        read(image)
+    assert set(opened.unrecorded_reads) == {(2, "x", "1")}
 
 
 def test_the_cached_volume_is_heard_by_a_relative_path(tmp_path: Path) -> None:

@@ -6,15 +6,20 @@ while it goes on is heard through Python's audit events.
 
 from __future__ import annotations
 
+import base64
+import binascii
+import contextlib
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from clbench.errors import StoreError, TrainingError
 from clbench.evaluation.scoring import ScoreContext, score_case
@@ -29,14 +34,19 @@ from clbench.testing.harness import StrategyHarness
 from clbench.testing.report import Broken
 from clbench.training.past_data import FileAccessMonitor, listening_to_opens
 
-MIN_COPIED_VALUES = 32
-"""So many voxel values of a training crop found in memory are no coincidence."""
-
-
+ROW = 10
+"""Voxels in a row that are looked for in what a strategy keeps."""
+MOST_ROWS = 1000
+"""So many rows are looked for."""
+MIN_COPIED_ROWS = 8
+"""So many of them found are no coincidence."""
+ALIKE = 0.999
+"""Correlation of a row with what is kept of it, rounded to a byte a voxel; of 10^9 random rows none
+reaches it."""
+LEAST_CONTRAST = 0.1
+"""Length of a row, its mean taken away, in a window of 0 to 1; rounding must not hide it."""
 SMALL_PIECE = 1024
 """Tensors and arrays of fewer values are looked at together with the rest of their entry."""
-HALF_RUN = 8
-"""So many voxels in a row are compared with what is kept in half precision."""
 STOPPED_AT = (3, 2)
 """Step and update, both from 1, before whose end the run is broken off; the updates before it are
 saved."""
@@ -178,13 +188,15 @@ def _ladder(harness: StrategyHarness) -> None:
 
 
 def _pieces(value: Any) -> Iterator[Tensor]:
-    """The numbers in a value, flat and in order: tensors, arrays, and numbers one by one."""
+    """The numbers in a value, flat and in order: tensors, arrays, text, and numbers one by one."""
     if isinstance(value, Tensor):
         yield value.detach().cpu().float().flatten()
     elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         yield torch.from_numpy(value.astype(np.float32)).flatten()
     elif isinstance(value, int | float | np.number):
         yield torch.tensor([float(value)])
+    elif isinstance(value, str | bytes | bytearray):
+        yield from _in_text(value)
     elif isinstance(value, list | tuple) and all(type(v) is float for v in value):
         yield torch.tensor(value)
     elif isinstance(value, Mapping | list | tuple):
@@ -192,8 +204,25 @@ def _pieces(value: Any) -> Iterator[Tensor]:
             yield from _pieces(item)
 
 
+def _in_text(value: str | bytes | bytearray) -> Iterator[Tensor]:
+    """The numbers that long text, base64, hexadecimal digits or bytes may stand for."""
+    if len(value) < SMALL_PIECE:
+        return
+    raw = value.encode(errors="replace") if isinstance(value, str) else bytes(value)
+    readings = [raw]
+    for decode in (base64.b64decode, binascii.unhexlify):
+        with contextlib.suppress(ValueError):
+            readings.append(decode(raw))
+    for reading in readings:
+        for kind in ("<f4", "<f2", "<f8", "u1", "<i2"):
+            whole = len(reading) // np.dtype(kind).itemsize * np.dtype(kind).itemsize
+            with np.errstate(all="ignore"):
+                numbers = np.frombuffer(reading[:whole], kind).astype(np.float32)
+            yield torch.from_numpy(np.nan_to_num(numbers, posinf=0.0, neginf=0.0))
+
+
 def _held(state: StepState) -> Iterator[tuple[str, Tensor]]:
-    """(where, numbers) of all that a step leaves behind beside its weights.
+    """(where, numbers) of all that a step leaves behind, weights included.
 
     What is large stands alone; small pieces of one entry of the memory are looked at together, for
     an image may be kept as rows or as single numbers.
@@ -207,49 +236,62 @@ def _held(state: StepState) -> Iterator[tuple[str, Tensor]]:
                 yield f"memory[{key!r}]", piece
         if small:
             yield f"memory[{key!r}]", torch.cat(small)
-    for name, buffer in state.model.named_buffers():
-        if buffer.is_floating_point():
-            yield f"the model's buffer {name}", buffer.detach().cpu().float().flatten()
+    for name, held in state.model.state_dict().items():
+        if isinstance(held, Tensor) and held.numel() >= ROW:
+            yield f"the model's {name}", held.detach().cpu().float().flatten()
 
 
 def _no_stored_image(harness: StrategyHarness) -> None:
-    """No training image in memory or in a buffer of the model."""
-    state = harness.start(1)
-    voxels = torch.cat([harness.crops(state, i).image.flatten() for i in (0, 1)])
-    rare = torch.tensor(sorted({v for v in voxels.tolist() if 0.0 < v < 1.0}))
+    """No training image in memory or in the model, as it is or shifted, scaled or rounded."""
+    volumes = harness.material(harness.start(1)).volumes.values()
+    rows = _rough_rows([volume.image for volume in volumes])
     for number in (1, 2):
         for where, numbers in _held(harness.end(number)):
-            copied = int(torch.isin(rare, numbers).sum())
-            if copied < min(MIN_COPIED_VALUES, len(rare)):
-                copied = _copied_in_half(voxels, numbers)
-            if copied >= min(MIN_COPIED_VALUES, len(rare)):
+            copied = max(_copied(rows, numbers), _copied(rows, numbers.flip(0)))
+            if copied >= MIN_COPIED_ROWS:
                 raise Broken(
                     "a training image is kept",
                     where=f"after step {number}: {where}",
                     expected=f"no image: past = {harness.strategy.declaration.past!r} is declared",
-                    got=f"{copied} voxel values of a crop of step 1",
+                    got=f"{copied} rows of {ROW} voxels of a case of step 1, of {len(rows)} "
+                    "looked for",
                     next_step="declare past = 'cases', and ask for cases through extra_cases",
                 )
 
 
-def _copied_in_half(voxels: Tensor, numbers: Tensor) -> int:
-    """How many runs of neighbouring voxels stand among numbers of half precision.
+def _rough_rows(images: Iterable[NDArray[np.float32]]) -> Tensor:
+    """Rows of neighbouring voxels of images, each of mean 0 and length 1: (n, ROW).
 
-    There are so few numbers of half precision that single ones coincide; runs of several different
-    ones do not.
+    Only rows that no cubic comes near: a ramp or a plateau stands in many a table that holds no
+    image.
     """
-    for half in (torch.float16, torch.bfloat16):
-        rounded = voxels.to(half).float()
-        if numbers.numel() < HALF_RUN or not torch.equal(numbers.to(half).float(), numbers):
-            continue  # no copy in this precision
-        runs = rounded.unfold(0, HALF_RUN, 1)
-        varied = ((runs > 0.0) & (runs < 1.0) & (runs.diff(prepend=runs[:, :1]) != 0)).sum(1)
-        wanted = set(map(tuple, runs[varied >= HALF_RUN - 2].tolist()))
-        among = numbers.unfold(0, HALF_RUN, 1)
-        among = among[((among > 0.0) & (among < 1.0)).sum(1) >= HALF_RUN - 2]
-        if found := len(wanted & set(map(tuple, among.tolist()))):
-            return found
-    return 0
+    rows = torch.cat(
+        [torch.from_numpy(np.array(i)).float().unfold(2, ROW, 1).reshape(-1, ROW) for i in images]
+    ).double()
+    x = torch.linspace(-1, 1, ROW, dtype=torch.float64)
+    smooth, _ = torch.linalg.qr(torch.stack([x**k for k in range(4)], dim=1))
+    rows = rows - rows.mean(1, keepdim=True)
+    size = rows.norm(dim=1)
+    rest = (rows - rows @ smooth @ smooth.T).norm(dim=1)
+    rough = rows[(size > LEAST_CONTRAST) & (rest > 0.4 * size)]
+    rough = rough[:: max(1, len(rough) // MOST_ROWS)]
+    return functional.normalize(rough, dim=1).float()
+
+
+def _copied(rows: Tensor, numbers: Tensor) -> int:
+    """How many of the rows stand among the numbers, whatever was added to them or they times.
+
+    Args:
+        rows: (n, ROW), see `_rough_rows`.
+        numbers: flat.
+    """
+    found = torch.zeros(len(rows), dtype=torch.bool)
+    for part in torch.split(
+        numbers.unfold(0, ROW, 1) if len(numbers) >= ROW else rows[:0], 1 << 16
+    ):
+        part = functional.normalize(part - part.mean(1, keepdim=True), dim=1)
+        found |= (part @ rows.T).abs().amax(0) > ALIKE if len(part) else False
+    return int(found.sum())
 
 
 def no_test_case_is_read(harness: StrategyHarness) -> None:
@@ -329,7 +371,10 @@ def _scores(harness: StrategyHarness, state: StepState) -> tuple[list[Score], Te
     server = harness.predictor(state, model, state.lesson.structures)
     volume = catalog.open(number, catalog.splits[number - 1].test[0], "test")
     context = ScoreContext(
-        benchmark=harness.plan.benchmark, strategy=harness.name, seed=0, step=number
+        benchmark=harness.plan.benchmark,
+        strategy=harness.plan.strategy_name,  # as the run's rows have it, to be compared with them
+        seed=0,
+        step=number,
     )
     rows = score_case(server.predict(volume), state.lesson.structures, volume, context)
     slabs = [p for _, _, p in server.probabilities(volume)]
