@@ -259,7 +259,7 @@ def _no_stored_image(harness: StrategyHarness) -> None:
                 )
 
 
-def _rough_rows(images: Iterable[NDArray[np.float32]]) -> Tensor:
+def _rough_rows(images: Iterable[NDArray[Any]]) -> Tensor:
     """Rows of neighbouring voxels of images, each of mean 0 and length 1: (n, ROW).
 
     Only rows that no cubic comes near: a ramp or a plateau stands in many a table that holds no
