@@ -12,6 +12,8 @@ import importlib
 import importlib.util
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ def load(module: str) -> Any:
         return sys.modules[module]
     try:
         make_torchvision_importable()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _as_one_process():
             # GEM alone needs a QP solver, and fails with a word of its own where there is none
             warnings.filterwarnings("ignore", message="no QP solver found")
             return importlib.import_module(module)
@@ -51,6 +53,22 @@ def load(module: str) -> Any:
             next_step="pip install avalanche-lib==0.6.0, in the environment of clbench; "
             "`clbench doctor` names its packages",
         ) from err
+
+
+@contextmanager
+def _as_one_process() -> Iterator[None]:
+    """In this block torch knows of no process group: Avalanche makes a logger at import.
+
+    It refuses one in every process of a run but the first.
+    """
+    from torch import distributed
+
+    told = distributed.is_initialized
+    distributed.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        distributed.is_initialized = told
 
 
 def make_torchvision_importable() -> bool:

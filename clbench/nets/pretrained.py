@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -90,7 +91,8 @@ def set_weights(backbone: nn.Module, content: Any, path: Path) -> WeightReport:
         path: where it was read; for errors, and for what a MONAI bundle says of its training data.
 
     Raises:
-        SettingError: nothing in it fits, or it sets less than `LEAST_SET` of a part that it names.
+        SettingError: nothing in it fits, it sets less than `LEAST_SET` of a part that it names, or
+            a tensor that fits holds no finite real numbers.
     """
     tensors = tensors_of(content)
     own = backbone.state_dict()
@@ -128,14 +130,39 @@ def set_weights(backbone: nn.Module, content: Any, path: Path) -> WeightReport:
                 next_step="choose the backbone and size the file was made for (--set "
                 "backbone.size=…), or take this part out of the file",
             )
-    for name, origin in fits.items():
-        own[name].copy_(tensors[origin])
+    usable = {
+        name: _usable(tensors[origin], own[name], origin, path) for name, origin in fits.items()
+    }
+    for name, tensor in usable.items():
+        own[name].copy_(tensor)
     return WeightReport(
         loaded=tuple(n for n in own if n in fits),
         skipped=tuple(sorted(tensors.keys() - set(fits.values()))),
         missing=tuple(n for n in own if n not in fits),
         parts=parts,
         trained_on=_trained_on(content, path),
+    )
+
+
+def _usable(tensor: Tensor, own: Tensor, name: str, path: Path) -> Tensor:
+    """A tensor of the file as the network's own kind of number.
+
+    Raises:
+        SettingError: it holds no finite real numbers.
+    """
+    plain = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+    odd = None if plain and not tensor.is_complex() else f"{tensor.dtype}, {tensor.layout}"
+    if odd is None:
+        made = tensor.to(own.dtype)
+        if bool(made.isfinite().all()):
+            return made
+        odd = f"{int((~made.isfinite()).sum())} of {made.numel()} are not, as {own.dtype}"
+    raise SettingError(
+        "a tensor of the weights file cannot be used",
+        where=f"backbone.weights={path}, {name}",
+        expected="finite real numbers",
+        got=odd,
+        next_step="take another checkpoint, or save its plain tensors again",
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_safetensors
+from safetensors.torch import load as load_safetensors
 
 from clbench.errors import SettingError, first_line
 from clbench.spec import registry
@@ -75,9 +75,17 @@ def fit(
             got=f"shape {rows.shape}",
             next_step="project them to 512 numbers first",
         )
-    norm = float(np.linalg.norm(rows, axis=1).mean())
-    if norm == 0:
-        raise SettingError("these text vectors are all zero", where=where)
+    with np.errstate(over="ignore"):
+        norm = float(np.linalg.norm(rows, axis=1).mean())
+    empty = [name for name, row in zip(names, rows, strict=True) if not row.any()]
+    if empty or not 0 < norm < np.inf:
+        raise SettingError(
+            "these text vectors cannot be used",
+            where=where,
+            expected="vectors that are not zero, of a length that float32 holds",
+            got=f"zero: {', '.join(empty)}" if empty else f"a mean length of {norm:g}",
+            next_step="save the vectors again as the text encoder gave them",
+        )
     out = np.zeros((len(rows), LENGTH), dtype=np.float32)
     out[:, : rows.shape[1]] = rows * np.float32(CLIP_NORM / norm)
     return Vectors(
@@ -292,9 +300,9 @@ def _from_file(structures: Sequence[str], path: Path) -> Vectors:
 def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
-            return load_safetensors(path.read_bytes())
+            return {k: _plain(v) for k, v in load_safetensors(path.read_bytes()).items()}
         if path.suffix == ".npy":
-            return read_npy(path)
+            return _real(read_npy(path))
         content = unpack(path)
         if isinstance(content, Mapping):
             return {k: _plain(v) for k, v in content.items() if isinstance(v, torch.Tensor)}
@@ -304,7 +312,8 @@ def _read(path: Path) -> Any:
             "the file of text vectors does not exist", where="text.path", got=path
         ) from None
     except (
-        OSError, ValueError, RuntimeError, AttributeError, pickle.UnpicklingError, SafetensorError,
+        OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError,
+        pickle.UnpicklingError, SafetensorError,
     ) as err:  # fmt: skip
         raise SettingError(
             "the file of text vectors cannot be read safely",
@@ -319,4 +328,13 @@ def _plain(tensor: torch.Tensor) -> Any:
     """A tensor as an array; one that repeats its memory may ask for any amount of it."""
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ValueError(f"a tensor of shape {tuple(tensor.shape)} that is not whole")
-    return tensor.float().numpy()
+    if tensor.is_complex():
+        raise ValueError("complex numbers")
+    return tensor.detach().float().numpy()
+
+
+def _real(array: NDArray[Any]) -> NDArray[np.float32]:
+    """The numbers of an array, which must be real."""
+    if np.iscomplexobj(array):
+        raise ValueError("complex numbers")
+    return np.asarray(array, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""GPU out of memory: the error names the settings in force and the first smaller one to try."""
+"""Out of memory: the error names the settings in force and the first smaller one to try."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from clbench.errors import SettingError, first_line
+from clbench.errors import SettingError, TrainingError, first_line
 from clbench.evaluation.window_memory import is_out_of_memory
 from clbench.spec.settings import Profile
 
@@ -44,10 +44,19 @@ def enough_memory(
 
     Raises:
         SettingError: out of memory inside.
+        TrainingError: a loader process was killed.
     """
     try:
         yield
     except RuntimeError as err:
+        if first_line(err).startswith("DataLoader worker"):  # torch says so wherever we are
+            raise TrainingError(
+                "a loader process was killed",
+                where=doing,
+                got=first_line(err),
+                next_step="use fewer with --workers, or none (0): each takes memory, and room in "
+                "/dev/shm; the same command goes on at the last saved place",
+            ) from err
         if not is_out_of_memory(err):
             raise
         patch = "x".join(map(str, patch_vox))
@@ -86,11 +95,10 @@ def smaller_setting(
     share = max(1, crops // processes)
     at_once = max(n for n in range(1, share + 1) if share % n == 0 and n <= profile.train.batch)
     if teaching and at_once > 1:
-        half = at_once // 2
-        if crops % half == 0:  # the same update, in less memory
-            plain = "--set train.compile=false " if profile.train.compile else ""
-            return f"try {plain}--set train.batch={half} --set train.accumulate={crops // half}"
-        return f"try --set train.batch={half}"
+        # the same update, in less memory
+        fewer = max(n for n in range(1, at_once // 2 + 1) if share % n == 0)
+        plain = "--set train.compile=false " if profile.train.compile else ""
+        return f"try {plain}--set train.batch={fewer} --set train.accumulate={crops // fewer}"
     if not teaching and (windows := profile.examine.windows or 1) > 1:
         return f"try --set examine.windows={windows // 2}"
     if teaching and profile.train.amp == "off":

@@ -379,6 +379,24 @@ class _PhaseSetup:
     """Validations so far; grows."""
 
 
+def _refuse_groups(trained: Sequence[nn.Parameter], where: str) -> None:
+    """Refuse groups that no optimizer takes.
+
+    Raises:
+        TrainingError: they hold no parameter, or one twice.
+    """
+    twice = len(trained) - len({id(p) for p in trained})
+    if trained and not twice:
+        return
+    raise TrainingError(
+        "the strategy trains nothing" if not trained else "the strategy trains a parameter twice",
+        where=f"{where}, groups",
+        expected="every parameter that is to be trained, in one group",
+        got=f"{twice} of {len(trained)} once more" if trained else "no parameter",
+        next_step="mend `groups` of the strategy",
+    )
+
+
 def _open_phase(
     step: StepTraining,
     phase: Phase,
@@ -394,7 +412,8 @@ def _open_phase(
         at: where a stopped attempt goes on, or None.
 
     Raises:
-        TrainingError: it must be validated, and there are no validation cases.
+        TrainingError: it must be validated, and there are no validation cases; or its groups hold
+            no parameter, or one twice.
     """
     strategy, model, train = step.strategy, step.state.model, step.train
     if phase.validations and step.validate is None:  # said before it costs a phase of training
@@ -406,6 +425,7 @@ def _open_phase(
         )
     groups = at.groups if at else strategy.groups(model, step.lesson, step.state.memory)
     trained = [p for g in groups for p in g.parameters]
+    _refuse_groups(trained, f"step {step.lesson.number}, phase {phase.name}")
     freeze(model, trained)
     optimizer = adamw(rates(model, groups, train.generator_lr), train, step.device)
     fp16 = step.device.type == "cuda" and train.amp == "fp16"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import re
@@ -144,6 +145,32 @@ def test_a_network_of_another_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError) as err:
         load_weights(swin_unetr(24), tmp_path / "w.pt")
     assert "size the file was made for" in str(err.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda t: t.to_sparse(), "torch.sparse_coo"),
+        (lambda t: t.to("meta"), "strided"),
+        (lambda t: t.to(torch.cfloat), "complex64"),
+        (lambda t: torch.full_like(t, math.nan), "are not, as torch.float32"),
+        (lambda t: torch.full_like(t, 1e300, dtype=torch.float64), "are not, as torch.float32"),
+    ],
+    ids=["sparse", "meta", "complex", "nan", "overflow"],
+)
+def test_tensors_without_finite_real_numbers_are_refused_and_change_nothing(
+    spoil: Any, says: str, source: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    last = [name for name, tensor in source.items() if tensor.is_floating_point()][-1]
+    torch.save({**source, last: spoil(source[last])}, tmp_path / "w.pt")
+    network = small_unet(8)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(SettingError, match="cannot be used") as err:
+        load_weights(network, tmp_path / "w.pt")
+    assert says in str(err.value)
+    assert last in str(err.value)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
 def test_declared_training_data_and_its_overlap(

@@ -7,9 +7,11 @@ import json
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from make_minilm import tokens
 from safetensors.numpy import save_file
@@ -152,6 +154,40 @@ def test_vectors_that_are_too_long_or_zero_are_refused(tmp_path: Path) -> None:
     assert "768" in str(err.value)
     with pytest.raises(SettingError, match="zero"):
         fit(np.zeros((1, 4)), ["liver"], {}, "here")
+
+
+def test_vectors_in_every_kind_of_real_number_are_read(tmp_path: Path) -> None:
+    wanted = {"liver": torch.arange(1.0, 9.0), "spleen": torch.ones(8)}
+    found = []
+    for kind in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn):
+        path = tmp_path / f"{kind}.safetensors"
+        safetensors.torch.save_file({k: v.to(kind) for k, v in wanted.items()}, path)
+        found.append(clip(["liver", "spleen"], prompt="v3", path=str(path)).array)
+    torch.save({k: v.clone().requires_grad_() for k, v in wanted.items()}, tmp_path / "v.pt")
+    found.append(clip(["liver", "spleen"], prompt="v3", path=str(tmp_path / "v.pt")).array)
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (np.array([["a"] * 4] * 32), "cannot be read safely"),
+        (np.ones((32, 4), complex), "complex"),
+        (np.full((32, 16), 1e25), "a mean length of inf"),
+        (np.eye(32, 4), "zero: "),
+        ({"liver": torch.empty(8, device="meta")}, "cannot be read safely"),
+        ({"liver": torch.ones(8, dtype=torch.cfloat)}, "complex"),
+    ],
+    ids=["text", "complex", "too-large", "zero-rows", "meta", "complex-tensor"],
+)
+def test_vectors_that_hold_no_finite_real_numbers_are_refused(
+    content: Any, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / ("v.pt" if isinstance(content, dict) else "v.npy")
+    torch.save(content, path) if isinstance(content, dict) else np.save(path, content)
+    names = ["liver"] if isinstance(content, dict) else ["liver_tumor", "spleen"]
+    with pytest.raises(SettingError, match=says):
+        clip(names, prompt="v3", path=str(path))
 
 
 @pytest.mark.parametrize("make", [minilm, onehot, random])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from clbench.errors import SettingError
+from clbench.errors import SettingError, TrainingError
 from clbench.nets.output import Output
 from clbench.run.course import run_plan
 from clbench.spec.settings import load_profile
@@ -16,6 +17,8 @@ from clbench.strategies.finetune import Finetune
 from clbench.strategy.contract import Batch, Memory
 from clbench.testing.harness import StrategyHarness
 from clbench.training.gpu_memory import enough_memory, smaller_setting
+from clbench.training.ranks import Ranks
+from clbench.training.update import divide
 
 PATCH = (96, 96, 64)
 
@@ -48,6 +51,24 @@ def test_smaller_settings_come_in_a_stated_order() -> None:
     assert smaller_setting(wide, PATCH, teaching=False) == "try --set examine.windows=2"
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 4, 6, 8])
+def test_the_advice_is_taken_by_the_next_command(processes: int) -> None:
+    """It makes the same update, of crops that the processes can share out."""
+    profile, ranks = load_profile("paper"), Ranks()
+    ranks.size = processes
+    for batch, accumulate in itertools.product(range(1, 17), range(1, 5)):
+        train = replace(profile.train, batch=batch, accumulate=accumulate)
+        try:
+            divide(train, ranks)
+        except SettingError:
+            continue
+        said = smaller_setting(replace(profile, train=train), PATCH, processes=processes)
+        if "train.batch" in said:
+            b, a = (int(word.rpartition("=")[2]) for word in said.split() if "train." in word)
+            assert (b < batch, b * a) == (True, batch * accumulate)
+            divide(replace(train, batch=b, accumulate=a), ranks)
+
+
 @pytest.mark.parametrize(
     "error",
     [full(), RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")],
@@ -62,6 +83,18 @@ def test_the_error_says_where_what_and_the_next_step(error: RuntimeError) -> Non
         assert part in str(err.value)
     assert str(error).splitlines()[0] in str(err.value)
     assert "more" not in str(err.value)
+
+
+def test_a_loader_process_that_was_killed_is_no_traceback() -> None:
+    killed = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore")
+    profile = load_profile("paper")
+    with (
+        pytest.raises(TrainingError, match="a loader process was killed") as err,
+        enough_memory("teaching step 2", profile, PATCH),
+    ):
+        raise killed
+    assert "--workers" in str(err.value)
+    assert "teaching step 2" in str(err.value)
 
 
 def test_other_errors_pass() -> None:

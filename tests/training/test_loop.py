@@ -680,3 +680,22 @@ def test_where_a_network_cannot_be_compiled_the_error_says_so(
     assert "--set train.compile=false" in str(err.value)
     with pytest.raises(RuntimeError, match="other"), compiled(model, on=False):
         raise RuntimeError("other")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouped(Plain):
+    """Trains a given number of times what `Plain` trains once."""
+
+    times: int = 1
+
+    def groups(self, model: nn.Module, step: Lesson, memory: Memory) -> list[Group]:
+        return super().groups(model, step, memory) * self.times
+
+
+@pytest.mark.parametrize(("times", "says"), [(0, "trains nothing"), (2, "a parameter twice")])
+def test_groups_that_no_optimizer_takes_are_refused(
+    times: int, says: str, lesson_and_material: tuple[Lesson, Material]
+) -> None:
+    with pytest.raises(TrainingError, match=says) as err:
+        run(*lesson_and_material, Grouped(times=times))
+    assert "step 1, phase train, groups" in str(err.value)

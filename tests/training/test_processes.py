@@ -61,6 +61,14 @@ def test_a_run_of_two_processes_is_one_run(cache_root: Path, tmp_path: Path) -> 
     assert len(tested) == sum(map(len, record["course"]["test"]))
 
 
+def test_a_plugin_of_avalanche_is_taught_by_two_processes(cache_root: Path, tmp_path: Path) -> None:
+    """Avalanche is imported late, when there is a process group, and makes a logger then."""
+    asked = [w if w != "universal" else "ewc" for w in words(cache_root, tmp_path)]
+    done([sys.executable, "-m", "clbench", *asked, "--processes", "2"])
+    (folder,) = run_folder.find_runs(tmp_path)
+    assert run_folder.read_record(folder)["status"] == "finished"
+
+
 def test_a_run_of_which_a_process_was_killed_ends_as_one_that_was_not(cache_root: Path) -> None:
     script = ROOT / "tests" / "rank_kills.py"
     more = ["--kills", "1", "--strategies", "decoder_growth", "--grace", "1"]
