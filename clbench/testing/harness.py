@@ -6,16 +6,13 @@ copies, so that no rule sees another's work.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +35,8 @@ from clbench.strategy.contract import (
     Session,
     Strategy,
 )
-from clbench.testing.fixtures import OVERRIDES, same, tiny_backbone, tiny_course
+from clbench.testing.fixtures import OVERRIDES, tiny_backbone, tiny_course
+from clbench.testing.module_state import ModuleState, own_modules
 from clbench.training.batches import Crops, Material, collate, draw_from
 from clbench.training.device_batches import to_batch
 from clbench.training.loop import freeze
@@ -76,6 +74,7 @@ class StrategyHarness:
         by_setting = {word.partition("=")[0]: word for word in (*OVERRIDES, *overrides)}
         self.overrides = tuple(by_setting.values())
         self.before = self.traits()
+        self.modules_before = ModuleState(own_modules(strategy))
         self._starts: dict[int, StepState] = {}
         self._ends: dict[int, StepState] = {}
         self._voxels: dict[int, int] = {}
@@ -83,7 +82,7 @@ class StrategyHarness:
         """Step → what happened while it was taught."""
 
     def traits(self) -> dict[str, Any]:
-        """Everything the strategy object, its classes and their modules hold that is not code."""
+        """Everything the strategy object and its classes hold that is not code."""
         traits: dict[str, Any] = {f"self.{k}": v for k, v in vars(self.strategy).items()}
         for kind in type(self.strategy).__mro__:
             if kind in (Strategy, object):
@@ -92,8 +91,6 @@ class StrategyHarness:
                 plain = isinstance(value, bool | int | float | str | list | dict | set | tuple)
                 if (plain or isinstance(value, Tensor)) and not key.startswith("__"):
                     traits[f"{kind.__name__}.{key}"] = value
-            if kind.__module__.partition(".")[0] not in ("clbench", "torch", "avalanche"):
-                traits |= _of_module(kind.__module__)
         return copy.deepcopy(traits)
 
     def settings(self, out: str) -> RunSettings:
@@ -275,16 +272,3 @@ def describe(strategy: Strategy) -> str:
     """The strategy and its hyperparameters."""
     values = ", ".join(f"{f.name}={getattr(strategy, f.name)!r}" for f in fields(strategy))
     return f"{type(strategy).__name__}({values})"
-
-
-def _of_module(name: str) -> dict[str, Any]:
-    """What a module holds that can change in place: a run that goes on later finds it empty."""
-    held = {}
-    for key, value in vars(sys.modules[name]).items():
-        changes = isinstance(value, list | dict | set | bytearray | np.ndarray | Tensor)
-        if not changes or key.startswith("__"):
-            continue
-        with contextlib.suppress(Exception):  # what cannot be copied and compared is no data
-            if same(kept := copy.deepcopy(value), value):
-                held[f"{name}.{key}"] = kept
-    return held

@@ -8,10 +8,15 @@ is read past the catalog, and so past the ledger, stops the run.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import shlex
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from clbench.data.catalog import Catalog, case_being_read
@@ -91,8 +96,9 @@ def refuse_unrecorded_reads(monitor: FileAccessMonitor) -> Iterator[None]:
 
     Only the files of images, labels and opened cached volumes are known. Heard is what Python opens
     in this process, and programs, links and renames that are told a file's path. Not heard are
-    loader processes that were not forked, what a program does by itself, and libraries in C that
-    open files on their own (`torch.from_file`).
+    loader processes that were not forked, what a program does by itself or with a whole folder,
+    files that are opened relative to an open folder (`dir_fd`), and libraries in C that open files
+    on their own (`torch.from_file`).
 
     Args:
         monitor: records the reads.
@@ -140,21 +146,32 @@ _HOOKED: list[bool] = []
 _OTHER_WAYS: dict[str, Callable[..., Iterable[Any]]] = {
     "os.link": lambda src, dst, *more: [src],
     "os.rename": lambda src, dst, *more: [src],
-    "subprocess.Popen": lambda program, words, *more: _words(words),
+    "subprocess.Popen": lambda program, words, folder, *more: _words(words, folder),
     "os.posix_spawn": lambda program, words, *more: _words(words),
     "os.exec": lambda program, words, *more: _words(words),
     "os.system": lambda command: _words([command]),
 }
 """Audit event → what may be a file: under a second name, or by a program, it is read unheard."""
+_BETWEEN = re.compile(r"""[\s'"<>|;&()=,`]+""")
+"""What may stand between the words of a command, and around a path in it."""
 
 
-def _words(arguments: Any) -> Iterator[str]:
-    """The arguments of a program, and the words within each, for one may be a shell's command."""
+def _words(arguments: Any, folder: Any = None) -> Iterator[str]:
+    """The arguments of a program, and the words within each, for one may be a shell's command.
+
+    Args:
+        arguments: of the program, its name first.
+        folder: where it runs; None: where this process does.
+    """
     for argument in [arguments] if isinstance(arguments, str | bytes) else arguments:
-        if isinstance(argument, str | bytes | os.PathLike):
-            text = os.fsdecode(argument)
-            yield text
-            yield from (word.strip("'\"") for word in text.split())
+        if not isinstance(argument, str | bytes | os.PathLike):
+            continue
+        text = os.fsdecode(argument)
+        words = {text, *_BETWEEN.split(text)}
+        with contextlib.suppress(ValueError):  # quotes that do not close
+            words.update(shlex.split(text))
+        for word in sorted(words - {""}):
+            yield str(Path(os.fsdecode(folder), word)) if folder else word
 
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:
@@ -192,7 +209,8 @@ def listening_to_opens(listener: Callable[[str], None]) -> Iterator[None]:
 class FileAccessMonitor:
     """Records which files of cases are opened by anything but the catalog and the examination.
 
-    A file is known by whatever path it is opened: a relative one, or one through symbolic links.
+    A file is known by whatever path it is opened: a relative one, one through symbolic links, or a
+    hard link.
 
     Args:
         catalog: the course's data; says which files belong to which case.
@@ -206,6 +224,7 @@ class FileAccessMonitor:
             for case, of_case in files.items()
             for path in of_case.files
         }
+        self._numbers: dict[tuple[int, int], str] | None = None  # (device, inode) → path
         self.unrecorded_reads: list[tuple[int, str, str]] = []
         """(step, source, case) read past the catalog."""
 
@@ -214,9 +233,33 @@ class FileAccessMonitor:
         if (read := case_being_read()) is not None:
             if path.endswith(".npy"):  # the case as the cache holds it
                 step, case = read
-                self.cases.setdefault(_real(path), (self.catalog.source(step).name, case))
-        elif (known := self.cases.get(_real(path))) is not None:
+                if (real := _real(path)) not in self.cases:
+                    self.cases[real] = self.catalog.source(step).name, case
+                    self._numbers = None
+        elif (known := self.cases.get(_real(path)) or self._of_a_hard_link(path)) is not None:
             self.unrecorded_reads.append((self.catalog.step, *known))
+
+    def _of_a_hard_link(self, path: str) -> tuple[str, str] | None:
+        """(source, case) of the file that a path is a second name of."""
+        status = _status(path)
+        if status is None or status.st_nlink < 2 or not stat.S_ISREG(status.st_mode):
+            return None
+        if self._numbers is None:  # made late: most runs open no file of two names
+            found = ((_status(name), name) for name in self.cases)
+            self._numbers = {(s.st_dev, s.st_ino): name for s, name in found if s is not None}
+        name = self._numbers.get((status.st_dev, status.st_ino))
+        now = None if name is None else _status(name)
+        if name is None or now is None or not os.path.samestat(now, status):
+            return None  # the number was given to another file since
+        return self.cases[name]
+
+
+def _status(path: str) -> os.stat_result | None:
+    """Of the file behind links. Opens no file, so no listener hears of it."""
+    try:
+        return os.stat(path)  # noqa: PTH116  # for every file that is opened: no object more
+    except (OSError, ValueError):
+        return None
 
 
 def _real(path: str | os.PathLike[str]) -> str:

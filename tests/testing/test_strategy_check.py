@@ -36,7 +36,9 @@ from clbench.strategy.contract import (
     Kit,
     Lesson,
     Memory,
+    PhaseContext,
     Predictor,
+    Session,
     Strategy,
 )
 from clbench.strategy.losses import dice_bce, targets
@@ -584,7 +586,15 @@ class HoardsInBfloat(HoardsInHalf):
     half: ClassVar[Any] = torch.bfloat16
 
 
+class Buffer:
+    """A buffer as research code has it."""
+
+    def __init__(self) -> None:
+        self.images: list[Tensor] = []
+
+
 KEPT: list[Tensor] = []
+BUFFER = Buffer()
 
 
 class HoardsInTheModule(Hoards):
@@ -593,9 +603,27 @@ class HoardsInTheModule(Hoards):
     def losses(
         self, batch: Batch, new: Output, old: Output | None, memory: Memory
     ) -> dict[str, Tensor]:
-        if len(KEPT) < 2:
-            KEPT.append(batch.image.clone())
+        KEPT.append(batch.image.clone())
         return Honest.losses(self, batch, new, old, memory)
+
+
+class Replays(Session):
+    """Trains on images of step 1 that an object of its module holds."""
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        terms = super().terms(batch)
+        if self.context.lesson.number == 1:
+            BUFFER.images.append(batch.image.clone())
+            return terms
+        logits = self.context.model(torch.cat(BUFFER.images[:2])).logits
+        return {**terms, "replay": 1e-2 * logits.pow(2).mean()}
+
+
+class ReplaysFromItsModule(Honest):
+    """Declares predictions, and has images of step 1 while the process lives."""
+
+    def session(self, context: PhaseContext) -> Session | None:
+        return Replays(context)
 
 
 class HoardsBytes(Hoards):
@@ -833,6 +861,7 @@ BROKEN: dict[type, str] = {
     HoardsInBfloat: "the past is used as declared",
     HoardsNumbers: "the past is used as declared",
     HoardsInTheModule: "hooks leave the strategy as it was",
+    ReplaysFromItsModule: "hooks leave the strategy as it was",
     HoardsBytes: "the past is used as declared",
     HoardsHu: "the past is used as declared",
     HoardsText: "the past is used as declared",
@@ -878,6 +907,27 @@ def test_an_image_is_found_in_whatever_holds_it(hide: Any) -> None:
     assert torch.equal(numbers, image.flatten())
 
 
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda image: image.view(torch.uint8),
+        lambda image: image.double().view(torch.int64),
+        lambda image: image.half().view(torch.int16).numpy(),
+        lambda image: torch.complex(torch.zeros_like(image), image),
+        lambda image: 1j * image.numpy(),
+        lambda image: image.permute(2, 1, 0).contiguous(),
+        lambda image: image.numpy().tobytes(),
+        lambda image: image.half().numpy().tobytes().hex(),
+    ],
+    ids=["bits", "wide-bits", "half-bits", "complex", "complex-array", "turned", "bytes", "hex"],
+)
+def test_an_image_is_found_in_whatever_encodes_it(hide: Any) -> None:
+    image = torch.rand(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    state: Any = SimpleNamespace(memory={"kept": hide(image)}, model=nn.Identity())
+    rows = _rough_rows([image.numpy()])
+    assert max(_copied(rows, numbers) for _, numbers in _held(state)) >= MIN_COPIED_ROWS
+
+
 def test_what_images_have_in_common_is_no_image(kit_cache: Path) -> None:
     only = ["the past is used as declared"]
     report = check_strategy(Projects(), only=only, cache=kit_cache)
@@ -893,7 +943,8 @@ def test_numbers_are_an_image_where_its_rows_stand_among_them() -> None:
     stored = [
         flat, 2 * flat - 1, 1 - flat, flat.half().float(), flat.bfloat16().float(),
         (flat * 255).round(), (flat * 425 - 175).round(), flat[200:400],
-        torch.cat([torch.zeros(100_000), flat]),
+        torch.cat([torch.zeros(100_000), flat]), torch.cat([torch.tensor([torch.nan]), flat]),
+        torch.cat([torch.full((2,), 3e38), flat]), 1e-13 * flat,
     ]  # fmt: skip
     for numbers in stored:
         assert _copied(rows, numbers) >= MIN_COPIED_ROWS
@@ -917,6 +968,8 @@ def test_numbers_are_an_image_where_its_rows_stand_among_them() -> None:
     [
         (SetsItself, ("self.step = 2 was added", "and no other")),
         (Scribbles, ("as it was built: []", "got:       [1.0,")),
+        (HoardsInTheModule, (f"{__name__}.KEPT", "got:       list of", "in memory")),
+        (ReplaysFromItsModule, (f"{__name__}.BUFFER", "in memory")),
     ],
 )
 def test_what_a_hook_changed_is_said(

@@ -245,9 +245,19 @@ def shell(path: Path) -> None:
         lambda path: subprocess.run(["cat", str(path)], check=True, stdout=subprocess.DEVNULL),
         shell,
         lambda path: os.system(f"cat {path} > /dev/null"),  # noqa: S605
+        lambda path: os.system(f"cat<{path}>/dev/null;true"),  # noqa: S605
+        lambda path: subprocess.run(
+            ["cat", path.name], cwd=path.parent, check=True, stdout=subprocess.DEVNULL
+        ),
+        lambda path: subprocess.run(["true", f"--in={path}"], check=True),
+        lambda path: subprocess.run([sys.executable, "-c", f"open({str(path)!r})"], check=True),
+        lambda path: os.waitpid(os.posix_spawn("/bin/true", ["true", str(path)], {}), 0),
     ],
-    ids=["hard-link", "rename", "program", "program-text", "shell", "system"],
-)
+    ids=[
+        "hard-link", "rename", "program", "program-text", "shell", "system", "redirected",
+        "its-folder", "option", "code", "spawn",
+    ],
+)  # fmt: skip
 def test_a_second_name_and_a_program_told_the_file_are_heard(read: Any, tmp_path: Path) -> None:
     image, other = tmp_path / "image.nii.gz", tmp_path / "other"
     for path in (image, other):
@@ -260,6 +270,36 @@ def test_a_second_name_and_a_program_told_the_file_are_heard(read: Any, tmp_path
         assert not opened.unrecorded_reads
         read(image)
     assert set(opened.unrecorded_reads) == {(2, "x", "1")}
+
+
+def test_a_hard_link_made_before_is_the_case_it_links(tmp_path: Path) -> None:
+    image, link, other = (tmp_path / name for name in ("image.nii.gz", "link", "other"))
+    image.write_bytes(b"voxels")
+    link.hardlink_to(image)
+    other.write_bytes(b"text")
+    (tmp_path / "of other").hardlink_to(other)
+    cached = tmp_path / "volume.npy"
+    cached.write_bytes(b"voxels")
+    files = {"x": {"1": SimpleNamespace(files=(image,))}}
+    catalog = SimpleNamespace(files=files, step=2, source=lambda step: SimpleNamespace(name="x"))
+    opened = FileAccessMonitor(cast("Any", catalog))
+    with listening_to_opens(opened):
+        other.read_bytes()
+        assert not opened.unrecorded_reads
+        link.read_bytes()
+        assert opened.unrecorded_reads == [(2, "x", "1")]
+        with reading(1, "2"):
+            cached.read_bytes()
+    (tmp_path / "of cached").hardlink_to(cached)
+    with listening_to_opens(opened):
+        (tmp_path / "of cached").read_bytes()
+    assert opened.unrecorded_reads == [(2, "x", "1"), (2, "x", "2")]
+    image.unlink()
+    image.write_bytes(b"another file")  # what was linked is no longer the case
+    with listening_to_opens(opened):
+        (tmp_path / "second").hardlink_to(link)
+        link.read_bytes()
+    assert len(opened.unrecorded_reads) == 2
 
 
 def test_the_cached_volume_is_heard_by_a_relative_path(tmp_path: Path) -> None:

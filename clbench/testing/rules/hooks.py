@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import reprlib
+from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from clbench.reproducibility import seeded
 from clbench.run.teach import StepState
@@ -50,6 +51,24 @@ def hooks_leave_the_strategy_as_it_was(harness: StrategyHarness) -> None:
     now = harness.traits()
     if not same(now, harness.before):
         raise _changed(harness.before, now)
+    if (changed := harness.modules_before.changed()) is not None:
+        name, value = changed
+        raise Broken(
+            "a run changed what a module of the strategy holds",
+            where=name,
+            expected="as it was before: a run that is resumed in a new process goes on without it",
+            got=_briefly(value),
+            next_step="keep what changes in memory, which every hook is given; compute a table "
+            "that never changes when the module is loaded",
+        )
+
+
+def _briefly(value: Any) -> str:
+    """A value that may be images, in a few words."""
+    kind = type(value).__name__
+    if isinstance(value, Tensor):
+        return f"{kind} of shape {tuple(value.shape)}"
+    return f"{kind} of {len(value)}" if isinstance(value, Sized) else reprlib.repr(value)
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> Broken:

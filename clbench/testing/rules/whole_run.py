@@ -190,9 +190,9 @@ def _ladder(harness: StrategyHarness) -> None:
 def _pieces(value: Any) -> Iterator[Tensor]:
     """The numbers in a value, flat and in order: tensors, arrays, text, and numbers one by one."""
     if isinstance(value, Tensor):
-        yield value.detach().cpu().float().flatten()
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        yield torch.from_numpy(value.astype(np.float32)).flatten()
+        yield from _in_tensor(value)
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "fiubc":
+        yield from _in_tensor(torch.from_numpy(np.array(value, order="C")))
     elif isinstance(value, int | float | np.number):
         yield torch.tensor([float(value)])
     elif isinstance(value, str | bytes | bytearray):
@@ -214,11 +214,24 @@ def _in_text(value: str | bytes | bytearray) -> Iterator[Tensor]:
         with contextlib.suppress(ValueError):
             readings.append(decode(raw))
     for reading in readings:
-        for kind in ("<f4", "<f2", "<f8", "u1", "<i2"):
-            whole = len(reading) // np.dtype(kind).itemsize * np.dtype(kind).itemsize
-            with np.errstate(all="ignore"):
-                numbers = np.frombuffer(reading[:whole], kind).astype(np.float32)
-            yield torch.from_numpy(np.nan_to_num(numbers, posinf=0.0, neginf=0.0))
+        yield from _in_bytes(reading)
+
+
+def _in_tensor(value: Tensor) -> Iterator[Tensor]:
+    """The numbers of a tensor, flat; of complex ones both parts; of whole ones what they encode."""
+    value = value.detach().cpu()
+    for part in (value.real, value.imag) if value.is_complex() else (value,):
+        yield part.float().flatten()
+    if value.numel() >= SMALL_PIECE and not (value.is_complex() or value.is_floating_point()):
+        yield from _in_bytes(value.contiguous().view(torch.uint8).numpy().tobytes())
+
+
+def _in_bytes(raw: bytes) -> Iterator[Tensor]:
+    """The numbers that bytes may stand for."""
+    for kind in ("<f4", "<f2", "<f8", "u1", "<i2"):
+        whole = len(raw) // np.dtype(kind).itemsize * np.dtype(kind).itemsize
+        with np.errstate(all="ignore"):
+            yield torch.from_numpy(np.frombuffer(raw[:whole], kind).astype(np.float32))
 
 
 def _held(state: StepState) -> Iterator[tuple[str, Tensor]]:
@@ -238,7 +251,7 @@ def _held(state: StepState) -> Iterator[tuple[str, Tensor]]:
             yield f"memory[{key!r}]", torch.cat(small)
     for name, held in state.model.state_dict().items():
         if isinstance(held, Tensor) and held.numel() >= ROW:
-            yield f"the model's {name}", held.detach().cpu().float().flatten()
+            yield from ((f"the model's {name}", numbers) for numbers in _in_tensor(held))
 
 
 def _no_stored_image(harness: StrategyHarness) -> None:
@@ -260,14 +273,19 @@ def _no_stored_image(harness: StrategyHarness) -> None:
 
 
 def _rough_rows(images: Iterable[NDArray[Any]]) -> Tensor:
-    """Rows of neighbouring voxels of images, each of mean 0 and length 1: (n, ROW).
+    """Rows of neighbouring voxels along every axis, each of mean 0 and length 1: (n, ROW).
 
     Only rows that no cubic comes near: a ramp or a plateau stands in many a table that holds no
     image.
     """
     rows = torch.cat(
-        [torch.from_numpy(np.array(i)).float().unfold(2, ROW, 1).reshape(-1, ROW) for i in images]
-    ).double()
+        [
+            torch.from_numpy(np.array(image)).double().unfold(axis, ROW, 1).reshape(-1, ROW)
+            for image in images
+            for axis in range(3)
+            if image.shape[axis] >= ROW
+        ]
+    )
     x = torch.linspace(-1, 1, ROW, dtype=torch.float64)
     smooth, _ = torch.linalg.qr(torch.stack([x**k for k in range(4)], dim=1))
     rows = rows - rows.mean(1, keepdim=True)
@@ -286,10 +304,10 @@ def _copied(rows: Tensor, numbers: Tensor) -> int:
         numbers: flat.
     """
     found = torch.zeros(len(rows), dtype=torch.bool)
-    for part in torch.split(
-        numbers.unfold(0, ROW, 1) if len(numbers) >= ROW else rows[:0], 1 << 16
-    ):
-        part = functional.normalize(part - part.mean(1, keepdim=True), dim=1)
+    runs = numbers.unfold(0, ROW, 1) if len(numbers) >= ROW else rows[:0]
+    for part in torch.split(runs, 2048):  # its product with the rows fits into a cache
+        part = functional.normalize(part - part.mean(1, keepdim=True), dim=1, eps=1e-18)
+        part = part.nan_to_num()  # one NaN would hide what stands far from it
         found |= (part @ rows.T).abs().amax(0) > ALIKE if len(part) else False
     return int(found.sum())
 
