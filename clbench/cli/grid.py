@@ -595,11 +595,10 @@ def _plan(study: StudyFile, cache: Path | None, *, on_gpu: bool | None = None) -
     from clbench.grid.jobs import plan_jobs
     from clbench.grid.study_file import cells, refuse_other_orders
     from clbench.run.plan import RunSettings, resolve
-    from clbench.store.record import question
 
     refuse_other_orders(study)
     trains: dict[Path, TrainSettings] = {}
-    questions: dict[tuple[Path, str], dict[str, str]] = {}
+    profiles: dict[Path, Mapping[str, Any]] = {}
 
     from clbench.cli.progress import Progress
 
@@ -624,9 +623,7 @@ def _plan(study: StudyFile, cache: Path | None, *, on_gpu: bool | None = None) -
         if cell.tuned is None:
             planned = resolve(settings)
             planned.watch = progress.watch
-            asked = json.dumps(question(planned.open().identity.profile), sort_keys=True)
-            of_cell = f"{cell.profile or 'default'} {cell.settings or ''}".strip()
-            questions.setdefault((cell.out, cell.bench), {}).setdefault(asked, of_cell)
+            profiles[planned.open().folder] = planned.identity.profile
             return planned
         from clbench.tuning.tuned_file import plan_tuned
 
@@ -634,17 +631,34 @@ def _plan(study: StudyFile, cache: Path | None, *, on_gpu: bool | None = None) -
 
     with signals.listening(), Progress() as progress:  # looking at all cases may take long
         jobs = plan_jobs(cells(study), plan)
-    for (out, bench), asked in questions.items():
-        if len(asked) > 1:
-            typer.echo(
-                f"note: no table holds all runs of {bench}, as their settings ask different "
-                f"questions ({', '.join(asked.values())}): with a study file for each, whose `out` "
-                f"is not {out}, every one has its tables"
-            )
+    _note_questions(jobs, profiles)
     if on_gpu is not None:
         for train in (trains[job.folder] for job in jobs if not job.is_finished()):
             _refuse_settings(train, on_gpu=on_gpu)
     return jobs
+
+
+def _note_questions(jobs: Iterable[Job], profiles: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Say where the runs of a course cannot stand in one table.
+
+    Args:
+        jobs: of the study.
+        profiles: folder of a run → its settings; tuned runs are left out.
+    """
+    from clbench.store.record import question
+
+    by_course: dict[tuple[Path, str], dict[str, str]] = {}
+    for job in (job for job in jobs if job.folder in profiles):
+        asked = json.dumps(question(profiles[job.folder]), sort_keys=True)
+        name = f"{job.profile} {job.cell.settings}".strip()
+        by_course.setdefault((job.cell.out, job.bench), {}).setdefault(asked, name)
+    for (out, bench), names in by_course.items():
+        if len(names) > 1:
+            typer.echo(
+                f"note: no table holds all runs of {bench}, as their settings ask different "
+                f"questions ({', '.join(names.values())}): with a study file for each, whose `out` "
+                f"is not {out}, every one has its tables"
+            )
 
 
 def _refuse_settings(train: TrainSettings, *, on_gpu: bool) -> None:

@@ -191,11 +191,13 @@ class VolumeCache:
     def _unchanged(self, files: CaseFiles) -> Iterator[None]:
         """Forget what is found out of a file in this block, where it changes meanwhile."""
         before = {path: self._place("", path) for path in files.files}
-        yield
-        changed = {str(path.resolve()) for path in before if self._place("", path) != before[path]}
-        for known in [known for known in self._known if known[1] in changed]:
-            self._note(known).unlink(missing_ok=True)
-            del self._known[known]
+        try:
+            yield
+        finally:
+            changed = {str(p.resolve()) for p in before if self._place("", p) != before[p]}
+            for known in [known for known in self._known if known[1] in changed]:
+                self._note(known).unlink(missing_ok=True)
+                del self._known[known]
 
     def has_looked(self, files: CaseFiles, source: Source, what: Looks) -> bool:
         """Whether what `look` would keep is kept; no file is read.

@@ -1,4 +1,4 @@
-"""Runs as forks of one process that has imported what they need: seconds of each, and memory.
+"""Runs as forks of one process that has imported what they need, which takes seconds.
 
 `multiprocessing` keeps that process, its fork server. It computes nothing, so it has one thread,
 and forks of it share what it imported until they write to it.

@@ -226,8 +226,8 @@ def stability_gap(
         return mean(curve.get(update, math.nan) for curve in of)
 
     macro = [at(u, old) for u in updates]
-    lows = lowest(by_structure, learned_at, step)
-    min_acc = mean(min(low, lowest_before.get(name, low)) for name, low in lows.items())
+    lows = lowest(by_structure, learned_at, step, lowest_before)
+    min_acc = mean(lows[name] for name in by_structure if learned_at[name] < step)
     return StabilityGap(
         before=macro[0],
         lowest=min(macro),
@@ -238,23 +238,27 @@ def stability_gap(
 
 
 def lowest(
-    by_structure: Mapping[str, Mapping[int, float]], learned_at: Mapping[str, int], step: int
+    by_structure: Mapping[str, Mapping[int, float]],
+    learned_at: Mapping[str, int],
+    step: int,
+    before: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, float]:
-    """Old structure → its lowest value after an update of one step.
+    """Old structure → its lowest value after an update since it was learned.
 
     Args:
-        by_structure: what `curves` returns.
+        by_structure: what `curves` returns, of one step.
         learned_at: structure → 1-based step.
         step: the step being taught.
+        before: what this function returned of the step before.
 
     Example:
         >>> from clbench.evaluation.metrics.stability_gap import lowest
         >>> lowest({"liver": {0: 0.5, 1: 0.8, 2: 0.7}}, {"liver": 1}, step=2)
         {'liver': 0.7}
     """
-    after = {
-        name: [value for update, value in curve.items() if update > 0]
-        for name, curve in by_structure.items()
-        if learned_at[name] < step
-    }
-    return {name: min(values) for name, values in after.items() if values}
+    found = dict(before)
+    for name, curve in by_structure.items():
+        values = [value for update, value in curve.items() if update > 0]
+        if learned_at[name] < step and values:
+            found[name] = min([*values, found.get(name, math.inf)])
+    return found

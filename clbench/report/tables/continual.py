@@ -205,8 +205,7 @@ def _gaps(scores: Scores, run: Run) -> dict[str, Quantity]:
     for step in steps:
         curves = stability_gap.curves(rows, step)
         gap = stability_gap.stability_gap(curves, scores.learned_at, step, lowest)
-        for name, low in stability_gap.lowest(curves, scores.learned_at, step).items():
-            lowest[name] = min(low, lowest.get(name, low))
+        lowest = stability_gap.lowest(curves, scores.learned_at, step, lowest)
         for name, label in GAP.items():
             value = math.nan if gap is None else float(getattr(gap, name))
             reason = "" if not math.isnan(value) else NOT_TRACED if gap is None else NO_NEW

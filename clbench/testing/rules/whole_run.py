@@ -41,8 +41,7 @@ MOST_ROWS = 1000
 MIN_COPIED_ROWS = 8
 """So many of them found are no coincidence."""
 ALIKE = 0.999
-"""Correlation of a row with what is kept of it, rounded to a byte a voxel; of 10^9 random rows none
-reaches it."""
+"""Least correlation of a row with what is kept of it; rounding to a byte a voxel lowers it less."""
 LEAST_CONTRAST = 0.1
 """Length of a row, its mean taken away, in a window of 0 to 1; rounding must not hide it."""
 SMALL_PIECE = 1024
